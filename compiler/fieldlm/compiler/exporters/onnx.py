@@ -1,0 +1,93 @@
+"""Checkpoint to ONNX: Optimum's export in a child process, our passes over the graph, then four-bit weights.
+
+What comes out follows docs/onnx-graph.md: `model.onnx` with its weights in `model.onnx.data`, and `tokenizer.json`.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fieldlm.compiler import child
+from fieldlm.compiler.exporters.old_form import TOKENIZER, in_old_form, stop_tokens
+from fieldlm.compiler.optimum_toolchain import optimum
+from fieldlm.formats.bundle import Role
+from fieldlm.formats.errors import InputError
+from fieldlm.formats.files import disk_errors
+
+STEPS = "fieldlm.compiler.exporters.onnx_steps"
+MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxExport:
+    """A folder with an exported model: its files by role for the manifest, and what was found out on the way."""
+
+    folder: Path
+    files: tuple[tuple[str, Role], ...]
+    quant: str
+    bits_per_weight: float
+    is_fused: bool
+    seconds: float
+    peak_mb: float
+
+
+def export(
+    checkpoint: Path, out: Path, *, block_size: int, accuracy_level: int, fp32: Path | None = None
+) -> OnnxExport:
+    """Export `checkpoint` with int4 weights into the existing folder `out`, from `fp32` if that was made before.
+
+    Raises InputError when Optimum does not know the architecture, EngineError when a child process died.
+    """
+    if fp32 is not None:
+        return quantize(fp32, out, block_size=block_size, accuracy_level=accuracy_level)
+    with tempfile.TemporaryDirectory(prefix=".fp32-", dir=out.parent) as temporary:
+        export_fp32(checkpoint, Path(temporary))
+        return quantize(Path(temporary), out, block_size=block_size, accuracy_level=accuracy_level)
+
+
+def export_fp32(checkpoint: Path, out: Path) -> OnnxExport:
+    """Export `checkpoint` with fp32 weights into the existing folder `out`: what the fidelity gate compares."""
+    if not (checkpoint / TOKENIZER).is_file():
+        raise InputError(f"{checkpoint} has no {TOKENIZER}; save the model's fast tokenizer there")
+    overlay = optimum()
+    with disk_errors(out), tempfile.TemporaryDirectory(prefix=".old-", dir=out.parent) as temporary:
+        in_old_form(checkpoint, Path(temporary))
+        ran = child.call(
+            f"{STEPS}:trace",
+            what="export to ONNX",
+            env={"PYTHONPATH": str(overlay)},
+            checkpoint=temporary,
+            out=str(out),
+            stops=stop_tokens(checkpoint),
+        )
+        shutil.copyfile(checkpoint / TOKENIZER, out / TOKENIZER)
+    return _described(out, "fp32", ran)
+
+
+def quantize(fp32: Path, out: Path, *, block_size: int, accuracy_level: int) -> OnnxExport:
+    """Write the model of `fp32` into the existing folder `out` with int4 weights in blocks of `block_size`."""
+    ran = child.call(
+        f"{STEPS}:round_weights",
+        what="quantise ONNX weights",
+        fp32=str(fp32),
+        out=str(out),
+        block_size=block_size,
+        accuracy_level=accuracy_level,
+    )
+    with disk_errors(out):
+        shutil.copyfile(fp32 / TOKENIZER, out / TOKENIZER)
+    return _described(out, f"int4-b{block_size}", ran)
+
+
+def _described(out: Path, quant: str, ran: child.Ran) -> OnnxExport:
+    weights_bits = 8 * sum((out / name).stat().st_size for name in (MODEL, WEIGHTS))
+    return OnnxExport(
+        folder=out,
+        files=((MODEL, "base"), (WEIGHTS, "base"), (TOKENIZER, "tokenizer")),
+        quant=quant,
+        bits_per_weight=round(weights_bits / ran.value["parameters"], 3),
+        is_fused=ran.value["fused"],
+        seconds=round(ran.seconds, 2),
+        peak_mb=round(ran.peak_mb, 1),
+    )

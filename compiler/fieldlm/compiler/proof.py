@@ -1,0 +1,170 @@
+"""What speaks for an artefact: its answers held against the source's, its size against the device, and the reports."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fieldlm.compiler import verify
+from fieldlm.compiler.adapter import Adapter
+from fieldlm.compiler.artefact import Artefact
+from fieldlm.compiler.checkpoint import Checkpoint
+from fieldlm.compiler.child import Ran
+from fieldlm.compiler.pack import Part, draft
+from fieldlm.compiler.stages import Stages
+from fieldlm.compiler.toolchain import installed
+from fieldlm.compiler.verify import PROMPTS, Answers
+from fieldlm.formats.bundle import Bundle, Gate, Manifest
+from fieldlm.formats.errors import GateError
+from fieldlm.formats.files import canonical_json, sha256_file
+from fieldlm.formats.probe import Probe, Probes
+from fieldlm.formats.profile import Profile
+from fieldlm.runtime.template import render
+
+REPORT = "fieldlm.compile-report/1"
+PROBE_PROMPTS = 3
+ENGINES = ("fieldlm", "llama-cpp-python", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to write the weights, what it answers and how near that is to full weights."""
+
+    artefact: Artefact
+    answers: Answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A LoRA on its way into a bundle: as peft wrote it, and as GGUF."""
+
+    adapter: Adapter
+    gguf: Path
+
+
+def questions() -> list[list[dict[str, Any]]]:
+    """Return the conversations that every artefact is asked."""
+    return [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+
+
+def rendered(manifest: Manifest, parts: Sequence[Part]) -> list[str]:
+    """Return the questions as the model sees them, through the runtime's own rendering."""
+    bundle = draft(manifest, parts)
+    return [render(bundle, messages) for messages in questions()]
+
+
+def prove(
+    manifest: Manifest, full: Artefact, checkpoint: Checkpoint, stages: Stages, *, fitted: Fitted | None = None
+) -> tuple[tuple[Gate, ...], Answers]:
+    """Hold `full`, with its adapter, against its source; return the gates it passed and what it answers.
+
+    Raises GateError when it cuts text otherwise, or answers what its source would not.
+    """
+    texts = rendered(manifest, full.parts)
+    asked = {"artefact": full.sha256, "checkpoint": checkpoint.sha256, "texts": texts, "versions": _judges()}
+    bundle, folder = draft(manifest, full.parts), checkpoint.folder
+    _, cut = stages.run("tokens", asked, lambda _: verify.compare_tokens(bundle, folder, texts))
+    answers = ask(manifest, full, stages, fitted=fitted)
+    asked |= {"adapter": fitted.adapter.sha256 if fitted else None, "answers": answers.tokens}
+    peft = fitted.adapter.folder if fitted else None
+    _, held = stages.run("proof", asked, lambda _: verify.compare_answers(folder, texts, answers, adapter=peft))
+    return (msgspec.convert(cut.value, Gate), msgspec.convert(held.value, Gate)), answers
+
+
+def ask(
+    manifest: Manifest,
+    artefact: Artefact,
+    stages: Stages,
+    *,
+    fitted: Fitted | None = None,
+    reference: Answers | None = None,
+) -> Answers:
+    """Return what `artefact`, with its adapter, answers, how near to `reference`, and how fast on this machine."""
+    texts = rendered(manifest, artefact.parts)
+    inputs = {
+        "artefact": artefact.sha256,
+        "adapter": sha256_file(fitted.gguf) if fitted else None,
+        "texts": texts,
+        "tokens": verify.TOKENS,
+        "reference": reference.tokens if reference else None,
+        "engine": installed(ENGINES),
+    }
+    bundle, gguf = draft(manifest, artefact.parts), fitted.gguf if fitted else None
+    tokens = reference.tokens if reference else None
+
+    def make(_: Path) -> Ran:
+        return verify.ask(bundle, texts, what=artefact.quant, adapter=gguf, reference=tokens)
+
+    _, made = stages.run(f"answers-{artefact.quant}", inputs, make)
+    return msgspec.convert(made.value, Answers)
+
+
+def choose(candidates: Sequence[Candidate], profile: Profile) -> tuple[Candidate, Gate]:
+    """Return the first candidate whose weights fit the profile's memory; raises GateError when none does."""
+    limit_mb = float(profile.memory.model_budget_mb)
+    for candidate in candidates:
+        size_mb = round(candidate.artefact.size.bytes / 1e6, 1)
+        if size_mb <= limit_mb:
+            return candidate, Gate(name="weights", value=size_mb, limit=limit_mb, passed=True, unit="MB")
+    smallest = min(candidates, key=lambda candidate: candidate.artefact.size.bytes).artefact
+    raise GateError(
+        f"no candidate fits {profile.id}: the smallest, {smallest.quant}, has {smallest.size.bytes / 1e6:.0f} MB of "
+        f"weights, the budget is {limit_mb:.0f} MB; ask for a smaller --quant or take a smaller model"
+    )
+
+
+def probe_file(answers: Answers) -> bytes:
+    """Return probe.json: the first few questions with what the finished artefact answers."""
+    probes = [
+        Probe(messages=messages, expect=text, max_tokens=verify.TOKENS)
+        for messages, text in zip(questions()[:PROBE_PROMPTS], answers.texts, strict=False)
+    ]
+    return canonical_json(Probes(prompts=tuple(probes)))
+
+
+def facts(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Return what holds for the candidates wherever they are made."""
+    return [
+        {
+            "quant": candidate.artefact.quant,
+            "bytes": candidate.artefact.size.bytes,
+            "bits_per_weight": candidate.artefact.size.bits_per_weight,
+            "tensors": candidate.artefact.size.tensors,
+            "sha256": candidate.artefact.sha256,
+            "agreement": candidate.answers.agreement,
+        }
+        for candidate in candidates
+    ]
+
+
+def report_file(candidates: Sequence[Candidate], gates: Sequence[Gate]) -> bytes:
+    """Return report.json, the part of the report that is signed: the same inputs give the same bytes."""
+    return canonical_json({"format": REPORT, "candidates": facts(candidates), "gates": gates})
+
+
+def whole_report(bundle: Bundle, candidates: Sequence[Candidate], stages: Stages) -> dict[str, Any]:
+    """Return everything known about this run, with the times and speeds that no two runs share."""
+    speeds = [
+        {
+            "tokens_per_s": candidate.answers.tokens_per_s,
+            "load_s": candidate.answers.load_s,
+            "memory_mb": candidate.answers.memory_mb,
+        }
+        for candidate in candidates
+    ]
+    stage_names = ("stage", "seconds", "peak_mb", "cached")
+    return {
+        "format": REPORT,
+        "bundle": bundle.id,
+        "folder": str(bundle.folder),
+        "manifest": msgspec.to_builtins(bundle.manifest),
+        "chosen": bundle.manifest.recipe.quant,
+        "candidates": [fact | speed for fact, speed in zip(facts(candidates), speeds, strict=True)],
+        "stages": [{name: getattr(made, name) for name in stage_names} for made in stages.made],
+    }
+
+
+def _judges() -> dict[str, str]:
+    return installed((*ENGINES, "peft", "tokenizers", "torch", "transformers"))

@@ -1,0 +1,168 @@
+"""Build dist/fieldlm_VERSION_ARCH.deb: the light half as a virtual environment at its final path, /opt/fieldlm.
+
+The stages, in order: install, slim, link_libraries, finish, add_debian_files, pack. Run it with the Python of the
+project's own environment: the package then carries the very versions that the tests ran with, and needs the same Python
+minor on the device. Knows nothing of what fieldlm does; `packaging/deb/` holds what is Debian's.
+"""
+
+import argparse
+import compileall
+import os
+import platform
+import py_compile
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DEB = ROOT / "packaging" / "deb"
+MINOR = f"3.{sys.version_info.minor}"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+# What llama.cpp calls an instruction set, and how /proc/cpuinfo calls it.
+CPU_FLAGS = {
+    "AVX": "avx", "AVX2": "avx2", "F16C": "f16c", "FMA": "fma", "BMI2": "bmi2", "AVX_VNNI": "avx_vnni",
+    "AVX512": "avx512f", "AVX512_VBMI": "avx512vbmi", "AVX512_VNNI": "avx512_vnni", "AVX512_BF16": "avx512_bf16",
+    "AMX_INT8": "amx_int8", "NEON": "asimd", "FP16_VA": "asimdhp", "DOTPROD": "asimddp", "MATMUL_INT8": "i8mm",
+    "SVE": "sve", "SVE2": "sve2", "SME": "sme",
+}  # fmt: skip
+LAUNCHER = """\
+#!/opt/fieldlm/bin/python3 -I
+import sys
+
+from fieldlm.runtime.cli import main
+
+sys.exit(main())
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build the package and print its path."""
+    arguments = argparse.ArgumentParser(description="Build the Debian package of the light half.")
+    arguments.add_argument("--work", type=Path, default=ROOT / "build" / "deb", help="emptied, then staged into")
+    arguments.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the package")
+    given = arguments.parse_args(argv)
+    work = given.work.resolve()
+    shutil.rmtree(work, ignore_errors=True)
+    home = work / "home"
+    packages = home / "lib" / f"python{MINOR}" / "site-packages"
+    install(packages)
+    slim(packages)
+    link_libraries(packages / "llama_cpp" / "lib")
+    finish(home, packages)
+    add_debian_files(work, cpu_flags(packages))
+    print(pack(work, given.out.resolve()))
+    return 0
+
+
+def install(packages: Path) -> None:
+    """Put this checkout's light half and what it needs into `packages`, in the versions installed here."""
+    pip = [sys.executable, "-m", "pip"]
+    installed = subprocess.run([*pip, "freeze", "--exclude-editable"], check=True, capture_output=True, text=True)
+    packages.mkdir(parents=True)
+    constraints = packages / "constraints.txt"
+    constraints.write_text(installed.stdout)
+    options = ["-qq", "--no-compile", "--target", packages, "--constraint", constraints]
+    subprocess.run([*pip, "install", *options, ROOT], check=True)
+    constraints.unlink()
+
+
+def slim(packages: Path) -> None:
+    """Remove what no device needs: headers, tests, stubs, a second copy of llama.cpp, and the build machine's paths."""
+    for name in ("bin", "include", "lib"):  # the llama-cpp-python wheel spills its CMake install tree here
+        shutil.rmtree(packages / name, ignore_errors=True)
+    for folder in [*packages.rglob("tests"), *packages.glob("numpy/**/include")]:
+        shutil.rmtree(folder)
+    for path in packages.glob("zstandard/_cffi*.so"):  # 11 MB that only PyPy uses
+        path.unlink()
+    for pattern in ("*.pyi", "*.a", "*.dist-info/direct_url.json", "*.dist-info/RECORD", "*.dist-info/REQUESTED"):
+        for path in packages.rglob(pattern):
+            path.unlink()
+
+
+def link_libraries(folder: Path) -> None:
+    """Keep one file of each shared library in `folder`; its other names become links, as its makers meant them."""
+    for full in folder.glob("*.so.*.*.*"):
+        plain, major = full.name.partition(".so")[0] + ".so", ".".join(full.name.split(".")[:3])
+        for name in (plain, major):
+            (folder / name).unlink()
+            (folder / name).symlink_to(full.name)
+
+
+def finish(home: Path, packages: Path) -> None:
+    """Make `home` a virtual environment of Debian's own Python, compiled, with the command in its bin folder."""
+    # A path baked into the compiled files must not name the build machine. Unchecked: the package manager vouches for
+    # them, so that nothing is written under /opt at run time.
+    compileall.compile_dir(
+        packages,
+        quiet=2,
+        stripdir=str(home),
+        prependdir="/opt/fieldlm",
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+    (home / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {MINOR}\n")
+    (home / "bin").mkdir()
+    (home / "bin" / "python3").symlink_to(f"/usr/bin/python{MINOR}")
+    (home / "bin" / "fieldlm").write_text(LAUNCHER)
+
+
+def add_debian_files(work: Path, flags: list[str]) -> None:
+    """Put unit, settings and scripts beside the staged tree; give everything the mode and the time it ships with."""
+    shutil.copy(ROOT / "LICENSE", work)
+    for path in DEB.iterdir():
+        text = path.read_text().replace("@CPU_FLAGS@", " ".join(flags))
+        (work / path.name.removesuffix(".in")).write_text(text)
+    time_s = int(source_date())
+    for path in work.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+        os.utime(path, (time_s, time_s), follow_symlinks=False)
+
+
+def pack(work: Path, out: Path) -> Path:
+    """Have nfpm write the package from the staged tree; returns its path."""
+    architecture = ARCHITECTURES[platform.machine()]
+    target = out / f"fieldlm_{version('fieldlm')}_{architecture}.deb"
+    out.mkdir(parents=True, exist_ok=True)
+    nfpm = Path(sysconfig.get_path("scripts")) / "nfpm"
+    command = [nfpm, "package", "--packager", "deb", "--config", "nfpm.yaml", "--target", target]
+    settings = {
+        "ARCH": architecture,
+        "VERSION": version("fieldlm"),
+        "PYTHON": MINOR,
+        "NEXT_PYTHON": f"3.{sys.version_info.minor + 1}",
+        "LIBC": platform.libc_ver()[1],
+        "SOURCE_DATE_EPOCH": source_date(),
+    }
+    subprocess.run(command, check=True, cwd=work, env=os.environ | settings, stdout=sys.stderr)
+    return target
+
+
+def cpu_flags(packages: Path) -> list[str]:
+    """Return the CPU flags, as in /proc/cpuinfo, that the staged llama.cpp was compiled for.
+
+    llama-cpp-python builds for the machine it is built on; on a lesser one it would die of an illegal instruction.
+    """
+    script = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+    # -S: the staged llama.cpp must answer, not the one installed here
+    command = [sys.executable, "-S", "-c", script]
+    answer = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(packages)}
+    ).stdout
+    features = (feature.partition("=") for feature in answer.replace("|", ":").split(":"))
+    return [CPU_FLAGS[name.strip()] for name, _, on in features if name.strip() in CPU_FLAGS and on.strip() == "1"]
+
+
+def source_date() -> str:
+    """Return the seconds since 1970 on every file: the commit's, so that the same commit gives the same bytes."""
+    if given := os.environ.get("SOURCE_DATE_EPOCH"):
+        return given
+    command = ["git", "log", "-1", "--format=%ct"]
+    return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

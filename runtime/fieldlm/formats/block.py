@@ -1,0 +1,251 @@
+"""Many records of one device and stream as one message: columns, differences, zstd.
+
+    msgpack [ "flb", version, schema, device, stream, epoch, first, last, count, body ]
+    body = zstd( msgpack [ column, column, … ] )     one entry per field of the schema, seq before them
+
+The head can be read whatever the schema is, so a collector that is older than a device keeps the body as it is and
+still acknowledges it. A block speaks for every seq from `first` to `last`: those that are not in it no longer exist on
+the device, and a `drop` record tells why.
+
+A column is nil (every value is the field's default), or a list that starts with how it is written:
+["i", bytes] integers, ["d", bytes] differences of integers, both as zigzag varints; ["f", scale, bytes] decimals
+times `scale`; ["F", bytes] 8-byte floats; ["s", texts, bytes] texts, each once, and which one each record has;
+["x", prefix, size, bytes] texts that are a prefix and hex digits, `size` bytes each.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, cast, get_type_hints
+
+import msgspec
+import zstandard
+
+from fieldlm.formats.record import SCHEMA, SCHEMAS, STREAMS, Record, WireError, make
+
+MAGIC = "flb"
+VERSION = 1
+MAX_BLOCK_BYTES = 1 << 20
+MAX_BODY_BYTES = 8 << 20
+MAX_RECORDS = 4096
+INT64 = 1 << 63
+_SCALES = (1, 10, 100, 1000)
+_TYPES: dict[str, Any] = get_type_hints(Record)
+_EMPTY: dict[Any, Any] = {int: 0, bool: False, float: 0.0, str: ""}
+
+
+class UnknownSchemaError(WireError):
+    """The block was written by a newer device; keep its body and read it later."""
+
+
+class Block(msgspec.Struct, frozen=True, array_like=True):
+    """The head of a block, and its body still packed."""
+
+    magic: str
+    version: int
+    schema: int
+    device: str
+    stream: str
+    epoch: int
+    first: int
+    last: int
+    count: int
+    body: bytes
+
+    def records(self) -> tuple[Record, ...]:
+        """Unpack the body; raises UnknownSchemaError or WireError, never anything else, and uses bounded memory."""
+        if self.schema not in SCHEMAS:
+            raise UnknownSchemaError(f"block of {self.device} has schema {self.schema}, known: {sorted(SCHEMAS)}")
+        try:
+            return _records(self)
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError, struct.error) as error:
+            raise WireError(f"block {self.first}–{self.last} of {self.device} is damaged: {error}") from error
+
+
+def encode(records: Sequence[Record], *, first: int | None = None) -> bytes:
+    """Pack records of one device, epoch and stream, in order of seq, into a message.
+
+    `first` is where the block starts to speak, by default the first record's seq.
+    """
+    head = records[0]
+    assert {(r.device, r.epoch, r.stream) for r in records} == {(head.device, head.epoch, head.stream)}
+    columns = [_pack_integers([r.seq for r in records])]
+    columns += [_pack(name, [getattr(r, name) for r in records], records) for name in SCHEMAS[SCHEMA]]
+    body = zstandard.ZstdCompressor(level=9).compress(msgspec.msgpack.encode(columns))
+    start, last = head.seq if first is None else first, records[-1].seq
+    block = Block(MAGIC, VERSION, SCHEMA, head.device, head.stream, head.epoch, start, last, len(records), body)
+    return msgspec.msgpack.encode(block)
+
+
+def parse(message: bytes) -> Block:
+    """Read the head of a message; raises WireError unless it is a block this version may look at."""
+    if len(message) > MAX_BLOCK_BYTES:
+        raise WireError(f"a message of {len(message)} bytes is no block; the limit is {MAX_BLOCK_BYTES}")
+    try:
+        block = msgspec.msgpack.decode(message, type=Block)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a block: {error}") from error
+    if block.magic != MAGIC or block.version != VERSION:
+        raise WireError(f"not a block of version {VERSION}: {block.magic[:8]!r} version {block.version}")
+    spans = 1 <= block.first <= block.last < INT64 and 1 <= block.count <= block.last - block.first + 1
+    if not spans or block.count > MAX_RECORDS or not 0 <= block.epoch < INT64 or block.stream not in STREAMS:
+        raise WireError(
+            f"impossible block head: {block.stream[:8]!r} {block.first}–{block.last}, {block.count} records"
+        )
+    return block
+
+
+def _records(block: Block) -> tuple[Record, ...]:
+    names = SCHEMAS[block.schema]
+    columns = msgspec.msgpack.decode(_unzip(block.body), type=list[list[Any] | None])
+    if len(columns) != len(names) + 1:
+        raise ValueError(f"{len(columns)} columns, schema {block.schema} has {len(names) + 1}")
+    seqs = cast(list[int], _unpack("seq", columns[0], block.count))
+    inside = block.first <= seqs[0] and seqs[-1] == block.last
+    if not inside or any(a >= b for a, b in pairwise(seqs)):
+        raise ValueError("its numbers do not ascend within its head's range")
+    values = {n: _unpack(n, c, block.count) for n, c in zip(names, columns[1:], strict=True)}
+    values["mono_ms"] = [wall - lead for wall, lead in zip(values["wall_ms"], values["mono_ms"], strict=True)]
+    key = {"device": block.device, "epoch": block.epoch, "stream": block.stream}
+    rows = zip(*values.values(), strict=True)
+    return tuple(
+        make(key | {"seq": s} | dict(zip(values, row, strict=True))) for s, row in zip(seqs, rows, strict=True)
+    )
+
+
+def _unzip(body: bytes) -> bytes:
+    # Ask the frame first: decompress() would allocate whatever size the frame claims.
+    try:
+        size = zstandard.get_frame_parameters(body).content_size
+        if not 0 < size <= MAX_BODY_BYTES:
+            raise ValueError(f"its body claims {size} bytes, the limit is {MAX_BODY_BYTES}")
+        return zstandard.ZstdDecompressor(max_window_size=MAX_BODY_BYTES).decompress(body, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
+
+
+def _pack(name: str, values: list[Any], records: Sequence[Record]) -> list[Any] | None:
+    if name == "mono_ms":
+        # Both clocks tick alike, so their distance hardly changes and costs nothing.
+        values = [r.wall_ms - r.mono_ms for r in records]
+    if name == "detail":
+        values = [msgspec.json.encode(v, order="deterministic").decode() if v else "" for v in values]
+    kind = _kind(name)
+    if all(value == _EMPTY[kind] for value in values):
+        return None
+    writers: dict[Any, Callable[[list[Any]], list[Any]]] = {
+        int: _pack_integers, bool: _pack_integers, float: _pack_floats, str: _pack_texts,
+    }  # fmt: skip
+    return writers[kind](values)
+
+
+def _kind(name: str) -> Any:
+    kind = _TYPES[name]
+    return kind if kind in _EMPTY else str
+
+
+def _pack_integers(values: Sequence[int]) -> list[Any]:
+    plain = _varints(values)
+    steps = _varints([b - a for a, b in pairwise([0, *values])])
+    return ["d", steps] if len(steps) < len(plain) else ["i", plain]
+
+
+def _pack_floats(values: Sequence[float]) -> list[Any]:
+    for scale in _SCALES:
+        if all(abs(v) < 1e12 and round(v * scale) / scale == v for v in values):
+            return ["f", scale, _varints([round(v * scale) for v in values])]
+    return ["F", struct.pack(f"<{len(values)}d", *values)]
+
+
+def _pack_texts(values: Sequence[str]) -> list[Any]:
+    texts = list(dict.fromkeys(values))
+    if len(texts) == len(values) and (hexed := _pack_hex(values)):
+        return hexed
+    places = {text: index for index, text in enumerate(texts)}
+    return ["s", texts, _varints([places[value] for value in values])]
+
+
+def _pack_hex(values: Sequence[str]) -> list[Any] | None:
+    """Random ids cannot be compressed, but half of their hex digits' bits can be left out."""
+    first = values[0]
+    digits = first[first.rfind("-") + 1 :]
+    prefix, size = first[: len(first) - len(digits)], len(digits)
+    tails = [value[len(prefix) :] for value in values]
+    alike = all(v.startswith(prefix) and len(t) == size for v, t in zip(values, tails, strict=True))
+    if not size or size % 2 or not alike or set().union(*tails) - set("0123456789abcdef"):
+        return None
+    return ["x", prefix, size // 2, b"".join(bytes.fromhex(tail) for tail in tails)]
+
+
+def _varints(values: Sequence[int]) -> bytes:
+    out = bytearray()
+    for value in values:
+        rest = value << 1 if value >= 0 else (-value << 1) - 1
+        while rest > 0x7F:
+            out.append(rest & 0x7F | 0x80)
+            rest >>= 7
+        out.append(rest)
+    return bytes(out)
+
+
+def _unpack(name: str, column: list[Any] | None, count: int) -> list[Any]:
+    kind = _kind(name)
+    if column is None:
+        values: list[Any] = [_EMPTY[kind]] * count
+    else:
+        values = _unpack_column(column, count)
+    if name == "detail":
+        return [msgspec.json.decode(v, type=dict[str, str]) if v else {} for v in values]
+    if kind is bool:
+        return [bool(value) for value in values]
+    return [float(value) for value in values] if kind is float else values
+
+
+def _unpack_column(column: list[Any], count: int) -> list[Any]:
+    match column:
+        case ["i", bytes(raw)]:
+            return _integers(raw, count)
+        case ["d", bytes(raw)]:
+            return [_int64(value) for value in accumulate(_integers(raw, count))]
+        case ["f", int(scale), bytes(raw)] if scale in _SCALES:
+            return [value / scale for value in _integers(raw, count)]
+        case ["F", bytes(raw)]:
+            return list(struct.unpack(f"<{count}d", raw))
+        case ["s", list(texts), bytes(raw)]:
+            return _choose(texts, _integers(raw, count))
+        case ["x", str(prefix), int(size), bytes(raw)] if 0 < size <= 64 and len(raw) == size * count:
+            return [prefix + raw[i : i + size].hex() for i in range(0, len(raw), size)]
+        case _:
+            raise ValueError("a column is written in an unknown way")
+
+
+def _choose(texts: list[Any], places: list[int]) -> list[Any]:
+    if min(places) < 0:
+        raise ValueError("a text has a negative place")
+    chosen = [texts[place] for place in places]
+    # A small message may name one long text thousands of times.
+    if sum(map(len, chosen)) > MAX_BODY_BYTES:
+        raise ValueError("its texts are too long together")
+    return chosen
+
+
+def _int64(value: int) -> int:
+    if not -INT64 <= value < INT64:
+        raise ValueError("a number does not fit in 64 bits")
+    return value
+
+
+def _integers(raw: bytes, count: int) -> list[int]:
+    values: list[int] = []
+    value = shift = 0
+    for byte in raw:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            values.append(value >> 1 if not value & 1 else -((value + 1) >> 1))
+            value = shift = 0
+        elif shift > 70:
+            raise ValueError("a number does not fit in 64 bits")
+    if len(values) != count or shift:
+        raise ValueError(f"a column has {len(values)} values instead of {count}")
+    return values

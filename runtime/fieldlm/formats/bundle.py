@@ -1,0 +1,193 @@
+"""A bundle: one folder that a device can serve, with a manifest that is written last and signed.
+
+    bundle/
+      model.gguf | model.onnx …   role base
+      adapter.gguf                role adapter      a LoRA for exactly this base
+      tokenizer.json              role tokenizer    (ONNX; a GGUF carries its own)
+      template.jinja              role template     the chat template, as the model's authors wrote it
+      probe.json                  role probe        prompts with the answers a healthy copy gives
+      report.json                 role report       candidates, gates, timings
+      manifest.sig  manifest.json
+
+A folder without `manifest.json` is unfinished. The bundle's id is the SHA-256 of the manifest's bytes, so it names
+every byte of every file; two bundles that share a base share that file's digest, and a device that has the base
+fetches only the rest. The same inputs and toolchain give the same bytes: times of day stay out of the manifest.
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fieldlm.formats.errors import BundleError, InputError
+from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file, write_whole
+from fieldlm.formats.keys import Signature, check_signature, sign
+
+FORMAT = "fieldlm.bundle/1"
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+
+Role = Literal["base", "adapter", "tokenizer", "template", "guard", "probe", "report"]
+Engine = Literal["llama", "onnx"]
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of the bundle: its path inside the folder, what it is for, its size in bytes and its digest."""
+
+    path: str
+    role: Role
+    size: int
+    sha256: str
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """What was compiled: `name` for people and clients, `source` as it was named, its licence and its shape."""
+
+    name: str
+    source: str
+    licence: str
+    architecture: str
+    parameters: int
+    context: int
+    source_sha256: str
+
+
+class Gate(msgspec.Struct, frozen=True, kw_only=True):
+    """One check the bundle had to pass: the value found, the limit, the verdict."""
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+    unit: str = ""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How the weights were written: `quant` is a llama.cpp file type (Q4_K_M …) or an ONNX recipe (int4-b32)."""
+
+    quant: str
+    bits_per_weight: float
+    merged_adapter_sha256: str | None = None
+    adapter_rank: int | None = None
+    options: dict[str, str] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The table of contents of a bundle. Unknown fields of a later minor version are ignored, a later FORMAT is not."""
+
+    format: str
+    engine: Engine
+    model: Model
+    profile: str
+    profile_sha256: str
+    recipe: Recipe
+    files: tuple[File, ...]
+    gates: tuple[Gate, ...] = ()
+    toolchain: dict[str, str] = {}
+    system_prompt: str | None = None
+    dataset: str | None = None
+    parent: str | None = None
+    notes: dict[str, Any] = {}
+
+    def file(self, role: Role) -> File | None:
+        """Return the first file with `role`, or None."""
+        return next((file for file in self.files if file.role == role), None)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+class Bundle(msgspec.Struct, frozen=True, kw_only=True):
+    """A manifest and the folder it was read from. `id` is the SHA-256 of the manifest's bytes."""
+
+    folder: Path
+    id: str
+    manifest: Manifest
+
+    @property
+    def generation(self) -> str:
+        """The short name that every answer and record carries: the first 12 digits of the id."""
+        return self.id[:12]
+
+    def path(self, role: Role) -> Path | None:
+        """Return the path of the first file with `role`, or None."""
+        file = self.manifest.file(role)
+        return self.folder / file.path if file else None
+
+    def need(self, role: Role) -> Path:
+        """Return the path of the first file with `role`; raises BundleError when there is none."""
+        path = self.path(role)
+        if path is None:
+            raise BundleError(f"{self.folder} has no {role} file; compile it again")
+        return path
+
+
+def describe(folder: Path, path: str, role: Role) -> File:
+    """Measure one file for the manifest."""
+    return File(path=path, role=role, size=(folder / path).stat().st_size, sha256=sha256_file(folder / path))
+
+
+def parse_manifest(data: bytes, *, what: str) -> Manifest:
+    """Read manifest bytes that may come from anywhere; raises BundleError with the field that is wrong."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{what} is not a bundle manifest: {error}") from error
+    if manifest.format != FORMAT:
+        raise BundleError(f"{what} has format {manifest.format!r}, this version reads {FORMAT!r}; update fieldlm")
+    for file in manifest.files:
+        pure = PurePosixPath(file.path)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in file.path:
+            raise BundleError(f"{what} names a file outside its folder: {file.path!r}")
+        if file.size < 0 or len(file.sha256) != 64 or not set(file.sha256) <= set("0123456789abcdef"):
+            raise BundleError(f"{what} has a bad size or digest for {file.path!r}")
+    if len({file.path for file in manifest.files}) != len(manifest.files):
+        raise BundleError(f"{what} names a file twice")
+    return manifest
+
+
+def write_bundle(folder: Path, manifest: Manifest, key: Ed25519PrivateKey) -> Bundle:
+    """Sign `manifest` and write it into `folder`, which already holds every file it names."""
+    data = canonical_json(manifest)
+    write_whole(folder / SIGNATURE, canonical_json(sign(data, key)))
+    write_whole(folder / MANIFEST, data)
+    return Bundle(folder=folder, id=sha256_bytes(data), manifest=manifest)
+
+
+def open_bundle(folder: Path, *, trusted: frozenset[str] = frozenset(), digests: bool = True) -> Bundle:
+    """Read the bundle in `folder` and check its signature and, with `digests`, every byte of every file.
+
+    Raises InputError when there is no bundle, BundleError when it is damaged, TrustError when the signer is not among
+    the `trusted` key ids (an empty set trusts any signer).
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        hint = "it is unfinished or not a bundle" if folder.is_dir() else "there is no such folder"
+        raise InputError(f"{folder} has no {MANIFEST}: {hint}; make one with: fieldlm compile MODEL --out {folder}")
+    data = path.read_bytes()
+    manifest = parse_manifest(data, what=str(path))
+    check_signature(data, _signature(folder), trusted=trusted, what=str(path))
+    for file in manifest.files:
+        check_file(folder / file.path, file, digests=digests)
+    return Bundle(folder=folder, id=sha256_bytes(data), manifest=manifest)
+
+
+def check_file(path: Path, file: File, *, digests: bool = True) -> None:
+    """Raise BundleError unless `path` is the file the manifest describes."""
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; fetch or compile the bundle again")
+    size = path.stat().st_size
+    if size != file.size:
+        raise BundleError(f"{path} has {size} bytes, its manifest says {file.size}; fetch or compile the bundle again")
+    if digests and sha256_file(path) != file.sha256:
+        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's; fetch or compile the bundle again")
+
+
+def _signature(folder: Path) -> Signature:
+    try:
+        return msgspec.json.decode((folder / SIGNATURE).read_bytes(), type=Signature)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BundleError(f"{folder / SIGNATURE} cannot be read: {error}; compile the bundle again") from error

@@ -1,0 +1,39 @@
+"""Prompts with the answers a healthy copy of the bundle gives: the file probe.json in it.
+
+    {"prompts": [{"messages": [{"role": "user", "content": "…"}], "expect": "…", "max_tokens": 16}]}
+
+The compiler writes it from what the finished artefact answers greedily through the runtime's own engine. Another
+processor rounds differently, so a healthy copy may part from `expect` late in an answer, hardly at its beginning.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fieldlm.formats.errors import BundleError
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One conversation, and the greedy answer of at most `max_tokens` tokens that a healthy copy gives."""
+
+    messages: list[dict[str, Any]]
+    expect: str
+    max_tokens: int
+
+
+class Probes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of probe.json."""
+
+    prompts: tuple[Probe, ...]
+
+
+def load_probes(path: Path) -> tuple[Probe, ...]:
+    """Read the probes at `path`; raises BundleError when there are none or they are damaged."""
+    try:
+        probes = msgspec.json.decode(path.read_bytes(), type=Probes).prompts
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BundleError(f"{path} cannot be read: {error}; fetch or compile the bundle again") from error
+    if not probes:
+        raise BundleError(f"{path} holds no prompts; fetch or compile the bundle again")
+    return probes

@@ -1,0 +1,309 @@
+"""A device profile: what a kind of device is, what it may be asked for, and who says so.
+
+    device_profiles/rpi5-8gb.toml
+    [memory]
+    bandwidth_gb_s = { value = 17.0, kind = "theory", source = "Raspberry Pi documentation, bcm2712.adoc" }
+
+Every number is written with its kind and its source. `theory` comes from a data sheet, `measured` from a measurement
+somebody published or we made, `policy` is our choice and its source is the reason. What nobody knows is absent, never
+guessed. Loading takes the numbers out of those tables: `profile.memory.bandwidth_gb_s` is 17.0, and
+`profile.sources["memory.bandwidth_gb_s"]` says where it came from. Rows (power modes, references) carry one `source`
+for the whole row; matching rules are not facts and carry none.
+
+A profile may `inherits` another: tables are merged, everything else is replaced. `match` and `references` belong to
+one device and are never inherited. `lint`, in `profile_lint`, says what is impossible.
+"""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+import msgspec
+
+from fieldlm.formats.bundle import Engine
+from fieldlm.formats.errors import ProfileError
+from fieldlm.formats.files import canonical_json, sha256_bytes
+
+FORMAT = "fieldlm.profile/1"
+
+Arch = Literal["aarch64", "x86_64"]
+Kind = Literal["theory", "measured", "policy"]
+Isa = Literal[
+    "neon", "dotprod", "fp16", "i8mm", "sve", "sve2", "sme",
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8",
+]  # fmt: skip
+PowerSensor = Literal["none", "rpi_pmic", "ina3221", "rapl", "nvml", "ioreport"]
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who says a number, and what kind of saying it is."""
+
+    kind: Kind
+    source: str
+
+
+class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `detect` compares; shell patterns where it compares text.
+
+    `memory_mb`, `isa`, `gpu` and `chassis` rule a profile out when they do not hold; the others only add to the score.
+    """
+
+    model: tuple[str, ...] = ()
+    compatible: tuple[str, ...] = ()
+    soc: tuple[str, ...] = ()
+    memory_mb: tuple[int, int] | None = None
+    isa: tuple[Isa, ...] = ()
+    gpu: tuple[str, ...] = ()
+    chassis: Literal["", "laptop"] = ""
+    os: Literal["linux", "macos"] = "linux"
+
+
+class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The processor. Threads are for an otherwise idle device; `big_cores` counts the fast cores of a mixed set."""
+
+    arch: Arch
+    name: str = ""
+    cores: int | None = None
+    big_cores: int | None = None
+    clock_ghz: float | None = None
+    isa: tuple[Isa, ...] = ()
+    ggml_variant: str = ""
+    decode_threads: int
+    prefill_threads: int
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Memory in megabytes (1e6 bytes). `model_budget_mb` bounds weights, KV cache and compute buffers together.
+
+    `bandwidth_gb_s` is the data sheet's, `read_gb_s` what somebody reached.
+    """
+
+    total_mb: int | None = None
+    unified: bool = False
+    reserve_mb: int
+    model_budget_mb: int
+    bandwidth_gb_s: float | None = None
+    read_gb_s: float | None = None
+
+
+class Accelerator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A GPU or NPU. `memory` says whether it has its own or shares the CPU's; `used` whether we run on it today."""
+
+    kind: Literal["cuda", "metal", "vulkan", "npu"]
+    name: str
+    memory: Literal["own", "unified"]
+    compute_capability: str = ""
+    used: bool = False
+    memory_mb: int | None = None
+    bandwidth_gb_s: float | None = None
+    source: str
+
+
+class PowerMode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One setting of the device's power manager."""
+
+    name: str
+    watts: float | None = None
+    default: bool = False
+    source: str
+
+
+class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How power can be read, and what the device draws; watts at `domain` (the wall, a rail, the package)."""
+
+    sensor: PowerSensor = "none"
+    domain: str = ""
+    idle_w: float | None = None
+    load_w: float | None = None
+    modes: tuple[PowerMode, ...] = ()
+
+
+class Thermal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where heat shows and at what temperature the clock falls."""
+
+    zones: tuple[str, ...] = ()
+    throttle_c: float | None = None
+
+
+class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the models are read from."""
+
+    medium: Literal["", "microsd", "emmc", "nvme", "ssd"] = ""
+    read_mb_s: float | None = None
+
+
+class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What llama.cpp may be given: file types in order of preference, and tokens of context for each answer."""
+
+    quants: tuple[str, ...]
+    default_quant: str
+    context: int
+    kv_k: str = "f16"
+    kv_v: str = "f16"
+    flash_attention: bool = False
+    imatrix: Literal["off", "preferred", "required"] = "preferred"
+
+
+class Onnx(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What onnxruntime may be given: int4 MatMulNBits of this shape, on these execution providers."""
+
+    bits: int
+    block_size: int
+    accuracy_level: int
+    quantized_head: bool = True
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the device serves: answers at a time, and whether weights are mapped or read."""
+
+    parallel: int
+    mmap: bool = True
+
+
+class Expect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The share of the bandwidth that decoding should reach, in per cent; outside of it, something is wrong."""
+
+    bandwidth_percent_low: float | None = None
+    bandwidth_percent_high: float | None = None
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A speed somebody published for this device. Not ours, not repeated by us."""
+
+    model: str
+    quant: str = ""
+    mode: str = ""
+    prefill_tokens_s: float | None = None
+    decode_tokens_s: float | None = None
+    watts: float | None = None
+    source: str
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A kind of device. `id` is its file's name."""
+
+    format: str
+    id: str
+    title: str
+    generic: bool = False
+    engines: tuple[Engine, ...]
+    cpu: Cpu
+    memory: Memory
+    accelerators: tuple[Accelerator, ...] = ()
+    power: Power = Power()
+    thermal: Thermal = Thermal()
+    storage: Storage = Storage()
+    gguf: Gguf
+    onnx: Onnx
+    runtime: Runtime
+    expect: Expect = Expect()
+    match: Match = Match()
+    references: tuple[Reference, ...] = ()
+    sources: dict[str, Source] = {}
+
+    @property
+    def bandwidth_gb_s(self) -> float | None:
+        """The bandwidth of the memory that the weights lie in, as the data sheet has it."""
+        own = [a for a in self.accelerators if a.used and a.memory == "own"]
+        return own[0].bandwidth_gb_s if own else self.memory.bandwidth_gb_s
+
+
+def profile_folder() -> Path:
+    """Return the folder of the shipped profiles: the checkout's where there is one, else the wheel's."""
+    here = Path(__file__).resolve()
+    checkout = here.parents[3] / "device_profiles"
+    return checkout if checkout.is_dir() else here.parents[1] / "device_profiles"
+
+
+def profile_names() -> list[str]:
+    return sorted(path.stem for path in profile_folder().glob("*.toml"))
+
+
+def load_profile(name_or_path: str) -> Profile:
+    """Read a shipped profile by name, or any profile by the path of its `.toml`.
+
+    Raises ProfileError when there is none of that name, with the names that are near, or when the file is wrong, with
+    the field that is.
+    """
+    path = _path(name_or_path)
+    table = _read(path, seen=())
+    sources: dict[str, Source] = {}
+    try:
+        plain = _take_sources(table, "", sources)
+        profile = msgspec.convert({**plain, "sources": sources}, Profile)
+    except msgspec.ValidationError as error:
+        raise ProfileError(f"{path}: {error}") from error
+    if profile.format != FORMAT:
+        raise ProfileError(f"{path} has format {profile.format!r}, this version reads {FORMAT!r}; update fieldlm")
+    if profile.id != path.stem:
+        raise ProfileError(f"{path} calls itself {profile.id!r}; id and file name must be the same")
+    return profile
+
+
+def profile_sha256(profile: Profile) -> str:
+    """Return the digest of everything the profile says, inherited or its own, whatever the file's layout."""
+    return sha256_bytes(canonical_json(profile))
+
+
+def _path(name_or_path: str) -> Path:
+    if name_or_path.endswith(".toml"):
+        return Path(name_or_path)
+    if re.fullmatch(r"[A-Za-z0-9._-]+", name_or_path):
+        path = profile_folder() / f"{name_or_path}.toml"
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name_or_path, profile_names(), n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ProfileError(f"there is no profile {name_or_path!r}; {hint}all of them: fieldlm profiles")
+
+
+def _read(path: Path, *, seen: tuple[str, ...]) -> dict[str, Any]:
+    """Read the TOML at `path` on top of what it inherits."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ProfileError(f"profile {path} cannot be read: {error}") from error
+    if "sources" in table:
+        raise ProfileError(f"{path}: sources stand beside their numbers, as {{ value, kind, source }}")
+    parent = table.pop("inherits", None)
+    if parent is None:
+        return table
+    if path.stem in seen:
+        raise ProfileError(f"{path} inherits itself by way of {' → '.join([*seen, path.stem])}")
+    beside = path.with_name(f"{parent}.toml")
+    inherited = _read(beside if beside.is_file() else _path(str(parent)), seen=(*seen, path.stem))
+    own_only = {"match", "references", "id", "title", "generic"}
+    return _merge({key: value for key, value in inherited.items() if key not in own_only}, table)
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if _is_section(value) and _is_section(below):
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _is_section(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict) and "value" not in value
+
+
+def _take_sources(table: dict[str, Any], prefix: str, sources: dict[str, Source]) -> dict[str, Any]:
+    """Replace every `{ value, kind, source }` by its value and note its source; `value = "unknown"` drops it."""
+    plain: dict[str, Any] = {}
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            plain[key] = value
+        elif "value" not in value:
+            plain[key] = _take_sources(value, f"{prefix}{key}.", sources)
+        elif value["value"] != "unknown":
+            plain[key] = value["value"]
+            said = {name: item for name, item in value.items() if name != "value"}
+            sources[f"{prefix}{key}"] = msgspec.convert(said, Source)
+    return plain

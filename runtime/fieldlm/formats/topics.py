@@ -1,0 +1,183 @@
+"""The MQTT wire: who publishes what where, and the small JSON messages beside the blocks.
+
+    fieldlm/1/{fleet}/{shard}/{device}/t/{stream}   up    block of records, QoS 1
+    fieldlm/1/{fleet}/{shard}/{device}/hello        up    Hello: what the device still holds
+    fieldlm/1/{fleet}/{shard}/{device}/state        up    presence, retained; the last will says "lost"
+    fieldlm/1/{fleet}/{shard}/{device}/res/{id}     up    a command's result
+    fieldlm/1/{fleet}/{device}/d/ack                down  Ack: what the collector has committed
+    fieldlm/1/{fleet}/{device}/d/cmd                down  a command, with a short expiry
+    fieldlm/1/{fleet}/p/{profile}/release           down  the newest release of a profile, retained
+
+The shard stands in the topic so that several collectors can split a fleet on any broker with plain subscriptions.
+A PUBACK says that a broker has the bytes in its memory; only an Ack says that they are stored.
+"""
+
+import re
+import zlib
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from fieldlm.formats.errors import InputError
+from fieldlm.formats.record import WireError
+
+ROOT = "fieldlm/1"
+SHARDS = 256
+CONTENT_TYPE = "application/vnd.fieldlm.block+zstd"
+MAX_MESSAGE_BYTES = 16 << 10
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a broker is, from a URL like mqtt://user:password@host:1883 or mqtts://host."""
+
+    host: str
+    port: int
+    tls: bool = False
+    user: str | None = None
+    password: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """A device says, per stream, the first seq it still holds and the last it has given out.
+
+    It has nothing before `first` and never will; `nonce` comes back in the Ack.
+    """
+
+    v: int = 1
+    device: str
+    epoch: int
+    first: dict[str, int]
+    last: dict[str, int]
+    nonce: str = ""
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True):
+    """The collector has committed every seq up to `upto[stream]`: the device may delete them."""
+
+    v: int = 1
+    epoch: int
+    upto: dict[str, int]
+    nonce: str = ""
+
+
+Message = TypeVar("Message", Hello, Ack)
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What the topic of an upward message says: who sent it, and which part ("t/gen", "hello", "state") it is."""
+
+    fleet: str
+    device: str
+    part: str
+
+    @property
+    def stream(self) -> str:
+        """The stream of a block, or an empty string."""
+        return self.part[2:] if self.part.startswith("t/") else ""
+
+
+def parse_broker(url: str) -> Address:
+    """Read a broker's URL; raises InputError, which never repeats a password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"the broker's URL cannot be read: {error}; write mqtt://HOST:PORT") from error
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path not in ("", "/"):
+        raise InputError(
+            f"{parts.scheme}://{parts.hostname or ''} is no broker; write mqtt://HOST:PORT or mqtts://HOST"
+        )
+    tls = parts.scheme == "mqtts"
+    return Address(
+        host=parts.hostname, port=port or (8883 if tls else 1883), tls=tls, user=parts.username, password=parts.password
+    )
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it may stand in a topic, else raise InputError."""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{what} {name[:80]!r} cannot stand in a topic; use 1 to 64 of A–Z a–z 0–9 . _ -")
+    return name
+
+
+def shard(device: str) -> int:
+    return zlib.crc32(device.encode()) % SHARDS
+
+
+def up(fleet: str, device: str, part: str) -> str:
+    """Return the topic on which `device` publishes `part`."""
+    return f"{ROOT}/{check_name(fleet, 'fleet')}/{shard(device)}/{check_name(device, 'device')}/{part}"
+
+
+def block_topic(fleet: str, device: str, stream: str) -> str:
+    return up(fleet, device, f"t/{stream}")
+
+
+def hello_topic(fleet: str, device: str) -> str:
+    return up(fleet, device, "hello")
+
+
+def state_topic(fleet: str, device: str) -> str:
+    return up(fleet, device, "state")
+
+
+def ack_topic(fleet: str, device: str) -> str:
+    return f"{ROOT}/{check_name(fleet, 'fleet')}/{check_name(device, 'device')}/d/ack"
+
+
+def command_topic(fleet: str, device: str) -> str:
+    return f"{ROOT}/{check_name(fleet, 'fleet')}/{check_name(device, 'device')}/d/cmd"
+
+
+def release_topic(fleet: str, profile: str) -> str:
+    return f"{ROOT}/{check_name(fleet, 'fleet')}/p/{check_name(profile, 'profile')}/release"
+
+
+def collector_filters(fleet: str, shards: range) -> list[str]:
+    """Return the subscriptions of a collector that owns `shards`."""
+    owned = ["+"] if len(shards) == SHARDS else [str(number) for number in shards]
+    parts = ("t/+", "hello", "state")
+    return [f"{ROOT}/{check_name(fleet, 'fleet')}/{number}/+/{part}" for number in owned for part in parts]
+
+
+def parse_up(topic: str) -> Source:
+    """Read an upward topic; raises WireError when it is none or names a shard that is not its device's."""
+    pieces = topic.split("/", 5)
+    if len(pieces) != 6 or "/".join(pieces[:2]) != ROOT:
+        raise WireError(f"not a device's topic: {topic[:120]!r}")
+    _, _, fleet, number, device, part = pieces
+    if not _NAME.fullmatch(fleet) or not _NAME.fullmatch(device):
+        raise WireError(f"not a device's topic: {topic[:120]!r}")
+    if number != str(shard(device)):
+        raise WireError(f"{device} belongs to shard {shard(device)}, its message came on shard {number[:8]!r}")
+    return Source(fleet=fleet, device=device, part=part)
+
+
+def parse_hello(message: bytes) -> Hello:
+    """Read a Hello; raises WireError."""
+    hello = _parse(message, Hello)
+    if not 0 <= hello.epoch < 1 << 63 or any(not 1 <= seq < 1 << 63 for seq in hello.first.values()):
+        raise WireError(f"impossible hello of {hello.device[:80]!r}")
+    return hello
+
+
+def parse_ack(message: bytes) -> Ack:
+    """Read an Ack; raises WireError."""
+    return _parse(message, Ack)
+
+
+def _parse(message: bytes, kind: type[Message]) -> Message:
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise WireError(f"a {kind.__name__} of {len(message)} bytes; the limit is {MAX_MESSAGE_BYTES}")
+    try:
+        made = msgspec.json.decode(message, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a {kind.__name__}: {error}") from error
+    if made.v != 1:
+        raise WireError(f"{kind.__name__} of version {made.v}, known: 1")
+    return made

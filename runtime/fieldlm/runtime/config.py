@@ -1,0 +1,255 @@
+"""Settings: one frozen struct. Flag > environment FIELDLM_X > file > default, and every value knows where it is from.
+
+The file is TOML with the same names: $FIELDLM_CONFIG, else ~/.config/fieldlm/config.toml, else
+/etc/fieldlm/config.toml. A wrong value is named with its origin; an unknown name is an error, not a wish.
+"""
+
+import os
+import secrets
+import socket
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+
+from fieldlm.formats.errors import ConfigError
+from fieldlm.formats.files import canonical_json, write_whole
+from fieldlm.formats.profile import load_profile
+from fieldlm.runtime import terminal
+
+Telemetry = Literal["off", "metrics", "redacted", "full"]
+Check = Callable[[object], object]
+"""Turns what was given into the typed value; raises ValueError with what is wanted instead."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting of the device. 0 and "" mean: take it from the profile, or do without.
+
+    state: folder of the spool, the slots and this device's name.   keys: folder of private keys.
+    telemetry: what may travel home; text only in `redacted` and `full`, and only with consent.
+    repository: URL or folder of updates; `trust` is the TUF root.json that vouches for it.
+    """
+
+    state: Path
+    host: str
+    port: int
+    device: str
+    fleet: str
+    broker: str
+    telemetry: Telemetry
+    profile: str
+    threads: int
+    context: int
+    parallel: int
+    discovery: bool
+    repository: str
+    keys: Path
+    trust: str
+    spool_mb: int
+    origins: dict[str, str] = {}
+
+
+def load_config(
+    flags: Mapping[str, object] | None = None, env: Mapping[str, str] = os.environ, file: Path | None = None
+) -> Config:
+    """Gather all settings; a flag that is None was not given.
+
+    Makes up the device's name once and keeps it in `state`/device.json. Raises ConfigError with name, value, origin
+    and what is wanted.
+    """
+    path = file or config_file(env)
+    table = _read(path) if path else {}
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for name, (check, default) in SETTINGS.items():
+        given, origin = _given(name, flags or {}, env, table, str(path))
+        if origin == "default":
+            given = default(env)
+        values[name], origins[name] = _checked(name, given, origin, check), origin
+    if not values["device"]:
+        values["device"], origins["device"] = device_name(Path(str(values["state"])))
+    return Config(**cast(dict[str, Any], values), origins=origins)
+
+
+def config_file(env: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the settings file that counts, None when there is none."""
+    if named := env.get("FIELDLM_CONFIG"):
+        return Path(named)
+    user = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "/")) / ".config") / "fieldlm/config.toml"
+    return next((path for path in (user, Path("/etc/fieldlm/config.toml")) if path.is_file()), None)
+
+
+def device_name(state: Path) -> tuple[str, str]:
+    """Return the device's kept name and its origin; makes one from the host's name on the first call."""
+    path = state / "device.json"
+    if path.is_file():
+        try:
+            kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])["device"]
+        except (OSError, msgspec.MsgspecError, KeyError) as error:
+            raise ConfigError(f"{path} should hold this device's name: {error}; correct or remove it") from error
+        return str(_checked("device", kept, str(path), _device)), str(path)
+    letters = (c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname().split(".")[0].lower())
+    made = f"{''.join(letters).strip('-')[:40] or 'device'}-{secrets.token_hex(3)}"
+    write_whole(path, canonical_json({"device": made}))
+    return made, f"made, kept in {path}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"settings file {path} cannot be read: {error}") from error
+    for name in table:
+        if name not in SETTINGS:
+            raise ConfigError(f"{name!r} in {path} is no setting; settings: {', '.join(SETTINGS)}")
+    return table
+
+
+def _given(
+    name: str, flags: Mapping[str, object], env: Mapping[str, str], table: Mapping[str, object], file: str
+) -> tuple[object, str]:
+    variable = f"FIELDLM_{name.upper()}"
+    if flags.get(name) is not None:
+        return flags[name], f"--{name.replace('_', '-')}"
+    if variable in env:
+        return env[variable], variable
+    if name in table:
+        return table[name], file
+    return None, "default"
+
+
+def _checked(name: str, value: object, origin: str, check: Check) -> object:
+    try:
+        return check(value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{name} is {value!r} (from {origin}); want {error}") from error
+
+
+def _number(least: int, most: int, zero: str = "") -> Check:
+    def check(value: object) -> int:
+        wanted = f"{least}–{most}" + (f", or 0 for {zero}" if zero else "")
+        if isinstance(value, bool) or not str(value).strip().isdecimal():
+            raise ValueError(wanted)
+        number = int(str(value))
+        if not (least <= number <= most or (zero and number == 0)):
+            raise ValueError(wanted)
+        return number
+
+    return check
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a word that is not empty")
+    return value.strip()
+
+
+def _topic_word(value: object) -> str:
+    """Check a name that becomes one level of an MQTT topic and a part of file names."""
+    word = str(value)
+    if not word or len(word) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in word):
+        raise ValueError("1–64 letters, digits, '-', '_' or '.'")
+    return word
+
+
+def _device(value: object) -> str:
+    return _topic_word(value) if value != "" else ""
+
+
+def _telemetry(value: object) -> str:
+    if value not in get_args(Telemetry):
+        raise ValueError(", ".join(get_args(Telemetry)))
+    return str(value)
+
+
+def _switch(value: object) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    switch = value if isinstance(value, bool) else words.get(str(value).lower())
+    if switch is None:
+        raise ValueError("true or false")
+    return switch
+
+
+def _folder(value: object) -> Path:
+    path = Path(str(value)).expanduser()
+    if not str(value) or not path.is_absolute():
+        path = Path(_word(value)).absolute()
+    return path
+
+
+def _broker(value: object) -> str:
+    if value == "":
+        return ""
+    url = urlsplit(str(value))
+    if url.scheme not in ("mqtt", "mqtts") or not url.hostname or not _has_port_or_none(url):
+        raise ValueError('mqtt://HOST[:PORT], mqtts://HOST[:PORT], or "" for none')
+    return str(value)
+
+
+def _has_port_or_none(url: Any) -> bool:
+    try:
+        return url.port is None or url.port > 0
+    except ValueError:
+        return False
+
+
+def _profile(value: object) -> str:
+    # An unknown profile speaks for itself: ProfileError lists the near names.
+    return load_profile(str(value)).id if value != "" and not str(value).endswith(".toml") else str(value)
+
+
+def _repository(value: object) -> str:
+    text = str(value)
+    if "://" in text and urlsplit(text).scheme not in ("http", "https", "file"):
+        raise ValueError('a folder, file://…, http(s)://…, or "" for none')
+    return text
+
+
+def _trust(value: object) -> str:
+    if value != "" and not Path(str(value)).expanduser().is_file():
+        raise ValueError('the path of a trusted root.json, or "" for none')
+    return str(Path(str(value)).expanduser()) if value != "" else ""
+
+
+def _home(env: Mapping[str, str], variable: str, fallback: str) -> Path:
+    return Path(env.get(variable) or Path(env.get("HOME") or Path.home()) / fallback) / "fieldlm"
+
+
+# name: (check, default given the environment)
+SETTINGS: dict[str, tuple[Check, Callable[[Mapping[str, str]], object]]] = {
+    "state": (_folder, lambda env: _home(env, "XDG_STATE_HOME", ".local/state")),
+    "host": (_word, lambda _: "127.0.0.1"),
+    "port": (_number(1, 65535, "any that is free"), lambda _: 8080),
+    "device": (_device, lambda _: ""),
+    "fleet": (_topic_word, lambda _: "default"),
+    "broker": (_broker, lambda _: ""),
+    "telemetry": (_telemetry, lambda _: "metrics"),
+    "profile": (_profile, lambda _: ""),
+    "threads": (_number(1, 1024, "the profile's"), lambda _: 0),
+    "context": (_number(128, 1_048_576, "the profile's"), lambda _: 0),
+    "parallel": (_number(1, 64, "the profile's"), lambda _: 0),
+    "discovery": (_switch, lambda _: True),
+    "repository": (_repository, lambda _: ""),
+    "keys": (_folder, lambda env: _home(env, "XDG_CONFIG_HOME", ".config") / "keys"),
+    "trust": (_trust, lambda _: ""),
+    "spool_mb": (_number(1, 65536), lambda _: 64),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print every setting with its value and where it comes from."""
+    args = terminal.parser("config", "Show every setting, its value and where it comes from.").parse_args(argv)
+    config = load_config()
+    values = {name: getattr(config, name) for name in SETTINGS}
+    shown = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    document = {name: {"value": value, "origin": config.origins[name]} for name, value in shown.items()}
+    rows = [(name, _words(value), config.origins[name]) for name, value in shown.items()]
+    terminal.show(document, terminal.table(rows, ["setting", "value", "from"]), as_json=args.json)
+    return 0
+
+
+def _words(value: object) -> str:
+    return {"": "–", "True": "true", "False": "false"}.get(str(value), str(value))

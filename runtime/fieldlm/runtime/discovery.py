@@ -1,0 +1,207 @@
+"""Find devices on the local network, and be found: DNS-SD, `_fieldlm._tcp`.
+
+What is announced is a hint and no proof: the device's id, its profile, what it runs and where its API is; nothing
+secret. Whatever goes wrong here is a line on stderr, never a reason not to serve.
+"""
+
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+import msgspec
+from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+
+from fieldlm.formats.errors import LinkError
+from fieldlm.formats.files import sha256_bytes
+from fieldlm.runtime import terminal
+from fieldlm.runtime.config import Config
+
+SERVICE = "_fieldlm._tcp.local."
+QUIET = (Error, OSError, ValueError)
+"""What zeroconf raises for a network that is not as it wishes, and for names it does not like."""
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One announced device; `url` is where its API is."""
+
+    id: str
+    name: str
+    url: str
+    profile: str
+    generation: str
+    model: str
+    state: str
+
+
+class Announcer:
+    """Announces one device from `start` to `stop`, and never raises for what the network does."""
+
+    def __init__(self, config: Config, *, generation: str, model: str, profile: str, state: str = "ready") -> None:
+        self._config = config
+        self._text = {
+            "txtvers": "1",
+            "id": config.device,
+            "prof": profile,
+            "gen": generation,
+            "mdl": model,
+            "api": "openai1",
+            "path": "/v1",
+            "st": state,
+        }
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._zeroconf: Zeroconf | None = None
+        self._info: ServiceInfo | None = None
+
+    def start(self, *, port: int = 0) -> None:
+        """Announce the device soon; `port` is the real one where the configured one was 0."""
+        # Asking whether the name is free takes over a second, which the start of a service does not wait for.
+        threading.Thread(target=self._register, args=(port or self._config.port,), name="announce", daemon=True).start()
+
+    def _register(self, port: int) -> None:
+        with self._lock:
+            if self._is_stopped:
+                return
+            try:
+                self._zeroconf = _open(self._config.host)
+                self._info = self._describe(port)
+                self._zeroconf.register_service(self._info, allow_name_change=True)
+            except QUIET as error:
+                terminal.log(f"this device is not announced on the network: {error or type(error).__name__}")
+
+    def refresh(self, *, generation: str = "", model: str = "", state: str = "") -> None:
+        """Say what has changed; an empty value stays as it was."""
+        news = {"gen": generation, "mdl": model, "st": state}
+        self._text |= {key: value for key, value in news.items() if value}
+        with self._lock:
+            if self._zeroconf is None or self._info is None:
+                return
+            try:
+                # The name may have been changed at registration, so the new description starts from that.
+                self._info = self._describe(self._info.port or 0, name=self._info.name)
+                self._zeroconf.update_service(self._info)
+            except QUIET as error:
+                terminal.log(f"the announcement on the network is out of date: {error or type(error).__name__}")
+
+    def stop(self) -> None:
+        """Take the announcement back."""
+        with self._lock:
+            self._is_stopped = True
+            if self._zeroconf is None:
+                return
+            try:
+                self._zeroconf.unregister_all_services()
+                self._zeroconf.close()
+            except QUIET as error:
+                terminal.log(f"the announcement on the network was not taken back: {error or type(error).__name__}")
+            self._zeroconf = self._info = None
+
+    def _describe(self, port: int, *, name: str = "") -> ServiceInfo:
+        device = self._config.device
+        friendly = f"{device[:50]}-{sha256_bytes(device.encode())[:4]}"
+        return ServiceInfo(
+            SERVICE,
+            name or f"{friendly}.{SERVICE}",
+            port=port,
+            properties=self._text,
+            server=f"{friendly.replace('.', '-').replace('_', '-')}.local.",
+            parsed_addresses=_addresses(self._config.host),
+        )
+
+
+def browse(timeout_s: float = 2.0, *, host: str = "") -> list[Device]:
+    """Listen for `timeout_s` seconds and return who announced itself; `host` 127.0.0.1 looks on this machine only.
+
+    Raises LinkError when there is no network to listen on.
+    """
+    heard = _Heard()
+    try:
+        with _open(host) as zeroconf:
+            browser = ServiceBrowser(zeroconf, SERVICE, listener=heard)
+            time.sleep(timeout_s)
+            browser.cancel()
+            devices = [device for name in sorted(heard.names) if (device := _device(zeroconf, name))]
+    except QUIET as error:
+        raise LinkError(f"cannot listen for devices: {error or type(error).__name__}") from error
+    return devices
+
+
+class _Heard(ServiceListener):
+    """Remembers the names that are announced now."""
+
+    def __init__(self) -> None:
+        self.names = set[str]()
+
+    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        self.names.add(name)
+
+    def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        self.names.add(name)
+
+    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        self.names.discard(name)
+
+
+def _device(zeroconf: Zeroconf, name: str) -> Device | None:
+    info = zeroconf.get_service_info(SERVICE, name, timeout=1000)
+    if info is None:
+        return None
+    text = {_text(key): _text(value or b"") for key, value in info.properties.items()}
+    addresses = info.parsed_addresses(IPVersion.V4Only) or [f"[{each}]" for each in info.parsed_addresses()]
+    return Device(
+        id=text.get("id", ""),
+        name=name.removesuffix(f".{SERVICE}"),
+        url=f"http://{addresses[0] if addresses else info.server}:{info.port}{text.get('path', '/v1')}",
+        profile=text.get("prof", ""),
+        generation=text.get("gen", ""),
+        model=text.get("mdl", ""),
+        state=text.get("st", ""),
+    )
+
+
+def _text(value: bytes) -> str:
+    # Anyone on the network may announce anything: nothing of it may move the cursor or colour the terminal.
+    return "".join(c if c.isprintable() else "?" for c in value.decode("utf-8", "replace"))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _open(host: str) -> Zeroconf:
+    if _is_loopback(host):
+        return Zeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)
+    return Zeroconf(interfaces=InterfaceChoice.All, ip_version=IPVersion.V4Only)
+
+
+def _addresses(host: str) -> list[str]:
+    """Return the addresses others can use for a server that listens on `host`."""
+    if _is_loopback(host):
+        return ["127.0.0.1"]
+    if host not in ("", "0.0.0.0", "::"):
+        return [host]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Sends nothing: the kernel picks the address it would use towards the multicast group.
+            probe.connect(("224.0.0.251", 5353))
+            return [probe.getsockname()[0]]
+        except OSError:
+            return ["127.0.0.1"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fieldlm devices`; exit code 1 when nobody answers."""
+    parser = terminal.parser("devices", "Find the devices on the local network.")
+    parser.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS", help="how long to listen")
+    args = parser.parse_args(argv)
+    devices = browse(args.timeout)
+    rows = [(d.name, d.profile, d.model, d.generation, d.state, d.url) for d in devices]
+    header = ("device", "profile", "model", "generation", "state", "url")
+    text = terminal.table(rows, header) if rows else f"no device announced itself in {args.timeout:g} s"
+    terminal.show(devices, text, as_json=args.json)
+    return 0 if devices else 1

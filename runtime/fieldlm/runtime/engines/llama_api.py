@@ -1,0 +1,279 @@
+"""The border to llama.cpp: its C API with Python types, and nothing decided here.
+
+Only the low-level binding is used. What llama.cpp logs is not printed; the last complaint becomes the error's text.
+"""
+
+import ctypes
+import os
+import re
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldlm.formats.errors import EngineError
+from fieldlm.runtime.engines.sampling import Floats
+
+# OpenMP reads this when it is loaded. Threads that spin long at a barrier keep a busy neighbour's core from the thread
+# they wait for; threads that hardly spin pay for sleep and wake at each of a thousand barriers a token. SmolLM2-135M
+# Q8_0 with a LoRA on two cores, tokens/s, one run each. Alone: 20000 spins 62, 3000 62, 200 19. Beside one busy
+# process: 8000 spins 14, 3000 15, 200 27.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+import llama_cpp.llama_cpp as untyped
+
+api = cast(Any, untyped)
+Pointer = Any
+
+LOG_WARN, LOG_ERROR, LOG_CONTINUE = 3, 4, 5
+BUFFER = re.compile(r"(model|KV|compute|LoRA) buffer size = +([\d.]+) MiB")
+MIB = 1.048576  # megabytes (1e6 bytes)
+ABORTED = 2
+NO_ROOM = 1
+
+
+class _Log:
+    """llama.cpp's log of the whole process: buffer sizes are added up, complaints are kept until asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._complaints: deque[str] = deque(maxlen=4)
+        self._sizes: dict[str, float] = {}
+        self.callback = api.llama_log_callback(self._line)
+
+    def _line(self, level: int, text: bytes, _: object) -> None:
+        line = text.decode(errors="replace").strip()
+        if level >= LOG_ERROR and level != LOG_CONTINUE and line:
+            self._complaints.append(line)
+        elif found := BUFFER.search(line):
+            self._sizes[found[1]] = self._sizes.get(found[1], 0.0) + float(found[2]) * MIB
+
+    def begin(self) -> None:
+        self._lock.acquire()
+        self._complaints.clear()
+        self._sizes.clear()
+
+    def end(self) -> dict[str, float]:
+        sizes = dict(self._sizes)
+        self._lock.release()
+        return sizes
+
+    def reason(self) -> str:
+        """Return why the last call failed: the first complaint is the cause, later ones are consequences."""
+        text = self._complaints[0] if self._complaints else "llama.cpp gives no reason"
+        return text.split(": ", 1)[-1] if text.startswith("llama_") else text
+
+
+_log = _Log()
+_backend = threading.Lock()
+
+
+def _start_backend() -> None:
+    with _backend:
+        api.llama_log_set(_log.callback, ctypes.c_void_p())
+        api.llama_backend_init()
+
+
+def _built_with_amx() -> bool:
+    """Whether this build would repack weights for AMX tiles.
+
+    GCC 12 drops the stores of the tile configuration that llama.cpp's AMX kernels load (the intrinsic declares 8 of its
+    64 bytes), and the first prompt ends the process. No board of ours has AMX, so such a build does without repacking.
+    """
+    return b"AMX_INT8 = 1" in api.llama_print_system_info()
+
+
+class Weights:
+    """A loaded model and its vocabulary, freed with the last reference: a thread may be tokenising while all closes."""
+
+    def __init__(self, path: Path) -> None:
+        _start_backend()
+        params = api.llama_model_default_params()
+        # Read, not mapped: repacked tensors would be in memory twice, and a file cut short would end the process.
+        params.load_mode = api.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = not _built_with_amx()
+        _log.begin()
+        try:
+            self.model: Pointer = api.llama_model_load_from_file(str(path).encode(), params)
+            if not self.model:
+                raise EngineError(f"{path} cannot be loaded: {_log.reason()}")
+        finally:
+            self.sizes = _log.end()
+        weakref.finalize(self, api.llama_model_free, self.model).atexit = False
+        self._vocab: Pointer = api.llama_model_get_vocab(self.model)
+        self.vocabulary: int = api.llama_vocab_n_tokens(self._vocab)
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def trained_context(self) -> int:
+        return api.llama_model_n_ctx_train(self.model)
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether the memory of a sequence can be cut at any position; a recurrent state cannot."""
+        return not (api.llama_model_is_recurrent(self.model) or api.llama_model_is_hybrid(self.model))
+
+    def is_end(self, token: int) -> bool:
+        return api.llama_vocab_is_eog(self._vocab, token)
+
+    def tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count: int = api.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
+        if count < 0:
+            tokens = (ctypes.c_int32 * -count)()
+            count = api.llama_tokenize(self._vocab, data, len(data), tokens, -count, False, True)
+        return tokens[:count]
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of `token`; special tokens have none."""
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._spell(token)
+        return found
+
+    def _spell(self, token: int) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count: int = api.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+
+class Adapter:
+    """A LoRA loaded beside the weights. Its identity, not its name, says which sequences it has touched."""
+
+    def __init__(self, weights: Weights, path: Path) -> None:
+        _log.begin()
+        try:
+            self.handle: Pointer = api.llama_adapter_lora_init(weights.model, str(path).encode())
+            if not self.handle:
+                raise EngineError(f"{path} cannot be loaded as an adapter: {_log.reason()}")
+        finally:
+            self.sizes = _log.end()
+
+    def close(self) -> None:
+        api.llama_adapter_lora_free(self.handle)
+
+
+class Batch:
+    """Tokens for one decode, in arrays that llama.cpp reads in place."""
+
+    def __init__(self, room: int) -> None:
+        self.count = 0
+        self._token = np.zeros(room, np.int32)
+        self._position = np.zeros(room, np.int32)
+        self._sequence = np.zeros(room, np.int32)
+        self._wanted = np.zeros(room, np.int8)
+        self._ones = np.ones(room, np.int32)
+        first = self._sequence.ctypes.data
+        self._rows = (ctypes.POINTER(ctypes.c_int32) * (room + 1))()
+        for i in range(room):
+            self._rows[i] = ctypes.cast(first + 4 * i, ctypes.POINTER(ctypes.c_int32))
+        self.struct = api.llama_batch(
+            0,
+            self._token.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            None,
+            self._position.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            self._ones.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            self._rows,
+            self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def clear(self) -> None:
+        self.count = self.struct.n_tokens = 0
+
+    def add(self, tokens: Sequence[int], *, sequence: int, position: int, want_last: bool) -> int:
+        """Append `tokens` at `position` of `sequence`; return the row of the last one."""
+        start, end = self.count, self.count + len(tokens)
+        self._token[start:end] = tokens
+        self._position[start:end] = range(position, position + len(tokens))
+        self._sequence[start:end] = sequence
+        self._wanted[start:end] = 0
+        self._wanted[end - 1] = want_last
+        self.count = self.struct.n_tokens = end
+        return end - 1
+
+
+class Context:
+    """The memory of all sequences, and the one place that computes. Used by one thread, but for `abort`."""
+
+    def __init__(self, weights: Weights, *, cells: int, sequences: int, batch: int, threads: int) -> None:
+        params = api.llama_context_default_params()
+        params.n_ctx = cells
+        params.n_batch = params.n_ubatch = batch
+        params.n_seq_max = sequences
+        # One row of logits per sequence and step: for every token of a batch it would be 50 MB.
+        params.n_outputs_max = sequences
+        params.n_threads = params.n_threads_batch = threads
+        # One buffer for all sequences, so that a shared prefix is stored and read once.
+        params.kv_unified = True
+        # The callback runs hundreds of times a token: C's strlen over a flag keeps Python out of it.
+        self._flag = ctypes.create_string_buffer(2)
+        strlen = ctypes.CDLL(None).strlen
+        params.abort_callback = ctypes.cast(strlen, api.ggml_abort_callback)
+        params.abort_callback_data = ctypes.addressof(self._flag)
+        _log.begin()
+        try:
+            self._context: Pointer = api.llama_init_from_model(weights.model, params)
+            if not self._context:
+                raise EngineError(f"no context of {cells} tokens for this model: {_log.reason()}")
+        finally:
+            self.sizes = _log.end()
+        self._memory: Pointer = api.llama_get_memory(self._context)
+        self._row_type = ctypes.c_float * weights.vocabulary
+        self._rows: dict[int, Floats] = {}
+        self._adapter: Adapter | None = None
+
+    def close(self) -> None:
+        api.llama_free(self._context)
+
+    def allow(self) -> None:
+        """Forget an `abort` that came too late for its decode."""
+        self._flag[0] = b"\0"
+
+    def abort(self) -> None:
+        """Make the decode that runs now return ABORTED soon, from any thread; on a GPU it runs to its end."""
+        self._flag[0] = b"\1"
+
+    def decode(self, batch: Batch) -> int:
+        """Compute `batch`: 0 done, NO_ROOM, ABORTED, or negative. Unless 0, none of its tokens are remembered."""
+        return api.llama_decode(self._context, batch.struct)
+
+    def logits(self, row: int) -> Floats:
+        """Return the logits of `row` of the last batch, in place: valid until the next decode."""
+        pointer = api.llama_get_logits_ith(self._context, row)
+        address = ctypes.addressof(pointer.contents)
+        view = self._rows.get(address)
+        if view is None:
+            view = self._rows[address] = cast(
+                NDArray[np.float32], np.ctypeslib.as_array(self._row_type.from_address(address))
+            )
+        return view
+
+    def use(self, adapter: Adapter | None) -> None:
+        """Switch `adapter` on for the next decodes, or none."""
+        if adapter is self._adapter:
+            return
+        if adapter is None:
+            api.llama_set_adapters_lora(self._context, None, 0, None)
+        else:
+            handles = (api.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
+            api.llama_set_adapters_lora(self._context, handles, 1, (ctypes.c_float * 1)(1.0))
+        self._adapter = adapter
+
+    def cut(self, sequence: int, position: int = 0) -> bool:
+        """Forget `sequence` from `position` on; False when this memory cannot be cut there."""
+        return api.llama_memory_seq_rm(self._memory, sequence, position, -1)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let the empty sequence `target` begin with the first `length` tokens of `source`, sharing their memory."""
+        api.llama_memory_seq_cp(self._memory, source, target, 0, length)

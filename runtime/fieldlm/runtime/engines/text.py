@@ -1,0 +1,51 @@
+"""Bytes of tokens in, whole characters out, until a stop string appears."""
+
+import codecs
+
+
+class TextStream:
+    """The text of one answer as its tokens' bytes arrive.
+
+    What may still become a character or a stop string is held back, so that no caller ever sees half of one. The work
+    per push does not grow with the length of the answer.
+    """
+
+    def __init__(self, stop: tuple[str, ...] = ()) -> None:
+        self._stop = tuple(text for text in stop if text)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self._stopped = False
+
+    def push(self, piece: bytes) -> tuple[str, bool]:
+        """Return the text that is now certain, and whether a stop string ended it; the stop string is left out."""
+        if self._stopped:
+            return "", True
+        return self._settle(self._decoder.decode(piece))
+
+    def finish(self) -> str:
+        """Return what was held back, now that nothing follows; half a character becomes U+FFFD."""
+        if self._stopped:
+            return ""
+        text, _ = self._settle(self._decoder.decode(b"", final=True))
+        held, self._held = self._held, ""
+        return text + ("" if self._stopped else held)
+
+    def _settle(self, text: str) -> tuple[str, bool]:
+        if not self._stop:
+            return text, False
+        text = self._held + text
+        ends = [place for place in map(text.find, self._stop) if place >= 0]
+        if ends:
+            self._held, self._stopped = "", True
+            return text[: min(ends)], True
+        certain = len(text) - self._may_begin(text)
+        self._held = text[certain:]
+        return text[:certain], False
+
+    def _may_begin(self, text: str) -> int:
+        """Return the length of the longest end of `text` that is the beginning of a stop string."""
+        longest = max(map(len, self._stop)) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return length
+        return 0

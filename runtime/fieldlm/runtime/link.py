@@ -1,0 +1,121 @@
+"""One MQTT 5 connection: paho as a pipe whose events come out of a queue. Made new for every connection."""
+
+import queue
+import ssl
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from fieldlm.formats import topics
+from fieldlm.formats.errors import LinkError
+
+MAX_INFLIGHT = 16
+KEEPALIVE_S = 60
+
+
+class Received(msgspec.Struct, frozen=True):
+    """A message that came."""
+
+    topic: str
+    payload: bytes
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """The connection is gone; nothing comes after this."""
+
+    reason: str
+
+
+Inbox = queue.SimpleQueue[Received | Closed | None]
+
+
+class Link:
+    """A connection that is open inside `with`. Its thread only moves bytes; every decision is the reader's."""
+
+    def __init__(
+        self, url: str, *, client_id: str, session_expiry_s: int, inbox: Inbox, will: tuple[str, bytes] | None = None
+    ) -> None:
+        self.address = topics.parse_broker(url)
+        self.receive_maximum = 65_535
+        """Messages that the broker allows on the way; paho does not look at it, so whoever publishes has to."""
+        self._inbox = inbox
+        self._answer = threading.Event()
+        self._refusal = ""
+        self._expiry_s = session_expiry_s
+        self._client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5, reconnect_on_failure=False
+        )
+        self._client.max_inflight_messages_set(MAX_INFLIGHT)
+        self._client.on_connect = self._on_connect
+        self._client.on_message = self._on_message
+        self._client.on_disconnect = self._on_disconnect
+        if self.address.tls:
+            self._client.tls_set_context(ssl.create_default_context())
+        if self.address.user:
+            self._client.username_pw_set(self.address.user, self.address.password)
+        if will:
+            self._client.will_set(will[0], will[1], qos=1, retain=True)
+
+    def __enter__(self) -> Self:
+        """Connect; raises LinkError when the broker is away or refuses."""
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = self._expiry_s
+        properties.ReceiveMaximum = MAX_INFLIGHT
+        host, port = self.address.host, self.address.port
+        try:
+            self._client.connect(host, port, keepalive=KEEPALIVE_S, clean_start=False, properties=properties)
+        except (OSError, ValueError) as error:
+            self.close()
+            raise LinkError(f"the broker {self.address} is away: {error}") from error
+        self._client.loop_start()
+        if not self._answer.wait(10) or self._refusal:
+            self.close()
+            raise LinkError(f"the broker {self.address} refused: {self._refusal or 'no answer in 10 s'}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect after what is queued has gone out."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        # paho closes two of its sockets when it is collected; without the circle that is now and not some day.
+        self._client.on_connect = self._client.on_message = self._client.on_disconnect = None
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        self._client.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])
+
+    def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int = 0, content_type: str = ""
+    ) -> None:
+        """Queue a QoS 1 message; raises LinkError when paho will not take it."""
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.UserProperty = ("v", "1")
+        if expiry_s:
+            properties.MessageExpiryInterval = expiry_s
+        if content_type:
+            properties.ContentType = content_type
+        done = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
+        if done.rc != mqtt.MQTT_ERR_SUCCESS:
+            raise LinkError(f"the broker {self.address} took no message: {mqtt.error_string(done.rc)}")
+
+    def _on_connect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            self._refusal = str(reason)
+        self.receive_maximum = int(getattr(properties, "ReceiveMaximum", 65_535))
+        self._answer.set()
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        self._inbox.put(Received(message.topic, bytes(message.payload)))
+
+    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        self._inbox.put(Closed(str(reason)))

@@ -1,0 +1,72 @@
+"""Ask a loaded generation the questions its bundle carries, and compare with what a healthy copy answers.
+
+A process that started proves nothing about a model: a wrong template or damaged weights answer, in garbage. Greedy
+answers are the same on every healthy copy up to rounding, which differs with what is computed beside them and can tip a
+near tie: the first half has to agree, once in a few tries. Garbage never does.
+"""
+
+import math
+import threading
+from typing import Protocol
+
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.errors import EngineError
+from fieldlm.formats.probe import Probe, load_probes
+from fieldlm.runtime.engines import Engine, Sampling
+
+ANSWER_S = 120.0  # a Pi Zero needs a minute for 32 tokens; what takes longer hangs
+SAME_SHARE = 0.5
+TRIES = 4
+
+
+class Serving(Protocol):
+    """A loaded generation."""
+
+    @property
+    def bundle(self) -> Bundle: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def adapter(self) -> str | None: ...
+
+
+def score(serving: Serving) -> float:
+    """Return the share of the bundle's probes that are answered as expected; 1 when it has none and still answers.
+
+    Raises EngineError when the generation does not answer at all, or not in time.
+    """
+    path = serving.bundle.path("probe")
+    if path is None:
+        answer(serving, Probe(messages=[{"role": "user", "content": "Hello"}], expect="", max_tokens=1))
+        return 1.0
+    probes = load_probes(path)
+    return sum(_passes(serving, probe) for probe in probes) / len(probes)
+
+
+def _passes(serving: Serving, probe: Probe) -> bool:
+    return any(agrees(answer(serving, probe), probe.expect) for _ in range(TRIES))
+
+
+def agrees(found: str, expected: str) -> bool:
+    """Say whether the answer is the expected one for the first half of it at least."""
+    found, expected = found.strip(), expected.strip()
+    needed = math.ceil(SAME_SHARE * len(expected))
+    return found == expected or (needed > 0 and found[:needed] == expected[:needed])
+
+
+def answer(serving: Serving, probe: Probe) -> str:
+    """Return the greedy answer to one probe."""
+    from fieldlm.runtime.template import render
+
+    tokens = serving.engine.tokenize(render(serving.bundle, probe.messages))
+    generation = serving.engine.start(tokens, Sampling(max_tokens=probe.max_tokens), adapter=serving.adapter)
+    hang = threading.Timer(ANSWER_S, generation.cancel)
+    hang.start()
+    try:
+        chunks = list(generation)
+    finally:
+        hang.cancel()
+    if chunks[-1].outcome not in ("stop", "length"):
+        reason = chunks[-1].error or f"no answer within {ANSWER_S:.0f} s"
+        raise EngineError(f"{serving.bundle.generation} does not answer a probe: {reason}")
+    return "".join(chunk.text for chunk in chunks)

@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fieldlm.feedback.tune import Example, Recipe, evaluate_loss, pack, packed_loss, read_examples, tune, with_adapter
+from fieldlm.formats.errors import InputError
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer llama with a byte-level vocabulary."""
+    folder = tmp_path_factory.mktemp("tiny")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    def row(word: str) -> dict[str, list[dict[str, str]]]:
+        said = (("system", "count"), ("user", word), ("assistant", str(len(word))))
+        return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+    rows = [row(word) for word in ("tea", "latte", "mocha", "espresso", "cake", "pie", "juice", "water")]
+    for name in ("train.jsonl", "eval.jsonl"):
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return tmp_path
+
+
+def test_one_packed_row_has_the_loss_and_the_gradients_of_separate_rows(checkpoint: Path, dataset: Path) -> None:
+    examples = read_examples(dataset / "train.jsonl", checkpoint, 512)
+    torch.manual_seed(1)
+    model: Any = with_adapter(checkpoint, Recipe(rank=4, targets=("q_proj", "down_proj"), precision="float32"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.02)
+
+    def step(groups: list[list[Example]]) -> tuple[float, torch.Tensor]:
+        model.zero_grad()
+        count = sum(len(e.tokens) - e.answer_at for e in examples)
+        total = 0.0
+        for group in groups:
+            row = pack(group)
+            share = len(row["targets"]) / count
+            loss = packed_loss(model, row) * share
+            loss.backward()
+            total += float(loss.detach())
+        return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    loss_packed, gradient_packed = step([examples])
+    loss_apart, gradient_apart = step([[example] for example in examples])
+    assert loss_packed == pytest.approx(loss_apart, rel=1e-5)
+    torch.testing.assert_close(gradient_packed, gradient_apart, rtol=1e-3, atol=1e-6)
+
+
+def test_the_loss_counts_answers_only(checkpoint: Path, dataset: Path) -> None:
+    examples = read_examples(dataset / "train.jsonl", checkpoint, 512)
+    row = pack(examples)
+    assert bytes(row["targets"].tolist()[:4]) != b""
+    assert len(row["targets"]) == sum(len(e.tokens) - e.answer_at for e in examples)
+    assert len(row["input_ids"][0]) < sum(len(e.tokens) for e in examples), "the common beginning is laid once"
+
+
+def test_tuning_lowers_the_loss_and_leaves_a_peft_folder(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = Recipe(rank=8, epochs=30, batch=4, learning_rate=3e-2, precision="float32")
+    document = tune(checkpoint, dataset, tmp_path / "adapter", recipe)
+    assert document["eval_loss_after"] < 0.7 * document["eval_loss_before"]
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tune.json",
+    }
+
+
+def test_the_same_seed_gives_the_same_losses(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = Recipe(rank=4, epochs=2, batch=4, precision="float32")
+    losses = [tune(checkpoint, dataset, tmp_path / name, recipe)["losses"] for name in ("a", "b")]
+    assert losses[0] == losses[1]
+
+
+def test_evaluating_nothing_gives_nothing(checkpoint: Path) -> None:
+    assert evaluate_loss(None, [], 4) is None
+
+
+def test_a_missing_dataset_says_how_to_make_one(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fieldlm dataset"):
+        read_examples(tmp_path / "train.jsonl", checkpoint, 512)
+
+
+def test_an_example_that_is_too_long_is_named(checkpoint: Path, dataset: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.jsonl:1 has \d+ tokens"):
+        read_examples(dataset / "train.jsonl", checkpoint, 8)

@@ -1,0 +1,171 @@
+import secrets
+from typing import Any
+
+import msgspec
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldlm.formats import block
+from fieldlm.formats.block import MAX_BODY_BYTES, Block, UnknownSchemaError, encode, parse
+from fieldlm.formats.record import Record, WireError
+
+LABEL = st.text(max_size=12)
+COUNT = st.integers(-(2**62), 2**62)
+NUMBER = st.floats(allow_nan=False)
+RECORDS = st.lists(
+    st.builds(
+        Record,
+        device=st.just("kiosk-1"),
+        epoch=st.just(2**62),
+        stream=st.just("gen"),
+        kind=st.sampled_from(["generation", "feedback", "update", "drop", "system"]),
+        wall_ms=COUNT,
+        mono_ms=COUNT,
+        clock_ok=st.booleans(),
+        response=LABEL,
+        session=LABEL,
+        prompt_tokens=COUNT,
+        queue_ms=NUMBER,
+        ttft_ms=st.floats(0, 1e6).map(lambda x: round(x, 1)),
+        answer=st.text(max_size=50),
+        detail=st.dictionaries(LABEL, LABEL, max_size=3),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+def numbered(records: list[Record], first: int = 1) -> list[Record]:
+    return [msgspec.structs.replace(record, seq=first + i) for i, record in enumerate(records)]
+
+
+def day(count: int) -> list[Record]:
+    """What a kiosk without consent tells on a busy morning."""
+    return [
+        Record(
+            device="kiosk-1",
+            epoch=1,
+            stream="gen",
+            seq=seq,
+            kind="generation",
+            wall_ms=1_760_000_000_000 + seq * 7300 + seq * seq % 977,
+            mono_ms=9_000_000 + seq * 7300 + seq * seq % 977,
+            boot="ab12cd34",
+            generation="0123456789ab",
+            model="SmolLM2-135M",
+            response=f"chatcmpl-{secrets.token_hex(8)}",
+            session=f"{seq // 9:016x}",
+            route="local",
+            outcome="stop",
+            prompt_tokens=60 + seq * 31 % 80,
+            completion_tokens=5 + seq * 17 % 50,
+            cached_tokens=40,
+            queue_ms=(seq * 13 % 20) / 10,
+            ttft_ms=50 + (seq * 37 % 200) / 10,
+            duration_ms=300 + (seq * 91 % 2000) / 10,
+            margin=(seq * 53 % 800) / 100,
+        )
+        for seq in range(1, count + 1)
+    ]
+
+
+@given(RECORDS, st.integers(1, 1000))
+def test_records_come_back_equal(records: list[Record], first: int) -> None:
+    made = numbered(records, first)
+    assert list(parse(encode(made)).records()) == made
+
+
+@given(st.binary(max_size=300))
+def test_garbage_raises_one_kind_of_error(message: bytes) -> None:
+    with pytest.raises(WireError):
+        parse(message).records()
+
+
+@given(RECORDS, st.data())
+def test_a_damaged_block_raises_one_kind_of_error_or_is_a_block(records: list[Record], data: st.DataObject) -> None:
+    message = bytearray(encode(numbered(records)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = parse(bytes(message)).records()
+    except WireError:
+        return
+    assert all(isinstance(record, Record) for record in found)
+
+
+PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=5)
+VALUE: st.SearchStrategy[Any] = st.recursive(
+    PLAIN | st.binary(max_size=9), lambda inner: st.lists(inner, max_size=4), max_leaves=6
+)
+HOW = st.sampled_from(["i", "d", "f", "F", "s", "x", "?"])
+COLUMN = st.none() | st.lists(VALUE, max_size=3).flatmap(lambda rest: HOW.map(lambda how: [how, *rest]))
+
+
+@given(st.lists(COLUMN, min_size=25, max_size=25), st.integers(1, 3))
+def test_wrong_columns_in_a_sound_body_raise_one_kind_of_error(columns: list[Any], count: int) -> None:
+    columns[0] = ["i", b"\x02\x04\x06"[:count]]
+    body = zstandard.compress(msgspec.msgpack.encode(columns))
+    head = Block(block.MAGIC, block.VERSION, 1, "kiosk-1", "gen", 1, 1, count, count, body)
+    try:
+        parse(msgspec.msgpack.encode(head)).records()
+    except WireError:
+        return
+
+
+def test_a_small_block_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked() -> None:
+    body = zstandard.compress(b"\0" * (MAX_BODY_BYTES + 1))
+    head = Block(block.MAGIC, block.VERSION, 1, "kiosk-1", "gen", 1, 1, 1, 1, body)
+    with pytest.raises(WireError, match="limit"):
+        parse(msgspec.msgpack.encode(head)).records()
+
+
+def test_one_long_text_named_thousands_of_times_is_refused() -> None:
+    records = day(128)
+    columns = msgspec.msgpack.decode(zstandard.decompress(parse(encode(records)).body))
+    columns[-4] = ["s", ["x" * 100_000], b"\0" * 128]
+    body = zstandard.compress(msgspec.msgpack.encode(columns))
+    head = Block(block.MAGIC, block.VERSION, 1, "kiosk-1", "gen", 1, 1, 128, 128, body)
+    with pytest.raises(WireError, match="too long together"):
+        head.records()
+
+
+def test_the_head_of_an_unknown_schema_can_be_read() -> None:
+    made = msgspec.structs.replace(parse(encode(day(3))), schema=99)
+    again = parse(msgspec.msgpack.encode(made))
+    assert (again.first, again.last, again.count) == (1, 3, 3)
+    with pytest.raises(UnknownSchemaError):
+        again.records()
+
+
+def test_a_block_may_leave_out_numbers_that_no_longer_exist() -> None:
+    kept = [record for record in day(10) if record.seq in (4, 6, 10)]
+    made = parse(encode(kept, first=2))
+    assert (made.first, made.last, made.count) == (2, 10, 3)
+    assert [record.seq for record in made.records()] == [4, 6, 10]
+
+
+@pytest.mark.parametrize("change", [{"count": 5000}, {"first": 0}, {"last": 1}, {"stream": "log"}, {"epoch": -1}])
+def test_an_impossible_head_is_refused(change: dict[str, Any]) -> None:
+    made = msgspec.structs.replace(parse(encode(day(3))), **change)
+    with pytest.raises(WireError):
+        parse(msgspec.msgpack.encode(made))
+
+
+def test_a_record_among_128_takes_at_most_25_bytes() -> None:
+    assert len(encode(day(128))) / 128 <= 25
+
+
+def test_blocks_of_the_first_version_can_be_read_for_ever() -> None:
+    message = bytes.fromhex(FROZEN)
+    assert [(r.seq, r.kind, r.response) for r in parse(message).records()] == [
+        (1, "generation", "chatcmpl-00"),
+        (2, "generation", "chatcmpl-01"),
+    ]
+
+
+FROZEN = (
+    "9aa3666c620101a76b696f736b2d31a367656e01010202c44928b52ffd204b0502006403dc001992a169c402020493a17391"
+    "aa67656e65726174696f6ec4020000c0c0c002c0c094a178a963686174636d706c2d01c4020001c0020070bd010cea09"
+)

@@ -1,0 +1,174 @@
+"""Every shipped profile is sound; every impossible one is refused for its reason."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fieldlm.formats.errors import ProfileError
+from fieldlm.formats.profile import Profile, load_profile, profile_folder, profile_names, profile_sha256
+from fieldlm.formats.profile_lint import cautions, kv_mb, lint
+
+BOARDS = {
+    "pi-zero-2w", "rpi4-4gb", "rpi4-8gb", "rpi5-4gb", "rpi5-8gb", "rk3588", "jetson-orin-nano-8gb", "jetson-agx-orin",
+    "generic-aarch64", "generic-aarch64-dotprod", "generic-x86-64", "generic-x86-64-avx2", "laptop-avx2",
+    "laptop-avx512", "laptop-nvidia", "apple-silicon",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_shipped_profile_is_possible(name: str) -> None:
+    assert lint(load_profile(name)) == []
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_number_in_a_shipped_profile_is_written_with_its_source(name: str) -> None:
+    for line in (profile_folder() / f"{name}.toml").read_text().splitlines():
+        if "{ value" in line and '"unknown"' not in line:
+            assert re.search(r'kind = "(theory|measured|policy)", source = ".{6,}" }$', line), line
+
+
+def test_the_boards_of_the_first_release_are_there() -> None:
+    assert set(profile_names()) >= BOARDS
+
+
+def test_a_profile_loads_by_name_and_by_path_alike() -> None:
+    assert load_profile("rpi5-8gb") == load_profile(str(profile_folder() / "rpi5-8gb.toml"))
+
+
+def test_a_number_keeps_its_kind_and_its_source() -> None:
+    profile = load_profile("rpi5-8gb")
+    assert profile.memory.bandwidth_gb_s == 17.0
+    assert profile.sources["memory.bandwidth_gb_s"].kind == "theory"
+    assert "bcm2712.adoc" in profile.sources["memory.bandwidth_gb_s"].source
+
+
+def test_a_board_inherits_from_its_family_and_says_the_rest() -> None:
+    board, family = load_profile("rpi5-8gb"), load_profile("generic-aarch64-dotprod")
+    assert board.onnx == family.onnx
+    assert board.cpu.decode_threads == 4
+    assert family.cpu.decode_threads == 2
+    assert not board.generic
+    assert load_profile("rpi4-8gb").references == (), "references belong to one device and are not inherited"
+
+
+def test_unknown_takes_an_inherited_number_away() -> None:
+    agx = load_profile("jetson-agx-orin")
+    assert agx.memory.bandwidth_gb_s is None
+    assert "memory.bandwidth_gb_s" not in agx.sources
+
+
+def test_an_unknown_profile_is_answered_with_the_near_names() -> None:
+    with pytest.raises(ProfileError, match=r"'rpi5'; did you mean rpi5-.gb .*fieldlm profiles"):
+        load_profile("rpi5")
+
+
+@pytest.mark.parametrize("name", ["../etc/passwd", "", "a b", "rpi5-8gb/"])
+def test_a_name_that_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(ProfileError, match="there is no profile"):
+        load_profile(name)
+
+
+def test_the_digest_follows_what_is_said_and_not_the_layout(tmp_path: Path) -> None:
+    text = (profile_folder() / "generic-x86-64-avx2.toml").read_text()
+    same, other = tmp_path / "a/generic-x86-64-avx2.toml", tmp_path / "b/generic-x86-64-avx2.toml"
+    for path, content in ((same, f"# a comment\n{text}"), (other, text.replace("value = 2500", "value = 2501"))):
+        path.parent.mkdir()
+        path.write_text(content)
+    original = profile_sha256(load_profile("generic-x86-64-avx2"))
+    assert profile_sha256(load_profile(str(same))) == original
+    assert profile_sha256(load_profile(str(other))) != original
+
+
+BROKEN = {
+    "an unknown field": ("[onnx]", "[onnx]\nblocks = 3", "unknown field"),
+    "a number that is text": ('value = 2, kind = "policy"', 'value = "two", kind = "policy"', "cpu.decode_threads"),
+    "a kind nobody knows": ('kind = "measured"', 'kind = "guessed"', "guessed"),
+    "no TOML at all": ("[match]", "[match", "cannot be read"),
+    "a later format": ("fieldlm.profile/1", "fieldlm.profile/2", "update fieldlm"),
+    "another one's name": ('id = "generic-x86-64-avx2"', 'id = "rpi5-8gb"', "must be the same"),
+    "a parent that is not there": ("generic = true", 'inherits = "rpi6"', "there is no profile 'rpi6'"),
+    "itself as parent": ("generic = true", 'inherits = "generic-x86-64-avx2"', "inherits itself"),
+    "sources without numbers": ("[match]", "[sources]\n[match]", "beside their numbers"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "reason"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_file_is_refused_with_the_reason(tmp_path: Path, old: str, new: str, reason: str) -> None:
+    path = tmp_path / "generic-x86-64-avx2.toml"
+    text = (profile_folder() / path.name).read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ProfileError, match=re.escape(reason)):
+        load_profile(str(path))
+
+
+def changed(profile: Profile, section: str, **values: Any) -> Profile:
+    return msgspec.structs.replace(profile, **{section: msgspec.structs.replace(getattr(profile, section), **values)})
+
+
+IMPOSSIBLE: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "a budget above the memory": ("rpi5-8gb", "memory", {"model_budget_mb": 8000}, "total 8589 − reserve 1500 = 7089"),
+    "more threads than cores": ("rpi5-8gb", "cpu", {"prefill_threads": 8}, "more than the 4 cores"),
+    "decoding on little cores": ("rk3588", "cpu", {"decode_threads": 8}, "more than the 4 big cores"),
+    "more big cores than cores": ("rk3588", "cpu", {"big_cores": 9}, "big_cores = 9 is more than the 8 cores"),
+    "AVX2 on ARM": ("rpi5-8gb", "cpu", {"isa": ("neon", "dotprod", "avx2")}, "avx2 does not exist on aarch64"),
+    "a match on what the CPU lacks": ("generic-aarch64-dotprod", "cpu", {"isa": ("neon",)}, "match.isa asks for"),
+    "a file type nobody writes": ("rpi5-8gb", "gguf", {"quants": ("Q8_0", "Q9_9")}, "'Q9_9', which the pinned"),
+    "no file type": ("rpi5-8gb", "gguf", {"quants": ()}, "gguf.quants is empty"),
+    "a default outside the list": ("rpi5-8gb", "gguf", {"default_quant": "F16"}, "not among gguf.quants"),
+    "an unknown KV type": ("rpi5-8gb", "gguf", {"kv_k": "q3_k"}, "gguf.kv_k = 'q3_k'"),
+    "quantised values without flash attention": ("rpi5-8gb", "gguf", {"kv_v": "q8_0"}, "needs flash_attention"),
+    "a KV pair CUDA lacks": ("jetson-orin-nano-8gb", "gguf", {"kv_k": "q8_0"}, "the pair q8_0-f16"),
+    "a context that eats the budget": ("pi-zero-2w", "gguf", {"context": 8192}, "more than half of the budget"),
+    "an ONNX block of 48": ("rpi5-8gb", "onnx", {"block_size": 48}, "onnx.block_size = 48"),
+    "an ONNX accuracy of 7": ("rpi5-8gb", "onnx", {"accuracy_level": 7}, "onnx.accuracy_level = 7"),
+    "three ONNX bits": ("rpi5-8gb", "onnx", {"bits": 3}, "onnx.bits = 3"),
+    "idling hotter than working": ("rk3588", "power", {"idle_w": 20.0}, "not below power.load_w"),
+    "RAPL on ARM": ("rpi5-8gb", "power", {"sensor": "rapl"}, "x86_64 only"),
+    "a sensor of nothing": ("rpi5-8gb", "power", {"domain": ""}, "says not what it measures"),
+    "a chip that throttles when boiling": ("rpi5-8gb", "thermal", {"throttle_c": 300.0}, "want 40 to 120"),
+    "reading faster than the data sheet": ("rpi5-8gb", "memory", {"read_gb_s": 30.0}, "more than the theory allows"),
+    "a negative reserve": ("rpi5-8gb", "memory", {"reserve_mb": -1}, "memory.reserve_mb = -1"),
+    "an expectation upside down": ("rpi5-8gb", "expect", {"bandwidth_percent_low": 110.0}, "is not below"),
+    "a range that is empty": ("rpi5-8gb", "match", {"memory_mb": (9000, 8000)}, "is empty"),
+    "references faster than the memory": ("rpi5-8gb", "memory", {"bandwidth_gb_s": 5.0}, "need more than 5 GB/s"),
+    "shared memory that is not shared": ("jetson-orin-nano-8gb", "memory", {"unified": False}, "must be true"),
+    "a budget above the GPU's memory": ("laptop-nvidia", "memory", {"model_budget_mb": 9000}, "is more than GeForce"),
+}
+
+
+@pytest.mark.parametrize(("name", "section", "values", "reason"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_an_impossible_profile_is_refused_for_its_reason(
+    name: str, section: str, values: dict[str, Any], reason: str
+) -> None:
+    reasons = lint(changed(load_profile(name), section, **values))
+    assert [line for line in reasons if reason in line], reasons
+
+
+def test_a_number_without_a_source_is_refused() -> None:
+    profile = load_profile("rpi5-8gb")
+    kept = {name: said for name, said in profile.sources.items() if name != "memory.bandwidth_gb_s"}
+    (reason,) = lint(msgspec.structs.replace(profile, sources=kept))
+    assert reason.startswith("memory.bandwidth_gb_s = 17 has no kind and no source")
+
+
+def test_a_theory_without_a_source_is_refused() -> None:
+    profile = load_profile("rpi5-8gb")
+    silent = msgspec.structs.replace(profile.sources["memory.bandwidth_gb_s"], source=" ")
+    sources = {**profile.sources, "memory.bandwidth_gb_s": silent}
+    (reason,) = lint(msgspec.structs.replace(profile, sources=sources))
+    assert "is called theory and names no source" in reason
+
+
+def test_slow_file_types_are_a_caution_and_no_refusal() -> None:
+    assert any(line.startswith("Q8_0 has no repacked kernel") for line in cautions(load_profile("laptop-avx2")))
+    assert cautions(load_profile("rpi5-8gb")) == []
+
+
+def test_the_yardstick_cache_is_the_published_one() -> None:
+    # SmolLM-360M: 40,960 bytes a token at F16.
+    zero = load_profile("pi-zero-2w")
+    assert kv_mb(zero) == pytest.approx(1024 * 40_960 / 1e6)

@@ -1,0 +1,78 @@
+"""One build of the package, one Debian root and one bundle for all tests here; Debian needs root to be installed in."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fieldlm.formats.bundle import Bundle, write_bundle
+from fieldlm.formats.profile import profile_sha256
+from fieldlm.runtime.hardware import detect
+from tests.material import tiny_bundle
+from tests.packaging.machine import PYTHON, ROOT, SUITES, Machine, clean_machine
+
+WHY = "tests/packaging: left out what needs root, debootstrap, systemd-nspawn and a Debian's Python"
+
+
+@functools.cache
+def runs_here() -> bool:
+    """In CI what is missing has to fail, so there the tests always run."""
+    if os.environ.get("CI"):
+        return True
+    tools = [shutil.which("debootstrap"), shutil.which("systemd-nspawn")]
+    if os.geteuid() != 0 or not all(tools) or PYTHON not in SUITES:
+        return False
+    return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [] if runs_here() else [item for item in items if "machine" in getattr(item, "fixturenames", ())]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_report_collectionfinish() -> list[str]:
+    return [] if runs_here() else [WHY]
+
+
+@pytest.fixture(scope="session")
+def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the package, built the way `make deb` builds it."""
+    folder = tmp_path_factory.mktemp("deb")
+    command = [sys.executable, ROOT / "packaging/build_deb.py", "--work", folder / "work", "--out", folder]
+    subprocess.run(command, check=True)
+    (built,) = folder.glob("fieldlm_*.deb")
+    return built
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Return a bundle of the small model that says it was compiled for this machine."""
+    made = tiny_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+    profile = detect().best
+    manifest = msgspec.structs.replace(made.manifest, profile=profile.id, profile_sha256=profile_sha256(profile))
+    return write_bundle(made.folder, manifest, Ed25519PrivateKey.generate())
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Generator[Machine]:
+    root = tmp_path_factory.mktemp("debian")
+    root.chmod(0o755)
+    yield clean_machine(root)
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def machine(clean: Machine, deb: Path) -> Machine:
+    """Return a Debian in which the package is installed; a test may remove it."""
+    if not clean.has("fieldlm"):
+        clean.install(deb)
+    return clean

@@ -1,0 +1,98 @@
+"""The .deb in a clean Debian: it installs, its command and its unit work, and it leaves without a trace."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from fieldlm.formats.bundle import Bundle
+from tests.packaging.machine import Machine
+from tests.packaging.serving import ask, free_port, serving
+
+UNIT = "/usr/lib/systemd/system/fieldlm.service"
+MOST_EXPOSED = 4.5  # systemd's measure, 0 to 10; the rest is what GPUs and serving a network need
+
+
+def test_the_command_works_for_any_user(machine: Machine) -> None:
+    assert machine.run("setpriv", "--reuid=nobody", "--clear-groups", "fieldlm", "--version").startswith("fieldlm ")
+    assert "raspberry" in machine.run("fieldlm", "profiles").lower()
+
+
+def test_the_compiler_commands_say_what_to_install(machine: Machine) -> None:
+    answer = machine.run("sh", "-c", "fieldlm compile x 2>&1 || echo exit $?")
+    assert "pip install fieldlm-compiler" in answer
+    assert answer.endswith("exit 2\n")
+
+
+def test_running_it_writes_nothing_into_the_package(machine: Machine) -> None:
+    machine.run("fieldlm", "detect")
+    assert machine.run("dpkg", "--verify", "fieldlm") == ""
+    owned = set(machine.run("dpkg", "-L", "fieldlm").split())
+    assert set(machine.run("find", "/opt/fieldlm").split()) <= owned
+
+
+def test_systemd_finds_no_fault_with_the_unit(machine: Machine) -> None:
+    assert machine.run("sh", "-c", f"systemd-analyze verify --man=no {UNIT} 2>&1") == ""
+    assert machine.run("systemctl", "is-enabled", "fieldlm.service") == "enabled\n"
+
+
+def test_the_unit_leaves_little_exposed(machine: Machine) -> None:
+    report = machine.run("systemd-analyze", "security", "--offline=true", "--no-pager", UNIT)
+    (level,) = re.findall(r"Overall exposure level for fieldlm.service: ([\d.]+)", report)
+    assert float(level) <= MOST_EXPOSED, report
+
+
+def test_no_key_and_no_name_is_made_at_installation(machine: Machine) -> None:
+    assert machine.run("find", "/var/lib/fieldlm", "/etc/fieldlm", "-type", "f").split() == ["/etc/fieldlm/config.toml"]
+
+
+def test_a_booted_device_serves_under_the_units_restraints(machine: Machine, bundle: Bundle) -> None:
+    shutil.copytree(bundle.folder, machine.root / "var/lib/fieldlm/factory", dirs_exist_ok=True)
+    port = free_port()
+    drop_in = machine.root / "etc/systemd/system/fieldlm.service.d/port.conf"
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text(f"[Service]\nEnvironment=FIELDLM_PORT={port}\n")
+    url = f"http://127.0.0.1:{port}"
+    with serving(machine.boot(), url):
+        assert ask(url, "Say hello.")
+        service = machine.process("fieldlm serve")
+        assert service["Uid"].split()[0] == machine.run("id", "-u", "fieldlm").strip()
+        assert (service["Seccomp"], service["NoNewPrivs"], int(service["CapBnd"], 16)) == ("2", "1", 0)
+        # active, not activating: systemd has heard that it is ready
+        inside = ["nsenter", f"--target={service['Pid']}", "--mount", "--pid"]
+        assert subprocess.check_output([*inside, "systemctl", "is-active", "fieldlm"], text=True) == "active\n"
+    shutil.rmtree(drop_in.parent)
+
+
+def test_an_upgrade_keeps_the_settings_and_the_models(machine: Machine, deb: Path) -> None:
+    settings = machine.root / "etc/fieldlm/config.toml"
+    kept = machine.root / "var/lib/fieldlm/kept"
+    shipped = settings.read_text()
+    settings.write_text('fleet = "north"\n')
+    kept.touch()
+    machine.install(deb)
+    assert settings.read_text() == 'fleet = "north"\n'
+    assert kept.exists()
+    settings.write_text(shipped)
+
+
+def test_it_refuses_a_cpu_that_llama_cpp_was_not_built_for(machine: Machine, deb: Path) -> None:
+    shutil.copy(deb, machine.root / "tmp/fieldlm.deb")
+    (machine.root / "tmp/cpuinfo").write_text("flags : fpu\n")
+    script = "mount --bind /tmp/cpuinfo /proc/cpuinfo; ! dpkg --install /tmp/fieldlm.deb 2>&1"
+    answer = machine.run("sh", "-ec", script)
+    assert "this package was built for CPUs with" in answer
+    assert machine.run("fieldlm", "--version"), "what was installed before still works"
+    (machine.root / "tmp/fieldlm.deb").unlink()
+
+
+def test_removing_keeps_what_the_owner_made_and_purging_leaves_nothing(machine: Machine) -> None:
+    (machine.root / "var/lib/fieldlm/record").touch()
+    machine.run("dpkg", "--remove", "fieldlm")
+    assert not (machine.root / "opt").joinpath("fieldlm").exists()
+    assert (machine.root / "etc/fieldlm/config.toml").exists()
+    assert (machine.root / "var/lib/fieldlm/record").exists()
+    machine.run("dpkg", "--purge", "fieldlm")
+    assert machine.run("find", "/", "-xdev", "-name", "*fieldlm*") == ""
+    assert "fieldlm" not in machine.run("getent", "passwd")
+    assert "fieldlm" not in machine.run("getent", "group")

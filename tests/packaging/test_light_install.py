@@ -1,0 +1,68 @@
+"""`pip install .` alone, in a new virtual environment: the device half stands on its own feet."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fieldlm.formats.bundle import Bundle
+from tests.packaging.machine import ROOT
+from tests.packaging.serving import ask, free_port, serving
+
+
+@pytest.fixture(scope="session")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the bin folder of a virtual environment that holds the device half and what it needs."""
+    folder = tmp_path_factory.mktemp("device")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([folder / "bin/pip", "install", "-qq", ROOT], check=True)
+    return folder / "bin"
+
+
+def said(command: Sequence[str | Path], *, exit_code: int = 0) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_it_brings_no_training_libraries(device: Path) -> None:
+    installed = {line.split("==")[0] for line in said([device / "pip", "freeze"]).splitlines()}
+    assert not installed & {
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxruntime",
+        "pandas",
+        "pyarrow",
+        "duckdb",
+        "scikit-learn",
+    }
+
+
+def test_its_parts_import_without_the_other_half(device: Path) -> None:
+    script = (
+        "import importlib, pkgutil, fieldlm.formats as f, fieldlm.runtime as r\n"
+        "for part in (f, r):\n"
+        "    for module in pkgutil.iter_modules(part.__path__, part.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+    )
+    assert said([device / "python", "-I", "-W", "error", "-c", script]) == ""
+
+
+def test_the_command_says_its_version_and_knows_the_boards(device: Path) -> None:
+    assert said([device / "fieldlm", "--version"]).startswith("fieldlm ")
+    assert "jetson" in said([device / "fieldlm", "profiles"]).lower()
+
+
+def test_compile_says_what_to_install(device: Path) -> None:
+    assert "pip install fieldlm-compiler" in said([device / "fieldlm", "compile", "model"], exit_code=2)
+
+
+def test_it_serves_a_bundle_that_was_built_elsewhere(device: Path, bundle: Bundle, tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [device / "fieldlm", "serve", bundle.folder, "--port", str(port), "--state", tmp_path, "--no-discovery"]
+    with serving(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), url):
+        assert ask(url, "Say hello.")
