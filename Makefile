@@ -3,6 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Plain PyPI brings gigabytes of CUDA with it; with access to PyTorch's own CPU index, add it here.
 TORCH ?= torch==2.13.0
+# GCC before 13 miscompiles llama.cpp's set-up of AMX tiles; without them its other fast kernels are used.
+ifeq ($(shell uname -m),x86_64)
+NO_AMX := $(shell flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; \
+	$${CXX:-c++} $$flags -x c++ -E - </dev/null >/dev/null 2>&1 && echo "$$flags")
+ifneq ($(NO_AMX),)
+export CMAKE_ARGS ?= -DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'
+endif
+endif
 
 .PHONY: demo test lint deb setup clean
 demo: setup

@@ -88,6 +88,7 @@ def ask(
         "adapter": sha256_file(fitted.gguf) if fitted else None,
         "texts": texts,
         "tokens": verify.TOKENS,
+        "firm": verify.FIRM,
         "reference": reference.tokens if reference else None,
         "engine": installed(ENGINES),
     }
@@ -116,11 +117,13 @@ def choose(candidates: Sequence[Candidate], profile: Profile) -> tuple[Candidate
 
 
 def probe_file(answers: Answers) -> bytes:
-    """Return probe.json: the first few questions with what the finished artefact answers."""
-    probes = [
-        Probe(messages=messages, expect=text, max_tokens=verify.TOKENS)
-        for messages, text in zip(questions()[:PROBE_PROMPTS], answers.texts, strict=False)
-    ]
+    """Return probe.json: the questions that the finished artefact answers most firmly, with the firm part of each.
+
+    Where an artefact is hardly sure of anything, the first tokens have to do.
+    """
+    firm = list(zip(questions(), answers.firm, answers.firm_texts, strict=True))
+    firmest = sorted(firm, key=lambda row: row[1], reverse=True)[:PROBE_PROMPTS]
+    probes = [Probe(messages=messages, expect=text, max_tokens=count) for messages, count, text in firmest]
     return canonical_json(Probes(prompts=tuple(probes)))
 
 

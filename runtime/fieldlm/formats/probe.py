@@ -2,8 +2,8 @@
 
     {"prompts": [{"messages": [{"role": "user", "content": "…"}], "expect": "…", "max_tokens": 16}]}
 
-The compiler writes it from what the finished artefact answers greedily through the runtime's own engine. Another
-processor rounds differently, so a healthy copy may part from `expect` late in an answer, hardly at its beginning.
+The compiler writes it from what the finished artefact answers greedily through the runtime's own engine, and ends each
+answer before the first token that was a near tie: rounding, which differs between processors, cannot tip the rest.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from fieldlm.formats.errors import BundleError
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One conversation, and the greedy answer of at most `max_tokens` tokens that a healthy copy gives."""
+    """One conversation, and how the greedy answer of a healthy copy begins, in `max_tokens` tokens."""
 
     messages: list[dict[str, Any]]
     expect: str

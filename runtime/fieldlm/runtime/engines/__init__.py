@@ -10,15 +10,74 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import MissingPartError
 
-Outcome = Literal["stop", "length", "cancelled", "error"]
+Outcome = Literal["stop", "length", "cancelled", "deadline_exceeded", "rejected", "error"]
+Priority = Literal["safety", "interactive", "batch"]
+
+
+class Guide(Protocol):
+    """What one answer may say next. Used by the engine's thread alone; one guide per answer."""
+
+    def forced(self) -> Sequence[int]:
+        """Return the tokens that must come now, in order; empty when there is a choice."""
+        ...
+
+    def allow(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a copy of `logits` [vocabulary] in which what may not come now is minus infinity."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was chosen or forced; raises EngineError when it was not allowed."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is whole and nothing but its end can follow."""
+        ...
+
+
+class Constraint(Protocol):
+    """What an answer has to look like: compiled once, followed by many answers."""
+
+    def guide(self) -> Guide:
+        """Begin one answer."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """When an answer is wanted. Seconds count from `Engine.start`; None is no limit.
+
+    Within a class the earliest deadline comes first. A `batch` answer gives its sequence up to the other classes while
+    they want it and is resumed later; its reader sees only a pause.
+    """
+
+    priority: Priority = "interactive"
+    deadline_s: float | None = None
+    max_queue_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChoice:
+    """How likely a token was: natural log probabilities before temperature and filters, of it and of the best."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose tokens. Temperature 0 is greedy; `seed` None draws a fresh one."""
+    """How to choose tokens. Temperature 0 is greedy; `seed` None draws a fresh one.
+
+    Penalties count the tokens of the answer so far, as OpenAI defines them; `repeat_penalty` divides (1 is none) and
+    looks at the prompt too, as llama.cpp does. `logprobs` asks for the choices with so many of the best beside each.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -27,14 +86,26 @@ class Sampling:
     min_p: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A piece of an answer: whole UTF-8 characters, and the tokens it took. The last chunk has an outcome."""
+    """A piece of an answer: whole UTF-8 characters, and the tokens it took. The last chunk has an outcome.
+
+    `margins` has one entry a token: the gap between the two largest logits where it was chosen. So has `choices`, when
+    the sampling asked for them.
+    """
 
     text: str
     tokens: tuple[int, ...]
+    margins: tuple[float, ...] = ()
+    choices: tuple[TokenChoice, ...] = ()
     outcome: Outcome | None = None
     error: str | None = None
 
@@ -53,6 +124,9 @@ class Timings:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     margin: float = 0.0
+
+
+DEFAULT_TERMS = Terms()
 
 
 class Generation(Protocol):
@@ -92,7 +166,9 @@ class Engine(Protocol):
         """Return the text of `tokens`; special tokens have none."""
         ...
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None) -> Generation:
+    def start(
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Generation:
         """Queue an answer to `prompt`, with the adapter of that name switched on.
 
         Raises InputError when the prompt is empty or leaves no room in the context, or the adapter is not loaded.

@@ -50,14 +50,23 @@ class Request:
         self.count += 1
         self.margins += margin
 
-    def end(self, outcome: Outcome, *, text: str, tokens: tuple[int, ...], error: str | None) -> None:
+    def end(
+        self,
+        outcome: Outcome,
+        *,
+        text: str = "",
+        tokens: tuple[int, ...] = (),
+        margins: tuple[float, ...] = (),
+        error: str | None = None,
+    ) -> None:
         """Hand over the last chunk, with what was held back."""
         timings = self.answer.timings
         timings.completion_tokens = self.count
         if self.count:
             timings.margin = self.margins / self.count
             timings.decode_s = time.monotonic() - self.first_s
-        self.answer.put(Chunk(text=text + self.text.finish(), tokens=tokens, outcome=outcome, error=error))
+        text += self.text.finish()
+        self.answer.put(Chunk(text=text, tokens=tokens, margins=margins, outcome=outcome, error=error))
 
 
 @dataclass(eq=False)
@@ -128,7 +137,7 @@ class Worker:
                 self._finish(slot, outcome, error=error)
             self._clear(slot)
         while self.waiting:
-            self.waiting.popleft().end(outcome, text="", tokens=(), error=error)
+            self.waiting.popleft().end(outcome, error=error)
 
     def retire(self, adapter: Adapter) -> None:
         """Free `adapter` once no answer uses it."""
@@ -142,7 +151,7 @@ class Worker:
         if any(request.answer.cancelled for request in self.waiting):
             for request in [request for request in self.waiting if request.answer.cancelled]:
                 self.waiting.remove(request)
-                request.end("cancelled", text="", tokens=(), error=None)
+                request.end("cancelled")
 
     def _admit(self) -> None:
         for request in list(self.waiting) if self.waiting else ():
@@ -282,19 +291,26 @@ class Worker:
         request.accept(margin)
         text, stopped = request.text.push(self._weights.piece(token))
         if stopped:
-            self._finish(slot, "stop", text=text, tokens=(token,))
+            self._finish(slot, "stop", text=text, tokens=(token,), margins=(margin,))
         elif request.count >= request.sampling.max_tokens or len(slot.tokens) + 1 >= self._length:
-            self._finish(slot, "length", text=text, tokens=(token,))
+            self._finish(slot, "length", text=text, tokens=(token,), margins=(margin,))
         else:
             slot.pending = [token]
-            request.answer.put(Chunk(text=text, tokens=(token,)))
+            request.answer.put(Chunk(text=text, tokens=(token,), margins=(margin,)))
 
     def _finish(
-        self, slot: Slot, outcome: Outcome, *, text: str = "", tokens: tuple[int, ...] = (), error: str | None = None
+        self,
+        slot: Slot,
+        outcome: Outcome,
+        *,
+        text: str = "",
+        tokens: tuple[int, ...] = (),
+        margins: tuple[float, ...] = (),
+        error: str | None = None,
     ) -> None:
         request, slot.request, slot.pending = slot.request, None, []
         assert request, "only a running answer ends"
-        request.end(outcome, text=text, tokens=tokens, error=error)
+        request.end(outcome, text=text, tokens=tokens, margins=margins, error=error)
 
     def _clear(self, slot: Slot) -> None:
         self._context.cut(slot.sequence)

@@ -121,6 +121,7 @@ class _Sequence:
         self.text = TextStream(sampling.stop)
         self.last = -1
         self.pending: list[int] = []
+        self.margins: list[float] = []
         self.queued_s = self.turned_s = time.perf_counter()
 
     @property
@@ -146,7 +147,7 @@ class _Sequence:
         self._clock(margin)
         if token in stop_tokens:
             return self.end("stop")
-        return self._take(token, pieces.piece(token))
+        return self._take(token, margin, pieces.piece(token))
 
     def _clock(self, margin: float) -> None:
         timings, now = self.answer.timings, time.perf_counter()
@@ -158,9 +159,10 @@ class _Sequence:
         chosen = timings.completion_tokens + 1
         timings.margin += (margin - timings.margin) / chosen
 
-    def _take(self, token: int, piece: bytes) -> bool:
+    def _take(self, token: int, margin: float, piece: bytes) -> bool:
         self.last = token
         self.pending.append(token)
+        self.margins.append(margin)
         self.answer.timings.completion_tokens += 1
         text, stopped = self.text.push(piece)
         if stopped:
@@ -179,7 +181,8 @@ class _Sequence:
 
     def _put(self, text: str, outcome: Outcome | None = None, error: str | None = None) -> None:
         tokens, self.pending = tuple(self.pending), []
-        self.answer.put(Chunk(text=text, tokens=tokens, outcome=outcome, error=error))
+        margins, self.margins = tuple(self.margins), []
+        self.answer.put(Chunk(text=text, tokens=tokens, margins=margins, outcome=outcome, error=error))
 
 
 class OnnxEngine:
