@@ -16,7 +16,8 @@ from fieldlm.runtime.engines.llama import LlamaEngine
 from fieldlm.runtime.listen import HttpServer, listening
 from fieldlm.runtime.live import Live
 from fieldlm.runtime.openai import Exchange, Feedback
-from fieldlm.runtime.server import BODY_LIMIT, MAX_WAITING, make_app, warm
+from fieldlm.runtime.replies import BODY_LIMIT
+from fieldlm.runtime.server import MAX_WAITING, make_app, warm
 from tests.material import lora_gguf, tiny_bundle
 
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -14,22 +14,21 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from fieldlm.formats.errors import FieldlmError, InputError
+from fieldlm.formats.errors import FieldlmError
 from fieldlm.runtime import openai
 from fieldlm.runtime.engines import Chunk, Generation
 from fieldlm.runtime.live import Live, Serving, canary
 from fieldlm.runtime.openai import ApiError, Exchange, Feedback, Shape
+from fieldlm.runtime.replies import as_event, as_json, read_body, refusal
 from fieldlm.runtime.template import opening, render
 
-BODY_LIMIT = 4 << 20  # bytes; far more text than any context holds
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
 RETRY_AFTER_S = 2
 LONG_TEXT = 8192  # characters; tokenising more than this is not done in the event loop
@@ -61,7 +60,7 @@ def make_app(
         Route("/health", api.health),
         Route("/ready", api.ready),
     ]
-    handlers: dict[Any, Any] = {ApiError: _refusal, FieldlmError: _refusal, HTTPException: _refusal, 500: _refusal}
+    handlers: dict[Any, Any] = {ApiError: refusal, FieldlmError: refusal, HTTPException: refusal, 500: refusal}
     return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers)
 
 
@@ -165,20 +164,20 @@ class _EventStream:
         shape, exchange = self._shape, self._turn.exchange
         head = shape.head(exchange, shape.chunk_object)
         if shape.is_chat:
-            yield _event({**head, "choices": [shape.opening]})
+            yield as_event({**head, "choices": [shape.opening]})
         while (chunk := await self._turn.read()).outcome is None:
             if chunk.text:
-                yield _event({**head, "choices": [shape.delta(chunk.text)]})
+                yield as_event({**head, "choices": [shape.delta(chunk.text)]})
         self._finish()
         if error := _failure(chunk):
-            yield _event(error.document())
+            yield as_event(error.document())
             return
         if chunk.text:
-            yield _event({**head, "choices": [shape.delta(chunk.text)]})
+            yield as_event({**head, "choices": [shape.delta(chunk.text)]})
         last = {**head, "choices": [shape.delta("", chunk.outcome)], "fieldlm": openai.own_fields(exchange)}
-        yield _event(last)
+        yield as_event(last)
         if self._wants_usage:
-            yield _event({**head, "choices": [], "usage": openai.usage(exchange.timings)})
+            yield as_event({**head, "choices": [], "usage": openai.usage(exchange.timings)})
         yield b"data: [DONE]\n\n"
 
 
@@ -200,7 +199,7 @@ class _Api:
         self._started_wall_s = int(time.time())
 
     async def chat(self, request: Request) -> Any:
-        asked = openai.parse(await _body(request), openai.ChatRequest)
+        asked = openai.parse(await read_body(request), openai.ChatRequest)
         asked.refuse()
         messages = asked.conversation()
         with ExitStack() as needs:
@@ -209,7 +208,7 @@ class _Api:
             return await self._answer(request, needs, _Job(serving, asked, openai.CHAT, messages, prompt))
 
     async def complete(self, request: Request) -> Any:
-        asked = openai.parse(await _body(request), openai.CompletionRequest)
+        asked = openai.parse(await read_body(request), openai.CompletionRequest)
         asked.refuse()
         messages = [{"role": "user", "content": asked.prompt}]
         with ExitStack() as needs:
@@ -254,16 +253,16 @@ class _Api:
         finish()
         if error := _failure(last):
             raise error
-        return _json(job.shape.whole(turn.exchange))
+        return as_json(job.shape.whole(turn.exchange))
 
     async def models(self, _: Request) -> Response:
-        return _json({"object": "list", "data": [self._describe()]})
+        return as_json({"object": "list", "data": [self._describe()]})
 
     async def model(self, request: Request) -> Response:
         name, found = request.path_params["model"], self._describe()
         if name not in (found["id"], found["fieldlm"]["generation"]):
             raise ApiError(404, f"the model {name!r} is not here; {found['id']!r} is", code="model_not_found")
-        return _json(found)
+        return as_json(found)
 
     def _describe(self) -> dict[str, Any]:
         with self._live.lease() as serving:
@@ -283,18 +282,18 @@ class _Api:
         return {"id": name, "object": "model", "created": created, "owned_by": "fieldlm", "fieldlm": own}
 
     async def feedback(self, request: Request) -> Response:
-        given = openai.parse(await _body(request), Feedback)
+        given = openai.parse(await read_body(request), Feedback)
         if not self._on_feedback(given):
             raise ApiError(404, f"no answer {given.id!r} is remembered here", param="id", code="unknown_id")
-        return _json({"id": given.id, "object": "feedback"})
+        return as_json({"id": given.id, "object": "feedback"})
 
     async def health(self, _: Request) -> Response:
-        return _json({"status": "ok"})
+        return as_json({"status": "ok"})
 
     async def ready(self, _: Request) -> Response:
         reason = self._ready()
         document = {"status": "ready" if reason is None else reason, "generation": self._live.current.bundle.generation}
-        return _json(document, status=200 if reason is None else 503)
+        return as_json(document, status=200 if reason is None else 503)
 
 
 @dataclass(frozen=True)
@@ -344,40 +343,3 @@ def _failure(last: Chunk) -> ApiError | None:
     if last.outcome == "cancelled":
         return ApiError(503, "the answer was cancelled", code="cancelled")
     return None
-
-
-async def _body(request: Request) -> bytes:
-    """Read the body, at most BODY_LIMIT of it."""
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > BODY_LIMIT:
-                raise ApiError(413, f"the body is larger than {BODY_LIMIT} bytes", code="body_too_large")
-            pieces.append(piece)
-    except ClientDisconnect as error:
-        raise ApiError(400, "the client left before its request was complete") from error
-    return b"".join(pieces)
-
-
-async def _refusal(_: Request, error: Exception) -> Response:
-    """Answer every error in OpenAI's shape; one of ours in words, an unexpected one without details."""
-    if isinstance(error, HTTPException):
-        error = ApiError(error.status_code, error.detail, code="http_error")
-    elif isinstance(error, InputError):
-        error = ApiError(400, str(error), code="invalid_value")
-    elif not isinstance(error, ApiError):
-        error = ApiError(500, str(error) if isinstance(error, FieldlmError) else "internal error", code="internal")
-    response = _json(error.document(), status=error.status)
-    if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(error.retry_after_s)
-    return response
-
-
-def _json(document: Any, *, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(document), status_code=status, media_type="application/json")
-
-
-def _event(document: Any) -> bytes:
-    return b"data: " + msgspec.json.encode(document) + b"\n\n"

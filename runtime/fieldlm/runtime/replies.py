@@ -1,0 +1,51 @@
+"""What every endpoint shares: a body of bounded size in, JSON, events and errors in OpenAI's shape out."""
+
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from fieldlm.formats.errors import FieldlmError, InputError
+from fieldlm.runtime.openai import ApiError
+
+BODY_LIMIT = 4 << 20  # bytes; far more text than any context holds
+
+
+async def read_body(request: Request) -> bytes:
+    """Read the body, at most BODY_LIMIT of it."""
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > BODY_LIMIT:
+                raise ApiError(413, f"the body is larger than {BODY_LIMIT} bytes", code="body_too_large")
+            pieces.append(piece)
+    except ClientDisconnect as error:
+        raise ApiError(400, "the client left before its request was complete") from error
+    return b"".join(pieces)
+
+
+async def refusal(_: Request, error: Exception) -> Response:
+    """Answer every error in OpenAI's shape; one of ours in words, an unexpected one without details."""
+    if isinstance(error, HTTPException):
+        error = ApiError(error.status_code, error.detail, code="http_error")
+    elif isinstance(error, InputError):
+        error = ApiError(400, str(error), code="invalid_value")
+    elif not isinstance(error, ApiError):
+        error = ApiError(500, str(error) if isinstance(error, FieldlmError) else "internal error", code="internal")
+    response = as_json(error.document(), status=error.status)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    return response
+
+
+def as_json(document: Any, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(document), status_code=status, media_type="application/json")
+
+
+def as_event(document: Any) -> bytes:
+    """Return `document` as one server-sent event without a name."""
+    return b"data: " + msgspec.json.encode(document) + b"\n\n"
