@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,10 @@ def ask(engine: LlamaEngine, text: str, sampling: Sampling | None = None, adapte
 
 
 def read(generation: Generation) -> tuple[str, list[int], Chunk]:
+    """Return text, tokens and the last chunk, without its margins: they move with what is computed beside them."""
     chunks = list(generation)
-    return "".join(c.text for c in chunks), [token for c in chunks for token in c.tokens], chunks[-1]
+    last = replace(chunks[-1], margins=())
+    return "".join(c.text for c in chunks), [token for c in chunks for token in c.tokens], last
 
 
 def endless(engine: LlamaEngine, adapter: str | None = None) -> Generation:

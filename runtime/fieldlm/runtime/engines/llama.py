@@ -13,12 +13,16 @@ from typing import TypeVar
 
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError, InputError
-from fieldlm.runtime.engines import Sampling
+from fieldlm.runtime.engines import DEFAULT_TERMS, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
 from fieldlm.runtime.engines.cores import physical_cores
 from fieldlm.runtime.engines.gguf_header import check_adapter, read_header
+from fieldlm.runtime.engines.line import Alarm
 from fieldlm.runtime.engines.llama_api import Adapter, Context, Weights
-from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE, Request, Worker
+from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE, LlamaRequest, Worker
+from fieldlm.runtime.engines.plan import ensure_fits
+from fieldlm.runtime.engines.request import Words, check_terms
+from fieldlm.runtime.engines.sampling import check_sampling
 
 DEFAULT_CONTEXT = 4096  # tokens; a model's own limit can need more memory than the weights
 MAX_PARALLEL = 64
@@ -43,6 +47,7 @@ class LlamaEngine:
         if not 1 <= parallel <= MAX_PARALLEL or context < 1:
             raise InputError(f"{parallel=} and {context=}: want 1 to {MAX_PARALLEL} answers of at least 1 token")
         self._header = read_header(path)
+        ensure_fits(self._header, path, context=context, parallel=parallel, batch=PREFILL_ALONE + parallel)
         weights = Weights(path)
         self.context = min(context, weights.trained_context)
         memory = Context(
@@ -52,10 +57,13 @@ class LlamaEngine:
             batch=PREFILL_ALONE + parallel,
             threads=threads or physical_cores(),
         )
-        worker = Worker(weights, memory, length=self.context, sequences=parallel)
+        worker = Worker(weights, memory, sequences=parallel)
         self._loaded: _Loaded | None = _Loaded(weights, memory, worker)
         self.stop_tokens = frozenset(filter(weights.is_end, range(weights.vocabulary)))
+        self._words = Words(weights.piece, self.stop_tokens)
+        self._vocabulary = weights.vocabulary
         self._adapters: dict[str, Adapter] = {}
+        self._alarm = Alarm(self._look)
         self._jobs: list[Callable[[], None]] = []
         self._wakeup = threading.Condition()
         self._closing = False
@@ -80,23 +88,32 @@ class LlamaEngine:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self._need().weights.piece, tokens)).decode(errors="replace")
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None) -> RunningAnswer:
+    def vocabulary(self) -> list[bytes]:
+        """See `Engine.vocabulary`."""
+        weights = self._need().weights
+        return [weights.piece(token) for token in range(weights.vocabulary)]
+
+    def start(
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> RunningAnswer:
         """See `Engine.start`."""
-        tokens = list(prompt)
-        if not tokens:
+        if not prompt:
             raise InputError("the prompt is empty")
-        if len(tokens) >= self.context:
-            raise InputError(f"the prompt has {len(tokens)} tokens, the context holds {self.context} with the answer")
-        if sampling.max_tokens < 1:
-            raise InputError(f"max_tokens is {sampling.max_tokens}, want at least 1")
+        if len(prompt) >= self.context:
+            raise InputError(f"the prompt has {len(prompt)} tokens, the context holds {self.context} with the answer")
+        check_sampling(sampling, self._vocabulary)
+        check_terms(terms)
         worker = self._need().worker
-        answer = RunningAnswer(prompt_tokens=len(tokens), wake=self._look)
+        answer = RunningAnswer(prompt_tokens=len(prompt), wake=self._look)
         with self._wakeup:
-            if adapter is not None and adapter not in self._adapters:
-                raise InputError(f"adapter {adapter!r} is not loaded; loaded: {', '.join(self._adapters) or 'none'}")
-            loaded = self._adapters[adapter] if adapter is not None else None
-            request = Request(answer, tokens, sampling, loaded)
-            self._send(lambda: worker.waiting.append(request))
+            self._check_open()
+            loaded = self._adapter(adapter) if adapter is not None else None
+            request = LlamaRequest(
+                answer, prompt, sampling, terms, words=self._words, context=self.context, adapter=loaded
+            )
+            worker.waiting.add(request)
+            self._wakeup.notify()
+        self._alarm.set(request)
         return answer
 
     def load_adapter(self, name: str, path: Path) -> None:
@@ -116,10 +133,9 @@ class LlamaEngine:
         """See `Engine.drop_adapter`."""
         worker = self._need().worker
         with self._wakeup:
-            adapter = self._adapters.pop(name, None)
-            if adapter is None:
-                raise InputError(f"adapter {name!r} is not loaded; loaded: {', '.join(self._adapters) or 'none'}")
+            adapter = self._adapter(name)
             self._send(lambda: worker.retire(adapter))
+            del self._adapters[name]
 
     def memory_mb(self) -> dict[str, float]:
         """See `Engine.memory_mb`; the figures are llama.cpp's own."""
@@ -141,6 +157,7 @@ class LlamaEngine:
             self._loaded.context.abort()
             self._wakeup.notify()
         self._thread.join()
+        self._alarm.close()
         atexit.unregister(self.close)
         loaded, self._loaded = self._loaded, None
         loaded.context.close()
@@ -152,10 +169,18 @@ class LlamaEngine:
             raise EngineError("the engine is closed")
         return self._loaded
 
-    def _send(self, job: Callable[[], None]) -> None:
-        """Have the engine's thread run `job` before its next step. The caller holds the lock."""
+    def _check_open(self) -> None:
         if self._closing:
             raise EngineError("the engine is closed")
+
+    def _adapter(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            raise InputError(f"adapter {name!r} is not loaded; loaded: {', '.join(self._adapters) or 'none'}")
+        return self._adapters[name]
+
+    def _send(self, job: Callable[[], None]) -> None:
+        """Have the engine's thread run `job` before its next step. The caller holds the lock."""
+        self._check_open()
         self._jobs.append(job)
         self._wakeup.notify()
 

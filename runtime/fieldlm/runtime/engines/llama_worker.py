@@ -2,71 +2,42 @@
 
 A step takes one token of every answer that is being written, and then prompt tokens up to a bound, so that a long
 prompt delays a running answer by one chunk. What a finished answer leaves in memory stays until its sequence is
-needed: a prompt that begins like it starts where the two part.
+needed: a prompt that begins like it starts where the two part. So does a batch answer that gave its sequence up: it
+comes back as a prompt that is as long as it got.
 """
 
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fieldlm.formats.errors import EngineError
-from fieldlm.runtime.engines import Chunk, Outcome, Sampling
+from fieldlm.runtime.engines import Outcome, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
+from fieldlm.runtime.engines.line import Line
 from fieldlm.runtime.engines.llama_api import ABORTED, NO_ROOM, Adapter, Batch, Context, Weights
-from fieldlm.runtime.engines.sampling import choose, make_rng
-from fieldlm.runtime.engines.text import TextStream
+from fieldlm.runtime.engines.request import Request, Words
 
 PREFILL_ALONE = 256  # prompt tokens a step while no answer is being written: enough to keep the cores busy
-PREFILL_BESIDE = 64  # the same while one is: what it waits between two tokens
+# The same while one is: what it waits between two tokens. And of a batch prompt: what another class waits for.
+PREFILL_BESIDE = 64
 STEPS_PER_ADAPTER = 8  # a switch makes llama.cpp plan its memory again, so it is paid once for several tokens
 WORTH_WAITING = 32  # tokens of prefix another sequence is just computing, for which a request waits a step
 
 
-class Request:
-    """A prompt on its way to an answer, and what its sampling has to remember."""
+class LlamaRequest(Request):
+    """A request, and the adapter that is switched on for it."""
 
-    def __init__(self, answer: RunningAnswer, prompt: list[int], sampling: Sampling, adapter: Adapter | None) -> None:
-        self.answer = answer
-        self.prompt = prompt
-        self.sampling = sampling
-        self.adapter = adapter
-        self.text = TextStream(sampling.stop)
-        self.rng = make_rng(sampling)
-        self.asked_s = self.admitted_s = self.first_s = time.monotonic()
-        self.count = 0
-        self.margins = 0.0
-
-    def admit(self, cached: int) -> None:
-        self.admitted_s = time.monotonic()
-        self.answer.timings.cached_tokens = cached
-        self.answer.timings.queue_s = self.admitted_s - self.asked_s
-
-    def accept(self, margin: float) -> None:
-        """Count one token."""
-        if not self.count:
-            self.first_s = time.monotonic()
-            self.answer.timings.prefill_s = self.first_s - self.admitted_s
-        self.count += 1
-        self.margins += margin
-
-    def end(
+    def __init__(
         self,
-        outcome: Outcome,
+        answer: RunningAnswer,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        terms: Terms,
         *,
-        text: str = "",
-        tokens: tuple[int, ...] = (),
-        margins: tuple[float, ...] = (),
-        error: str | None = None,
+        words: Words,
+        context: int,
+        adapter: Adapter | None,
     ) -> None:
-        """Hand over the last chunk, with what was held back."""
-        timings = self.answer.timings
-        timings.completion_tokens = self.count
-        if self.count:
-            timings.margin = self.margins / self.count
-            timings.decode_s = time.monotonic() - self.first_s
-        text += self.text.finish()
-        self.answer.put(Chunk(text=text, tokens=tokens, margins=margins, outcome=outcome, error=error))
+        super().__init__(answer, prompt, sampling, terms, words=words, context=context)
+        self.adapter = adapter
 
 
 @dataclass(eq=False)
@@ -77,7 +48,7 @@ class Slot:
     tokens: list[int] = field(default_factory=list[int])
     pending: list[int] = field(default_factory=list[int])
     adapter: Adapter | None = None
-    request: Request | None = None
+    request: LlamaRequest | None = None
     used: int = 0
     """The step this slot was last part of."""
 
@@ -87,25 +58,24 @@ class Part:
     """What one slot computes in one step: `count` of its pending tokens; `row` is the last one's place in the batch."""
 
     slot: Slot
-    request: Request
+    request: LlamaRequest
     count: int
     row: int
 
 
 class Worker:
-    """The sequences of one context. Everything but `look` and the counts is for the engine's thread alone."""
+    """The sequences of one context. Everything but `look`, the line and the counts is for the engine's thread alone."""
 
-    def __init__(self, weights: Weights, context: Context, *, length: int, sequences: int) -> None:
-        self.waiting: deque[Request] = deque()
+    def __init__(self, weights: Weights, context: Context, *, sequences: int) -> None:
+        self.waiting: Line[LlamaRequest] = Line()
         self._weights = weights
         self._context = context
-        self._length = length
         self._slots = [Slot(sequence) for sequence in range(sequences)]
         self._batch = Batch(PREFILL_ALONE + sequences)
         self._adapter: Adapter | None = None
         self._turns = 0
         self._step = 0
-        self._prefilling: tuple[RunningAnswer, ...] = ()
+        self._prefilling: tuple[LlamaRequest, ...] = ()
         self._retired: list[Adapter] = []
 
     @property
@@ -117,14 +87,15 @@ class Worker:
         return bool(self.waiting) or any(slot.request for slot in self._slots)
 
     def look(self) -> None:
-        """Interrupt the decode that runs now if it computes the prompt of a cancelled answer. From any thread."""
-        if any(answer.cancelled for answer in self._prefilling):
+        """End who waits in vain, and interrupt the decode that computes a prompt in vain. From any thread."""
+        self.waiting.sweep()
+        if any(request.fate() for request in self._prefilling):
             self._context.abort()
 
     def step(self) -> None:
         """Start what can start, then compute one batch."""
         self._step += 1
-        self._drop_cancelled()
+        self._end_over()
         self._admit()
         if slots := self._turn():
             self._compute(slots)
@@ -134,56 +105,73 @@ class Worker:
         """End every answer with `outcome` and forget all sequences."""
         for slot in self._slots:
             if slot.request:
-                self._finish(slot, outcome, error=error)
+                self._finish(slot, outcome, error)
             self._clear(slot)
-        while self.waiting:
-            self.waiting.popleft().end(outcome, error=error)
+        self.waiting.end_all(outcome, error)
 
     def retire(self, adapter: Adapter) -> None:
         """Free `adapter` once no answer uses it."""
         self._retired.append(adapter)
         self._free_retired()
 
-    def _drop_cancelled(self) -> None:
+    def _end_over(self) -> None:
         for slot in self._slots:
-            if slot.request and slot.request.answer.cancelled:
-                self._finish(slot, "cancelled")
-        if any(request.answer.cancelled for request in self.waiting):
-            for request in [request for request in self.waiting if request.answer.cancelled]:
-                self.waiting.remove(request)
-                request.end("cancelled")
+            if slot.request and (fate := slot.request.fate()):
+                self._finish(slot, fate)
+        self.waiting.sweep()
 
     def _admit(self) -> None:
-        for request in list(self.waiting) if self.waiting else ():
-            free = [slot for slot in self._slots if slot.request is None]
-            if not free:
-                return
-            if not self._prefix_is_coming(request):
-                self.waiting.remove(request)
-                self._place(request, free)
+        """Give sequences to who waits, the most urgent first."""
+        kept = 0
+        for request in self.waiting if self.waiting else ():
+            if self._prefix_is_coming(request):
+                kept += 1
+            elif (len(self._free()) > kept or self._make_room(request)) and self.waiting.take(request):
+                self._place(request)
 
-    def _prefix_is_coming(self, request: Request) -> bool:
-        """Whether another sequence is computing much of this prompt right now; then copying it later is cheaper."""
+    def _free(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot.request is None]
+
+    def _make_room(self, request: LlamaRequest) -> bool:
+        """Have the least urgent batch answer give its sequence up for one of another class."""
+        batch = [(slot.request.urgency, slot) for slot in self._slots if slot.request and slot.request.is_batch]
+        if request.is_batch or not batch:
+            return False
+        _, slot = max(batch, key=lambda pair: pair[0])
+        parked, slot.request, slot.pending = slot.request, None, []
+        assert parked, "it was found by its request"
+        parked.park()
+        self.waiting.add(parked)
+        return True
+
+    def _prefix_is_coming(self, request: LlamaRequest) -> bool:
+        """Whether a sequence as urgent is computing much of this prompt right now; then copying it later is cheaper."""
         if not self._weights.keeps_positions:
             return False
         have = max(self._shared(slot, request) for slot in self._slots)
         coming = max(
             (
-                common_prefix(slot.request.prompt, request.prompt)
+                common_prefix(slot.request.tokens, request.tokens)
                 for slot in self._slots
-                if slot.request and len(slot.pending) > 1 and slot.adapter is request.adapter
+                if slot.request
+                and len(slot.pending) > 1
+                and slot.adapter is request.adapter
+                and slot.request.is_batch <= request.is_batch
             ),
             default=0,
         )
         return coming >= have + WORTH_WAITING
 
-    def _shared(self, slot: Slot, request: Request) -> int:
-        """Tokens of the prompt that `slot` already holds; the last one is computed anyway, for its logits."""
+    def _shared(self, slot: Slot, request: LlamaRequest) -> int:
+        """Tokens of `request` that `slot` already holds; the last one is computed anyway, for its logits."""
         if slot.adapter is not request.adapter or not self._weights.keeps_positions:
             return 0
-        return min(common_prefix(slot.tokens, request.prompt), len(request.prompt) - 1)
+        return min(common_prefix(slot.tokens, request.tokens), len(request.tokens) - 1)
 
-    def _place(self, request: Request, free: list[Slot]) -> None:
+    def _place(self, request: LlamaRequest) -> None:
+        if not request.prepare():
+            return
+        free = self._free()
         best = max(self._slots, key=lambda slot: self._shared(slot, request))
         shared = self._shared(best, request)
         # A sequence that holds much else is somebody's conversation: take the beginning, leave the rest.
@@ -195,11 +183,11 @@ class Worker:
             self._clear(slot)
         if slot is not best and shared:
             self._context.copy(best.sequence, slot.sequence, shared)
-        slot.tokens = request.prompt[:shared]
-        slot.pending = request.prompt[shared:]
+        slot.tokens = request.tokens[:shared]
+        slot.pending = request.tokens[shared:]
         slot.adapter = request.adapter
         slot.request = request
-        request.admit(shared)
+        request.begin(shared)
 
     def _turn(self) -> list[Slot]:
         """Return the slots of the adapter whose turn it is: one batch can have only one."""
@@ -214,8 +202,8 @@ class Worker:
     def _compute(self, slots: Sequence[Slot]) -> None:
         parts = self._pack(slots)
         self._context.allow()
-        self._prefilling = tuple(part.request.answer for part in parts if part.count > 1)
-        if any(answer.cancelled for answer in self._prefilling):
+        self._prefilling = tuple(part.request for part in parts if part.count > 1)
+        if any(request.fate() for request in self._prefilling):
             return
         self._context.use(self._adapter)
         status = self._context.decode(self._batch)
@@ -227,18 +215,23 @@ class Worker:
             self._advance(part)
 
     def _pack(self, slots: Sequence[Slot]) -> list[Part]:
-        """Fill the batch: a token of every answer being written, then prompts in the order they came."""
+        """Fill the batch: a token of every answer being written, then what is longer, the most urgent first."""
         self._batch.clear()
         parts = [self._part(slot, 1) for slot in slots if len(slot.pending) == 1]
-        writing = any(slot.request and len(slot.pending) == 1 for slot in self._slots)
-        room = PREFILL_BESIDE if writing else PREFILL_ALONE
-        reading = [slot for slot in slots if slot.request and len(slot.pending) > 1]
-        for slot in sorted(reading, key=lambda slot: slot.request.asked_s if slot.request else 0.0):
-            count = min(room, len(slot.pending))
-            if count:
+        longer = [(slot.request, slot) for slot in slots if slot.request and len(slot.pending) > 1]
+        room = self._room([request for request, _ in longer])
+        # Tokens that a constraint forced belong to an answer that is being written.
+        for _, slot in sorted(longer, key=lambda pair: (not pair[0].count, pair[0].urgency)):
+            if count := min(room, len(slot.pending)):
                 parts.append(self._part(slot, count))
                 room -= count
         return parts
+
+    def _room(self, longer: Sequence[LlamaRequest]) -> int:
+        """Return how many tokens of prompts one step may take, so that nobody waits long for the next one."""
+        if any(slot.request and len(slot.pending) == 1 for slot in self._slots):
+            return PREFILL_BESIDE
+        return PREFILL_BESIDE if all(request.is_batch for request in longer) else PREFILL_ALONE
 
     def _part(self, slot: Slot, count: int) -> Part:
         assert slot.request, "only a slot with a request computes"
@@ -261,7 +254,7 @@ class Worker:
             for part in parts:
                 self._compute([part.slot])
         else:
-            self._finish(parts[0].slot, "error", error=f"llama.cpp cannot compute this answer (code {status})")
+            self._finish(parts[0].slot, "error", f"llama.cpp cannot compute this answer (code {status})")
             self._clear(parts[0].slot)
 
     def _forget_idle(self) -> bool:
@@ -274,43 +267,17 @@ class Worker:
         slot = part.slot
         slot.tokens += slot.pending[: part.count]
         slot.pending = slot.pending[part.count :]
-        if not slot.pending:
-            self._choose(slot, part)
-
-    def _choose(self, slot: Slot, part: Part) -> None:
-        """Pick the next token of an answer; end the answer or go on with it."""
-        request = part.request
-        try:
-            token, margin = choose(self._context.logits(part.row), request.sampling, request.rng)
-        except EngineError as error:
-            self._finish(slot, "error", error=str(error))
+        if slot.pending:
             return
-        if self._weights.is_end(token):
-            self._finish(slot, "stop")
-            return
-        request.accept(margin)
-        text, stopped = request.text.push(self._weights.piece(token))
-        if stopped:
-            self._finish(slot, "stop", text=text, tokens=(token,), margins=(margin,))
-        elif request.count >= request.sampling.max_tokens or len(slot.tokens) + 1 >= self._length:
-            self._finish(slot, "length", text=text, tokens=(token,), margins=(margin,))
+        if part.request.advance(self._context.logits(part.row)):
+            slot.pending = part.request.tokens[len(slot.tokens) :]
         else:
-            slot.pending = [token]
-            request.answer.put(Chunk(text=text, tokens=(token,), margins=(margin,)))
+            slot.request = None
 
-    def _finish(
-        self,
-        slot: Slot,
-        outcome: Outcome,
-        *,
-        text: str = "",
-        tokens: tuple[int, ...] = (),
-        margins: tuple[float, ...] = (),
-        error: str | None = None,
-    ) -> None:
+    def _finish(self, slot: Slot, outcome: Outcome, error: str | None = None) -> None:
         request, slot.request, slot.pending = slot.request, None, []
         assert request, "only a running answer ends"
-        request.end(outcome, text=text, tokens=tokens, margins=margins, error=error)
+        request.end(outcome, error)
 
     def _clear(self, slot: Slot) -> None:
         self._context.cut(slot.sequence)

@@ -1,17 +1,16 @@
 """Answers from an ONNX graph on plain onnxruntime, which lets other threads run while it computes.
 
 One worker thread owns the session. Every running answer has a key-value cache of its own and takes one step in turn:
-a piece of its prompt, or one token. The graph contract is docs/onnx-graph.md.
+a piece of its prompt, or one token. A batch answer that makes room for another class lets go of its cache, so that
+there are never more of them than places, and reads its prompt and itself again later. The graph contract is
+docs/onnx-graph.md.
 """
 
-import contextlib
 import os
 import threading
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,10 +19,11 @@ from numpy.typing import NDArray
 
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError, InputError
-from fieldlm.runtime.engines import Chunk, Outcome, Sampling
+from fieldlm.runtime.engines import DEFAULT_TERMS, Outcome, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
-from fieldlm.runtime.engines.sampling import Floats, choose, make_rng
-from fieldlm.runtime.engines.text import TextStream
+from fieldlm.runtime.engines.line import Alarm, Line
+from fieldlm.runtime.engines.request import Request, Words, check_terms
+from fieldlm.runtime.engines.sampling import Floats, check_sampling
 from fieldlm.runtime.engines.vocabulary import Vocabulary, first_line
 
 METADATA = "fieldlm.graph"
@@ -33,6 +33,7 @@ PROMPT_PIECE = 128
 PAST, PRESENT = "past_key_values.", "present."
 
 Ids = NDArray[np.int64]
+RunOptions = Any  # onnxruntime's own, which carries no types
 
 
 class Graph(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +70,11 @@ class Cache:
     def size_mb(self) -> float:
         return self._token_bytes * (self._mask.size if self._is_shared else self.length) / 1e6
 
-    def run(self, tokens: Sequence[int]) -> Floats:
-        """Append `tokens` and return the logits behind the last one; the next call overwrites them."""
+    def run(self, tokens: Sequence[int], options: RunOptions) -> Floats:
+        """Append `tokens` and return the logits behind the last one; the next call overwrites them.
+
+        Raises when `options` say terminate meanwhile; then nothing was appended.
+        """
         start, end = self.length, self.length + len(tokens)
         feeds: dict[str, Ids] = {
             "input_ids": np.array([tokens], np.int64),
@@ -80,7 +84,7 @@ class Cache:
         for name, value in feeds.items():
             if name in self._inputs:
                 self._binding.bind_cpu_input(name, value)
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, options)
         self.length = end
         if not self._is_shared:
             self._grow()
@@ -108,85 +112,19 @@ def _present(past: str) -> str:
     return PRESENT + past.removeprefix(PAST)
 
 
-class _Sequence:
-    """One running answer on the worker's side: how far it is, and what it still holds back."""
+class _OnnxRequest(Request):
+    """A request, and its cache while it has a place."""
 
-    def __init__(self, prompt: Sequence[int], sampling: Sampling, limit: int, answer: RunningAnswer) -> None:
-        self.prompt = list(prompt)
-        self.sampling = sampling
-        self.limit = limit
-        self.answer = answer
-        self.cache: Cache | None = None
-        self.rng = make_rng(sampling)
-        self.text = TextStream(sampling.stop)
-        self.last = -1
-        self.pending: list[int] = []
-        self.margins: list[float] = []
-        self.queued_s = self.turned_s = time.perf_counter()
+    cache: Cache | None = None
 
-    @property
-    def capacity(self) -> int:
-        return len(self.prompt) + self.limit
-
-    def begin(self, cache: Cache) -> None:
-        self.cache = cache
-        self.turned_s = time.perf_counter()
-        self.answer.timings.queue_s = self.turned_s - self.queued_s
-
-    def step(self, pieces: Vocabulary, stop_tokens: frozenset[int]) -> bool:
-        """Compute one piece of the prompt or one token and hand out what is certain; False when the answer ended."""
-        assert self.cache is not None, "a sequence begins before it steps"
-        if self.answer.cancelled:
-            return self.end("cancelled")
-        read = self.cache.length
-        tokens = self.prompt[read : read + PROMPT_PIECE] or [self.last]
-        logits = self.cache.run(tokens)
-        if self.cache.length < len(self.prompt):
-            return True
-        token, margin = choose(logits, self.sampling, self.rng)
-        self._clock(margin)
-        if token in stop_tokens:
-            return self.end("stop")
-        return self._take(token, margin, pieces.piece(token))
-
-    def _clock(self, margin: float) -> None:
-        timings, now = self.answer.timings, time.perf_counter()
-        spent_s, self.turned_s = now - self.turned_s, now
-        if self.last < 0:
-            timings.prefill_s = spent_s
-        else:
-            timings.decode_s += spent_s
-        chosen = timings.completion_tokens + 1
-        timings.margin += (margin - timings.margin) / chosen
-
-    def _take(self, token: int, margin: float, piece: bytes) -> bool:
-        self.last = token
-        self.pending.append(token)
-        self.margins.append(margin)
-        self.answer.timings.completion_tokens += 1
-        text, stopped = self.text.push(piece)
-        if stopped:
-            return self.end("stop", text=text)
-        if self.answer.timings.completion_tokens >= self.limit:
-            return self.end("length", text=text)
-        if text:
-            self._put(text)
-        return True
-
-    def end(self, outcome: Outcome, *, text: str = "", error: str | None = None) -> bool:
-        """Hand out the rest with `outcome` and let go of the cache."""
+    def end(self, outcome: Outcome, error: str | None = None) -> None:
+        """Let go of the cache first: who has read the last chunk finds its memory free."""
         self.cache = None
-        self._put(text + self.text.finish(), outcome, error)
-        return False
-
-    def _put(self, text: str, outcome: Outcome | None = None, error: str | None = None) -> None:
-        tokens, self.pending = tuple(self.pending), []
-        margins, self.margins = tuple(self.margins), []
-        self.answer.put(Chunk(text=text, tokens=tokens, margins=margins, outcome=outcome, error=error))
+        super().end(outcome, error)
 
 
 class OnnxEngine:
-    """An `Engine` over one ONNX graph. `parallel` answers run at a time, the others wait in the order they came."""
+    """An `Engine` over one ONNX graph. `parallel` answers run at a time, the others wait for a place."""
 
     def __init__(self, model: Path, tokenizer: Path, *, threads: int, context: int | None, parallel: int) -> None:
         self._vocabulary = Vocabulary(tokenizer)
@@ -194,14 +132,27 @@ class OnnxEngine:
         self._graph = _read_graph(self._session, model)
         self.context = min(context or self._graph.context, self._graph.context)
         self.stop_tokens = frozenset(self._graph.stop_tokens)
+        self._tokens: int = self._session.get_outputs()[0].shape[2]
         self._weights_mb = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*")) / 1e6
         self._parallel = max(1, parallel)
         self._changed = threading.Condition()
-        self._waiting: deque[_Sequence] = deque()
-        self._running: tuple[_Sequence, ...] = ()
+        self._waiting: Line[_OnnxRequest] = Line()
+        self._running: tuple[_OnnxRequest, ...] = ()
+        self._computing: tuple[_OnnxRequest, RunOptions] | None = None
         self._is_closed = False
+        self._alarm = Alarm(self._look)
         self._worker = threading.Thread(target=self._work, name="onnx-engine", daemon=True)
         self._worker.start()
+
+    @property
+    def running(self) -> int:
+        """Answers that have a place now."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a place."""
+        return len(self._waiting)
 
     def tokenize(self, text: str) -> list[int]:
         return self._vocabulary.encode(text)
@@ -209,21 +160,30 @@ class OnnxEngine:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._vocabulary.decode(tokens)
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None) -> RunningAnswer:
+    def vocabulary(self) -> list[bytes]:
+        """See `Engine.vocabulary`."""
+        return self._vocabulary.pieces()
+
+    def start(
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> RunningAnswer:
         """See `Engine.start`."""
         if adapter is not None:
             raise InputError(f"adapter {adapter!r} is not loaded: an ONNX bundle has none; merge it when compiling")
-        room = self.context - len(prompt)
-        if not prompt or room < 1:
+        if not prompt or len(prompt) >= self.context:
             what = f"{len(prompt)} tokens leave no room in the context of {self.context}" if prompt else "it is empty"
             raise InputError(f"the prompt cannot be answered: {what}")
-        answer = RunningAnswer(prompt_tokens=len(prompt), wake=self._wake)
-        sequence = _Sequence(prompt, sampling, max(1, min(sampling.max_tokens, room)), answer)
+        check_sampling(sampling, self._tokens)
+        check_terms(terms)
+        answer = RunningAnswer(prompt_tokens=len(prompt), wake=self._look)
+        words = Words(self._vocabulary.piece, self.stop_tokens)
+        request = _OnnxRequest(answer, prompt, sampling, terms, words=words, context=self.context)
         with self._changed:
             if self._is_closed:
                 raise EngineError("the engine is closed; open the bundle again")
-            self._waiting.append(sequence)
+            self._waiting.add(request)
             self._changed.notify_all()
+        self._alarm.set(request)
         return answer
 
     def load_adapter(self, name: str, path: Path) -> None:
@@ -238,52 +198,95 @@ class OnnxEngine:
 
     def memory_mb(self) -> dict[str, float]:
         """Return the size of the weights' files and of the caches in use; what onnxruntime works in is not known."""
-        caches = [cache for sequence in self._running if (cache := sequence.cache) is not None]
+        caches = [cache for request in self._running if (cache := request.cache) is not None]
         return {"weights": self._weights_mb, "kv": sum(cache.size_mb for cache in caches)}
 
     def close(self) -> None:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+        self._look()
         self._worker.join()
+        self._alarm.close()
 
-    def _wake(self) -> None:
+    def _look(self) -> None:
+        """End who waits in vain, and interrupt what is computed in vain. From any thread."""
+        self._waiting.sweep()
+        computing = self._computing
+        if computing is not None and (self._is_closed or computing[0].fate()):
+            computing[1].terminate = True
         with self._changed:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._running or self._is_closed)
-                if self._is_closed:
-                    left = (*self._running, *self._waiting)
-                    self._running = ()
-                    break
-                ended = self._admit()
-            for sequence in ended:
-                sequence.end("cancelled")
-            self._running = tuple(sequence for sequence in self._running if self._step(sequence))
-        for sequence in left:
-            sequence.end("cancelled")
+        while self._has_work():
+            self._waiting.sweep()
+            self._admit()
+            for request in self._running:
+                self._step(request)
+        for request in self._running:
+            self._end(request, "cancelled")
+        self._waiting.end_all("cancelled")
 
-    def _admit(self) -> list[_Sequence]:
-        """Move waiting answers into free places; return those that were cancelled while they waited."""
-        ended = [sequence for sequence in self._waiting if sequence.answer.cancelled]
-        self._waiting = deque(sequence for sequence in self._waiting if not sequence.answer.cancelled)
-        while self._waiting and len(self._running) < self._parallel:
-            self._running = (*self._running, self._waiting.popleft())
-        return ended
+    def _has_work(self) -> bool:
+        """Wait for something to do; False once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._running or self._is_closed)
+            return not self._is_closed
 
-    def _step(self, sequence: _Sequence) -> bool:
-        # Whatever goes wrong inside one answer, its reader included, is that answer's end and nobody else's.
-        try:
-            if sequence.cache is None:
-                sequence.begin(Cache(self._session, self._graph, sequence.capacity))
-            return sequence.step(self._vocabulary, self.stop_tokens)
-        except Exception as error:
-            with contextlib.suppress(Exception):
-                sequence.end("error", error=f"the engine failed: {first_line(error)}")
+    def _admit(self) -> None:
+        """Give places to who waits, the most urgent first."""
+        for request in self._waiting if self._waiting else ():
+            has_place = len(self._running) < self._parallel or self._make_room(request)
+            if has_place and self._waiting.take(request) and request.prepare():
+                request.begin(0)
+                self._running = (*self._running, request)
+
+    def _make_room(self, request: _OnnxRequest) -> bool:
+        """Have the least urgent batch answer give its place up for one of another class."""
+        batch = [running for running in self._running if running.is_batch]
+        if request.is_batch or not batch:
             return False
+        parked = max(batch, key=lambda running: running.urgency)
+        self._leave(parked)
+        parked.park()
+        self._waiting.add(parked)
+        return True
+
+    def _leave(self, request: _OnnxRequest) -> None:
+        request.cache = None
+        self._running = tuple(running for running in self._running if running is not request)
+
+    def _end(self, request: _OnnxRequest, outcome: Outcome, error: str | None = None) -> None:
+        self._leave(request)
+        request.end(outcome, error)
+
+    def _step(self, request: _OnnxRequest) -> None:
+        """Compute one piece of what `request` knows already, and say what follows from the last one."""
+        options = ort.RunOptions()
+        self._computing = (request, options)
+        try:
+            if fate := request.fate():
+                self._end(request, fate)
+                return
+            logits = self._compute(request, options)
+        # Whatever goes wrong inside one answer is that answer's end and nobody else's. Interrupted: its fate is next.
+        except Exception as error:
+            if not options.terminate:
+                self._end(request, "error", f"the engine failed: {first_line(error)}")
+            return
+        finally:
+            self._computing = None
+        if logits is not None and not request.advance(logits):
+            self._leave(request)
+
+    def _compute(self, request: _OnnxRequest, options: RunOptions) -> Floats | None:
+        """Return the logits behind the last token of `request`, None while there is more to compute."""
+        cache = request.cache
+        if cache is None:
+            cache = request.cache = Cache(self._session, self._graph, request.capacity)
+        logits = cache.run(request.tokens[cache.length : cache.length + PROMPT_PIECE], options)
+        return None if cache.length < len(request.tokens) else logits
 
 
 def _session(model: Path, threads: int) -> ort.InferenceSession:
