@@ -10,7 +10,9 @@ import pytest
 from fieldlm.formats.errors import InputError
 from fieldlm.formats.record import Record
 from fieldlm.runtime import spool as spool_module
-from fieldlm.runtime.spool import Answered, Spool
+from fieldlm.runtime import spool_database
+from fieldlm.runtime.spool import Spool
+from fieldlm.runtime.spool_database import Answered
 
 
 def record(number: int, *, stream: str = "gen", text: str = "") -> Record:
@@ -126,7 +128,7 @@ def test_one_record_larger_than_the_spool_is_dropped_and_the_next_is_kept(tmp_pa
         spool.append(record(2))
         assert spool.flush(30)
         assert [r.response for r in spool.pending("gen", 0, 10)] == ["r2"]
-        assert {"reason": "disk-full", "count": "1"} in drops(spool)
+        assert {"reason": "too-large", "count": "1"} in drops(spool)
 
 
 def damage_header(path: Path) -> None:
@@ -180,7 +182,7 @@ def test_a_path_that_cannot_be_opened_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_responses_are_known_after_a_restart_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_module, "RESPONSES", 5)
+    monkeypatch.setattr(spool_database, "RESPONSES", 5)
     with Spool(tmp_path / "spool.db") as spool:
         for number in range(20):
             spool.append(Record(device="k", stream="gen", kind="generation", response=f"r{number}", session="s"))

@@ -1,5 +1,7 @@
 """The device's half of the protocol, spoken without a network: tests/feedback has it over real brokers."""
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -125,7 +127,8 @@ def test_a_block_speaks_for_the_numbers_that_were_dropped_before_it(tmp_path: Pa
     with filled(tmp_path, 10) as spool:
         talk = conversation(spool)
         answer(talk, spool, 2, hello(list(talk.due(0))).nonce)
-        spool._db.execute("DELETE FROM records WHERE seq IN (3, 4, 7)")  # pyright: ignore[reportPrivateUsage]
+        with contextlib.closing(sqlite3.connect(tmp_path / "spool.db", isolation_level=None)) as database:
+            database.execute("DELETE FROM records WHERE seq IN (3, 4, 7)")
         list(talk.due(0))
         (message,) = talk.due(3)
         assert spans([message]) == [(3, 10)]

@@ -21,7 +21,8 @@ import msgspec
 from fieldlm.formats.files import disk_errors, sync_folder
 from fieldlm.formats.record import Kind, Record, Stream
 from fieldlm.runtime.redact import names_in, redact, redact_messages
-from fieldlm.runtime.spool import RESPONSES, Answered, Spool
+from fieldlm.runtime.spool import Spool
+from fieldlm.runtime.spool_database import RESPONSES, Answered
 
 Mode = Literal["off", "metrics", "redacted", "full"]
 TEXT_CHARS = 16_384

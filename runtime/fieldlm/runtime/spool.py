@@ -1,77 +1,77 @@
 """Records on their way home, kept on the disk until the collector has committed them.
 
 `append` puts a record into a bounded ring in memory and returns; a writer thread commits the ring in groups to SQLite
-(WAL, synchronous=FULL) and gives each record its seq in the same transaction. What `flush` or `pending` has shown
-survives kill -9 and a power cut. A record that cannot be kept is counted, and the count itself becomes a `drop` record.
+and gives each record its seq in the same transaction (`spool_database`). What `flush` or `pending` has shown survives
+kill -9 and a power cut. A record that cannot be kept is counted, and the count itself becomes a `drop` record. A disk
+that is full, read-only or broken stops nothing: records wait in the ring, `health` names the trouble, and the writer
+tries again until the disk is back.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
 from fieldlm.formats.errors import InputError
-from fieldlm.formats.files import disk_errors, sync_folder
-from fieldlm.formats.record import CRITICAL, STREAMS, Record, WireError, pack, unpack
+from fieldlm.formats.record import CRITICAL, Record
+from fieldlm.runtime.spool_database import Answered, Connect, Database, Packed, StreamCount, connect, is_damage
 from fieldlm.runtime.terminal import log
 
 RING_RECORDS = 4096
 """Records in memory while the disk is slow: two minutes of a busy device."""
 GROUP_RECORDS = 128
 GROUP_S = 0.25
-RESPONSES = 4096
-"""Answers that can still be rated after a restart."""
-WAL_PAGES = 512
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS streams (stream TEXT PRIMARY KEY, last INTEGER NOT NULL, committed INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS records (stream TEXT NOT NULL, seq INTEGER NOT NULL, device TEXT NOT NULL, row BLOB NOT NULL,
-    PRIMARY KEY (stream, seq)) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS responses (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, generation TEXT NOT NULL,
-    session TEXT NOT NULL, consent TEXT NOT NULL) STRICT;
-"""
+RETRY_S = 1.0
+"""A disk that refuses will refuse again in a millisecond."""
+_DISK_ERRORS = {errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EROFS: "read-only"}
+_SQLITE_ERRORS = {
+    sqlite3.SQLITE_FULL: "disk-full",
+    sqlite3.SQLITE_READONLY: "read-only",
+    sqlite3.SQLITE_BUSY: "locked",
+}
 
 
-class _DamageError(sqlite3.DatabaseError):
-    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """How the spool is; `detail` says more about `problem`.
 
+    problem: empty, or disk-full, read-only, disk-error, locked (by another process), spool-full (nothing left to thin).
+    """
 
-class StreamCount(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one stream: seqs given out, committed by the collector, and still held here."""
-
-    last: int
-    committed: int
-    held: int
-
-
-class Answered(msgspec.Struct, frozen=True, kw_only=True):
-    """What feedback on a response needs to know about it."""
-
-    generation: str
-    session: str
-    consent: str
+    problem: str
+    detail: str
+    used_mb: float
+    max_mb: float
+    waiting: int
+    """Records that are only in memory yet."""
+    dropped: dict[str, int]
+    """Records given up since the spool was made, by reason."""
+    quarantined: tuple[str, ...]
+    """Damaged databases that were set aside, and still lie there."""
 
 
 class Spool:
     """A durable queue per stream. Safe from any thread; one process at a time."""
 
-    def __init__(self, path: Path, *, max_mb: float = 64) -> None:
-        """Open or make the spool at `path`; its database never takes more than `max_mb` (1e6 bytes).
+    def __init__(self, path: Path, *, max_mb: float = 64, connect: Connect = connect) -> None:
+        """Open or make the spool at `path`; database and log never take more than `max_mb` (1e6 bytes).
 
-        A damaged database is set aside as `….quarantine-<seconds>` and a new epoch begins.
+        A damaged database is set aside as `….quarantine-<milliseconds>` and a new epoch begins. A disk that cannot be
+        written is no error; a path that can never be a database is.
         """
         self.path = path
         self.max_mb = max_mb
         self.dropped = 0
         """Records that never got a seq, since this object was made."""
+        self._connect = connect
         self._ring: list[Record] = []
         self._lost: dict[str, int] = {}
         self._appended = self._settled = self._awaited = 0
@@ -79,11 +79,12 @@ class Spool:
         self._device = ""
         self._signal = threading.Condition()
         self._disk = threading.RLock()
+        self._database: Database | None = None
+        self._problem = self._detail = ""
+        self._doubt: _Doubt | None = None
         self.on_durable: Callable[[], None] = lambda: None
         """Called by the writer thread after each group; Sync sets it to wake up."""
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._open_or_quarantine()
+        self._open_first()
         self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
         self._writer.start()
 
@@ -93,14 +94,20 @@ class Spool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def epoch(self) -> int:
+        """The number that all keys of this database share; 0 while none is open."""
+        database = self._database
+        return database.epoch if database else 0
+
     def append(self, record: Record) -> bool:
         """Take `record` (its epoch and seq are set here); never waits for the disk. False says it was dropped."""
         with self._signal:
+            self._device = record.device
             if self._closing or len(self._ring) >= RING_RECORDS:
                 self._lose("ring-full", 1)
                 return False
             self._ring.append(record)
-            self._device = record.device
             self._appended += 1
             self._is_critical |= record.stream in CRITICAL
             if self._is_critical or len(self._ring) in (1, GROUP_RECORDS):
@@ -119,59 +126,62 @@ class Spool:
 
         At least one when there is one; no more than `max_bytes` of rows together otherwise.
         """
-        found: list[Record] = []
-        size = 0
         with self._disk:
-            rows = self._db.execute(
-                "SELECT seq, device, row FROM records WHERE stream = ? AND seq > ? ORDER BY seq LIMIT ?",
-                (stream, after, limit),
-            ).fetchall()
-            for seq, device, row in rows:
-                size += len(row)
-                if found and size > max_bytes:
-                    break
-                try:
-                    found.append(unpack(row, device=device, epoch=self.epoch, stream=stream, seq=seq))
-                except WireError:
-                    self._bury(stream, seq, device)
-        return found
+            return self._database.pending(stream, after, limit, max_bytes) if self._database else []
 
     def commit(self, epoch: int, stream: str, upto: int) -> int:
         """Delete what the collector has stored; returns how many. Another epoch's numbers mean nothing here."""
-        with self._disk, self._transaction():
-            if epoch != self.epoch:
-                return 0
-            deleted = self._db.execute("DELETE FROM records WHERE stream = ? AND seq <= ?", (stream, upto)).rowcount
-            self._db.execute(
-                "UPDATE streams SET committed = max(committed, min(last, ?)) WHERE stream = ?", (upto, stream)
-            )
-            return deleted
+        with self._disk:
+            return self._database.commit(epoch, stream, upto) if self._database else 0
 
     def counts(self) -> dict[str, StreamCount]:
-        """Return the durable state of every stream."""
+        """Return the durable state of every stream; nothing while the disk cannot be read."""
         with self._disk:
-            held: dict[str, int] = dict(self._db.execute("SELECT stream, count(*) FROM records GROUP BY stream"))
-            ends = self.ends().items()
-            return {s: StreamCount(last=last, committed=done, held=held.get(s, 0)) for s, (last, done) in ends}
+            return self._database.counts() if self._database else {}
 
     def ends(self) -> dict[str, tuple[int, int]]:
         """Return, per stream, the last seq given out and the last one committed; quicker than `counts`."""
         with self._disk:
-            rows = self._db.execute("SELECT stream, last, committed FROM streams")
-            return {stream: (last, committed) for stream, last, committed in rows}
+            return self._database.ends() if self._database else {}
 
     def response(self, response: str) -> Answered | None:
         """Return what is known of a response that was recorded here, also before a restart."""
         with self._disk:
-            row = self._db.execute(
-                "SELECT generation, session, consent FROM responses WHERE id = ?", (response,)
-            ).fetchone()
-        return Answered(generation=row[0], session=row[1], consent=row[2]) if row else None
+            return self._database.response(response) if self._database else None
+
+    def note(self, name: str) -> str:
+        """Return what `write_note` kept under `name`, or an empty string."""
+        with self._disk:
+            return self._database.note(name) if self._database else ""
+
+    def write_note(self, name: str, value: str) -> None:
+        """Keep a word beside the records, for example what the collector told about the fleet."""
+        with self._disk:
+            if self._database:
+                self._database.write_note(name, value)
 
     def used_mb(self) -> float:
         """Return the megabytes (1e6 bytes) in use inside the database."""
         with self._disk:
-            return (self._pragma("page_count") - self._pragma("freelist_count")) * self._page_bytes / 1e6
+            return self._database.used_bytes() / 1e6 if self._database else 0.0
+
+    def health(self) -> Health:
+        """Say how the spool is. Waits for the disk when that hangs, so nothing that serves may call it."""
+        with self._disk, contextlib.suppress(sqlite3.Error):
+            dropped = self._database.dropped() if self._database else {}
+            return self._health(self.used_mb(), dropped)
+        return self._health(0.0, {})
+
+    def _health(self, used_mb: float, dropped: dict[str, int]) -> Health:
+        return Health(
+            problem=self._problem,
+            detail=self._detail,
+            used_mb=used_mb,
+            max_mb=self.max_mb,
+            waiting=len(self._ring),
+            dropped=dropped,
+            quarantined=tuple(quarantined(self.path)),
+        )
 
     def close(self) -> None:
         """Write what is in the ring and close; more calls do nothing."""
@@ -179,60 +189,47 @@ class Spool:
             self._closing = True
             self._signal.notify_all()
         self._writer.join()
-        with self._disk:
-            self._db.close()
+        self._shut()
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _open_or_quarantine(self) -> None:
+    def _open_first(self) -> None:
+        """Open; what waiting cannot mend is an InputError, any other trouble is tried again later."""
         try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
+            self._opened()
+        except (sqlite3.DatabaseError, OSError) as error:
+            if self.path.is_dir() or isinstance(error, NotADirectoryError | FileExistsError | PermissionError):
                 raise InputError(f"the spool {self.path} cannot be opened: {error}") from error
-            self._quarantine(error)
+            self._refused(error)
 
-    def _open(self) -> None:
-        is_new = not self.path.exists()
-        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30)
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
-            self._db.execute(f"PRAGMA journal_size_limit = {WAL_PAGES * 4096}")
-            if self._db.execute("PRAGMA quick_check").fetchone() != ("ok",):
-                raise _DamageError("quick_check found damage")
-            self._page_bytes = self._pragma("page_size")
-            self._max_pages = int(self.max_mb * 1e6) // self._page_bytes
-            self._db.execute(f"PRAGMA max_page_count = {self._max_pages}")
-            self._db.executescript(_SCHEMA)
-            self._begin_epoch()
-        except BaseException:
-            self._db.close()
-            raise
-        if is_new:
-            sync_folder(self.path.parent)
-
-    def _begin_epoch(self) -> None:
-        # 63 bits, because SQLite and Parquet know signed integers only.
-        fresh = str(secrets.randbits(63))
-        with self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', ?)", (fresh,))
-            self._db.executemany("INSERT OR IGNORE INTO streams VALUES (?, 0, 0)", [(stream,) for stream in STREAMS])
-        self.epoch = int(self._db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()[0])
+    def _opened(self) -> Database:
+        """Return the open database, opened now if it has to be, whatever damage there was set aside."""
+        if self._database is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._database = Database(self.path, max_mb=self.max_mb, connect=self._connect)
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self._quarantine(error)
+                self._database = Database(self.path, max_mb=self.max_mb, connect=self._connect)
+        return self._database
 
     def _quarantine(self, error: Exception) -> None:
-        """Set the damaged database aside, whole, and begin anew."""
-        with contextlib.suppress(sqlite3.Error):
-            self._db.close()
-        stamp = time.time_ns() // 1_000_000
-        for suffix in ("", "-wal", "-shm"):
+        """Set the damaged database aside, whole; the log goes first, so that it is never taken for a new one's."""
+        aside = f"{self.path}.quarantine-{time.time_ns() // 1_000_000}"
+        for suffix in ("-wal", "-shm", ""):
             file = Path(f"{self.path}{suffix}")
             if file.exists():
-                os.replace(file, f"{self.path}.quarantine-{stamp}{suffix}")
-        log(f"the spool was damaged ({error}); kept as {self.path}.quarantine-{stamp}, a new one begins")
-        self._open()
+                os.replace(file, f"{aside}{suffix}")
+        log(f"the spool was damaged ({error}); kept as {aside}, a new one begins")
         self._lose("quarantine", 0)
+
+    def _shut(self) -> None:
+        with self._disk, contextlib.suppress(sqlite3.Error):
+            database, self._database = self._database, None
+            if database:
+                database.close()
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -240,14 +237,16 @@ class Spool:
         is_last = False
         while not is_last:
             group, lost, is_last = self._take()
-            kept = self._keep(group, lost)
+            left = self._keep(group, lost)
             with self._signal:
-                self._settled += len(group)
+                self._ring[:0] = left
+                self._settled += len(group) - len(left)
                 self._signal.notify_all()
-                if not kept:
-                    # A disk that refuses will refuse again in a millisecond.
-                    self._signal.wait_for(lambda: self._closing, 1.0)
+                if self._problem:
+                    self._signal.wait_for(lambda: self._closing, RETRY_S)
             self.on_durable()
+        if self._ring:
+            log(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
 
     def _take(self) -> tuple[list[Record], dict[str, int], bool]:
         """Wait for records, then for company or something urgent, and empty the ring."""
@@ -263,111 +262,97 @@ class Spool:
         crowded = len(self._ring) >= GROUP_RECORDS
         return crowded or self._is_critical or self._closing or self._awaited > self._settled
 
-    def _keep(self, group: Sequence[Record], lost: dict[str, int]) -> bool:
-        """Commit `group`; False says that the disk refused, what it refused is counted, and the device goes on."""
+    def _keep(self, group: Sequence[Record], lost: dict[str, int]) -> Sequence[Record]:
+        """Commit `group` slice by slice; returns the records that the disk would not take now."""
+        done = 0
         try:
-            with self._disk, self._transaction():
-                self._make_room()
-                self._insert(group, lost)
-            return True
-        except sqlite3.DatabaseError as error:
-            is_full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-            if is_full and len(group) > 1:
-                half = len(group) // 2
-                return self._keep(group[:half], lost) & self._keep(group[half:], {})
-            if _is_damage(error) and self._replace_damaged(error):
-                return self._keep(group, lost)
-        with self._signal:
-            for reason, count in lost.items():
-                self._lost[reason] = self._lost.get(reason, 0) + count
-            self._lose("disk-full" if is_full else "disk-error", len(group))
-        return False
+            with self._disk:
+                database = self._opened()
+                done, untold = self._resolve(database)
+                lost = _sum(lost, untold)
+                self._problem = self._detail = ""
+                for part in database.slices(group[done:]):
+                    database.make_room()
+                    self._doubt = _Doubt(secrets.token_hex(8), len(part), lost)
+                    self._keep_slice(database, part, self._doubt)
+                    self._doubt = None
+                    done, lost = done + len(part), {}
+        except (sqlite3.DatabaseError, OSError) as error:
+            with self._signal:
+                self._lost = _sum(self._lost, {} if self._doubt else lost)
+            self._refused(error)
+        return group[done:]
 
-    def _replace_damaged(self, error: Exception) -> bool:
-        with self._disk, contextlib.suppress(sqlite3.Error, OSError):
-            self._quarantine(error)
-            return True
-        return False
-
-    def _insert(self, group: Sequence[Record], lost: dict[str, int]) -> None:
-        drops = [_drop(self._device, reason=why, count=str(count)) for why, count in lost.items()]
-        rows: dict[str, list[tuple[str, int, str, bytes]]] = {}
-        last: dict[str, int] = dict(self._db.execute("SELECT stream, last FROM streams"))
-        for record in (*group, *drops):
-            last[record.stream] += 1
-            rows.setdefault(record.stream, []).append((record.stream, last[record.stream], record.device, pack(record)))
-        for stream, made in rows.items():
-            self._db.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", made)
-            self._db.execute("UPDATE streams SET last = ? WHERE stream = ?", (last[stream], stream))
-        self._remember(group)
-
-    def _remember(self, group: Sequence[Record]) -> None:
-        answered = [(r.response, r.generation, r.session, r.consent) for r in group if r.kind == "generation"]
-        self._db.executemany(
-            "INSERT OR REPLACE INTO responses (id, generation, session, consent) VALUES (?, ?, ?, ?)", answered
-        )
-        self._db.execute("DELETE FROM responses WHERE number <= (SELECT max(number) FROM responses) - ?", (RESPONSES,))
-
-    def _make_room(self) -> None:
-        if self.used_mb() < 0.9 * self.max_mb:
+    def _keep_slice(self, database: Database, part: Sequence[Packed], doubt: "_Doubt") -> None:
+        if database.is_too_large(part):
+            self._give_up("too-large", doubt)
             return
-        while self.used_mb() > 0.75 * self.max_mb and (self._shed("gen", 2) or self._shed("fb", 1)):
-            pass
+        try:
+            database.insert(part, doubt.token, doubt.lost, self._device)
+        except sqlite3.DatabaseError as error:
+            if _code(error) != sqlite3.SQLITE_FULL or not database.is_crowded():
+                raise
+            self._give_up("spool-full", doubt)
+            self._problem, self._detail = "spool-full", "no stream has enough records to thin"
 
-    def _shed(self, stream: str, step: int) -> bool:
-        """Delete every `step`th of the older half of a stream, and say so in a drop record; False: there is too little.
+    def _give_up(self, reason: str, doubt: "_Doubt") -> None:
+        with self._signal:
+            self._lost = _sum(self._lost, doubt.lost)
+            self._lose(reason, doubt.records)
 
-        Thinning keeps a picture of the whole time; updates, drops and system events stay whole.
+    def _resolve(self, database: Database) -> tuple[int, dict[str, int]]:
+        """A commit that failed may have reached the disk all the same: return how many records it took with it.
+
+        If it did not, return the losses that it should have told.
         """
-        rows = self._db.execute("SELECT seq, device FROM records WHERE stream = ? ORDER BY seq", (stream,)).fetchall()
-        doomed = rows[: len(rows) // 2 : step]
-        if len(doomed) < 16:
-            return False
-        self._db.executemany("DELETE FROM records WHERE stream = ? AND seq = ?", [(stream, seq) for seq, _ in doomed])
-        (first, device), (last, _) = doomed[0], doomed[-1]
-        told = {"stream": stream, "from": first, "to": last, "count": len(doomed), "reason": "spool-full"}
-        self._tell(device, **told)
-        return True
+        doubt, self._doubt = self._doubt, None
+        if doubt is None:
+            return 0, {}
+        return (doubt.records, {}) if database.has_slice(doubt.token) else (0, doubt.lost)
 
-    def _bury(self, stream: str, seq: int, device: str) -> None:
-        with self._transaction():
-            self._db.execute("DELETE FROM records WHERE stream = ? AND seq = ?", (stream, seq))
-            self._tell(device, **{"stream": stream, "from": seq, "to": seq, "count": 1, "reason": "unreadable"})
-
-    def _tell(self, device: str, **told: object) -> None:
-        self._insert([_drop(device, **{name: str(value) for name, value in told.items()})], {})
+    def _refused(self, error: sqlite3.DatabaseError | OSError) -> None:
+        """Name what is wrong. A new try opens the file again, because a disk that was away comes back as another."""
+        problem, self._detail = _trouble(error), str(error)
+        if problem != self._problem:
+            log(f"the spool waits, {problem}: {error}")
+        self._problem = problem
+        if problem in ("locked", "disk-full"):
+            return
+        self._shut()
+        if is_damage(error):
+            with contextlib.suppress(OSError):
+                self._quarantine(error)
 
     def _lose(self, reason: str, count: int) -> None:
         with self._signal:
-            self._lost[reason] = self._lost.get(reason, 0) + count
+            self._lost = _sum(self._lost, {reason: count})
             self.dropped += count
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Generator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
-    def _pragma(self, name: str) -> int:
-        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+class _Doubt(NamedTuple):
+    """A slice that is on its way to the disk: how many records, and which losses it tells."""
+
+    token: str
+    records: int
+    lost: dict[str, int]
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+def quarantined(path: Path) -> list[str]:
+    """Return the damaged databases that lie beside the spool at `path`, oldest first."""
+    found = path.parent.glob(f"{path.name}.quarantine-*") if path.parent.is_dir() else ()
+    return sorted(str(file) for file in found if not file.name.endswith(("-wal", "-shm")))
 
 
-def _drop(device: str, **detail: str) -> Record:
-    now_ms = time.time_ns() // 1_000_000
-    return Record(
-        device=device,
-        stream="sys",
-        kind="drop",
-        wall_ms=now_ms,
-        mono_ms=time.monotonic_ns() // 1_000_000,
-        detail=detail,
-    )
+def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {reason: one.get(reason, 0) + other.get(reason, 0) for reason in {**one, **other}}
+
+
+def _code(error: BaseException) -> int:
+    """Return SQLite's primary code; errors of the module itself, such as a closed database, have none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _trouble(error: sqlite3.DatabaseError | OSError) -> str:
+    if isinstance(error, OSError):
+        return _DISK_ERRORS.get(error.errno or 0, "disk-error")
+    return _SQLITE_ERRORS.get(_code(error), "disk-error")
