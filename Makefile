@@ -12,7 +12,7 @@ export CMAKE_ARGS ?= -DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'
 endif
 endif
 
-.PHONY: demo test lint deb setup clean
+.PHONY: demo test lint deb anchors setup clean
 demo: setup
 	$(BIN)/fieldlm demo
 
@@ -26,6 +26,10 @@ lint: setup
 
 deb: setup
 	$(BIN)/python packaging/build_deb.py
+
+# llama-server, llama-bench and onnxruntime-genai in the user's cache, for benchmarks/serving.py.
+anchors: setup
+	$(BIN)/python benchmarks/anchors.py
 
 setup: .venv/ready
 
