@@ -40,6 +40,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what is missing above it; each name survives a power cut before the next is made."""
+    for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Generator[None]:
     """Turn the operating system's refusals about `path` into errors a user can act on."""
@@ -69,7 +76,7 @@ def write_whole(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with disk_errors(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with part.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -88,7 +95,7 @@ def whole_folder(path: Path) -> Generator[Path]:
     with disk_errors(path):
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            aside.mkdir(parents=True)
+            make_folder(aside)
             yield aside
             if path.exists():
                 os.replace(path, old)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from fieldlm.formats.files import disk_errors, link_or_copy, sha256_file, sync_folder
+from fieldlm.formats.files import disk_errors, link_or_copy, make_folder, sha256_file, sync_folder
 from fieldlm.formats.release import blob_path
 
 
@@ -30,7 +30,7 @@ class Blobs:
         path = self.path(sha256)
         aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             aside.unlink(missing_ok=True)
             link_or_copy(source, aside)
             _sync_file(aside)
@@ -40,7 +40,7 @@ class Blobs:
         """Move a synced file, whose digest the caller has checked, to its final name."""
         path = self.path(sha256)
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             if path.exists() and path.samefile(aside):
                 # rename(2) does nothing and succeeds when both names are links to one file
                 aside.unlink()

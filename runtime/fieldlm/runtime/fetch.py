@@ -17,7 +17,7 @@ from urllib.request import url2pathname
 import urllib3
 
 from fieldlm.formats.errors import InputError, LinkError, NoSpaceError, TrustError
-from fieldlm.formats.files import disk_errors, sha256_file
+from fieldlm.formats.files import disk_errors, make_folder, sha256_file
 from fieldlm.formats.release import Blob, Release, blob_path
 from fieldlm.runtime.blobs import Blobs
 
@@ -173,7 +173,7 @@ def fetch(
 
 def _need_space(folder: Path, missing: Sequence[Blob], reserve_bytes: int) -> None:
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     parts = [folder / f"{blob.sha256}.part" for blob in missing]
     allocated = sum(path.stat().st_blocks * 512 for path in parts if path.exists())
     need = sum(blob.size for blob in missing) - allocated

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.formats.errors import InputError, NoSpaceError
-from fieldlm.formats.files import disk_errors
+from fieldlm.formats.files import disk_errors, make_folder
 from fieldlm.runtime import terminal
 
 SCHEMA = """
@@ -151,7 +151,7 @@ def _refusals() -> Generator[None]:
 
 def _open(path: Path) -> sqlite3.Connection:
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     try:
         return _connect(path)
     except sqlite3.DatabaseError as error:
@@ -178,7 +178,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.executescript(SCHEMA)
         if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("quick_check failed")
-    except sqlite3.Error:
+    except BaseException:
         db.close()
         raise
     return db

@@ -22,7 +22,7 @@ import msgspec
 
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, parse_manifest
 from fieldlm.formats.errors import BundleError, FieldlmError, InputError, TrustError
-from fieldlm.formats.files import disk_errors, link_or_copy, sha256_file, sync_folder, whole_folder
+from fieldlm.formats.files import disk_errors, link_or_copy, make_folder, sha256_file, sync_folder, whole_folder
 from fieldlm.formats.keys import Signature, check_signature
 from fieldlm.formats.release import Release
 from fieldlm.runtime import terminal
@@ -62,7 +62,7 @@ class Slots:
         self.blobs = Blobs(state)
         self._mutex = threading.RLock()
         with disk_errors(state):
-            state.mkdir(parents=True, exist_ok=True)
+            make_folder(state)
             self._held = (state / "slots.lock").open("w")
         try:
             # A POSIX lock: a child process does not inherit it and so cannot keep it when this process is killed.
@@ -70,7 +70,11 @@ class Slots:
         except OSError as error:
             self._held.close()
             raise InputError(f"another fieldlm uses {state}; stop it or pass another folder with --state") from error
-        self._journal = Journal(state / "slots.db", on_step)
+        try:
+            self._journal = Journal(state / "slots.db", on_step)
+        except BaseException:
+            self._held.close()
+            raise
 
     def close(self) -> None:
         """Let another process use the folder."""
@@ -288,7 +292,7 @@ class Slots:
         with whole_folder(self._folder(bundle.id)) as aside:
             names = [(file.path, file.sha256) for file in bundle.manifest.files]
             for path, sha256 in [*names, (SIGNATURE, signature), (MANIFEST, bundle.id)]:
-                (aside / path).parent.mkdir(parents=True, exist_ok=True)
+                make_folder((aside / path).parent)
                 link_or_copy(self.blobs.path(sha256), aside / path)
             for folder in {(aside / path).parent for path, _ in names} | {aside}:
                 sync_folder(folder)

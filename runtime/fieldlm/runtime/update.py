@@ -103,7 +103,7 @@ class Updater(Generic[Loaded]):
             run = self._run = Run(self._on_event)
             try:
                 result = self._take(run, hint)
-            except FieldlmError as error:
+            except (FieldlmError, OSError) as error:
                 result = run.result("failed", reason=reason_of(error), detail=str(error))
             finally:
                 self._run = None

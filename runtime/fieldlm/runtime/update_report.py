@@ -10,7 +10,6 @@ import msgspec
 from fieldlm.formats.errors import (
     BundleError,
     EngineError,
-    FieldlmError,
     GateError,
     InputError,
     LinkError,
@@ -25,9 +24,9 @@ PAST = {
     "check": "checked", "fetch": "fetched", "verify": "verified", "load": "loaded", "probe": "probed",
     "switch": "switched", "observe": "observed", "commit": "committed",
 }  # fmt: skip
-REASONS: dict[type[FieldlmError], str] = {
+REASONS: dict[type[Exception], str] = {
     LinkError: "link", NoSpaceError: "space", TrustError: "trust", BundleError: "bundle", EngineError: "engine",
-    GateError: "probe", InputError: "input",
+    GateError: "probe", InputError: "input", OSError: "disk",
 }  # fmt: skip
 
 
