@@ -19,6 +19,12 @@ import msgspec
 
 SECTOR = 512
 Files = dict[str, bytes]
+_CODES: dict[type[apsw.Error], int] = {
+    apsw.FullError: sqlite3.SQLITE_FULL,
+    apsw.ReadOnlyError: sqlite3.SQLITE_READONLY,
+    apsw.IOError: sqlite3.SQLITE_IOERR,
+    apsw.CorruptError: sqlite3.SQLITE_CORRUPT,
+}
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -124,7 +130,8 @@ def _as_sqlite3() -> Generator[None]:
         yield
     except apsw.Error as error:
         same = sqlite3.OperationalError(str(error))
-        same.sqlite_errorcode = getattr(error, "extendedresult", 0)
+        # What a VFS raises comes out as it went in, and then has no code.
+        same.sqlite_errorcode = getattr(error, "extendedresult", 0) or _CODES.get(type(error), 0)
         raise same from error
 
 

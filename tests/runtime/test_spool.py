@@ -22,7 +22,7 @@ def record(number: int, *, stream: str = "gen", text: str = "") -> Record:
 
 
 def drops(spool: Spool) -> list[dict[str, str]]:
-    return [r.detail for r in spool.pending("sys", 0, 1000) if r.kind == "drop"]
+    return [r.detail for r in spool.pending("sys", 0, 1_000_000, max_bytes=1 << 30) if r.kind == "drop"]
 
 
 def numbers_of(spool: Spool, stream: str) -> list[int]:
