@@ -13,7 +13,7 @@ from fieldlm.formats.record import Record, WireError
 
 LABEL = st.text(max_size=12)
 COUNT = st.integers(-(2**62), 2**62)
-NUMBER = st.floats(allow_nan=False)
+NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 RECORDS = st.lists(
     st.builds(
         Record,
@@ -119,6 +119,22 @@ def test_a_small_block_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacke
     head = Block(block.MAGIC, block.VERSION, 1, "kiosk-1", "gen", 1, 1, 1, 1, body)
     with pytest.raises(WireError, match="limit"):
         parse(msgspec.msgpack.encode(head)).records()
+
+
+@pytest.mark.parametrize("column", [["i", b"\xfe" + b"\xff" * 8 + b"\x03"], ["d", b"\xfe" + b"\xff" * 8 + b"\x03"]])
+def test_a_number_that_no_store_can_hold_is_refused(column: list[Any]) -> None:
+    columns = msgspec.msgpack.decode(zstandard.decompress(parse(encode(day(1))).body))
+    columns[1 + 12] = column
+    body = zstandard.compress(msgspec.msgpack.encode(columns))
+    with pytest.raises(WireError, match="64 bits"):
+        Block(block.MAGIC, block.VERSION, 1, "kiosk-1", "gen", 1, 1, 1, 1, body).records()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_time_that_is_no_number_is_refused(number: float) -> None:
+    (record,) = day(1)
+    with pytest.raises(WireError, match="finite"):
+        parse(encode([msgspec.structs.replace(record, ttft_ms=number)])).records()
 
 
 def test_one_long_text_named_thousands_of_times_is_refused() -> None:

@@ -61,6 +61,12 @@ def test_an_impossible_hello_is_refused(first: str) -> None:
         parse_hello(f'{{"device":"k","epoch":1,"first":{first},"last":{{}}}}'.encode())
 
 
+@pytest.mark.parametrize("upto", ['{"gen":-1}', '{"gen":99999999999999999999}'])
+def test_an_impossible_acknowledgement_is_refused(upto: str) -> None:
+    with pytest.raises(WireError):
+        parse_ack(f'{{"epoch":1,"upto":{upto}}}'.encode())
+
+
 def test_a_message_of_another_version_is_refused() -> None:
     with pytest.raises(WireError, match="version 2"):
         parse_ack(b'{"v":2,"epoch":1,"upto":{}}')

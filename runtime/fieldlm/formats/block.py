@@ -13,6 +13,7 @@ times `scale`; ["F", bytes] 8-byte floats; ["s", texts, bytes] texts, each once,
 ["x", prefix, size, bytes] texts that are a prefix and hex digits, `size` bytes each.
 """
 
+import math
 import struct
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
@@ -105,7 +106,7 @@ def _records(block: Block) -> tuple[Record, ...]:
     if not inside or any(a >= b for a, b in pairwise(seqs)):
         raise ValueError("its numbers do not ascend within its head's range")
     values = {n: _unpack(n, c, block.count) for n, c in zip(names, columns[1:], strict=True)}
-    values["mono_ms"] = [wall - lead for wall, lead in zip(values["wall_ms"], values["mono_ms"], strict=True)]
+    values["mono_ms"] = [_int64(wall - lead) for wall, lead in zip(values["wall_ms"], values["mono_ms"], strict=True)]
     key = {"device": block.device, "epoch": block.epoch, "stream": block.stream}
     rows = zip(*values.values(), strict=True)
     return tuple(
@@ -198,7 +199,15 @@ def _unpack(name: str, column: list[Any] | None, count: int) -> list[Any]:
         return [msgspec.json.decode(v, type=dict[str, str]) if v else {} for v in values]
     if kind is bool:
         return [bool(value) for value in values]
-    return [float(value) for value in values] if kind is float else values
+    return _finite(values) if kind is float else values
+
+
+def _finite(values: list[Any]) -> list[float]:
+    """One NaN in a fleet's times would make every mean a NaN."""
+    floats = [float(value) for value in values]
+    if not all(map(math.isfinite, floats)):
+        raise ValueError("a number is not finite")
+    return floats
 
 
 def _unpack_column(column: list[Any], count: int) -> list[Any]:
@@ -242,7 +251,7 @@ def _integers(raw: bytes, count: int) -> list[int]:
         value |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
-            values.append(value >> 1 if not value & 1 else -((value + 1) >> 1))
+            values.append(_int64(value >> 1 if not value & 1 else -((value + 1) >> 1)))
             value = shift = 0
         elif shift > 70:
             raise ValueError("a number does not fit in 64 bits")

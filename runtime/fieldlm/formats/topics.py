@@ -168,7 +168,10 @@ def parse_hello(message: bytes) -> Hello:
 
 def parse_ack(message: bytes) -> Ack:
     """Read an Ack; raises WireError."""
-    return _parse(message, Ack)
+    ack = _parse(message, Ack)
+    if not 0 <= ack.epoch < 1 << 63 or any(not 0 <= seq < 1 << 63 for seq in ack.upto.values()):
+        raise WireError("impossible acknowledgement: a number does not fit in 63 bits")
+    return ack
 
 
 def _parse(message: bytes, kind: type[Message]) -> Message:
