@@ -30,6 +30,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     state: folder of the spool, the slots and this device's name.   keys: folder of private keys.
     telemetry: what may travel home; text only in `redacted` and `full`, and only with consent.
+    host: "none" listens on no network, only on `socket`.   socket_group: who may use it beside its owner and root.
+    api_keys: file of keys; without one the network is served only when `open` says so.
     repository: URL or folder of updates; `trust` is the TUF root.json that vouches for it.
     """
 
@@ -49,6 +51,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     keys: Path
     trust: str
     spool_mb: int
+    api_keys: str
+    open: bool
+    tls_cert: str
+    tls_key: str
+    socket: str
+    socket_group: str
     origins: dict[str, str] = {}
 
 
@@ -214,6 +222,11 @@ def _trust(value: object) -> str:
     return str(Path(str(value)).expanduser()) if value != "" else ""
 
 
+def _file(value: object) -> str:
+    """Take a path or "" for none; whoever opens the file says what is wrong with it."""
+    return str(_folder(value)) if value != "" else ""
+
+
 def _home(env: Mapping[str, str], variable: str, fallback: str) -> Path:
     return Path(env.get(variable) or Path(env.get("HOME") or Path.home()) / fallback) / "fieldlm"
 
@@ -236,6 +249,12 @@ SETTINGS: dict[str, tuple[Check, Callable[[Mapping[str, str]], object]]] = {
     "keys": (_folder, lambda env: _home(env, "XDG_CONFIG_HOME", ".config") / "keys"),
     "trust": (_trust, lambda _: ""),
     "spool_mb": (_number(1, 65536), lambda _: 64),
+    "api_keys": (_file, lambda _: ""),
+    "open": (_switch, lambda _: False),
+    "tls_cert": (_file, lambda _: ""),
+    "tls_key": (_file, lambda _: ""),
+    "socket": (_file, lambda _: ""),
+    "socket_group": (str, lambda _: ""),
 }
 
 

@@ -1,45 +1,83 @@
-"""Put an application on a TCP port or a unix socket, until it is told to stop."""
+"""Put an application on a TCP port, a unix socket or both, until it is told to stop."""
 
+import functools
+import os
 import socket
+import ssl
 import threading
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from fieldlm.formats.errors import InputError
+from fieldlm.runtime.connection import Connection, Limits, Peers
 
 BACKLOG = 128
 GRACE_S = 5  # running answers get this long to finish when the server stops
 
 
-class HttpServer:
-    """An application on a socket that is bound from the start: clients that come before `run` wait in its backlog."""
+@dataclass(frozen=True)
+class Tls:
+    """Paths of a certificate (with its chain) and its private key, both PEM."""
 
-    def __init__(self, app: Any, *, host: str = "127.0.0.1", port: int = 8080, unix_socket: Path | None = None) -> None:
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Something to do in the event loop every so often, as long as that runs."""
+
+    every_s: float
+    beat: Callable[[], None]
+
+
+class HttpServer:
+    """An application on sockets that are bound from the start: clients that come before `run` wait in the backlog.
+
+    `host` None leaves TCP out. The unix socket is for its owner and root alone, or also for the members of the group
+    with the id `group`.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        host: str | None = "127.0.0.1",
+        port: int = 8080,
+        unix_socket: Path | None = None,
+        tls: Tls | None = None,
+        peers: Peers | None = None,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
+        who = peers or Peers.own()
+        if tls:
+            _check(tls)
         self._path = unix_socket
-        self._socket = _bind_path(unix_socket) if unix_socket else _bind(host, port)
-        self.port = 0 if unix_socket else int(self._socket.getsockname()[1])
-        self.url = f"unix:{unix_socket}" if unix_socket else f"http://{_bracketed(host)}:{self.port}"
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            ws="none",
-            timeout_graceful_shutdown=GRACE_S,
-        )
-        self._server = uvicorn.Server(config)
+        network = [_bind(host, port)] if host else []
+        try:
+            self._sockets = [*network, *([_bind_path(unix_socket, who.group)] if unix_socket else [])]
+        except InputError:
+            for each in network:
+                each.close()
+            raise
+        self.port = int(network[0].getsockname()[1]) if network else 0
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://{_bracketed(host)}:{self.port}" if host else f"unix:{unix_socket}"
+        self._server = uvicorn.Server(_settings(app, tls, who, limits, heartbeat))
 
     def run(self) -> None:
         """Serve until `stop`, or in the main thread until SIGINT or SIGTERM; running answers may finish."""
         try:
-            self._server.run(sockets=[self._socket])
+            self._server.run(sockets=self._sockets)
         finally:
-            self._socket.close()
+            for each in self._sockets:
+                each.close()
             if self._path:
                 self._path.unlink(missing_ok=True)
 
@@ -49,9 +87,9 @@ class HttpServer:
 
 
 @contextmanager
-def listening(app: Any, *, port: int = 0, unix_socket: Path | None = None) -> Generator[HttpServer]:
-    """Serve `app` from a thread until the block ends, on a free port unless one is given."""
-    server = HttpServer(app, port=port, unix_socket=unix_socket)
+def listening(app: Any, *, port: int = 0, unix_socket: Path | None = None, **more: Any) -> Generator[HttpServer]:
+    """Serve `app` from a thread until the block ends: on a unix socket, or on a free port unless one is given."""
+    server = HttpServer(app, host=None if unix_socket else "127.0.0.1", port=port, unix_socket=unix_socket, **more)
     thread = threading.Thread(target=server.run, name="http")
     thread.start()
     try:
@@ -59,6 +97,40 @@ def listening(app: Any, *, port: int = 0, unix_socket: Path | None = None) -> Ge
     finally:
         server.stop()
         thread.join()
+
+
+def _settings(app: Any, tls: Tls | None, peers: Peers, limits: Limits, heartbeat: Heartbeat | None) -> uvicorn.Config:
+    connection = functools.partial(Connection, limits=limits, peers=peers)
+    return uvicorn.Config(
+        app,
+        http=cast(Any, connection),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=GRACE_S,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+        callback_notify=_repeated(heartbeat) if heartbeat else None,
+        timeout_notify=cast(int, heartbeat.every_s) if heartbeat else 0,
+    )
+
+
+def _repeated(heartbeat: Heartbeat) -> Callable[[], Awaitable[None]]:
+    async def beat() -> None:
+        heartbeat.beat()
+
+    return beat
+
+
+def _check(tls: Tls) -> None:
+    """Raise InputError unless certificate and key are there and belong together."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"TLS with {tls.certificate} and {tls.key} cannot be set up: {error}") from error
 
 
 def _bracketed(host: str) -> str:
@@ -77,8 +149,8 @@ def _bind(host: str, port: int) -> socket.socket:
     return made
 
 
-def _bind_path(path: Path) -> socket.socket:
-    """Bind the unix socket at `path`, which only its owner's programs may open; one that nobody serves is replaced."""
+def _bind_path(path: Path, group: int | None) -> socket.socket:
+    """Bind the unix socket at `path`, which its owner and `group` may open; one that nobody serves is replaced."""
     made = socket.socket(socket.AF_UNIX)
     try:
         if path.is_socket() and not _answers(path):
@@ -86,6 +158,9 @@ def _bind_path(path: Path) -> socket.socket:
         path.parent.mkdir(parents=True, exist_ok=True)
         made.bind(str(path))
         path.chmod(0o600)
+        if group is not None:
+            os.chown(path, -1, group)
+            path.chmod(0o660)
         made.listen(BACKLOG)
     except OSError as error:
         made.close()

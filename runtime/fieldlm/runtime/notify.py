@@ -2,6 +2,9 @@
 
 import os
 import socket
+from collections.abc import Callable
+
+from fieldlm.runtime.listen import Heartbeat
 
 
 def ready() -> None:
@@ -17,6 +20,20 @@ def stopping() -> None:
 def watchdog() -> None:
     """Say that work goes on; a unit with WatchdogSec= is restarted when this stays away."""
     _send("WATCHDOG=1")
+
+
+def heartbeat(is_alive: Callable[[], bool]) -> Heartbeat | None:
+    """Return what feeds systemd's watchdog while `is_alive`; None where no watchdog waits for this process."""
+    period_us, process = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if not period_us.isdecimal() or process != str(os.getpid()):
+        return None
+
+    def beat() -> None:
+        if is_alive():
+            watchdog()
+
+    # systemd advises half the period; a quarter leaves room for a busy board.
+    return Heartbeat(int(period_us) / 1e6 / 4, beat)
 
 
 def _send(state: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -23,11 +24,14 @@ from starlette.types import Receive, Scope, Send
 
 from fieldlm.formats.errors import FieldlmError
 from fieldlm.runtime import openai
+from fieldlm.runtime.auth import Gate, Keys
 from fieldlm.runtime.engines import Chunk, Generation
 from fieldlm.runtime.live import Live, Serving, canary
 from fieldlm.runtime.openai import ApiError, Exchange, Feedback, Shape
+from fieldlm.runtime.panel import Panel
 from fieldlm.runtime.replies import as_event, as_json, read_body, refusal
 from fieldlm.runtime.template import opening, render
+from fieldlm.runtime.watch import Pulse
 
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
 RETRY_AFTER_S = 2
@@ -44,13 +48,25 @@ def make_app(
     ready: Ready,
     on_feedback: Callable[[Feedback], bool] = lambda _: False,
     extra_routes: Sequence[BaseRoute] = (),
+    keys: Keys | None = None,
+    any_name: bool = False,
+    pulse: Pulse | None = None,
 ) -> Starlette:
     """Make the application.
 
+    With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
+    `pulse` sees every answer.
     `on_exchange` gets every answered, failed or cancelled request before its last byte is sent, in the event loop, and
     must not block; `on_feedback` returns False for an answer it does not know.
     """
-    api = _Api(live, on_exchange, on_feedback, ready)
+    panel = Panel(live, ready)
+
+    def ended(exchange: Exchange) -> None:
+        panel.metrics.exchange(exchange)
+        on_exchange(exchange)
+
+    api = _Api(live, ended, on_feedback, ready, pulse or Pulse())
+    panel.count_inside(lambda: api.inside)
     routes = [
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/completions", api.complete, methods=["POST"]),
@@ -59,9 +75,11 @@ def make_app(
         Route("/v1/feedback", api.feedback, methods=["POST"]),
         Route("/health", api.health),
         Route("/ready", api.ready),
+        *panel.routes(),
     ]
     handlers: dict[Any, Any] = {ApiError: refusal, FieldlmError: refusal, HTTPException: refusal, 500: refusal}
-    return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers)
+    gate = Middleware(Gate, keys=keys, any_name=any_name, on_status=panel.metrics.status)
+    return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers, middleware=[gate])
 
 
 def warm(live: Live) -> Ready:
@@ -190,12 +208,14 @@ class _Api:
         on_exchange: Callable[[Exchange], None],
         on_feedback: Callable[[Feedback], bool],
         ready: Ready,
+        pulse: Pulse,
     ) -> None:
         self._live = live
+        self._pulse = pulse
         self._on_exchange = on_exchange
         self._on_feedback = on_feedback
         self._ready = ready
-        self._inside = 0
+        self.inside = 0
         self._started_wall_s = int(time.time())
 
     async def chat(self, request: Request) -> Any:
@@ -230,18 +250,18 @@ class _Api:
     @contextmanager
     def _room(self) -> Generator[None]:
         limit = self._live.parallel + MAX_WAITING
-        if self._inside >= limit:
+        if self.inside >= limit:
             raise ApiError(
                 429, f"{limit} requests are running or waiting", code="queue_full", retry_after_s=RETRY_AFTER_S
             )
-        self._inside += 1
+        self.inside += 1
         try:
             yield
         finally:
-            self._inside -= 1
+            self.inside -= 1
 
     async def _answer(self, request: Request, needs: ExitStack, job: "_Job") -> Any:
-        turn = _Turn(job.exchange(), job.start())
+        turn = _Turn(job.exchange(), self._pulse.watch(job.start()))
 
         def finish() -> None:
             self._on_exchange(turn.exchange)
@@ -276,7 +296,7 @@ class _Api:
                 "adapter": serving.adapter is not None,
                 "licence": manifest.model.licence,
                 "memory_mb": {name: round(size, 1) for name, size in serving.engine.memory_mb().items()},
-                "requests": self._inside,
+                "requests": self.inside,
             }
         name, created = manifest.model.name, self._started_wall_s
         return {"id": name, "object": "model", "created": created, "owned_by": "fieldlm", "fieldlm": own}

@@ -23,8 +23,8 @@ from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.runtime import notify, terminal
 from fieldlm.runtime.config import Config, load_config
 from fieldlm.runtime.discovery import Announcer
+from fieldlm.runtime.door import Door
 from fieldlm.runtime.hardware import detect, peak_rss_mb, rss_mb, temperature_c, usable_cores
-from fieldlm.runtime.listen import HttpServer
 from fieldlm.runtime.live import Live
 from fieldlm.runtime.recorder import Recorder, load_salt
 from fieldlm.runtime.server import make_app, warm
@@ -32,6 +32,7 @@ from fieldlm.runtime.slots import Slots
 from fieldlm.runtime.spool import Spool
 from fieldlm.runtime.sync import Sync
 from fieldlm.runtime.update import Updater, update_routes
+from fieldlm.runtime.watch import Pulse
 
 READY_S = 120.0
 """How long the first answer may take; a large model on a small board needs its time."""
@@ -65,6 +66,7 @@ class Device:
 
     def _wire(self, folder: Path | None) -> None:
         config, keep = self.config, self._parts
+        door = Door.of(config)
         self.slots = Slots(config.state)
         keep.callback(self.slots.close)
         if folder is not None:
@@ -86,15 +88,19 @@ class Device:
         self.announcer = Announcer(config, generation=self._generation, model=self._model, profile=self.profile.id)
         self.sync = self._sync() if config.broker else None
         self._not_ready = warm(self.live)
+        pulse = Pulse()
         app = make_app(
             self.live,
             self.recorder.exchange,
             on_feedback=lambda said: self.recorder.feedback(said.id, said.rating, said.correction),
             ready=self._not_ready,
             extra_routes=[*update_routes(self.updater), Route("/v1/fieldlm/status", self._status)],
+            keys=door.keys,
+            any_name=config.open,
+            pulse=pulse,
         )
-        self._http = HttpServer(app, host=config.host, port=config.port)
-        if config.discovery:
+        self._http = door.server(app, heartbeat=notify.heartbeat(pulse.is_alive))
+        if config.discovery and door.host:
             self.announcer.start(port=self._http.port)
             keep.callback(self.announcer.stop)
 
@@ -211,6 +217,12 @@ def _parser() -> Any:
     parser.add_argument("bundle", nargs="?", type=Path, help="bundle folder; without it, what the state folder holds")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", help="port to listen on (default 8080)")
+    parser.add_argument("--api-keys", metavar="FILE", help="keys, one a line, that open the API")
+    parser.add_argument("--open", action="store_const", const="true", help="answer the network without keys")
+    parser.add_argument("--tls-cert", metavar="PEM", help="certificate to serve https with")
+    parser.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
+    parser.add_argument("--socket", metavar="PATH", help="unix socket to serve, too; alone with --host none")
+    parser.add_argument("--socket-group", metavar="GROUP", help="who may use it beside this user and root")
     parser.add_argument("--state", help="folder for the spool and the generations")
     parser.add_argument("--profile", help="device profile (default: detected)")
     parser.add_argument("--device", help="this device's name")

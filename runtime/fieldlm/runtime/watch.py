@@ -1,0 +1,62 @@
+"""Is the engine alive? It is while nothing is asked of it, and while what it was asked for makes progress."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from fieldlm.runtime.engines import Chunk, Generation
+
+STUCK_S = 600.0
+"""How long running answers may produce nothing at all: the longest prompt on the slowest board is read in less."""
+
+
+class Pulse:
+    """Sees every chunk of the answers it is shown. Safe from any thread."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._running = set[int]()
+        self._last_s = now_s()
+
+    def watch(self, generation: Generation) -> Generation:
+        """Return `generation`, of which every sign of life is noted; it counts as running until it has ended."""
+        if not self._running:
+            self._last_s = self._now_s()
+        return _Watched(generation, self._note, self._running)
+
+    def is_alive(self, stuck_s: float = STUCK_S) -> bool:
+        """Whether nothing runs, or something has come in the last `stuck_s` seconds."""
+        return not self._running or self._now_s() - self._last_s < stuck_s
+
+    def _note(self) -> None:
+        self._last_s = self._now_s()
+
+
+class _Watched:
+    """A `Generation` that tells of its chunks."""
+
+    def __init__(self, generation: Generation, note: Callable[[], None], running: set[int]) -> None:
+        self.timings = generation.timings
+        self._generation = generation
+        self._note = note
+        self._running = running
+        running.add(id(self))
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in self._generation:
+            self._see(chunk)
+            yield chunk
+
+    def subscribe(self, receive: Callable[[Chunk], None]) -> None:
+        def seen(chunk: Chunk) -> None:
+            self._see(chunk)
+            receive(chunk)
+
+        self._generation.subscribe(seen)
+
+    def cancel(self) -> None:
+        self._generation.cancel()
+
+    def _see(self, chunk: Chunk) -> None:
+        self._note()
+        if chunk.outcome is not None:
+            self._running.discard(id(self))
