@@ -15,7 +15,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError, InputError
 from fieldlm.runtime.engines import DEFAULT_TERMS, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
-from fieldlm.runtime.engines.cores import physical_cores
+from fieldlm.runtime.engines.cores import CoreWatch, physical_cores
 from fieldlm.runtime.engines.gguf_header import check_adapter, read_header
 from fieldlm.runtime.engines.line import Alarm
 from fieldlm.runtime.engines.llama_api import Adapter, Context, Weights
@@ -57,7 +57,9 @@ class LlamaEngine:
             batch=PREFILL_ALONE + parallel,
             threads=threads or physical_cores(),
         )
-        worker = Worker(weights, memory, sequences=parallel)
+        # Who names a number of threads gets it; without one, neighbours are given way to.
+        cores = None if threads else CoreWatch(physical_cores())
+        worker = Worker(weights, memory, sequences=parallel, cores=cores)
         self._loaded: _Loaded | None = _Loaded(weights, memory, worker)
         self.stop_tokens = frozenset(filter(weights.is_end, range(weights.vocabulary)))
         self._words = Words(weights.piece, self.stop_tokens)

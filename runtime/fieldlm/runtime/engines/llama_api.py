@@ -228,6 +228,7 @@ class Context:
                 raise EngineError(f"no context of {cells} tokens for this model: {_log.reason()}")
         finally:
             self.sizes = _log.end()
+        self._threads = threads
         self._memory: Pointer = api.llama_get_memory(self._context)
         self._row_type = ctypes.c_float * weights.vocabulary
         self._rows: dict[int, Floats] = {}
@@ -235,6 +236,12 @@ class Context:
 
     def close(self) -> None:
         api.llama_free(self._context)
+
+    def set_threads(self, threads: int) -> None:
+        """Compute the next decodes with so many threads."""
+        if threads != self._threads:
+            api.llama_set_n_threads(self._context, threads, threads)
+            self._threads = threads
 
     def allow(self) -> None:
         """Forget an `abort` that came too late for its decode."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from fieldlm.runtime.engines import Outcome, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
+from fieldlm.runtime.engines.cores import CoreWatch
 from fieldlm.runtime.engines.line import Line
 from fieldlm.runtime.engines.llama_api import ABORTED, NO_ROOM, Adapter, Batch, Context, Weights
 from fieldlm.runtime.engines.request import Request, Words
@@ -66,10 +67,11 @@ class Part:
 class Worker:
     """The sequences of one context. Everything but `look`, the line and the counts is for the engine's thread alone."""
 
-    def __init__(self, weights: Weights, context: Context, *, sequences: int) -> None:
+    def __init__(self, weights: Weights, context: Context, *, sequences: int, cores: CoreWatch | None = None) -> None:
         self.waiting: Line[LlamaRequest] = Line()
         self._weights = weights
         self._context = context
+        self._cores = cores
         self._slots = [Slot(sequence) for sequence in range(sequences)]
         self._batch = Batch(PREFILL_ALONE + sequences)
         self._adapter: Adapter | None = None
@@ -95,6 +97,8 @@ class Worker:
     def step(self) -> None:
         """Start what can start, then compute one batch."""
         self._step += 1
+        if self._cores is not None:
+            self._context.set_threads(self._cores.threads())
         self._end_over()
         self._admit()
         if slots := self._turn():
