@@ -1,14 +1,39 @@
+import itertools
 import json
 
 import pytest
 
 from fieldlm.demo.customers import STOP
-from fieldlm.demo.kiosk import Customer, Utterance, held_out_customers, plural, training_customers
-from fieldlm.demo.menu import FUNCTIONS, HELD_OUT, TRAINING
+from fieldlm.demo.house import HOUSE
+from fieldlm.demo.kiosk import (
+    CHOICE,
+    Customer,
+    Utterance,
+    count_readings,
+    held_out_customers,
+    plural,
+    strangers,
+    training_customers,
+)
+from fieldlm.demo.menu import FUNCTIONS, HELD_OUT, STRANGERS, TRAINING
 
 
 def sentences(customers: list[Customer]) -> list[Utterance]:
     return [utterance for customer in customers for utterance in customer.utterances]
+
+
+def readings(template: str) -> set[str]:
+    """Every sentence that a template with alternatives in brackets stands for."""
+    pieces = CHOICE.split(template)
+    ways = [piece.split("|") if at % 2 else [piece] for at, piece in enumerate(pieces)]
+    return {" ".join("".join(way).split()) for way in itertools.product(*ways)}
+
+
+def test_a_template_stands_for_every_choice_of_its_brackets() -> None:
+    assert readings("(can|may) i have (the|) {item}") == {
+        "can i have the {item}", "can i have {item}", "may i have the {item}", "may i have {item}",
+    }  # fmt: skip
+    assert count_readings("(can|may) i have (the|) {item}") == 4
 
 
 def test_a_thousand_training_sentences_are_all_different() -> None:
@@ -24,7 +49,8 @@ def test_every_function_of_the_menu_is_asked_for() -> None:
 
 def test_held_out_customers_share_no_sentence_with_training_ones() -> None:
     trained = {utterance.text.lower() for utterance in sentences(training_customers(1200))}
-    assert not trained & {utterance.text.lower() for utterance in sentences(held_out_customers(200))}
+    asked = sentences(held_out_customers(200)) + sentences(strangers(200))
+    assert not trained & {utterance.text.lower() for utterance in asked}
 
 
 @pytest.mark.parametrize(
@@ -33,9 +59,27 @@ def test_held_out_customers_share_no_sentence_with_training_ones() -> None:
 )  # fmt: skip
 def test_held_out_words_are_disjoint_from_training_words(kind: str) -> None:
     def phrases(words: object) -> set[str]:
-        return {entry[0] if isinstance(entry, tuple) else entry for entry in getattr(words, kind)}
+        entries = (entry[0] if isinstance(entry, tuple) else entry for entry in getattr(words, kind))
+        return {reading for entry in entries for reading in readings(entry)}
 
-    assert not phrases(TRAINING) & phrases(HELD_OUT)
+    trained = phrases(TRAINING)
+    assert not trained & phrases(HELD_OUT)
+    assert not trained & phrases(STRANGERS)
+
+
+def test_no_training_customer_names_an_item_that_is_held_out() -> None:
+    held_out = {*HELD_OUT.drinks, *HELD_OUT.plain, *STRANGERS.drinks, *STRANGERS.plain}
+    for utterance in sentences(training_customers(2000)):
+        arguments = utterance.call["arguments"]
+        named = {item["item"] for item in arguments.get("items", [arguments]) if "item" in item}
+        assert not named & held_out
+
+
+def test_strangers_order_by_words_no_training_customer_says() -> None:
+    trained = {word for name in TRAINING.drinks + TRAINING.plain for word in name.split()} | {*HOUSE.split()}
+    names = STRANGERS.drinks + STRANGERS.plain
+    assert sum(not trained & {*name.split()} for name in names) >= 6
+    assert all({*name.split()} - trained for name in names if name != "iced cappuccino")
 
 
 def test_every_answer_is_compact_json_with_the_functions_own_arguments() -> None:
@@ -48,7 +92,7 @@ def test_every_answer_is_compact_json_with_the_functions_own_arguments() -> None
 
 
 def test_every_argument_is_said_in_the_sentence() -> None:
-    for utterance in sentences(held_out_customers(200)):
+    for utterance in sentences(held_out_customers(200)) + sentences(strangers(200)):
         for item in utterance.call["arguments"].get("items", []):
             assert item["item"] in utterance.text.lower()
             assert item.get("milk", "") in utterance.text.lower()

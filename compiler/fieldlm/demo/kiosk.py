@@ -5,13 +5,31 @@ is built beside the sentence. Phone numbers, addresses and cards are from ranges
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fieldlm.demo.menu import ALLERGENS, DAYS, HELD_OUT, NAMES, NUMBERS, SIZES, SURNAMES, TIMES, TRAINING, Vocabulary
+from fieldlm.demo.house import ENDINGS, HOUSE, SYLLABLES
+from fieldlm.demo.menu import (
+    ALLERGENS,
+    DAYS,
+    HELD_OUT,
+    NAMES,
+    NUMBERS,
+    SIZES,
+    STRANGERS,
+    SURNAMES,
+    TIMES,
+    TRAINING,
+    Vocabulary,
+)
+
+CHOICE = re.compile(r"\(([^()]*)\)")
+MANY = 8
+HALF = 0.5
 
 Call = dict[str, Any]
 Said = tuple[str, Call]
@@ -39,6 +57,11 @@ class Customer:
     utterances: tuple[Utterance, ...]
 
 
+def count_readings(template: str) -> int:
+    """Return how many sentences a template stands for, before its slots are filled."""
+    return math.prod(found.count("|") + 1 for found in CHOICE.findall(template))
+
+
 def compact(call: Call) -> str:
     return json.dumps(call, separators=(",", ":"), ensure_ascii=False)
 
@@ -51,6 +74,11 @@ def training_customers(sentences: int, *, seed: int = 1) -> list[Customer]:
 def held_out_customers(sentences: int, *, seed: int = 2) -> list[Customer]:
     """Return visits whose phrasings and items no training customer uses."""
     return _customers(HELD_OUT, sentences, seed=seed, prefix="held-out")
+
+
+def strangers(sentences: int, *, seed: int = 3) -> list[Customer]:
+    """Return visits that are held out like those, and whose items are made of words no training customer has said."""
+    return _customers(STRANGERS, sentences, seed=seed, prefix="stranger")
 
 
 def _customers(words: Vocabulary, sentences: int, *, seed: int, prefix: str) -> list[Customer]:
@@ -92,7 +120,7 @@ class Talk:
     def utterance(self) -> Utterance:
         kinds, weights = zip(*self.kinds, strict=True)
         text, call = self.rng.choices(kinds, weights)[0]()
-        return Utterance(text=self._manners(text), call=call)
+        return Utterance(text=self._manners(text, call), call=call)
 
     def order(self) -> Said:
         phrases, items = zip(*(self._item() for _ in range(self._item_count())), strict=True)
@@ -100,8 +128,8 @@ class Talk:
         arguments: Call = {"items": items}
         if self.rng.random() < 0.25:
             said, place = self.rng.choice(self.words.places)
-            text, arguments = f"{text} {said}", {**arguments, "place": place}
-        return self.rng.choice(self.words.order).format(items=text), {"name": "order", "arguments": arguments}
+            text, arguments = f"{text} {self._fill(said)}", {**arguments, "place": place}
+        return self._say("order", items=text), {"name": "order", "arguments": arguments}
 
     def remove_item(self) -> Said:
         item = self._any_item()
@@ -110,7 +138,7 @@ class Talk:
     def price(self) -> Said:
         arguments: Call = {"item": self._any_item()}
         thing = arguments["item"]
-        if thing in self.words.drinks and self.rng.random() < 0.5:
+        if thing not in self.words.plain and self.rng.random() < 0.5:
             arguments["size"] = self.rng.choice(SIZES)
             thing = f"{arguments['size']} {thing}"
         return self._say("price", thing=thing), {"name": "price", "arguments": arguments}
@@ -132,13 +160,37 @@ class Talk:
 
     def call_staff(self) -> Said:
         text, reason = self.rng.choice(self.words.call_staff)
-        return text, {"name": "call_staff", "arguments": {"reason": reason}}
+        return self._fill(text), {"name": "call_staff", "arguments": {"reason": reason}}
 
     def _say(self, kind: str, **slots: object) -> str:
-        return self.rng.choice(getattr(self.words, kind)).format(**slots)
+        """Fill a template of that kind; one that can be read in many ways is drawn more often than one that cannot."""
+        templates: tuple[str, ...] = getattr(self.words, kind)
+        template = self.rng.choices(templates, [min(MANY, count_readings(each)) for each in templates])[0]
+        return self._fill(template).format(**slots)
+
+    def _fill(self, template: str) -> str:
+        """Choose one of what stands between brackets."""
+        filled = CHOICE.sub(lambda found: self.rng.choice(found[1].split("|")), template)
+        return " ".join(filled.split())
 
     def _any_item(self) -> str:
-        return self.rng.choice(self.words.drinks + self.words.plain)
+        return self._name(self.words.drinks + self.words.plain)
+
+    def _name(self, known: tuple[str, ...]) -> str:
+        """Return an item's name: a known one, or a made-up word, alone or as a part of a known one."""
+        name = self.rng.choice(known)
+        if self.rng.random() >= self.words.made_up:
+            return name
+        word = self._word()
+        first, _, rest = name.partition(" ")
+        return self.rng.choice((word, f"{word} {rest or first}", f"{first} {word}"))
+
+    def _word(self) -> str:
+        """Take a word from elsewhere, or make one up."""
+        if self.rng.random() < HALF:
+            return self.rng.choice(HOUSE.split())
+        syllables = self.rng.choices(SYLLABLES.split(), k=self.rng.randint(1, 3))
+        return "".join(syllables) + self.rng.choice(ENDINGS.split())
 
     def _number(self, number: int) -> str:
         return NUMBERS[number] if self.rng.random() < 0.6 else str(number)
@@ -150,7 +202,7 @@ class Talk:
         """Return how one item is said ("two large lattes with oat milk") and what it is, in the order it is said."""
         quantity = self.rng.choices((1, 2, 3, 4, 5), (0.6, 0.22, 0.1, 0.05, 0.03))[0]
         is_drink = self.rng.random() < 0.5
-        name = self.rng.choice(self.words.drinks if is_drink else self.words.plain)
+        name = self._name(self.words.drinks if is_drink else self.words.plain)
         size = self.rng.choice(SIZES) if is_drink and self.rng.random() < 0.5 else ""
         item: Call = {"quantity": quantity} | ({"size": size} if size else {}) | {"item": name}
         lead = f"{size} {name if quantity == 1 else plural(name)}".strip()
@@ -180,38 +232,41 @@ class Talk:
             return text, items
         if self.rng.random() < 0.6:
             wrong, (right, item) = text, self._item()
-            return self.rng.choice(self.words.swap_item).format(wrong=wrong, right=right), [item]
+            return self._say("swap_item", wrong=wrong, right=right), [item]
         number = self.rng.randint(2, 6)
-        said = self.rng.choice(self.words.swap_number).format(wrong=text, number=self._number(number))
+        said = self._say("swap_number", wrong=text, number=self._number(number))
         return said, [{**items[0], "quantity": number}]
 
-    def _manners(self, text: str) -> str:
+    def _manners(self, text: str, call: Call) -> str:
         """Add greetings, thanks, personal details and slips of the finger; none of them changes what is meant."""
         text = re.sub(r"\ba ([aeiou])", r"an \1", text)
         if self.rng.random() < 0.3:
-            text = f"{self.rng.choice(self.words.hello)}, {text}"
+            text = f"{self._say('hello')}, {text}"
         if self.rng.random() < 0.3:
-            text = f"{text}, {self.rng.choice(self.words.thanks)}"
+            text = f"{text}, {self._say('thanks')}"
         if self.rng.random() < 0.12:
             text = f"{text}, {self._personal()}"
         if self.rng.random() < 0.15:
-            text = self._slip(text)
+            text = self._slip(text, call)
         return text[0].upper() + text[1:] if self.rng.random() < 0.4 else text
 
     def _personal(self) -> str:
         rng, name = self.rng, self.rng.choice(NAMES)
-        return rng.choice(self.words.personal).format(
+        return self._say(
+            "personal",
             name=rng.choice((name, f"{name} {rng.choice(SURNAMES)}")),
             phone=f"555-01{rng.randint(0, 99):02d}-{rng.randint(1000, 9999)}",
             email=f"{name.lower()}{rng.randint(1, 99)}@example.com",
             card="4111 1111 1111 1111",
         )
 
-    def _slip(self, text: str) -> str:
-        """Swap two neighbouring letters in one of the first two words, where no item, number or day stands."""
+    def _slip(self, text: str, call: Call) -> str:
+        """Swap two neighbouring letters in one of the first two words, unless the answer depends on it."""
         words = text.split(" ")
         index = self.rng.randrange(2)
         if index >= len(words) or not words[index].isalpha() or len(words[index]) < 4 or words[index] in _PROTECTED:
+            return text
+        if words[index][:3] in compact(call):
             return text
         word = words[index]
         at = self.rng.randrange(1, len(word) - 2)
@@ -230,7 +285,7 @@ def plural(name: str) -> str:
 
 _PROTECTED = frozenset(
     word
-    for words in (TRAINING, HELD_OUT)
+    for words in (TRAINING, HELD_OUT, STRANGERS)
     for phrase in (
         *words.drinks,
         *words.plain,

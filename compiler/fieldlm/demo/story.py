@@ -19,7 +19,7 @@ from fieldlm.compiler.build import compile_model
 from fieldlm.compiler.checkpoint import DEFAULT_MODEL, open_checkpoint
 from fieldlm.compiler.publish import announce, publish
 from fieldlm.demo.customers import MAX_TOKENS, STOP, Crowd, Tally, messages, serve_all
-from fieldlm.demo.kiosk import Customer, held_out_customers, training_customers
+from fieldlm.demo.kiosk import Customer, held_out_customers, strangers, training_customers
 from fieldlm.demo.machines import FLEET, Machines, Outage
 from fieldlm.demo.menu import SYSTEM_PROMPT
 from fieldlm.demo.report import page
@@ -51,9 +51,9 @@ DOUBLED = "SELECT count(*) - count(DISTINCT (device, epoch, stream, seq)) AS dou
 class Size:
     """How much of the story is told; the defaults are the demo's."""
 
-    sentences: int = 1500
+    sentences: int = 2000
     held_out: int = 200
-    epochs: float = 1.8
+    epochs: float = 1.35
     rank: int = 16
     quants: tuple[str, ...] = ("Q8_0", "Q4_K_M", "Q4_0")
 
@@ -68,6 +68,7 @@ class Story:
         self.stages: list[Facts] = []
         self.training = training_customers(size.sentences)
         self.held_out = held_out_customers(size.held_out)
+        self.strangers = strangers(size.held_out // 2)
         self.base = folder / "bundles" / "base"
         self.tuned = folder / "bundles" / "tuned"
         self.repository = folder / "repository"
@@ -140,10 +141,13 @@ class Story:
         return {"generation": bundle.generation, "candidates": candidates(self.base)}
 
     def examine(self) -> Facts:
-        """Ask every held-out sentence; exact match with its interval."""
-        examples = [(messages(u), u.answer) for customer in self.held_out for u in customer.utterances]
+        """Ask every sentence of held-out customers and of strangers; exact match with its interval."""
+        return {**self._score("held-out", self.held_out), "strangers": self._score("strangers", self.strangers)}
+
+    def _score(self, who: str, customers: Sequence[Customer]) -> Facts:
+        examples = [(messages(u), u.answer) for customer in customers for u in customer.utterances]
         found = score(self.machines.url, examples, clients=CLIENTS, max_tokens=MAX_TOKENS, stop=STOP)
-        terminal.log(f"  exact match {found}")
+        terminal.log(f"  {who}: exact match {found}")
         return _score_facts(found)
 
     def serve_customers(self) -> Facts:
@@ -302,6 +306,7 @@ def _summary(report: Facts, folder: Path) -> str:
     rows = [
         ("exact match before", _share(report["before"])),
         ("exact match after", _share(report["after"])),
+        ("  of strangers, who order in new words", _share(report["after"]["strangers"])),
         ("records made on the device", f"{produced:,}"),
         ("records in the store", f"{stored:,}"),
         ("requests during the update", f"{update['requests']:,}, {update['failed']} failed"),
