@@ -28,7 +28,7 @@ def sound_blocks(rng: random.Random) -> list[bytes]:
     for count in (1, 2, 5, 12):
         records = [
             Record(
-                device="kiosk-1", epoch=7, stream="gen", seq=seq, kind="generation", wall_ms=1_760_000_000_000 + seq * 99,
+                device="kiosk-1", epoch=7, stream="gen", seq=seq, kind="generation", wall_ms=10**12 + seq * 99,
                 mono_ms=seq * 99, response=f"r-{rng.randbytes(4).hex()}", session=f"s{seq % 3}", outcome="stop",
                 prompt_tokens=rng.randrange(500), ttft_ms=rng.randrange(900) / 10, duration_ms=rng.random(),
                 answer="é" * seq, detail={"a": str(seq)},

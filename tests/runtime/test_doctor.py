@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from fieldlm.formats.profile import load_profile
+from fieldlm.formats.record import Record
 from fieldlm.runtime import doctor
 from fieldlm.runtime.config import load_config
 from fieldlm.runtime.doctor import Finding
 from fieldlm.runtime.hardware import detect
+from fieldlm.runtime.spool import Spool
 
 SYSROOTS = Path(__file__).parents[1] / "fixtures/sysroots"
 PI5 = load_profile("rpi5-8gb")
@@ -64,6 +66,11 @@ def test_a_clock_that_is_behind_fails() -> None:
     assert doctor.check_clock(NOW_S + 3600, NOW_S).level == "ok"
 
 
+def test_a_clock_fifty_years_ahead_fails() -> None:
+    found = doctor.check_clock(NOW_S + 50 * 365 * 86_400, NOW_S)
+    assert (found.level, found.next) == ("fail", "timedatectl set-ntp true")
+
+
 def test_a_profile_of_another_board_fails() -> None:
     pi, laptop = detect(SYSROOTS / "pi-5-8gb"), detect(SYSROOTS / "laptop-avx2-i3-1315u")
     assert doctor.check_profile(PI5, pi).level == "ok"
@@ -101,6 +108,29 @@ def test_a_state_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
 
 def test_a_full_disk_fails_and_a_small_one_warns() -> None:
     assert [doctor.check_disk(free, 64).level for free in (100, 1000, 10_000)] == ["fail", "warn", "ok"]
+
+
+def test_the_spool_tells_what_waits_and_what_was_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    assert doctor.check_spool(path, 1).text == "nothing recorded yet"
+    with Spool(path, max_mb=1) as spool:
+        spool.append(Record(device="k", stream="gen", kind="generation"))
+        assert spool.flush(30)
+        assert doctor.check_spool(path, 1).text.startswith("1 records wait")
+        spool.append(Record(device="k", stream="gen", kind="generation", answer="x" * 200_000))
+    found = doctor.check_spool(path, 1)
+    assert (found.level, found.text) == ("warn", "records given up: 1 too-large")
+    assert found.next.endswith("FIELDLM_SPOOL_MB=2")
+
+
+def test_a_damaged_spool_is_named_before_and_after_it_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    path.write_bytes(b"no database" * 1000)
+    assert doctor.check_spool(path, 1).level == "fail"
+    Spool(path).close()
+    found = doctor.check_spool(path, 1)
+    assert found.level == "warn"
+    assert "spool.db.quarantine-" in found.text
 
 
 def test_a_port_that_another_program_holds_fails(listener: int) -> None:

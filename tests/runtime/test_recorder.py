@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
+from fieldlm.formats import block
 from fieldlm.formats.record import Record
 from fieldlm.runtime.recorder import TEXT_CHARS, Mode, Recorder, load_salt
 from fieldlm.runtime.spool import Spool
@@ -65,6 +67,15 @@ def test_metrics_mode_keeps_numbers_and_writes_no_text_to_the_disk(tmp_path: Pat
     assert (found.prompt_tokens, found.cached_tokens, found.ttft_ms, found.queue_ms) == (20, 3, 60.0, 1.4)
     assert (said.rating, said.detail) == ("down", {"corrected": "yes"})
     assert not [secret for secret in (*SECRETS, "latte", "tea") if secret.encode() in on_disk(tmp_path)]
+
+
+def test_metrics_mode_sends_no_text_either(tmp_path: Path) -> None:
+    (found, said) = recorded(tmp_path, "metrics", Exchange(), correction="a tea for Maria")
+    for record in (found, said):
+        sent = block.parse(block.encode([record]))
+        wire = bytes(sent.body) + zstandard.decompress(sent.body) + repr(sent.records()).encode()
+        assert sent.device.encode() in repr(sent.records()).encode()
+        assert not [secret for secret in (*SECRETS, "latte", "tea", "orders") if secret.encode() in wire]
 
 
 def test_redacted_mode_keeps_text_without_the_person(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -25,12 +26,14 @@ from fieldlm.runtime import hardware, terminal
 from fieldlm.runtime.config import Config, load_config
 from fieldlm.runtime.facts import LIVE
 from fieldlm.runtime.hardware import Detection, detect
+from fieldlm.runtime.spool import quarantined
 
 Level = Literal["ok", "warn", "fail"]
 MARKS: dict[Level, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 LEAST_FREE_MB = 200  # a spool at its bound and an adapter fit; a base model does not
 WISHED_FREE_MB = 2000  # one more generation of a 1B model
 EARLIEST_S = 1_735_689_600  # 1 January 2025: before it, this code was not
+LONGEST_LIFE_S = 20 * 365 * 86_400  # a release older than this is not what the clock has to explain
 BUILD_NAMES = {
     "avx2": "AVX2", "f16c": "F16C", "fma": "FMA", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI",
     "dotprod": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE",
@@ -109,6 +112,7 @@ def _check_device(profile: Profile, detection: Detection | None, root: Path) -> 
 def _check_settings(config: Config) -> Iterator[Finding]:
     yield check_state(config.state)
     yield check_disk(free_mb(config.state), config.spool_mb)
+    yield check_spool(config.state / "spool.db", config.spool_mb)
     yield check_port(config.host, config.port)
     if config.broker:
         yield check_broker(config.broker)
@@ -166,6 +170,8 @@ def check_clock(now_s: float, newest_s: float) -> Finding:
     words = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now_s))
     if now_s < max(newest_s, EARLIEST_S) - 86_400:
         return fail("clock", f"{words} is in the past; updates will look not yet valid", "timedatectl set-ntp true")
+    if now_s > max(newest_s, EARLIEST_S) + LONGEST_LIFE_S:
+        return fail("clock", f"{words} is far in the future; updates will look expired", "timedatectl set-ntp true")
     return ok("clock", words)
 
 
@@ -232,6 +238,30 @@ def check_disk(free: int, spool_mb: int) -> Finding:
     if free < WISHED_FREE_MB:
         return warn("disk", f"{free} MB free; a large update may not fit", "free some space")
     return ok("disk", f"{free} MB free")
+
+
+def check_spool(path: Path, spool_mb: int) -> Finding:
+    """Look at the records that wait, at those that were given up, and at damaged files that were set aside."""
+    if aside := quarantined(path):
+        return warn(
+            "spool", f"{aside[-1]} was damaged and set aside", "keep a copy if you want to know, then remove it"
+        )
+    if not path.exists():
+        return ok("spool", "nothing recorded yet")
+    try:
+        waiting, dropped = _look_into(path)
+    except sqlite3.Error as error:
+        return fail("spool", f"{path} cannot be read: {error}", "fieldlm serve sets a damaged one aside and goes on")
+    if dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+        return warn("spool", f"records given up: {reasons}", f"see the broker; FIELDLM_SPOOL_MB={2 * spool_mb}")
+    return ok("spool", f"{waiting:,} records wait, {path.stat().st_size / 1e6:.1f} of {spool_mb} MB")
+
+
+def _look_into(path: Path) -> tuple[int, dict[str, int]]:
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        (waiting,) = database.execute("SELECT count(*) FROM records").fetchone()
+        return waiting, dict(database.execute("SELECT reason, records FROM dropped WHERE records > 0"))
 
 
 def check_port(host: str, port: int) -> Finding:

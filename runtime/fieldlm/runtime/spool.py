@@ -245,6 +245,9 @@ class Spool:
                 if self._problem:
                     self._signal.wait_for(lambda: self._closing, RETRY_S)
             self.on_durable()
+        if self._lost and self._device and not self._problem:
+            lost, self._lost = self._lost, {}
+            self._keep([], lost)
         if self._ring:
             log(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
 
