@@ -3,7 +3,8 @@ from typing import Any
 
 from fieldlm.demo.report import accuracy, candidates, moved, page, timeline, travelled
 
-SCORE = {"right": 9, "total": 10, "share": 0.9, "low": 0.6, "high": 0.98}
+PLAIN: dict[str, Any] = {"right": 9, "total": 10, "share": 0.9, "low": 0.6, "high": 0.98}
+SCORE = PLAIN | {"strangers": PLAIN}
 UPDATE: dict[str, Any] = {
     "requests": 3, "failed": 0, "generation": "new", "bundle_bytes": 150_000_000, "fetched_bytes": 10_000_000,
     "answers": [[100.0, 0.2, "old"], [101.0, 0.4, "old"], [102.0, 0.3, "new"]],

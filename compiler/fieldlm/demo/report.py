@@ -53,15 +53,17 @@ def page(report: Row) -> str:
 _CANDIDATES = "What each way of writing the weights costs, measured on this machine."
 _ACCURACY = (
     "Sentences and items no training customer ever used; right means the whole JSON call is right. "
+    "Strangers order, after the update, by words no training customer has said at all. "
     "Whiskers are 95 % intervals (Wilson)."
 )
 _TRAVELLED = "Records the device made, and records in the store; the broker was away for a part of the time."
 
 
 def accuracy(before: Row, after: Row) -> str:
-    """Two bars with their intervals."""
+    """Two bars with their intervals, and one for strangers."""
     rows: list[str] = []
-    for index, (name, score, kind) in enumerate((("before", before, "old"), ("after", after, "new"))):
+    scores = (("before", before, "old"), ("after", after, "new"), ("strangers", after["strangers"], "new"))
+    for index, (name, score, kind) in enumerate(scores):
         y = 20 + 56 * index
         rows.append(f'<text x="0" y="{y + 24}">{name}</text><rect class="{kind}" x="80" y="{y}" '
                     f'width="{max(1.0, 640 * score["share"]):.1f}" height="36" rx="4"/>')  # fmt: skip
@@ -70,7 +72,7 @@ def accuracy(before: Row, after: Row) -> str:
                     f'M{high:.1f} {y + 12}v12"/>')  # fmt: skip
         rows.append(f'<text x="{high + 12:.0f}" y="{y + 23}">{score["share"]:.1%} '
                     f'({score["right"]}/{score["total"]})</text>')  # fmt: skip
-    return _svg(880, 130, "".join(rows))
+    return _svg(880, 186, "".join(rows))
 
 
 def candidates(rows: Sequence[Row]) -> str:
