@@ -24,6 +24,7 @@ from fieldlm.runtime.trust import Trust
 from tests.simulators_update import Site, make_site, small_bundle
 
 BASE_BYTES = 5_000
+FLIPS = 12
 
 
 class Prey(NamedTuple):
@@ -161,6 +162,22 @@ def blob_attacks() -> Iterator[tuple[str, Attack]]:
         yield f"{role}: missing", removed(at)
 
 
+def flip_attacks() -> Iterator[tuple[str, Attack]]:
+    """One bit, in every part of everything that travels."""
+    places: dict[str, Callable[[Prey], Path]] = {
+        **{role: partial(Prey.metadata, role=role) for role in ("timestamp", "snapshot", "targets")},
+        **{role: partial(Prey.blob, role=role) for role in ("manifest", "signature", "base", "adapter")},
+        "release": Prey.release_file,
+    }
+    for what, at in places.items():
+        for part in range(FLIPS):
+            yield f"{what}: bit flipped in part {part}", written(at, partial(flip_in, part=part))
+
+
+def flip_in(data: bytes, part: int) -> bytes:
+    return flip(data, len(data) * part // FLIPS + len(data) // (2 * FLIPS))
+
+
 def release_attacks() -> Iterator[tuple[str, Attack]]:
     yield "release: bit flipped", written(Prey.release_file, lambda data: flip(data, 40))
     yield "release: truncated", written(Prey.release_file, lambda data: data[:-10])
@@ -255,6 +272,7 @@ def signature_of_another_manifest(prey: Prey) -> None:
 ATTACKS: dict[str, Attack] = {
     **dict(metadata_attacks()),
     **dict(blob_attacks()),
+    **dict(flip_attacks()),
     **dict(release_attacks()),
     **dict(file_attacks()),
     "root: next version by a stranger": forged_root(2),
@@ -263,6 +281,10 @@ ATTACKS: dict[str, Attack] = {
     "manifest of another profile": manifest_of_another_profile,
     "signature of another manifest": signature_of_another_manifest,
 }
+
+
+def test_there_are_two_hundred_attacks() -> None:
+    assert len(ATTACKS) >= 200
 
 
 @pytest.mark.parametrize("name", ATTACKS)
