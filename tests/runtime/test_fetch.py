@@ -1,11 +1,13 @@
 """Blobs on their way: from a folder, from a web server, through kills and damage."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -203,6 +205,49 @@ def test_a_killed_fetch_goes_on_at_the_chunk(shop: Shop, after: int) -> None:
     fetch(source, shop.release, shop.blobs, wanted=[shop.base])
     assert shop.blobs.holds(shop.base.sha256, BASE_BYTES)
     assert source.moved == BASE_BYTES - after * CHUNK_BYTES
+
+
+class CutSource(FolderSource):
+    """A repository whose reader is killed once so many bytes have come."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        super().__init__(folder)
+        self.left = after
+
+    @contextmanager
+    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
+        with super().open(path, start, stop) as reader:
+            yield CutReader(self, reader)
+
+
+@dataclass
+class CutReader:
+    source: CutSource
+    reader: Reader
+
+    def read(self, size: int) -> bytes:
+        data = self.reader.read(min(size, self.source.left))
+        self.source.left -= len(data)
+        if len(data) < size and not self.source.left:
+            raise KeyboardInterrupt
+        return data
+
+
+def test_forty_kills_at_random_points_cost_a_chunk_each_at_most(tmp_path: Path) -> None:
+    size, kills, dice = 32 * CHUNK_BYTES + 12_345, 40, random.Random(7)
+    bundle = small_bundle(tmp_path / "bundle", base_bytes=size)
+    release = publish(bundle.folder, tmp_path / "repository", keys=tmp_path / "keys")
+    blobs, moved = Blobs(tmp_path / "state"), 0
+    for _ in range(kills):
+        source = CutSource(tmp_path / "repository", dice.randrange(1, 3 * CHUNK_BYTES // 2))
+        with suppress(KeyboardInterrupt):
+            fetch(source, release, blobs, wanted=release.files)
+        moved += source.moved
+    source = FolderSource(tmp_path / "repository")
+    fetch(source, release, blobs, wanted=release.files)
+    assert blobs.holds(release.files[0].sha256, size)
+    assert moved + source.moved <= 1.02 * sum(file.size for file in release.files) + kills * CHUNK_BYTES
+    assert moved > size / 4
 
 
 def test_a_blob_that_was_damaged_here_is_fetched_again(shop: Shop) -> None:
