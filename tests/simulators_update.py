@@ -13,7 +13,7 @@ from fieldlm.compiler.publish import publish
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe, Role, describe, write_bundle
 from fieldlm.formats.errors import EngineError
 from fieldlm.formats.release import Release
-from fieldlm.runtime.engines import Chunk, Engine, Generation, Sampling, Timings
+from fieldlm.runtime.engines import DEFAULT_TERMS, Chunk, Engine, Generation, Sampling, Terms, Timings
 from fieldlm.runtime.slots import Slots
 from fieldlm.runtime.update import Updater, UpdateResult
 
@@ -92,8 +92,13 @@ class EngineSimulator:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return bytes(tokens).decode()
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None) -> Generation:
-        del prompt, sampling, adapter
+    def vocabulary(self) -> Sequence[bytes]:
+        return [bytes([token]) for token in range(256)]
+
+    def start(
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Generation:
+        del prompt, sampling, adapter, terms
         return OneWord("yes")
 
     def load_adapter(self, name: str, path: Path) -> None: ...

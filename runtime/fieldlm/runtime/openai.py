@@ -12,41 +12,25 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from fieldlm.runtime.engines import Outcome, Sampling, Timings
+from fieldlm.runtime.engines import Constraint, Outcome, Priority, Sampling, Terms, Timings
+from fieldlm.runtime.engines.constraint import Kind, Rule
+from fieldlm.runtime.refusal import ApiError
+from fieldlm.runtime.tools import AskedCall, NamedChoice, Tool, Toolbox, toolbox
 
 MAX_TOKENS = 512
 MAX_TOKENS_COMPLETION = 16  # OpenAI's own default for plain completions
 MAX_STOPS = 4
+MAX_CHOICES = 8
+MAX_TOP_LOGPROBS = 20
+ELSEWHERE = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema")
+"""How other servers name a constraint. An answer must not go out free because its caller meant another server."""
 
 T = TypeVar("T")
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Stop = str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)]
-
-
-class ApiError(Exception):
-    """A refusal in OpenAI's shape: status, what is wrong, with which parameter."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.retry_after_s = retry_after_s
-
-    def document(self) -> dict[str, Any]:
-        kinds = {429: "rate_limit_error", 404: "not_found_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 class TextPart(msgspec.Struct, frozen=True):
@@ -61,6 +45,8 @@ class Message(msgspec.Struct, frozen=True):
 
     role: str
     content: str | list[TextPart] | None = None
+    tool_calls: list[AskedCall] | None = None
+    tool_call_id: str | None = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -69,10 +55,20 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool = False
 
 
-class ResponseFormat(msgspec.Struct, frozen=True):
-    """What the answer has to look like."""
+class JsonSchema(msgspec.Struct, frozen=True):
+    """A schema with a name. `strict` changes nothing: every schema is honoured."""
 
-    type: str
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """What the answer has to look like; `schema` beside `json_object` is how llama.cpp's server spells a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,20 +86,50 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
-    n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]] | None = None
+    # What OpenAI's API has no word for.
+    regex: str | None = None
+    grammar: str | None = None
+    deadline_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    max_queue_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    priority: Priority = "interactive"
+    on_miss: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structured_outputs: Any = None
+    json_schema: Any = None
 
     def refuse(self) -> None:
         """Raise ApiError for a parameter that asks for what is not there."""
-        if self.n not in (None, 1):
-            raise _unsupported("n")
-        for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
-            if getattr(self, name):
-                raise _unsupported(name)
+        for name in ELSEWHERE:
+            if getattr(self, name) is not None:
+                raise ApiError(
+                    400,
+                    f"{name} is another server's name; use response_format, regex or grammar",
+                    param=name,
+                    code="unsupported_parameter",
+                )
+        if len(self.rules()) > 1:
+            names = ", ".join(self.rules())
+            raise ApiError(400, f"{names}: an answer follows one form", param=names, code="invalid_value")
 
-    def sampling(self, max_tokens: int) -> Sampling:
+    def rules(self) -> dict[str, Rule]:
+        """Return what the answer has to look like, by the parameter that says so."""
+        kinds: tuple[Kind, ...] = ("regex", "grammar")
+        return {kind: Rule(kind, text) for kind in kinds if (text := getattr(self, kind)) is not None}
+
+    def terms(self) -> Terms:
+        return Terms(
+            priority=self.priority, deadline_s=_seconds(self.deadline_ms), max_queue_s=_seconds(self.max_queue_ms)
+        )
+
+    def sampling(self, max_tokens: int, constraint: Constraint | None, index: int, logprobs: int | None) -> Sampling:
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
             max_tokens=max_tokens,
@@ -111,8 +137,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=self.top_k or 0,
             min_p=self.min_p or 0.0,
-            seed=self.seed,
+            seed=None if self.seed is None else self.seed + index,
             stop=tuple(stop),
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repeat_penalty=self.repeat_penalty or 1.0,
+            logit_bias=_bias(self.logit_bias or {}),
+            logprobs=logprobs,
+            constraint=constraint,
         )
 
     def label(self, name: str) -> str | None:
@@ -129,27 +161,46 @@ class ChatRequest(Request, frozen=True, kw_only=True):
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     max_completion_tokens: AtLeastOne | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
+    function_call: Any = None
     response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
 
     def refuse(self) -> None:
         super().refuse()
-        for name in ("logprobs", "top_logprobs", "tools", "functions"):
+        for name in ("functions", "function_call"):
             if getattr(self, name):
                 raise _unsupported(name)
-        if self.tool_choice not in (None, "none", "auto"):
-            raise _unsupported("tool_choice")
-        if self.response_format and self.response_format.type != "text":
-            raise _unsupported("response_format")
         if self.modalities not in (None, ["text"]):
             raise _unsupported("modalities")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
+        if self.toolbox() and self.rules():
+            raise ApiError(400, "an answer follows tools or a form, not both", param="tools", code="invalid_value")
 
-    def wanted(self) -> Sampling:
-        return self.sampling(self.max_completion_tokens or self.max_tokens or MAX_TOKENS)
+    def rules(self) -> dict[str, Rule]:
+        format = self.response_format
+        found = super().rules()
+        if format is None or format.type == "text":
+            return found
+        schema = format.json_schema.schema if format.json_schema else format.schema
+        if format.type == "json_schema" and schema is None:
+            name = "response_format.json_schema.schema"
+            raise ApiError(400, f"{name} is missing", param=name, code="missing_required_parameter")
+        rule = Rule("json_object") if schema is None else Rule("json_schema", msgspec.json.encode(schema).decode())
+        return {**found, "response_format": rule}
+
+    def toolbox(self) -> Toolbox | None:
+        """Return the tools that may be called; None where there are none. Raises ApiError for a choice of no tool."""
+        return toolbox(self.tools or [], self.tool_choice, several=bool(self.parallel_tool_calls))
+
+    def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
+        most = self.max_completion_tokens or self.max_tokens or MAX_TOKENS
+        return self.sampling(most, constraint, index, (self.top_logprobs or 0) if self.logprobs else None)
 
     def conversation(self) -> list[dict[str, Any]]:
         """Return the messages as templates know them: one text each, `developer` is the system."""
@@ -160,7 +211,7 @@ class CompletionRequest(Request, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str
-    logprobs: int | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -169,12 +220,12 @@ class CompletionRequest(Request, frozen=True, kw_only=True):
         super().refuse()
         if self.best_of not in (None, 1):
             raise _unsupported("best_of")
-        for name in ("logprobs", "echo", "suffix"):
+        for name in ("echo", "suffix"):
             if getattr(self, name):
                 raise _unsupported(name)
 
-    def wanted(self) -> Sampling:
-        return self.sampling(self.max_tokens or MAX_TOKENS_COMPLETION)
+    def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
+        return self.sampling(self.max_tokens or MAX_TOKENS_COMPLETION, constraint, index, self.logprobs)
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -200,6 +251,8 @@ class Exchange:
     answer: str = ""
     outcome: Outcome = "error"
     timings: Timings = field(default_factory=Timings)
+    missed: bool = False
+    """Whether the client got its own `on_miss` and not this answer."""
     duration_s: float = 0.0
     ttft_s: float | None = None
 
@@ -222,7 +275,7 @@ def parse(body: bytes, kind: type[T]) -> T:
         missing = re.search(r"missing required field `(\w+)`", what)
         param = ".".join(filter(None, (found, missing[1] if missing else ""))) or None
         raise ApiError(400, f"{param or 'the body'}: {what}", param=param, code="invalid_type") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
 
 
@@ -230,18 +283,32 @@ def _unsupported(name: str) -> ApiError:
     return ApiError(400, f"{name} is not supported yet", param=name, code="unsupported_parameter")
 
 
+def _seconds(millis: float | None) -> float | None:
+    return None if millis is None else millis / 1000
+
+
+def _bias(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    try:
+        return tuple((int(token), bias) for token, bias in biases.items())
+    except ValueError as error:
+        raise ApiError(400, "logit_bias: want token ids as keys", param="logit_bias", code="invalid_value") from error
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
 def _plain(message: Message, where: str) -> dict[str, Any]:
-    if message.role not in ("system", "developer", "user", "assistant"):
-        raise ApiError(
-            400,
-            f"{where}.role is {message.role!r}; want system, developer, user or assistant",
-            param=f"{where}.role",
-            code="invalid_value",
-        )
-    return {
-        "role": "system" if message.role == "developer" else message.role,
-        "content": _text(message.content, f"{where}.content"),
-    }
+    if message.role not in ROLES:
+        what = f"{where}.role is {message.role!r}; want one of {', '.join(ROLES)}"
+        raise ApiError(400, what, param=f"{where}.role", code="invalid_value")
+    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+    if message.tool_calls and message.role == "assistant":
+        plain["tool_calls"] = [call.plain(f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)]
+        plain["content"] = _text(message.content or "", f"{where}.content")
+        return plain
+    if message.role == "tool" and message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    return {**plain, "content": _text(message.content, f"{where}.content")}
 
 
 def _text(content: str | Sequence[TextPart] | None, where: str) -> str:
@@ -255,83 +322,3 @@ def _text(content: str | Sequence[TextPart] | None, where: str) -> str:
                 400, f"{where}[{i}] is {part.type!r}; this model reads text", param=where, code="invalid_value"
             )
     return "\n".join(part.text or "" for part in content)
-
-
-def usage(timings: Timings) -> dict[str, Any]:
-    return {
-        "prompt_tokens": timings.prompt_tokens,
-        "completion_tokens": timings.completion_tokens,
-        "total_tokens": timings.prompt_tokens + timings.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": timings.cached_tokens},
-    }
-
-
-def own_fields(exchange: Exchange) -> dict[str, Any]:
-    """Return what OpenAI's answer has no place for: the generation, and where the time went."""
-    timings = exchange.timings
-    millis = {"queue": timings.queue_s, "prefill": timings.prefill_s, "decode": timings.decode_s}
-    if exchange.ttft_s is not None:
-        millis["ttft"] = exchange.ttft_s
-    return {
-        "generation": exchange.generation,
-        "timings": {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in millis.items()},
-        "margin": round(timings.margin, 4),
-    }
-
-
-def finish_reason(outcome: Outcome | None) -> str | None:
-    """Return OpenAI's word for an outcome; what was cancelled has none."""
-    return outcome if outcome in ("stop", "length") else None
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How one endpoint wraps text: whole, and as the chunks of a stream."""
-
-    object: str
-    prefix: str
-    is_chat: bool
-
-    def whole(self, exchange: Exchange) -> dict[str, Any]:
-        content: dict[str, Any] = {"text": exchange.answer}
-        if self.is_chat:
-            content = {"message": {"role": "assistant", "content": exchange.answer, "refusal": None}}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason(exchange.outcome)}
-        return {
-            **self.head(exchange, self.object),
-            "choices": [choice],
-            "usage": usage(exchange.timings),
-            "fieldlm": own_fields(exchange),
-        }
-
-    def head(self, exchange: Exchange, kind: str) -> dict[str, Any]:
-        """Return what every chunk of an answer repeats."""
-        return {
-            "id": exchange.id,
-            "object": kind,
-            "created": int(exchange.started_wall_s),
-            "model": exchange.model,
-            "system_fingerprint": exchange.generation,
-        }
-
-    @property
-    def chunk_object(self) -> str:
-        return "chat.completion.chunk" if self.is_chat else self.object
-
-    def delta(self, text: str, outcome: Outcome | None = None) -> dict[str, Any]:
-        content: dict[str, Any] = {"delta": {"content": text} if text else {}} if self.is_chat else {"text": text}
-        return {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason(outcome)}
-
-    @property
-    def opening(self) -> dict[str, Any]:
-        """The first delta of a chat: who speaks."""
-        return {
-            "index": 0,
-            "delta": {"role": "assistant", "content": ""},
-            "logprobs": None,
-            "finish_reason": None,
-        }
-
-
-CHAT = Shape("chat.completion", "chatcmpl-", is_chat=True)
-COMPLETION = Shape("text_completion", "cmpl-", is_chat=False)

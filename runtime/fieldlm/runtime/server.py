@@ -5,12 +5,11 @@ leaves cancels its answer, whether it streams, waits or is still queued. No prom
 """
 
 import asyncio
-import contextlib
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +19,20 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
 
 from fieldlm.formats.errors import FieldlmError
 from fieldlm.runtime import openai
+from fieldlm.runtime.answers import CHAT, COMPLETION, Shape
 from fieldlm.runtime.auth import Gate, Keys
-from fieldlm.runtime.engines import Chunk, Generation
+from fieldlm.runtime.engines import Generation
 from fieldlm.runtime.live import Live, Serving, canary
-from fieldlm.runtime.openai import ApiError, Exchange, Feedback, Shape
+from fieldlm.runtime.openai import ApiError, Exchange, Feedback
 from fieldlm.runtime.panel import Panel
-from fieldlm.runtime.replies import as_event, as_json, read_body, refusal
+from fieldlm.runtime.promise import Promise, promise
+from fieldlm.runtime.replies import as_json, read_body, refusal
 from fieldlm.runtime.template import opening, render
+from fieldlm.runtime.tools import as_text
+from fieldlm.runtime.turn import EventStream, Turn, whole
 from fieldlm.runtime.watch import Pulse
 
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
@@ -98,107 +100,6 @@ def warm(live: Live) -> Ready:
     return lambda: state[0]
 
 
-class _Turn:
-    """One request while it is answered: its chunks in the event loop, and the exchange they add up to."""
-
-    def __init__(self, exchange: Exchange, generation: Generation) -> None:
-        self.exchange = exchange
-        self.generation = generation
-        self._asked_s = time.monotonic()
-        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-        generation.subscribe(self._receive)
-
-    def _receive(self, chunk: Chunk) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
-        except RuntimeError:  # the loop is closed: the server has stopped
-            self.generation.cancel()
-
-    async def read(self) -> Chunk:
-        """Return all that has come since the last call, as one chunk; the last one has an outcome."""
-        chunks = [await self._chunks.get()]
-        while not self._chunks.empty():
-            chunks.append(self._chunks.get_nowait())
-        text = "".join(chunk.text for chunk in chunks)
-        exchange, last = self.exchange, chunks[-1]
-        if exchange.ttft_s is None and any(chunk.tokens for chunk in chunks):
-            exchange.ttft_s = time.monotonic() - self._asked_s
-        exchange.answer += text
-        if last.outcome is not None:
-            exchange.outcome = last.outcome
-            exchange.timings = self.generation.timings
-            exchange.duration_s = time.monotonic() - self._asked_s
-        return Chunk(text=text, tokens=(), outcome=last.outcome, error=last.error)
-
-    async def read_all(self) -> Chunk:
-        while (chunk := await self.read()).outcome is None:
-            pass
-        return chunk
-
-    @asynccontextmanager
-    async def cancelled_on_leave(self, receive: Receive) -> AsyncGenerator[None]:
-        """Cancel the answer when the client leaves, or when this block ends before the answer does."""
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            self.generation.cancel()
-
-        watcher = asyncio.create_task(watch(), name=f"watch[{self.exchange.id}]")
-        try:
-            yield
-        finally:
-            self.generation.cancel()
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
-
-
-class _EventStream:
-    """An answer as server-sent events. Holds what the answer needs until the last event is out."""
-
-    def __init__(self, turn: _Turn, shape: Shape, *, wants_usage: bool, finish: Callable[[], None]) -> None:
-        self._turn = turn
-        self._shape = shape
-        self._wants_usage = wants_usage
-        self._finish = finish
-        self._needs = ExitStack()
-
-    def keep(self, needs: ExitStack) -> "_EventStream":
-        self._needs = needs.pop_all()
-        return self
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        with self._needs:
-            async with self._turn.cancelled_on_leave(receive):
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                async for event in self._events():
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _events(self) -> AsyncGenerator[bytes]:
-        shape, exchange = self._shape, self._turn.exchange
-        head = shape.head(exchange, shape.chunk_object)
-        if shape.is_chat:
-            yield as_event({**head, "choices": [shape.opening]})
-        while (chunk := await self._turn.read()).outcome is None:
-            if chunk.text:
-                yield as_event({**head, "choices": [shape.delta(chunk.text)]})
-        self._finish()
-        if error := _failure(chunk):
-            yield as_event(error.document())
-            return
-        if chunk.text:
-            yield as_event({**head, "choices": [shape.delta(chunk.text)]})
-        last = {**head, "choices": [shape.delta("", chunk.outcome)], "fieldlm": openai.own_fields(exchange)}
-        yield as_event(last)
-        if self._wants_usage:
-            yield as_event({**head, "choices": [], "usage": openai.usage(exchange.timings)})
-        yield b"data: [DONE]\n\n"
-
-
 class _Api:
     """The endpoints, and how many requests are inside."""
 
@@ -221,11 +122,15 @@ class _Api:
     async def chat(self, request: Request) -> Any:
         asked = openai.parse(await read_body(request), openai.ChatRequest)
         asked.refuse()
+        toolbox = asked.toolbox()
         messages = asked.conversation()
+        tools = toolbox.plain if toolbox else None
         with ExitStack() as needs:
             serving = self._admit(needs, asked)
-            prompt = await _prompt(serving, render(serving.bundle, messages), param="messages")
-            return await self._answer(request, needs, _Job(serving, asked, openai.CHAT, messages, prompt))
+            promised = await asyncio.to_thread(promise, serving.engine, asked, toolbox)
+            prompt = await _prompt(serving, render(serving.bundle, messages, tools=tools), param="messages")
+            job = _Job(serving, asked, CHAT, [as_text(message) for message in messages], prompt, promised)
+            return await self._answer(request, needs, job)
 
     async def complete(self, request: Request) -> Any:
         asked = openai.parse(await read_body(request), openai.CompletionRequest)
@@ -233,8 +138,9 @@ class _Api:
         messages = [{"role": "user", "content": asked.prompt}]
         with ExitStack() as needs:
             serving = self._admit(needs, asked)
+            promised = await asyncio.to_thread(promise, serving.engine, asked, None)
             prompt = await _prompt(serving, opening(serving.bundle) + asked.prompt, param="prompt")
-            return await self._answer(request, needs, _Job(serving, asked, openai.COMPLETION, messages, prompt))
+            return await self._answer(request, needs, _Job(serving, asked, COMPLETION, messages, prompt, promised))
 
     def _admit(self, needs: ExitStack, asked: openai.Request) -> Serving:
         """Return the generation that answers, held by `needs`; raises ApiError when the queue is full."""
@@ -261,19 +167,17 @@ class _Api:
             self.inside -= 1
 
     async def _answer(self, request: Request, needs: ExitStack, job: "_Job") -> Any:
-        turn = _Turn(job.exchange(), self._pulse.watch(job.start()))
+        turn = Turn(job.exchange(), [self._pulse.watch(generation) for generation in job.start()], job.promise)
 
         def finish() -> None:
             self._on_exchange(turn.exchange)
 
         if job.asked.stream:
-            return _EventStream(turn, job.shape, wants_usage=job.asked.wants_usage, finish=finish).keep(needs)
+            return EventStream(turn, job.shape, wants_usage=job.asked.wants_usage, finish=finish).keep(needs)
         async with turn.cancelled_on_leave(request.receive):
-            last = await turn.read_all()
+            await turn.read_all()
         finish()
-        if error := _failure(last):
-            raise error
-        return as_json(job.shape.whole(turn.exchange))
+        return whole(turn, job.shape)
 
     async def models(self, _: Request) -> Response:
         return as_json({"object": "list", "data": [self._describe()]})
@@ -325,9 +229,21 @@ class _Job:
     shape: Shape
     messages: list[dict[str, Any]]
     prompt: list[int]
+    promise: Promise
 
-    def start(self) -> Generation:
-        return self.serving.engine.start(self.prompt, self.asked.wanted(), adapter=self.serving.adapter)
+    def start(self) -> list[Generation]:
+        """Start every answer that was asked for; what is the same in them is computed once."""
+        started: list[Generation] = []
+        try:
+            for index in range(self.asked.n or 1):
+                sampling = self.asked.wanted(self.promise.rule, index)
+                adapter, terms = self.serving.adapter, self.asked.terms()
+                started.append(self.serving.engine.start(self.prompt, sampling, adapter=adapter, terms=terms))
+        except BaseException:
+            for generation in started:
+                generation.cancel()
+            raise
+        return started
 
     def exchange(self) -> Exchange:
         return Exchange(
@@ -355,11 +271,3 @@ async def _prompt(serving: Serving, text: str, *, param: str) -> list[int]:
             code="context_length_exceeded",
         )
     return tokens
-
-
-def _failure(last: Chunk) -> ApiError | None:
-    if last.outcome == "error":
-        return ApiError(500, last.error or "the engine failed", code="engine_error")
-    if last.outcome == "cancelled":
-        return ApiError(503, "the answer was cancelled", code="cancelled")
-    return None

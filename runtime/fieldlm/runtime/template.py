@@ -14,11 +14,13 @@ from typing import Any, NoReturn
 import jinja2
 import msgspec
 from jinja2.ext import loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import BundleError, InputError
 from fieldlm.runtime.engines.gguf_header import Strings, read_header
+from fieldlm.runtime.tools import as_text, described
 
 Message = dict[str, Any]
 
@@ -34,8 +36,10 @@ class SpecialTokens(msgspec.Struct, frozen=True, kw_only=True):
 def render(bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> str:
     """Return the prompt that asks for the next message.
 
-    The manifest's system prompt is put in front when `messages` has none. Raises InputError when the template refuses
-    the messages (a role it does not know, two answers in a row), BundleError when the template itself is broken.
+    The manifest's system prompt is put in front when `messages` has none. A template that knows no tools gets them as
+    text: a system message that describes them, calls and their results as `tools` spells them. Raises InputError when
+    the template refuses the messages (a role it does not know, two answers in a row), BundleError when the template
+    itself is broken.
     """
     asked = list(messages)
     system = bundle.manifest.system_prompt
@@ -43,7 +47,10 @@ def render(bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Messa
         asked.insert(0, {"role": "system", "content": system})
     special = special_tokens(bundle)
     try:
-        return _template(bundle.need("template"), bundle.id).render(
+        template = _template(bundle.need("template"), bundle.id)
+        if not _knows_tools(bundle.need("template"), bundle.id):
+            asked, tools = _without_tools(asked, tools), None
+        return template.render(
             messages=asked, tools=tools, add_generation_prompt=True, bos_token=special.bos, eos_token=special.eos
         )
     except jinja2.TemplateSyntaxError as error:
@@ -61,6 +68,19 @@ def opening(bundle: Bundle) -> str:
 @lru_cache(maxsize=8)
 def _template(path: Path, _bundle_id: str) -> jinja2.Template:
     return _environment().from_string(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=8)
+def _knows_tools(path: Path, _bundle_id: str) -> bool:
+    return "tools" in find_undeclared_variables(_environment().parse(path.read_text(encoding="utf-8")))
+
+
+def _without_tools(messages: Sequence[Message], tools: Sequence[Message] | None) -> list[Message]:
+    plain = [as_text(message) for message in messages]
+    if not tools:
+        return plain
+    system, rest = ([plain[0]["content"]], plain[1:]) if plain and plain[0]["role"] == "system" else ([], plain)
+    return [{"role": "system", "content": "\n\n".join([*system, described(list(tools))])}, *rest]
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -166,6 +166,10 @@ class Engine(Protocol):
         """Return the text of `tokens`; special tokens have none."""
         ...
 
+    def vocabulary(self) -> Sequence[bytes]:
+        """Return the bytes of every token, by its id; special tokens have none. Takes a while: ask once."""
+        ...
+
     def start(
         self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
     ) -> Generation:

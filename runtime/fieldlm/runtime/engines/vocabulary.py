@@ -49,6 +49,10 @@ class Vocabulary:
     def decode(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", errors="replace")
 
+    def pieces(self) -> list[bytes]:
+        """Return the bytes of every token, by its id."""
+        return [self.piece(token) for token in range(max(self._tokenizer.get_vocab().values(), default=-1) + 1)]
+
     def piece(self, token: int) -> bytes:
         """Return the bytes of `token`, which may be part of a character; a special token has none."""
         if token in self._added:

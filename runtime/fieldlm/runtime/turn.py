@@ -1,0 +1,270 @@
+"""One request while it is answered, in the event loop: one answer or several, whole or as events.
+
+A robot has to be able to rely on two things. An answer that was cut off (its deadline, its queue) is an error and never
+looks like a whole one: what was said so far is in the error's `fieldlm.text`. And a request that brings `on_miss`, its
+own canned answer, gets that instead of any failure; because what has been said can't be taken back, such a stream says
+nothing before the answer is whole.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from fieldlm.runtime.answers import Said, Shape, finish_reason, own_fields, usage
+from fieldlm.runtime.engines import Chunk, Generation, Outcome, Timings, TokenChoice
+from fieldlm.runtime.openai import Exchange
+from fieldlm.runtime.promise import Promise
+from fieldlm.runtime.refusal import ApiError
+from fieldlm.runtime.replies import as_event, as_json
+from fieldlm.runtime.tools import Call, CallReader
+
+RETRY_AFTER_S = 2
+
+
+class Answer:
+    """One of the answers to a prompt, as far as it is known."""
+
+    def __init__(self, index: int, generation: Generation, promise: Promise) -> None:
+        self.index = index
+        self.generation = generation
+        self.raw = ""
+        self.outcome: Outcome | None = None
+        self.error: str | None = None
+        self.whole = Said(index=index)
+        self._promise = promise
+        self._reader = CallReader(promise.toolbox.names) if promise.toolbox else None
+
+    def take(self, chunk: Chunk) -> Said:
+        """Add `chunk`; return what may be said now."""
+        self.raw += chunk.text
+        pieces: list[str | Call] = self._reader.push(chunk.text) if self._reader else [chunk.text]
+        if chunk.outcome is not None:
+            self.outcome, self.error = chunk.outcome, chunk.error
+            pieces += self._reader.finish() if self._reader else []
+        said = Said(
+            index=self.index,
+            text="".join(piece for piece in pieces if isinstance(piece, str)),
+            calls=[piece for piece in pieces if isinstance(piece, Call)],
+            tokens=list(chunk.choices),
+        )
+        self.whole.text += said.text
+        self.whole.calls += said.calls
+        self.whole.tokens += said.tokens
+        return said
+
+    @property
+    def is_missed(self) -> bool:
+        return self._promise.is_missed(self.raw, self.outcome)
+
+    @property
+    def reason(self) -> str | None:
+        return "stop" if self.is_missed else finish_reason(self.outcome, called=bool(self.whole.calls))
+
+    def final(self) -> Said:
+        """Return the whole answer, or what stands in for it."""
+        return Said(index=self.index, text=self._promise.on_miss or "") if self.is_missed else self.whole
+
+
+class Turn:
+    """The answers to one request, and the exchange they add up to."""
+
+    def __init__(self, exchange: Exchange, generations: Sequence[Generation], promise: Promise) -> None:
+        self.exchange = exchange
+        self.promise = promise
+        self.answers = [Answer(i, generation, promise) for i, generation in enumerate(generations)]
+        self._asked_s = time.monotonic()
+        self._chunks: asyncio.Queue[tuple[Answer, Chunk]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        for answer in self.answers:
+            answer.generation.subscribe(self._receiver(answer))
+
+    def _receiver(self, answer: Answer) -> Callable[[Chunk], None]:
+        def receive(chunk: Chunk) -> None:
+            try:
+                self._loop.call_soon_threadsafe(self._chunks.put_nowait, (answer, chunk))
+            except RuntimeError:  # the loop is closed: the server has stopped
+                answer.generation.cancel()
+
+        return receive
+
+    @property
+    def has_ended(self) -> bool:
+        return all(answer.outcome is not None for answer in self.answers)
+
+    async def read(self) -> list[tuple[Answer, Said]]:
+        """Return all that has come since the last call, one piece per answer."""
+        come = [await self._chunks.get()]
+        while not self._chunks.empty():
+            come.append(self._chunks.get_nowait())
+        if self.exchange.ttft_s is None and any(chunk.tokens for _, chunk in come):
+            self.exchange.ttft_s = time.monotonic() - self._asked_s
+        pieces = [(answer, _joined([chunk for whose, chunk in come if whose is answer])) for answer in self.answers]
+        said = [(answer, answer.take(chunk)) for answer, chunk in pieces if chunk]
+        if self.has_ended:
+            self._sum_up()
+        return said
+
+    async def read_all(self) -> None:
+        while not self.has_ended:
+            await self.read()
+
+    def failure(self) -> ApiError | None:
+        """Return why there is no answer, once one of them has ended without."""
+        for answer in self.answers:
+            if not answer.is_missed and (error := _failure(answer, own_fields(self.exchange))):
+                return error
+        return None
+
+    def _sum_up(self) -> None:
+        exchange, first = self.exchange, self.answers[0]
+        exchange.answer = first.raw
+        outcomes: list[Outcome] = [answer.outcome for answer in self.answers if answer.outcome is not None]
+        exchange.outcome = min(outcomes, key=("stop", "length").__contains__)
+        exchange.timings = _summed([answer.generation.timings for answer in self.answers])
+        exchange.duration_s = time.monotonic() - self._asked_s
+        exchange.missed = any(answer.is_missed for answer in self.answers)
+
+    def cancel(self) -> None:
+        for answer in self.answers:
+            answer.generation.cancel()
+
+    @asynccontextmanager
+    async def cancelled_on_leave(self, receive: Receive) -> AsyncGenerator[None]:
+        """Cancel the answers when the client leaves, or when this block ends before they do."""
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.cancel()
+
+        watcher = asyncio.create_task(watch(), name=f"watch[{self.exchange.id}]")
+        try:
+            yield
+        finally:
+            self.cancel()
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+
+class EventStream:
+    """A turn as server-sent events. Holds what it needs until the last event is out.
+
+    The status is sent with the first words: who is rejected while waiting, or fails before them, gets a real one.
+    """
+
+    def __init__(self, turn: Turn, shape: Shape, *, wants_usage: bool, finish: Callable[[], None]) -> None:
+        self._turn = turn
+        self._shape = shape
+        self._wants_usage = wants_usage
+        self._finish = finish
+        self._needs = ExitStack()
+
+    def keep(self, needs: ExitStack) -> "EventStream":
+        self._needs = needs.pop_all()
+        return self
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        with self._needs:
+            async with self._turn.cancelled_on_leave(receive):
+                first = await self._turn.read()
+                if self._turn.has_ended and (error := self._turn.failure()) and not any(s.text for _, s in first):
+                    self._finish()
+                    await refused(error)(scope, receive, send)
+                    return
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                async for event in self._events(first):
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self, said: list[tuple[Answer, Said]]) -> AsyncGenerator[bytes]:
+        turn, shape, exchange = self._turn, self._shape, self._turn.exchange
+        head = shape.head(exchange, shape.chunk_object)
+        for answer in turn.answers if shape.is_chat else ():
+            yield as_event({**head, "choices": [shape.opening(answer.index)]})
+        while True:
+            for event in self._said(said):
+                yield as_event({**head, "choices": [event]})
+            if turn.has_ended:
+                break
+            said = await turn.read()
+        self._finish()
+        if error := turn.failure():
+            yield as_event(error.document())
+            return
+        for answer in turn.answers:
+            if turn.promise.on_miss is not None:
+                yield as_event({**head, "choices": [self._delta(answer.final())]})
+            end = shape.delta(Said(index=answer.index), answer.reason)
+            yield as_event({**head, "choices": [end], "fieldlm": own_fields(exchange)})
+        if self._wants_usage:
+            yield as_event({**head, "choices": [], "usage": usage(exchange.timings)})
+        yield b"data: [DONE]\n\n"
+
+    def _said(self, pieces: list[tuple[Answer, Said]]) -> list[dict[str, Any]]:
+        if self._turn.promise.on_miss is not None:
+            return []
+        return [
+            self._delta(said, len(answer.whole.calls) - len(said.calls))
+            for answer, said in pieces
+            if said.text or said.calls or (said.tokens and self._turn.promise.vocabulary is not None)
+        ]
+
+    def _delta(self, said: Said, first_call: int = 0) -> dict[str, Any]:
+        return self._shape.delta(said, None, self._turn.promise.vocabulary, first_call=first_call)
+
+
+def whole(turn: Turn, shape: Shape) -> Response:
+    """Return the answers of a turn that has ended, or why there are none."""
+    if error := turn.failure():
+        return refused(error)
+    vocabulary = turn.promise.vocabulary
+    choices = [shape.choice(answer.final(), answer.reason, vocabulary) for answer in turn.answers]
+    return as_json(shape.whole(turn.exchange, choices))
+
+
+def refused(error: ApiError) -> Response:
+    response = as_json(error.document(), status=error.status)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    if error.status == 504:
+        # OpenAI's clients would ask again by themselves, for an answer that is late already.
+        response.headers["x-should-retry"] = "false"
+    return response
+
+
+def _failure(answer: Answer, own: dict[str, Any]) -> ApiError | None:
+    own = {**own, "outcome": answer.outcome, "text": answer.raw}
+    match answer.outcome:
+        case "error":
+            return ApiError(500, answer.error or "the engine failed", code="engine_error", own=own)
+        case "cancelled":
+            return ApiError(503, "the answer was cancelled", code="cancelled", own=own)
+        case "deadline_exceeded":
+            return ApiError(504, "the answer was not whole by its deadline", code="deadline_exceeded", own=own)
+        case "rejected":
+            what = "no sequence was free within max_queue_ms"
+            return ApiError(429, what, code="rejected", retry_after_s=RETRY_AFTER_S, own=own)
+        case _:
+            return None
+
+
+def _joined(chunks: Sequence[Chunk]) -> Chunk | None:
+    if not chunks:
+        return None
+    choices: list[TokenChoice] = [choice for chunk in chunks for choice in chunk.choices]
+    last = chunks[-1]
+    return replace(last, text="".join(chunk.text for chunk in chunks), choices=tuple(choices))
+
+
+def _summed(timings: Sequence[Timings]) -> Timings:
+    """Return the first answer's figures, with the tokens of all."""
+    return replace(timings[0], completion_tokens=sum(one.completion_tokens for one in timings))
