@@ -22,8 +22,8 @@ from fieldlm.runtime.engines import Engine, Sampling, open_engine
 TOKENS = 24
 # Two choices of the source closer than this are one choice: 16-bit activations move a logit by about as much.
 ROUNDING = 0.05
-# A choice this clear is not tipped by rounding. Eight-bit activations move the gap between two logits by up to 0.43 when
-# the same prompt is computed in other batches (SmolLM2-135M Q8_0, six prompts, 24 tokens each, alone and four at a time).
+# A choice this clear is not tipped by rounding. Eight-bit activations move the gap between two logits by up to 0.43
+# when a prompt is computed in other batches (SmolLM2-135M Q8_0, six prompts, 24 tokens each, alone and four at a time).
 FIRM = 1.0
 STOP = -1
 CONTEXT = 2048
