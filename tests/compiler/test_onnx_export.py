@@ -29,7 +29,15 @@ def answers(exported: Path) -> verify.Answers:
     finally:
         engine.close()
     return verify.Answers(
-        tokens=tokens, texts=[], stops=stops, agreement=None, tokens_per_s=0.0, load_s=0.0, memory_mb={}
+        tokens=tokens,
+        texts=[],
+        firm=[],
+        firm_texts=[],
+        stops=stops,
+        agreement=None,
+        tokens_per_s=0.0,
+        load_s=0.0,
+        memory_mb={},
     )
 
 
