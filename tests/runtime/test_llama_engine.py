@@ -286,14 +286,23 @@ def test_closing_cancels_what_runs_and_refuses_what_comes(smollm2_gguf: Path) ->
         ask(engine, "Hello")
 
 
+def clear_beginning(generation: Generation) -> list[int]:
+    """The answer's tokens before the first near tie, which rounding tips otherwise in another batch; one at least."""
+    chunks = list(generation)
+    tokens = [token for chunk in chunks for token in chunk.tokens]
+    margins = [margin for chunk in chunks for margin in chunk.margins]
+    return tokens[: max(1, next((at for at, margin in enumerate(margins) if margin < 1), len(margins)))]
+
+
 def test_an_adapter_changes_its_answers_and_no_others(engine: LlamaEngine, tmp_path: Path) -> None:
     sampling = Sampling(max_tokens=6)
-    alone = read(ask(engine, "What do you sell?", sampling))
+    alone = clear_beginning(ask(engine, "What do you sell?", sampling))
     engine.load_adapter("barista", lora_gguf(tmp_path / "barista.gguf", scale=0.5))
-    changed = read(ask(engine, "What do you sell?", sampling, "barista"))
-    assert changed[0] != alone[0]
+    changed = clear_beginning(ask(engine, "What do you sell?", sampling, "barista"))
+    assert changed[:1] != alone[:1]
     mixed = [ask(engine, "What do you sell?", sampling, name) for name in (None, "barista", None, "barista")]
-    assert [read(generation) for generation in mixed] == [alone, changed, alone, changed]
+    for generation, expected in zip(mixed, (alone, changed, alone, changed), strict=True):
+        assert read(generation)[1][: len(expected)] == expected
     assert mixed[1].timings.cached_tokens > 0
     engine.drop_adapter("barista")
     with pytest.raises(InputError, match="adapter 'barista' is not loaded"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from typing import cast
 
@@ -101,6 +102,9 @@ def test_stop_really_stops(browser: Browser, url: str, live: Live) -> None:
     page.locator("#stop").tap()
     expect(page.locator("#send")).to_be_visible(timeout=PATIENCE_MS)
     page.wait_for_function("async () => (await (await fetch('status')).json()).running === 0", timeout=PATIENCE_MS)
+    deadline_s = time.monotonic() + PATIENCE_MS / 1000
+    while engine.running and time.monotonic() < deadline_s:
+        time.sleep(0.01)
     assert engine.running == 0
     page.close()
 
