@@ -1,6 +1,7 @@
 """Is the engine alive? It is while nothing is asked of it, and while what it was asked for makes progress."""
 
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 from fieldlm.runtime.engines import Chunk, Generation
@@ -14,18 +15,19 @@ class Pulse:
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
-        self._running = set[int]()
+        # Weak: an answer that its reader let go of does not count as stuck for ever.
+        self._running = weakref.WeakSet[_Watched]()
         self._last_s = now_s()
 
     def watch(self, generation: Generation) -> Generation:
         """Return `generation`, of which every sign of life is noted; it counts as running until it has ended."""
-        if not self._running:
+        if not len(self._running):
             self._last_s = self._now_s()
         return _Watched(generation, self._note, self._running)
 
     def is_alive(self, stuck_s: float = STUCK_S) -> bool:
         """Whether nothing runs, or something has come in the last `stuck_s` seconds."""
-        return not self._running or self._now_s() - self._last_s < stuck_s
+        return not len(self._running) or self._now_s() - self._last_s < stuck_s
 
     def _note(self) -> None:
         self._last_s = self._now_s()
@@ -34,12 +36,12 @@ class Pulse:
 class _Watched:
     """A `Generation` that tells of its chunks."""
 
-    def __init__(self, generation: Generation, note: Callable[[], None], running: set[int]) -> None:
+    def __init__(self, generation: Generation, note: Callable[[], None], running: "weakref.WeakSet[_Watched]") -> None:
         self.timings = generation.timings
         self._generation = generation
         self._note = note
         self._running = running
-        running.add(id(self))
+        running.add(self)
 
     def __iter__(self) -> Iterator[Chunk]:
         for chunk in self._generation:
@@ -59,4 +61,4 @@ class _Watched:
     def _see(self, chunk: Chunk) -> None:
         self._note()
         if chunk.outcome is not None:
-            self._running.discard(id(self))
+            self._running.discard(self)
