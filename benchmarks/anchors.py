@@ -12,14 +12,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from fieldlm.compiler import toolchain
 from fieldlm.compiler.stages import cache_root, lock
 from fieldlm.compiler.toolchain import SDISTS, pip_download
 from fieldlm.formats.errors import EngineError, FieldlmError, InputError, LinkError, MissingPartError
@@ -99,22 +99,8 @@ def build_llama(cmake_args: str) -> Path:
 
 
 def unpack(sdist: Path, into: Path) -> None:
-    """Write llama.cpp's source out of `sdist` to `into`; whatever points outside of it is refused."""
-    with tarfile.open(sdist) as archive:
-        for member in archive:
-            parts = PurePosixPath(member.name).parts
-            inner = parts[3:] if parts[1:3] == ("vendor", "llama.cpp") else ()
-            if not inner or inner[0] in UNUSED or not member.isfile():
-                continue
-            if ".." in inner:
-                raise InputError(f"{sdist.name} names a file outside its folder: {member.name}")
-            target = into.joinpath(*inner)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source = archive.extractfile(member)
-            assert source is not None, "a regular file has content"
-            target.write_bytes(source.read())
-    if not (into / "CMakeLists.txt").exists():
-        raise InputError(f"{sdist.name} carries no llama.cpp; it is not a source distribution of llama-cpp-python")
+    """Write what llama.cpp is built from out of `sdist` to `into`."""
+    toolchain.unpack(sdist, into, wanted=lambda top: top not in UNUSED, needs="CMakeLists.txt")
 
 
 def install_genai() -> Path:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
@@ -109,13 +109,18 @@ def _install(folder: Path, release: str) -> None:
             unpack(sdist, aside)
 
 
-def unpack(sdist: Path, into: Path) -> None:
-    """Write the converter's files out of `sdist` to `into`; whatever points outside of it is refused."""
+def unpack(
+    sdist: Path, into: Path, *, wanted: Callable[[str], bool] = PARTS.__contains__, needs: str = PARTS[0]
+) -> None:
+    """Write the files of llama.cpp in `sdist` whose topmost name is `wanted`, the converter's, to `into`.
+
+    Raises InputError for a file that points outside of it, or when `needs` is not there.
+    """
     with tarfile.open(sdist) as archive:
         for member in archive:
             parts = PurePosixPath(member.name).parts
             inner = parts[3:] if parts[1:3] == ("vendor", "llama.cpp") else ()
-            if not inner or inner[0] not in PARTS or not member.isfile():
+            if not inner or not wanted(inner[0]) or not member.isfile():
                 continue
             if ".." in inner:
                 raise InputError(f"{sdist.name} names a file outside its folder: {member.name}")
@@ -124,5 +129,5 @@ def unpack(sdist: Path, into: Path) -> None:
             source = archive.extractfile(member)
             assert source is not None, "a regular file has content"
             target.write_bytes(source.read())
-    if not (into / PARTS[0]).exists():
-        raise InputError(f"{sdist.name} carries no {PARTS[0]}; it is not a source distribution of llama-cpp-python")
+    if not (into / needs).exists():
+        raise InputError(f"{sdist.name} carries no {needs}; it is not a source distribution of llama-cpp-python")

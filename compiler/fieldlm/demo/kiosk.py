@@ -77,7 +77,7 @@ def held_out_customers(sentences: int, *, seed: int = 2) -> list[Customer]:
 
 
 def strangers(sentences: int, *, seed: int = 3) -> list[Customer]:
-    """Return visits that are held out like those, and whose items are made of words no training customer has said."""
+    """Return visits that are held out like those, and whose items have words that no training item has."""
     return _customers(STRANGERS, sentences, seed=seed, prefix="stranger")
 
 

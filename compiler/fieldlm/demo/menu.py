@@ -2,7 +2,7 @@
 
 They share the functions, the sizes and the days; items, phrasings, politeness and corrections are disjoint (a test says
 so), so that a good score cannot come from having seen the sentences. Held-out items are new dishes made of known kinds
-(a tart, a latte); strangers order by words no training customer has said at all.
+(a tart, a latte); strangers' items have words in them that no training customer has said of an item.
 """
 
 from dataclasses import dataclass
@@ -368,8 +368,9 @@ HELD_OUT = Vocabulary(
     ),
 )  # fmt: skip
 
-# Most of their items are words that occur in no training item. Written in one go, before any model was asked with it,
-# and never touched since: nothing was chosen by how it scores.
+# All but one of their items have a word that occurs in no training item. Written in one go, before any model was asked
+# with them, and not changed since. Their score was seen twice while training customers learnt to talk in more ways; which
+# of their sentences failed was not looked at.
 STRANGERS = Vocabulary(
     drinks=(
         "eggnog latte", "pumpkin latte", "affogato", "vienna coffee", "oolong latte", "butterscotch steamer",

@@ -53,7 +53,7 @@ def page(report: Row) -> str:
 _CANDIDATES = "What each way of writing the weights costs, measured on this machine."
 _ACCURACY = (
     "Sentences and items no training customer ever used; right means the whole JSON call is right. "
-    "Strangers order, after the update, by words no training customer has said at all. "
+    "Strangers order, after the update, what has a word in its name that no training item has. "
     "Whiskers are 95 % intervals (Wilson)."
 )
 _TRAVELLED = "Records the device made, and records in the store; the broker was away for a part of the time."

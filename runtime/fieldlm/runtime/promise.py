@@ -34,6 +34,11 @@ class Promise:
         return outcome not in ("stop", "length") or (self.rule is not None and not self.rule.accepts(text))
 
 
+def takes_long(asked: ChatRequest | CompletionRequest, toolbox: Toolbox | None) -> bool:
+    """Whether `promise` compiles anything for this request, and so has no place in an event loop."""
+    return bool(asked.rules() or toolbox or asked.on_miss is not None or asked.wanted().logprobs is not None)
+
+
 def promise(engine: Engine, asked: ChatRequest | CompletionRequest, toolbox: Toolbox | None) -> Promise:
     """Compile what `asked` wants. Raises ApiError 400 for what cannot be honoured, or a canned answer against it.
 

@@ -28,10 +28,10 @@ from fieldlm.runtime.engines import Generation
 from fieldlm.runtime.live import Live, Serving, canary
 from fieldlm.runtime.openai import ApiError, Exchange, Feedback
 from fieldlm.runtime.panel import Panel
-from fieldlm.runtime.promise import Promise, promise
+from fieldlm.runtime.promise import Promise, promise, takes_long
 from fieldlm.runtime.replies import as_json, read_body, refusal
 from fieldlm.runtime.template import opening, render
-from fieldlm.runtime.tools import as_text
+from fieldlm.runtime.tools import Toolbox, as_text
 from fieldlm.runtime.turn import EventStream, Turn, whole
 from fieldlm.runtime.watch import Pulse
 
@@ -127,7 +127,7 @@ class _Api:
         tools = toolbox.plain if toolbox else None
         with ExitStack() as needs:
             serving = self._admit(needs, asked)
-            promised = await asyncio.to_thread(promise, serving.engine, asked, toolbox)
+            promised = await _promise(serving, asked, toolbox)
             prompt = await _prompt(serving, render(serving.bundle, messages, tools=tools), param="messages")
             job = _Job(serving, asked, CHAT, [as_text(message) for message in messages], prompt, promised)
             return await self._answer(request, needs, job)
@@ -138,7 +138,7 @@ class _Api:
         messages = [{"role": "user", "content": asked.prompt}]
         with ExitStack() as needs:
             serving = self._admit(needs, asked)
-            promised = await asyncio.to_thread(promise, serving.engine, asked, None)
+            promised = await _promise(serving, asked, None)
             prompt = await _prompt(serving, opening(serving.bundle) + asked.prompt, param="prompt")
             return await self._answer(request, needs, _Job(serving, asked, COMPLETION, messages, prompt, promised))
 
@@ -257,6 +257,14 @@ class _Job:
             consent=self.asked.label("consent"),
             route=self.asked.label("route"),
         )
+
+
+async def _promise(
+    serving: Serving, asked: openai.ChatRequest | openai.CompletionRequest, toolbox: Toolbox | None
+) -> Promise:
+    if takes_long(asked, toolbox):
+        return await asyncio.to_thread(promise, serving.engine, asked, toolbox)
+    return promise(serving.engine, asked, toolbox)
 
 
 async def _prompt(serving: Serving, text: str, *, param: str) -> list[int]:

@@ -149,17 +149,6 @@ class Spool:
         with self._disk:
             return self._database.response(response) if self._database else None
 
-    def note(self, name: str) -> str:
-        """Return what `write_note` kept under `name`, or an empty string."""
-        with self._disk:
-            return self._database.note(name) if self._database else ""
-
-    def write_note(self, name: str, value: str) -> None:
-        """Keep a word beside the records, for example what the collector told about the fleet."""
-        with self._disk:
-            if self._database:
-                self._database.write_note(name, value)
-
     def used_mb(self) -> float:
         """Return the megabytes (1e6 bytes) in use inside the database."""
         with self._disk:
