@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -20,6 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.formats.bundle import Bundle, write_bundle
 from fieldlm.formats.profile import load_profile, profile_sha256
 from fieldlm.runtime.broker import free_port
+from fieldlm.runtime.config import load_config
+from fieldlm.runtime.engines.llama import LlamaEngine
+from fieldlm.runtime.service import Device
 
 PROFILE = "generic-x86-64-avx2"
 FIELDLM = str(Path(sys.executable).with_name("fieldlm"))
@@ -161,6 +164,18 @@ def test_a_device_that_is_killed_serves_again_and_keeps_what_it_recorded(bundle:
         assert status["spool"]["gen"]["held"] == 3
         assert status["ready"]
         assert chat(port)[0] == 200
+
+
+@pytest.mark.parametrize(("threads", "gives_way"), [({}, True), ({"threads": "1"}, False)])
+def test_a_device_gives_way_to_busy_neighbours_unless_it_was_told_its_threads(
+    bundle: Path, tmp_path: Path, threads: dict[str, str], gives_way: bool
+) -> None:
+    flags = {"state": str(tmp_path / "state"), "context": "128", "discovery": "false", "port": str(free_port())}
+    device = Device(load_config(flags | threads), load_profile(PROFILE), bundle)
+    try:
+        assert cast(LlamaEngine, device.live.current.engine).gives_way is gives_way
+    finally:
+        device.close()
 
 
 def test_the_device_says_what_it_holds(bundle: Path, tmp_path: Path) -> None:

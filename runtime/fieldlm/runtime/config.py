@@ -241,7 +241,7 @@ SETTINGS: dict[str, tuple[Check, Callable[[Mapping[str, str]], object]]] = {
     "broker": (_broker, lambda _: ""),
     "telemetry": (_telemetry, lambda _: "metrics"),
     "profile": (_profile, lambda _: ""),
-    "threads": (_number(1, 1024, "the profile's"), lambda _: 0),
+    "threads": (_number(1, 1024, "as many as there are free cores for"), lambda _: 0),
     "context": (_number(128, 1_048_576, "the profile's"), lambda _: 0),
     "parallel": (_number(1, 64, "the profile's"), lambda _: 0),
     "discovery": (_switch, lambda _: True),

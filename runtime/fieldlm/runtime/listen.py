@@ -76,10 +76,14 @@ class HttpServer:
         try:
             self._server.run(sockets=self._sockets)
         finally:
-            for each in self._sockets:
-                each.close()
-            if self._path:
-                self._path.unlink(missing_ok=True)
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the sockets, which were bound before `run`; more than once is fine."""
+        for each in self._sockets:
+            each.close()
+        if self._path:
+            self._path.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Make `run` return soon. From any thread."""

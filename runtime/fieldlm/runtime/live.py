@@ -27,10 +27,17 @@ class Live:
     """The generation that answers, those that still finish, and one that may be loaded beside. Safe from any thread."""
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, context: int | None = None, parallel: int = 4
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        most_threads: int | None = None,
+        context: int | None = None,
+        parallel: int = 4,
     ) -> None:
         self.parallel = parallel
         self._threads = threads
+        self._most_threads = most_threads
         self._context = context
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -111,7 +118,13 @@ class Live:
             engine = next((s.engine for s in self._loaded if _same_base(s.bundle, bundle)), None)
             if engine is not None:
                 return self._hold(bundle, engine)
-        engine = open_engine(bundle, threads=self._threads, context=self._context, parallel=self.parallel)
+        engine = open_engine(
+            bundle,
+            threads=self._threads,
+            most_threads=self._most_threads,
+            context=self._context,
+            parallel=self.parallel,
+        )
         with self._lock:
             return self._hold(bundle, engine)
 

@@ -100,6 +100,7 @@ class Device:
             pulse=pulse,
         )
         self._http = door.server(app, heartbeat=notify.heartbeat(pulse.is_alive))
+        keep.callback(self._http.close)
         if config.discovery and door.host:
             self.announcer.start(port=self._http.port)
             keep.callback(self.announcer.stop)
@@ -135,7 +136,8 @@ class Device:
         config, profile = self.config, self.profile
         return Live(
             bundle,
-            threads=config.threads or max(1, min(profile.cpu.decode_threads, usable_cores())),
+            threads=config.threads or None,
+            most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
             context=config.context or min(profile.gguf.context, bundle.manifest.model.context),
             parallel=config.parallel or profile.runtime.parallel,
         )
@@ -231,7 +233,7 @@ def _parser() -> Any:
     parser.add_argument("--telemetry", help="off, metrics, redacted or full")
     parser.add_argument("--repository", help="folder or URL of updates")
     parser.add_argument("--trust", help="root.json that vouches for the repository")
-    parser.add_argument("--threads", help="threads for decoding (default: the profile's)")
+    parser.add_argument("--threads", help="threads for decoding (default: as many as there are free cores for)")
     parser.add_argument("--context", help="tokens of context for each request")
     parser.add_argument("--parallel", help="answers at a time")
     parser.add_argument("--no-discovery", dest="discovery", action="store_const", const="false", help="not on the LAN")

@@ -196,8 +196,17 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(bundle: Bundle, *, threads: int | None = None, context: int | None = None, parallel: int = 4) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    most_threads: int | None = None,
+    context: int | None = None,
+    parallel: int = 4,
+) -> Engine:
     """Load `bundle` with the engine it was made for: `parallel` answers at a time share `context` tokens each.
+
+    `threads` are used whatever happens; without it, as many as there are cores for now, `most_threads` at most.
 
     Raises EngineError when the weights cannot be loaded, MissingPartError when the engine is not installed.
     """
@@ -208,4 +217,5 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, context: int | No
         raise MissingPartError(
             f"this bundle needs {error.name}, which is not installed; run: pip install 'fieldlm[{name}]'"
         ) from error
-    return cast(Engine, module.open(bundle, threads=threads, context=context, parallel=parallel))
+    made = module.open(bundle, threads=threads, most_threads=most_threads, context=context, parallel=parallel)
+    return cast(Engine, made)

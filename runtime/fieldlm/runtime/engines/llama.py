@@ -26,15 +26,24 @@ from fieldlm.runtime.engines.sampling import check_sampling
 
 DEFAULT_CONTEXT = 4096  # tokens; a model's own limit can need more memory than the weights
 MAX_PARALLEL = 64
+MAX_THREADS = 512  # llama.cpp's own limit
 
 T = TypeVar("T")
 
 
-def open(bundle: Bundle, *, threads: int | None = None, context: int | None = None, parallel: int = 4) -> "LlamaEngine":
+def open(
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    most_threads: int | None = None,
+    context: int | None = None,
+    parallel: int = 4,
+) -> "LlamaEngine":
     """Load the base weights of `bundle`; its adapter is loaded by who serves it."""
     return LlamaEngine(
         bundle.need("base"),
         threads=threads,
+        most_threads=most_threads,
         context=context or min(bundle.manifest.model.context, DEFAULT_CONTEXT),
         parallel=parallel,
     )
@@ -43,22 +52,26 @@ def open(bundle: Bundle, *, threads: int | None = None, context: int | None = No
 class LlamaEngine:
     """An `Engine` on one GGUF file."""
 
-    def __init__(self, path: Path, *, threads: int | None, context: int, parallel: int) -> None:
+    def __init__(
+        self, path: Path, *, threads: int | None, context: int, parallel: int, most_threads: int | None = None
+    ) -> None:
         if not 1 <= parallel <= MAX_PARALLEL or context < 1:
             raise InputError(f"{parallel=} and {context=}: want 1 to {MAX_PARALLEL} answers of at least 1 token")
         self._header = read_header(path)
         ensure_fits(self._header, path, context=context, parallel=parallel, batch=PREFILL_ALONE + parallel)
         weights = Weights(path)
         self.context = min(context, weights.trained_context)
+        most = min(physical_cores(), most_threads or MAX_THREADS)
         memory = Context(
             weights,
             cells=self.context * parallel,
             sequences=parallel,
             batch=PREFILL_ALONE + parallel,
-            threads=threads or physical_cores(),
+            threads=threads or most,
         )
         # Who names a number of threads gets it; without one, neighbours are given way to.
-        cores = None if threads else CoreWatch(physical_cores())
+        cores = None if threads else CoreWatch(most)
+        self.gives_way = cores is not None
         worker = Worker(weights, memory, sequences=parallel, cores=cores)
         self._loaded: _Loaded | None = _Loaded(weights, memory, worker)
         self.stop_tokens = frozenset(filter(weights.is_end, range(weights.vocabulary)))

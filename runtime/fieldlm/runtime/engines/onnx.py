@@ -327,7 +327,14 @@ def open_graph(
     return OnnxEngine(model, tokenizer, threads=threads or available, context=context, parallel=parallel)
 
 
-def open(bundle: Bundle, *, threads: int | None = None, context: int | None = None, parallel: int = 4) -> OnnxEngine:
-    """Load the graph and the tokenizer of `bundle`; see `open_engine`."""
+def open(
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    most_threads: int | None = None,
+    context: int | None = None,
+    parallel: int = 4,
+) -> OnnxEngine:
+    """Load the graph and the tokenizer of `bundle`; see `open_engine`. A session's threads never change."""
     model, tokenizer = bundle.need("base"), bundle.need("tokenizer")
-    return open_graph(model, tokenizer, threads=threads, context=context, parallel=parallel)
+    return open_graph(model, tokenizer, threads=threads or most_threads, context=context, parallel=parallel)
