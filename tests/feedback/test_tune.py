@@ -1,13 +1,17 @@
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fieldlm.feedback.tune import Example, Recipe, evaluate_loss, pack, packed_loss, read_examples, tune, with_adapter
+from fieldlm.feedback.examples import Example, read_examples
+from fieldlm.feedback.packing import pack
+from fieldlm.feedback.tune import Recipe, answer_logits, evaluate_loss, tune, with_adapter
 from fieldlm.formats.errors import InputError
 
 TEMPLATE = (
@@ -60,8 +64,7 @@ def test_one_packed_row_has_the_loss_and_the_gradients_of_separate_rows(checkpoi
         total = 0.0
         for group in groups:
             row = pack(group)
-            share = len(row["targets"]) / count
-            loss = packed_loss(model, row) * share
+            loss = cross_entropy(answer_logits(model, row), row.targets, reduction="sum") / count
             loss.backward()
             total += float(loss.detach())
         return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -75,9 +78,9 @@ def test_one_packed_row_has_the_loss_and_the_gradients_of_separate_rows(checkpoi
 def test_the_loss_counts_answers_only(checkpoint: Path, dataset: Path) -> None:
     examples = read_examples(dataset / "train.jsonl", checkpoint, 512)
     row = pack(examples)
-    assert bytes(row["targets"].tolist()[:4]) != b""
-    assert len(row["targets"]) == sum(len(e.tokens) - e.answer_at for e in examples)
-    assert len(row["input_ids"][0]) < sum(len(e.tokens) for e in examples), "the common beginning is laid once"
+    assert bytes(row.targets.tolist()[:4]) != b""
+    assert len(row.targets) == sum(len(e.tokens) - e.answer_at for e in examples)
+    assert row.tokens.shape[1] < sum(len(e.tokens) for e in examples), "the common beginning is laid once"
 
 
 def test_tuning_lowers_the_loss_and_leaves_a_peft_folder(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
@@ -95,6 +98,29 @@ def test_the_same_seed_gives_the_same_losses(checkpoint: Path, dataset: Path, tm
     recipe = Recipe(rank=4, epochs=2, batch=4, precision="float32")
     losses = [tune(checkpoint, dataset, tmp_path / name, recipe)["losses"] for name in ("a", "b")]
     assert losses[0] == losses[1]
+
+
+def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
+    checkpoint: Path, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe(rank=4, epochs=100, batch=4, precision="float32")
+    whole = tune(checkpoint, dataset, tmp_path / "whole", recipe)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, whole["seconds"] / 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tune(checkpoint, dataset, tmp_path / "stopped", recipe, keep_every_s=0.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not (tmp_path / "stopped").exists()
+    assert tune(checkpoint, dataset, tmp_path / "stopped", recipe)["losses"] == whole["losses"]
+    assert "going on after step" in capfd.readouterr().err
+    assert not list(tmp_path.glob(".stopped*")), "what it took to go on is gone when it is done"
 
 
 def test_evaluating_nothing_gives_nothing(checkpoint: Path) -> None:

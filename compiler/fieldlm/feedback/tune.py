@@ -1,9 +1,8 @@
 """Dataset in, LoRA adapter out: fine-tune on the answers alone, on a processor if need be.
 
-Two things make this fast enough for two cores. Examples of one step share their common beginning (the system prompt):
-a step is one row, `[prefix][example 1][example 2]…`, in which an attention mask lets every example see the prefix and
-itself, so the prefix is computed once a step and the gradients are those of separate rows. And the head, a fifth of a
-small model's work, runs on the answers' positions only.
+Three things make this fast enough for two cores. The examples of a step are one row behind their common beginning (see
+`packing`). The head, a fifth of a small model's work, runs on the answers' positions only. And the base is multiplied
+in bfloat16 where the processor is faster at that.
 """
 
 import json
@@ -13,14 +12,17 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from fieldlm.formats.errors import InputError
+from fieldlm.feedback.examples import Example, read_examples
+from fieldlm.feedback.run import EVERY_S, Run, kept_memory
 from fieldlm.formats.files import canonical_json, sha256_file, whole_folder, write_whole
 from fieldlm.runtime import terminal
+
+if TYPE_CHECKING:
+    from fieldlm.feedback.packing import Row
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -44,16 +46,12 @@ class Recipe:
     """Of the frozen base: float32, bfloat16, or auto: whichever this machine multiplies faster."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One conversation as token ids; the loss counts from `answer_at` on."""
-
-    tokens: tuple[int, ...]
-    answer_at: int
-
-
-def tune(checkpoint: Path, dataset: Path, out: Path, recipe: Recipe = Recipe()) -> dict[str, Any]:
+def tune(
+    checkpoint: Path, dataset: Path, out: Path, recipe: Recipe = Recipe(), *, keep_every_s: float = EVERY_S
+) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `dataset`/train.jsonl and write a PEFT adapter folder to `out`.
+
+    A run that was interrupted goes on where it was at most `keep_every_s` before, when it is asked for the same again.
 
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
     Raises InputError when a file is missing or an example is longer than the model's context.
@@ -63,137 +61,92 @@ def tune(checkpoint: Path, dataset: Path, out: Path, recipe: Recipe = Recipe()) 
     torch.manual_seed(recipe.seed)
     examples = read_examples(dataset / "train.jsonl", checkpoint, recipe.max_tokens)
     held_out = read_examples(dataset / "eval.jsonl", checkpoint, recipe.max_tokens)
-    model = with_adapter(checkpoint, recipe)
-    before = evaluate_loss(model, held_out, recipe.batch)
-    started_s = time.monotonic()
-    losses = _train(model, examples, recipe)
+    sources = {
+        "recipe": asdict(recipe),
+        "base_sha256": sha256_file(checkpoint / "model.safetensors"),
+        "dataset_sha256": sha256_file(dataset / "train.jsonl"),
+    }
+    with kept_memory():
+        model = with_adapter(checkpoint, recipe)
+        before = evaluate_loss(model, held_out, recipe.batch)
+        run = Run(out.with_name(f".{out.name}.tuning"), sources, keep_every_s)
+        _train(model, examples, recipe, run)
+        after = evaluate_loss(model, held_out, recipe.batch)
     document = {
         "recipe": asdict(recipe),
         "dataset": json.loads((dataset / "dataset.json").read_text())["id"]
         if (dataset / "dataset.json").exists()
         else "",
-        "base_sha256": sha256_file(checkpoint / "model.safetensors"),
+        "base_sha256": sources["base_sha256"],
         "examples": len(examples),
-        "steps": len(losses),
-        "seconds": round(time.monotonic() - started_s, 1),
+        "steps": len(run.losses),
+        "seconds": round(run.seconds, 1),
         "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
         "eval_loss_before": before,
-        "eval_loss_after": evaluate_loss(model, held_out, recipe.batch),
-        "losses": [round(loss, 4) for loss in losses],
+        "eval_loss_after": after,
+        "losses": [round(loss, 4) for loss in run.losses],
     }
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         write_whole(folder / "tune.json", canonical_json(document))
+    run.forget()
     return document
-
-
-def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> list[Example]:
-    """Render every line of a dataset file with the checkpoint's own chat template and tokenise it."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from tokenizers import Tokenizer
-
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((checkpoint / "chat_template.jinja").read_text())
-    examples: list[Example] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        messages = msgspec.json.decode(line)["messages"]
-        asked = template.render(messages=messages[:-1], add_generation_prompt=True, bos_token="", eos_token="")
-        whole = template.render(messages=messages, add_generation_prompt=False, bos_token="", eos_token="")
-        prompt = tokenizer.encode(asked, add_special_tokens=False).ids
-        tokens = tokenizer.encode(whole.rstrip("\n"), add_special_tokens=False).ids
-        if tokens[: len(prompt)] != prompt or len(tokens) > max_tokens:
-            raise InputError(f"{path}:{number} has {len(tokens)} tokens (at most {max_tokens}) or an ambiguous border")
-        examples.append(Example(tokens=tuple(tokens), answer_at=len(prompt)))
-    return examples
-
-
-def pack(examples: Sequence[Example]) -> dict[str, Any]:
-    """Lay `examples` side by side behind their common prefix.
-
-    Returns tensors: `input_ids` and `position_ids` (1, n), `attention_mask` (1, 1, n, n) boolean, `at` (m,) the places
-    whose next token is judged, `targets` (m,) those tokens.
-    """
-    import torch
-
-    shared = _common_prefix([example.tokens[: example.answer_at] for example in examples])
-    tokens, positions, owner = list(examples[0].tokens[:shared]), list(range(shared)), [0] * shared
-    at: list[int] = []
-    targets: list[int] = []
-    for number, example in enumerate(examples, 1):
-        start = len(tokens) - shared
-        at += range(start + example.answer_at - 1, start + len(example.tokens) - 1)
-        targets += example.tokens[example.answer_at :]
-        tokens += example.tokens[shared:]
-        positions += range(shared, len(example.tokens))
-        owner += [number] * (len(example.tokens) - shared)
-    owners = torch.tensor(owner)
-    sees = (owners[:, None] == owners[None, :]) | (owners == 0)[None, :]
-    return {
-        "input_ids": torch.tensor([tokens]),
-        "position_ids": torch.tensor([positions]),
-        "attention_mask": (sees & torch.ones_like(sees).tril())[None, None],
-        "at": torch.tensor(at),
-        "targets": torch.tensor(targets),
-    }
-
-
-def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens all rows share; the last token of a prompt is never shared away."""
-    shortest = min(len(row) for row in rows) - 1
-    return next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest)
 
 
 def evaluate_loss(model: Any, examples: Sequence[Example], batch: int) -> float | None:
     """Return the mean cross-entropy per answer token in nats, or None without examples."""
     import torch
+    from torch.nn.functional import cross_entropy
+
+    from fieldlm.feedback.packing import pack
 
     total, count = 0.0, 0
     with torch.no_grad():
         for start in range(0, len(examples), batch):
             row = pack(examples[start : start + batch])
-            total += float(packed_loss(model, row)) * len(row["targets"])
-            count += len(row["targets"])
+            total += float(cross_entropy(answer_logits(model, row).float(), row.targets, reduction="sum"))
+            count += len(row.targets)
     return round(total / count, 4) if count else None
 
 
-def packed_loss(model: Any, row: dict[str, Any]) -> Any:
-    """Return the mean cross-entropy of a row from `pack`, in nats."""
+def answer_logits(model: Any, row: "Row") -> Any:
+    """Return the logits (a, vocabulary) at the places of `row` whose next token is judged."""
     import torch
     from peft.helpers import disable_input_dtype_casting
-    from torch.nn.functional import cross_entropy
 
     causal = model.get_base_model()
-    inputs = {name: row[name] for name in ("input_ids", "position_ids", "attention_mask")}
     # Under autocast the float32 adapter multiplies in bfloat16 too; peft's own cast to float32 would undo that.
     is_mixed = causal.dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed), disable_input_dtype_casting(model, is_mixed):
-        hidden = causal.model(**inputs, use_cache=False).last_hidden_state[0, row["at"]]
-        logits = causal.lm_head(hidden)
-    return cross_entropy(logits.float(), row["targets"])
+        states = causal.model(input_ids=row.tokens, position_ids=row.positions, use_cache=False, row=row)
+        return causal.lm_head(states.last_hidden_state[0, row.at])
 
 
-def _train(model: Any, examples: Sequence[Example], recipe: Recipe) -> list[float]:
+def _train(model: Any, examples: Sequence[Example], recipe: Recipe, run: Run) -> None:
     import torch
+    from torch.nn.functional import cross_entropy
+
+    from fieldlm.feedback.packing import pack
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+    run.restore(model, optimiser)
     steps = math.ceil(len(examples) * recipe.epochs / recipe.batch)
-    losses: list[float] = []
+    done = len(run.losses)
     with terminal.progress("tune", total=steps) as line:
-        for step, batch in enumerate(_batches(examples, recipe, steps)):
+        for step, batch in enumerate(islice(_batches(examples, recipe, steps), done, None), done):
+            started_s = time.monotonic()
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(step, steps, recipe.warmup)
-            loss = packed_loss(model, pack(batch))
+            row = pack(batch)
+            loss = cross_entropy(answer_logits(model, row), row.targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            losses.append(float(loss.detach()))
-            line.update(step + 1, f"loss {sum(losses[-10:]) / len(losses[-10:]):.3f}")
-    return losses
+            run.add(float(loss.detach()), time.monotonic() - started_s)
+            run.keep(model, optimiser)
+            line.update(step + 1, f"loss {sum(run.losses[-10:]) / len(run.losses[-10:]):.3f}")
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:
@@ -219,6 +172,8 @@ def with_adapter(checkpoint: Path, recipe: Recipe) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
+    from fieldlm.feedback.packing import ATTENTION_OF_ROWS
+
     disable_progress_bar()
     precision = recipe.precision
     if precision == "auto":
@@ -230,7 +185,7 @@ def with_adapter(checkpoint: Path, recipe: Recipe) -> Any:
     with warnings.catch_warnings():
         # peft 0.21 still asks transformers by a name that 5.23 has deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
+        base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation=ATTENTION_OF_ROWS)
         return get_peft_model(base, config)
 
 
