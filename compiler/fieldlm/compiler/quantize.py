@@ -2,7 +2,7 @@
 
 import ctypes
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -54,9 +54,10 @@ def check_shapes(source: Path, quant: str) -> None:
             )
 
 
-def quantize(source: Path, target: Path, quant: str, *, threads: int = 0) -> Ran:
+def quantize(source: Path, target: Path, quant: str, *, threads: int = 0, imatrix: Path | None = None) -> Ran:
     """Write the GGUF `source` to `target` as `quant`, in a child process; its answer is a Size.
 
+    An importance matrix in llama.cpp's GGUF form, `imatrix`, weighs the columns, as `llama-quantize --imatrix` does.
     Raises InputError when the type is unknown or does not fit the tensors.
     """
     name = check_quant(quant)
@@ -68,20 +69,42 @@ def quantize(source: Path, target: Path, quant: str, *, threads: int = 0) -> Ran
         target=target,
         ftype=QUANTS[name],
         threads=threads,
+        imatrix=imatrix,
     )
 
 
-def quantize_file(source: str, target: str, ftype: int, threads: int) -> dict[str, Any]:
+def quantize_file(source: str, target: str, ftype: int, threads: int, imatrix: str | None) -> dict[str, Any]:
     """Call llama_model_quantize. Runs in a child process: a tensor type it dislikes ends the process."""
     import llama_cpp
 
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = ftype, threads
+    rows = _importance(Path(imatrix)) if imatrix else None
+    if rows is not None:
+        params.imatrix = rows
     code = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.pointer(params))
     if code != 0:
         raise EngineError(f"llama.cpp could not quantise {Path(source).name} to {target} (code {code})")
     return msgspec.to_builtins(weigh(Path(target)))
+
+
+def _importance(path: Path) -> Any:
+    """Return llama_model_quantize's importance argument: means by weight, ended by one without a name."""
+    import llama_cpp
+
+    from fieldlm.compiler.search.imatrix import read_imatrix
+
+    matrix = read_imatrix(path)
+    means = {name: mean for name in matrix.sums if (mean := matrix.mean(name)) is not None}
+    rows = (llama_cpp.llama_model_imatrix_data * (len(means) + 1))()
+    for row, (name, mean) in zip(rows, means.items(), strict=False):
+        row.name = name.encode()
+        row.data = mean.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        row.size = mean.size
+    # ctypes keeps the addresses of the arrays, not the arrays.
+    cast(Any, rows).kept = means
+    return rows
 
 
 def weigh(path: Path) -> Size:

@@ -1,0 +1,193 @@
+"""What an artefact really diverges, through the engine's own llama.cpp, token by token beside full weights.
+
+Both read the same text; the divergence is that of the next-token distributions, KL(full ‖ artefact) in nats. No logits
+touch the disk: a window is judged and forgotten. A task is read with its right answers in place, and an answer counts
+as right when every one of its tokens is the likeliest: exactly the answers that greedy decoding would give.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fieldlm.compiler.child import Ran, call
+from fieldlm.compiler.search.ggml import Floats
+
+Z95 = 1.959964
+# How sure a verdict before the end must be, in standard errors; windows are few, so 3 is about 99 %.
+CLEAR, FEWEST_WINDOWS = 3.0, 6
+
+
+class Mean(msgspec.Struct, frozen=True, kw_only=True):
+    """A mean with its 95 % interval and what it is over."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """One artefact beside full weights: on text, and on a task when there is one.
+
+    `kl` in nats a token; `kl_p99` its 99th percentile over tokens; `same_top` the share of tokens with the same
+    likeliest next; `perplexity_ratio` its perplexity over that of full weights. `task` is the share of answers that are
+    exactly right, `task_full` that of full weights, `task_kl` the divergence within right answers.
+    """
+
+    kl: Mean
+    kl_p99: float
+    same_top: Mean
+    perplexity_ratio: float
+    task: Mean | None = None
+    task_full: Mean | None = None
+    task_kl: Mean | None = None
+
+
+def measure(
+    full: Path,
+    artefacts: Sequence[Path],
+    windows: Sequence[Sequence[int]],
+    examples: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
+    *,
+    what: str,
+    threads: int = 0,
+    max_kl: float | None = None,
+) -> Ran:
+    """Return one Measured for each of `artefacts`, over `windows` of text and `examples` (prompt, answer) of a task.
+
+    With `max_kl`, reading text stops as soon as every artefact is clearly on one side of it.
+    """
+    return call(
+        "fieldlm.compiler.search.measure:measure_all",
+        what=what,
+        full=full,
+        artefacts=list(artefacts),
+        windows=[list(window) for window in windows],
+        examples=[[list(prompt), list(answer)] for prompt, answer in examples],
+        threads=threads,
+        max_kl=max_kl,
+    )
+
+
+def measure_all(
+    full: str,
+    artefacts: list[str],
+    windows: list[list[int]],
+    examples: list[list[list[int]]],
+    *,
+    threads: int,
+    max_kl: float | None,
+) -> list[dict[str, Any]]:
+    """Read everything with full weights and with every artefact. Runs in a child process."""
+    longest = max(map(len, [*windows, *(prompt + answer for prompt, answer in examples)]))
+    reference = _Reader(Path(full), longest, threads)
+    others = [_Reader(Path(path), longest, threads) for path in artefacts]
+    texts = [_Tally() for _ in others]
+    for window in windows:
+        wanted = np.array(window[1:])
+        logits = reference.read(window, 0)[:-1]
+        for reader, tally in zip(others, texts, strict=True):
+            tally.add(logits, reader.read(window, 0)[:-1], wanted)
+        if max_kl is not None and all(tally.is_clear(max_kl) for tally in texts):
+            break
+    tasks = [_Tally() for _ in others]
+    for prompt, answer in examples:
+        logits = reference.read(prompt + answer, len(prompt) - 1)[:-1]
+        for reader, tally in zip(others, tasks, strict=True):
+            tally.add(logits, reader.read(prompt + answer, len(prompt) - 1)[:-1], np.array(answer))
+    return [msgspec.to_builtins(text.measured(task)) for text, task in zip(texts, tasks, strict=True)]
+
+
+class _Reader:
+    """One model that reads texts of up to `room` tokens and says its logits for each."""
+
+    def __init__(self, path: Path, room: int, threads: int) -> None:
+        from fieldlm.runtime.engines import llama_api as llama
+        from fieldlm.runtime.engines.cores import physical_cores
+
+        self._api = llama.api
+        self._weights = llama.Weights(path)
+        params = self._api.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = room
+        params.n_threads = params.n_threads_batch = threads or physical_cores()
+        self._context = self._api.llama_init_from_model(self._weights.model, params)
+        self._batch = llama.Batch(room)
+
+    def read(self, tokens: Sequence[int], start: int) -> Floats:
+        """Return the logits [tokens - start, vocabulary] after each token from `start` on, valid until the next."""
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
+        self._batch.clear()
+        for at, token in enumerate(tokens):
+            self._batch.add([token], sequence=0, position=at, want_last=at >= start)
+        code = self._api.llama_decode(self._context, self._batch.struct)
+        assert code == 0, f"llama.cpp could not read {len(tokens)} tokens (code {code})"
+        rows = self._api.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(rows, (len(tokens) - start, self._weights.vocabulary))
+
+
+class _Tally:
+    """What was found so far: one row for each text, one number for each of its tokens."""
+
+    def __init__(self) -> None:
+        self._kl: list[Floats] = []
+        self._same: list[float] = []
+        self._gap: list[float] = []
+        self._right: list[tuple[bool, bool]] = []
+
+    def add(self, full: Floats, other: Floats, wanted: Any) -> None:
+        one, two = _log_softmax(full), _log_softmax(other)
+        self._kl.append(np.einsum("tv,tv->t", np.exp(one), one - two))
+        best, chosen = one.argmax(1), two.argmax(1)
+        self._same.append(float((best == chosen).mean()))
+        at = np.arange(len(wanted))
+        self._gap.append(float((one[at, wanted] - two[at, wanted]).mean()))
+        self._right.append((bool((best == wanted).all()), bool((chosen == wanted).all())))
+
+    def is_clear(self, limit: float) -> bool:
+        """Say whether the mean divergence so far is certainly above or certainly below `limit`."""
+        means = [float(each.mean()) for each in self._kl]
+        if len(means) < FEWEST_WINDOWS:
+            return False
+        return abs(float(np.mean(means)) - limit) > CLEAR * float(np.std(means, ddof=1)) / math.sqrt(len(means))
+
+    def measured(self, task: "_Tally") -> Measured:
+        return Measured(
+            kl=_mean([float(each.mean()) for each in self._kl]),
+            kl_p99=round(float(np.quantile(np.concatenate(self._kl), 0.99)), 6),
+            same_top=_mean(self._same),
+            perplexity_ratio=round(math.exp(float(np.mean(self._gap))), 6),
+            task=share([right for _, right in task._right]) if task._right else None,
+            task_full=share([right for right, _ in task._right]) if task._right else None,
+            task_kl=_mean([float(each.mean()) for each in task._kl]) if task._kl else None,
+        )
+
+
+def share(right: Sequence[bool]) -> Mean:
+    """Return the share of True with Wilson's interval (E. B. Wilson, JASA 22, 1927)."""
+    count, hits = len(right), sum(right)
+    value, square = hits / count, Z95 * Z95 / count
+    centre = (value + square / 2) / (1 + square)
+    half = Z95 / (1 + square) * math.sqrt(value * (1 - value) / count + square / (4 * count))
+    return Mean(
+        value=round(value, 6),
+        low=round(max(0.0, centre - half), 6),
+        high=round(min(1.0, centre + half), 6),
+        count=count,
+    )
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    mean = float(np.mean(values))
+    half = Z95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    # JSON has no infinity: of one text, nothing is known about the next.
+    half = min(half, 1e3)
+    return Mean(value=round(mean, 6), low=round(mean - half, 6), high=round(mean + half, 6), count=len(values))
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

@@ -1,0 +1,156 @@
+"""A mixture as a GGUF file: every tensor in its own type, everything else as it was. Runs in a child process.
+
+The size is known before a byte is written: types change nothing in the header.
+"""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fieldlm.compiler import quantize
+from fieldlm.compiler.child import PR_SET_PDEATHSIG, Ran, call
+from fieldlm.compiler.quantize import QUANTS
+from fieldlm.compiler.search.ggml import Bytes, Floats, kind
+from fieldlm.compiler.search.ggml import quantize as round_alone
+from fieldlm.compiler.search.legal import FULL
+from fieldlm.compiler.search.price import Statistics
+from fieldlm.compiler.search.rounding import factor, round_rows
+from fieldlm.runtime.engines.gguf_header import read_header
+
+ALIGNMENT = 32
+FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
+# One thread of linear algebra in each of our processes: threads that wait for each other help nobody.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def write(source: Path, statistics: Path, types: Mapping[str, str], target: Path) -> Ran:
+    """Write the GGUF `source` to `target` with the given type for each tensor; the answer is a Size."""
+    return call(
+        "fieldlm.compiler.search.write:write_file",
+        what="write a mixture",
+        env=ONE_THREAD,
+        source=source,
+        statistics=statistics,
+        types=dict(types),
+        target=target,
+    )
+
+
+def size_bytes(source: Path, types: Mapping[str, str]) -> int:
+    """Return the exact size of `source` written with `types`."""
+    total = source.stat().st_size
+    for name, tensor in read_header(source).tensors.items():
+        if name in types:
+            to = kind(types[name])
+            total += _padded(prod(tensor.shape[1:]) * to.row_bytes(tensor.shape[0])) - _padded(tensor.size)
+    return total
+
+
+def write_file(source: str, statistics: str, types: dict[str, str], target: str) -> dict[str, Any]:
+    """Round every tensor and write the file, on all cores."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+
+    reader = GGUFReader(source)
+    writer = GGUFWriter(target, arch=str(_field(reader, "general.architecture")))
+    _copy_fields(reader, writer, types)
+    plain = {tensor.name: tensor for tensor in reader.tensors}
+    for tensor in reader.tensors:
+        if types.get(tensor.name, FULL) == FULL:
+            writer.add_tensor_info(
+                tensor.name, tensor.data.shape, tensor.data.dtype, tensor.data.nbytes, raw_dtype=tensor.tensor_type
+            )
+        else:
+            to = kind(types[tensor.name])
+            shape = (*map(int, tensor.shape[:0:-1]), to.row_bytes(int(tensor.shape[0])))
+            writer.add_tensor_info(
+                tensor.name, shape, np.dtype(np.uint8), prod(shape), raw_dtype=GGMLQuantizationType(to.number)
+            )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    rounded = _rounded(source, statistics, {name: each for name, each in types.items() if each != FULL})
+    done: dict[str, Bytes] = {}
+    for name, tensor in plain.items():
+        if types.get(name, FULL) == FULL:
+            writer.write_tensor_data(tensor.data)
+            continue
+        while name not in done:
+            finished, blocks = next(rounded)
+            done[finished] = blocks
+        writer.write_tensor_data(done.pop(name))
+    writer.close()
+    return msgspec.to_builtins(quantize.weigh(Path(target)))
+
+
+def _copy_fields(reader: Any, writer: Any, types: Mapping[str, str]) -> None:
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in ("general.architecture", FILE_TYPE, VERSION):
+            continue
+        main, sub = field.types[0], (field.types[-1] if len(field.types) > 1 else None)
+        writer.add_key_value(field.name, field.contents(), main, sub_type=sub)
+    writer.add_file_type(_file_type(types))
+    writer.add_quantization_version(2)
+
+
+def _file_type(types: Mapping[str, str]) -> int:
+    """Return the number of the llama.cpp file type that is named after the commonest type."""
+    names = list(types.values())
+    commonest = max(sorted(set(names)), key=names.count, default=FULL)
+    return QUANTS.get(commonest, QUANTS.get(f"{commonest}_M", QUANTS.get(f"{commonest}_S", 1)))
+
+
+def _field(reader: Any, name: str) -> object:
+    return reader.fields[name].contents()
+
+
+def _rounded(source: str, statistics: str, types: Mapping[str, str]) -> Iterator[tuple[str, Bytes]]:
+    """Yield each tensor's blocks as workers finish them, in the order of the file."""
+    context = get_context("fork")
+    with ProcessPoolExecutor(os.cpu_count(), context, _begin, (source, statistics, os.getpid())) as pool:
+        order = [name for name in read_header(Path(source)).tensors if name in types]
+        yield from zip(order, pool.map(_round, order, [types[name] for name in order]), strict=True)
+
+
+def _begin(source: str, statistics: str, parent: int) -> None:
+    from gguf import GGUFReader
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    Worker.tensors = {tensor.name: tensor for tensor in GGUFReader(source).tensors}
+    Worker.known = Statistics(Path(statistics))
+
+
+class Worker:
+    """What each process holds open."""
+
+    tensors: dict[str, Any]
+    known: Statistics
+
+
+def _round(name: str, type_name: str) -> Bytes:
+    tensor, to = Worker.tensors[name], kind(type_name)
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1]).astype(np.float32)
+    upper = _factor(Worker.known.source(name))
+    blocks = round_alone(rows, to, Worker.known.importance(name)) if upper is None else round_rows(rows, to, upper)
+    return blocks.reshape(*map(int, tensor.shape[:0:-1]), -1)
+
+
+@lru_cache(maxsize=2)
+def _factor(name: str) -> Floats | None:
+    covariance = Worker.known.covariance(name)
+    return None if covariance is None else factor(covariance)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
