@@ -40,7 +40,7 @@ from fieldlm.runtime import terminal
 from fieldlm.runtime.hardware import detect, usable_cores
 
 Facts = dict[str, Any]
-CLIENTS = 4
+CLIENTS = 8
 COUNTED = ("asked", "right", "failed", "corrected")
 
 

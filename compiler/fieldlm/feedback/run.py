@@ -14,6 +14,10 @@ from fieldlm.formats.files import canonical_json, sha256_bytes, write_whole
 from fieldlm.runtime import terminal
 
 EVERY_S = 60.0
+# What GNU OpenMP and PyTorch read once, before their first step: how often a thread looks if the others are done
+# before it sleeps (for ever: all stand still whenever a neighbour takes a core; never: waking up costs a fifth),
+# and whether tensors are asked for in huge pages.
+SETTINGS = {"GOMP_SPINCOUNT": "20000", "THP_MEM_ALLOC_ENABLE": "1"}
 # mallopt(3): parameters of glibc's malloc, and what they are by default
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 DEFAULT_THRESHOLD = 128 * 1024
@@ -64,14 +68,19 @@ class Run:
         shutil.rmtree(self._path.parent, ignore_errors=True)
 
 
+def prepare() -> None:
+    """Choose how PyTorch waits and takes memory; works in a process that has not imported it yet."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 @contextmanager
 def kept_memory() -> Generator[None]:
-    """Let this process keep the memory it frees, in huge pages: a step allocates what the one before it let go of.
+    """Let this process keep the memory it frees: a step allocates what the one before it let go of.
 
-    With pages given back and taken anew a step is a tenth slower. Only glibc knows these settings (PyTorch reads its
-    own when it first allocates); elsewhere nothing happens.
+    With pages given back and taken anew a step is a tenth slower. Only glibc knows these settings; elsewhere nothing
+    happens.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         yield

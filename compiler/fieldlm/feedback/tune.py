@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldlm.feedback.examples import Example, read_examples
-from fieldlm.feedback.run import EVERY_S, Run, kept_memory
+from fieldlm.feedback.run import EVERY_S, Run, kept_memory, prepare
 from fieldlm.formats.files import canonical_json, sha256_file, whole_folder, write_whole
 from fieldlm.runtime import terminal
 
@@ -38,6 +38,9 @@ class Recipe:
     epochs: float = 2.0
     batch: int = 8
     learning_rate: float = 1e-3
+    """Peak, of LoRA's A."""
+    b_ratio: float = 4.0
+    """How many times faster B learns than A: LoRA+ (Hayou, Ghosh and Yu 2024, arXiv:2402.12354)."""
     warmup: float = 0.05
     clip: float = 1.0
     max_tokens: int = 512
@@ -56,6 +59,7 @@ def tune(
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
     Raises InputError when a file is missing or an example is longer than the model's context.
     """
+    prepare()
     import torch
 
     torch.manual_seed(recipe.seed)
@@ -124,12 +128,17 @@ def answer_logits(model: Any, row: "Row") -> Any:
 
 def _train(model: Any, examples: Sequence[Example], recipe: Recipe, run: Run) -> None:
     import torch
+    from peft.optimizers import create_loraplus_optimizer
     from torch.nn.functional import cross_entropy
 
     from fieldlm.feedback.packing import pack
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+    optimiser = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=recipe.learning_rate, loraplus_lr_ratio=recipe.b_ratio, weight_decay=0.0
+    )
+    for group in optimiser.param_groups:
+        group["peak"] = group["lr"]
     run.restore(model, optimiser)
     steps = math.ceil(len(examples) * recipe.epochs / recipe.batch)
     done = len(run.losses)
@@ -137,7 +146,7 @@ def _train(model: Any, examples: Sequence[Example], recipe: Recipe, run: Run) ->
         for step, batch in enumerate(islice(_batches(examples, recipe, steps), done, None), done):
             started_s = time.monotonic()
             for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * _schedule(step, steps, recipe.warmup)
+                group["lr"] = group["peak"] * _schedule(step, steps, recipe.warmup)
             row = pack(batch)
             loss = cross_entropy(answer_logits(model, row), row.targets)
             loss.backward()
