@@ -62,13 +62,32 @@ def tiny_adapter(folder: Path, base: Path, *, seed: int = 1, **config: Any) -> P
     torch.manual_seed(seed)
     shape: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
     with warnings.catch_warnings():
-        # peft asks transformers by a name that is going away.
-        warnings.simplefilter("ignore", FutureWarning)
+        # peft asks transformers by a name that is going away, and warns of tables that are tied.
+        warnings.simplefilter("ignore")
         wanted = LoraConfig(task_type="CAUSAL_LM", **shape | config)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), wanted)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "lora_B" in name:
+            if weight.requires_grad and "lora_" in name and "magnitude" not in name:
                 weight.normal_(std=0.2)
-    model.save_pretrained(str(folder))
+            elif weight.requires_grad:
+                weight.add_(torch.randn_like(weight), alpha=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(str(folder))
     return folder
+
+
+def logits(folder: Path, *, adapter: Path | None = None) -> Any:
+    """Return what the model in `folder` thinks of 40 tokens, [tokens, vocabulary], with `adapter` beside it."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, str(adapter))
+    with torch.inference_mode():
+        return model.eval()(input_ids=torch.arange(0, 40_000, 1000)[None]).logits[0].numpy()

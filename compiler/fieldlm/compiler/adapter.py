@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,17 +14,31 @@ from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
-# What a GGUF adapter cannot carry; merged into the weights, all of it can stay.
-UNSHIPPABLE = {
-    "use_dora": "DoRA",
-    "modules_to_save": "modules_to_save",
-    "fan_in_fan_out": "fan_in_fan_out",
-    "lora_bias": "lora_bias",
-    "trainable_token_indices": "trainable_token_indices",
-    "target_parameters": "target_parameters",
-    "alora_invocation_tokens": "aLoRA",
-    "layer_replication": "layer_replication",
+HEAD, TABLES = "lm_head", ("lm_head", "embed_tokens")
+# What a LoRA's configuration may say without changing what its two matrices mean. Whatever else is switched on is
+# refused by name, so that a kind of adapter that does not exist yet is not taken for one that does.
+PLAIN = frozenset(
+    {
+        "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config",
+        "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform",
+        "lora_alpha", "lora_dropout", "lora_ga_config", "loftq_config", "megatron_config", "megatron_core",
+        "peft_type", "peft_version", "qalora_group_size", "r", "revision", "runtime_config", "target_modules",
+        "task_type", "velora_config",
+        # These say how it is scaled; `true_scale` reads them.
+        "alpha_pattern", "rank_pattern", "use_rslora",
+    }
+)  # fmt: skip
+NAMES = {"use_dora": "DoRA", "alora_invocation_tokens": "aLoRA"}
+# Initialisations that also change the base, each time peft loads the adapter.
+MOVES_BASE = ("pissa", "corda", "olora", "loftq")
+# What even merged weights cannot do, and why.
+UNMERGEABLE = {
+    "alora_invocation_tokens": "it acts behind its invocation tokens only, which merged weights cannot know",
+    "arrow_config": "it chooses among several adapters at every token",
+    "use_qalora": "it was made for a quantised base; train a LoRA on the full one",
+    "layer_replication": "it makes a model with other layers; merge and save it with peft, then compile that",
 }
+VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +50,8 @@ class Adapter:
     config: dict[str, Any]
     rank: int
     dataset: str | None
+    unshippable: tuple[str, ...]
+    """What a GGUF adapter cannot carry; merged into the weights, it can stay."""
 
     @property
     def is_plain(self) -> bool:
@@ -48,32 +65,74 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     Raises InputError with the module that does not fit.
     """
     config, tuned = _json(folder, "adapter_config.json"), _json(folder, "tune.json", missing={})
-    if config.get("peft_type") != "LORA":
-        raise InputError(f"{folder} is a {config.get('peft_type')} adapter; only LoRA can be compiled")
+    _check_kind(folder, config)
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise InputError(f"{folder} has no {WEIGHTS}; save the adapter as safetensors")
     _check_base(folder, tuned, checkpoint)
-    _check_shapes(folder, shapes(weights), checkpoint)
+    tensors = shapes(weights)
+    _check_shapes(folder, config, tensors, checkpoint)
     digest = {"config": sha256_bytes(canonical_json(_telling(config))), "weights": sha256_file(weights)}
     return Adapter(
         folder=folder,
         sha256=sha256_bytes(canonical_json(digest)),
         config=config,
-        rank=max(shape[0] for name, shape in shapes(weights).items() if ".lora_A" in name),
+        rank=max((shape[0] for name, shape in tensors.items() if _is_first_half(name)), default=0),
         dataset=cast(str | None, tuned.get("dataset") or None),
+        unshippable=_unshippable(config, tensors, checkpoint),
     )
 
 
 def check_shippable(adapter: Adapter) -> None:
     """Raise InputError when `adapter` holds something that only a merged model can carry."""
-    held = [name for key, name in UNSHIPPABLE.items() if adapter.config.get(key)]
-    if adapter.config.get("bias", "none") != "none":
-        held.append(f"bias={adapter.config['bias']}")
-    if held:
+    if adapter.unshippable:
         raise InputError(
-            f"{adapter.folder} uses {', '.join(held)}, which no GGUF adapter can carry; use --merge instead"
+            f"{adapter.folder} uses {', '.join(adapter.unshippable)}, which no GGUF adapter can carry; "
+            f"use --merge instead"
         )
+
+
+def check_mergeable(adapter: Adapter) -> None:
+    """Raise InputError when the weights of a model cannot say what `adapter` does."""
+    for key, reason in UNMERGEABLE.items():
+        if adapter.config.get(key):
+            raise InputError(f"{adapter.folder} uses {NAMES.get(key, key)} and cannot be merged: {reason}")
+
+
+def _check_kind(folder: Path, config: dict[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind == "LORA":
+        return
+    advice = (
+        "virtual tokens are no change of weights: train a LoRA instead"
+        if kind in VIRTUAL_TOKENS
+        else "merge it with peft's merge_and_unload, save that model and compile it"
+    )
+    raise InputError(f"{folder} is a {kind} adapter; only LoRA can be compiled: {advice}")
+
+
+def _unshippable(
+    config: dict[str, Any], tensors: dict[str, tuple[int, ...]], checkpoint: Checkpoint
+) -> tuple[str, ...]:
+    held = [NAMES.get(key, key) for key, value in config.items() if value and key not in PLAIN]
+    if config.get("bias", "none") != "none":
+        held.append(f"bias={config['bias']}")
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(MOVES_BASE):
+        held.append(f"init_lora_weights={start} (it changes the base too)")
+    tables = {module.rpartition(".")[2] for module in map(_module, tensors)} & {*TABLES}
+    if tables and f"{HEAD}.weight" not in _base_shapes(checkpoint):
+        held.append(f"{' and '.join(sorted(tables))} of a model whose embedding and head are one table")
+    return tuple(held)
+
+
+def _is_first_half(name: str) -> bool:
+    return ".lora_A." in name or name.endswith(".lora_embedding_A")
+
+
+def _module(name: str) -> str:
+    """Return the module that the tensor `name` of an adapter belongs to."""
+    return re.split(r"\.(?:base_layer|lora_|token_adapter|weight$|bias$)", name.removeprefix(PREFIX))[0]
 
 
 def true_scale(config: dict[str, Any], module: str, rank: int) -> float:
@@ -100,9 +159,12 @@ def _json(folder: Path, name: str, missing: dict[str, Any] | None = None) -> dic
             return missing
         raise InputError(f"{folder} has no {name}; name the folder that peft's save_pretrained wrote")
     try:
-        return cast(dict[str, Any], json.loads(path.read_bytes()))
+        said = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise InputError(f"{path} is no JSON object; save the adapter again")
+    return cast(dict[str, Any], said)
 
 
 def _check_base(folder: Path, tuned: dict[str, Any], checkpoint: Checkpoint) -> None:
@@ -113,23 +175,39 @@ def _check_base(folder: Path, tuned: dict[str, Any], checkpoint: Checkpoint) -> 
         )
 
 
-def _check_shapes(folder: Path, tensors: dict[str, tuple[int, ...]], checkpoint: Checkpoint) -> None:
+def _base_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     base: dict[str, tuple[int, ...]] = {}
     for path in weight_files(checkpoint.folder):
         base.update(shapes(path))
-    changed = [name for name in tensors if ".lora_A" in name]
-    if not changed:
-        raise InputError(f"{folder} changes nothing: it has no lora_A tensors")
-    for name in changed:
-        module = name.removeprefix(PREFIX).split(".lora_A")[0]
-        other = name.replace(".lora_A", ".lora_B")
-        wanted = base.get(f"{module}.weight")
-        found = (tensors.get(other, (0,))[0], tensors[name][-1])
-        if wanted is None and module != "lm_head":
+    return base
+
+
+def _check_shapes(
+    folder: Path, config: dict[str, Any], tensors: dict[str, tuple[int, ...]], checkpoint: Checkpoint
+) -> None:
+    """Raise InputError unless every pair of `tensors` fits a weight of the base."""
+    base = _base_shapes(checkpoint)
+    if not tensors:
+        raise InputError(f"{folder} changes nothing: {WEIGHTS} has no tensors")
+    for name, found in _changed(folder, tensors):
+        wanted = base.get(f"{name}.weight")
+        if wanted is None and name != HEAD and not config.get("target_parameters"):
+            raise InputError(f"{folder} changes {name}, which {checkpoint.name} does not have; it is for another model")
+        turned = found[::-1] if config.get("fan_in_fan_out") else found
+        if wanted is not None and wanted != turned:
             raise InputError(
-                f"{folder} changes {module}, which {checkpoint.name} does not have; it is for another model"
+                f"{folder} changes {name} of shape {found}, {checkpoint.name} has {wanted}; it is for another model"
             )
-        if wanted is not None and wanted != found:
-            raise InputError(
-                f"{folder} changes {module} of shape {found}, {checkpoint.name} has {wanted}; it is for another model"
-            )
+
+
+def _changed(folder: Path, tensors: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield each module that `tensors` change, with the shape its weight must have."""
+    for name, shape in tensors.items():
+        if _is_first_half(name):
+            other = tensors.get(name.replace("_A", "_B"))
+            if other is None:
+                raise InputError(f"{folder} has only half of the pair for {_module(name)}; save the adapter again")
+            pair = (shape[-1], other[0])
+            yield _module(name), pair if "embedding" in name else pair[::-1]
+        elif name.endswith(".weight") and ".lora_" not in name:
+            yield _module(name), shape

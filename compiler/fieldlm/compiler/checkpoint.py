@@ -10,6 +10,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -154,7 +155,7 @@ def _dequantize(gguf: Path, stages: Stages, *, source: str) -> Path:
 
 def _read(folder: Path, *, source: str) -> Checkpoint:
     config = _config(folder)
-    parameters = sum(_parameters(path) for path in weight_files(folder))
+    parameters = count_parameters(folder)
     known_as = origin(folder)
     architectures = config.get("architectures") or ["none"]
     known = toolchain.supported_architectures(toolchain.llama_converter())
@@ -241,15 +242,9 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
     return header
 
 
-def _parameters(path: Path) -> int:
-    return sum(_product(shape) for shape in shapes(path).values())
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
+def count_parameters(folder: Path) -> int:
+    """Return the number of weights of the model in `folder`."""
+    return sum(prod(shape) for path in weight_files(folder) for shape in shapes(path).values())
 
 
 def folder_digest(folder: Path) -> str:

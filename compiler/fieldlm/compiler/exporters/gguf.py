@@ -1,6 +1,7 @@
 """Checkpoint to GGUF, PEFT adapter to GGUF, by llama.cpp's own converter in a child process."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -112,8 +113,8 @@ def _fold_scales(source: Path, target: Path, config: dict[str, Any]) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(source)
-    for name in [name for name in tensors if ".lora_B" in name]:
-        module = name.removeprefix(PREFIX).split(".lora_B")[0]
+    for name in [name for name in tensors if re.search(r"\.lora_(embedding_)?B", name)]:
+        module = name.removeprefix(PREFIX).split(".lora_")[0]
         rank = tensors[name].shape[1]
         wanted, given = true_scale(config, module, rank), config["r"] / rank
         tensors[name] = (tensors[name].float() * (wanted / given)).contiguous()
