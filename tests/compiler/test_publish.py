@@ -4,8 +4,10 @@ import json
 import shutil
 import stat
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import pytest
 from paho.mqtt.client import MQTTMessage
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -14,8 +16,8 @@ from paho.mqtt.subscribe import simple
 from fieldlm.compiler.publish import announce, main, newest_release, publish
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import BundleError, InputError, LinkError
-from fieldlm.formats.files import CHUNK_BYTES, sha256_bytes
-from fieldlm.formats.release import Pointer, blob_path
+from fieldlm.formats.files import sha256_bytes
+from fieldlm.formats.release import Pointer, blob_path, read_index
 from fieldlm.formats.topics import release_topic
 from fieldlm.runtime.broker import EmbeddedBroker
 from fieldlm.runtime.fetch import FolderSource
@@ -47,9 +49,10 @@ def test_a_release_names_every_byte_of_the_bundle(bundle: Bundle, tmp_path: Path
     for blob in release.blobs:
         data = (tmp_path / "repository" / blob_path(blob.sha256)).read_bytes()
         assert (len(data), sha256_bytes(data)) == (blob.size, blob.sha256)
-        starts = range(0, len(data), CHUNK_BYTES)
-        assert blob.chunks == tuple(sha256_bytes(data[start : start + CHUNK_BYTES]) for start in starts)
-    assert [len(file.chunks) for file in release.files] == [4, 1, 1]
+        index = (tmp_path / "repository" / blob_path(blob.index)).read_bytes() if blob.index else b""
+        for chunk in read_index(blob, index):
+            assert sha256(data[chunk.start : chunk.start + chunk.size]).digest() == chunk.digest
+    assert [file.chunks for file in release.files] == [4, 1, 1]
 
 
 def test_the_same_bundle_twice_is_one_release(bundle: Bundle, tmp_path: Path) -> None:
@@ -74,11 +77,12 @@ def test_numbers_grow_by_profile_and_a_shared_base_is_stored_once(
 def test_keys_are_made_once_and_only_their_owner_reads_them(bundle: Bundle, tmp_path: Path) -> None:
     publish(bundle.folder, tmp_path / "repository", keys=tmp_path / "keys")
     pems = {path.name: path.read_bytes() for path in (tmp_path / "keys").glob("*.pem")}
-    assert set(pems) == {"root.pem", "targets.pem", "snapshot.pem", "timestamp.pem"}
+    assert set(pems) == {"root.pem", "targets.pem", "snapshot.pem", "timestamp.pem", "profile-test.pem"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "keys").glob("*.pem")} == {0o600}
     publish(bundle.folder, tmp_path / "another", keys=tmp_path / "keys")
     assert pems == {path.name: path.read_bytes() for path in (tmp_path / "keys").glob("*.pem")}
-    roots = [tmp_path / "repository" / "tuf" / "root.json", tmp_path / "repository" / "tuf" / "1.root.json"]
+    tuf = tmp_path / "repository" / "tuf"
+    roots = [tuf / "root.json", tuf / "1.root.json", tmp_path / "keys" / "root.json"]
     assert len({path.read_bytes() for path in roots}) == 1
 
 
@@ -112,7 +116,7 @@ def test_a_publisher_killed_between_two_files_leaves_the_release_before(
     publish(other.folder, repository, keys=tmp_path / "keys")
     # In the order they are written; the timestamp comes after them all.
     new = sorted(set(repository.rglob("*.json")) - old, key=lambda path: path.stat().st_mtime_ns)
-    assert [path.name for path in new] == ["2.json", "3.targets.json", "3.snapshot.json"]
+    assert [path.name for path in new] == ["2.json", "2.profile-test.json", "3.snapshot.json"]
     for path in new[written:]:
         path.unlink()
     (repository / "tuf" / "timestamp.json").write_bytes(before)
@@ -172,7 +176,8 @@ def test_an_announcement_waits_on_the_broker_for_devices_that_come_later(broker:
     host, _, port = broker.removeprefix("mqtt://").partition(":")
     message = simple(topic, hostname=host, port=int(port), protocol=MQTTProtocolVersion.MQTTv5)
     assert isinstance(message, MQTTMessage)
-    assert json.loads(message.payload) == {"seq": 4, "profile": "test", "repository": "https://example.org/m"}
+    pointer = msgspec.json.decode(message.payload, type=Pointer)
+    assert pointer == Pointer(seq=4, profile="test", repository="https://example.org/m")
 
 
 @pytest.mark.parametrize(("broker_url", "error"), [("mqtt://127.0.0.1:9", LinkError), ("http://x", InputError)])

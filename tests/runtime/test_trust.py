@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner  # pyright: ignore[reportPrivateImportUsage]
 from tuf.api.metadata import Metadata
 
-from fieldlm.compiler.publish import Book, describe_release, publish
+from fieldlm.compiler.book import Book, Ring
+from fieldlm.compiler.publish import describe_release, publish
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import LinkError, TrustError
 from fieldlm.formats.files import canonical_json, sha256_bytes
@@ -38,7 +39,7 @@ class Prey(NamedTuple):
     def metadata(self, role: str) -> Path:
         if role == "timestamp":
             return self.repository / "tuf" / "timestamp.json"
-        return max((self.repository / "tuf").glob(f"*.{role}.json"))
+        return max((self.repository / "tuf").glob(f"*.{role}.json"), key=lambda path: int(path.name.partition(".")[0]))
 
     def blob(self, role: str) -> Path:
         named = {"manifest": self.release.manifest, "signature": self.release.signature}
@@ -50,10 +51,10 @@ class Prey(NamedTuple):
 
     def sign_release(self, release: Release | dict[str, Any]) -> None:
         """Offer `release` with the publisher's own keys, unchecked."""
-        book = Book(self.repository, self.keys)
+        book = Book(self.repository, Ring(self.keys))
         data = canonical_json(release)
         self.release_file().write_bytes(data)
-        book.add("test/1.json", data)
+        book.add("test", "test/1.json", data)
         book.write()
 
 
@@ -130,9 +131,9 @@ def flip(data: bytes, position: int) -> bytes:
 
 
 def metadata_attacks() -> Iterator[tuple[str, Attack]]:
-    for role in ("timestamp", "snapshot", "targets"):
+    swaps = {"timestamp": "snapshot", "snapshot": "targets", "targets": "timestamp", "profile-test": "targets"}
+    for role, other in swaps.items():
         at = partial(Prey.metadata, role=role)
-        other = {"timestamp": "snapshot", "snapshot": "targets", "targets": "timestamp"}[role]
         yield f"{role}: signature flipped", edited(role, lambda d: d["signatures"][0].update(sig="00" * 64))
         yield f"{role}: signature dropped", edited(role, lambda d: d["signatures"].clear())
         yield f"{role}: signature doubled", edited(role, lambda d: d["signatures"].append(d["signatures"][0]))
@@ -165,7 +166,7 @@ def blob_attacks() -> Iterator[tuple[str, Attack]]:
 def flip_attacks() -> Iterator[tuple[str, Attack]]:
     """One bit, in every part of everything that travels."""
     places: dict[str, Callable[[Prey], Path]] = {
-        **{role: partial(Prey.metadata, role=role) for role in ("timestamp", "snapshot", "targets")},
+        **{role: partial(Prey.metadata, role=role) for role in ("timestamp", "snapshot", "targets", "profile-test")},
         **{role: partial(Prey.blob, role=role) for role in ("manifest", "signature", "base", "adapter")},
         "release": Prey.release_file,
     }
@@ -192,8 +193,6 @@ def release_attacks() -> Iterator[tuple[str, Attack]]:
         "with a number past 64 bits": {"seq": 2**64},
         "that asks for more than itself": {"min_seq": 2},
         "naming another bundle": {"bundle": "0" * 64},
-        "with chunks of zero bytes": {"chunk_bytes": 0},
-        "with chunks of a terabyte": {"chunk_bytes": 1 << 40},
         "signed by a stranger, it says": {"signer": "0" * 16},
         "without files": {"files": []},
     }
@@ -214,8 +213,12 @@ def file_attacks() -> Iterator[tuple[str, Attack]]:
         "has a negative size": {"size": -1},
         "is larger than it is": {"size": 1 << 40},
         "has a digest that is a path": {"sha256": "../" * 21 + "a"},
-        "has too few chunks": {"chunks": []},
-        "has chunks that are not its": {"chunks": ["0" * 64]},
+        "has too few chunks": {"chunks": 0},
+        "has more chunks than bytes": {"chunks": BASE_BYTES + 1, "index": "0" * 64},
+        "has a billion chunks": {"chunks": 1 << 30, "index": "0" * 64},
+        "has an index that is not there": {"chunks": 2, "index": "0" * 64},
+        "has an index that is a path": {"chunks": 2, "index": "../" * 21 + "a"},
+        "is a terabyte in one chunk": {"size": 1 << 40, "chunks": 1},
         "plays another role": {"role": "adapter"},
     }
     for what, change in changes.items():
@@ -244,11 +247,11 @@ def forged_root(version: int) -> Attack:
 
 def frozen(prey: Prey) -> None:
     """Hand out metadata whose time is over, signed properly."""
-    book = Book(prey.repository, prey.keys)
+    book = Book(prey.repository, Ring(prey.keys))
     book.write()
     metadata = Metadata.from_file(str(prey.metadata("timestamp")))
     metadata.signed.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
-    metadata.sign(book.signers["timestamp"])
+    metadata.sign(book.ring.at_hand(book.keys("timestamp").keyids)[0])
     prey.metadata("timestamp").write_bytes(metadata.to_bytes())
 
 
@@ -256,13 +259,13 @@ def manifest_of_another_profile(prey: Prey) -> None:
     """Offer a bundle compiled for another device under this device's profile, with the publisher's own keys."""
     other = small_bundle(prey.repository.parent / "other", base="x", base_bytes=BASE_BYTES, profile="other")
     publish(other.folder, prey.repository, keys=prey.keys)
-    prey.sign_release(msgspec.structs.replace(describe_release(other, None), profile="test"))
+    prey.sign_release(msgspec.structs.replace(describe_release(other, None)[0], profile="test"))
 
 
 def signature_of_another_manifest(prey: Prey) -> None:
     other = small_bundle(prey.repository.parent / "other", base="x", base_bytes=BASE_BYTES)
     path = other.folder / "manifest.sig"
-    blob = describe_blob(path)
+    blob, _ = describe_blob(path)
     target = prey.repository / blob_path(blob.sha256)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, target)
@@ -292,7 +295,7 @@ def test_no_device_takes_a_tampered_repository(site: Site, prey: Prey, name: str
     ATTACKS[name](Prey(site.repository, site.keys, prey.bundle, prey.release))
     result = site.update()
     assert result.outcome == "failed"
-    assert result.reason in ("trust", "link", "bundle")
+    assert result.reason in ("trust", "link", "bundle", "profile")
     assert result.detail
     assert site.slots.current().id == site.base.id
     assert site.live.story == []

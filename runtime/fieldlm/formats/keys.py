@@ -41,6 +41,12 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
                 os.fsync(file.fileno())
             os.replace(part, path)
             sync_folder(path.parent)
+    return load_key(path)
+
+
+def load_key(path: Path) -> Ed25519PrivateKey:
+    """Read the PEM private key at `path`."""
+    with disk_errors(path):
         data = path.read_bytes()
     try:
         key = serialization.load_pem_private_key(data, password=None)

@@ -57,6 +57,10 @@ class Blobs:
                 path.unlink(missing_ok=True)
         return freed
 
+    def large(self, least_bytes: int) -> list[Path]:
+        """Return the blobs of at least that size."""
+        return [path for path in self._all() if path.stat().st_size >= least_bytes]
+
     def _all(self) -> Iterator[Path]:
         yield from sorted((self.folder / "blobs" / "sha256").glob("[0-9a-f][0-9a-f]/*"))
 

@@ -1,147 +1,71 @@
-"""Bring blobs here, chunk by chunk, from a folder or a web server.
+"""Bring blobs here, chunk by chunk: from the files that are here, from neighbours, from the repository.
 
-What has arrived is remembered in a map beside the partial file, so that a kill or a power cut costs at most one chunk.
-Each chunk is checked as it comes, a bad one is asked for again alone, and the whole digest is checked at the end. The
-source needs no trust: digests come from a signed release.
+The space for everything is taken before the first byte. What has arrived is remembered in a map beside the partial
+file, so that a kill or a power cut costs at most a megabyte. Each chunk is checked as it comes, a bad one is asked for
+again alone, and the whole digest is checked at the end. Nobody who hands out bytes needs trust: digests come from a
+signed release.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
-from urllib.parse import quote, urlsplit
-from urllib.request import url2pathname
+from typing import Protocol
 
-import urllib3
-
-from fieldlm.formats.errors import InputError, LinkError, NoSpaceError, TrustError
-from fieldlm.formats.files import disk_errors, make_folder, sha256_file
+from fieldlm.formats.errors import LinkError, NoSpaceError, TrustError
+from fieldlm.formats.files import CHUNK_BYTES, disk_errors, make_folder, sha256_bytes
 from fieldlm.formats.release import Blob, Release, blob_path
 from fieldlm.runtime.blobs import Blobs
+from fieldlm.runtime.parts import Part, index_path, part_path, reserve, runs
+from fieldlm.runtime.sources import (
+    Bucket,
+    FolderSource,
+    MissingFileError,
+    PacedSource,
+    Reader,
+    Source,
+    WebSource,
+    Window,
+    open_source,
+)
+from fieldlm.runtime.tensors import borrow
+
+__all__ = [
+    "FolderSource", "Manner", "MissingFileError", "Neighbours", "Reader", "Source", "WebSource", "fetch", "open_source",
+]  # fmt: skip
 
 RESERVE_BYTES = 64_000_000  # left free for the spool and the journal
 ROUNDS = 3  # fruitless rounds over the missing chunks before giving up
-CONNECT_S, READ_S = 10.0, 30.0
+
+OnBytes = Callable[[int], None]
+"""Told how many bytes of a part are here."""
 
 
-class MissingFileError(LinkError):
-    """The repository answers, and has no such file."""
+class Neighbours(Protocol):
+    """Others nearby who may have what is wanted, and who want the same."""
 
+    def fill(self, part: Part, source: Source, on_bytes: OnBytes) -> None:
+        """Bring what can be had together: from each other, and each a share from `source`.
 
-class Source(Protocol):
-    """Where a repository is read from. `moved` counts every payload byte that came from there."""
-
-    name: str
-    moved: int
-
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> AbstractContextManager["Reader"]:
-        """Open bytes `start` to `stop` of the file at `path`; raises MissingFileError or LinkError."""
+        Raises LinkError when `source` is needed and away; others' faults are no errors.
+        """
         ...
 
 
-class Reader(Protocol):
-    """Bytes on their way."""
+@dataclass(frozen=True)
+class Manner:
+    """How a device fetches: how much of the line it takes, 0 for all, at which hours, and whom it asks first."""
 
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, fewer only at the end; raises LinkError when the source goes away."""
-        ...
+    most_bytes_s: float = 0
+    window: Window | None = None
+    neighbours: Neighbours | None = None
 
-
-def open_source(repository: str) -> Source:
-    """Open the repository at a folder, a file:// or an http(s):// address; nothing is read yet."""
-    scheme = urlsplit(repository).scheme
-    if scheme in ("http", "https"):
-        return WebSource(repository)
-    if scheme == "file":
-        return FolderSource(Path(url2pathname(urlsplit(repository).path)))
-    if scheme and "://" in repository:
-        raise InputError(
-            f"repository {repository!r} has an unknown scheme; want a folder, file://, http:// or https://"
-        )
-    return FolderSource(Path(repository))
-
-
-class FolderSource:
-    """A repository in a folder: a disk, a USB stick, a share."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.name = str(folder)
-        self.moved = 0
-
-    @contextmanager
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
-        """Open bytes `start` to `stop` of the file."""
-        del stop
-        try:
-            file = (self.folder / path).open("rb")
-        except FileNotFoundError as error:
-            raise MissingFileError(f"{self.folder} has no {path}; is it a repository?") from error
-        except OSError as error:
-            raise LinkError(f"{self.folder / path} cannot be read: {error.strerror or error}") from error
-        with file:
-            file.seek(start)
-            yield _Counted(self, file.read)
-
-
-class WebSource:
-    """A repository behind a web server. Works, slower after an interruption, with one that ignores Range."""
-
-    def __init__(self, url: str) -> None:
-        self.name = url.rstrip("/")
-        self.moved = 0
-        self._pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S))
-
-    @contextmanager
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
-        """Open bytes `start` to `stop` of the file."""
-        headers = {"Accept-Encoding": "identity"}
-        if start or stop is not None:
-            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        try:
-            response = self._pool.request("GET", f"{self.name}/{quote(path)}", headers=headers, preload_content=False)
-        except urllib3.exceptions.HTTPError as error:
-            raise LinkError(f"{self.name} does not answer: {error}; try again later") from error
-        try:
-            reader = _Counted(self, lambda size: response.read(size, decode_content=False))
-            self._settle(response, reader, path, start)
-            yield reader
-        finally:
-            response.close()
-
-    def _settle(self, response: urllib3.BaseHTTPResponse, reader: Reader, path: str, start: int) -> None:
-        if response.status in (403, 404, 410):
-            raise MissingFileError(f"{self.name} has no {path} ({response.status}); is it a repository?")
-        if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            return
-        if response.status != 200:
-            raise LinkError(f"{self.name} answers {response.status} for {path}; try again later")
-        while start > 0:
-            skipped = len(reader.read(min(start, 1 << 20)))
-            if not skipped:
-                raise LinkError(f"{self.name} ends {path} early; try again later")
-            start -= skipped
-
-
-class _Counted:
-    """A reader that fills each request and adds what it moved to its source."""
-
-    def __init__(self, source: Source, read: Callable[[int], bytes]) -> None:
-        self._source = source
-        self._read = read
-
-    def read(self, size: int) -> bytes:
-        parts, left = list[bytes](), size
-        try:
-            while left and (part := self._read(left)):
-                self._source.moved += len(part)
-                parts.append(part)
-                left -= len(part)
-        except (OSError, urllib3.exceptions.HTTPError) as error:
-            raise LinkError(f"{self._source.name} broke off: {error}; try again later") from error
-        return b"".join(parts)
+    def pace(self, source: Source) -> Source:
+        if not self.most_bytes_s and not self.window:
+            return source
+        bucket = Bucket(self.most_bytes_s) if self.most_bytes_s else None
+        return PacedSource(source, bucket=bucket, window=self.window)
 
 
 def fetch(
@@ -150,6 +74,7 @@ def fetch(
     blobs: Blobs,
     *,
     wanted: Sequence[Blob],
+    manner: Manner | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     reserve_bytes: int = RESERVE_BYTES,
 ) -> None:
@@ -158,110 +83,74 @@ def fetch(
     `on_progress` gets bytes here and bytes in all. Raises NoSpaceError before the first byte when the disk is too
     small, LinkError when the source goes away, TrustError when what it hands out is not what the release names.
     """
+    manner = manner or Manner()
+    paced = manner.pace(source)
     missing = [blob for blob in {b.sha256: b for b in wanted}.values() if not blobs.holds(blob.sha256, blob.size)]
     folder = blobs.folder / "fetch"
-    _need_space(folder, missing, reserve_bytes)
+    _take_space(folder, missing, release, reserve_bytes)
     done, total = 0, sum(blob.size for blob in missing)
-    for blob in missing:
-        base = done
-        with Part(folder, blob, release.chunk_bytes) as part:
-            _fill(source, part, lambda here, base=base: on_progress(base + here, total))
-            blobs.take(part.finished(), blob.sha256)
+    with ExitStack() as stack:
+        parts = [stack.enter_context(Part(folder, blob, _index(paced, folder, blob))) for blob in missing]
+        for part in parts:
+            base = done
+            _fill(paced, part, blobs, manner, lambda here, base=base: on_progress(base + here, total))
+            blobs.take(part.finished(), part.blob.sha256)
             part.forget()
-        done += blob.size
+            done += part.blob.size
 
 
-def _need_space(folder: Path, missing: Sequence[Blob], reserve_bytes: int) -> None:
+def _take_space(folder: Path, missing: Sequence[Blob], release: Release, reserve_bytes: int) -> None:
     with disk_errors(folder):
         make_folder(folder)
-    parts = [folder / f"{blob.sha256}.part" for blob in missing]
-    allocated = sum(path.stat().st_blocks * 512 for path in parts if path.exists())
-    need = sum(blob.size for blob in missing) - allocated
-    disk = os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
+    need, free = _need_and_free(folder, missing)
+    if missing and need + reserve_bytes > free:
+        # What an earlier release left behind half-fetched goes first; nothing that a slot names is touched.
+        named = {blob.sha256 for blob in release.blobs}
+        for path in folder.iterdir():
+            if path.name.partition(".")[0] not in named:
+                path.unlink(missing_ok=True)
+        need, free = _need_and_free(folder, missing)
     if missing and need + reserve_bytes > free:
         raise NoSpaceError(
             f"the update needs {max(need, 0) / 1e6:.1f} MB and {reserve_bytes / 1e6:.0f} MB to spare, the disk of "
             f"{folder} has {free / 1e6:.1f} MB free; free {(need + reserve_bytes - free) / 1e6:.1f} MB and try again"
         )
+    for blob in missing:
+        reserve(folder, blob)
 
 
-class Part:
-    """A blob on its way: a file of its full size, and beside it a map with one byte for each chunk that has arrived."""
-
-    def __init__(self, folder: Path, blob: Blob, chunk_bytes: int) -> None:
-        self.blob = blob
-        self.chunk_bytes = chunk_bytes
-        self.path = folder / f"{blob.sha256}.part"
-        self.map_path = folder / f"{blob.sha256}.map"
-
-    def __enter__(self) -> Self:
-        with disk_errors(self.path):
-            is_known = self.path.exists() and self.path.stat().st_size == self.blob.size
-            old_map = self.map_path.read_bytes() if is_known and self.map_path.exists() else b""
-            self.here = bytearray(old_map if len(old_map) == len(self.blob.chunks) else bytes(len(self.blob.chunks)))
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            self._map = os.open(self.map_path, os.O_RDWR | os.O_CREAT, 0o644)
-            os.ftruncate(self._file, self.blob.size)
-            if self.blob.size:
-                os.posix_fallocate(self._file, 0, self.blob.size)
-            os.ftruncate(self._map, len(self.here))
-            os.pwrite(self._map, self.here, 0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-        os.close(self._map)
-
-    @property
-    def bytes_here(self) -> int:
-        """Bytes of the chunks that have arrived."""
-        return sum(self.length(index) for index, is_here in enumerate(self.here) if is_here)
-
-    def length(self, index: int) -> int:
-        return min(self.chunk_bytes, self.blob.size - index * self.chunk_bytes)
-
-    def runs(self) -> list[tuple[int, int]]:
-        """Return the gaps as half-open ranges of chunks."""
-        gaps = list[tuple[int, int]]()
-        for index, is_here in enumerate(self.here):
-            if not is_here:
-                start = gaps.pop()[0] if gaps and gaps[-1][1] == index else index
-                gaps.append((start, index + 1))
-        return gaps
-
-    def put(self, index: int, data: bytes) -> bool:
-        """Store a chunk and remember it, or return False when it is not the one the release names."""
-        if hashlib.sha256(data).hexdigest() != self.blob.chunks[index]:
-            return False
-        with disk_errors(self.path):
-            os.pwrite(self._file, data, index * self.chunk_bytes)
-            os.fdatasync(self._file)  # before the map says so
-            self.here[index] = 1
-            os.pwrite(self._map, b"\1", index)
-        return True
-
-    def recheck(self) -> None:
-        """Forget every chunk whose bytes on the disk are not what they were when they came."""
-        for index in range(len(self.here)):
-            data = os.pread(self._file, self.length(index), index * self.chunk_bytes)
-            self.here[index] = hashlib.sha256(data).hexdigest() == self.blob.chunks[index]
-        os.pwrite(self._map, self.here, 0)
-
-    def is_whole(self) -> bool:
-        return all(self.here) and sha256_file(self.path) == self.blob.sha256
-
-    def finished(self) -> Path:
-        """Sync the file and return its path."""
-        os.fsync(self._file)
-        return self.path
-
-    def forget(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.map_path.unlink(missing_ok=True)
+def _need_and_free(folder: Path, missing: Sequence[Blob]) -> tuple[int, int]:
+    parts = [part_path(folder, blob.sha256) for blob in missing]
+    allocated = sum(path.stat().st_blocks * 512 for path in parts if path.exists())
+    indices = sum(blob.index_blob.size for blob in missing if blob.index)
+    disk = os.statvfs(folder)
+    return sum(blob.size for blob in missing) + indices - allocated, disk.f_bavail * disk.f_frsize
 
 
-def _fill(source: Source, part: Part, on_progress: Callable[[int], None]) -> None:
+def _index(source: Source, folder: Path, blob: Blob) -> bytes:
+    """Return the list of the blob's chunks, from an earlier call or from the source."""
+    if not blob.index:
+        return b""
+    path = index_path(folder, blob.sha256)
+    kept = path.read_bytes() if path.exists() else b""
+    if sha256_bytes(kept) == blob.index:
+        return kept
+    wanted = blob.index_blob
+    for _ in range(ROUNDS):
+        with source.open(blob_path(wanted.sha256), 0, wanted.size) as reader:
+            data = reader.read(wanted.size)
+        if sha256_bytes(data) == wanted.sha256:
+            return data
+    raise TrustError(f"{source.name} hands out another index for blob {blob.sha256} than the release names")
+
+
+def _fill(source: Source, part: Part, blobs: Blobs, manner: Manner, on_bytes: OnBytes) -> None:
+    if not any(part.here):
+        # The likeliest first: another version of the same file has nearly its size.
+        borrow(part, sorted(blobs.large(CHUNK_BYTES), key=lambda path: abs(path.stat().st_size - part.blob.size)))
+        on_bytes(part.bytes_here)
+    if manner.neighbours and part.missing():
+        manner.neighbours.fill(part, source, on_bytes)
     fruitless = 0
     while not part.is_whole():
         if all(part.here):
@@ -271,8 +160,10 @@ def _fill(source: Source, part: Part, on_progress: Callable[[int], None]) -> Non
                 raise TrustError(f"the release contradicts itself about blob {part.blob.sha256}; publish it again")
         before = sum(part.here)
         try:
-            for start, stop in part.runs():
-                _pull(source, part, start, stop, on_progress)
+            for start, stop in _stretches(source, part):
+                pull(source, part, start, stop, on_bytes)
+                if not source.has_ranges:
+                    break  # the rest comes in one go
         except MissingFileError:
             raise
         except LinkError:
@@ -282,13 +173,21 @@ def _fill(source: Source, part: Part, on_progress: Callable[[int], None]) -> Non
         if fruitless >= ROUNDS:
             raise TrustError(
                 f"{source.name} hands out other bytes for blob {part.blob.sha256} than the release names "
-                f"(chunk {part.runs()[0][0]}, asked {ROUNDS} times); publish the bundle again"
+                f"(chunk {part.missing()[0]}, asked {ROUNDS} times); publish the bundle again"
             )
 
 
-def _pull(source: Source, part: Part, start: int, stop: int, on_progress: Callable[[int], None]) -> None:
-    first, last = start * part.chunk_bytes, min(stop * part.chunk_bytes, part.blob.size)
+def _stretches(source: Source, part: Part) -> list[tuple[int, int]]:
+    """Return what to ask for; a source that begins at the start each time is read through once."""
+    gaps = runs(part.missing())
+    return gaps if source.has_ranges else [(gaps[0][0], gaps[-1][1])]
+
+
+def pull(source: Source, part: Part, start: int, stop: int, on_bytes: OnBytes) -> None:
+    """Read chunks `start` to `stop`, and keep those that are what they should be."""
+    first, last = part.chunks[start].start, part.chunks[stop - 1].start + part.chunks[stop - 1].size
     with source.open(blob_path(part.blob.sha256), first, last) as reader:
         for index in range(start, stop):
-            if part.put(index, reader.read(part.length(index))):
-                on_progress(part.bytes_here)
+            data = reader.read(part.chunks[index].size)
+            if not part.here[index] and part.put(index, data):
+                on_bytes(part.bytes_here)

@@ -2,13 +2,19 @@
 
 python-tuf does the verification and keeps the newest metadata it has seen, so that neither old, nor mixed, nor
 forged metadata is taken. `root.json` is the anchor; it is copied into the state folder the first time and can be
-rotated by the repository from then on. Expiry is checked against the device's clock.
+rotated by the repository from then on. Expiry is checked against the device's clock. Each profile has a role of its
+own, and its metadata says to whom a release is offered.
 """
 
+# python-tuf documents these names, and re-exports them without saying so to type checkers.
+# pyright: reportPrivateImportUsage=false
+
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 from tuf.api.exceptions import (
     DownloadError,
     DownloadHTTPError,
@@ -16,13 +22,18 @@ from tuf.api.exceptions import (
     ExpiredMetadataError,
     RepositoryError,
 )
-from tuf.api.metadata import Metadata, TargetFile, Targets  # pyright: ignore[reportPrivateImportUsage] their re-export
+from tuf.api.metadata import (
+    Metadata,
+    Snapshot,
+    TargetFile,
+    Targets,
+)
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from fieldlm.formats.errors import LinkError, TrustError
 from fieldlm.formats.files import disk_errors, sha256_bytes, write_whole
-from fieldlm.formats.release import Release, parse_release, release_path
-from fieldlm.runtime.fetch import MissingFileError, Source
+from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
+from fieldlm.runtime.sources import MissingFileError, Source
 
 READ_BYTES = 64 << 10
 
@@ -36,11 +47,15 @@ class Trust:
         self.metadata = folder / "metadata"
 
     def adopt(self, root: Path) -> None:
-        """Trust the repository that `root` stands for; another root than before starts from nothing."""
+        """Trust the repository that `root` stands for; another root than before starts from nothing.
+
+        A later root that this device has been led to by the one it has is no other.
+        """
         with disk_errors(root):
             data = root.read_bytes()
         _check_root(data, root)
-        if self.anchor.exists() and self.anchor.read_bytes() == data:
+        known = [self.anchor, *(self.metadata / "root_history").glob("*.root.json")]
+        if self.anchor.exists() and any(path.read_bytes() == data for path in known):
             return
         shutil.rmtree(self.metadata, ignore_errors=True)
         write_whole(self.anchor, data)
@@ -50,17 +65,55 @@ class Trust:
         """Names the anchor; empty before adoption."""
         return sha256_bytes(self.anchor.read_bytes())[:16] if self.anchor.exists() else ""
 
-    def latest(self, source: Source, *, profile: str) -> Release | None:
-        """Return the newest release for `profile`, verified from the anchor down; None when there is none.
+    def latest(self, source: Source, *, profile: str, device: str = "") -> Release | None:
+        """Return the newest release that is offered to this device of `profile`, verified from the anchor down.
 
-        Raises TrustError when anything does not fit together, LinkError when the repository is away.
+        None when there is none. A device without a name gets what all get. Raises TrustError when anything does not
+        fit together, LinkError when the repository is away.
         """
+        offer = self.offered(source, profile=profile, device=device)
+        return offer[0] if offer else None
+
+    def offered(self, source: Source, *, profile: str, device: str = "") -> tuple[Release, Offer] | None:
+        """Return what `latest` does, and how it is offered."""
+        with self._errors(source), disk_errors(self.metadata):
+            updater = self._updater(source)
+            updater.refresh()
+            offers = {seq: offer for seq, offer in self._offers(updater, profile).items() if offer.reaches(device)}
+            if not offers:
+                return None
+            seq = max(offers)
+            target = updater.get_targetinfo(release_path(profile, seq))
+            assert target is not None, "the list and the client read the same metadata"
+            path = Path(updater.download_target(target))
+            return _read_release(path, profile=profile, seq=seq), offers[seq]
+
+    def refresh(self, source: Source) -> None:
+        """Bring the top-level metadata up to date. Raises like `latest`."""
+        with self._errors(source), disk_errors(self.metadata):
+            self._updater(source).refresh()
+
+    def read_target(self, source: Source, path: str) -> bytes | None:
+        """Return the verified file at `path` under `releases/`, None when nobody who may has signed one."""
+        with self._errors(source), disk_errors(self.metadata):
+            updater = self._updater(source)
+            target = updater.get_targetinfo(path)
+            if target is None:
+                return None
+            file = Path(updater.download_target(target))
+            try:
+                return file.read_bytes()
+            finally:
+                file.unlink()
+
+    @contextmanager
+    def _errors(self, source: Source) -> Generator[None]:
         if not self.anchor.exists():
             raise TrustError(
                 f"no trusted root in {self.folder}; hand over the repository's root.json: --trust root.json"
             )
         try:
-            return self._latest(source, profile)
+            yield
         except ExpiredMetadataError as error:
             raise TrustError(
                 f"the metadata of {source.name} has expired: {error}; publish again, or set this device's clock"
@@ -72,36 +125,46 @@ class Trust:
         except DownloadError as error:
             raise LinkError(f"{source.name} cannot be read: {error}; try again later") from error
 
-    def _latest(self, source: Source, profile: str) -> Release | None:
-        with disk_errors(self.metadata):
-            self.metadata.mkdir(parents=True, exist_ok=True)
-            updater = Updater(
-                metadata_dir=str(self.metadata),
-                metadata_base_url="tuf/",
-                target_dir=str(self.metadata),
-                target_base_url="releases/",
-                fetcher=_SourceFetcher(source),
-                # Releases are never rewritten, so their plain name is as good as one with the digest in it.
-                config=UpdaterConfig(prefix_targets_with_hash=False),
-                bootstrap=self.anchor.read_bytes(),
-            )
-            updater.refresh()
-            # The public client has no list of targets; this is the file that refresh() has just verified and stored.
-            offered = Metadata[Targets].from_file(str(self.metadata / "targets.json")).signed.targets
-            seq = max(_seqs(offered, profile), default=0)
-            if not seq:
-                return None
-            target = updater.get_targetinfo(release_path(profile, seq))
-            assert target is not None, "the list and the client read the same metadata"
-            path = Path(updater.download_target(target))
-            return _read_release(path, profile=profile, seq=seq)
+    def _updater(self, source: Source) -> Updater:
+        self.metadata.mkdir(parents=True, exist_ok=True)
+        return Updater(
+            metadata_dir=str(self.metadata),
+            metadata_base_url="tuf/",
+            target_dir=str(self.metadata),
+            target_base_url="releases/",
+            fetcher=_SourceFetcher(source),
+            # Releases are never rewritten, so their plain name is as good as one with the digest in it.
+            config=UpdaterConfig(prefix_targets_with_hash=False),
+            bootstrap=self.anchor.read_bytes(),
+        )
+
+    def _offers(self, updater: Updater, profile: str) -> dict[int, Offer]:
+        """Read the releases of a profile out of the metadata that has just been verified and stored."""
+        top = Metadata[Targets].from_file(str(self.metadata / "targets.json")).signed
+        name = role_name(profile)
+        if not (top.delegations and top.delegations.roles and name in top.delegations.roles):
+            return {}
+        # The public client has no list of targets; looking for one makes it verify and store the role's metadata.
+        updater.get_targetinfo(release_path(profile, 0))
+        snapshot = Metadata[Snapshot].from_file(str(self.metadata / "snapshot.json")).signed
+        role = Metadata[Targets].from_file(str(self.metadata / f"{name}.json")).signed
+        if role.version != snapshot.meta[f"{name}.json"].version:
+            raise TrustError(f"the releases of {profile} are not those that the repository's snapshot names")
+        return {seq: _offer(target) for seq, target in _seqs(role.targets, profile)}
 
 
-def _seqs(targets: Mapping[str, TargetFile], profile: str) -> Iterator[int]:
-    for path in targets:
+def _offer(target: TargetFile) -> Offer:
+    try:
+        return msgspec.convert(target.unrecognized_fields.get("custom") or {}, Offer)
+    except msgspec.ValidationError as error:
+        raise TrustError(f"nobody can tell to whom {target.path} is offered: {error}; publish it again") from error
+
+
+def _seqs(targets: Mapping[str, TargetFile], profile: str) -> Iterator[tuple[int, TargetFile]]:
+    for path, target in targets.items():
         folder, _, name = path.rpartition("/")
         if folder == profile and name.removesuffix(".json").isdecimal() and name.endswith(".json"):
-            yield int(name.removesuffix(".json"))
+            yield int(name.removesuffix(".json")), target
 
 
 def _read_release(path: Path, *, profile: str, seq: int) -> Release:

@@ -71,10 +71,11 @@ class Strings:
 
 @dataclass(frozen=True)
 class Header:
-    """The metadata and the tensors of one GGUF file."""
+    """The metadata and the tensors of one GGUF file, and the bytes at which its entries and its tensors begin."""
 
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
+    places: tuple[int, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -103,6 +104,7 @@ class _Reader:
         self._path = path
         self._data = data
         self._at = 0
+        self._places = list[int]()
 
     def header(self, file_size: int) -> Header:
         if self._data[:4] != MAGIC:
@@ -114,11 +116,12 @@ class _Reader:
             self._fail("is damaged: it counts more entries than it has bytes")
         self._at = 24
         metadata = dict(self._entry() for _ in range(entries))
+        self._places.append(self._at)
         placed = [self._tensor() for _ in range(tensors)]
         self._check_places(placed, metadata.get("general.alignment", 32), file_size)
         if len({name for name, _, _ in placed}) != tensors:
             self._fail("is damaged: it names a tensor twice")
-        return Header(metadata, {name: tensor for name, tensor, _ in placed})
+        return Header(metadata, {name: tensor for name, tensor, _ in placed}, tuple(sorted(self._places)))
 
     def _fail(self, what: str) -> NoReturn:
         raise EngineError(f"{self._path} {what}; fetch or compile the bundle again")
@@ -138,6 +141,7 @@ class _Reader:
         return text
 
     def _entry(self) -> tuple[str, Any]:
+        self._places.append(self._at)
         key = self._string()
         if not key:
             self._fail("is damaged: it has a metadata entry without a name")
@@ -186,6 +190,7 @@ class _Reader:
         start = -(-self._at // alignment) * alignment
         for name, tensor, offset in placed:
             end = start + offset + tensor.size
+            self._places.append(start + offset)
             if offset % alignment or end > file_size:
                 self._fail(f"is cut off or damaged: tensor {name!r} ends at byte {end} of {file_size}")
 
