@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -82,3 +83,18 @@ def test_redacting_twice_changes_nothing_more(text: str) -> None:
 )
 def test_any_json_stays_json(value: dict[str, object]) -> None:
     assert isinstance(json.loads(redact(json.dumps(value))), dict)
+
+
+def test_a_fleets_own_patterns_are_redacted_wherever_text_stands() -> None:
+    members = [re.compile(r"\bMB-\d{5}\b")]
+    assert redact("I'm member MB-12345, a latte", patterns=members) == "I'm member <CUSTOM>, a latte"
+    assert (
+        redact('{"member":"MB-12345","n":[1,"MB-54321"]}', patterns=members)
+        == '{"member":"<CUSTOM>","n":[1,"<CUSTOM>"]}'
+    )
+    assert redact_messages([{"content": "MB-12345"}], patterns=members) == [{"content": "<CUSTOM>"}]
+
+
+def test_a_number_in_json_is_judged_by_its_key() -> None:
+    assert redact('{"ticket":4155550132}') == '{"ticket":4155550132}'
+    assert redact('{"call":4155550132}') == '{"call":"<PHONE>"}'

@@ -1,5 +1,7 @@
 """Words for redaction: common first names, and everyday words that are no names though they may stand where one would.
 
+English first, with what is common in German, French, Spanish, Italian, Dutch, Portuguese, Polish and beyond.
+
 A first name that is also something one orders, wants or dates things with (Jasmine, Basil, Earl, Rose, April, Will) is
 left out of FIRST_NAMES: it is found only where it is introduced as a name.
 """
@@ -35,6 +37,31 @@ stella stephan stephanie stephen steve steven stuart sunita susan susanne suzann
 tanja tanya tariq ted teresa theodore theresa thomas tim timothy tina tobias todd tom tommy tony tracy trevor tyler
 ulrich ursula uwe valentina valerie vanessa vera veronica vicky viktor vikram vincent vivian vladimir walter wanda
 wayne wendy werner wilhelm william wolfgang xavier yasmin yuki yusuf yvonne zachary zoe
+abdul abdullah achim adèle agata agnes agnès agnieszka aicha aiko akira aleksandra alessandra alessandro alessia
+alfredo alfonso alma álvaro amara amina ananya andreia andrés andrzej aneta anika anil annika anke ansgar antje
+antoine antónio anton arianna armin arnaud artur arturo asha asif astrid augusto aurélie axel ayşe bartosz bastian
+beata beatriz begoña benedikt benoît bernd bettina bilal björn bogdan britta camille carina carlotta carsten cécile
+céline cesare chiara chinedu chiamaka christoph christophe clémence clément consuelo cristina cristóbal cyril
+dagmar damien dario dawid deepak delphine denis detlef diogo dirk dolores dominik dominique domenico dorota edda edgar
+edoardo ekaterina elif élodie emiliano emilio emine emre enrico enrique ernst esperanza esteban étienne eugenia
+eusebio ewa fatma federica federico fernanda ferdinand filip filipe filippo florence fátima françois françoise
+frédéric friederike fritz fumiko gael gaetano gaspard geneviève gennaro gérard gerda giacomo gianni gilles giorgio
+giuseppe gonzalo grégoire grzegorz guadalupe guilherme guido gunnar håkan halina hamza haruto hatice heiko heike heinz
+hélène hendrik henri hermann hilde horst hubert hugues ignacio ilaria ilse imran inês inés inge ingo irina irma isabelle
+ivana ivo iwona jacek jacques jadwiga jakub jan-willem jarosław jasmin javiera jeroen jérôme jesús joachim joão joaquim
+joaquín jochen johann jolanta joost jordi jörg jules julien jutta kacper kamil karol karolina katarzyna kaveh kenta
+kerstin kirsten klara konrad kofi krzysztof kwame laszlo lászló laetitia larissa léa leïla lieke lorena lothar loïc
+lucie lucía ludovic ludovica ludwig lutz luuk maarten maciej maëlys magda maja małgorzata manfred manon manuela
+marcela marcello marcin marek margarida margot mariana marianne marija marijke marlene massimo mathieu mathilde matilde
+matteus maurizio máximo mehdi meike mercedes michał michel mihai mikael mirjam mirosław monika mónica monique montserrat
+mustafa nadine natasza nathalie ngozi niels niko nikita nuno octavio ola olaf olga olivier omer oksana otto-karl
+oumar ousmane pascal pascale paola paolo pavel pawel paweł pawan pénélope piet pieter pilar piotr priscilla quentin
+rafał rafaela raimund rainer rajesh ramona raúl reinhard renata renato rémi rené rocío rodrigo rolf romain rosalía
+rosario rüdiger rui ruud sakura salma salvatore sandrine sanne saskia sébastien serge sergey sevgi sieglinde sigrid
+sílvia siobhán sjoerd solène sophia-marie stanisław stéphane stéphanie sven-erik svetlana sylvain sylvie szymon tadeusz
+tatiana tatjana teodora thandiwe thérèse thiago thierry thomasz thorsten tiago tiziana tomás tomasz torben torsten
+torbjörn udo ulrike umberto uta valérie vasco věra veronika vincenzo virginie viviana volker waltraud wiebke wiesław
+willem wilma wim wojciech xiulan ximena yannick yiğit youssef yves zbigniew zdeněk zeynep zofia
 """
 
 _NOT_NAMES = """
@@ -66,7 +93,44 @@ peach peanut pecan pepper peppermint pesto pie pistachio plain porridge pot pret
 ristretto rooibos rose rosemary saffron sage salad salmon salt sandwich sandwiches sauce scone scones shake shot
 shots skimmed smoothie snack soda soup soy spice spiced sprinkles straw strawberry sugar sweet sweetener syrup tea
 teas toast toastie tomato tuna turkey turmeric vanilla waffle waffles walnut water whip whipped wrap yogurt yoghurt
+mr mrs ms dr prof madam herr herrn frau monsieur madame señor señora signor signora senhor senhora
+tell ask could did does has had how's let's next said says should thank today's will policy office
+address number phone email order's menu special machine robot kitchen bathroom delicious lovely perfect awesome nice
+müde hungrig durstig fertig allergisch vegetarier vegetarierin veganer veganerin krank spät neu allein zufrieden
+sicher bereit satt froh traurig gespannt zwei drei vier fünf sechs sieben acht neun zehn alle alles heute morgen gestern
+jetzt später hier dort mich dich uns euch sie ihn ihr mir dir beide jeden jeder kinder freunde gäste montag dienstag
+mittwoch donnerstag freitag samstag sonntag abend mittag frühstück kaffee tee milch zucker wasser kuchen torte brot
+brötchen und oder bitte danke ohne mit ein eine einen der die das den dem
+fatigué fatiguée allergique pressé pressée prêt prête désolé désolée content contente végétarien végétarienne végane
+deux trois quatre cinq demain aujourd'hui maintenant emporter moi toi nous vous eux tous toutes lundi mardi mercredi
+jeudi vendredi samedi dimanche midi soir matin café thé lait sucre eau gâteau salade merci bonjour un une le la les et
+cansado cansada alérgico alérgica listo lista vegano vegana vegetariano vegetariana mañana hoy ahora llevar aquí dos
+tres cuatro cinco todos todas mí ti nosotros lunes martes miércoles jueves viernes sábado domingo desayuno cena leche
+azúcar agua tarta ensalada gracias hola el los las una y de
+stanco stanca allergico allergica pronto pronta favore domani oggi adesso due quattro cinque tutti tutte me te noi voi
+lunedì martedì mercoledì giovedì venerdì sabato domenica colazione cena latte zucchero acqua torta insalata grazie ciao
+moe klaar morgen vandaag nu later hier daar twee drie vier iedereen allemaal mij jou ons maandag dinsdag woensdag
+donderdag vrijdag zaterdag zondag ontbijt koffie thee melk suiker taart dank hallo een het de en
+cansado pronto alérgico amanhã hoje agora dois três quatro todos mim você nós obrigado obrigada olá um uma o os as e
 """
+
+_PRODUCTS = """
+bloody mary, virgin mary, tom collins, john collins, shirley temple, arnold palmer, roy rogers, harvey wallbanger,
+jack daniel's, jack daniels, jim beam, johnnie walker, captain morgan, don julio, jose cuervo, stella artois,
+san miguel, samuel adams, sam adams, dr pepper, dr. pepper, mr pibb, ben & jerry's, ben and jerry's, aunt jemima,
+uncle ben's, granny smith, pink lady, earl grey, lady grey, victoria sponge, caesar salad, cobb salad, eggs benedict,
+peach melba, pavlova, croque madame, croque monsieur, margherita, charlotte russe, tarte tatin, crêpe suzette,
+crêpes suzette, beef wellington, oysters rockefeller, general tso, dom pérignon, veuve clicquot, moët & chandon,
+marie biscuit, marie biscuits, sloppy joe, sloppy joes, jenny craig, betty crocker, famous amos, mary jane, pro max,
+prince charles, black forest, sara lee, wendy's, denny's, hardee's, papa john's, trader joe's, peter pan,
+king charles, queen victoria, jerry's, lloyd's, martini rossi, ramos gin fizz, moscow mule, dark and stormy,
+st. germain, ricard, frangelico
+"""
+_PARTICLES = "de van der den ten ter von zu da di del della dos do la le el al bin ibn af av"
 
 FIRST_NAMES = frozenset(_FIRST_NAMES.split())
 NOT_NAMES = frozenset(_NOT_NAMES.split())
+PARTICLES = frozenset(_PARTICLES.split())
+"""Words inside a name that are words outside it, too."""
+PRODUCTS = tuple(name.strip() for name in _PRODUCTS.split(","))
+"""What a menu or a shelf calls by somebody's name."""
