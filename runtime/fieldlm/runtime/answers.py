@@ -116,21 +116,24 @@ class Shape:
         self, said: Said, content: dict[str, Any], reason: str | None, vocabulary: Sequence[bytes] | None
     ) -> dict[str, Any]:
         logprobs = None
-        if vocabulary is not None:
-            logprobs = _chat_logprobs(said, vocabulary) if self.is_chat else _plain_logprobs(said, vocabulary)
+        if vocabulary is not None and self.is_chat:
+            logprobs = {"content": token_logprobs(said, vocabulary), "refusal": None}
+        elif vocabulary is not None:
+            logprobs = _plain_logprobs(said, vocabulary)
         return {"index": said.index, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _chat_logprobs(said: Said, vocabulary: Sequence[bytes]) -> dict[str, Any]:
+def token_logprobs(said: Said, vocabulary: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Return how likely each token was, with its text and bytes."""
+
     def entry(token: int, logprob: float) -> dict[str, Any]:
         piece = vocabulary[token]
         return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
 
-    tokens = [
+    return [
         {**entry(choice.token, choice.logprob), "top_logprobs": [entry(*best) for best in choice.top]}
         for choice in said.tokens
     ]
-    return {"content": tokens, "refusal": None}
 
 
 def _plain_logprobs(said: Said, vocabulary: Sequence[bytes]) -> dict[str, Any]:

@@ -124,9 +124,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         kinds: tuple[Kind, ...] = ("regex", "grammar")
         return {kind: Rule(kind, text) for kind in kinds if (text := getattr(self, kind)) is not None}
 
-    def terms(self) -> Terms:
+    def terms(self, spent_s: float = 0.0) -> Terms:
+        """Return when the answer is wanted, by the engine's clock: `spent_s` have passed since the request came."""
         return Terms(
-            priority=self.priority, deadline_s=_seconds(self.deadline_ms), max_queue_s=_seconds(self.max_queue_ms)
+            priority=self.priority,
+            deadline_s=_left_s(self.deadline_ms, spent_s),
+            max_queue_s=_left_s(self.max_queue_ms, spent_s),
         )
 
     def sampling(self, max_tokens: int, constraint: Constraint | None, index: int, logprobs: int | None) -> Sampling:
@@ -146,6 +149,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             logprobs=logprobs,
             constraint=constraint,
         )
+
+    def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
+        """Return how answer number `index` is chosen; every endpoint has its own words for that."""
+        raise NotImplementedError
+
+    def toolbox(self) -> Toolbox | None:
+        """Return the tools that may be called; None where there are none. Raises ApiError for a choice of no tool."""
+        return None
+
+    def conversation_so_far(self) -> list[dict[str, Any]]:
+        """Return the messages as templates know them: one text each, `developer` is the system."""
+        raise NotImplementedError
 
     def label(self, name: str) -> str | None:
         return (self.metadata or {}).get(name)
@@ -188,22 +203,16 @@ class ChatRequest(Request, frozen=True, kw_only=True):
         if format is None or format.type == "text":
             return found
         schema = format.json_schema.schema if format.json_schema else format.schema
-        if format.type == "json_schema" and schema is None:
-            name = "response_format.json_schema.schema"
-            raise ApiError(400, f"{name} is missing", param=name, code="missing_required_parameter")
-        rule = Rule("json_object") if schema is None else Rule("json_schema", msgspec.json.encode(schema).decode())
-        return {**found, "response_format": rule}
+        return {**found, "response_format": rule_of(format.type, schema, "response_format.json_schema.schema")}
 
     def toolbox(self) -> Toolbox | None:
-        """Return the tools that may be called; None where there are none. Raises ApiError for a choice of no tool."""
         return toolbox(self.tools or [], self.tool_choice, several=bool(self.parallel_tool_calls))
 
     def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
         most = self.max_completion_tokens or self.max_tokens or MAX_TOKENS
         return self.sampling(most, constraint, index, (self.top_logprobs or 0) if self.logprobs else None)
 
-    def conversation(self) -> list[dict[str, Any]]:
-        """Return the messages as templates know them: one text each, `developer` is the system."""
+    def conversation_so_far(self) -> list[dict[str, Any]]:
         return [_plain(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
 
 
@@ -224,8 +233,18 @@ class CompletionRequest(Request, frozen=True, kw_only=True):
             if getattr(self, name):
                 raise _unsupported(name)
 
+    def conversation_so_far(self) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": self.prompt}]
+
     def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
         return self.sampling(self.max_tokens or MAX_TOKENS_COMPLETION, constraint, index, self.logprobs)
+
+
+def rule_of(kind: Literal["json_object", "json_schema"], schema: dict[str, Any] | None, name: str) -> Rule:
+    """Return the rule for JSON; raises ApiError when the schema that `name` has to hold is missing."""
+    if kind == "json_schema" and schema is None:
+        raise ApiError(400, f"{name} is missing", param=name, code="missing_required_parameter")
+    return Rule("json_object") if schema is None else Rule("json_schema", msgspec.json.encode(schema).decode())
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -283,8 +302,8 @@ def _unsupported(name: str) -> ApiError:
     return ApiError(400, f"{name} is not supported yet", param=name, code="unsupported_parameter")
 
 
-def _seconds(millis: float | None) -> float | None:
-    return None if millis is None else millis / 1000
+def _left_s(millis: float | None, spent_s: float) -> float | None:
+    return None if millis is None else max(0.0, millis / 1000 - spent_s)
 
 
 def _bias(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:

@@ -10,7 +10,7 @@ import msgspec
 from fieldlm.formats.errors import InputError
 from fieldlm.runtime.engines import Engine, Outcome
 from fieldlm.runtime.engines.constraint import CompiledRule, Rule, grammars
-from fieldlm.runtime.openai import ChatRequest, CompletionRequest
+from fieldlm.runtime.openai import Request
 from fieldlm.runtime.refusal import ApiError
 from fieldlm.runtime.tools import Toolbox
 
@@ -34,12 +34,12 @@ class Promise:
         return outcome not in ("stop", "length") or (self.rule is not None and not self.rule.accepts(text))
 
 
-def takes_long(asked: ChatRequest | CompletionRequest, toolbox: Toolbox | None) -> bool:
+def takes_long(asked: Request, toolbox: Toolbox | None) -> bool:
     """Whether `promise` compiles anything for this request, and so has no place in an event loop."""
     return bool(asked.rules() or toolbox or asked.on_miss is not None or asked.wanted().logprobs is not None)
 
 
-def promise(engine: Engine, asked: ChatRequest | CompletionRequest, toolbox: Toolbox | None) -> Promise:
+def promise(engine: Engine, asked: Request, toolbox: Toolbox | None) -> Promise:
     """Compile what `asked` wants. Raises ApiError 400 for what cannot be honoured, or a canned answer against it.
 
     The first constraint on an engine takes half a second, later ones milliseconds: not for an event loop.

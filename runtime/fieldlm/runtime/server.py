@@ -5,6 +5,7 @@ leaves cancels its answer, whether it streams, waits or is still queued. No prom
 """
 
 import asyncio
+import math
 import secrets
 import threading
 import time
@@ -22,21 +23,25 @@ from starlette.routing import BaseRoute, Route
 
 from fieldlm.formats.errors import FieldlmError
 from fieldlm.runtime import openai
-from fieldlm.runtime.answers import CHAT, COMPLETION, Shape
+from fieldlm.runtime.answers import CHAT, COMPLETION
 from fieldlm.runtime.auth import Gate, Keys
-from fieldlm.runtime.engines import Generation
+from fieldlm.runtime.engines import Generation, Terms
 from fieldlm.runtime.live import Live, Serving, canary
 from fieldlm.runtime.openai import ApiError, Exchange, Feedback
 from fieldlm.runtime.panel import Panel
 from fieldlm.runtime.promise import Promise, promise, takes_long
 from fieldlm.runtime.replies import as_json, read_body, refusal
+from fieldlm.runtime.response_voice import ResponseVoice
+from fieldlm.runtime.responses import ResponsesRequest
 from fieldlm.runtime.template import opening, render
 from fieldlm.runtime.tools import Toolbox, as_text
-from fieldlm.runtime.turn import EventStream, Turn, whole
+from fieldlm.runtime.turn import EventStream, Turn, Voice, whole
+from fieldlm.runtime.voices import Choices
 from fieldlm.runtime.watch import Pulse
 
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
 RETRY_AFTER_S = 2
+HELD_LOOK_S = 0.02
 LONG_TEXT = 8192  # characters; tokenising more than this is not done in the event loop
 
 Ready = Callable[[], str | None]
@@ -72,6 +77,8 @@ def make_app(
     routes = [
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/completions", api.complete, methods=["POST"]),
+        Route("/v1/responses", api.respond, methods=["POST"]),
+        Route("/v1/responses/{rest:path}", api.stored, methods=["GET", "POST", "DELETE"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{model:path}", api.model),
         Route("/v1/feedback", api.feedback, methods=["POST"]),
@@ -121,36 +128,64 @@ class _Api:
 
     async def chat(self, request: Request) -> Any:
         asked = openai.parse(await read_body(request), openai.ChatRequest)
-        asked.refuse()
-        toolbox = asked.toolbox()
-        messages = asked.conversation()
-        tools = toolbox.plain if toolbox else None
-        with ExitStack() as needs:
-            serving = self._admit(needs, asked)
-            promised = await _promise(serving, asked, toolbox)
-            prompt = await _prompt(serving, render(serving.bundle, messages, tools=tools), param="messages")
-            job = _Job(serving, asked, CHAT, [as_text(message) for message in messages], prompt, promised)
-            return await self._answer(request, needs, job)
+        return await self._converse(request, asked, Choices(CHAT, wants_usage=asked.wants_usage))
+
+    async def respond(self, request: Request) -> Any:
+        asked = openai.parse(await read_body(request), ResponsesRequest)
+        return await self._converse(request, asked, ResponseVoice(asked))
 
     async def complete(self, request: Request) -> Any:
+        came_s = time.monotonic()
         asked = openai.parse(await read_body(request), openai.CompletionRequest)
         asked.refuse()
-        messages = [{"role": "user", "content": asked.prompt}]
         with ExitStack() as needs:
-            serving = self._admit(needs, asked)
+            serving = await self._admit(needs, asked)
             promised = await _promise(serving, asked, None)
             prompt = await _prompt(serving, opening(serving.bundle) + asked.prompt, param="prompt")
-            return await self._answer(request, needs, _Job(serving, asked, COMPLETION, messages, prompt, promised))
+            voice = Choices(COMPLETION, wants_usage=asked.wants_usage)
+            job = _Job(serving, asked, voice, asked.conversation_so_far(), prompt, promised, came_s)
+            return await self._answer(request, needs, job)
 
-    def _admit(self, needs: ExitStack, asked: openai.Request) -> Serving:
+    async def _converse(self, request: Request, asked: openai.Request, voice: Voice) -> Any:
+        """Answer a conversation, whichever API it came by."""
+        came_s = time.monotonic()
+        asked.refuse()
+        toolbox = asked.toolbox()
+        messages = asked.conversation_so_far()
+        tools = toolbox.plain if toolbox else None
+        with ExitStack() as needs:
+            serving = await self._admit(needs, asked)
+            promised = await _promise(serving, asked, toolbox)
+            prompt = await _prompt(serving, render(serving.bundle, messages, tools=tools), param="messages")
+            spelt = [as_text(message) for message in messages]
+            return await self._answer(request, needs, _Job(serving, asked, voice, spelt, prompt, promised, came_s))
+
+    async def stored(self, request: Request) -> Response:
+        what = "responses are not stored on this device; keep what POST /v1/responses returned"
+        raise ApiError(400, what, param="response_id", code="unsupported")
+
+    async def _admit(self, needs: ExitStack, asked: openai.Request) -> Serving:
         """Return the generation that answers, held by `needs`; raises ApiError when the queue is full."""
         needs.enter_context(self._room())
-        serving = needs.enter_context(self._live.lease())
+        serving = await self._serving(needs, asked.terms())
         known = (serving.bundle.manifest.model.name, serving.bundle.generation)
         if asked.model and asked.model not in known:
             raise ApiError(
                 404, f"the model {asked.model!r} is not here; {known[0]!r} is", param="model", code="model_not_found"
             )
+        return serving
+
+    async def _serving(self, needs: ExitStack, terms: Terms) -> Serving:
+        """Wait while one generation takes another's place, but not beyond what the request allows."""
+        limits_s = (terms.deadline_s, terms.max_queue_s)
+        end_s = time.monotonic() + min((limit for limit in limits_s if limit is not None), default=math.inf)
+        while (leased := self._live.try_lease()) is None:
+            if time.monotonic() > end_s:
+                message = "a generation is being replaced, and this request does not wait so long"
+                raise ApiError(503, message, code="replacing", retry_after_s=RETRY_AFTER_S)
+            await asyncio.sleep(HELD_LOOK_S)
+        serving, give_back = leased
+        needs.callback(give_back)
         return serving
 
     @contextmanager
@@ -173,11 +208,11 @@ class _Api:
             self._on_exchange(turn.exchange)
 
         if job.asked.stream:
-            return EventStream(turn, job.shape, wants_usage=job.asked.wants_usage, finish=finish).keep(needs)
+            return EventStream(turn, job.voice, finish=finish).keep(needs)
         async with turn.cancelled_on_leave(request.receive):
             await turn.read_all()
         finish()
-        return whole(turn, job.shape)
+        return whole(turn, job.voice)
 
     async def models(self, _: Request) -> Response:
         return as_json({"object": "list", "data": [self._describe()]})
@@ -225,11 +260,13 @@ class _Job:
     """What was asked, of which generation, as which tokens."""
 
     serving: Serving
-    asked: openai.ChatRequest | openai.CompletionRequest
-    shape: Shape
+    asked: openai.Request
+    voice: Voice
     messages: list[dict[str, Any]]
     prompt: list[int]
     promise: Promise
+    came_s: float
+    """When the request came: its time runs from there, and not from when its form was compiled."""
 
     def start(self) -> list[Generation]:
         """Start every answer that was asked for; what is the same in them is computed once."""
@@ -237,7 +274,7 @@ class _Job:
         try:
             for index in range(self.asked.n or 1):
                 sampling = self.asked.wanted(self.promise.rule, index)
-                adapter, terms = self.serving.adapter, self.asked.terms()
+                adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)
                 started.append(self.serving.engine.start(self.prompt, sampling, adapter=adapter, terms=terms))
         except BaseException:
             for generation in started:
@@ -248,7 +285,7 @@ class _Job:
     def exchange(self) -> Exchange:
         return Exchange(
             # Unique among what one device remembers; half of a UUID is half of a record's bytes on the wire.
-            id=self.shape.prefix + secrets.token_hex(8),
+            id=self.voice.prefix + secrets.token_hex(8),
             generation=self.serving.bundle.generation,
             model=self.serving.bundle.manifest.model.name,
             messages=self.messages,
@@ -259,9 +296,7 @@ class _Job:
         )
 
 
-async def _promise(
-    serving: Serving, asked: openai.ChatRequest | openai.CompletionRequest, toolbox: Toolbox | None
-) -> Promise:
+async def _promise(serving: Serving, asked: openai.Request, toolbox: Toolbox | None) -> Promise:
     if takes_long(asked, toolbox):
         return await asyncio.to_thread(promise, serving.engine, asked, toolbox)
     return promise(serving.engine, asked, toolbox)

@@ -9,20 +9,20 @@ nothing before the answer is whole.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from fieldlm.runtime.answers import Said, Shape, finish_reason, own_fields, usage
+from fieldlm.runtime.answers import Said, finish_reason, own_fields
 from fieldlm.runtime.engines import Chunk, Generation, Outcome, Timings, TokenChoice
 from fieldlm.runtime.openai import Exchange
 from fieldlm.runtime.promise import Promise
 from fieldlm.runtime.refusal import ApiError
-from fieldlm.runtime.replies import as_event, as_json
+from fieldlm.runtime.replies import as_json
 from fieldlm.runtime.tools import Call, CallReader
 
 RETRY_AFTER_S = 2
@@ -154,16 +154,44 @@ class Turn:
                 await watcher
 
 
+class Voice(Protocol):
+    """How one endpoint says a turn: whole, or as events. One voice per request."""
+
+    @property
+    def prefix(self) -> str:
+        """What the answer's id begins with."""
+        ...
+
+    def whole(self, turn: Turn) -> dict[str, Any]:
+        """Return the body for a turn that has ended well."""
+        ...
+
+    def opening(self, turn: Turn) -> Iterator[bytes]:
+        """Yield the events before the first word."""
+        ...
+
+    def said(self, turn: Turn, pieces: Sequence[tuple[Answer, Said]]) -> Iterator[bytes]:
+        """Yield the events for what has just come; not called for a turn with a canned answer."""
+        ...
+
+    def ending(self, turn: Turn) -> Iterator[bytes]:
+        """Yield the last events of a turn that has ended well."""
+        ...
+
+    def failed(self, turn: Turn, error: ApiError) -> Iterator[bytes]:
+        """Yield the last events of one that has not."""
+        ...
+
+
 class EventStream:
     """A turn as server-sent events. Holds what it needs until the last event is out.
 
     The status is sent with the first words: who is rejected while waiting, or fails before them, gets a real one.
     """
 
-    def __init__(self, turn: Turn, shape: Shape, *, wants_usage: bool, finish: Callable[[], None]) -> None:
+    def __init__(self, turn: Turn, voice: Voice, *, finish: Callable[[], None]) -> None:
         self._turn = turn
-        self._shape = shape
-        self._wants_usage = wants_usage
+        self._voice = voice
         self._finish = finish
         self._needs = ExitStack()
 
@@ -186,49 +214,26 @@ class EventStream:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self, said: list[tuple[Answer, Said]]) -> AsyncGenerator[bytes]:
-        turn, shape, exchange = self._turn, self._shape, self._turn.exchange
-        head = shape.head(exchange, shape.chunk_object)
-        for answer in turn.answers if shape.is_chat else ():
-            yield as_event({**head, "choices": [shape.opening(answer.index)]})
+        turn, voice = self._turn, self._voice
+        for event in voice.opening(turn):
+            yield event
         while True:
-            for event in self._said(said):
-                yield as_event({**head, "choices": [event]})
+            for event in voice.said(turn, said) if turn.promise.on_miss is None else ():
+                yield event
             if turn.has_ended:
                 break
             said = await turn.read()
         self._finish()
-        if error := turn.failure():
-            yield as_event(error.document())
-            return
-        for answer in turn.answers:
-            if turn.promise.on_miss is not None:
-                yield as_event({**head, "choices": [self._delta(answer.final())]})
-            end = shape.delta(Said(index=answer.index), answer.reason)
-            yield as_event({**head, "choices": [end], "fieldlm": own_fields(exchange)})
-        if self._wants_usage:
-            yield as_event({**head, "choices": [], "usage": usage(exchange.timings)})
-        yield b"data: [DONE]\n\n"
-
-    def _said(self, pieces: list[tuple[Answer, Said]]) -> list[dict[str, Any]]:
-        if self._turn.promise.on_miss is not None:
-            return []
-        return [
-            self._delta(said, len(answer.whole.calls) - len(said.calls))
-            for answer, said in pieces
-            if said.text or said.calls or (said.tokens and self._turn.promise.vocabulary is not None)
-        ]
-
-    def _delta(self, said: Said, first_call: int = 0) -> dict[str, Any]:
-        return self._shape.delta(said, None, self._turn.promise.vocabulary, first_call=first_call)
+        error = turn.failure()
+        for event in voice.failed(turn, error) if error else voice.ending(turn):
+            yield event
 
 
-def whole(turn: Turn, shape: Shape) -> Response:
+def whole(turn: Turn, voice: Voice) -> Response:
     """Return the answers of a turn that has ended, or why there are none."""
     if error := turn.failure():
         return refused(error)
-    vocabulary = turn.promise.vocabulary
-    choices = [shape.choice(answer.final(), answer.reason, vocabulary) for answer in turn.answers]
-    return as_json(shape.whole(turn.exchange, choices))
+    return as_json(voice.whole(turn))
 
 
 def refused(error: ApiError) -> Response:
