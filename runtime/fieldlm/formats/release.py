@@ -95,8 +95,8 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """To whom a release is offered, as the `custom` field of its TUF target says.
 
-    `share_ppm` of a million devices, by their `place` (signed JSON has no fractions); from `since` on (Unix seconds), each one at a moment of its own
-    within `spread_s`. A paused release is taken by nobody new; a pulled one never again.
+    `share_ppm` of a million devices, by their `place` (signed JSON has no fractions); from `since` on (Unix seconds),
+    each one at a moment of its own within `spread_s`. Nobody new takes a paused release, nobody ever a pulled one.
     """
 
     share_ppm: int = 1_000_000
@@ -126,16 +126,12 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 class Pointer(msgspec.Struct, frozen=True, kw_only=True):
     """The retained MQTT message that says there is something new. A hint: nothing in it is believed.
 
-    An empty `repository` means the one the device is configured with. Only devices whose place, by `salt`, is below
-    `share` look now, each at its own moment within `spread_s` seconds; another pointer with a larger share follows.
+    An empty `repository` means the one the device is configured with.
     """
 
     seq: int
     profile: str
     repository: str = ""
-    salt: str = ""
-    share: float = 1.0
-    spread_s: float = 0.0
 
 
 def blob_path(sha256: str) -> str:

@@ -9,12 +9,13 @@ from fieldlm.formats.errors import FieldlmError
 
 GROUP = "fieldlm.commands"
 COMPILER_COMMANDS = {
-    "cluster", "collect", "compile", "curate", "dataset", "demo", "evaluate", "publish", "tune",
+    "cluster", "collect", "compile", "curate", "dataset", "demo", "evaluate", "keys", "publish",
+    "release", "tune",
 }  # fmt: skip
 USAGE = """\
 usage: fieldlm COMMAND [ARGUMENTS]      fieldlm COMMAND --help says more
 
-  make       compile  verify  publish
+  make       compile  verify  publish  release  keys
   serve      serve  run  chat  ps  doctor
   devices    detect  profiles  bench  devices  update  slots
   learn      broker  collect  curate  cluster  dataset  tune  evaluate
