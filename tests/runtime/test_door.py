@@ -261,6 +261,21 @@ def test_a_client_that_does_not_finish_its_request_is_closed(said: bytes) -> Non
         assert b" 408 " in all_of(client).partition(b"\r\n")[0]
 
 
+def test_a_head_without_an_end_is_refused() -> None:
+    with listening(small_app()) as server, connect(server) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n" + b"x-more: and more\r\n" * 5000)
+        assert b" 431 " in all_of(client).partition(b"\r\n")[0]
+
+
+def test_a_long_body_is_no_long_head() -> None:
+    async def read(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(len(await request.body())))
+
+    app = Starlette(routes=[Route("/", read, methods=["POST"])])
+    with listening(app) as server, httpx.Client() as client:
+        assert [client.post(server.url, content=bytes(300_000)).text for _ in range(2)] == ["300000"] * 2
+
+
 def test_an_answer_may_take_longer_than_its_request() -> None:
     async def slow(_: Request) -> PlainTextResponse:
         await asyncio.sleep(0.5)

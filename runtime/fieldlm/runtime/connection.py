@@ -2,6 +2,9 @@
 
 A client that takes too long to send its request is answered 408 and closed; one that stops reading is cut off; beyond
 a number of connections the next is answered 503. On a unix socket the kernel says who is on the other end.
+
+Of uvicorn's two protocols this is the one that parses in C: the events of a stream cost a seventh of what they cost
+over h11, a request a third, and on a small board all of it is taken from the threads that compute.
 """
 
 import asyncio
@@ -12,13 +15,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fieldlm.runtime.auth import TRUSTED
 
 SO_PEERGROUPS = 59  # Linux; Python has no name for it
 MOST_GROUPS = 65_536
+MOST_HEAD = 64 << 10  # bytes of a request before its body; the parser itself has no bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,8 @@ class Peers:
         return self.group in (group, *struct.unpack(f"{len(listed) // 4}I", listed))
 
 
-class Connection(H11Protocol):
-    """uvicorn's connection over h11, bounded."""
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection over httptools, bounded."""
 
     def __init__(self, *args: Any, limits: Limits, peers: Peers, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -65,6 +68,8 @@ class Connection(H11Protocol):
         self._peers = peers
         self._receiving: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._head = 0
+        """Bytes received of a head that is not complete."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -79,9 +84,27 @@ class Connection(H11Protocol):
             self._bound_receiving()
 
     def data_received(self, data: bytes) -> None:
-        self._bound_receiving()
+        if not self._is_answering:
+            self._bound_receiving()
+        self._head += len(data)
         super().data_received(data)
-        self._look()
+        if self._head > MOST_HEAD:
+            self._turn_away(431, "the head of this request is too long")
+
+    def on_headers_complete(self) -> None:
+        self._head = -sys.maxsize
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Stop the clock: the request is complete. Between two requests uvicorn has a clock of its own."""
+        self._head = 0
+        self._receiving = _cancel(self._receiving)
+        super().on_message_complete()
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether a whole request is here whose answer is not out yet."""
+        return not (getattr(self.cycle, "more_body", True) or self.cycle.response_complete)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -99,11 +122,6 @@ class Connection(H11Protocol):
     def _bound_receiving(self) -> None:
         if self._receiving is None:
             self._receiving = self.loop.call_later(self._limits.receive_s, self._too_slow)
-
-    def _look(self) -> None:
-        """Stop the clock once the request is complete; between two requests uvicorn has a clock of its own."""
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._receiving = _cancel(self._receiving)
 
     def _too_slow(self) -> None:
         self._receiving = None
