@@ -31,7 +31,7 @@ def checkpoint(family: str, seed: int) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer()
     shape: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -57,7 +57,7 @@ def checkpoint(family: str, seed: int) -> Path:
     return folder
 
 
-def _tokenizer() -> Any:
+def make_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

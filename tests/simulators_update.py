@@ -15,7 +15,9 @@ from fieldlm.formats.errors import EngineError
 from fieldlm.formats.release import Release
 from fieldlm.runtime.engines import DEFAULT_TERMS, Chunk, Engine, Generation, Sampling, Terms, Timings
 from fieldlm.runtime.slots import Slots
-from fieldlm.runtime.update import Updater, UpdateResult
+from fieldlm.runtime.update import Updater
+from fieldlm.runtime.update_report import UpdateResult
+from fieldlm.runtime.vitals import Complaint
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 BASE_BYTES = 3_300_000  # four chunks, the last one short
@@ -135,6 +137,12 @@ class LiveSimulator:
                 raise EngineError(f"{file.path} is missing")
         return ServingSimulator(bundle, EngineSimulator())
 
+    def clear(self) -> None:
+        self.story.append(f"clear {self.current.bundle.generation}")
+
+    def wake(self) -> None:
+        self.story.append(f"wake {self.current.bundle.generation}")
+
     def switch(self, serving: ServingSimulator) -> None:
         self.story.append(f"switch {serving.bundle.generation}")
         self.current = serving
@@ -176,7 +184,7 @@ class Site:
             trust=self.keys / "root.json",
             on_event=lambda event, **detail: self.events.append((event, detail)),
             probe_score=lambda serving: probe_score,
-            complaint=lambda: complaint,
+            complaint=lambda generation, before: Complaint(reason="errors", detail=complaint) if complaint else None,
         )
 
     def update(self) -> UpdateResult:

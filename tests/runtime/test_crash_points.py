@@ -19,7 +19,7 @@ from fieldlm.compiler.publish import publish
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import FieldlmError
 from fieldlm.runtime.slots import Slots
-from fieldlm.runtime.update import UpdateResult
+from fieldlm.runtime.update_report import UpdateResult
 from tests.simulators_disk import Moment, Node, intercepted, lay_out, recording
 from tests.simulators_update import Site, simulated_live, small_bundle
 
@@ -48,9 +48,9 @@ class World:
     def publish(self, name: str) -> None:
         publish(self.releases[name].folder, self.folder / "repository", keys=self.folder / "keys")
 
-    def start(self, disk: Path, on_step: OnStep = nobody) -> Site:
+    def start(self, disk: Path, on_step: OnStep = nobody, *, boot_id: str = "before") -> Site:
         """Start what lies on `disk`, as `fieldlm serve BUNDLE` does; the caller closes its slots."""
-        slots = Slots(disk / "state", on_step=on_step)
+        slots = Slots(disk / "state", on_step=on_step, boot_id=boot_id)
         try:
             slots.factory(self.base.folder)
             return Site(self.folder, slots, simulated_live(slots.boot()), self.base)
@@ -185,7 +185,7 @@ def revive(world: World, scene: Scene, disk: Path, *, is_updated: bool) -> None:
         committed = slots.status().current or world.base.id
     finally:
         slots.close()
-    site = world.start(disk)
+    site = world.start(disk, boot_id="after")
     try:
         assert site.live.current.bundle.id == committed, "another generation than the committed one"
         assert "damaged" not in {step.step for step in site.slots.status().journal}, "the committed one was damaged"

@@ -14,8 +14,10 @@ import pytest
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import BundleError, InputError
 from fieldlm.formats.release import FORMAT, Blob, Release
+from fieldlm.runtime.admission import refusal
 from fieldlm.runtime.journal import Known
-from fieldlm.runtime.slots import Slots, main, refusal
+from fieldlm.runtime.slots import Slots
+from fieldlm.runtime.slots_command import main
 from tests.simulators_update import Site, make_site, simulated_live, small_bundle, update_and_die
 
 SIZE = 5_000
@@ -66,7 +68,7 @@ def test_a_device_killed_after_any_step_starts_complete_and_can_update(
         shutil.rmtree(site.slots.state)
         shutil.copytree(tmp_path / "fresh", site.slots.state)
         is_committed = "commit" in crash(site, fatal)
-        site.slots = Slots(site.slots.state)
+        site.slots = Slots(site.slots.state, boot_id="after a power cut")
         booted = site.slots.boot()
         assert booted.id == (tuned.id if is_committed else base.id)
         assert open_bundle(booted.folder).id == booted.id
@@ -103,7 +105,7 @@ def test_a_release_that_kills_the_process_three_times_is_not_tried_a_fourth_time
     assert site.slots.boot().id == base.id
     assert site.update().reason == "failed-before"
     (failed,) = site.slots.status().failed
-    assert failed.failed == "crashed in 3 loads"
+    assert failed.failed == "crash: it ended in 3 loads"
 
 
 def test_the_same_factory_bundle_again_leaves_the_update_current(site: Site, base: Bundle, tuned: Bundle) -> None:
@@ -213,7 +215,7 @@ def test_the_command_needs_a_state_folder_with_a_journal(tmp_path: Path) -> None
     assert not (tmp_path / "none" / "slots.db").exists()
 
 
-NOTHING = Blob(sha256="b" * 64, size=0, chunks=())
+NOTHING = Blob(sha256="b" * 64, size=0)
 RELEASE = Release(
     format=FORMAT, seq=5, profile="test", bundle="b" * 64, signer="s", manifest=NOTHING, signature=NOTHING, files=()
 )

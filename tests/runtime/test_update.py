@@ -68,17 +68,17 @@ def test_whatever_a_pointer_says_the_repository_decides(site: Site, hint: bytes)
 
 def test_answers_that_are_not_as_expected_undo_the_update_before_any_request_sees_it(site: Site, tuned: Bundle) -> None:
     result = site.updater(probe_score=0.4).check_and_update()
-    assert (result.outcome, result.reason) == ("rolled-back", "probe")
+    assert (result.outcome, result.reason) == ("rolled-back", "garbage")
     assert "40%" in result.detail
     assert site.live.story == [f"load {tuned.generation}", f"discard {tuned.generation}"]
     assert site.slots.current().id == site.base.id
     assert site.events[-1][0] == "update.rolled-back"
-    assert site.events[-1][1]["reason"] == "probe"
+    assert site.events[-1][1]["reason"] == "garbage"
 
 
 def test_a_complaint_after_the_switch_brings_the_old_generation_back(site: Site) -> None:
     result = site.updater(complaint="every answer is empty").check_and_update()
-    assert (result.outcome, result.reason) == ("rolled-back", "probe")
+    assert (result.outcome, result.reason) == ("rolled-back", "errors")
     assert site.live.current.bundle.id == site.slots.current().id == site.base.id
 
 

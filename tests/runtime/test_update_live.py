@@ -13,7 +13,7 @@ import pytest
 from fieldlm.compiler.publish import publish
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import LinkError
-from fieldlm.runtime import update
+from fieldlm.runtime import update_command
 from fieldlm.runtime.listen import listening
 from fieldlm.runtime.live import Live, Serving
 from fieldlm.runtime.probe import agrees, score
@@ -79,7 +79,7 @@ def test_an_adapter_arrives_while_customers_ask_and_none_notices(
         for thread in threads:
             thread.start()
         customers.wait_for(4)
-        assert update.main(["--url", server.url, "--json"]) == 0
+        assert update_command.main(["--url", server.url, "--json"]) == 0
         customers.wait_for(len(customers.answers) + 4)
         customers.is_over.set()
         for thread in threads:
@@ -109,15 +109,15 @@ def test_a_device_that_serves_nobody_is_updated_by_the_same_command(
     tuned, _ = offer(tmp_path, slots, live, scale=0.05)
     slots.close()
     command = ["--state", str(slots.state), "--repository", str(tmp_path / "repository")]
-    assert update.main([*command, "--trust", str(tmp_path / "keys" / "root.json")]) == 0
+    assert update_command.main([*command, "--trust", str(tmp_path / "keys" / "root.json")]) == 0
     assert f"now at release 1, generation {tuned.generation}" in capsys.readouterr().out
-    assert update.main(command) == 0
+    assert update_command.main(command) == 0
     assert "nothing new" in capsys.readouterr().out
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(LinkError, match="fieldlm serve"):
-        update.main(["--url", "http://127.0.0.1:9"])
+        update_command.main(["--url", "http://127.0.0.1:9"])
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from fieldlm.formats.errors import ConfigError
 from fieldlm.runtime.openai import ApiError
 from fieldlm.runtime.replies import refusal
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready"})
-"""Answered without a key: whether it lives, whether it is ready, and the page, which asks for the key itself."""
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready", "/v1/fieldlm/command"})
+"""Answered without a key: whether it lives, whether it is ready, the page, which asks for the key itself, and commands,
+which are signed."""
 SHORTEST_KEY = 16
 LOCAL_NAMES = (".local", ".localhost", ".lan", ".internal", ".home.arpa")
 TRUSTED = "fieldlm.trusted"

@@ -1,15 +1,21 @@
 """Find devices on the local network, and be found: DNS-SD, `_fieldlm._tcp`.
 
-What is announced is a hint and no proof: the device's id, its profile, what it runs and where its API is; nothing
-secret. Whatever goes wrong here is a line on stderr, never a reason not to serve.
+What is announced is a hint and no proof: the device's id, its profile, what it runs, where its API is, and how its
+certificate's SHA-256 begins; nothing secret. Addresses come and go (a cable, another Wi-Fi): the announcement follows.
+Two devices of one name both keep answering, one of them under a number. Whatever goes wrong here is a line on stderr,
+never a reason not to serve.
 """
 
+import hashlib
 import ipaddress
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import ifaddr
 import msgspec
 from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
@@ -21,10 +27,12 @@ from fieldlm.runtime.config import Config
 SERVICE = "_fieldlm._tcp.local."
 QUIET = (Error, OSError, ValueError)
 """What zeroconf raises for a network that is not as it wishes, and for names it does not like."""
+FINGERPRINT = 16  # hex digits of the certificate's SHA-256
+LOOK_S, SETTLE_S = 5.0, 2.0  # between two looks at the addresses, and until new ones count: a cable bounces
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """One announced device; `url` is where its API is."""
+    """One announced device: `url` is where its API is, `fingerprint` how its certificate's SHA-256 begins, if any."""
 
     id: str
     name: str
@@ -33,14 +41,50 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     generation: str
     model: str
     state: str
+    fingerprint: str = ""
+
+
+def own_addresses() -> frozenset[str]:
+    """Return the IPv4 addresses that the machine has now."""
+    adapters = ifaddr.get_adapters()
+    return frozenset(str(address.ip) for adapter in adapters for address in adapter.ips if address.is_IPv4)
+
+
+def certificate_fingerprint(path: Path) -> str:
+    """Return how the SHA-256 of the first certificate in the PEM at `path` begins; "" when there is none to read."""
+    try:
+        pem = path.read_text()
+        begin, end = pem.index(ssl.PEM_HEADER), pem.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[begin:end])).hexdigest()[:FINGERPRINT]
+    except (OSError, ValueError):
+        return ""
 
 
 class Announcer:
-    """Announces one device from `start` to `stop`, and never raises for what the network does."""
+    """Announces one device from `start` to `stop`, and never raises for what the network does.
 
-    def __init__(self, config: Config, *, generation: str, model: str, profile: str, state: str = "ready") -> None:
+    `addresses` says which IPv4 addresses the machine has now.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        generation: str,
+        model: str,
+        profile: str,
+        state: str = "ready",
+        addresses: Callable[[], frozenset[str]] = own_addresses,
+        look_s: float = LOOK_S,
+        settle_s: float = SETTLE_S,
+    ) -> None:
         self._config = config
+        self._own_addresses = addresses
+        self._look_s, self._settle_s = look_s, settle_s
+        self._stopping = threading.Event()
+        fingerprint = certificate_fingerprint(Path(config.tls_cert)) if config.tls_cert else ""
         self._text = {
+            **({"fp": fingerprint, "tls": "1"} if fingerprint else {}),
             "txtvers": "1",
             "id": config.device,
             "prof": profile,
@@ -58,7 +102,23 @@ class Announcer:
     def start(self, *, port: int = 0) -> None:
         """Announce the device soon; `port` is the real one where the configured one was 0."""
         # Asking whether the name is free takes over a second, which the start of a service does not wait for.
-        threading.Thread(target=self._register, args=(port or self._config.port,), name="announce", daemon=True).start()
+        threading.Thread(target=self._follow, args=(port or self._config.port,), name="announce", daemon=True).start()
+
+    def _follow(self, port: int) -> None:
+        """Announce, and announce anew whenever the machine has had other addresses for a moment."""
+        while not self._stopping.is_set():
+            announced = self._own_addresses()
+            self._register(port)
+            while self._own_addresses() == announced or not self._is_settled():
+                if self._stopping.wait(self._look_s):
+                    return
+            with self._lock:
+                self._withdraw()
+
+    def _is_settled(self) -> bool:
+        now = self._own_addresses()
+        self._stopping.wait(self._settle_s)
+        return self._own_addresses() == now
 
     def _register(self, port: int) -> None:
         with self._lock:
@@ -87,16 +147,20 @@ class Announcer:
 
     def stop(self) -> None:
         """Take the announcement back."""
+        self._stopping.set()
         with self._lock:
             self._is_stopped = True
-            if self._zeroconf is None:
-                return
-            try:
-                self._zeroconf.unregister_all_services()
-                self._zeroconf.close()
-            except QUIET as error:
-                terminal.log(f"the announcement on the network was not taken back: {error or type(error).__name__}")
-            self._zeroconf = self._info = None
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        if self._zeroconf is None:
+            return
+        try:
+            self._zeroconf.unregister_all_services()
+            self._zeroconf.close()
+        except QUIET as error:
+            terminal.log(f"the announcement on the network was not taken back: {error or type(error).__name__}")
+        self._zeroconf = self._info = None
 
     def _describe(self, port: int, *, name: str = "") -> ServiceInfo:
         device = self._config.device
@@ -150,14 +214,16 @@ def _device(zeroconf: Zeroconf, name: str) -> Device | None:
         return None
     text = {_text(key): _text(value or b"") for key, value in info.properties.items()}
     addresses = info.parsed_addresses(IPVersion.V4Only) or [f"[{each}]" for each in info.parsed_addresses()]
+    scheme = "https" if text.get("tls") == "1" else "http"
     return Device(
         id=text.get("id", ""),
         name=name.removesuffix(f".{SERVICE}"),
-        url=f"http://{addresses[0] if addresses else info.server}:{info.port}{text.get('path', '/v1')}",
+        url=f"{scheme}://{addresses[0] if addresses else info.server}:{info.port}{text.get('path', '/v1')}",
         profile=text.get("prof", ""),
         generation=text.get("gen", ""),
         model=text.get("mdl", ""),
         state=text.get("st", ""),
+        fingerprint=text.get("fp", ""),
     )
 
 

@@ -1,16 +1,24 @@
-"""Which generation answers now. A switch disturbs no running answer: what it uses stays loaded until it ends."""
+"""Which generation answers now. A switch disturbs no running answer: what it uses stays loaded until it ends.
+
+Where memory does not hold two bases, the new one takes the old one's place: requests that come are held back, those
+that run end, the old base is freed and the new one loaded; whoever was held back is answered then.
+"""
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.errors import EngineError
-from fieldlm.runtime.engines import Engine, Sampling, open_engine
+from fieldlm.formats.errors import EngineError, LinkError
+from fieldlm.runtime.engines import DEFAULT_TERMS, Engine, Generation, Sampling, Terms, open_engine
 from fieldlm.runtime.template import render
 
+DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
+LOOK_S = 0.02
 Release = Callable[[], None]
 
 
@@ -44,7 +52,13 @@ class Live:
         self._leases: Counter[Serving] = Counter()
         self._loaded: list[Serving] = []
         self._current: Serving | None = None
+        self._is_held = False
         self._current = self.load(bundle)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether new requests have to wait, because a generation takes another one's place."""
+        return self._is_held
 
     @property
     def current(self) -> Serving:
@@ -54,17 +68,32 @@ class Live:
 
     @contextmanager
     def lease(self) -> Generator[Serving]:
-        """Yield the current generation; it stays loaded until the block ends, whatever is switched meanwhile."""
+        """Yield the current generation; it stays loaded until the block ends, whatever is switched meanwhile.
+
+        Never waits: while requests are held back, what is yielded describes the generation that was and answers nobody.
+        """
         with self._lock:
             serving = self.current
             self._leases[serving] += 1
         try:
             yield serving
         finally:
-            with self._lock:
-                self._leases[serving] -= 1
-                release = self._retire_if_unused(serving)
-            release()
+            self._give_back(serving)
+
+    def try_lease(self) -> tuple[Serving, Release] | None:
+        """Return the current generation and what gives it back; None while requests are held back."""
+        with self._lock:
+            if self._is_held:
+                return None
+            serving = self.current
+            self._leases[serving] += 1
+        return serving, lambda: self._give_back(serving)
+
+    def _give_back(self, serving: Serving) -> None:
+        with self._lock:
+            self._leases[serving] -= 1
+            release = self._retire_if_unused(serving)
+        release()
 
     def load(self, bundle: Bundle) -> Serving:
         """Load `bundle` beside what runs: only its adapter where the same base is in memory, else a second engine.
@@ -79,6 +108,7 @@ class Live:
         with self._lock:
             assert serving in self._loaded, "only a loaded generation can be switched to"
             before, self._current = self.current, serving
+            self._is_held = False
             release = self._retire_if_unused(before)
         release()
 
@@ -88,6 +118,49 @@ class Live:
             assert serving is not self._current, "the generation that answers cannot be discarded"
             release = self._retire_if_unused(serving)
         release()
+
+    def clear(self, *, within_s: float = DRAIN_S) -> None:
+        """Free what runs, to make room for another: requests that come wait until `switch`, or `wake`.
+
+        Raises LinkError when the running answers do not end in time; the generation answers on then.
+        """
+        self._is_held = True
+        try:
+            self._drain(within_s)
+        except LinkError:
+            self._is_held = False
+            raise
+        self._rest()
+
+    def wake(self) -> None:
+        """Let the generation answer again that `clear` freed."""
+        self.switch(self.load(self.current.bundle))
+
+    def _drain(self, within_s: float) -> None:
+        end_s = time.monotonic() + within_s
+        while self._busy():
+            if time.monotonic() > end_s:
+                raise LinkError(f"answers still run after {within_s:.0f} s; the update is tried again later")
+            time.sleep(LOOK_S)
+
+    def _busy(self) -> bool:
+        with self._lock:
+            return any(count > 0 for serving, count in self._leases.items() if serving in self._loaded)
+
+    def _rest(self) -> None:
+        """Free everything; what stands in its place knows its name and nothing else."""
+        current = self.current
+        asleep = Serving(bundle=current.bundle, engine=_Asleep(current.engine), adapter=current.adapter)
+        with self._lock:
+            self._loaded.append(asleep)
+            self._current = asleep
+        self._free([each for each in self._loaded if each is not asleep])
+
+    def _free(self, servings: list[Serving]) -> None:
+        with self._lock:
+            self._loaded = [each for each in self._loaded if each not in servings]
+        for engine in {id(serving.engine): serving.engine for serving in servings}.values():
+            engine.close()
 
     def close(self) -> None:
         """Cancel what runs and free everything."""
@@ -115,7 +188,8 @@ class Live:
     def _hold_base(self, bundle: Bundle) -> Serving:
         """Return `bundle`'s base without its adapter, on an engine that has it already or on a new one."""
         with self._lock:
-            engine = next((s.engine for s in self._loaded if _same_base(s.bundle, bundle)), None)
+            awake = (each for each in self._loaded if not isinstance(each.engine, _Asleep))
+            engine = next((s.engine for s in awake if _same_base(s.bundle, bundle)), None)
             if engine is not None:
                 return self._hold(bundle, engine)
         engine = open_engine(
@@ -150,6 +224,42 @@ class Live:
             return serving.engine.close
         name = serving.adapter
         return (lambda: serving.engine.drop_adapter(name)) if name else _nothing
+
+
+class _Asleep:
+    """Stands for an engine that was freed until another takes its place."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.context = engine.context
+        self.stop_tokens = engine.stop_tokens
+
+    def tokenize(self, text: str) -> list[int]:
+        raise self._error()
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        raise self._error()
+
+    def vocabulary(self) -> Sequence[bytes]:
+        raise self._error()
+
+    def start(
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Generation:
+        raise self._error()
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        raise self._error()
+
+    def drop_adapter(self, name: str) -> None:
+        raise self._error()
+
+    def memory_mb(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None: ...
+
+    def _error(self) -> EngineError:
+        return EngineError("another generation is being loaded")
 
 
 def canary(serving: Serving) -> None:

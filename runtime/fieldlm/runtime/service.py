@@ -4,6 +4,7 @@ slots ─ bundle ─ live ─ server ─ recorder ─ spool ─ sync ─ broker
 └──────────── updater ──┘                      (a release pointer comes back down the same way)
 """
 
+import os
 import signal
 import threading
 import time
@@ -21,21 +22,34 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import BundleError, EngineError
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.runtime import notify, terminal
+from fieldlm.runtime.busy import Busy, busy_routes
+from fieldlm.runtime.commands import Action, Commands, command_route
 from fieldlm.runtime.config import Config, load_config
 from fieldlm.runtime.discovery import Announcer
 from fieldlm.runtime.door import Door
 from fieldlm.runtime.hardware import detect, peak_rss_mb, rss_mb, temperature_c, usable_cores
-from fieldlm.runtime.live import Live
+from fieldlm.runtime.health import compare, within
+from fieldlm.runtime.live import Live, Serving
+from fieldlm.runtime.openai import Exchange, Feedback
 from fieldlm.runtime.recorder import Recorder, load_salt
+from fieldlm.runtime.rehearse import Limits, patience_s, rehearse
 from fieldlm.runtime.server import make_app, warm
-from fieldlm.runtime.slots import Slots
+from fieldlm.runtime.slots import CRASH_FREE_S, Slots
 from fieldlm.runtime.spool import Spool
 from fieldlm.runtime.sync import Sync
 from fieldlm.runtime.update import Updater, update_routes
+from fieldlm.runtime.update_report import UpdateState
+from fieldlm.runtime.vitals import Watch
 from fieldlm.runtime.watch import Pulse
 
 READY_S = 120.0
 """How long the first answer may take; a large model on a small board needs its time."""
+OBSERVE_S, GUARD_S = 10.0, 3600.0
+"""How long an update is watched before it is committed, and how long it is taken back for harm after that."""
+POLL_S = 3600.0
+"""How often a device looks into its repository without being told."""
+HANG = 75
+"""The exit code, EX_TEMPFAIL, of a device whose load hangs: whatever started it starts it again, with what worked."""
 
 
 class Device:
@@ -45,6 +59,7 @@ class Device:
         self.config = config
         self.profile = profile
         self._parts = ExitStack()
+        self._is_stopping = threading.Event()
         self._patience_end_s = time.monotonic() + READY_S
         try:
             self._wire(folder)
@@ -54,6 +69,7 @@ class Device:
 
     def close(self) -> None:
         """Take everything down, last part first; what is not acknowledged stays in the spool."""
+        self._is_stopping.set()
         self._parts.close()
 
     def run(self) -> None:
@@ -62,6 +78,7 @@ class Device:
         with suppress(KeyboardInterrupt):
             self._http.run()
         notify.stopping()
+        self.updater.close()
         self.slots.confirm()
 
     def _wire(self, folder: Path | None) -> None:
@@ -77,24 +94,26 @@ class Device:
         self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb))
         salt = load_salt(config.state / "salt")
         self.recorder = Recorder(self.spool, device=config.device, mode=config.telemetry, salt=salt)
-        self.updater = Updater(
-            self.slots,
-            self.live,
-            repository=config.repository,
-            trust=Path(config.trust) if config.trust else None,
-            profile=self.profile.id,
-            on_event=self._on_event,
-        )
+        self.watch = Watch(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
+        self.busy = Busy()
+        self.commands = Commands(config.state, config.device, self._actions())
+        self.updater = self._updater()
+        self.updater.poll(POLL_S)
         self.announcer = Announcer(config, generation=self._generation, model=self._model, profile=self.profile.id)
         self.sync = self._sync() if config.broker else None
         self._not_ready = warm(self.live)
         pulse = Pulse()
         app = make_app(
             self.live,
-            self.recorder.exchange,
-            on_feedback=lambda said: self.recorder.feedback(said.id, said.rating, said.correction),
+            self._on_exchange,
+            on_feedback=self._on_feedback,
             ready=self._not_ready,
-            extra_routes=[*update_routes(self.updater), Route("/v1/fieldlm/status", self._status)],
+            extra_routes=[
+                *update_routes(self.updater),
+                *busy_routes(self.busy),
+                command_route(self.commands),
+                Route("/v1/fieldlm/status", self._status),
+            ],
             keys=door.keys,
             any_name=config.open,
             pulse=pulse,
@@ -105,6 +124,68 @@ class Device:
             self.announcer.start(port=self._http.port)
             keep.callback(self.announcer.stop)
 
+    def _updater(self) -> Updater[Serving]:
+        config, memory = self.config, self.profile.memory
+        limits = Limits(
+            context=self._context or 0, parallel=self.live.parallel, budget_mb=float(memory.model_budget_mb)
+        )
+        return Updater(
+            self.slots,
+            self.live,
+            repository=config.repository or (self.commands.owner.repository if self.commands.owner else ""),
+            trust=Path(config.trust) if config.trust else None,
+            profile=self.profile.id,
+            device=config.device,
+            on_event=self._on_event,
+            rehearse=lambda bundle: rehearse(bundle, limits),
+            compare=compare,
+            complaint=self.watch.complaint,
+            on_switch=self.watch.begin,
+            on_hang=_exit_hung,
+            busy=self.busy,
+            observe_s=OBSERVE_S,
+            guard_s=GUARD_S,
+        )
+
+    def _actions(self) -> dict[str, Action]:
+        """Return what the owner may have this device do."""
+
+        def update(args: dict[str, str]) -> UpdateState:
+            del args
+            before = self.updater.state
+            self.updater.start()
+            return before
+
+        def adopt(args: dict[str, str]) -> dict[str, Any]:
+            self.updater.adopt(args.get("repository", ""), args.get("root", ""))
+            return self._presence() | {"device": self.config.device}
+
+        return {
+            "adopt": adopt,
+            "status": lambda args: self._facts() | {"update": self.updater.state},
+            "update": update,
+            "slots": lambda args: self.slots.status(),
+            "rollback": lambda args: {"generation": self.updater.roll_back("asked: by the owner").generation},
+            "logs": lambda args: terminal.recent(args.get("lines", "50")),
+        }
+
+    def _on_command(self, message: bytes) -> None:
+        answer = self.commands.hear(message)
+        if answer.id and self.sync:
+            self.sync.tell(f"res/{answer.id}", msgspec.json.encode(answer))
+
+    def _on_exchange(self, exchange: Exchange) -> None:
+        timings = exchange.timings
+        steps = timings.completion_tokens - 1
+        speed = steps / timings.decode_s if steps > 0 and timings.decode_s > 0 else None
+        self.watch.answered(exchange.generation, exchange.id, exchange.outcome, speed)
+        self.recorder.exchange(exchange)
+
+    def _on_feedback(self, said: Feedback) -> bool:
+        if said.correction is not None or said.rating == "down":
+            self.watch.corrected(said.id)
+        return self.recorder.feedback(said.id, said.rating, said.correction)
+
     def _sync(self) -> Sync:
         sync = Sync(
             self.spool,
@@ -112,7 +193,8 @@ class Device:
             fleet=self.config.fleet,
             device=self.config.device,
             profile=self.profile.id,
-            on_release=self.updater.start,
+            on_release=self.updater.hear,
+            on_command=self._on_command,
         )
         sync.set_presence(self._presence())
         sync.start()
@@ -124,7 +206,8 @@ class Device:
         while True:
             bundle = self.slots.boot()
             try:
-                return self._open_live(bundle)
+                with within(patience_s(bundle), _exit_hung):
+                    return self._open_live(bundle)
             except EngineError as error:
                 status = self.slots.status()
                 if status.current == status.factory:
@@ -134,11 +217,12 @@ class Device:
 
     def _open_live(self, bundle: Bundle) -> Live:
         config, profile = self.config, self.profile
+        self._context = config.context or min(profile.gguf.context, bundle.manifest.model.context)
         return Live(
             bundle,
             threads=config.threads or None,
             most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
-            context=config.context or min(profile.gguf.context, bundle.manifest.model.context),
+            context=self._context,
             parallel=config.parallel or profile.runtime.parallel,
         )
 
@@ -149,9 +233,15 @@ class Device:
                 terminal.log(f"not ready: {why}")
                 return
             time.sleep(0.02)
-        self.slots.confirm()
+        self.slots.up()
         notify.ready()
+        self.updater.tell_failures()
+        if self.commands.owner is None and (self.sync or self.config.discovery):
+            name = self.config.device
+            terminal.log(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
         terminal.log(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self._http.url}/v1")
+        if not self._is_stopping.wait(CRASH_FREE_S):
+            self.slots.confirm()
 
     @property
     def _generation(self) -> str:
@@ -166,13 +256,21 @@ class Device:
 
     def _on_event(self, event: str, **detail: str) -> None:
         self.recorder.update(event, **detail)
+        if event == "update.rolled-back":
+            # Before it counts as told it has to be where no crash can take it from.
+            self.spool.flush()
+        if event == "update.verified":
+            self.announcer.refresh(state="updating")
         if event in ("update.committed", "update.rolled-back"):
-            self.announcer.refresh(generation=self._generation, model=self._model)
+            self.announcer.refresh(generation=self._generation, model=self._model, state="ready")
             if self.sync:
                 self.sync.set_presence(self._presence())
 
     async def _status(self, request: Request) -> Response:
-        status = {
+        return Response(msgspec.json.encode(self._facts()), media_type="application/json")
+
+    def _facts(self) -> dict[str, Any]:
+        return {
             "device": self.config.device,
             "profile": self.profile.id,
             "model": self._model,
@@ -184,7 +282,11 @@ class Device:
             "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},
             "temperature_c": temperature_c(),
         }
-        return Response(msgspec.json.encode(status), media_type="application/json")
+
+
+def _exit_hung() -> None:
+    terminal.log("a generation does not finish loading; starting again with what worked before")
+    os._exit(HANG)
 
 
 def check_profile(folder: Path, profile: Profile) -> None:

@@ -6,16 +6,19 @@
 
 `current` only ever names a generation that has been committed: an update is loaded beside it, tried, and committed or
 forgotten, so that a start after a crash at any point finds a complete bundle that worked before. Loads are counted
-before they begin; a release that did not survive three is not tried again. The factory bundle, the one that
-`fieldlm serve` is given, is never collected. Given another one than before, that one becomes current: whoever stands
-at the device wins over what came through the air.
+before they begin; a release that did not survive three is not tried again. One that answered people when the process
+ended, on trial or soon after, while the machine went on, has crashed and gets no second chance; a power cut is nobody's
+fault. The factory bundle, the one that `fieldlm serve` is given, is never collected. Given another one than before,
+that one becomes current: whoever stands at the device wins over what came through the air.
+
+What failed here is kept until it was told, so that a reason arrives at home even when the process that knew it is gone.
 """
 
 import fcntl
 import shutil
 import threading
-from collections.abc import Callable, Sequence
-from datetime import datetime
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -26,17 +29,21 @@ from fieldlm.formats.files import disk_errors, link_or_copy, make_folder, sha256
 from fieldlm.formats.keys import Signature, check_signature
 from fieldlm.formats.release import Release
 from fieldlm.runtime import terminal
+from fieldlm.runtime.admission import Refusal, check_release, refusal
 from fieldlm.runtime.blobs import Blobs
-from fieldlm.runtime.config import load_config
 from fieldlm.runtime.journal import Journal, Known, Step
 
 MAX_ATTEMPTS = 3  # loads of one release, and starts of one generation, that may end in a crash
 TAIL = 20
+CRASH_FREE_S = 300.0  # of answering people, after which a generation counts as one that does not crash
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a release is not taken: a code for programs, a line for people."""
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that failed here, as it is told at home; `reason` is the word for programs."""
 
+    bundle: str
+    seq: int
     reason: str
     detail: str
 
@@ -57,8 +64,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 class Slots:
     """The generations of one device. One process holds a state folder at a time; any of its threads may call."""
 
-    def __init__(self, state: Path, *, on_step: Callable[[str], None] = lambda step: None) -> None:
+    def __init__(
+        self, state: Path, *, on_step: Callable[[str], None] = lambda step: None, boot_id: str | None = None
+    ) -> None:
         self.state = state
+        self._boot_id = boot_id or (BOOT_ID.read_text().strip() if BOOT_ID.exists() else "")
         self.blobs = Blobs(state)
         self._mutex = threading.RLock()
         with disk_errors(state):
@@ -99,30 +109,64 @@ class Slots:
                 self._journal.set_slot("factory", bundle.id)
                 if is_new:
                     self._make_current(bundle.id)
-                    self._journal.set_slot("trial", "")
+                    self._end_trial()
             self._collect()
             return bundle
 
     def boot(self) -> Bundle:
         """Return the generation to start with: current, or, where that is damaged or keeps crashing, one before it.
 
-        Counts the start before it happens. Call `confirm` once it serves, and when it is stopped in good order.
+        Counts the start before it happens. Call `up` once it serves, and `confirm` when it has done so for a while
+        without a crash, or is stopped in good order.
         """
         with self._mutex:
             self._interrupted()
-            starts = int(self._journal.setting("starts", "0"))
+            self._crashed_young()
+            starts = self._crashed_starts()
             if starts >= MAX_ATTEMPTS and self._journal.slot("current") != self._journal.slot("factory"):
-                self.rollback(f"crashed in {starts} starts")
+                self.rollback(f"crash: it ended in {starts} starts")
                 starts = 0
             bundle = self._first_whole()
             with self._journal.step("boot", bundle.id):
                 self._journal.set("starts", str(starts + 1))
+                self._journal.set("boot", self._boot_id)
+                self._journal.set("up", "")
             return bundle
 
+    def _crashed_young(self) -> None:
+        """Give up a generation with which the process ended soon after its commit, while the machine went on."""
+        boot_id, _, at_s = self._journal.setting("committed").partition(" ")
+        if boot_id and boot_id == self._boot_id and self._journal.setting("up"):
+            age_s = time.monotonic() - float(at_s)
+            if age_s < CRASH_FREE_S and self._journal.slot("current") != self._journal.slot("factory"):
+                self.rollback(f"crash: the process ended {age_s:.0f} s after the commit")
+
+    def _crashed_starts(self) -> int:
+        """Return the starts that ended in a crash since the last that did not."""
+        is_power_cut = self._journal.setting("boot") != self._boot_id
+        return 0 if is_power_cut and self._journal.setting("up") else int(self._journal.setting("starts", "0"))
+
+    def up(self) -> None:
+        """Say that the generation that was booted serves."""
+        with self._journal.step("up", self._journal.slot("current")):
+            self._journal.set("up", "yes")
+
     def confirm(self) -> None:
-        """Say that the generation that was booted came up."""
+        """Say that the generation that was booted serves without crashing."""
         with self._journal.step("confirm", self._journal.slot("current")):
+            self._journal.set("up", "yes")
             self._journal.set("starts", "0")
+            self._journal.set("committed", "")
+
+    def untold(self) -> list[Failure]:
+        """Return what failed here and was not told at home yet, oldest first."""
+        return msgspec.json.decode(self._journal.setting("untold", "[]"), type=list[Failure])
+
+    def told(self) -> None:
+        """Say that all failures have been told."""
+        if self.untold():
+            with self._journal.step("told"):
+                self._journal.set("untold", "[]")
 
     def current(self) -> Bundle:
         """Return the committed generation; raises BundleError before the first `factory`."""
@@ -175,7 +219,7 @@ class Slots:
         with self._mutex:
             known = self._journal.known(bundle.id)
             if known.attempts >= MAX_ATTEMPTS:
-                self._fail(bundle.id, f"crashed in {known.attempts} loads")
+                self._fail(bundle.id, f"crash: it ended in {known.attempts} loads")
                 raise TrustError(f"release {known.seq} crashed in {known.attempts} loads; it is not tried again")
             with self._journal.step("attempt", bundle.id, f"{known.attempts + 1} of {MAX_ATTEMPTS}"):
                 self._journal.remember(msgspec.structs.replace(known, attempts=known.attempts + 1))
@@ -184,7 +228,12 @@ class Slots:
     def switched(self, bundle: Bundle) -> None:
         """Note that requests go to the generation on trial from now on."""
         with self._journal.step("switch", bundle.id):
-            pass
+            self._journal.set("serving", self._boot_id)
+
+    def reject(self, release: Release, reason: str) -> None:
+        """Remember that the release is not to be tried, and why, before anything of it was loaded."""
+        with self._mutex, self._journal.step("reject", release.bundle, reason):
+            self._remember_failure(Known(bundle=release.bundle, seq=release.seq, min_seq=release.min_seq), reason)
 
     def commit(self) -> None:
         """Make the generation on trial current, raise the floor to what its release asks, drop what is not needed."""
@@ -194,8 +243,9 @@ class Slots:
             known = self._journal.known(trial)
             with self._journal.step("commit", trial):
                 self._make_current(trial)
-                self._journal.set_slot("trial", "")
+                self._end_trial()
                 self._journal.set("starts", "0")
+                self._journal.set("committed", f"{self._boot_id} {time.monotonic()}")
                 self._journal.remember(msgspec.structs.replace(known, attempts=0))
                 self._journal.set("floor", str(max(known.min_seq, int(self._journal.setting("floor", "0")))))
             self._collect()
@@ -209,18 +259,40 @@ class Slots:
             else:
                 current, factory = self._journal.slot("current"), self._journal.slot("factory")
                 with self._journal.step("rollback", current, reason):
-                    self._journal.set_slot("current", self._journal.slot("previous") or factory)
+                    self._journal.set_slot("current", self._before(current))
                     self._journal.set_slot("previous", "")
                     self._journal.set("starts", "0")
                     if current != factory:
-                        self._journal.remember(msgspec.structs.replace(self._journal.known(current), failed=reason))
+                        self._remember_failure(self._journal.known(current), reason)
             self._collect()
             return self.current()
+
+    def before(self) -> Bundle:
+        """Return the generation that a rollback of the current one would lead to.
+
+        Raises InputError where there is none, TrustError where the floor forbids it.
+        """
+        current, floor = self._journal.slot("current"), int(self._journal.setting("floor", "0"))
+        before = self._before(current)
+        if before == current:
+            raise InputError("there is no generation to go back to: the device runs its factory bundle")
+        if self._journal.known(before).seq < floor:
+            raise TrustError(
+                f"generation {before[:12]} came with release {self._journal.known(before).seq}, below this device's "
+                f"floor {floor}; publish what is wanted as a new release"
+            )
+        return self._open(before)
+
+    def _before(self, current: str) -> str:
+        """Return the previous generation, or, where the floor forbids that, the factory's: something has to boot."""
+        previous, factory = self._journal.slot("previous"), self._journal.slot("factory")
+        is_allowed = self._journal.known(previous).seq >= int(self._journal.setting("floor", "0"))
+        return previous if previous and previous != current and is_allowed else factory
 
     def abandon(self, reason: str) -> None:
         """End the trial without a verdict: the release may be tried again."""
         with self._journal.step("abandon", self._journal.slot("trial"), reason):
-            self._journal.set_slot("trial", "")
+            self._end_trial()
 
     def status(self) -> Status:
         return read_status(self._journal)
@@ -230,15 +302,27 @@ class Slots:
         trial = self._journal.slot("trial")
         if not trial:
             return
-        if self._journal.known(trial).attempts >= MAX_ATTEMPTS:
-            self._fail(trial, f"crashed in {MAX_ATTEMPTS} loads")
+        if self._boot_id and self._journal.setting("serving") == self._boot_id:
+            self._fail(trial, "crash: the process ended while it answered people")
+        elif self._journal.known(trial).attempts >= MAX_ATTEMPTS:
+            self._fail(trial, f"crash: it ended in {MAX_ATTEMPTS} loads")
         else:
             self.abandon("interrupted")
 
     def _fail(self, bundle_id: str, reason: str) -> None:
         with self._journal.step("fail", bundle_id, reason):
-            self._journal.remember(msgspec.structs.replace(self._journal.known(bundle_id), failed=reason))
-            self._journal.set_slot("trial", "")
+            self._remember_failure(self._journal.known(bundle_id), reason)
+            self._end_trial()
+
+    def _end_trial(self) -> None:
+        self._journal.set_slot("trial", "")
+        self._journal.set("serving", "")
+
+    def _remember_failure(self, known: Known, reason: str) -> None:
+        self._journal.remember(msgspec.structs.replace(known, failed=reason))
+        word, _, detail = reason.partition(": ")
+        failure = Failure(bundle=known.bundle, seq=known.seq, reason=word if detail else "asked", detail=detail or word)
+        self._journal.set("untold", msgspec.json.encode([*self.untold(), failure]).decode())
 
     def _make_current(self, bundle_id: str) -> None:
         before = self._journal.slot("current")
@@ -319,64 +403,6 @@ class Slots:
         folder = self._folder(bundle_id)
         manifest = parse_manifest((folder / MANIFEST).read_bytes(), what=str(folder))
         return {bundle_id, sha256_file(folder / SIGNATURE), *(file.sha256 for file in manifest.files)}
-
-
-def refusal(release: Release, *, profile: str, current: Known, tried: Known, floor: int) -> Refusal | None:
-    """Decide, without looking at anything else, whether a device takes a release."""
-    if release.profile != profile:
-        return Refusal(reason="profile", detail=f"the release is for {release.profile}, this device is {profile}")
-    if release.seq < floor:
-        return Refusal(reason="rollback", detail=f"release {release.seq} is below this device's floor {floor}")
-    if release.bundle == current.bundle:
-        return Refusal(reason="current", detail=f"release {release.seq} is what this device runs")
-    if release.seq <= current.seq:
-        return Refusal(
-            reason="rollback", detail=f"release {release.seq} is not newer than {current.seq}, the current one"
-        )
-    if tried.failed and tried.seq >= release.seq:
-        return Refusal(reason="failed-before", detail=f"release {tried.seq} failed here: {tried.failed}")
-    return None
-
-
-def check_release(release: Release, bundle: Bundle) -> None:
-    """Raise TrustError unless release and manifest tell the same story."""
-    manifest = bundle.manifest
-    told = {(file.path, file.role, file.size, file.sha256) for file in release.files}
-    if told != {(file.path, file.role, file.size, file.sha256) for file in manifest.files}:
-        raise TrustError(f"release {release.seq} lists other files than its manifest; publish it again")
-    if manifest.profile != release.profile:
-        raise TrustError(f"release {release.seq} for {release.profile} holds a bundle for {manifest.profile}")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `fieldlm slots`."""
-    parser = terminal.parser("slots", "Show which generations this device holds, and the last steps it took.")
-    parser.add_argument("--state", help="the device's state folder")
-    args = parser.parse_args(argv)
-    state = load_config({"state": args.state}).state
-    if not (state / "slots.db").exists():
-        raise InputError(f"{state} holds no generation yet; run: fieldlm serve BUNDLE")
-    journal = Journal(state / "slots.db", read_only=True)
-    try:
-        status = read_status(journal)
-    finally:
-        journal.close()
-    terminal.show(status, _page(status), as_json=args.json)
-    return 0
-
-
-def _page(status: Status) -> str:
-    slots = [(name, getattr(status, name)[:12] or "–") for name in ("current", "previous", "factory", "trial")]
-    parts = [terminal.table(slots, ("slot", "generation")), f"release {status.seq}, floor {status.floor}"]
-    if status.failed:
-        rows = [(known.seq, known.bundle[:12], known.failed) for known in status.failed]
-        parts.append(terminal.table(rows, ("failed", "generation", "reason")))
-    steps = [(_clock(step.wall_ms), step.step, step.bundle[:12], step.detail) for step in status.journal]
-    return "\n\n".join([*parts, terminal.table(steps, ("time", "step", "generation", ""))])
-
-
-def _clock(wall_ms: int) -> str:
-    return datetime.fromtimestamp(wall_ms / 1000).isoformat(" ", "seconds")
 
 
 def read_status(journal: Journal) -> Status:

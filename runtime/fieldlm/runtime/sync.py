@@ -5,6 +5,7 @@ On each connection the device says hello with what it still holds; the collector
 on after that. What is not acknowledged in time is sent again, so a broker may forget everything at any moment.
 """
 
+import contextlib
 import queue
 import random
 import sqlite3
@@ -100,6 +101,13 @@ class Sync:
         link = self._link
         if link:
             self._publish_presence(link)
+
+    def tell(self, part: str, payload: bytes) -> None:
+        """Publish `payload` under the device's own topics, now or never."""
+        link = self._link
+        if link:
+            with contextlib.suppress(LinkError):
+                link.publish(topics.up(self.fleet, self.device, part), payload)
 
     def status(self) -> Status:
         return Status(

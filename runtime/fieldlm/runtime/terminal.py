@@ -7,11 +7,15 @@ import argparse
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from fieldlm.formats.files import canonical_json
+
+RECENT: deque[str] = deque(maxlen=1000)
+"""What was logged last, each line with the time that the clock said."""
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -120,5 +124,11 @@ def progress(name: str, total: int | None = None) -> Generator[Progress]:
 
 
 def log(message: str) -> None:
-    """Write one line to stderr. Never pass a prompt or an answer here."""
+    """Write one line to stderr, and keep it for `fieldlm logs`. Never pass a prompt or an answer here."""
+    RECENT.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
     print(message, file=sys.stderr, flush=True)
+
+
+def recent(lines: str) -> list[str]:
+    """Return the last `lines` that were logged, oldest first; what is no number counts as all."""
+    return list(RECENT)[-int(lines) :] if lines.isdecimal() and int(lines) else list(RECENT)

@@ -10,6 +10,7 @@ import msgspec
 from fieldlm.formats.errors import (
     BundleError,
     EngineError,
+    FieldlmError,
     GateError,
     InputError,
     LinkError,
@@ -18,16 +19,24 @@ from fieldlm.formats.errors import (
 )
 from fieldlm.formats.release import Release
 from fieldlm.runtime.fetch import Source
+from fieldlm.runtime.health import Measured
 
 Outcome = Literal["updated", "current", "refused", "rolled-back", "failed"]
 PAST = {
-    "check": "checked", "fetch": "fetched", "verify": "verified", "load": "loaded", "probe": "probed",
+    "check": "checked", "fetch": "fetched", "verify": "verified", "rehearse": "rehearsed", "load": "loaded",
+    "probe": "probed",
     "switch": "switched", "observe": "observed", "commit": "committed",
 }  # fmt: skip
 REASONS: dict[type[Exception], str] = {
     LinkError: "link", NoSpaceError: "space", TrustError: "trust", BundleError: "bundle", EngineError: "engine",
-    GateError: "probe", InputError: "input", OSError: "disk",
+    GateError: "gate", InputError: "input", OSError: "disk",
 }  # fmt: skip
+
+
+class StoppedError(LinkError):
+    """The process is told to stop while an update is under way; the update is no better or worse for it."""
+
+    reason = "stopped"
 
 
 class OnEvent(Protocol):
@@ -54,6 +63,7 @@ class UpdateResult(msgspec.Struct, frozen=True, kw_only=True):
     generation: str = ""
     bytes_fetched: int = 0
     bytes_bundle: int = 0
+    measured: Measured | None = None
     timeline: tuple[Moment, ...] = ()
 
 
@@ -75,6 +85,7 @@ class Run:
         self.tell = tell
         self.source: Source | None = None
         self.release: Release | None = None
+        self.measured: Measured | None = None
         self.step = ""
         self.done = self.total = 0
         self._began_s = time.monotonic()
@@ -89,10 +100,12 @@ class Run:
         finally:
             took_s = time.monotonic() - began_s
             self._moments.append(Moment(step=step, at_s=round(began_s - self._began_s, 4), took_s=round(took_s, 4)))
-        release = self.release
         moved = self.source.moved if self.source else 0
-        known = {"seq": str(release.seq), "bundle": release.bundle[:12]} if release else {}
-        self.tell(f"update.{PAST[step]}", took_ms=f"{took_s * 1000:.0f}", bytes=str(moved), **known)
+        self.tell(f"update.{PAST[step]}", took_ms=f"{took_s * 1000:.0f}", bytes=str(moved), **self.known())
+
+    def known(self) -> dict[str, str]:
+        """Return which release it is about, once that is known."""
+        return {"seq": str(self.release.seq), "bundle": self.release.bundle[:12]} if self.release else {}
 
     def moved(self, done: int, total: int) -> None:
         self.done, self.total = done, total
@@ -106,10 +119,14 @@ class Run:
             generation=self.release.bundle[:12] if self.release else "",
             bytes_fetched=self.source.moved if self.source else 0,
             bytes_bundle=self.release.size if self.release else 0,
+            measured=self.measured,
             timeline=tuple(self._moments),
         )
 
 
 def reason_of(error: Exception) -> str:
-    """Return the word for programs: what kind of thing went wrong."""
+    """Return the word for programs: the error's own, or what kind of thing went wrong."""
+    own = getattr(error, "reason", None) if isinstance(error, FieldlmError) else None
+    if isinstance(own, str):
+        return own
     return next((word for kind, word in REASONS.items() if isinstance(error, kind)), "crash")

@@ -29,6 +29,12 @@ KEYS = re.compile(r"blk\.(\d+)\.attn_k\.weight")
 FUSED = re.compile(r"blk\.(\d+)\.attn_qkv\.weight")
 
 
+class NoRoomError(EngineError):
+    """A model does not fit into the memory that is free now; `reason` is what an update says then."""
+
+    reason = "memory"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Megabytes (1e6 bytes), named as `Engine.memory_mb` names them; `loading` is on top of it while weights load."""
@@ -69,7 +75,7 @@ def ensure_fits(
 ) -> Plan | None:
     """Return the plan for the weights at `path`, None where the machine does not say what memory it has.
 
-    Raises EngineError with what is needed, what there is and what would fit, when it cannot fit.
+    Raises NoRoomError with what is needed, what there is and what would fit, when it cannot fit.
     """
     if not meminfo_mb(root, "MemAvailable"):
         return None
@@ -88,7 +94,7 @@ def ensure_fits(
         return need
     shorter = CELL_STEP * _largest((context - 1) // CELL_STEP, lambda steps: fits(CELL_STEP * steps, parallel))
     fewer = _largest(parallel - 1, lambda parallel: fits(context, parallel))
-    raise EngineError(
+    raise NoRoomError(
         f"{path.name} needs {need.total + need.loading:.0f} MB (weights {need.weights + need.loading:.0f}, keys and "
         f"values of {parallel} × {context} tokens {need.kv:.0f}, computing {need.compute:.0f}) and {free_mb} MB are "
         f"free; {_advice(shorter, fewer)}"

@@ -1,0 +1,218 @@
+"""Try a generation in a process of its own before the one that serves ever touches it.
+
+Whatever is wrong with a release happens to the child: it crashes, hangs or eats memory there, and nobody waits longer
+for an answer. The child says how far it is, a line each step; the parent ends it when it is not heard of for too long.
+It gives way to the process that serves, so what counts is the time it computed; only a child that sleeps is ended by
+the clock.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.errors import BundleError, EngineError, FieldlmError, InputError
+from fieldlm.runtime import health
+from fieldlm.runtime.hardware import memory_available_mb
+from fieldlm.runtime.health import Measured, UnhealthyError
+
+PROGRAM = "from fieldlm.runtime.rehearse import child; child()"
+NICE = 10
+PATIENCE_S, SLOWEST_MB_S = 20.0, 10.0  # of computing for one step, and what the slowest card reads
+ASLEEP = 4  # times the patience on the clock, for a child that waits instead of computing
+LOOK_S = 0.05
+ENGINE_MB = 400.0  # what a process with a loaded engine needs beside the weights: Python, libraries, KV of one answer
+AWKWARD = ("Naïve café ☕ 你好 \N{GRINNING FACE}", "x" * 400, "\t\n", "{}[]()<|im_start|>", "Привет, как дела?")
+"""What customers type sooner or later. Their answers are not judged; there have to be some."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How the device would run the generation, and what its profile gives a model; 0 is no limit."""
+
+    context: int = 0
+    parallel: int = 1
+    threads: int = 1
+    budget_mb: float = 0.0
+
+
+class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the child: how far it is, or how it came out."""
+
+    step: str
+    reason: str = ""
+    error: str = ""
+    measured: Measured | None = None
+
+
+def has_room(bundle: Bundle) -> bool:
+    """Whether a second copy of the bundle fits beside what runs. A machine that does not say what it has, has room."""
+    free_mb = memory_available_mb()
+    weights_mb = sum(file.size for file in bundle.manifest.files if file.role in ("base", "adapter")) / 1e6
+    return not free_mb or weights_mb * 1.2 + ENGINE_MB < free_mb
+
+
+def patience_s(bundle: Bundle) -> float:
+    """Return how many seconds one step may take: to read the bundle from a slow card, and to be slow with it."""
+    return PATIENCE_S + bundle.manifest.size / 1e6 / SLOWEST_MB_S
+
+
+def rehearse(bundle: Bundle, limits: Limits) -> Measured:
+    """Load `bundle` in a child, ask what it carries and what people type; return what was measured.
+
+    Raises UnhealthyError with why it is not good enough, EngineError or BundleError when it cannot be loaded.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(bundle.folder), msgspec.json.encode(limits).decode()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )
+    with child:
+        try:
+            return _listen(_Child(child, patience_s(bundle)))
+        finally:
+            child.kill()
+
+
+class _Child:
+    """The child as its parent sees it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", patience_s: float) -> None:
+        self.step = "start"
+        self.result: Word | None = None
+        self._process = process
+        self._patience_s = patience_s
+        self._step_began_s = (0.0, time.monotonic())
+        self._reader = threading.Thread(target=self._read, name="rehearsal", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout, "it is a pipe"
+        for line in self._process.stdout:
+            with contextlib.suppress(msgspec.MsgspecError):
+                word = msgspec.json.decode(line, type=Word)
+                self.step, self._step_began_s = word.step, (self._computed_s(), time.monotonic())
+                if word.step == "end":
+                    self.result = word
+
+    def _computed_s(self) -> float:
+        """Return the processor seconds that all its threads took; 0 where there is no /proc, or no child any more."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # proc_pid_stat(5): utime and stime are the 12th and 13th fields behind the name, which may hold anything.
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
+    def wait(self) -> bool:
+        """Wait a moment; True once there is nothing more to hear. Raises UnhealthyError when it hangs."""
+        self._reader.join(LOOK_S)
+        if not self._reader.is_alive():
+            return True
+        computed_s, began_s = self._step_began_s
+        if self._computed_s() - computed_s > self._patience_s or time.monotonic() - began_s > ASLEEP * self._patience_s:
+            raise UnhealthyError("hang", f"tried beside the running one, it hangs at: {self.step}")
+        return False
+
+    def crashed(self) -> UnhealthyError:
+        code = self._process.wait()
+        what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return UnhealthyError("crash", f"tried beside the running one, it crashed at: {self.step} ({what})")
+
+
+def _listen(child: _Child) -> Measured:
+    while not child.wait():
+        pass
+    word = child.result
+    if word is None:
+        raise child.crashed()
+    if word.measured is not None:
+        return word.measured
+    if word.reason == "bundle":
+        raise BundleError(word.error)
+    if word.reason == "engine":
+        raise EngineError(word.error)
+    raise UnhealthyError(msgspec.convert(word.reason, health.Reason), word.error)
+
+
+# ── in the child ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def child(argv: Sequence[str] | None = None) -> None:
+    """Be the child: load, ask, and print a line before each step and one at the end."""
+    folder, limits = (sys.argv[1:] if argv is None else argv)[:2]
+    os.nice(NICE)
+    _die_with_parent()
+    # llama.cpp and its like print to stdout; the lines to the parent have it to themselves.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(word: Word) -> None:
+        print(msgspec.json.encode(word).decode(), file=out, flush=True)
+
+    try:
+        measured = _try(Path(folder), msgspec.json.decode(limits, type=Limits), say)
+        say(Word(step="end", measured=measured))
+    except UnhealthyError as error:
+        say(Word(step="end", reason=error.reason, error=str(error)))
+    except (BundleError, InputError) as error:
+        say(Word(step="end", reason="bundle", error=str(error)))
+    except FieldlmError as error:
+        say(Word(step="end", reason="engine", error=str(error)))
+    # What is half taken down after a failure may hang; nothing here has to be kept.
+    os._exit(0)
+
+
+def _try(folder: Path, limits: Limits, say: Any) -> Measured:
+    from fieldlm.runtime.live import Live
+    from fieldlm.runtime.probe import answer, score
+
+    bundle = open_bundle(folder, digests=False)
+    say(Word(step="plan"))
+    memory_mb = foreseen_mb(bundle, limits)
+    health.check_memory(memory_mb, limits.budget_mb)
+    say(Word(step="load"))
+    context = min(limits.context or bundle.manifest.model.context, bundle.manifest.model.context)
+    live = Live(bundle, threads=limits.threads, context=context, parallel=1)
+    serving = live.current
+    say(Word(step="template"))
+    prompt_tokens = health.shortest_prompt(serving)
+    health.check_context(prompt_tokens, serving.engine.context)
+    say(Word(step="probes"))
+    found = score(serving)
+    health.check_score(found)
+    for number, text in enumerate(AWKWARD, start=1):
+        say(Word(step=f"request {number}"))
+        answer(serving, msgspec.structs.replace(health.HELLO, messages=[{"role": "user", "content": text}]))
+    return Measured(score=found, prompt_tokens=prompt_tokens, context=serving.engine.context, memory_mb=memory_mb)
+
+
+def foreseen_mb(bundle: Bundle, limits: Limits) -> float:
+    """Return the megabytes that the device would give the generation with all its answers at a time; 0 if unknown."""
+    if bundle.manifest.engine != "llama":
+        return 0.0
+    from fieldlm.runtime.engines.gguf_header import read_header
+    from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
+    from fieldlm.runtime.engines.plan import plan
+
+    header = read_header(bundle.need("base"))
+    context = limits.context or bundle.manifest.model.context
+    adapter = bundle.manifest.file("adapter")
+    need = plan(header, context=context, parallel=limits.parallel, batch=PREFILL_ALONE + limits.parallel)
+    return need.total + (adapter.size / 1e6 if adapter else 0.0)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it ends: prctl(PR_SET_PDEATHSIG, SIGKILL)."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
