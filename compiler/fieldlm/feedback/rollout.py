@@ -82,11 +82,12 @@ def judge(before: Vitals, after: Vitals | None, *, is_rolled_back: bool = False)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The waves of one rollout: `sizes` counts the devices of each profile."""
+    """The waves of one rollout: `sizes` counts the devices of each profile; `salts` are those of their own, if any."""
 
     salt: str
     sizes: dict[str, int]
     waves: tuple[float, ...] = WAVES
+    salts: dict[str, str] = {}
 
     def share(self, profile: str, wave: int) -> float:
         """Return the place below which a device is updated in that wave or before."""
@@ -96,7 +97,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return min(max(self.waves[wave], least), 1.0 - self._kept(profile))
 
     def group(self, device: str, profile: str, wave: int) -> Group:
-        at = place(device, self.salt)
+        at = place(device, self.salts.get(profile, self.salt))
         if at < self.share(profile, wave):
             return "updated"
         kept = self._kept(profile)

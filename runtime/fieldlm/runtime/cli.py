@@ -10,14 +10,14 @@ from fieldlm.formats.errors import FieldlmError
 GROUP = "fieldlm.commands"
 COMPILER_COMMANDS = {
     "cluster", "collect", "compile", "curate", "dataset", "demo", "evaluate", "keys", "publish",
-    "release", "tune",
+    "release", "rollout", "tune",
 }  # fmt: skip
 USAGE = """\
 usage: fieldlm COMMAND [ARGUMENTS]      fieldlm COMMAND --help says more
 
   make       compile  verify  publish  release  keys
   serve      serve  run  chat  ps  doctor
-  devices    detect  profiles  bench  devices  update  slots
+  devices    detect  profiles  bench  devices  update  slots  adopt  rollback  logs  rollout
   learn      broker  collect  curate  cluster  dataset  tune  evaluate
   settings   config
   story      demo
