@@ -11,7 +11,9 @@ from paho.mqtt import publish
 from paho.mqtt.client import MQTTv5
 
 from fieldlm.feedback.collect import Collector
+from fieldlm.feedback.sink import open_sink
 from fieldlm.feedback.store import Store
+from fieldlm.formats import topics
 from fieldlm.formats.record import Record
 from fieldlm.runtime.spool import Spool
 from fieldlm.runtime.sync import Sync, Timing
@@ -76,8 +78,8 @@ class Device:
         return code
 
 
-def start_collector(url: str, store: Path) -> subprocess.Popen[bytes]:
-    args = ["collect", "--broker", url, "--store", str(store), "--fleet", "shop", "--json"]
+def start_collector(url: str, store: Path | str, *more: str) -> subprocess.Popen[bytes]:
+    args = ["collect", "--broker", url, "--store", str(store), "--fleet", "shop", "--json", *more]
     return subprocess.Popen([*FIELDLM, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -192,3 +194,34 @@ def test_a_collector_whose_store_is_new_says_what_it_missed(broker: brokers.Brok
     with Store(tmp_path / "new", read_only=True) as store:
         assert [(gap.lost, gap.ranges) for gap in store.gaps()] == [(50, ((1, 50),))]
         assert list(store.records_folder.glob("*.parquet"))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two stores", "one Delta Lake"])
+def test_two_collectors_split_a_fleet_and_store_every_record_once(
+    broker: brokers.Broker, tmp_path: Path, shared: bool
+) -> None:
+    stores = [f"delta:{tmp_path / 'lake'}"] * 2 if shared else [str(tmp_path / half) for half in ("low", "high")]
+    devices = [Device(tmp_path / f"device-{number}", broker.url, f"device-{number}") for number in range(6)]
+    lower = {device.name for device in devices if topics.shard(device.name) < 128}
+    assert 0 < len(lower) < 6
+    collectors = [
+        start_collector(broker.url, store, "--shards", shards)
+        for store, shards in zip(stores, ("0-127", "128-255"), strict=True)
+    ]
+    try:
+        for device in devices:
+            device.start(200, 0.01)
+        assert [device.wait() for device in devices] == [0] * 6
+        assert all(device.last_line.startswith("drained") for device in devices)
+    finally:
+        for collector in collectors:
+            collector.send_signal(signal.SIGTERM)
+        assert [collector.wait(30) for collector in collectors] == [0, 0]
+    found: list[list[str]] = []
+    for store in dict.fromkeys(stores):
+        with open_sink(store, read_only=True) as sink:
+            found.append([row["response"] for row in sink.query("SELECT response FROM records")])
+            assert sink.gaps() == []
+    assert sorted(name for names in found for name in names) == sorted(set().union(*(d.durable for d in devices)))
+    if not shared:
+        assert {name.rsplit("-", 2)[0] for name in found[0]} == lower

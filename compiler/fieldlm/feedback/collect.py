@@ -10,8 +10,8 @@ import signal
 import sqlite3
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from fieldlm.feedback.store import COMPACT_ROWS, Store
+from fieldlm.feedback.sink import Sink, open_sink
 from fieldlm.formats import block, topics
 from fieldlm.formats.errors import FieldlmError, InputError
 from fieldlm.formats.record import WireError
@@ -59,7 +59,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class Collector:
     """Takes in a fleet's blocks until stopped. Opens by `with` or `start`; reconnects by itself."""
 
-    def __init__(self, broker_url: str, fleet: str, store: Store, *, shards: range = range(topics.SHARDS)) -> None:
+    def __init__(self, broker_url: str, fleet: str, store: Sink, *, shards: range = range(topics.SHARDS)) -> None:
         self.url = broker_url
         self.fleet = fleet
         self.store = store
@@ -98,7 +98,7 @@ class Collector:
         self._client.loop_stop()
         # paho closes two of its sockets when it is collected; without the circle that is now and not some day.
         self._client.on_connect = self._client.on_message = None
-        self.store.compact()
+        self.store.tidy(finish=True)
 
     def is_running(self) -> bool:
         return self._thread.is_alive()
@@ -123,7 +123,7 @@ class Collector:
                 if batch := self._batch():
                     for reply in take_in(self.store, self.fleet, batch, self.totals):
                         self._send(reply)
-                    self.store.compact(at_least=COMPACT_ROWS)
+                    self.store.tidy()
         except (FieldlmError, sqlite3.Error) as error:
             terminal.log(f"collect: stopped: {error}")
             self.error = error
@@ -133,8 +133,9 @@ class Collector:
         batch: list[Message] = []
         with contextlib.suppress(queue.Empty):
             batch.append(self._queue.get(timeout=0.2))
+            until_s = time.monotonic() + self.store.linger_s
             while len(batch) < QUEUE_MESSAGES:
-                batch.append(self._queue.get_nowait())
+                batch.append(self._queue.get(timeout=max(0.0, until_s - time.monotonic())))
         return batch
 
     def _send(self, reply: Reply) -> None:
@@ -143,7 +144,7 @@ class Collector:
         self._client.publish(reply.topic, msgspec.json.encode(reply.ack), qos=1, properties=properties)
 
 
-def take_in(store: Store, fleet: str, batch: Sequence[Message], totals: Totals) -> list[Reply]:
+def take_in(store: Sink, fleet: str, batch: Sequence[Message], totals: Totals) -> list[Reply]:
     """Commit a batch to the store and return the acknowledgements to send. Bad messages are counted and left out."""
     blocks: list[block.Block] = []
     hellos: list[topics.Hello] = []
@@ -166,7 +167,7 @@ def take_in(store: Store, fleet: str, batch: Sequence[Message], totals: Totals) 
     return replies
 
 
-def _sort(message: Message, blocks: list[block.Block], hellos: list[topics.Hello], store: Store) -> None:
+def _sort(message: Message, blocks: list[block.Block], hellos: list[topics.Hello], store: Sink) -> None:
     source = topics.parse_up(message.topic)
     if source.part == "state":
         store.note_presence(source.device, message.payload.decode("utf-8", "replace")[: topics.MAX_MESSAGE_BYTES])
@@ -219,28 +220,36 @@ def parse_shards(text: str) -> range:
 def main(argv: Sequence[str]) -> int:
     """Fill a store from a broker, or look into one."""
     parser = terminal.parser("collect", "Fill a store with a fleet's records, or look into one.")
-    parser.add_argument("--store", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--store", required=True, metavar="FOLDER|delta:URI", help="where records are kept")
     parser.add_argument("--broker", default="mqtt://127.0.0.1:1883", help="where the devices publish")
     parser.add_argument("--fleet", default="default", help="whose records to collect")
     parser.add_argument("--shards", default="0-255", help="part of the fleet that this collector owns")
+    parser.add_argument(
+        "--forget", choices=("text", "rows"), default="text", help="what of a session goes when it is to be forgotten"
+    )
     looking = parser.add_mutually_exclusive_group()
     looking.add_argument("--show", action="store_true", help="print counts and gaps of the store, and end")
+    looking.add_argument("--compact", action="store_true", help="make few large files of many small ones, and end")
     looking.add_argument("--query", metavar="SQL", help="run SQL over the view `records`, and end")
     args = parser.parse_args(argv)
     if args.show:
         return _show(args.store, as_json=args.json)
     if args.query:
         return _query(args.store, args.query, as_json=args.json)
-    with Store(args.store) as store:
+    with open_sink(args.store, forget=args.forget) as store:
+        if args.compact:
+            store.compact()
+            terminal.show({"compacted": args.store}, f"{args.store} is compacted", as_json=args.json)
+            return 0
         collector = Collector(args.broker, args.fleet, store, shards=parse_shards(args.shards))
         return _collect(collector, args.store, as_json=args.json)
 
 
-def _collect(collector: Collector, folder: Path, *, as_json: bool) -> int:
+def _collect(collector: Collector, where: str, *, as_json: bool) -> int:
     ended = threading.Event()
     _on_signal(ended.set)
     with collector:
-        terminal.log(f"collecting fleet {collector.fleet} from {collector.url} into {folder}, stop with Ctrl-C")
+        terminal.log(f"collecting fleet {collector.fleet} from {collector.url} into {where}, stop with Ctrl-C")
         while collector.is_running() and not ended.wait(0.5):
             pass
     document = _summary(collector.store) | {"totals": msgspec.to_builtins(collector.totals)}
@@ -258,22 +267,22 @@ def _on_signal(stop: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, handle)
 
 
-def _show(folder: Path, *, as_json: bool) -> int:
-    with Store(folder, read_only=True) as store:
+def _show(where: str, *, as_json: bool) -> int:
+    with open_sink(where, read_only=True) as store:
         document = _summary(store)
     terminal.show(document, _describe(document), as_json=as_json)
     return 1 if document["lost"] else 0
 
 
-def _query(folder: Path, sql: str, *, as_json: bool) -> int:
-    with Store(folder, read_only=True) as store:
+def _query(where: str, sql: str, *, as_json: bool) -> int:
+    with open_sink(where, read_only=True) as store:
         rows = store.query(sql)
     text = terminal.table([list(row.values()) for row in rows], list(rows[0])) if rows else "no rows"
     terminal.show(msgspec.to_builtins(rows, enc_hook=str), text, as_json=as_json)
     return 0
 
 
-def _summary(store: Store) -> dict[str, Any]:
+def _summary(store: Sink) -> dict[str, Any]:
     counts, gaps = store.counts(), store.gaps()
     return {
         "records": sum(count.records for count in counts),

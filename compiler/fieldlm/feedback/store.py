@@ -1,12 +1,12 @@
-"""Where records come to rest: a folder with a journal in SQLite and Parquet files beside it.
+"""The sink of one machine: a folder with a journal in SQLite and Parquet files beside it, read with DuckDB.
 
     store/
-      store.db                 watermarks, and the rows that are not in Parquet yet
+      store.db                 watermarks, and the blocks that are not in Parquet yet, as they came
       records/<digest>.parquet
 
-Rows and the watermark that covers them are one SQLite transaction (WAL, synchronous=FULL), so a record is stored once
-or not at all. `compact` writes rows to a Parquet file, then lists the file and deletes the rows in one transaction: a
-file that is not listed does not exist. A reader sees the listed files and the journal as they were at one moment.
+Blocks and the watermark that covers them are one SQLite transaction (WAL, synchronous=FULL), so a record is stored
+once or not at all. `compact` unpacks blocks into a Parquet file, then lists the file and deletes the blocks in one
+transaction: a file that is not listed does not exist. A reader sees files and journal as they were at one moment.
 """
 
 import contextlib
@@ -15,73 +15,69 @@ import os
 import sqlite3
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any
 
 import duckdb
-import msgspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fieldlm.formats.block import Block, UnknownSchemaError
+from fieldlm.feedback.sink import (
+    ARROW,
+    UNKNOWN,
+    Key,
+    Policy,
+    Raw,
+    Session,
+    Sink,
+    arrow_table,
+    forgets,
+    read,
+    sessions_table,
+    stripped,
+    without_forgotten,
+)
+from fieldlm.formats.block import MAGIC, Block
+from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.errors import InputError
 from fieldlm.formats.files import disk_errors, sync_folder
-from fieldlm.formats.record import Record, WireError, pack, runs, unpack
+from fieldlm.formats.record import SCHEMAS, Record, unpack
 
 COMPACT_ROWS = 50_000
-_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
-ARROW = pa.schema(
-    [(f.name, _TYPES.get(f.type, pa.string())) for f in msgspec.structs.fields(Record) if f.name != "detail"]
-    + [("detail", pa.map_(pa.string(), pa.string()))]
-)
+MERGE_FILES, MERGE_ROWS = 32, 1_000_000
+"""So many files of fewer rows become one."""
+ERASE_EVERY_S = 30.0
+"""What is forgotten cannot be seen from its commit on; the files that hold it are written anew so often at most."""
+VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS watermarks (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
     upto INTEGER NOT NULL, PRIMARY KEY (device, epoch, stream)) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS journal (number INTEGER PRIMARY KEY, device TEXT NOT NULL, epoch INTEGER NOT NULL,
-    stream TEXT NOT NULL, seq INTEGER NOT NULL, row BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS blocks (number INTEGER PRIMARY KEY, device TEXT NOT NULL, epoch INTEGER NOT NULL,
+    stream TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, records INTEGER NOT NULL,
+    schema INTEGER NOT NULL, after INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, rows INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS raw (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
     first INTEGER NOT NULL, last INTEGER NOT NULL, records INTEGER NOT NULL, schema INTEGER NOT NULL,
-    problem TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (device, epoch, stream, first)) STRICT;
+    problem TEXT NOT NULL, body BLOB NOT NULL, after INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (device, epoch, stream, first)) STRICT;
 CREATE TABLE IF NOT EXISTS presence (device TEXT PRIMARY KEY, state TEXT NOT NULL, at_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS forgotten (device TEXT NOT NULL, session TEXT NOT NULL, erased INTEGER NOT NULL,
+    PRIMARY KEY (device, session)) STRICT, WITHOUT ROWID;
 """
-
-Key = tuple[str, int, str]
-"""Device, epoch, stream."""
+_HEAD = "device, epoch, stream, first, last, records, schema, body"
 
 
-class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the numbers of one stream that are not in the store.
+class Store(Sink):
+    """Parquet and DuckDB in a folder. One process writes; any number read with `read_only`."""
 
-    `told` were dropped by the device, which said so; `lost` nobody explains, and there should never be any.
-    """
-
-    device: str
-    epoch: int
-    stream: str
-    told: int
-    lost: int
-    ranges: tuple[tuple[int, int], ...]
-
-
-class Count(msgspec.Struct, frozen=True, kw_only=True):
-    """How many records of one device and stream are stored, and how many are kept raw."""
-
-    device: str
-    stream: str
-    records: int
-    raw: int = 0
-
-
-class Store:
-    """The collector's memory. One process writes; any number read with `read_only`."""
-
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, read_only: bool = False, forget: Policy = "text", erase_every_s: float = ERASE_EVERY_S
+    ) -> None:
         self.folder = folder
+        self.forget: Policy = forget
         self.records_folder = folder / "records"
+        self._erase_every_s = erase_every_s
+        self._erased_s = float("-inf")
         database = folder / "store.db"
         if read_only and not database.is_file():
             raise InputError(f"{folder} is no store; fill one with: fieldlm collect --store {folder}")
@@ -92,17 +88,14 @@ class Store:
             self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=30)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
+            self._db.execute("PRAGMA secure_delete = ON")
+            self._upgrade()
         except sqlite3.DatabaseError as error:
             raise InputError(f"{database} cannot be opened: {error}") from error
         if not read_only:
             self._sweep()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+            self._reread()
+        self._forgotten: set[Session] = set(self._db.execute("SELECT device, session FROM forgotten"))
 
     def close(self) -> None:
         self._db.close()
@@ -110,22 +103,24 @@ class Store:
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def append(self, blocks: Iterable[Block]) -> dict[Key, int]:
-        """Commit the blocks' new rows and their watermarks in one transaction; returns the watermarks they touched.
-
-        Rows up to the watermark are there already and are passed over. A block that starts beyond the watermark is
-        refused: what lies between may still come.
-        """
         touched: dict[Key, int] = {}
+        asked: set[Session] = set()
         with self._transaction():
             for block in blocks:
                 key = (block.device, block.epoch, block.stream)
-                upto = touched.get(key, self.watermark(key))
-                touched[key] = self._take(block, upto) if block.first <= upto + 1 and block.last > upto else upto
+                upto = touched[key] = touched.get(key, self.watermark(key))
+                if block.first <= upto + 1 and block.last > upto:
+                    self._insert("blocks", _head(block), upto)
+                    touched[key] = block.last
+                    # Most of the traffic is on `gen`, where nobody asks; what is there is read when it is compacted.
+                    found = read(block, upto) if block.stream != "gen" else []
+                    asked |= set() if isinstance(found, str) else set(forgets(found))
             self._mark(touched)
+            self._note_forgotten(asked)
+        self._forgotten |= asked
         return touched
 
     def greet(self, device: str, epoch: int, first: dict[str, int]) -> dict[str, int]:
-        """Answer a hello: the watermarks of this epoch. What lies before `first` will never come, so step over it."""
         with self._transaction():
             marks = {(device, epoch, stream): self.watermark((device, epoch, stream)) for stream in first}
             marks = {key: max(upto, first[key[2]] - 1) for key, upto in marks.items()}
@@ -138,38 +133,41 @@ class Store:
                 "INSERT OR REPLACE INTO presence VALUES (?, ?, ?)", (device, state, time.time_ns() // 1_000_000)
             )
 
+    def tidy(self, *, finish: bool = False) -> None:
+        pending = self._pending()
+        is_due = bool(pending) and (finish or time.monotonic() - self._erased_s > self._erase_every_s)
+        self.compact(at_least=1 if finish or is_due else COMPACT_ROWS)
+        if is_due:
+            self._erase(self._pending())
+        self._merge()
+
     def compact(self, *, at_least: int = 1) -> Path | None:
-        """Move the journal's rows into a Parquet file when there are `at_least` so many; returns the file."""
+        """Unpack the journal's blocks into a Parquet file when they hold `at_least` so many records."""
         with self._lock:
-            rows = self._db.execute("SELECT number, device, epoch, stream, seq, row FROM journal ORDER BY number")
-            taken: list[Any] = rows.fetchall()
-            if len(taken) < at_least:
+            (waiting,) = self._db.execute("SELECT coalesce(sum(records), 0) FROM blocks").fetchone()
+            if waiting < at_least:
                 return None
-            table = _table(_records(row[1:] for row in taken))
-            digest = hashlib.sha256(b"".join(f"{row[1:5]}".encode() + row[5] for row in taken)).hexdigest()[:16]
-            path = self.records_folder / f"{digest}.parquet"
-            _write_parquet(table, path)
+            (newest,) = self._db.execute("SELECT max(number) FROM blocks").fetchone()
+            records, raws = self._journal(newest)
+            asked = set(forgets(records))
+            path = None
+            if records:
+                table = arrow_table(stripped(records, self._forgotten | asked, self.forget))
+                path = self._write([table], f"{newest} {[(r.device, r.epoch, r.stream, r.seq) for r in records]}")
             with self._transaction():
-                self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, len(taken)))
-                self._db.execute("DELETE FROM journal WHERE number <= ?", (taken[-1][0],))
+                if path:
+                    self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, len(records)))
+                for raw in raws:
+                    self._insert("raw", _head(raw.block), raw.after, problem=raw.problem)
+                self._note_forgotten(asked)
+                self._db.execute("DELETE FROM blocks WHERE number <= ?", (newest,))
+            self._forgotten |= asked
             return path
 
-    def _take(self, block: Block, upto: int) -> int:
-        """Insert what is new in `block`; returns the new watermark. What cannot be read is kept as it came."""
-        try:
-            records = block.records()
-        except WireError as error:
-            problem = "unknown schema" if isinstance(error, UnknownSchemaError) else str(error)
-            head = (block.device, block.epoch, block.stream, block.first, block.last, block.count, block.schema)
-            self._db.execute(
-                "INSERT OR IGNORE INTO raw VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*head, problem, block.body)
-            )
-            return block.last
-        self._db.executemany(
-            "INSERT INTO journal (device, epoch, stream, seq, row) VALUES (?, ?, ?, ?, ?)",
-            [(r.device, r.epoch, r.stream, r.seq, pack(r)) for r in records if r.seq > upto],
-        )
-        return block.last
+    def _insert(self, table: str, head: tuple[Any, ...], after: int, **more: str) -> None:
+        names = ", ".join([_HEAD, "after", *more])
+        marks = ", ".join("?" * (len(head) + 1 + len(more)))
+        self._db.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", (*head, after, *more.values()))
 
     def _mark(self, marks: dict[Key, int]) -> None:
         self._db.executemany(
@@ -177,12 +175,94 @@ class Store:
             [(*key, upto) for key, upto in marks.items()],
         )
 
+    def _note_forgotten(self, sessions: set[Session]) -> None:
+        # One that was asked for before is erased again: an old file may have come back from a backup.
+        self._db.executemany("INSERT OR REPLACE INTO forgotten VALUES (?, ?, 0)", sorted(sessions))
+
+    def _pending(self) -> set[Session]:
+        return set(self._db.execute("SELECT device, session FROM forgotten WHERE NOT erased"))
+
+    # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _erase(self, sessions: set[Session]) -> None:
+        """Write every file anew that holds a row of these sessions, and let go of the old ones."""
+        with self._lock:
+            files = self._files()
+            with duckdb.connect() as duck:
+                duck.register("forgotten", sessions_table(sessions))
+                for name in _holding(duck, files):
+                    sql = f"SELECT {without_forgotten(self.forget)} FROM read_parquet($name)"
+                    clean: Any = duck.sql(sql, params={"name": name}).to_arrow_table()
+                    self._replace([Path(name)], [clean.cast(ARROW)], clean.num_rows)
+            with self._transaction():
+                self._db.executemany(
+                    "UPDATE forgotten SET erased = 1 WHERE device = ? AND session = ?", sorted(sessions)
+                )
+            self._erased_s = time.monotonic()
+            # The log still has the pages with the text.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _merge(self) -> None:
+        with self._lock:
+            small = self._db.execute("SELECT name, rows FROM files WHERE rows < ?", (MERGE_ROWS,)).fetchall()
+            if len(small) >= MERGE_FILES:
+                paths = [self.records_folder / name for name, _ in small]
+                self._replace(paths, (pq.read_table(path) for path in paths), sum(rows for _, rows in small))
+
+    def _replace(self, old: Sequence[Path], tables: Iterable[Any], rows: int) -> None:
+        path = self._write(tables, f"{time.time_ns()} {sorted(path.name for path in old)}")
+        with self._transaction():
+            self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, rows))
+            self._db.executemany("DELETE FROM files WHERE name = ?", [(each.name,) for each in old])
+        for each in old:
+            each.unlink()
+
+    def _write(self, tables: Iterable[Any], identity: str) -> Path:
+        path = self.records_folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.parquet"
+        part = path.with_name(f".{path.name}.part")
+        with disk_errors(path):
+            with pq.ParquetWriter(part, ARROW, compression="zstd") as writer:
+                for table in tables:
+                    writer.write_table(table)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            sync_folder(path.parent)
+        return path
+
     def _sweep(self) -> None:
-        """Delete Parquet files that a killed compaction left unlisted; their rows are still in the journal."""
-        listed = {name for (name,) in self._db.execute("SELECT name FROM files")}
+        """Delete Parquet files that are not listed: a killed compaction left them, and their rows are elsewhere."""
+        listed = {path.name for path in self._files()}
         for path in self.records_folder.iterdir():
             if path.name not in listed:
                 path.unlink()
+
+    def _reread(self) -> None:
+        """Take up blocks again that were kept raw until somebody knew their schema."""
+        known = f"problem = '{UNKNOWN}' AND schema IN ({', '.join(map(str, SCHEMAS))})"
+        with self._transaction():
+            self._db.execute(f"INSERT INTO blocks ({_HEAD}, after) SELECT {_HEAD}, after FROM raw WHERE {known}")
+            self._db.execute(f"DELETE FROM raw WHERE {known}")
+
+    def _upgrade(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise InputError(f"{self.folder} is a store of version {version}, known: {VERSION}; update fieldlm")
+        self._db.executescript(_SCHEMA)
+        if version == VERSION:
+            return
+        # Version 1 kept rows instead of blocks; a new store has the number 0.
+        with self._transaction():
+            names = {name for (name,) in self._db.execute("SELECT name FROM pragma_table_info('raw')")}
+            if "after" not in names:
+                self._db.execute("ALTER TABLE raw ADD COLUMN after INTEGER NOT NULL DEFAULT 0")
+            if self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'journal'").fetchone():
+                sql = "SELECT device, epoch, stream, seq, row FROM journal ORDER BY number"
+                old = [unpack(row, device=d, epoch=e, stream=s, seq=n) for d, e, s, n, row in self._db.execute(sql)]
+                path = self._write([arrow_table(old)], f"journal {len(old)}")
+                self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, len(old)))
+                self._db.execute("DROP TABLE journal")
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Generator[None]:
@@ -211,116 +291,65 @@ class Store:
         }
 
     def presence(self) -> dict[str, str]:
-        """Return the last presence message of every device, as JSON text."""
         return dict(self._db.execute("SELECT device, state FROM presence ORDER BY device"))
 
-    def query(self, sql: str) -> list[dict[str, Any]]:
-        """Run SQL with the view `records` over everything that is stored; raises InputError when SQL is wrong."""
-        with self.connect() as duck:
-            try:
-                found = duck.execute(sql)
-                names = [column[0] for column in found.description or []]
-                return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
-            except duckdb.Error as error:
-                raise InputError(f"the query failed: {error}") from error
+    def raw(self) -> list[Raw]:
+        kept = self._db.execute(f"SELECT {_HEAD}, after, problem FROM raw")
+        return [Raw(block=_block(row[:8]), after=row[8], problem=row[9]) for row in kept] + self._journal()[1]
 
     @contextlib.contextmanager
     def connect(self) -> Generator[duckdb.DuckDBPyConnection]:
-        """Yield a DuckDB connection with the view `records`: listed Parquet files and journal of one moment."""
-        files, rows = self._snapshot()
+        with self._lock:
+            self._db.execute("BEGIN")
+            try:
+                files, (records, _) = self._files(), self._journal()
+                forgotten = set(self._db.execute("SELECT device, session FROM forgotten"))
+            finally:
+                self._db.execute("ROLLBACK")
         with duckdb.connect() as duck:
-            duck.register("journal", _table(_records(rows)))
+            duck.register("journal", arrow_table(records))
             parts = ["SELECT * FROM journal"]
             if files:
                 names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
                 parts.append(f"SELECT * FROM read_parquet([{names}])")
-            duck.execute("CREATE VIEW records AS " + " UNION ALL BY NAME ".join(parts))
+            duck.register("forgotten", sessions_table(forgotten))
+            columns = without_forgotten(self.forget) if forgotten else "*"
+            duck.execute(f"CREATE VIEW records AS SELECT {columns} FROM ({' UNION ALL BY NAME '.join(parts)})")
             yield duck
 
-    def counts(self) -> list[Count]:
-        """Return how many records each device's streams have here."""
-        raw: dict[tuple[str, str], int] = defaultdict(int)
-        for device, stream, records in self._db.execute("SELECT device, stream, records FROM raw"):
-            raw[device, stream] += records
-        sql = "SELECT device, stream, count(*) AS records FROM records GROUP BY ALL"
-        stored = {(row["device"], row["stream"]): row["records"] for row in self.query(sql)}
-        keys = sorted(stored.keys() | raw.keys())
-        return [Count(device=d, stream=s, records=stored.get((d, s), 0), raw=raw.get((d, s), 0)) for d, s in keys]
+    def _files(self) -> list[Path]:
+        return [self.records_folder / name for (name,) in self._db.execute("SELECT name FROM files ORDER BY name")]
 
-    def gaps(self) -> list[Gap]:
-        """Return, for every stream with missing numbers, which are told and which are lost."""
-        sql = "SELECT device, epoch, stream, list(seq ORDER BY seq) AS seqs FROM records GROUP BY ALL"
-        seqs = {(row["device"], row["epoch"], row["stream"]): row["seqs"] for row in self.query(sql)}
-        raw = self._db.execute("SELECT device, epoch, stream, first, last FROM raw").fetchall()
-        told = self._told()
-        found: list[Gap] = []
-        for key, upto in sorted(self.watermarks().items()):
-            missing = set(range(1, upto + 1)) - set(seqs.get(key, []))
-            for *_, first, last in (r for r in raw if tuple(r[:3]) == key):
-                missing -= set(range(first, last + 1))
-            if missing:
-                found.append(_gap(key, missing, told.get(key, [])))
-        return found
-
-    def _told(self) -> dict[Key, list[tuple[int, int, int]]]:
-        """Return the drop records' ranges: first, last and how many of them."""
-        found: dict[Key, list[tuple[int, int, int]]] = defaultdict(list)
-        for row in self.query("SELECT device, epoch, detail FROM records WHERE kind = 'drop'"):
-            detail = _detail(row["detail"])
-            if "from" in detail:
-                span = (int(detail["from"]), int(detail["to"]), int(detail["count"]))
-                found[row["device"], row["epoch"], detail["stream"]].append(span)
-        return found
-
-    def _snapshot(self) -> tuple[list[Path], list[Any]]:
-        with self._lock:
-            self._db.execute("BEGIN")
-            try:
-                files = [
-                    self.records_folder / name for (name,) in self._db.execute("SELECT name FROM files ORDER BY name")
-                ]
-                rows = self._db.execute(
-                    "SELECT device, epoch, stream, seq, row FROM journal ORDER BY number"
-                ).fetchall()
-            finally:
-                self._db.execute("ROLLBACK")
-        return files, rows
+    def _journal(self, newest: int = 1 << 62) -> tuple[list[Record], list[Raw]]:
+        """Return the records of the journal's blocks, and the blocks that cannot be read."""
+        sql = f"SELECT {_HEAD}, after FROM blocks WHERE number <= ? ORDER BY number"
+        records: list[Record] = []
+        raws: list[Raw] = []
+        for *head, after in self._db.execute(sql, (newest,)):
+            block = _block(head)
+            found = read(block, after)
+            if isinstance(found, str):
+                raws.append(Raw(block=block, after=after, problem=found))
+            else:
+                records += found
+        return records, raws
 
 
-def _gap(key: Key, missing: set[int], told: Sequence[tuple[int, int, int]]) -> Gap:
-    """A drop record explains as many missing numbers of its range as it counts, and no others."""
-    inside = {n for n in missing if any(first <= n <= last for first, last, _ in told)}
-    explained = min(len(inside), sum(count for *_, count in told))
-    device, epoch, stream = key
-    return Gap(
-        device=device,
-        epoch=epoch,
-        stream=stream,
-        told=explained,
-        lost=len(missing) - explained,
-        ranges=tuple(runs(sorted(missing - inside))),
-    )
+def _head(block: Block) -> tuple[Any, ...]:
+    return (
+        block.device, block.epoch, block.stream, block.first, block.last, block.count, block.schema, block.body
+    )  # fmt: skip
 
 
-def _detail(value: Any) -> dict[str, str]:
-    return cast(dict[str, str], value if isinstance(value, dict) else dict(value or []))
+def _block(head: Sequence[Any]) -> Block:
+    device, epoch, stream, first, last, count, schema, body = head
+    return Block(MAGIC, BLOCK_VERSION, schema, device, stream, epoch, first, last, count, body)
 
 
-def _records(rows: Iterable[Any]) -> list[Record]:
-    return [unpack(row, device=d, epoch=e, stream=s, seq=n) for d, e, s, n, row in rows]
-
-
-def _table(records: Sequence[Record]) -> Any:
-    columns = {name: [getattr(record, name) for record in records] for name in ARROW.names}
-    columns["detail"] = [list(record.detail.items()) for record in records]
-    return pa.table(columns, schema=ARROW)
-
-
-def _write_parquet(table: Any, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with disk_errors(path):
-        pq.write_table(table, part, compression="zstd")
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        sync_folder(path.parent)
+def _holding(duck: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> list[str]:
+    """Return the files that hold a row of a forgotten session."""
+    if not files:
+        return []
+    sql = """SELECT DISTINCT filename FROM read_parquet(?, filename = true)
+        WHERE (device, session) IN (SELECT (device, session) FROM forgotten) AND kind <> 'forget'"""
+    return [name for (name,) in duck.execute(sql, [[str(path) for path in files]]).fetchall()]
