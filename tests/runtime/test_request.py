@@ -40,7 +40,7 @@ def run(asked: Request, best: Sequence[int]) -> list[Chunk]:
     if asked.prepare():
         asked.begin(0)
         for token in best:
-            if not asked.advance(logits(token)):
+            if not (asked.advance(logits(token)) and asked.hand_over()):
                 break
     return list(asked.answer)
 
@@ -121,7 +121,7 @@ def test_a_reader_that_raises_ends_its_own_answer() -> None:
     asked.answer.subscribe(receive)
     assert asked.prepare()
     asked.begin(0)
-    assert not asked.advance(logits(1))
+    assert not (asked.advance(logits(1)) and asked.hand_over())
 
 
 def test_an_answer_that_was_parked_goes_on_where_it_was() -> None:
@@ -129,7 +129,8 @@ def test_an_answer_that_was_parked_goes_on_where_it_was() -> None:
     whole = run(request(Sampling(temperature=1.0, seed=5, stop=("never",), max_tokens=6)), [1] * 6)
     asked.begin(0)
     for place in range(6):
-        asked.advance(logits(1))
+        assert asked.advance(logits(1))
+        assert asked.hand_over()
         if place == 2:
             asked.park()
             asked.begin(0)

@@ -9,7 +9,7 @@ import re
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,6 +86,17 @@ def _built_with_amx() -> bool:
     64 bytes), and the first prompt ends the process. No board of ours has AMX, so such a build does without repacking.
     """
     return b"AMX_INT8 = 1" in api.llama_print_system_info()
+
+
+def _row_of() -> Callable[[Pointer, int], int]:
+    """Return llama_get_logits_ith as a function to an address.
+
+    It keeps Python's lock, which a call of a microsecond would only lose to who waits for it. On a GPU it waits for the
+    decode to end, and lets others run.
+    """
+    prototype: Any = ctypes.CFUNCTYPE if api.llama_supports_gpu_offload() else ctypes.PYFUNCTYPE
+    function = prototype(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+    return function(ctypes.cast(api.llama_get_logits_ith, ctypes.c_void_p).value)
 
 
 class Weights:
@@ -169,35 +180,27 @@ class Batch:
 
     def __init__(self, room: int) -> None:
         self.count = 0
-        self._token = np.zeros(room, np.int32)
-        self._position = np.zeros(room, np.int32)
-        self._sequence = np.zeros(room, np.int32)
-        self._wanted = np.zeros(room, np.int8)
-        self._ones = np.ones(room, np.int32)
-        first = self._sequence.ctypes.data
+        integers = ctypes.c_int32 * room
+        self._token, self._position, self._sequence = integers(), integers(), integers()
+        self._wanted = (ctypes.c_int8 * room)()
+        self._ones = integers(*[1] * room)
+        first = ctypes.addressof(self._sequence)
         self._rows = (ctypes.POINTER(ctypes.c_int32) * (room + 1))()
         for i in range(room):
             self._rows[i] = ctypes.cast(first + 4 * i, ctypes.POINTER(ctypes.c_int32))
-        self.struct = api.llama_batch(
-            0,
-            self._token.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            None,
-            self._position.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            self._ones.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            self._rows,
-            self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
+        self.struct = api.llama_batch(0, self._token, None, self._position, self._ones, self._rows, self._wanted)
 
     def clear(self) -> None:
         self.count = self.struct.n_tokens = 0
 
     def add(self, tokens: Sequence[int], *, sequence: int, position: int, want_last: bool) -> int:
         """Append `tokens` at `position` of `sequence`; return the row of the last one."""
-        start, end = self.count, self.count + len(tokens)
+        count = len(tokens)
+        start, end = self.count, self.count + count
         self._token[start:end] = tokens
-        self._position[start:end] = range(position, position + len(tokens))
-        self._sequence[start:end] = sequence
-        self._wanted[start:end] = 0
+        self._position[start:end] = range(position, position + count)
+        self._sequence[start:end] = [sequence] * count
+        self._wanted[start:end] = [0] * count
         self._wanted[end - 1] = want_last
         self.count = self.struct.n_tokens = end
         return end - 1
@@ -230,6 +233,7 @@ class Context:
             self.sizes = _log.end()
         self._threads = threads
         self._memory: Pointer = api.llama_get_memory(self._context)
+        self._row_of = _row_of()
         self._row_type = ctypes.c_float * weights.vocabulary
         self._rows: dict[int, Floats] = {}
         self._adapter: Adapter | None = None
@@ -257,8 +261,7 @@ class Context:
 
     def logits(self, row: int) -> Floats:
         """Return the logits of `row` of the last batch, in place: valid until the next decode."""
-        pointer = api.llama_get_logits_ith(self._context, row)
-        address = ctypes.addressof(pointer.contents)
+        address = self._row_of(self._context, row)
         view = self._rows.get(address)
         if view is None:
             view = self._rows[address] = cast(

@@ -8,6 +8,7 @@ comes back as a prompt that is as long as it got.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fieldlm.runtime.engines import Outcome, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
@@ -54,13 +55,12 @@ class Slot:
     """The step this slot was last part of."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one slot computes in one step: `count` of its pending tokens; `row` is the last one's place in the batch."""
+class Part(NamedTuple):
+    """What one slot computes in one step: `width` of its pending tokens; `row` is the last one's place in the batch."""
 
     slot: Slot
     request: LlamaRequest
-    count: int
+    width: int
     row: int
 
 
@@ -79,6 +79,7 @@ class Worker:
         self._step = 0
         self._prefilling: tuple[LlamaRequest, ...] = ()
         self._retired: list[Adapter] = []
+        self._spoke: list[Slot] = []
 
     @property
     def running(self) -> int:
@@ -86,7 +87,10 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting) or any(slot.request for slot in self._slots)
+        for slot in self._slots:
+            if slot.request is not None:
+                return True
+        return len(self.waiting) > 0
 
     def look(self) -> None:
         """End who waits in vain, and interrupt the decode that computes a prompt in vain. From any thread."""
@@ -100,10 +104,13 @@ class Worker:
         if self._cores is not None:
             self._context.set_threads(self._cores.threads())
         self._end_over()
-        self._admit()
+        if len(self.waiting):
+            self.waiting.sweep()
+            self._admit()
         if slots := self._turn():
             self._compute(slots)
-        self._free_retired()
+        if self._retired:
+            self._free_retired()
 
     def fail_all(self, outcome: Outcome, error: str | None = None) -> None:
         """End every answer with `outcome` and forget all sequences."""
@@ -120,14 +127,13 @@ class Worker:
 
     def _end_over(self) -> None:
         for slot in self._slots:
-            if slot.request and (fate := slot.request.fate()):
+            if slot.request is not None and (fate := slot.request.fate()):
                 self._finish(slot, fate)
-        self.waiting.sweep()
 
     def _admit(self) -> None:
         """Give sequences to who waits, the most urgent first."""
         kept = 0
-        for request in self.waiting if self.waiting else ():
+        for request in self.waiting:
             if self._prefix_is_coming(request):
                 kept += 1
             elif (len(self._free()) > kept or self._make_room(request)) and self.waiting.take(request):
@@ -144,8 +150,9 @@ class Worker:
         _, slot = max(batch, key=lambda pair: pair[0])
         parked, slot.request, slot.pending = slot.request, None, []
         assert parked, "it was found by its request"
-        parked.park()
-        self.waiting.add(parked)
+        if parked.hand_over():
+            parked.park()
+            self.waiting.add(parked)
         return True
 
     def _prefix_is_coming(self, request: LlamaRequest) -> bool:
@@ -195,21 +202,26 @@ class Worker:
 
     def _turn(self) -> list[Slot]:
         """Return the slots of the adapter whose turn it is: one batch can have only one."""
-        running = [slot for slot in self._slots if slot.request]
-        others = [slot for slot in running if slot.adapter is not self._adapter]
-        if others and (self._turns >= STEPS_PER_ADAPTER or len(others) == len(running)):
-            self._adapter = min(others, key=lambda slot: slot.used).adapter
-            self._turns = 0
+        ours: list[Slot] = []
+        others: list[Slot] = []
+        for slot in self._slots:
+            if slot.request is not None:
+                (ours if slot.adapter is self._adapter else others).append(slot)
         self._turns += 1
-        return [slot for slot in running if slot.adapter is self._adapter]
+        if others and (not ours or self._turns > STEPS_PER_ADAPTER):
+            self._adapter = min(others, key=lambda slot: slot.used).adapter
+            self._turns = 1
+            return [slot for slot in others if slot.adapter is self._adapter]
+        return ours
 
     def _compute(self, slots: Sequence[Slot]) -> None:
-        parts = self._pack(slots)
         self._context.allow()
-        self._prefilling = tuple(part.request for part in parts if part.count > 1)
-        if any(request.fate() for request in self._prefilling):
+        parts = self._pack(slots)
+        if self._prefilling and any(request.fate() for request in self._prefilling):
             return
         self._context.use(self._adapter)
+        if not self._hand_over():
+            return
         status = self._context.decode(self._batch)
         self._prefilling = ()
         if status:
@@ -218,12 +230,32 @@ class Worker:
         for part in parts:
             self._advance(part)
 
+    def _hand_over(self) -> bool:
+        """Let all readers have what was said; False when one could not take it, so that what is packed is stale."""
+        spoke, self._spoke = self._spoke, []
+        all_took = True
+        for slot in spoke:
+            if slot.request is not None and not slot.request.hand_over():
+                slot.request, slot.pending, all_took = None, [], False
+        return all_took
+
     def _pack(self, slots: Sequence[Slot]) -> list[Part]:
         """Fill the batch: a token of every answer being written, then what is longer, the most urgent first."""
         self._batch.clear()
-        parts = [self._part(slot, 1) for slot in slots if len(slot.pending) == 1]
-        longer = [(slot.request, slot) for slot in slots if slot.request and len(slot.pending) > 1]
+        parts: list[Part] = []
+        longer: list[tuple[LlamaRequest, Slot]] = []
+        for slot in slots:
+            if len(slot.pending) == 1:
+                parts.append(self._part(slot, 1))
+            elif slot.request is not None:
+                longer.append((slot.request, slot))
+        prompts = self._pack_longer(longer) if longer else ()
+        self._prefilling = tuple([part.request for part in prompts])
+        return [*parts, *prompts] if prompts else parts
+
+    def _pack_longer(self, longer: list[tuple[LlamaRequest, Slot]]) -> list[Part]:
         room = self._room([request for request, _ in longer])
+        parts: list[Part] = []
         # Tokens that a constraint forced belong to an answer that is being written.
         for _, slot in sorted(longer, key=lambda pair: (not pair[0].count, pair[0].urgency)):
             if count := min(room, len(slot.pending)):
@@ -269,12 +301,13 @@ class Worker:
 
     def _advance(self, part: Part) -> None:
         slot = part.slot
-        slot.tokens += slot.pending[: part.count]
-        slot.pending = slot.pending[part.count :]
+        slot.tokens += slot.pending[: part.width]
+        slot.pending = slot.pending[part.width :]
         if slot.pending:
             return
         if part.request.advance(self._context.logits(part.row)):
             slot.pending = part.request.tokens[len(slot.tokens) :]
+            self._spoke.append(slot)
         else:
             slot.request = None
 

@@ -114,20 +114,32 @@ class Request:
         self._enter("queue_s")
 
     def advance(self, logits: Floats) -> bool:
-        """Say what follows from `logits`, those behind the last of `tokens`; False when the answer has ended.
+        """Choose what follows from `logits`, those behind the last of `tokens`; False when the answer has ended.
 
-        Whatever goes wrong here, in the constraint or in who reads, is this answer's end and nobody else's.
+        What was chosen is said by the next `hand_over`. Whatever goes wrong here, in the constraint or in who reads, is
+        this answer's end and nobody else's.
         """
         try:
             outcome = self._speak(logits)
-            if outcome is None:
-                self._hand_over()
         except Exception as error:
             self.end("error", error=_reason(error))
             return False
         if outcome is not None:
             self.end(outcome)
         return outcome is None
+
+    def hand_over(self) -> bool:
+        """Give the reader what was chosen since the last time; False when the answer has ended by that.
+
+        An engine does it last before it computes again: a reader that is woken earlier waits for Python's lock, and
+        the engine for the reader.
+        """
+        try:
+            self._hand_over()
+        except Exception as error:
+            self.end("error", error=_reason(error))
+            return False
+        return True
 
     def end(self, outcome: Outcome, error: str | None = None) -> None:
         """Hand over the last chunk, with what was held back."""
@@ -139,10 +151,11 @@ class Request:
 
     def _speak(self, logits: Floats) -> Outcome | None:
         known = len(self.tokens)
-        ahead, self._ahead = self._ahead, []
-        outcome = self._say_all(ahead) or (self._follow() if ahead else None)
-        if outcome or len(self.tokens) > known:
-            return outcome
+        if self._ahead:
+            ahead, self._ahead = self._ahead, []
+            outcome = self._say_all(ahead) or self._follow()
+            if outcome or len(self.tokens) > known:
+                return outcome
         if self._guide is not None and self._guide.is_complete:
             return "stop"
         pick = self._sampler.pick(logits, self._guide)
@@ -150,7 +163,7 @@ class Request:
         timings = self.answer.timings
         timings.margin += (pick.margin - timings.margin) / self._chosen
         self.tokens.append(pick.token)
-        return self._say(pick) or self._follow()
+        return self._say(pick) or (None if self._guide is None else self._follow())
 
     def _follow(self) -> Outcome | None:
         """Say what has to come now, until there is a choice again."""
@@ -189,11 +202,12 @@ class Request:
         text, self._new_text = self._new_text, ""
         if not picks and outcome is None:
             return
+        tokens, margins, choices = zip(*picks, strict=True) if picks else ((), (), ())
         chunk = Chunk(
             text=text,
-            tokens=tuple([pick.token for pick in picks]),
-            margins=tuple([pick.margin for pick in picks]),
-            choices=tuple([pick.choice for pick in picks if pick.choice]),
+            tokens=tokens,
+            margins=margins,
+            choices=tuple(filter(None, choices)),
             outcome=outcome,
             error=error,
         )

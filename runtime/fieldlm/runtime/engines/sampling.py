@@ -47,7 +47,7 @@ class Sampler:
         self._is_plain = not bias and not _penalises(sampling)
 
     def pick(self, logits: Floats, guide: Guide | None = None) -> Pick:
-        """Choose the next token. `logits` is only read."""
+        """Choose the next token. `logits` is left as it was."""
         shaped = logits if self._is_plain else self._shape(logits)
         if guide is not None:
             shaped = _allowed(guide, shaped)
@@ -109,7 +109,7 @@ def make_rng(sampling: Sampling) -> np.random.Generator:
 def choose(logits: Floats, sampling: Sampling, rng: np.random.Generator) -> tuple[int, float]:
     """Return the chosen token and the gap between the two largest logits, at most CERTAIN.
 
-    Greedy at temperature 0. `logits` is only read. Raises EngineError when the model has computed NaN or infinity.
+    Greedy at temperature 0. `logits` is left as it was. Raises EngineError when the model has computed NaN or infinity.
     """
     best = int(logits.argmax())
     top = float(logits[best])
@@ -144,8 +144,12 @@ def _allowed(guide: Guide, logits: Floats) -> Floats:
 
 
 def _largest_beside(logits: Floats, best: int) -> float:
-    sides = [side for side in (logits[:best], logits[best + 1 :]) if side.size]
-    return max((float(side.max()) for side in sides), default=float(logits[best]))
+    """Return the second largest. It is looked for as the first was: code that has just run is in the cache."""
+    kept = logits[best]
+    logits[best] = -np.inf
+    second = float(logits[logits.argmax()])
+    logits[best] = kept
+    return second
 
 
 def _draw(logits: Floats, top: float, sampling: Sampling, rng: np.random.Generator) -> int:

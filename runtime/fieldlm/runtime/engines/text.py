@@ -15,12 +15,19 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
         self._stopped = False
+        self._is_inside = False
+        """Whether the bytes so far end within a character."""
 
     def push(self, piece: bytes) -> tuple[str, bool]:
         """Return the text that is now certain, and whether a stop string ended it; the stop string is left out."""
         if self._stopped:
             return "", True
-        return self._settle(self._decoder.decode(piece))
+        if not self._is_inside and piece.isascii():
+            text = piece.decode("ascii")
+            return self._settle(text) if self._stop else (text, False)
+        text = self._decoder.decode(piece)
+        self._is_inside = bool(self._decoder.getstate()[0])
+        return self._settle(text)
 
     def finish(self) -> str:
         """Return what was held back, now that nothing follows; half a character becomes U+FFFD."""
