@@ -149,7 +149,7 @@ def _fill(source: Source, part: Part, blobs: Blobs, manner: Manner, on_bytes: On
         # The likeliest first: another version of the same file has nearly its size.
         borrow(part, sorted(blobs.large(CHUNK_BYTES), key=lambda path: abs(path.stat().st_size - part.blob.size)))
         on_bytes(part.bytes_here)
-    if manner.neighbours and part.missing():
+    if manner.neighbours and part.blob.size >= CHUNK_BYTES and part.missing():
         manner.neighbours.fill(part, source, on_bytes)
     fruitless = 0
     while not part.is_whole():

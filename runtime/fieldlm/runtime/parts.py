@@ -10,6 +10,7 @@ from typing import Self
 from fieldlm.formats.files import disk_errors, sha256_file, write_whole
 from fieldlm.formats.release import Blob, Chunk, read_index
 
+CLAIMED = b"\2"  # in a map: not here, but on its way from the repository
 SETTLE_BYTES = 1 << 20  # synced together at most, so that a power cut costs no more
 
 
@@ -59,6 +60,7 @@ class Part:
         with disk_errors(self.path):
             reserve(self.folder, self.blob)
             old_map = self._map_path.read_bytes() if self._map_path.exists() else b""
+            old_map = old_map.replace(CLAIMED, b"\0")
             self.here = bytearray(old_map if len(old_map) == len(self.chunks) else bytes(len(self.chunks)))
             self._file = os.open(self.path, os.O_RDWR)
             self._map = os.open(self._map_path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -77,6 +79,19 @@ class Part:
     def missing(self) -> list[int]:
         """Return the chunks that have not arrived."""
         return [index for index, is_here in enumerate(self.here) if not is_here]
+
+    def claim(self, start: int, stop: int) -> None:
+        """Tell the neighbours, who read the map, that this device fetches these chunks."""
+        self._mark(start, stop, CLAIMED)
+
+    def unclaim(self, start: int, stop: int) -> None:
+        """Leave what has not arrived to others."""
+        self._mark(start, stop, b"\0")
+
+    def _mark(self, start: int, stop: int, mark: bytes) -> None:
+        for index in range(start, stop):
+            if not self.here[index]:
+                os.pwrite(self._map, mark, index)
 
     def put(self, index: int, data: bytes) -> bool:
         """Store a chunk and remember it, or return False when it is not the one the release names."""

@@ -241,6 +241,11 @@ class PacedSource:
             raise LinkError(f"the hours in which {self.name} may be read are over; goes on when they begin")
 
 
+def is_open(source: Source) -> bool:
+    """Say whether the source may be read now; one without hours always may."""
+    return not isinstance(source, PacedSource) or source.is_open
+
+
 class _Paced:
     def __init__(self, source: PacedSource, reader: Reader, bucket: Bucket | None) -> None:
         self._source = source
