@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from fieldlm.compiler.publish import publish
-from fieldlm.formats.errors import LinkError, NoSpaceError, TrustError
+from fieldlm.formats.errors import InputError, LinkError, NoSpaceError, TrustError
 from fieldlm.formats.files import CHUNK_BYTES
 from fieldlm.formats.release import Blob, Release, blob_path
 from fieldlm.runtime.blobs import Blobs
 from fieldlm.runtime.fetch import FolderSource, Reader, WebSource, fetch, open_source
+from fieldlm.runtime.sources import Bucket, PacedSource, read_window
 from tests.simulators_update import BASE_BYTES, small_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -296,6 +298,63 @@ def test_a_repository_is_a_folder_or_an_address(tmp_path: Path) -> None:
         source = open_source(name)
         assert isinstance(source, FolderSource)
         assert source.folder == tmp_path
+
+
+def test_a_cap_makes_the_reader_wait_as_long_as_the_bytes_take(shop: Shop) -> None:
+    slept = list[float]()
+    bucket = Bucket(1e6, sleep=slept.append)
+    source = PacedSource(FolderSource(shop.repository), bucket=bucket, window=None)
+    with source.open(blob_path(shop.base.sha256)) as reader:
+        assert len(reader.read(BASE_BYTES)) == BASE_BYTES == source.moved
+    # Nobody really slept, so the last one of them has to wait for all.
+    assert 0.9 * BASE_BYTES / 1e6 < max(slept) <= BASE_BYTES / 1e6
+
+
+@pytest.mark.parametrize(
+    ("window", "clock", "is_open"),
+    [
+        ("01:00-05:30", "2030-05-01 01:00", True), ("01:00-05:30", "2030-05-01 05:29", True),
+        ("01:00-05:30", "2030-05-01 05:30", False), ("01:00-05:30", "2030-05-01 00:59", False),
+        ("22:00-04:00", "2030-05-01 23:10", True), ("22:00-04:00", "2030-05-01 03:10", True),
+        ("22:00-04:00", "2030-05-01 12:00", False), ("00:00-00:00", "2030-05-01 12:00", True),
+        ("01:00-05:30", "1970-01-02 12:00", True), ("01:00-05:30", "2100-01-01 12:00", False),
+    ],
+)  # fmt: skip
+def test_the_hours_count_by_the_devices_clock_once_it_was_set(window: str, clock: str, is_open: bool) -> None:
+    hours = read_window(window)
+    assert hours is not None
+    assert hours.is_open(datetime.fromisoformat(clock).timestamp()) is is_open
+
+
+@pytest.mark.parametrize("text", ["1-5", "25:00-01:00", "01:00", "01:00-02:00-03:00", "ab:cd-01:00"])
+def test_hours_that_are_none_are_named(text: str) -> None:
+    with pytest.raises(InputError, match="want HH:MM-HH:MM"):
+        read_window(text)
+
+
+def test_an_index_that_is_damaged_on_the_way_is_asked_for_again_and_then_refused(shop: Shop) -> None:
+    path = shop.repository / blob_path(shop.base.index)
+    good = path.read_bytes()
+    path.write_bytes(good[::-1])
+    with pytest.raises(TrustError, match="another index"):
+        shop.fetch(FolderSource(shop.repository))
+    path.write_bytes(good)
+    shop.fetch(FolderSource(shop.repository))
+    assert shop.holds_everything()
+
+
+def test_what_an_older_release_left_half_fetched_makes_room(shop: Shop) -> None:
+    folder = shop.blobs.folder / "fetch"
+    folder.mkdir(parents=True)
+    old = folder / f"{'f' * 64}.part"
+    old.write_bytes(bytes(4_000_000))
+    slot = shop.blobs.path("e" * 64)
+    slot.parent.mkdir(parents=True)
+    slot.write_bytes(b"a generation that a slot names")
+    with pytest.raises(NoSpaceError):
+        fetch(FolderSource(shop.repository), shop.release, shop.blobs, wanted=shop.release.blobs, reserve_bytes=1 << 60)
+    assert not old.exists()
+    assert slot.exists()
 
 
 def _fetch_and_die(shop: Shop, *, after: int) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,11 +19,13 @@ from fieldlm.formats.errors import LinkError
 from fieldlm.formats.files import CHUNK_BYTES
 from fieldlm.formats.release import Blob, Release, blob_path
 from fieldlm.runtime.blobs import Blobs
+from fieldlm.runtime.config import load_config
 from fieldlm.runtime.fetch import FolderSource, Manner, Source, fetch
+from fieldlm.runtime.neighbourhood import fetching
 from fieldlm.runtime.parts import CLAIMED, map_path
 from fieldlm.runtime.peers import Nearby, Neighbour, Swarm, is_local
 from fieldlm.runtime.share import BlobServer
-from fieldlm.runtime.sources import Bucket, PacedSource
+from fieldlm.runtime.sources import Bucket, PacedSource, Window
 from tests.simulators_update import small_bundle
 
 SIZE = 24 * CHUNK_BYTES + 777
@@ -311,6 +314,34 @@ def test_neighbours_find_each_other_and_notice_who_leaves() -> None:
     finally:
         for one in nearby:
             one.stop()
+
+
+def test_two_devices_with_their_settings_alone_find_and_serve_each_other(place: Place) -> None:
+    env = {"HOME": str(place.folder)}
+    configs = [load_config({"state": str(place.folder / name), "device": name}, env) for name in ("kiosk-a", "kiosk-b")]
+    with ExitStack() as stack:
+        manners = [stack.enter_context(fetching(config, host="127.0.0.1")) for config in configs]
+        first, second = (Blobs(config.state) for config in configs)
+        fetch(FolderSource(place.folder / "repository"), place.release, first, wanted=[place.base])
+        swarm = manners[1].neighbours
+        assert isinstance(swarm, Swarm)
+        wait_for(lambda: "kiosk-a" in {one.name for one in swarm.find()})
+        away = Away(place.folder / "repository")
+        fetch(away, place.release, second, wanted=[place.base], manner=manners[1])
+        assert second.holds(place.base.sha256, place.base.size)
+        assert swarm.moved == SIZE
+
+
+def test_outside_its_hours_a_device_takes_what_its_neighbours_have(place: Place) -> None:
+    place.fetch(place.device("first"))
+    late = place.device("late")
+    now = datetime.now()
+    minute = now.hour * 60 + now.minute
+    closed = Window(opens=(minute + 600) % 1440, closes=(minute + 660) % 1440)
+    manner = Manner(window=closed, neighbours=late.swarm)
+    fetch(late.wan, place.release, late.blobs, wanted=[place.base], manner=manner)
+    assert late.swarm.moved == SIZE
+    assert late.wan.moved == place.base.index_blob.size
 
 
 def wait_for(holds: Callable[[], bool]) -> None:

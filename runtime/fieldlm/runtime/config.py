@@ -5,6 +5,7 @@ The file is TOML with the same names: $FIELDLM_CONFIG, else ~/.config/fieldlm/co
 """
 
 import os
+import re
 import secrets
 import socket
 import tomllib
@@ -20,6 +21,7 @@ from fieldlm.formats.files import canonical_json, write_whole
 from fieldlm.formats.profile import load_profile
 from fieldlm.runtime import terminal
 
+HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 Telemetry = Literal["off", "metrics", "redacted", "full"]
 Check = Callable[[object], object]
 """Turns what was given into the typed value; raises ValueError with what is wanted instead."""
@@ -33,6 +35,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     host: "none" listens on no network, only on `socket`.   socket_group: who may use it beside its owner and root.
     api_keys: file of keys; without one the network is served only when `open` says so.
     repository: URL or folder of updates; `trust` is the TUF root.json that vouches for it.
+    share: fetch updates together with the devices around.   fetch_kb_s, fetch_hours: how fast, and when.
     """
 
     state: Path
@@ -50,6 +53,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     repository: str
     keys: Path
     trust: str
+    share: bool
+    fetch_kb_s: int
+    fetch_hours: str
     spool_mb: int
     api_keys: str
     open: bool
@@ -227,6 +233,12 @@ def _file(value: object) -> str:
     return str(_folder(value)) if value != "" else ""
 
 
+def _hours(value: object) -> str:
+    if value != "" and not HOURS.fullmatch(str(value)):
+        raise ValueError('HH:MM-HH:MM, as in 01:00-05:30, or "" for any time')
+    return str(value)
+
+
 def _home(env: Mapping[str, str], variable: str, fallback: str) -> Path:
     return Path(env.get(variable) or Path(env.get("HOME") or Path.home()) / fallback) / "fieldlm"
 
@@ -248,6 +260,9 @@ SETTINGS: dict[str, tuple[Check, Callable[[Mapping[str, str]], object]]] = {
     "repository": (_repository, lambda _: ""),
     "keys": (_folder, lambda env: _home(env, "XDG_CONFIG_HOME", ".config") / "keys"),
     "trust": (_trust, lambda _: ""),
+    "share": (_switch, lambda _: True),
+    "fetch_kb_s": (_number(1, 100_000_000, "no limit"), lambda _: 0),
+    "fetch_hours": (_hours, lambda _: ""),
     "spool_mb": (_number(1, 65536), lambda _: 64),
     "api_keys": (_file, lambda _: ""),
     "open": (_switch, lambda _: False),

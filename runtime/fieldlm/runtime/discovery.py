@@ -125,7 +125,7 @@ class Announcer:
             if self._is_stopped:
                 return
             try:
-                self._zeroconf = _open(self._config.host)
+                self._zeroconf = open_zeroconf(self._config.host)
                 self._info = self._describe(port)
                 self._zeroconf.register_service(self._info, allow_name_change=True)
             except QUIET as error:
@@ -171,7 +171,7 @@ class Announcer:
             port=port,
             properties=self._text,
             server=f"{friendly.replace('.', '-').replace('_', '-')}.local.",
-            parsed_addresses=_addresses(self._config.host),
+            parsed_addresses=addresses_of(self._config.host),
         )
 
 
@@ -182,7 +182,7 @@ def browse(timeout_s: float = 2.0, *, host: str = "") -> list[Device]:
     """
     heard = _Heard()
     try:
-        with _open(host) as zeroconf:
+        with open_zeroconf(host) as zeroconf:
             browser = ServiceBrowser(zeroconf, SERVICE, listener=heard)
             time.sleep(timeout_s)
             browser.cancel()
@@ -239,13 +239,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _open(host: str) -> Zeroconf:
+def open_zeroconf(host: str) -> Zeroconf:
+    """Open zeroconf on the networks that a server at `host` is reached from."""
     if _is_loopback(host):
         return Zeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)
     return Zeroconf(interfaces=InterfaceChoice.All, ip_version=IPVersion.V4Only)
 
 
-def _addresses(host: str) -> list[str]:
+def addresses_of(host: str) -> list[str]:
     """Return the addresses others can use for a server that listens on `host`."""
     if _is_loopback(host):
         return ["127.0.0.1"]

@@ -90,7 +90,7 @@ def fetch(
     _take_space(folder, missing, release, reserve_bytes)
     done, total = 0, sum(blob.size for blob in missing)
     with ExitStack() as stack:
-        parts = [stack.enter_context(Part(folder, blob, _index(paced, folder, blob))) for blob in missing]
+        parts = [stack.enter_context(Part(folder, blob, _index(source, folder, blob))) for blob in missing]
         for part in parts:
             base = done
             _fill(paced, part, blobs, manner, lambda here, base=base: on_progress(base + here, total))

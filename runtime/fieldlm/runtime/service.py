@@ -27,9 +27,11 @@ from fieldlm.runtime.commands import Action, Commands, command_route
 from fieldlm.runtime.config import Config, load_config
 from fieldlm.runtime.discovery import Announcer
 from fieldlm.runtime.door import Door
+from fieldlm.runtime.fetch import Manner
 from fieldlm.runtime.hardware import detect, peak_rss_mb, rss_mb, temperature_c, usable_cores
 from fieldlm.runtime.health import compare, within
 from fieldlm.runtime.live import Live, Serving
+from fieldlm.runtime.neighbourhood import fetching
 from fieldlm.runtime.openai import Exchange, Feedback
 from fieldlm.runtime.recorder import Recorder, load_salt
 from fieldlm.runtime.rehearse import Limits, patience_s, rehearse
@@ -97,7 +99,7 @@ class Device:
         self.watch = Watch(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
         self.busy = Busy()
         self.commands = Commands(config.state, config.device, self._actions())
-        self.updater = self._updater()
+        self.updater = self._updater(keep.enter_context(fetching(config, host=door.host or "")))
         self.updater.poll(POLL_S)
         self.announcer = Announcer(config, generation=self._generation, model=self._model, profile=self.profile.id)
         self.sync = self._sync() if config.broker else None
@@ -124,7 +126,7 @@ class Device:
             self.announcer.start(port=self._http.port)
             keep.callback(self.announcer.stop)
 
-    def _updater(self) -> Updater[Serving]:
+    def _updater(self, manner: Manner) -> Updater[Serving]:
         config, memory = self.config, self.profile.memory
         limits = Limits(
             context=self._context or 0, parallel=self.live.parallel, budget_mb=float(memory.model_budget_mb)
@@ -143,6 +145,7 @@ class Device:
             on_switch=self.watch.begin,
             on_hang=_exit_hung,
             busy=self.busy,
+            manner=manner,
             observe_s=OBSERVE_S,
             guard_s=GUARD_S,
         )

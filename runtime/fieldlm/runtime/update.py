@@ -25,7 +25,7 @@ from fieldlm.formats.files import write_whole
 from fieldlm.formats.release import Offer, Pointer, Release
 from fieldlm.runtime import health, probe, terminal
 from fieldlm.runtime.busy import DEADLINE_S, Busy
-from fieldlm.runtime.fetch import fetch
+from fieldlm.runtime.fetch import Manner, fetch
 from fieldlm.runtime.health import Measured, Speed, UnhealthyError, within
 from fieldlm.runtime.openai import ApiError
 from fieldlm.runtime.rehearse import has_room, patience_s
@@ -70,6 +70,7 @@ class Updater(Generic[Loaded]):
         on_switch: Callable[[], None] = lambda: None,
         on_hang: Callable[[], None] | None = None,
         busy: Busy | None = None,
+        manner: Manner | None = None,
         observe_s: float = 0.0,
         guard_s: float = 0.0,
         hold_s: float = DEADLINE_S,
@@ -90,6 +91,7 @@ class Updater(Generic[Loaded]):
         self._on_switch = on_switch
         self._on_hang = on_hang
         self._busy = busy or Busy()
+        self._manner = manner
         self._observe_s = observe_s
         self._guard_s = guard_s
         self._hold_s = hold_s
@@ -253,7 +255,7 @@ class Updater(Generic[Loaded]):
             except (TrustError, BundleError) as error:
                 self.slots.reject(release, f"{reason_of(error)}: {error}")
                 raise
-            fetch(source, release, self.slots.blobs, wanted=release.files, on_progress=run.moved)
+            fetch(source, release, self.slots.blobs, wanted=release.files, manner=self._manner, on_progress=run.moved)
         with run.doing("verify"):
             return self.slots.install(release)
 
