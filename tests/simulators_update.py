@@ -191,7 +191,9 @@ class Site:
         return self.updater().check_and_update()
 
 
-def update_and_die(state: Path, repository: Path, root: Path, log: Path, fatal: int | str) -> None:
+def update_and_die(
+    state: Path, repository: Path, root: Path, log: Path, fatal: int | str, *, has_come_up: bool = False
+) -> None:
     """Boot and update as a process of its own, and kill it right after the step of that number or name."""
     with log.open("a") as steps:
 
@@ -202,6 +204,8 @@ def update_and_die(state: Path, repository: Path, root: Path, log: Path, fatal: 
 
         slots = Slots(state, on_step=on_step)
         live = simulated_live(slots.boot())
+        if has_come_up:
+            slots.up()
         updater = Updater(slots, live, repository=str(repository), trust=root, probe_score=lambda serving: 1.0)
         updater.check_and_update()
 

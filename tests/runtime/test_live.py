@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.errors import EngineError, InputError
+from fieldlm.formats.errors import EngineError, InputError, LinkError
 from fieldlm.runtime.engines import Sampling
 from fieldlm.runtime.live import Live, Serving, canary
 from fieldlm.runtime.template import render
@@ -115,6 +115,49 @@ def test_the_canary_asks_the_real_system_prompt(live: Live, bundles: Bundles, tm
     bundle = tiny_bundle(tmp_path / "nan", adapter=lora_gguf(tmp_path / "nan.gguf", scale=float("nan")))
     with pytest.raises(EngineError, match=r"does not answer: .*damaged"):
         canary(live.load(bundle))
+
+
+def test_where_memory_is_short_requests_wait_while_one_base_takes_the_others_place(
+    live: Live, bundles: Bundles
+) -> None:
+    leased = live.try_lease()
+    assert leased
+    serving, give_back = leased
+    end = threading.Timer(0.3, give_back)
+    end.start()
+    live.clear()
+    assert not end.is_alive(), "the answer that ran was waited for"
+    assert live.is_held
+    assert live.try_lease() is None
+    with live.lease() as named:
+        assert (named.bundle, named.engine.memory_mb()) == (bundles.base, {})
+    with pytest.raises(EngineError, match="closed"):
+        answer(serving)
+    other = live.load(bundles.other_base)
+    live.switch(other)
+    assert not live.is_held
+    again = live.try_lease()
+    assert again
+    assert answer(again[0])
+    again[1]()
+
+
+def test_a_base_that_is_no_good_in_anothers_place_gives_it_back(live: Live, bundles: Bundles) -> None:
+    live.clear()
+    with pytest.raises(EngineError):
+        live.load(bundles.broken)
+    live.wake()
+    assert answer(live.current)
+    assert live.current.bundle is bundles.base
+    assert not live.is_held
+
+
+def test_an_answer_that_does_not_end_puts_a_replacement_off(live: Live) -> None:
+    with live.lease() as serving:
+        with pytest.raises(LinkError, match="answers still run"):
+            live.clear(within_s=0.1)
+        assert not live.is_held
+        assert answer(serving)
 
 
 def test_no_request_fails_while_generations_change(live: Live, bundles: Bundles) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fieldlm.compiler.publish import publish
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.formats.errors import BundleError, InputError
+from fieldlm.formats.errors import BundleError, InputError, TrustError
 from fieldlm.formats.release import FORMAT, Blob, Release
 from fieldlm.runtime.admission import refusal
 from fieldlm.runtime.journal import Known
@@ -41,14 +42,14 @@ def site(tmp_path: Path, base: Bundle, tuned: Bundle) -> Iterator[Site]:
     site.slots.close()
 
 
-def crash(site: Site, fatal: int | str) -> list[str]:
+def crash(site: Site, fatal: int | str, *, has_come_up: bool = False) -> list[str]:
     """Update in a process that is killed after the step of that number or name; return the steps it took."""
     log = site.folder / "steps"
     log.unlink(missing_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.simulators_update"])
     arguments = (site.slots.state, site.repository, site.keys / "root.json", log, fatal)
-    child = context.Process(target=update_and_die, args=arguments)
+    child = context.Process(target=update_and_die, args=arguments, kwargs={"has_come_up": has_come_up})
     child.start()
     child.join()
     steps = log.read_text().split()
@@ -106,6 +107,58 @@ def test_a_release_that_kills_the_process_three_times_is_not_tried_a_fourth_time
     assert site.update().reason == "failed-before"
     (failed,) = site.slots.status().failed
     assert failed.failed == "crash: it ended in 3 loads"
+
+
+@pytest.mark.parametrize("fatal", ["switch", "commit"])
+def test_a_process_that_dies_while_its_update_answers_has_crashed_and_a_power_cut_has_not(
+    site: Site, base: Bundle, tuned: Bundle, tmp_path: Path, fatal: str
+) -> None:
+    site.slots.up()
+    site.slots.close()
+    assert crash(site, fatal, has_come_up=True)[-1] == fatal
+    shutil.copytree(site.slots.state, tmp_path / "cut")
+    site.slots = Slots(site.slots.state)
+    assert site.slots.boot().id == base.id
+    (failure,) = site.slots.untold()
+    assert (failure.bundle, failure.seq, failure.reason) == (tuned.id, 1, "crash")
+    assert site.update().reason == "failed-before"
+    after_a_cut = Slots(tmp_path / "cut", boot_id="another")
+    assert after_a_cut.boot().id == (tuned.id if fatal == "commit" else base.id)
+    assert after_a_cut.untold() == []
+    after_a_cut.close()
+
+
+def test_an_update_that_has_served_for_a_while_is_not_blamed_for_the_next_crash(site: Site, tuned: Bundle) -> None:
+    site.slots.up()
+    site.update()
+    site.slots.confirm()
+    assert site.slots.boot().id == tuned.id
+
+
+def test_a_failure_is_kept_until_it_was_told(site: Site, tuned: Bundle) -> None:
+    site.update()
+    assert site.slots.current().id == tuned.id
+    site.slots.rollback("garbage: it was")
+    assert [(failure.reason, failure.detail) for failure in site.slots.untold()] == [("garbage", "it was")]
+    site.slots.told()
+    assert site.slots.untold() == []
+
+
+def test_the_floor_forbids_a_rollback_that_is_asked_for_and_not_one_that_a_crash_needs(
+    site: Site, base: Bundle, tuned: Bundle
+) -> None:
+    site.update()
+    publish(small_bundle(site.folder / "tea", base_bytes=SIZE, adapter="tea").folder, site.repository, keys=site.keys,
+            min_seq=2)  # fmt: skip
+    assert site.update().seq == 2
+    with pytest.raises(TrustError, match="floor 2"):
+        site.slots.before()
+    assert site.slots.rollback("crash: again and again").id == base.id
+
+
+def test_there_is_nothing_before_the_factory_bundle(site: Site) -> None:
+    with pytest.raises(InputError, match="no generation to go back to"):
+        site.slots.before()
 
 
 def test_the_same_factory_bundle_again_leaves_the_update_current(site: Site, base: Bundle, tuned: Bundle) -> None:
