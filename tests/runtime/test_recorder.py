@@ -11,6 +11,7 @@ import zstandard
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
 from fieldlm.runtime.recorder import TEXT_CHARS, Mode, Recorder, load_salt
+from fieldlm.runtime.sketch import Sketch
 from fieldlm.runtime.spool import Spool
 
 SECRETS = ("Maria", "555-0199", "customer-42")
@@ -45,6 +46,7 @@ class Exchange:
     route: str | None = "local"
     prompt_tokens: int = 20
     completion_tokens: int = 9
+    missed: bool = False
 
 
 def recorded(tmp_path: Path, mode: Mode, exchange: Exchange, correction: str | None = None) -> list[Record]:
@@ -185,3 +187,85 @@ def test_the_salt_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) ->
     assert load_salt(tmp_path / "state" / "salt") == salt
     assert len(salt) == 32
     assert (tmp_path / "state" / "salt").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_forgotten_session_leaves_the_disk_and_is_asked_to_leave_the_store(tmp_path: Path) -> None:
+    text = [{"role": "user", "content": "a cortado with cardamom " * 40}]
+    with Spool(tmp_path / "spool.db") as spool:
+        recorder = Recorder(spool, device="k", mode="full", salt=b"salt")
+        for number in range(30):
+            who = "customer-42" if number % 3 == 0 else "another"
+            words = text if who == "customer-42" else [{"role": "user", "content": "an espresso"}]
+            recorder.exchange(Exchange(id=f"r{number}", session=who, messages=words, answer=words[0]["content"]))
+        recorder.feedback("r0", None, "a cortado with cardamom and no sugar")
+        assert spool.flush()
+        (session,) = {r.session for r in spool.pending("gen", 0, 1)}
+        assert b"cardamom" in on_disk(tmp_path)
+        recorder.forget("customer-42")
+        assert spool.flush()
+        assert b"cardamom" not in on_disk(tmp_path)
+        held = spool.pending("gen", 0, 100) + spool.pending("fb", 0, 100)
+        assert [r.kind for r in held if r.session == session] == ["forget"]
+        assert len([r for r in held if r.kind == "generation"]) == 20
+        told = [r.detail for r in spool.pending("sys", 0, 100) if r.kind == "drop"]
+        assert {(d["stream"], d["count"], d["reason"]) for d in told} == {
+            ("gen", "10", "forgotten"),
+            ("fb", "1", "forgotten"),
+        }
+        assert not recorder.feedback("r0", "up", None)
+        assert recorder.feedback("r1", "up", None)
+    with Spool(tmp_path / "spool.db") as spool:
+        assert not Recorder(spool, device="k", mode="full", salt=b"salt").feedback("r3", "up", None)
+
+
+def test_a_session_that_waits_in_the_ring_is_forgotten_too(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool.db") as spool:
+        recorder = Recorder(spool, device="k", mode="full", salt=b"salt")
+        recorder.exchange(Exchange())
+        recorder.forget("customer-42")
+        assert spool.flush()
+        assert spool.pending("gen", 0, 9) == []
+        assert [r.kind for r in spool.pending("fb", 0, 9)] == ["forget"]
+
+
+def test_a_text_that_breaks_redaction_does_not_travel_and_its_numbers_do(tmp_path: Path) -> None:
+    class Odd(dict[str, Any]):
+        def items(self) -> Any:
+            raise RuntimeError("no items today")
+
+    (found,) = recorded(tmp_path, "redacted", Exchange(messages=[Odd(role="user", content="a latte for Maria")]))
+    assert (found.prompt, found.answer, found.prompt_tokens, found.detail) == ("", "", 20, {"text": "failed"})
+    assert b"latte" not in on_disk(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("hard", "why"),
+    [
+        ({}, ""),
+        ({"timings": Timings(margin=0.4)}, "margin"),
+        ({"missed": True}, "deadline"),
+        ({"outcome": "deadline_exceeded"}, "deadline"),
+        ({"outcome": "error"}, "failed"),
+        ({"route": "fallback"}, "fallback"),
+        ({"route": "escalated", "timings": Timings(margin=0.4)}, "margin,escalated"),
+        ({"route": "repair"}, "repair"),
+    ],
+)
+def test_a_hard_exchange_says_why_it_was_hard(tmp_path: Path, hard: dict[str, Any], why: str) -> None:
+    (found,) = recorded(tmp_path, "metrics", Exchange(**hard))
+    assert found.detail.get("hard", "") == why
+
+
+def test_sums_of_a_generation_become_a_record(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool.db") as spool:
+        recorder = Recorder(spool, device="k", mode="metrics", salt=b"")
+        for number in range(10):
+            recorder.exchange(Exchange(id=f"r{number}", duration_s=0.1 * (number + 1)))
+        recorder.feedback("r3", "down", None)
+        recorder.sum_up()
+        recorder.sum_up()
+        spool.flush()
+        (found,) = [r for r in spool.pending("sys", 0, 10) if r.kind == "sketch"]
+    assert found.generation == "abc"
+    assert found.detail["calibration"] == "0/0 0/0 10/1 0/0 0/0 0/0"
+    assert abs(Sketch.decode(found.detail["duration_ms"]).quantile(0.5) - 500) < 11

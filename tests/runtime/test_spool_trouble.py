@@ -201,3 +201,26 @@ def test_a_clock_that_jumps_changes_no_number_and_loses_nothing(
             assert spool.flush(30)
         assert numbers_of(spool, "gen") == list(range(1, 31))
         assert drops(spool) == []
+
+
+def test_a_card_that_wakes_up_in_another_board_goes_on_under_a_new_epoch(tmp_path: Path) -> None:
+    epochs: list[int] = []
+    for number, machine in enumerate(("one", "one", "two", "", "two")):
+        with Spool(tmp_path / "spool.db", machine=machine) as spool:
+            spool.append(record(number))
+            assert spool.flush(30)
+            epochs.append(spool.epoch)
+            assert [r.response for r in spool.pending("gen", 0, 9)] == [f"r{n}" for n in range(number + 1)]
+    assert epochs[0] == epochs[1] != epochs[2] == epochs[3] == epochs[4]
+    with Spool(tmp_path / "spool.db", machine="two") as spool:
+        assert spool.note("moved_from") == str(epochs[0])
+
+
+def test_a_record_that_nobody_will_have_is_buried_and_told(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool.db") as spool:
+        fill(spool, "gen", 3)
+        spool.bury(spool.epoch + 1, "gen", 1, "refused")
+        spool.bury(spool.epoch, "gen", 2, "refused")
+        spool.bury(spool.epoch, "gen", 2, "refused")
+        assert numbers_of(spool, "gen") == [1, 3]
+        assert drops(spool) == [{"stream": "gen", "from": "2", "to": "2", "count": "1", "reason": "refused"}]

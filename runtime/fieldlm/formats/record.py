@@ -14,7 +14,7 @@ import msgspec
 from fieldlm.formats.errors import FieldlmError
 
 Stream = Literal["ota", "fb", "sys", "gen"]
-Kind = Literal["generation", "feedback", "update", "drop", "system", "forget"]
+Kind = Literal["generation", "feedback", "update", "drop", "system", "forget", "sketch"]
 
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 """In the order in which they travel when there is room for one only."""

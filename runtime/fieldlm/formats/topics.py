@@ -7,6 +7,7 @@
     fieldlm/1/{fleet}/{device}/d/ack                down  Ack: what the collector has committed
     fieldlm/1/{fleet}/{device}/d/cmd                down  a command, with a short expiry
     fieldlm/1/{fleet}/p/{profile}/release           down  the newest release of a profile, retained
+    fieldlm/1/{fleet}/policy                        down  what the fleet's devices may tell, signed, retained
 
 The shard stands in the topic so that several collectors can split a fleet on any broker with plain subscriptions.
 A PUBACK says that a broker has the bytes in its memory; only an Ack says that they are stored.
@@ -136,6 +137,10 @@ def command_topic(fleet: str, device: str) -> str:
 
 def release_topic(fleet: str, profile: str) -> str:
     return f"{ROOT}/{check_name(fleet, 'fleet')}/p/{check_name(profile, 'profile')}/release"
+
+
+def policy_topic(fleet: str) -> str:
+    return f"{ROOT}/{check_name(fleet, 'fleet')}/policy"
 
 
 def collector_filters(fleet: str, shards: range) -> list[str]:

@@ -10,13 +10,21 @@ from dataclasses import dataclass, field
 import msgspec
 
 from fieldlm.formats import block, topics
-from fieldlm.formats.record import CRITICAL, STREAMS
+from fieldlm.formats.record import CRITICAL, STREAMS, Record
+from fieldlm.runtime.budget import Budget
+from fieldlm.runtime.clocks import rebased
+from fieldlm.runtime.selection import is_hard
 from fieldlm.runtime.spool import Spool
 
 WINDOW = 4
 """Blocks on the way at a time: enough to fill a slow link, few enough to send again."""
 BLOCK_RECORDS = 128
 BLOCK_EXPIRY_S = 86_400
+ROW_BYTES = 256 << 10
+"""Rows of one block, before they are compressed."""
+MESSAGE_BYTES = block.MAX_BLOCK_BYTES
+PATIENCE = 3
+"""Sendings of a block before smaller ones are tried."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +35,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """How long records that are not critical wait for company."""
     backoff_base_s: float = 0.5
     backoff_cap_s: float = 300.0
+    poison_s: float = 3600.0
+    """How long a collector that answers may leave one record unacknowledged before it is given up, and told."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,22 +64,45 @@ class Totals:
     bytes: int = 0
     resent: int = 0
     acked: int = 0
+    tries: dict[tuple[int, str, int], "Try"] = field(default_factory=dict[tuple[int, str, int], "Try"])
+    """How often a block that begins there was sent to a collector that answers."""
     reached: dict[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int])
     """The last seq ever sent, to tell a second sending from a first."""
+
+
+class Try(msgspec.Struct):
+    """How often, and since when (monotonic seconds)."""
+
+    since_s: float
+    times: int = 0
 
 
 class Conversation:
     """The state of one connection."""
 
     def __init__(
-        self, spool: Spool, fleet: str, device: str, timing: Timing, totals: Totals, *, window: int = WINDOW
+        self,
+        spool: Spool,
+        fleet: str,
+        device: str,
+        timing: Timing,
+        totals: Totals,
+        *,
+        window: int = WINDOW,
+        max_bytes: int = MESSAGE_BYTES,
+        budget: Budget | None = None,
+        boot: str = "",
     ) -> None:
+        """`max_bytes` is what the broker takes in one message; `boot` is this boot, whose wrong times can be mended."""
         self.spool = spool
         self.fleet = fleet
         self.device = device
         self.timing = timing
         self.totals = totals
         self.window = window
+        self.max_bytes = max_bytes
+        self.budget = budget or Budget(spool)
+        self.boot = boot
         self._begin(spool.epoch)
 
     def due(self, now_s: float, *, hurry: bool = False) -> Iterator[Message]:
@@ -94,7 +127,13 @@ class Conversation:
             self._is_answered = True
             self._sent = {stream: committed for stream, (_, committed) in self.spool.ends().items()}
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether a collector has answered the hello."""
+        return self._is_answered
+
     def _acknowledge(self, stream: str, upto: int) -> None:
+        self.totals.tries = {k: v for k, v in self.totals.tries.items() if k[1] != stream or k[2] > upto}
         self.totals.acked += self.spool.commit(self._epoch, stream, upto)
         self._flying = [flying for flying in self._flying if flying.stream != stream or flying.last > upto]
         self._sent[stream] = max(self._sent.get(stream, 0), upto)
@@ -133,7 +172,7 @@ class Conversation:
 
     def _is_due(self, stream: str, now_s: float, *, hurry: bool) -> bool:
         behind = self.spool.ends()[stream][0] - self._sent.get(stream, 0)
-        if behind <= 0:
+        if behind <= 0 or not self.budget.allows(stream):
             self._waiting_since.pop(stream, None)
             return False
         waited_s = now_s - self._waiting_since.setdefault(stream, now_s)
@@ -141,12 +180,21 @@ class Conversation:
 
     def _block(self, stream: str, now_s: float) -> Message | None:
         after = self._sent.get(stream, 0)
-        records = self.spool.pending(stream, after, BLOCK_RECORDS)
+        tried = self.totals.tries.setdefault((self._epoch, stream, after + 1), Try(now_s))
+        # Who answers and does not acknowledge chokes on something: smaller and smaller blocks find out on what.
+        limit = max(1, BLOCK_RECORDS >> max(0, tried.times - PATIENCE))
+        records = self.spool.pending(stream, after, limit, max_bytes=min(ROW_BYTES, self.max_bytes))
         if not records:
             return None
-        # It starts where the last one ended, so that numbers which were dropped in between are spoken for.
-        payload = block.encode(records, first=after + 1)
-        last = records[-1].seq
+        if len(records) == 1 and tried.times > 2 * PATIENCE and now_s - tried.since_s > self.timing.poison_s:
+            self.spool.bury(self._epoch, stream, records[0].seq, "refused")
+            del self.totals.tries[self._epoch, stream, after + 1]
+            return self._block(stream, now_s)
+        tried.times += 1
+        records = [self._prepared(record) for record in records]
+        payload = self._encoded(records, after + 1)
+        last = block.parse(payload).last
+        self.budget.spend(len(payload))
         self._sent[stream] = last
         self._flying.append(Flying(stream, last, now_s))
         self.totals.blocks += 1
@@ -157,3 +205,24 @@ class Conversation:
         self._waiting_since.pop(stream, None)
         topic = topics.block_topic(self.fleet, self.device, stream)
         return Message(topic=topic, payload=payload, expiry_s=BLOCK_EXPIRY_S, content_type=topics.CONTENT_TYPE)
+
+    def _prepared(self, record: Record) -> Record:
+        """Mend its time; leave its text here when bytes are scarce and it was easy."""
+        record = rebased(record, self.boot)
+        is_easy = record.kind == "generation" and not is_hard(record) and not self.spool.is_disputed(record.response)
+        return _without_text(record, "scarce") if is_easy and record.prompt and self.budget.is_tight() else record
+
+    def _encoded(self, records: list[Record], first: int) -> bytes:
+        """Return as many of `records` as fit in one message; one that does not fit alone goes without its text."""
+        # It starts where the last one ended, so that numbers which were dropped in between are spoken for.
+        payload = block.encode(records, first=first)
+        while len(payload) > self.max_bytes and len(records) > 1:
+            records = records[: len(records) // 2]
+            payload = block.encode(records, first=first)
+        if len(payload) > self.max_bytes:
+            payload = block.encode([_without_text(records[0], "too-large")], first=first)
+        return payload
+
+
+def _without_text(record: Record, why: str) -> Record:
+    return msgspec.structs.replace(record, prompt="", answer="", correction="", detail=record.detail | {"text": why})

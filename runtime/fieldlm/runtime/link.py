@@ -19,6 +19,27 @@ from fieldlm.formats.errors import LinkError
 
 MAX_INFLIGHT = 16
 KEEPALIVE_S = 60
+MAX_PACKET_BYTES = 268_435_455
+"""MQTT's own limit."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who vouches for the broker, and what the device shows it: PEM files; empty is the system's, and nothing."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+    def context(self) -> ssl.SSLContext:
+        """Return what TLS needs; raises LinkError when a file is missing or not what it should be."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca or None)
+            if self.cert:
+                context.load_cert_chain(self.cert, self.key or None)
+        except (OSError, ValueError) as error:
+            names = ", ".join(filter(None, (self.ca, self.cert, self.key)))
+            raise LinkError(f"the certificates {names} cannot be used: {error}") from error
+        return context
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -41,11 +62,20 @@ class Link:
     """A connection that is open inside `with`. Its thread only moves bytes; every decision is the reader's."""
 
     def __init__(
-        self, url: str, *, client_id: str, session_expiry_s: int, inbox: Inbox, will: tuple[str, bytes] | None = None
+        self,
+        url: str,
+        *,
+        client_id: str,
+        session_expiry_s: int,
+        inbox: Inbox,
+        will: tuple[str, bytes] | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.address = topics.parse_broker(url)
         self.receive_maximum = 65_535
         """Messages that the broker allows on the way; paho does not look at it, so whoever publishes has to."""
+        self.max_bytes = MAX_PACKET_BYTES
+        """What the broker takes in one packet."""
         self._inbox = inbox
         self._answer = threading.Event()
         self._refusal = ""
@@ -58,7 +88,7 @@ class Link:
         self._client.on_message = self._on_message
         self._client.on_disconnect = self._on_disconnect
         if self.address.tls:
-            self._client.tls_set_context(ssl.create_default_context())
+            self._client.tls_set_context((identity or Identity()).context())
         if self.address.user:
             self._client.username_pw_set(self.address.user, self.address.password)
         if will:
@@ -88,6 +118,9 @@ class Link:
         """Disconnect after what is queued has gone out."""
         self._client.disconnect()
         self._client.loop_stop()
+        # A connection that was refused half way would stay open until it is collected.
+        if sock := self._client.socket():
+            sock.close()
         # paho closes two of its sockets when it is collected; without the circle that is now and not some day.
         self._client.on_connect = self._client.on_message = self._client.on_disconnect = None
 
@@ -112,10 +145,15 @@ class Link:
         if reason.is_failure:
             self._refusal = str(reason)
         self.receive_maximum = int(getattr(properties, "ReceiveMaximum", 65_535))
+        self.max_bytes = int(getattr(properties, "MaximumPacketSize", MAX_PACKET_BYTES))
         self._answer.set()
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         self._inbox.put(Received(message.topic, bytes(message.payload)))
 
     def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if not self._answer.is_set():
+            # Closed before a word was said: with TLS 1.3 that is how a certificate is refused.
+            self._refusal = f"it closed the connection ({reason})"
+            self._answer.set()
         self._inbox.put(Closed(str(reason)))

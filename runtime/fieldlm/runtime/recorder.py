@@ -1,37 +1,46 @@
-"""What happened becomes records: consent is applied, text redacted and the customer's id hashed before the spool.
+"""What happened becomes records: consent is applied, text redacted and the customer's id hashed before the disk.
 
 Modes: `off` records nothing, `metrics` numbers only, `redacted` text of sessions with consent after redaction, `full`
-the same text as it was. Knows nothing of HTTP: whatever has the fields of `Exchange` can be recorded.
+the same text as it was; of sessions with consent a policy may take a share. The consent's id travels with the text.
+Beside single records go sketches of latency, and sums of how often somebody disagreed by how sure the model was. Knows
+nothing of HTTP: whatever has the fields of `Exchange` can be recorded.
 """
 
 import functools
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 
 from fieldlm.formats.files import disk_errors, sync_folder
+from fieldlm.formats.policy import Mode
 from fieldlm.formats.record import Kind, Record, Stream
-from fieldlm.runtime.redact import names_in, redact, redact_messages
-from fieldlm.runtime.spool import Spool
+from fieldlm.runtime import selection
+from fieldlm.runtime.clocks import is_set
+from fieldlm.runtime.introduced import names_in
+from fieldlm.runtime.machine import boot_id
+from fieldlm.runtime.policy import Terms
+from fieldlm.runtime.redact import Patterns, redact, redact_messages
+from fieldlm.runtime.sketch import Summary
+from fieldlm.runtime.spool import Finish, Spool
 from fieldlm.runtime.spool_database import RESPONSES, Answered
 
-Mode = Literal["off", "metrics", "redacted", "full"]
 TEXT_CHARS = 16_384
 """Longer texts lose their middle: both ends are kept."""
 PROMPT_CHARS = 65_536
 LABEL_CHARS = 128
-OLDEST_CLOCK_MS = 1_735_689_600_000
-"""2025-01-01: a clock before it was never set."""
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
+SUM_S = 300.0
+"""How often the sums of what happened become a record."""
 
 
 class Timings(Protocol):
@@ -75,33 +84,55 @@ class Exchange(Protocol):
     @property
     def route(self) -> str | None: ...
     @property
+    def missed(self) -> bool: ...
+    @property
     def prompt_tokens(self) -> int: ...
     @property
     def completion_tokens(self) -> int: ...
 
 
 class Recorder:
-    """Writes exchanges, feedback and events into a spool. Every method is quick and safe from any thread."""
+    """Writes exchanges, feedback and events into a spool. Every method is quick and safe from any thread.
 
-    def __init__(self, spool: Spool, *, device: str, mode: Mode, salt: bytes) -> None:
+    What may be kept of a text is decided when it comes; the spool's writer redacts it, before the disk.
+    """
+
+    def __init__(
+        self, spool: Spool, *, device: str, salt: bytes, mode: Mode = "metrics", terms: Terms | None = None
+    ) -> None:
+        """`mode` is the most that may be told; `terms` say it instead where a fleet's policy has a word."""
         self.spool = spool
         self.device = device
-        self.mode = mode
+        self.terms = terms or Terms(mode, fleet="")
         self.salt = salt
-        self._boot = _BOOT.read_text()[:8] if _BOOT.exists() else ""
-        self._answered: OrderedDict[str, tuple[Answered, frozenset[str]]] = OrderedDict()
+        self._boot = boot_id()
+        self._answered: OrderedDict[str, _Known] = OrderedDict()
+        self._summaries: dict[str, Summary] = {}
+        self._summed_s = time.monotonic()
         self._lock = threading.Lock()
 
     def exchange(self, exchange: Exchange) -> None:
         """Record one exchange; its text only with consent, in mode `redacted` or `full`."""
+        mode = self.terms.mode
         consent = _label(exchange.consent)
-        answered = Answered(generation=exchange.generation, session=self._hash(exchange.session), consent=consent)
-        has_text = bool(consent) and self.mode in ("redacted", "full")
-        names = _names(exchange) if has_text else frozenset[str]()
-        self._know(exchange.id, answered, names)
+        session = self._hash(exchange.session)
+        margin = round(float(exchange.timings.margin), 2)
+        answered = Answered(generation=exchange.generation, session=session, consent=consent)
+        known = _Known(answered, margin)
+        self._know(exchange.id, known)
+        self._sum(exchange, margin)
+        has_text = bool(consent) and mode in ("redacted", "full") and self._is_sampled(session or exchange.id)
+        hard = selection.reasons(
+            margin=margin,
+            tokens=exchange.completion_tokens,
+            outcome=exchange.outcome,
+            route=exchange.route or "",
+            missed=exchange.missed,
+        )
         self._append(
             "gen",
             "generation",
+            _Text(exchange, mode, known, self.terms.patterns).added if has_text else None,
             wall_ms=int(exchange.started_wall_s * 1000),
             generation=answered.generation,
             model=_label(exchange.model),
@@ -116,9 +147,8 @@ class Recorder:
             queue_ms=_ms(exchange.timings.queue_s),
             ttft_ms=_ms(exchange.ttft_s),
             duration_ms=_ms(exchange.duration_s),
-            margin=round(float(exchange.timings.margin), 2),
-            prompt=self._prompt(exchange.messages, names) if has_text else "",
-            answer=self._text(exchange.answer, consent, names),
+            margin=margin,
+            detail={"hard": ",".join(hard)} if hard else {},
         )
 
     def feedback(self, response: str, rating: str | None, correction: str | None) -> bool:
@@ -129,20 +159,40 @@ class Recorder:
         known = self._find(response)
         if known is None:
             return False
-        answered, names = known
+        mode, answered, patterns = self.terms.mode, known.answered, self.terms.patterns
+        if (correction is not None or rating == "down") and known.margin is not None:
+            self._summary(answered.generation).disputed(known.margin)
+        sampled = self._is_sampled(answered.session or response)
+        has_text = bool(answered.consent and correction) and mode in ("redacted", "full") and sampled
+
+        def add(record: Record) -> Record:
+            text = _clip(_redacted(correction or "", mode, known.names, patterns))
+            return msgspec.structs.replace(record, correction=text)
+
         self._append(
             "fb",
             "feedback",
+            add if has_text else None,
             generation=answered.generation,
             response=_label(response),
             session=answered.session,
             consent=answered.consent,
             rating=_label(rating),
-            correction=self._text(correction or "", answered.consent, names),
             # Without consent the text stays here, but that there was one is worth knowing.
             detail={"corrected": "yes"} if correction is not None else {},
         )
         return True
+
+    def forget(self, session: str) -> None:
+        """Delete what the spool holds of a customer, and ask the store to do the same; in mode `off` only the former.
+
+        The record goes to the disk at once; with its transaction everything that came before it is gone from there.
+        """
+        hashed = self._hash(session)
+        with self._lock:
+            for response in [name for name, known in self._answered.items() if known.answered.session == hashed]:
+                del self._answered[response]
+        self._append("fb", "forget", session=hashed, always=True)
 
     def update(self, event: str, **detail: object) -> None:
         """Record a step of an update; it goes to the disk at once."""
@@ -152,58 +202,104 @@ class Recorder:
         """Record something about the device itself."""
         self._append("sys", "system", detail={"event": event} | _details(detail))
 
-    def _append(self, stream: Stream, kind: Kind, **fields: Any) -> None:
-        if self.mode == "off":
+    def sum_up(self) -> None:
+        """Record the sketches and sums of each generation since the last time; happens by itself every SUM_S."""
+        with self._lock:
+            summaries, self._summaries = self._summaries, {}
+            self._summed_s = time.monotonic()
+        for generation, summary in summaries.items():
+            self._append("sys", "sketch", generation=generation, detail=summary.detail())
+
+    def _append(
+        self, stream: Stream, kind: Kind, finish: Finish | None = None, *, always: bool = False, **fields: Any
+    ) -> None:
+        if self.terms.mode == "off" and not always:
             return
         wall_ms = time.time_ns() // 1_000_000
         mono_ms = time.monotonic_ns() // 1_000_000
         started_ms = fields.pop("wall_ms", wall_ms)
-        self.spool.append(
-            Record(
-                device=self.device,
-                stream=stream,
-                kind=kind,
-                wall_ms=started_ms,
-                mono_ms=mono_ms - (wall_ms - started_ms),
-                boot=self._boot,
-                clock_ok=wall_ms > OLDEST_CLOCK_MS,
-                **fields,
-            )
+        record = Record(
+            device=self.device,
+            stream=stream,
+            kind=kind,
+            wall_ms=started_ms,
+            mono_ms=mono_ms - (wall_ms - started_ms),
+            boot=self._boot,
+            clock_ok=is_set(wall_ms),
+            **fields,
         )
+        self.spool.append(record, finish)
 
     def _hash(self, session: str | None) -> str:
         if not session:
             return ""
         return hmac.new(self.salt, session.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
 
-    def _text(self, text: str, consent: str, names: frozenset[str]) -> str:
-        if not consent or self.mode not in ("redacted", "full"):
-            return ""
-        return _clip(redact(text, names=names) if self.mode == "redacted" else text)
+    def _is_sampled(self, session: str) -> bool:
+        """Say whether the texts of a session travel: all of a conversation or nothing, now and after a restart."""
+        place = int(hashlib.sha256(session.encode("utf-8", "replace")).hexdigest()[:8], 16) / (1 << 32)
+        return place < self.terms.policy.sample
 
-    def _prompt(self, messages: Any, names: frozenset[str]) -> str:
-        """Return the messages as JSON, without the oldest ones after the first when they are too long together."""
-        kept: list[Any] = [_clip_all(message) for message in messages]
-        if self.mode == "redacted":
-            kept = [_redact(message, names) for message in kept]
-        while len(text := msgspec.json.encode(kept).decode()) > PROMPT_CHARS and len(kept) > 1:
-            del kept[1 if len(kept) > 2 else 0]
-        return text
+    def _sum(self, exchange: Exchange, margin: float) -> None:
+        if self.terms.mode == "off":
+            return
+        numbers = {"ttft_ms": _ms(exchange.ttft_s)} if exchange.ttft_s is not None else {}
+        numbers |= {"duration_ms": _ms(exchange.duration_s), "completion_tokens": float(exchange.completion_tokens)}
+        self._summary(exchange.generation).answered(margin, **numbers)
+        if time.monotonic() - self._summed_s > SUM_S:
+            self.sum_up()
 
-    def _know(self, response: str, answered: Answered, names: frozenset[str]) -> None:
+    def _summary(self, generation: str) -> Summary:
         with self._lock:
-            self._answered[_label(response)] = (answered, names)
+            return self._summaries.setdefault(generation, Summary())
+
+    def _know(self, response: str, known: "_Known") -> None:
+        with self._lock:
+            self._answered[_label(response)] = known
             while len(self._answered) > RESPONSES:
                 self._answered.popitem(last=False)
 
-    def _find(self, response: str) -> tuple[Answered, frozenset[str]] | None:
+    def _find(self, response: str) -> "_Known | None":
         """Look in memory, which also has the names to redact, then in the spool, which survives a restart."""
         with self._lock:
             known = self._answered.get(_label(response))
         if known:
             return known
         stored = self.spool.response(_label(response))
-        return (stored, frozenset()) if stored else None
+        return _Known(stored) if stored else None
+
+
+@dataclass
+class _Known:
+    """What feedback has to know of a response; `names` are there once the writer has read the text."""
+
+    answered: Answered
+    margin: float | None = None
+    names: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The text of one exchange, added to its record by the spool's writer."""
+
+    exchange: Exchange
+    mode: Mode
+    known: _Known
+    patterns: Patterns
+
+    def added(self, record: Record) -> Record:
+        self.known.names = _names(self.exchange) if self.mode == "redacted" else frozenset()
+        answer = _clip(_redacted(self.exchange.answer, self.mode, self.known.names, self.patterns))
+        return msgspec.structs.replace(record, prompt=self._prompt(), answer=answer)
+
+    def _prompt(self) -> str:
+        """Return the messages as JSON, without the oldest ones after the first when they are too long together."""
+        kept: list[Any] = [_clip_all(message) for message in self.exchange.messages]
+        if self.mode == "redacted":
+            kept = [_redact(message, self.known.names, self.patterns) for message in kept]
+        while len(text := msgspec.json.encode(kept).decode()) > PROMPT_CHARS and len(kept) > 1:
+            del kept[1 if len(kept) > 2 else 0]
+        return text
 
 
 def load_salt(path: Path) -> bytes:
@@ -231,16 +327,20 @@ def _is_system(message: Any) -> bool:
     return isinstance(message, dict) and cast(dict[str, Any], message).get("role") == "system"
 
 
-def _redact(message: Any, names: frozenset[str]) -> Any:
+def _redacted(text: str, mode: Mode, names: frozenset[str], patterns: Patterns) -> str:
+    return redact(text, names=names, patterns=patterns) if mode == "redacted" else text
+
+
+def _redact(message: Any, names: frozenset[str], patterns: Patterns) -> Any:
     if _is_system(message):
-        return _redact_system(msgspec.json.encode(message))
-    return redact_messages(message, names=names)
+        return _redact_system(msgspec.json.encode(message), tuple(patterns))
+    return redact_messages(message, names=names, patterns=patterns)
 
 
 @functools.lru_cache(maxsize=32)
-def _redact_system(message: bytes) -> Any:
+def _redact_system(message: bytes, patterns: tuple[re.Pattern[str], ...]) -> Any:
     # The same few kilobytes stand in front of every request.
-    return redact_messages(msgspec.json.decode(message))
+    return redact_messages(msgspec.json.decode(message), patterns=patterns)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,17 @@ import msgspec
 
 from fieldlm.formats.errors import InputError
 from fieldlm.formats.record import CRITICAL, Record
-from fieldlm.runtime.spool_database import Answered, Connect, Database, Packed, StreamCount, connect, is_damage
+from fieldlm.runtime.machine import fingerprint
+from fieldlm.runtime.spool_database import (
+    RESPONSES,
+    Answered,
+    Connect,
+    Database,
+    Packed,
+    StreamCount,
+    connect,
+    is_damage,
+)
 from fieldlm.runtime.terminal import log
 
 RING_RECORDS = 4096
@@ -38,6 +49,10 @@ _SQLITE_ERRORS = {
     sqlite3.SQLITE_READONLY: "read-only",
     sqlite3.SQLITE_BUSY: "locked",
 }
+
+
+Finish = Callable[[Record], Record]
+"""Does to a record, in the writer's thread and before the disk, what takes too long where it was made."""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,10 +76,13 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 class Spool:
     """A durable queue per stream. Safe from any thread; one process at a time."""
 
-    def __init__(self, path: Path, *, max_mb: float = 64, connect: Connect = connect) -> None:
+    def __init__(
+        self, path: Path, *, max_mb: float = 64, connect: Connect = connect, machine: str | None = None
+    ) -> None:
         """Open or make the spool at `path`; database and log never take more than `max_mb` (1e6 bytes).
 
-        A damaged database is set aside as `….quarantine-<milliseconds>` and a new epoch begins. A disk that cannot be
+        A damaged database is set aside as `….quarantine-<milliseconds>` and a new epoch begins; so it does on another
+        `machine` (by default the board's serial number), because the card may have been copied. A disk that cannot be
         written is no error; a path that can never be a database is.
         """
         self.path = path
@@ -72,7 +90,9 @@ class Spool:
         self.dropped = 0
         """Records that never got a seq, since this object was made."""
         self._connect = connect
-        self._ring: list[Record] = []
+        self._machine = fingerprint() if machine is None else machine
+        self._disputed: OrderedDict[str, None] = OrderedDict()
+        self._ring: list[tuple[Record, Finish | None]] = []
         self._lost: dict[str, int] = {}
         self._appended = self._settled = self._awaited = 0
         self._closing = self._is_critical = False
@@ -100,14 +120,21 @@ class Spool:
         database = self._database
         return database.epoch if database else 0
 
-    def append(self, record: Record) -> bool:
-        """Take `record` (its epoch and seq are set here); never waits for the disk. False says it was dropped."""
+    def append(self, record: Record, finish: Finish | None = None) -> bool:
+        """Take `record` (its epoch and seq are set here); never waits for the disk. False says it was dropped.
+
+        When `finish` fails the record is kept as it is: without the text that it was to bring.
+        """
         with self._signal:
             self._device = record.device
+            if record.kind == "feedback" and (record.rating == "down" or record.detail):
+                self._disputed[record.response] = None
+                if len(self._disputed) > RESPONSES:
+                    self._disputed.popitem(last=False)
             if self._closing or len(self._ring) >= RING_RECORDS:
                 self._lose("ring-full", 1)
                 return False
-            self._ring.append(record)
+            self._ring.append((record, finish))
             self._appended += 1
             self._is_critical |= record.stream in CRITICAL
             if self._is_critical or len(self._ring) in (1, GROUP_RECORDS):
@@ -129,6 +156,12 @@ class Spool:
         with self._disk:
             return self._database.pending(stream, after, limit, max_bytes) if self._database else []
 
+    def bury(self, epoch: int, stream: str, seq: int, reason: str) -> None:
+        """Give up one record that the collector will not have; a drop record tells it."""
+        with self._disk:
+            if self._database and self._database.epoch == epoch:
+                self._database.bury(stream, seq, reason)
+
     def commit(self, epoch: int, stream: str, upto: int) -> int:
         """Delete what the collector has stored; returns how many. Another epoch's numbers mean nothing here."""
         with self._disk:
@@ -148,6 +181,21 @@ class Spool:
         """Return what is known of a response that was recorded here, also before a restart."""
         with self._disk:
             return self._database.response(response) if self._database else None
+
+    def note(self, name: str) -> str:
+        """Return what `write_note` kept; an empty string for nothing."""
+        with self._disk:
+            return self._database.note(name) if self._database else ""
+
+    def write_note(self, name: str, value: str) -> None:
+        """Keep a short text under a name of the caller's own."""
+        with self._disk:
+            if self._database:
+                self._database.write_note(name, value)
+
+    def is_disputed(self, response: str) -> bool:
+        """Say whether somebody was not content with a response, as far as this process has heard."""
+        return response in self._disputed
 
     def used_mb(self) -> float:
         """Return the megabytes (1e6 bytes) in use inside the database."""
@@ -196,13 +244,16 @@ class Spool:
         if self._database is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._database = Database(self.path, max_mb=self.max_mb, connect=self._connect)
+                self._database = self._database_here()
             except sqlite3.DatabaseError as error:
                 if not is_damage(error):
                     raise
                 self._quarantine(error)
-                self._database = Database(self.path, max_mb=self.max_mb, connect=self._connect)
+                self._database = self._database_here()
         return self._database
+
+    def _database_here(self) -> Database:
+        return Database(self.path, max_mb=self.max_mb, connect=self._connect, machine=self._machine)
 
     def _quarantine(self, error: Exception) -> None:
         """Set the damaged database aside, whole; the log goes first, so that it is never taken for a new one's."""
@@ -225,10 +276,11 @@ class Spool:
     def _write(self) -> None:
         is_last = False
         while not is_last:
-            group, lost, is_last = self._take()
+            taken, lost, is_last = self._take()
+            group = [_finished(record, finish) for record, finish in taken]
             left = self._keep(group, lost)
             with self._signal:
-                self._ring[:0] = left
+                self._ring[:0] = [(record, None) for record in left]
                 self._settled += len(group) - len(left)
                 self._signal.notify_all()
                 if self._problem:
@@ -240,7 +292,7 @@ class Spool:
         if self._ring:
             log(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
 
-    def _take(self) -> tuple[list[Record], dict[str, int], bool]:
+    def _take(self) -> tuple[list[tuple[Record, Finish | None]], dict[str, int], bool]:
         """Wait for records, then for company or something urgent, and empty the ring."""
         with self._signal:
             self._signal.wait_for(lambda: self._ring or self._closing or (self._lost and self._device))
@@ -327,6 +379,16 @@ class _Doubt(NamedTuple):
     token: str
     records: int
     lost: dict[str, int]
+
+
+def _finished(record: Record, finish: Finish | None) -> Record:
+    if finish is None:
+        return record
+    try:
+        return finish(record)
+    except Exception as error:  # whatever a text does to redaction, the writer lives, and the text does not travel
+        log(f"the text of {record.response} is left out: {type(error).__name__}")
+        return msgspec.structs.replace(record, detail=record.detail | {"text": "failed"})
 
 
 def quarantined(path: Path) -> list[str]:

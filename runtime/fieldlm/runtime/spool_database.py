@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,8 @@ SLICE_BYTES = 1 << 20
 QUOTAS: Mapping[str, float] = {"ota": 0.15, "fb": 0.25, "sys": 0.15, "gen": 0.45}
 """What a class may keep when all want more; what one leaves free the others use."""
 FULL, SPARE = 0.9, 0.75
+_HARD = msgspec.msgpack.encode("hard")
+"""The key in a row's detail; a text that says so by chance is kept a little longer."""
 LEAST_SHED = 16
 """A drop record for every record dropped would help nobody."""
 _SCHEMA = """
@@ -71,11 +73,12 @@ def connect(path: Path) -> sqlite3.Connection:
 class Database:
     """An open spool file. Whoever shares it between threads holds a lock around every call."""
 
-    def __init__(self, path: Path, *, max_mb: float, connect: Connect = connect) -> None:
+    def __init__(self, path: Path, *, max_mb: float, connect: Connect = connect, machine: str = "") -> None:
         """Open or make it; raises sqlite3.DatabaseError, and DamageError among them, when that cannot be."""
         is_new = not path.exists()
         self.max_bytes = int(max_mb * 1e6)
         self._bound = self.max_bytes * 7 // 8
+        self._machine = machine
         self._db = connect(path)
         try:
             self._prepare()
@@ -91,6 +94,8 @@ class Database:
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
+        # What is deleted is overwritten: a text that was forgotten must not lie on in a free page.
+        self._db.execute("PRAGMA secure_delete = ON")
         with self._transaction():
             pass  # A disk that cannot be written says so here, before the whole file is read.
         if self._db.execute("PRAGMA quick_check").fetchone() != ("ok",):
@@ -111,7 +116,17 @@ class Database:
         with self._transaction():
             self._db.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', ?)", (fresh,))
             self._db.executemany("INSERT OR IGNORE INTO streams VALUES (?, 0, 0)", [(stream,) for stream in STREAMS])
+            if self._machine and self._machine != self.note("machine"):
+                self._settle()
         self.epoch = int(self.note("epoch"))
+
+    def _settle(self) -> None:
+        """Begin a new epoch on a machine that is not the one before; what waits goes home under the new one."""
+        before, old = self.note("machine"), self.note("epoch")
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('machine', ?)", (self._machine,))
+        if before:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(secrets.randbits(63)),))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('moved_from', ?)", (old,))
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -186,8 +201,31 @@ class Database:
             drops = [_drop(device, reason=reason, count=str(count)) for reason, count in lost.items()]
             self._insert([*part, *((record, pack(record)) for record in drops)])
             self._remember([record for record, _ in part])
+            forgotten = [record for record, _ in part if record.kind == "forget" and record.session]
+            for record in forgotten:
+                self._forget(record.session, record.device)
             for reason, count in lost.items():
                 self._count(reason, count)
+        if forgotten:
+            # The log still has what was deleted until it is folded in and cut.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def bury(self, stream: str, seq: int, reason: str) -> None:
+        """Give up one record, and tell it; nothing when it is gone already."""
+        row = self._db.execute("SELECT device FROM records WHERE stream = ? AND seq = ?", (stream, seq)).fetchone()
+        if row:
+            self._remove(stream, [seq], row[0], reason=reason)
+
+    def _forget(self, session: str, device: str) -> None:
+        """Delete every row of a session but the record that asks for it, inside the caller's transaction."""
+        sql = "SELECT stream, seq, row FROM records WHERE instr(row, ?) > 0 ORDER BY stream, seq"
+        doomed: dict[str, list[int]] = {}
+        for stream, seq, row in self._db.execute(sql, (session.encode(),)).fetchall():
+            if _is_of_session(row, session):
+                doomed.setdefault(stream, []).append(seq)
+        for stream, seqs in doomed.items():
+            self._delete(stream, seqs, device, reason="forgotten")
+        self._db.execute("DELETE FROM responses WHERE session = ?", (session,))
 
     def slices(self, group: Sequence[Record]) -> Iterator[list[Packed]]:
         """Pack and split by size; at least one slice, because what was lost wants to be told."""
@@ -269,10 +307,13 @@ class Database:
             rows = self._old(stream, after, middle)
             # Three of four, because SQLite gives a page back only when it is two thirds empty.
             doomed = rows if stream == "fb" else [row for place, row in enumerate(rows) if place % 4]
+            # What was hard is worth more to the next model; it goes when there is nothing else.
+            easy = [row for row in doomed if not row.is_hard]
+            doomed = easy if len(easy) >= LEAST_SHED else doomed
             if len(doomed) >= LEAST_SHED:
-                seqs = [seq for seq, *_ in doomed]
-                self._remove(stream, seqs, doomed[-1][1], reason="spool-full", note=(name, str(rows[-1][0])))
-                return sum(size for *_, size in doomed)
+                seqs = [row.seq for row in doomed]
+                self._remove(stream, seqs, doomed[-1].device, reason="spool-full", note=(name, str(rows[-1].seq)))
+                return sum(row.size for row in doomed)
         return 0
 
     def _middle(self, stream: str) -> int:
@@ -283,31 +324,34 @@ class Database:
         row = self._db.execute(sql, (stream,)).fetchone()
         return row[0] if row else 0
 
-    def _old(self, stream: str, after: int, before: int) -> list[tuple[int, str, int]]:
-        """Return seq, device and size of rows that may go, no more than one transaction bears."""
+    def _old(self, stream: str, after: int, before: int) -> list["_Old"]:
+        """Return rows that may go, no more than one transaction bears."""
         sql = "SELECT seq, device, row FROM records WHERE stream = ? AND seq > ? AND seq < ? ORDER BY seq LIMIT 4096"
-        found: list[tuple[int, str, int]] = []
+        found: list[_Old] = []
         size = 0
         for seq, device, row in self._db.execute(sql, (stream, after, before)).fetchall():
             size += len(row)
             if size > min(SLICE_BYTES, self.max_bytes // 32) and len(found) >= 2 * LEAST_SHED:
                 break
             if stream != "sys" or not _is_drop(row):
-                found.append((seq, device, len(row)))
+                found.append(_Old(seq, device, len(row), _HARD in row))
         return found
 
     def _remove(
         self, stream: str, seqs: Sequence[int], device: str, *, reason: str, note: tuple[str, str] | None = None
     ) -> None:
+        with self._transaction():
+            self._delete(stream, seqs, device, reason=reason)
+            if note:
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", note)
+
+    def _delete(self, stream: str, seqs: Sequence[int], device: str, *, reason: str) -> None:
         told = _drop(
             device, stream=stream, **{"from": str(seqs[0]), "to": str(seqs[-1])}, count=str(len(seqs)), reason=reason
         )
-        with self._transaction():
-            self._db.executemany("DELETE FROM records WHERE stream = ? AND seq = ?", [(stream, seq) for seq in seqs])
-            self._insert([(told, pack(told))])
-            self._count(reason, len(seqs))
-            if note:
-                self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", note)
+        self._db.executemany("DELETE FROM records WHERE stream = ? AND seq = ?", [(stream, seq) for seq in seqs])
+        self._insert([(told, pack(told))])
+        self._count(reason, len(seqs))
 
     @contextlib.contextmanager
     def _transaction(self) -> Generator[None]:
@@ -321,6 +365,15 @@ class Database:
             raise
 
 
+class _Old(NamedTuple):
+    """A row that may be given up: its number, whose it is, its bytes, and whether it was a hard one."""
+
+    seq: int
+    device: str
+    size: int
+    is_hard: bool
+
+
 def is_damage(error: BaseException) -> bool:
     code = error.sqlite_errorcode if isinstance(error, sqlite3.DatabaseError) else 0
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -332,6 +385,14 @@ def _is_drop(row: bytes) -> bool:
     except msgspec.MsgspecError:
         return False
     return fields[1:2] == ["drop"]
+
+
+def _is_of_session(row: bytes, session: str) -> bool:
+    try:
+        record = unpack(row, device="", epoch=0, stream="gen", seq=0)
+    except WireError:
+        return True  # Nobody can say what is in it, only that the session is.
+    return record.session == session and record.kind != "forget"
 
 
 def _drop(device: str, **detail: str) -> Record:

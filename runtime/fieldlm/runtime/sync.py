@@ -7,7 +7,7 @@ on after that. What is not acknowledged in time is sent again, so a broker may f
 
 import contextlib
 import queue
-import random
+import secrets
 import sqlite3
 import threading
 import time
@@ -18,9 +18,14 @@ import msgspec
 
 from fieldlm.formats import topics
 from fieldlm.formats.errors import FieldlmError, LinkError
+from fieldlm.formats.policy import Policy
 from fieldlm.formats.record import WireError
-from fieldlm.runtime.conversation import WINDOW, Conversation, Timing, Totals
-from fieldlm.runtime.link import Closed, Inbox, Link, Received
+from fieldlm.runtime.backoff import Backoff
+from fieldlm.runtime.budget import Budget
+from fieldlm.runtime.conversation import MESSAGE_BYTES, WINDOW, Conversation, Timing, Totals
+from fieldlm.runtime.link import Closed, Identity, Inbox, Link, Received
+from fieldlm.runtime.machine import boot_id
+from fieldlm.runtime.policy import Terms
 from fieldlm.runtime.spool import Spool
 from fieldlm.runtime.terminal import log
 
@@ -28,8 +33,16 @@ SESSION_EXPIRY_S = 7 * 86_400
 """How long the broker keeps commands for a device that is away."""
 
 
+SHORT = 4
+"""Connections in a row that ended before SETTLED_S. Not every broker says that another client came with our name."""
+SETTLED_S = 30.0
+"""A connection that lasted so long was one, whether a collector answered or not."""
+HEAD_BYTES = 1024
+"""Room for topic and properties beside a message."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What a Sync has done since it was made; `problem` is why it is not connected."""
+    """What a Sync has done since it was made; `problem` is why it is not connected, or who else uses its name."""
 
     connected: bool
     sent_blocks: int
@@ -37,6 +50,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     resent_blocks: int
     acked_records: int
     problem: str
+    today_mb: float = 0.0
 
 
 class Sync:
@@ -53,8 +67,14 @@ class Sync:
         on_release: Callable[[bytes], None] | None = None,
         on_command: Callable[[bytes], None] | None = None,
         timing: Timing | None = None,
+        terms: Terms | None = None,
+        identity: Identity | None = None,
+        daily_mb: float = 0.0,
     ) -> None:
-        """Callbacks run one after the other on a thread of their own; the same release is handed over only once."""
+        """Callbacks run one after the other on a thread of their own; the same release is handed over only once.
+
+        `terms` hear the fleet's policy; of its bytes a day and `daily_mb` (0 is no limit) the lesser counts.
+        """
         topics.parse_broker(broker_url)
         self.spool = spool
         self.url = broker_url
@@ -62,7 +82,15 @@ class Sync:
         self.device = topics.check_name(device, "device")
         self.profile = profile and topics.check_name(profile, "profile")
         self.timing = timing or Timing()
-        self._callbacks = {"release": on_release, "command": on_command}
+        self.terms = terms or Terms("full", fleet=fleet)
+        self.identity = identity
+        self.daily_mb = daily_mb
+        self.budget = Budget(spool)
+        self._backoff = Backoff(base_s=self.timing.backoff_base_s, cap_s=self.timing.backoff_cap_s)
+        self._obey(self.terms.policy)
+        self.terms.on_change.append(self._obey)
+        self._callbacks = {"release": on_release, "command": on_command, "policy": self.terms.take}
+        self._suffix = ""
         self._incoming: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
         self._last_release = b""
         self._state: dict[str, Any] = {"state": "ready"}
@@ -71,7 +99,9 @@ class Sync:
         self._link: Link | None = None
         self._hurry = threading.Event()
         self._totals = Totals()
-        self._problem = "not connected yet"
+        self._problem, self._doubled = "not connected yet", ""
+        self._is_answered = self._is_open = False
+        self._boot = boot_id()
         self._threads = [
             threading.Thread(target=self._run, name="sync", daemon=True),
             threading.Thread(target=self._deliver, name="sync-callbacks", daemon=True),
@@ -116,7 +146,8 @@ class Sync:
             sent_bytes=self._totals.bytes,
             resent_blocks=self._totals.resent,
             acked_records=self._totals.acked,
-            problem="" if self._link else self._problem,
+            problem=self._doubled if self._link else self._problem,
+            today_mb=round(self.budget.sent_mb(), 3),
         )
 
     def drain(self, timeout_s: float) -> bool:
@@ -138,27 +169,42 @@ class Sync:
     # ── connecting ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        failures = 0
+        failures = short = 0
+        self._stop.wait(self._backoff.start_s())
         while not self._stop.is_set():
+            began_s = time.monotonic()
+            self._is_answered = self._is_open = False
             try:
                 with self._connect() as link:
                     self._link = link
-                    failures = 0
+                    self._is_open = True
                     self._converse(link)
             except (FieldlmError, OSError, sqlite3.Error) as error:
                 self._problem = str(error)
             finally:
                 self._link = None
-            # Full jitter: a fleet that lost its broker does not come back in step.
-            ceiling_s = min(self.timing.backoff_cap_s, self.timing.backoff_base_s * 2 ** min(failures, 30))
+            lasted = time.monotonic() - began_s > SETTLED_S
+            # A broker that takes everybody in and throws them out again is no broker yet.
+            failures = 0 if self._is_answered or lasted else failures
+            short = short + 1 if self._is_open and not lasted else 0
+            if short >= SHORT:
+                self._take_own_name()
+                short = 0
+            self._stop.wait(self._backoff.delay_s(failures))
             failures += 1
-            self._stop.wait(random.uniform(0, ceiling_s))
+
+    def _obey(self, policy: Policy) -> None:
+        limits = [mb for mb in (self.daily_mb, policy.daily_mb) if mb]
+        self.budget.daily_mb = min(limits, default=0.0)
+        self.budget.quiet_hours = policy.quiet_hours
+        self._backoff = msgspec.structs.replace(self._backoff, window_s=policy.reconnect_window_s)
 
     def _connect(self) -> Link:
         self._inbox = queue.SimpleQueue()
         return Link(
             self.url,
-            client_id=f"fieldlm-{self.fleet}-{self.device}",
+            client_id=f"fieldlm-{self.fleet}-{self.device}{self._suffix}",
+            identity=self.identity,
             session_expiry_s=SESSION_EXPIRY_S,
             inbox=self._inbox,
             will=(topics.state_topic(self.fleet, self.device), self._presence({"state": "lost"})),
@@ -168,17 +214,29 @@ class Sync:
         wanted = [topics.ack_topic(self.fleet, self.device), topics.command_topic(self.fleet, self.device)]
         if self.profile:
             wanted.append(topics.release_topic(self.fleet, self.profile))
+        wanted.append(topics.policy_topic(self.fleet))
         link.subscribe(wanted)
         self._publish_presence(link)
         # Hello and presence are on the way too, and a broker may close on whoever exceeds its maximum.
         window = max(1, min(WINDOW, link.receive_maximum - 3))
-        conversation = Conversation(self.spool, self.fleet, self.device, self.timing, self._totals, window=window)
+        conversation = Conversation(
+            self.spool,
+            self.fleet,
+            self.device,
+            self.timing,
+            self._totals,
+            window=window,
+            max_bytes=max(HEAD_BYTES, min(MESSAGE_BYTES, link.max_bytes - HEAD_BYTES)),
+            budget=self.budget,
+            boot=self._boot,
+        )
         while not self._stop.is_set():
             for message in conversation.due(time.monotonic(), hurry=self._hurry.is_set()):
                 link.publish(
                     message.topic, message.payload, expiry_s=message.expiry_s, content_type=message.content_type
                 )
             self._receive(conversation)
+            self._is_answered |= conversation.is_answered
         link.publish(topics.state_topic(self.fleet, self.device), self._presence({"state": "stopped"}), retain=True)
 
     def _receive(self, conversation: Conversation) -> None:
@@ -188,6 +246,8 @@ class Sync:
             event = self._inbox.get(timeout=wait_s)
             while True:
                 if isinstance(event, Closed):
+                    if "taken over" in event.reason.casefold():
+                        self._take_own_name()
                     raise LinkError(f"the broker {self.url} closed the connection: {event.reason}")
                 if event:
                     self._sort(event, conversation)
@@ -195,12 +255,20 @@ class Sync:
         except queue.Empty:
             pass
 
+    def _take_own_name(self) -> None:
+        """Connect under a name that nobody else has: ours is on a copied card, or was given twice."""
+        self._suffix = f"-{secrets.token_hex(4)}"
+        self._doubled = f"connections are cut off; does another device connect as {self.device}? Give each its own name"
+        log(f"sync: {self._doubled}")
+
     def _sort(self, event: Received, conversation: Conversation) -> None:
         if event.topic == topics.ack_topic(self.fleet, self.device):
             try:
                 conversation.acknowledged(topics.parse_ack(event.payload))
             except WireError as error:
                 log(f"sync: ignored an acknowledgement: {error}")
+        elif event.topic == topics.policy_topic(self.fleet):
+            self._incoming.put(("policy", event.payload))
         elif event.topic == topics.command_topic(self.fleet, self.device):
             self._incoming.put(("command", event.payload))
         elif event.payload and event.payload != self._last_release:
