@@ -127,6 +127,10 @@ class Sink(ABC):
     def raw(self) -> list[Raw]:
         """Return the blocks that are kept as they came."""
 
+    def traffic(self) -> dict[str, int]:
+        """Return the bytes of the blocks that were taken in of every device; nothing where nobody counts them."""
+        return {}
+
     def query(self, sql: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
         """Run SQL with the view `records` over everything that is stored; raises InputError when SQL is wrong."""
         for patience in (3, 2, 1, 0):

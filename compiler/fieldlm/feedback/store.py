@@ -61,6 +61,7 @@ CREATE TABLE IF NOT EXISTS raw (device TEXT NOT NULL, epoch INTEGER NOT NULL, st
     problem TEXT NOT NULL, body BLOB NOT NULL, after INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (device, epoch, stream, first)) STRICT;
 CREATE TABLE IF NOT EXISTS presence (device TEXT PRIMARY KEY, state TEXT NOT NULL, at_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS traffic (device TEXT PRIMARY KEY, bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS forgotten (device TEXT NOT NULL, session TEXT NOT NULL, erased INTEGER NOT NULL,
     PRIMARY KEY (device, session)) STRICT, WITHOUT ROWID;
 """
@@ -104,11 +105,13 @@ class Store(Sink):
 
     def append(self, blocks: Iterable[Block]) -> dict[Key, int]:
         touched: dict[Key, int] = {}
+        traffic: dict[str, int] = {}
         asked: set[Session] = set()
         with self._transaction():
             for block in blocks:
                 key = (block.device, block.epoch, block.stream)
                 upto = touched[key] = touched.get(key, self.watermark(key))
+                traffic[block.device] = traffic.get(block.device, 0) + len(block.body)
                 if block.first <= upto + 1 and block.last > upto:
                     self._insert("blocks", _head(block), upto)
                     touched[key] = block.last
@@ -117,6 +120,10 @@ class Store(Sink):
                     asked |= set() if isinstance(found, str) else set(forgets(found))
             self._mark(touched)
             self._note_forgotten(asked)
+            self._db.executemany(
+                "INSERT INTO traffic VALUES (?, ?) ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes",
+                traffic.items(),
+            )
         self._forgotten |= asked
         return touched
 
@@ -292,6 +299,9 @@ class Store(Sink):
 
     def presence(self) -> dict[str, str]:
         return dict(self._db.execute("SELECT device, state FROM presence ORDER BY device"))
+
+    def traffic(self) -> dict[str, int]:
+        return dict(self._db.execute("SELECT device, bytes FROM traffic"))
 
     def raw(self) -> list[Raw]:
         kept = self._db.execute(f"SELECT {_HEAD}, after, problem FROM raw")

@@ -9,7 +9,7 @@ from fieldlm.formats.errors import FieldlmError
 
 GROUP = "fieldlm.commands"
 COMPILER_COMMANDS = {
-    "cluster", "collect", "compile", "curate", "dataset", "demo", "evaluate", "keys", "publish",
+    "cluster", "collect", "compile", "curate", "dataset", "demo", "evaluate", "fleet", "keys", "publish",
     "release", "rollout", "tune",
 }  # fmt: skip
 USAGE = """\
@@ -18,7 +18,7 @@ usage: fieldlm COMMAND [ARGUMENTS]      fieldlm COMMAND --help says more
   make       compile  verify  publish  release  keys
   serve      serve  run  chat  ps  doctor
   devices    detect  profiles  bench  devices  update  slots  adopt  rollback  logs  rollout
-  learn      broker  collect  curate  cluster  dataset  tune  evaluate
+  learn      broker  collect  fleet  curate  cluster  dataset  tune  evaluate
   settings   config
   story      demo
 """
