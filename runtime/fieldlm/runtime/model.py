@@ -1,17 +1,33 @@
-"""The model as an object in your own process: for robots, for checks of a new bundle, for measuring."""
+"""The model as an object in your own process: for robots, for checks of a new bundle, for measuring.
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+`async_model` has the same for asyncio.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar, overload
 
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import EngineError
-from fieldlm.runtime.engines import Chunk, Engine, Generation, Outcome, Sampling, Timings, open_engine
+from fieldlm.runtime.calls import MissedError, form
+from fieldlm.runtime.engines import (
+    DEFAULT_TERMS,
+    Chunk,
+    Engine,
+    Generation,
+    Outcome,
+    Sampling,
+    Terms,
+    Timings,
+    open_engine,
+)
 from fieldlm.runtime.template import Message, render
 
 ADAPTER = "bundle"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +46,7 @@ class Model:
 
     >>> with Model.open("bundle") as model:
     ...     print(model.chat("Where is the charging station?").text)
+    ...     order = model.call(Order, "Two coffees, please", terms=Terms(deadline_s=2.0))
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, adapter: str | None) -> None:
@@ -73,30 +90,82 @@ class Model:
         """Cancel what runs and free the weights."""
         self.engine.close()
 
-    def chat(self, messages: Sequence[Message] | str, sampling: Sampling | None = None) -> Answer:
+    def chat(
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Answer:
         """Return the answer to `messages`, or to one message of the user. Raises EngineError when there is none."""
-        generation = self._start(messages, sampling)
-        chunks = list(generation)
-        last = chunks[-1]
-        if last.outcome is None or last.outcome == "error":
-            raise EngineError(last.error or "the engine gave no answer")
-        return Answer(
-            text="".join(chunk.text for chunk in chunks),
-            tokens=tuple(token for chunk in chunks for token in chunk.tokens),
-            outcome=last.outcome,
-            timings=generation.timings,
-            generation=self.bundle.generation,
-        )
+        generation = self.start(messages, sampling, terms)
+        return answer_of(self.bundle, generation, list(generation))
 
-    def stream(self, messages: Sequence[Message] | str, sampling: Sampling | None = None) -> Generator[Chunk]:
+    def stream(
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Generator[Chunk]:
         """Yield the answer as it comes. Leaving the loop early cancels it."""
-        generation = self._start(messages, sampling)
+        generation = self.start(messages, sampling, terms)
         try:
             yield from generation
         finally:
             generation.cancel()
 
-    def _start(self, messages: Sequence[Message] | str, sampling: Sampling | None) -> Generation:
+    @overload
+    def call(
+        self,
+        kind: type[T],
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Terms = DEFAULT_TERMS,
+        *,
+        on_miss: T | None = None,
+    ) -> T: ...
+    @overload
+    def call(
+        self,
+        kind: Mapping[str, Any],
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Terms = DEFAULT_TERMS,
+        *,
+        on_miss: Any = None,
+    ) -> Any: ...
+    def call(
+        self,
+        kind: Any,
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Terms = DEFAULT_TERMS,
+        *,
+        on_miss: Any = None,
+    ) -> Any:
+        """Return the answer as an object of `kind`: a Struct, dataclass, TypedDict, pydantic model or JSON schema.
+
+        The model can say nothing else. Raises InputError for a kind that cannot be honoured, MissedError when the
+        answer is not whole (its deadline, max_tokens); with `on_miss` that is returned instead.
+        """
+        asked = form(self.engine, kind)
+        generation = self.start(messages, replace(sampling or Sampling(), constraint=asked.constraint), terms)
+        try:
+            return asked.read(list(generation))
+        except MissedError:
+            if on_miss is None:
+                raise
+            return on_miss
+
+    def start(self, messages: Sequence[Message] | str, sampling: Sampling | None, terms: Terms) -> Generation:
+        """Queue an answer; who asked reads it, once."""
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         prompt = self.engine.tokenize(render(self.bundle, asked))
-        return self.engine.start(prompt, sampling or Sampling(), adapter=self.adapter)
+        return self.engine.start(prompt, sampling or Sampling(), adapter=self.adapter, terms=terms)
+
+
+def answer_of(bundle: Bundle, generation: Generation, chunks: Sequence[Chunk]) -> Answer:
+    """Return the answer that `chunks` add up to; raises EngineError when it has failed."""
+    last = chunks[-1]
+    if last.outcome is None or last.outcome == "error":
+        raise EngineError(last.error or "the engine gave no answer")
+    return Answer(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=tuple(token for chunk in chunks for token in chunk.tokens),
+        outcome=last.outcome,
+        timings=generation.timings,
+        generation=bundle.generation,
+    )

@@ -22,9 +22,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fieldlm.formats.errors import FieldlmError
-from fieldlm.runtime import openai
+from fieldlm.runtime import openai, terminal
 from fieldlm.runtime.answers import CHAT, COMPLETION
 from fieldlm.runtime.auth import Gate, Keys
+from fieldlm.runtime.embeddings import EmbeddingRequest, embeddings
 from fieldlm.runtime.engines import Generation, Terms
 from fieldlm.runtime.live import Live, Serving, canary
 from fieldlm.runtime.openai import ApiError, Exchange, Feedback
@@ -33,6 +34,7 @@ from fieldlm.runtime.promise import Promise, promise, takes_long
 from fieldlm.runtime.replies import as_json, read_body, refusal
 from fieldlm.runtime.response_voice import ResponseVoice
 from fieldlm.runtime.responses import ResponsesRequest
+from fieldlm.runtime.snapshots import Snapshots
 from fieldlm.runtime.template import opening, render
 from fieldlm.runtime.tools import Toolbox, as_text
 from fieldlm.runtime.turn import EventStream, Turn, Voice, whole
@@ -79,6 +81,7 @@ def make_app(
         Route("/v1/completions", api.complete, methods=["POST"]),
         Route("/v1/responses", api.respond, methods=["POST"]),
         Route("/v1/responses/{rest:path}", api.stored, methods=["GET", "POST", "DELETE"]),
+        Route("/v1/embeddings", api.embed, methods=["POST"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{model:path}", api.model),
         Route("/v1/feedback", api.feedback, methods=["POST"]),
@@ -91,17 +94,31 @@ def make_app(
     return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers, middleware=[gate])
 
 
-def warm(live: Live) -> Ready:
-    """Ask `live` for one token in the background; the system prompt is in memory afterwards."""
+def warm(live: Live, snapshots: Snapshots | None = None) -> Ready:
+    """Ask `live` for one token in the background; the system prompt is in memory afterwards.
+
+    With `snapshots` it comes from the disk where it can, and goes there for the next start where it has to be computed.
+    """
     state: list[str | None] = ["the first answer is not there yet"]
 
     def ask() -> None:
         try:
             with live.lease() as serving:
-                canary(serving)
-            state[0] = None
+                is_restored = snapshots is not None and snapshots.restore(serving)
+                try:
+                    canary(serving)
+                except FieldlmError:
+                    if snapshots is not None:
+                        snapshots.forget(serving)
+                    raise
+                state[0] = None
+                if snapshots is not None and not is_restored:
+                    snapshots.save(serving)
         except FieldlmError as error:
-            state[0] = str(error)
+            if state[0] is not None:
+                state[0] = str(error)
+            else:
+                terminal.log(f"the system prompt is not kept for the next start: {error}")
 
     threading.Thread(target=ask, name="canary", daemon=True).start()
     return lambda: state[0]
@@ -139,7 +156,7 @@ class _Api:
         asked = openai.parse(await read_body(request), openai.CompletionRequest)
         asked.refuse()
         with ExitStack() as needs:
-            serving = await self._admit(needs, asked)
+            serving = await self._admit(needs, asked.model, asked.terms())
             promised = await _promise(serving, asked, None)
             prompt = await _prompt(serving, opening(serving.bundle) + asked.prompt, param="prompt")
             voice = Choices(COMPLETION, wants_usage=asked.wants_usage)
@@ -154,7 +171,7 @@ class _Api:
         messages = asked.conversation_so_far()
         tools = toolbox.plain if toolbox else None
         with ExitStack() as needs:
-            serving = await self._admit(needs, asked)
+            serving = await self._admit(needs, asked.model, asked.terms())
             promised = await _promise(serving, asked, toolbox)
             prompt = await _prompt(serving, render(serving.bundle, messages, tools=tools), param="messages")
             spelt = [as_text(message) for message in messages]
@@ -164,15 +181,20 @@ class _Api:
         what = "responses are not stored on this device; keep what POST /v1/responses returned"
         raise ApiError(400, what, param="response_id", code="unsupported")
 
-    async def _admit(self, needs: ExitStack, asked: openai.Request) -> Serving:
+    async def embed(self, request: Request) -> Response:
+        asked = openai.parse(await read_body(request), EmbeddingRequest)
+        with ExitStack() as needs:
+            serving = await self._admit(needs, asked.model, asked.terms())
+            return as_json(await embeddings(request, asked, serving))
+
+    async def _admit(self, needs: ExitStack, model: str | None, terms: Terms) -> Serving:
         """Return the generation that answers, held by `needs`; raises ApiError when the queue is full."""
         needs.enter_context(self._room())
-        serving = await self._serving(needs, asked.terms())
+        serving = await self._serving(needs, terms)
         known = (serving.bundle.manifest.model.name, serving.bundle.generation)
-        if asked.model and asked.model not in known:
-            raise ApiError(
-                404, f"the model {asked.model!r} is not here; {known[0]!r} is", param="model", code="model_not_found"
-            )
+        if model and model not in known:
+            what = f"the model {model!r} is not here; {known[0]!r} is"
+            raise ApiError(404, what, param="model", code="model_not_found")
         return serving
 
     async def _serving(self, needs: ExitStack, terms: Terms) -> Serving:

@@ -1,13 +1,57 @@
-"""Is the engine alive? It is while nothing is asked of it, and while what it was asked for makes progress."""
+"""Is the engine alive? It is while nothing is asked of it, and while what it was asked for makes progress.
 
+One that hangs in its library is replaced within the process, long before anybody would restart that.
+"""
+
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
 
-from fieldlm.runtime.engines import Chunk, Generation
+from fieldlm.formats.errors import FieldlmError
+from fieldlm.runtime.engines import Chunk, Engine, Generation, Revives
 
 STUCK_S = 600.0
 """How long running answers may produce nothing at all: the longest prompt on the slowest board is read in less."""
+
+
+LOOK_S = 1.0
+
+
+class Rescue:
+    """Replaces an engine that hangs, from a thread of its own; what it cannot replace is left to systemd's watchdog."""
+
+    def __init__(
+        self, engine: Callable[[], Engine], on_event: Callable[[str], None], *, look_s: float = LOOK_S
+    ) -> None:
+        self._engine = engine
+        self._on_event = on_event
+        self._look_s = look_s
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rescue", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        given_up: Engine | None = None
+        while not self._is_over.wait(self._look_s):
+            engine = self._engine()
+            if engine is given_up or not isinstance(engine, Revives) or not engine.is_wedged:
+                continue
+            try:
+                engine.revive()
+                self._on_event("the engine hung and was replaced")
+            except FieldlmError as error:
+                given_up = engine
+                self._on_event(f"the engine hangs and cannot be replaced: {error}")
 
 
 class Pulse:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,6 +193,58 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Cancel what runs, free everything."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """An engine that also makes vectors of texts."""
+
+    def embed(
+        self, tokens: Sequence[int], *, adapter: str | None = None, is_wanted: Callable[[], bool]
+    ) -> NDArray[np.float32]:
+        """Return the mean of the model's hidden states over `tokens`, a vector [width] of length 1.
+
+        Blocks; `is_wanted` is asked between pieces, and when it says no the vector is that of what was computed.
+        Raises InputError when there are no tokens or too many, EngineError when it cannot be computed.
+        """
+        ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """An engine whose memory of a prompt can be kept and given to one like it: after a restart, from a disk."""
+
+    @property
+    def build(self) -> str:
+        """What a memory depends on beside weights and tokens: the library's version, the processor, the context."""
+        ...
+
+    def remembered(self, tokens: Sequence[int], *, adapter: str | None = None) -> tuple[list[int], bytes] | None:
+        """Return the tokens and the memory of a sequence that begins with `tokens`; None when there is none."""
+        ...
+
+    def remember(self, tokens: Sequence[int], state: bytes, *, adapter: str | None = None) -> bool:
+        """Begin as if `tokens` had been computed; False when the engine refuses. `state` must come from `remembered`
+        of an engine of the same `build` with the same weights and adapter: its bytes are not checked.
+        """
+        ...
+
+
+@runtime_checkable
+class Revives(Protocol):
+    """An engine that can be replaced within the process when it hangs inside its library."""
+
+    @property
+    def is_wedged(self) -> bool:
+        """Whether it has been at one step for far longer than any step can take."""
+        ...
+
+    def revive(self) -> None:
+        """Leave the thread that hangs behind and go on with another; what ran ends with an error, what waits goes on.
+
+        Raises EngineError when there is no memory for that, or when it hangs again without having computed anything.
+        """
         ...
 
 

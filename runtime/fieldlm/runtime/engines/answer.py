@@ -19,11 +19,15 @@ class RunningAnswer:
         self._wake = wake
         self._chunks: SimpleQueue[Chunk] = SimpleQueue()
         self._receive: Callable[[Chunk], None] | None = None
+        self._has_ended = False
         self._lock = threading.Lock()
 
     def put(self, chunk: Chunk) -> None:
-        """Hand over one chunk; after the one with an outcome there is no other."""
+        """Hand over one chunk; what comes after the one with an outcome is dropped."""
         with self._lock:
+            if self._has_ended:
+                return
+            self._has_ended = chunk.outcome is not None
             if self._receive is None:
                 self._chunks.put(chunk)
                 return

@@ -5,11 +5,13 @@
 
 import atexit
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError, InputError
@@ -18,17 +20,56 @@ from fieldlm.runtime.engines.answer import RunningAnswer
 from fieldlm.runtime.engines.cores import CoreWatch, physical_cores
 from fieldlm.runtime.engines.gguf_header import check_adapter, read_header
 from fieldlm.runtime.engines.line import Alarm
-from fieldlm.runtime.engines.llama_api import Adapter, Context, Weights
+from fieldlm.runtime.engines.llama_api import Adapter, Context, Weights, api
+from fieldlm.runtime.engines.llama_embed import PIECE, Embedding
 from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE, LlamaRequest, Worker
-from fieldlm.runtime.engines.plan import ensure_fits
+from fieldlm.runtime.engines.plan import ensure_fits, plan
 from fieldlm.runtime.engines.request import Words, check_terms
-from fieldlm.runtime.engines.sampling import check_sampling
+from fieldlm.runtime.engines.sampling import Floats, check_sampling
+from fieldlm.runtime.hardware import memory_available_mb
 
 DEFAULT_CONTEXT = 4096  # tokens; a model's own limit can need more memory than the weights
 MAX_PARALLEL = 64
 MAX_THREADS = 512  # llama.cpp's own limit
 
+WEDGED = "the engine hung and was replaced; ask again"
+CLOSE_S = 30.0  # a thread that computes is interrupted in milliseconds; one that hangs is left behind
+# How long one step may take: many times the longest so far, for a first prompt is longer than what warmed the engine up
+# and a neighbour may take the cores; and bounds for what a board can need.
+STEPS, LEAST_S, MOST_S = 100, 30.0, 600.0
+
 T = TypeVar("T")
+
+
+class Patience:
+    """How long the engine's thread has been at one thing, and whether that is too long."""
+
+    def __init__(self, *, least_s: float = LEAST_S) -> None:
+        self.least_s = least_s
+        self._began_s: float | None = None
+        self._longest_s = 0.0
+
+    def begin(self) -> None:
+        self._began_s = time.monotonic()
+
+    def end(self) -> None:
+        if self._began_s is not None:
+            self._longest_s = max(self._longest_s, time.monotonic() - self._began_s)
+            self._began_s = None
+
+    def forget(self) -> None:
+        """Begin anew: another thread works now."""
+        self._began_s, self._longest_s = None, 0.0
+
+    @property
+    def has_seen_work(self) -> bool:
+        return self._longest_s > 0
+
+    @property
+    def is_over(self) -> bool:
+        began_s = self._began_s
+        limit_s = min(MOST_S, max(self.least_s, STEPS * self._longest_s)) if self._longest_s else MOST_S
+        return began_s is not None and time.monotonic() - began_s > limit_s
 
 
 def open(
@@ -62,18 +103,11 @@ class LlamaEngine:
         weights = Weights(path)
         self.context = min(context, weights.trained_context)
         most = min(physical_cores(), most_threads or MAX_THREADS)
-        memory = Context(
-            weights,
-            cells=self.context * parallel,
-            sequences=parallel,
-            batch=PREFILL_ALONE + parallel,
-            threads=threads or most,
-        )
+        self._parallel = parallel
+        self._threads = threads or most
         # Who names a number of threads gets it; without one, neighbours are given way to.
-        cores = None if threads else CoreWatch(most)
-        self.gives_way = cores is not None
-        worker = Worker(weights, memory, sequences=parallel, cores=cores)
-        self._loaded: _Loaded | None = _Loaded(weights, memory, worker)
+        self.gives_way = not threads
+        self._loaded: _Loaded | None = self._begin(weights)
         self.stop_tokens = frozenset(filter(weights.is_end, range(weights.vocabulary)))
         self._words = Words(weights.piece, self.stop_tokens)
         self._vocabulary = weights.vocabulary
@@ -82,8 +116,11 @@ class LlamaEngine:
         self._jobs: list[Callable[[], None]] = []
         self._wakeup = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, args=(worker,), name=f"llama[{path.name}]", daemon=True)
-        self._thread.start()
+        self._name = path.name
+        self._patience = Patience()
+        self._begun: Future[Any] | None = None
+        self._wedged = 0
+        self._thread = self._start_thread(self._loaded)
         # A thread inside llama.cpp while the interpreter takes the library down would crash the exit.
         atexit.register(self.close)
 
@@ -118,7 +155,6 @@ class LlamaEngine:
             raise InputError(f"the prompt has {len(prompt)} tokens, the context holds {self.context} with the answer")
         check_sampling(sampling, self._vocabulary)
         check_terms(terms)
-        worker = self._need().worker
         answer = RunningAnswer(prompt_tokens=len(prompt), wake=self._look)
         with self._wakeup:
             self._check_open()
@@ -126,10 +162,72 @@ class LlamaEngine:
             request = LlamaRequest(
                 answer, prompt, sampling, terms, words=self._words, context=self.context, adapter=loaded
             )
-            worker.waiting.add(request)
+            self._need().worker.waiting.add(request)
             self._wakeup.notify()
         self._alarm.set(request)
         return answer
+
+    def embed(self, tokens: Sequence[int], *, adapter: str | None = None, is_wanted: Callable[[], bool]) -> Floats:
+        """See `Embeds.embed`. Runs between the steps of answers."""
+        if not tokens or len(tokens) > self.context:
+            raise InputError(f"the text has {len(tokens)} tokens, want 1 to {self.context}")
+        need = plan(self._header, context=len(tokens), parallel=1, batch=PIECE)
+        if need.kv + need.compute > (free_mb := memory_available_mb()):
+            raise EngineError(f"{need.kv + need.compute:.0f} MB for {len(tokens)} tokens and {free_mb} MB are free")
+        loaded = self._need()
+        with self._wakeup:
+            lora = self._adapter(adapter) if adapter is not None else None
+        embedding = self._call(lambda: Embedding(loaded.weights, tokens, adapter=lora, threads=self._threads))
+        try:
+            while is_wanted() and self._call(embedding.step):
+                pass
+            return embedding.vector()
+        finally:
+            embedding.close()
+
+    @property
+    def build(self) -> str:
+        """See `Remembers.build`."""
+        info: bytes = api.llama_print_system_info()
+        return f"llama-cpp-python {version('llama-cpp-python')} {info.decode(errors='replace')} {self.context}"
+
+    def remembered(self, tokens: Sequence[int], *, adapter: str | None = None) -> tuple[list[int], bytes] | None:
+        """See `Remembers.remembered`."""
+        with self._wakeup:
+            lora = self._adapter(adapter) if adapter is not None else None
+        return self._call(lambda: self._need().worker.remembered(tokens, lora))
+
+    def remember(self, tokens: Sequence[int], state: bytes, *, adapter: str | None = None) -> bool:
+        """See `Remembers.remember`."""
+        if not 0 < len(tokens) < self.context:
+            return False
+        with self._wakeup:
+            lora = self._adapter(adapter) if adapter is not None else None
+        return self._call(lambda: self._need().worker.remember(tokens, lora, state))
+
+    @property
+    def is_wedged(self) -> bool:
+        """See `Revives.is_wedged`."""
+        return self._patience.is_over
+
+    def revive(self) -> None:
+        """See `Revives.revive`: a fresh context on the same weights. A thread that returns after all frees its own."""
+        with self._wakeup:
+            self._check_open()
+            if self._wedged and not self._patience.has_seen_work:
+                raise EngineError("the engine hangs again and has computed nothing since it was replaced")
+        fresh = self._begin(self._need().weights)
+        with self._wakeup:
+            self._check_open()
+            hangs, self._loaded = self._need(), fresh
+            self._wedged += 1
+            self._patience.forget()
+            begun, self._begun = self._begun, None
+            for request in hangs.worker.abandon(WEDGED):
+                fresh.worker.waiting.add(request)
+            self._thread = self._start_thread(fresh)
+        if begun is not None:
+            begun.set_exception(EngineError(WEDGED))
 
     def load_adapter(self, name: str, path: Path) -> None:
         """See `Engine.load_adapter`."""
@@ -146,10 +244,11 @@ class LlamaEngine:
 
     def drop_adapter(self, name: str) -> None:
         """See `Engine.drop_adapter`."""
-        worker = self._need().worker
         with self._wakeup:
-            adapter = self._adapter(name)
-            self._send(lambda: worker.retire(adapter))
+            worker, adapter = self._need().worker, self._adapter(name)
+            # A thread that hangs may hold it: then it is never freed.
+            if not self._wedged:
+                self._send(lambda: worker.retire(adapter))
             del self._adapters[name]
 
     def memory_mb(self) -> dict[str, float]:
@@ -171,10 +270,13 @@ class LlamaEngine:
             self._closing = True
             self._loaded.context.abort()
             self._wakeup.notify()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
         self._alarm.close()
         atexit.unregister(self.close)
         loaded, self._loaded = self._loaded, None
+        if self._thread.is_alive():
+            loaded.worker.abandon(WEDGED)
+            return
         loaded.context.close()
         for adapter in self._adapters.values():
             adapter.close()
@@ -203,14 +305,44 @@ class LlamaEngine:
         result: Future[T] = Future()
 
         def run() -> None:
+            self._begun = result
             try:
-                result.set_result(job())
+                found = job()
             except Exception as error:
-                result.set_exception(error)
+                self._settle(result, error=error)
+            else:
+                self._settle(result, found)
 
         with self._wakeup:
             self._send(run)
         return result.result()
+
+    def _settle(self, result: "Future[T]", found: Any = None, error: Exception | None = None) -> None:
+        with self._wakeup:
+            if self._begun is not result:
+                return  # it was given up while it hung
+            self._begun = None
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(found)
+
+    def _begin(self, weights: Weights) -> "_Loaded":
+        """Make a context and who fills it."""
+        memory = Context(
+            weights,
+            cells=self.context * self._parallel,
+            sequences=self._parallel,
+            batch=PREFILL_ALONE + self._parallel,
+            threads=self._threads,
+        )
+        cores = CoreWatch(self._threads) if self.gives_way else None
+        return _Loaded(weights, memory, Worker(weights, memory, sequences=self._parallel, cores=cores))
+
+    def _start_thread(self, loaded: "_Loaded") -> threading.Thread:
+        made = threading.Thread(target=self._run, args=(loaded,), name=f"llama[{self._name}]", daemon=True)
+        made.start()
+        return made
 
     def _look(self) -> None:
         if self._loaded:
@@ -218,25 +350,38 @@ class LlamaEngine:
         with self._wakeup:
             self._wakeup.notify()
 
-    def _run(self, worker: Worker) -> None:
-        while self._take_jobs(worker):
+    def _run(self, loaded: "_Loaded") -> None:
+        worker = loaded.worker
+        while self._take_jobs(loaded):
+            self._patience.begin()
             try:
                 worker.step()
             except Exception as error:
                 # Our own mistake must not end the service: those it hit are told, the next request starts afresh.
                 worker.fail_all("error", f"the engine failed: {error!r}")
+            if self._loaded is loaded:
+                self._patience.end()
         worker.fail_all("cancelled")
+        if self._loaded is not loaded:
+            loaded.context.close()
 
-    def _take_jobs(self, worker: Worker) -> bool:
+    def _take_jobs(self, loaded: "_Loaded") -> bool:
         """Run what other threads sent, waiting for it while there is nothing to compute; False once closing."""
-        if worker.busy and not (self._jobs or self._closing):
+        worker = loaded.worker
+        if worker.busy and not (self._jobs or self._closing or self._loaded is not loaded):
             return True
         with self._wakeup:
-            while not (self._jobs or worker.busy or self._closing):
+            while not (self._jobs or worker.busy or self._closing or self._loaded is not loaded):
                 self._wakeup.wait()
+            if self._loaded is not loaded:
+                return False
             jobs, self._jobs = self._jobs, []
         for job in jobs:
+            self._patience.begin()
             job()
+            if self._loaded is not loaded:
+                return False
+            self._patience.end()
         return not self._closing
 
 

@@ -284,6 +284,18 @@ class Context:
         """Forget `sequence` from `position` on; False when this memory cannot be cut there."""
         return api.llama_memory_seq_rm(self._memory, sequence, position, -1)
 
+    def state(self, sequence: int) -> bytes:
+        """Return what `sequence` remembers, for `restore` in a context made alike."""
+        size: int = api.llama_state_seq_get_size(self._context, sequence)
+        data = (ctypes.c_uint8 * size)()
+        written: int = api.llama_state_seq_get_data(self._context, data, size, sequence)
+        return bytes(data)[:written]
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Let the empty `sequence` remember `state`; False when llama.cpp refuses it."""
+        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return api.llama_state_seq_set_data(self._context, data, len(state), sequence) > 0
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Let the empty sequence `target` begin with the first `length` tokens of `source`, sharing their memory."""
         api.llama_memory_seq_cp(self._memory, source, target, 0, length)

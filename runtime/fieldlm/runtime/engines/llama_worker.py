@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fieldlm.runtime.engines import Outcome, Sampling, Terms
+from fieldlm.runtime.engines import Chunk, Outcome, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
 from fieldlm.runtime.engines.cores import CoreWatch
 from fieldlm.runtime.engines.line import Line
@@ -119,6 +119,32 @@ class Worker:
                 self._finish(slot, outcome, error)
             self._clear(slot)
         self.waiting.end_all(outcome, error)
+
+    def abandon(self, error: str) -> list[LlamaRequest]:
+        """Tell those that run that nothing will come, and return those that wait. From any thread: its own hangs."""
+        for slot in self._slots:
+            if request := slot.request:
+                request.answer.put(Chunk(text="", tokens=(), outcome="error", error=error))
+        return [request for request in self.waiting if self.waiting.take(request)]
+
+    def remembered(self, tokens: Sequence[int], adapter: Adapter | None) -> tuple[list[int], bytes] | None:
+        """Return the tokens and the memory of the sequence that begins most like `tokens`, where one does."""
+        ours = [slot for slot in self._slots if slot.adapter is adapter and slot.tokens]
+        best = max(ours, key=lambda slot: common_prefix(slot.tokens, tokens), default=None)
+        if best is None or not self._weights.keeps_positions or common_prefix(best.tokens, tokens) < len(tokens):
+            return None
+        return list(best.tokens), self._context.state(best.sequence)
+
+    def remember(self, tokens: Sequence[int], adapter: Adapter | None, state: bytes) -> bool:
+        """Begin a sequence that holds `tokens` with what was `remembered` of them; False when that is not possible."""
+        slot = next((slot for slot in self._slots if not slot.tokens and slot.request is None), None)
+        if slot is None or not self._weights.keeps_positions:
+            return False
+        if not self._context.restore(slot.sequence, state):
+            self._clear(slot)
+            return False
+        slot.tokens, slot.adapter = list(tokens), adapter
+        return True
 
     def retire(self, adapter: Adapter) -> None:
         """Free `adapter` once no answer uses it."""
