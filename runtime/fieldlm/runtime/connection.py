@@ -18,6 +18,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fieldlm.runtime.auth import TRUSTED
+from fieldlm.runtime.replies import WRITE
 
 SO_PEERGROUPS = 59  # Linux; Python has no name for it
 MOST_GROUPS = 65_536
@@ -79,8 +80,8 @@ class Connection(HttpToolsProtocol):
         elif connection.family == socket.AF_UNIX and not self._peers.allow(connection):
             self._turn_away(403, "this user may not use the socket")
         else:
-            if connection.family == socket.AF_UNIX:
-                self.app_state = {**self.app_state, TRUSTED: True}
+            trusted = {TRUSTED: True} if connection.family == socket.AF_UNIX else {}
+            self.app_state = {**self.app_state, **trusted, WRITE: self._write}
             self._bound_receiving()
 
     def data_received(self, data: bytes) -> None:
@@ -118,6 +119,10 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._receiving, self._stalled = _cancel(self._receiving), _cancel(self._stalled)
         super().connection_lost(exc)
+
+    def _write(self, piece: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     def _bound_receiving(self) -> None:
         if self._receiving is None:

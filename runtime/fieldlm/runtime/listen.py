@@ -108,6 +108,7 @@ def _settings(app: Any, tls: Tls | None, peers: Peers, limits: Limits, heartbeat
     return uvicorn.Config(
         app,
         http=cast(Any, connection),
+        loop="asyncio",  # uvloop, if somebody has it, does not let the kernel be asked who is on a socket
         log_config=None,
         access_log=False,
         server_header=False,

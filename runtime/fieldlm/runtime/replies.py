@@ -10,6 +10,11 @@ from starlette.responses import Response
 from fieldlm.formats.errors import FieldlmError, InputError
 from fieldlm.runtime.openai import ApiError
 
+WRITE = "fieldlm.write"
+"""In a request's state: a function that sends a piece of the body whose head is out, without a task that waits for it.
+
+For answers of bounded length alone: a piece that the client does not read stays in memory. Its connection is cut off.
+"""
 BODY_LIMIT = 4 << 20  # bytes; far more text than any context holds
 
 

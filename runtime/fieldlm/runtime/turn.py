@@ -9,6 +9,7 @@ nothing before the answer is whole.
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from fieldlm.runtime.engines import Chunk, Generation, Outcome, Timings, TokenCh
 from fieldlm.runtime.openai import Exchange
 from fieldlm.runtime.promise import Promise
 from fieldlm.runtime.refusal import ApiError
-from fieldlm.runtime.replies import as_json
+from fieldlm.runtime.replies import WRITE, as_json
 from fieldlm.runtime.tools import Call, CallReader
 
 RETRY_AFTER_S = 2
@@ -80,38 +81,82 @@ class Turn:
         self.promise = promise
         self.answers = [Answer(i, generation, promise) for i, generation in enumerate(generations)]
         self._asked_s = time.monotonic()
-        self._chunks: asyncio.Queue[tuple[Answer, Chunk]] = asyncio.Queue()
+        self._come: deque[tuple[Answer, Chunk]] = deque()
+        self._news = asyncio.Event()
+        self._look: Callable[[], None] = self._news.set
+        self._is_told = False
+        self._is_read_whole = promise.on_miss is not None
         self._loop = asyncio.get_running_loop()
         for answer in self.answers:
             answer.generation.subscribe(self._receiver(answer))
 
     def _receiver(self, answer: Answer) -> Callable[[Chunk], None]:
         def receive(chunk: Chunk) -> None:
+            if self.exchange.ttft_s is None and chunk.tokens:
+                self.exchange.ttft_s = time.monotonic() - self._asked_s
+            self._come.append((answer, chunk))
+            # Waking the loop takes from the threads that compute: not for what it will see anyway, or reads at the end.
+            if self._is_told or (self._is_read_whole and chunk.outcome is None):
+                return
+            self._is_told = True
             try:
-                self._loop.call_soon_threadsafe(self._chunks.put_nowait, (answer, chunk))
+                self._loop.call_soon_threadsafe(self._tell)
             except RuntimeError:  # the loop is closed: the server has stopped
                 answer.generation.cancel()
 
         return receive
 
+    def _tell(self) -> None:
+        # Before looking: what comes after this wakes the loop again.
+        self._is_told = False
+        self._look()
+
     @property
     def has_ended(self) -> bool:
-        return all(answer.outcome is not None for answer in self.answers)
+        return None not in [answer.outcome for answer in self.answers]
 
     async def read(self) -> list[tuple[Answer, Said]]:
         """Return all that has come since the last call, one piece per answer."""
-        come = [await self._chunks.get()]
-        while not self._chunks.empty():
-            come.append(self._chunks.get_nowait())
-        if self.exchange.ttft_s is None and any(chunk.tokens for _, chunk in come):
-            self.exchange.ttft_s = time.monotonic() - self._asked_s
-        pieces = [(answer, _joined([chunk for whose, chunk in come if whose is answer])) for answer in self.answers]
-        said = [(answer, answer.take(chunk)) for answer, chunk in pieces if chunk]
+        while not self._come:
+            await self._news.wait()
+            self._news.clear()
+        return self._take()
+
+    def _take(self) -> list[tuple[Answer, Said]]:
+        come = [self._come.popleft() for _ in range(len(self._come))]
+        if len(come) > 1:
+            pieces = [(answer, _joined([chunk for whose, chunk in come if whose is answer])) for answer in self.answers]
+            come = [(answer, chunk) for answer, chunk in pieces if chunk]
+        said = [(answer, answer.take(chunk)) for answer, chunk in come]
         if self.has_ended:
             self._sum_up()
         return said
 
+    async def follow(self, say: Callable[[list[tuple[Answer, Said]]], None]) -> None:
+        """Have `say` called with all that comes, in the event loop, until the turn has ended.
+
+        A task that is woken for every token costs more than what it does with one.
+        """
+        ended: asyncio.Future[None] = self._loop.create_future()
+
+        def look() -> None:
+            try:
+                if self._come and not ended.done():
+                    say(self._take())
+            except Exception as error:
+                ended.set_exception(error)
+            if self.has_ended and not ended.done():
+                ended.set_result(None)
+
+        self._look = look
+        look()
+        try:
+            await ended
+        finally:
+            self._look = self._news.set
+
     async def read_all(self) -> None:
+        self._is_read_whole = True
         while not self.has_ended:
             await self.read()
 
@@ -209,24 +254,22 @@ class EventStream:
                     await refused(error)(scope, receive, send)
                     return
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-                async for event in self._events(first):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                await self._say(first, scope["state"][WRITE])
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _events(self, said: list[tuple[Answer, Said]]) -> AsyncGenerator[bytes]:
+    async def _say(self, first: list[tuple[Answer, Said]], write: Callable[[bytes], None]) -> None:
         turn, voice = self._turn, self._voice
-        for event in voice.opening(turn):
-            yield event
-        while True:
-            for event in voice.said(turn, said) if turn.promise.on_miss is None else ():
-                yield event
-            if turn.has_ended:
-                break
-            said = await turn.read()
+
+        def say(said: list[tuple[Answer, Said]], before: bytes = b"") -> None:
+            events = before if turn.promise.on_miss is not None else before + b"".join(voice.said(turn, said))
+            if events:
+                write(events)
+
+        say(first, b"".join(voice.opening(turn)))
+        await turn.follow(say)
         self._finish()
         error = turn.failure()
-        for event in voice.failed(turn, error) if error else voice.ending(turn):
-            yield event
+        write(b"".join(voice.failed(turn, error) if error else voice.ending(turn)))
 
 
 def whole(turn: Turn, voice: Voice) -> Response:
@@ -263,8 +306,8 @@ def _failure(answer: Answer, own: dict[str, Any]) -> ApiError | None:
 
 
 def _joined(chunks: Sequence[Chunk]) -> Chunk | None:
-    if not chunks:
-        return None
+    if len(chunks) < 2:
+        return chunks[0] if chunks else None
     choices: list[TokenChoice] = [choice for chunk in chunks for choice in chunk.choices]
     last = chunks[-1]
     return replace(last, text="".join(chunk.text for chunk in chunks), choices=tuple(choices))
