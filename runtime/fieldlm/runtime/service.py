@@ -37,12 +37,13 @@ from fieldlm.runtime.recorder import Recorder, load_salt
 from fieldlm.runtime.rehearse import Limits, patience_s, rehearse
 from fieldlm.runtime.server import make_app, warm
 from fieldlm.runtime.slots import CRASH_FREE_S, Slots
+from fieldlm.runtime.snapshots import Snapshots
 from fieldlm.runtime.spool import Spool
 from fieldlm.runtime.sync import Sync
 from fieldlm.runtime.update import Updater, update_routes
 from fieldlm.runtime.update_report import UpdateState
 from fieldlm.runtime.vitals import Watch
-from fieldlm.runtime.watch import Pulse
+from fieldlm.runtime.watch import Pulse, Rescue
 
 READY_S = 120.0
 """How long the first answer may take; a large model on a small board needs its time."""
@@ -103,7 +104,8 @@ class Device:
         self.updater.poll(POLL_S)
         self.announcer = Announcer(config, generation=self._generation, model=self._model, profile=self.profile.id)
         self.sync = self._sync() if config.broker else None
-        self._not_ready = warm(self.live)
+        self._not_ready = warm(self.live, Snapshots(config.state / "kv"))
+        keep.enter_context(Rescue(lambda: self.live.current.engine, terminal.log))
         pulse = Pulse()
         app = make_app(
             self.live,
