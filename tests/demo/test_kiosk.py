@@ -69,7 +69,7 @@ def test_held_out_words_are_disjoint_from_training_words(kind: str) -> None:
 
 def test_no_training_customer_names_an_item_that_is_held_out() -> None:
     held_out = {*HELD_OUT.drinks, *HELD_OUT.plain, *STRANGERS.drinks, *STRANGERS.plain}
-    for utterance in sentences(training_customers(2000)):
+    for utterance in sentences(training_customers(2500)):
         arguments = utterance.call["arguments"]
         named = {item["item"] for item in arguments.get("items", [arguments]) if "item" in item}
         assert not named & held_out

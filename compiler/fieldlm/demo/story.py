@@ -51,9 +51,9 @@ DOUBLED = "SELECT count(*) - count(DISTINCT (device, epoch, stream, seq)) AS dou
 class Size:
     """How much of the story is told; the defaults are the demo's."""
 
-    sentences: int = 2000
+    sentences: int = 2200
     held_out: int = 200
-    epochs: float = 1.35
+    epochs: float = 1.5
     rank: int = 16
     quants: tuple[str, ...] = ("Q8_0", "Q4_K_M", "Q4_0")
 
