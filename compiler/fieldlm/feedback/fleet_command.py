@@ -110,11 +110,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--last", type=int, default=50, help="records of a timeline")
     parser.add_argument("--serve", action="store_true", help=f"show it as a page on {HOST} until Ctrl-C")
     parser.add_argument("--port", type=int, default=8095, help="of --serve; 0 takes a free one")
+    parser.add_argument("--otlp", metavar="URL", help="send answers as spans to an OTLP receiver, http://HOST:4318")
+    parser.add_argument("--since-h", type=float, default=24.0, help="of --otlp: no answers older than this")
     args = parser.parse_args(argv)
     if args.last < 1:
         raise InputError(f"--last {args.last} shows nothing; write 1 or more")
     if args.serve:
         return _serve(args.store, args.port)
+    if args.otlp:
+        return _export(args.store, args.otlp, args.since_h, as_json=args.json)
     with open_sink(args.store, read_only=True) as sink:
         if args.device:
             events = timeline(sink, args.device, args.last)
@@ -123,6 +127,16 @@ def main(argv: Sequence[str]) -> int:
         fleet = look(sink)
     terminal.show(msgspec.to_builtins(fleet) | {"lost": fleet.lost}, describe(fleet), as_json=args.json)
     return 1 if fleet.lost else 0
+
+
+def _export(where: str, url: str, since_h: float, *, as_json: bool) -> int:
+    from fieldlm.feedback.otlp import export
+
+    with open_sink(where, read_only=True) as sink:
+        sent, rejected = export(sink, url, since_ms=round((time.time() - since_h * 3600) * 1000))
+    text = f"{sent:,} spans sent to {url}, {rejected:,} rejected"
+    terminal.show({"sent": sent, "rejected": rejected}, text, as_json=as_json)
+    return 1 if rejected else 0
 
 
 def _serve(where: str, port: int) -> int:
