@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, needs_device: bool = False
         default="",
         help="name, id or URL; default: the one on this machine",
     )
+    parser.add_argument("--url", default="", help="where the device on this machine listens; default: as configured")
     parser.add_argument("--broker", default="", help="reach it through this broker: mqtt://HOST")
     parser.add_argument("--fleet", default="default", help="its fleet on that broker")
     parser.add_argument("--keys", help="folder of the owner's key; default: as configured")
@@ -84,7 +85,7 @@ def connect(args: argparse.Namespace) -> Remote:
     """
     config = load_config({"keys": args.keys, "state": args.state})
     if not args.device:
-        return _local(config)
+        return _local(config, args.url)
     key = load_or_create_key(config.keys / OWNER_KEY)
     if args.broker:
         return Remote(_over_mqtt(args.broker, args.fleet, args.device), key)
@@ -93,12 +94,12 @@ def connect(args: argparse.Namespace) -> Remote:
     return Remote(_found(args.device), key)
 
 
-def _local(config: Config) -> Remote:
+def _local(config: Config, url: str) -> Remote:
     path = config.state / LOCAL_KEY
     if not path.is_file():
         raise InputError(f"{config.state} belongs to no running device; name one, or give --state")
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::", "none") else config.host
-    return Remote(_over_http(f"http://{host}:{config.port}"), load_or_create_key(path))
+    return Remote(_over_http(url or f"http://{host}:{config.port}"), load_or_create_key(path))
 
 
 def _found(name: str) -> Post:

@@ -22,9 +22,8 @@ def main(argv: Sequence[str]) -> int:
     """Run `fieldlm update`: ask the running server, or, where none runs, update the state folder."""
     parser = terminal.parser("update", "Let a device take the newest release of its profile.")
     remote.add_arguments(parser, has_state=False)
-    parser.add_argument("--url", help="a running server; default: the configured one, or none")
     parser.add_argument("--state", help="update this state folder, without a server")
-    parser.add_argument("--repository", help="folder or URL of updates, without a server")
+    parser.add_argument("--repository", help="folder with a repository, a USB stick's say; or URL, without a server")
     parser.add_argument("--trust", help="root.json that vouches for the repository")
     args = parser.parse_args(argv)
     if args.device:
@@ -33,8 +32,9 @@ def main(argv: Sequence[str]) -> int:
         return 0 if result.outcome in ("updated", "current") else 1
     config = load_config({"state": args.state, "repository": args.repository, "trust": args.trust})
     result = None
-    if not (args.state or args.repository):
-        result = ask_server(args.url or f"http://{config.host}:{config.port}", needed=bool(args.url))
+    if not args.state and (args.url or not args.repository or Path(args.repository).is_dir()):
+        url = args.url or f"http://{config.host}:{config.port}"
+        result = ask_server(url, needed=bool(args.url), repository=args.repository or "")
     if result is None:
         result = update_offline(config)
     terminal.show(result, describe(result), as_json=args.json)
@@ -53,11 +53,15 @@ def ask_remote(args: argparse.Namespace) -> UpdateResult:
     return state.last
 
 
-def ask_server(url: str, *, needed: bool) -> UpdateResult | None:
-    """Let the server at `url` update itself and wait; None when nobody answers and nobody `needed` to."""
+def ask_server(url: str, *, needed: bool, repository: str = "") -> UpdateResult | None:
+    """Let the server at `url` update itself, out of a folder if one is named, and wait.
+
+    None when nobody answers and nobody `needed` to.
+    """
     address = f"{url.rstrip('/')}/v1/fieldlm/update"
+    folder = str(Path(repository).absolute()) if repository else ""
     try:
-        runs = _state(urllib3.request("POST", address, retries=False)).runs
+        runs = _state(urllib3.request("POST", address, json={"repository": folder}, retries=False)).runs
     except urllib3.exceptions.HTTPError as error:
         if needed:
             raise LinkError(f"no server answers at {url}: {error}; start one with: fieldlm serve") from error
