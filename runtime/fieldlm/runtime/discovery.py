@@ -99,6 +99,11 @@ class Announcer:
         self._zeroconf: Zeroconf | None = None
         self._info: ServiceInfo | None = None
 
+    @property
+    def zeroconf(self) -> Zeroconf | None:
+        """What announces it now; another one after the addresses have changed."""
+        return self._zeroconf
+
     def start(self, *, port: int = 0) -> None:
         """Announce the device soon; `port` is the real one where the configured one was 0."""
         # Asking whether the name is free takes over a second, which the start of a service does not wait for.
