@@ -72,7 +72,7 @@ def encode(records: Sequence[Record], *, first: int | None = None) -> bytes:
     assert {(r.device, r.epoch, r.stream) for r in records} == {(head.device, head.epoch, head.stream)}
     columns = [_pack_integers([r.seq for r in records])]
     columns += [_pack(name, [getattr(r, name) for r in records], records) for name in SCHEMAS[SCHEMA]]
-    body = zstandard.ZstdCompressor(level=9).compress(msgspec.msgpack.encode(columns))
+    body = zstandard.ZstdCompressor(level=15).compress(msgspec.msgpack.encode(columns))
     start, last = head.seq if first is None else first, records[-1].seq
     block = Block(MAGIC, VERSION, SCHEMA, head.device, head.stream, head.epoch, start, last, len(records), body)
     return msgspec.msgpack.encode(block)

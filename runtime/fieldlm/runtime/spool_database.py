@@ -27,6 +27,7 @@ QUOTAS: Mapping[str, float] = {"ota": 0.15, "fb": 0.25, "sys": 0.15, "gen": 0.45
 FULL, SPARE = 0.9, 0.75
 _HARD = msgspec.msgpack.encode("hard")
 """The key in a row's detail; a text that says so by chance is kept a little longer."""
+BATCHES = 16
 LEAST_SHED = 16
 """A drop record for every record dropped would help nobody."""
 _SCHEMA = """
@@ -301,20 +302,32 @@ class Database:
         Each call goes on where the last one ended and begins again at the middle, so the whole half keeps an even
         picture of its time. Feedback is worth most while it is fresh: there the oldest go. Drop records stay.
         """
-        middle = self._middle(stream)
-        name = f"thinned.{stream}"
-        for after in dict.fromkeys((int(self.note(name) or 0), 0)):
-            rows = self._old(stream, after, middle)
-            # Three of four, because SQLite gives a page back only when it is two thirds empty.
-            doomed = rows if stream == "fb" else [row for place, row in enumerate(rows) if place % 4]
-            # What was hard is worth more to the next model; it goes when there is nothing else.
-            easy = [row for row in doomed if not row.is_hard]
-            doomed = easy if len(easy) >= LEAST_SHED else doomed
-            if len(doomed) >= LEAST_SHED:
-                seqs = [row.seq for row in doomed]
-                self._remove(stream, seqs, doomed[-1].device, reason="spool-full", note=(name, str(rows[-1].seq)))
-                return sum(row.size for row in doomed)
+        for is_picky in (True, False) if stream == "gen" else (False,):
+            for rows in self._batches(stream):
+                # Three of four, because SQLite gives a page back only when it is two thirds empty.
+                doomed = rows if stream == "fb" else [row for place, row in enumerate(rows) if place % 4]
+                # What was hard is worth more to the next model; it goes when there is nothing else.
+                doomed = [row for row in doomed if not (is_picky and row.is_hard)]
+                if len(doomed) >= LEAST_SHED:
+                    note = (f"thinned.{stream}", str(rows[-1].seq))
+                    seqs = [row.seq for row in doomed]
+                    self._remove(stream, seqs, doomed[-1].device, reason="spool-full", note=note)
+                    return sum(row.size for row in doomed)
         return 0
+
+    def _batches(self, stream: str) -> Iterator[list["_Old"]]:
+        """Yield old rows from where the last thinning ended, once around, and not for ever."""
+        middle, after = self._middle(stream), int(self.note(f"thinned.{stream}") or 0)
+        is_wrapped = after == 0
+        for _ in range(BATCHES):
+            rows = self._old(stream, after, middle)
+            if rows:
+                yield rows
+                after = rows[-1].seq
+            elif is_wrapped:
+                return
+            else:
+                after, is_wrapped = 0, True
 
     def _middle(self, stream: str) -> int:
         sql = (
