@@ -24,9 +24,10 @@ class Broker(Protocol):
 class Mosquitto:
     """A real Mosquitto with persistence; `kill` is SIGKILL, and takes what it had on its disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: str = "") -> None:
         assert MOSQUITTO, "CI needs Mosquitto: apt-get install mosquitto"
         self.folder = folder
+        self.settings = settings
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -41,7 +42,7 @@ class Mosquitto:
         # Started by root it would become the user `mosquitto`, who may not write here.
         config.write_text(
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\nuser root\n"
-            f"persistence true\npersistence_location {state}/\nautosave_interval 1\nlog_type error\n"
+            f"persistence true\npersistence_location {state}/\nautosave_interval 1\nlog_type error\n{self.settings}"
         )
         assert MOSQUITTO, "checked when it was made"
         self._process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stderr=subprocess.DEVNULL)
