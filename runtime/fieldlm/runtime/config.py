@@ -33,6 +33,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     state: folder of the spool, the slots and this device's name.   keys: folder of private keys.
     telemetry: what may travel home; text only in `redacted` and `full`, and only with consent.
     host: "none" listens on no network, only on `socket`.   socket_group: who may use it beside its owner and root.
+    daily_mb: what may be sent in a day.   policy_signer: id of the key whose fleet policy counts, which only lowers.
+    broker_ca, broker_cert, broker_key: PEM files for mqtts, where the system's authorities do not do.
     api_keys: file of keys; without one the network is served only when `open` says so.
     repository: URL or folder of updates; `trust` is the TUF root.json that vouches for it.
     share: fetch updates together with the devices around.   fetch_kb_s, fetch_hours: how fast, and when.
@@ -57,6 +59,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     fetch_kb_s: int
     fetch_hours: str
     spool_mb: int
+    daily_mb: int
+    policy_signer: str
+    broker_ca: str
+    broker_cert: str
+    broker_key: str
     api_keys: str
     open: bool
     tls_cert: str
@@ -239,6 +246,13 @@ def _hours(value: object) -> str:
     return str(value)
 
 
+def _key_id(value: object) -> str:
+    text = str(value)
+    if text and not re.fullmatch("[0-9a-f]{16}", text):
+        raise ValueError('the key id of who signs policies, 16 hex digits, or "" for nobody')
+    return text
+
+
 def _home(env: Mapping[str, str], variable: str, fallback: str) -> Path:
     return Path(env.get(variable) or Path(env.get("HOME") or Path.home()) / fallback) / "fieldlm"
 
@@ -264,6 +278,11 @@ SETTINGS: dict[str, tuple[Check, Callable[[Mapping[str, str]], object]]] = {
     "fetch_kb_s": (_number(1, 100_000_000, "no limit"), lambda _: 0),
     "fetch_hours": (_hours, lambda _: ""),
     "spool_mb": (_number(1, 65536), lambda _: 64),
+    "daily_mb": (_number(1, 1_000_000, "no limit"), lambda _: 0),
+    "policy_signer": (_key_id, lambda _: ""),
+    "broker_ca": (_file, lambda _: ""),
+    "broker_cert": (_file, lambda _: ""),
+    "broker_key": (_file, lambda _: ""),
     "api_keys": (_file, lambda _: ""),
     "open": (_switch, lambda _: False),
     "tls_cert": (_file, lambda _: ""),

@@ -33,6 +33,7 @@ from fieldlm.runtime.health import compare, within
 from fieldlm.runtime.live import Live, Serving
 from fieldlm.runtime.neighbourhood import fetching
 from fieldlm.runtime.openai import Exchange, Feedback
+from fieldlm.runtime.privacy import identity_of, privacy_routes, terms_of
 from fieldlm.runtime.recorder import Recorder, load_salt
 from fieldlm.runtime.rehearse import Limits, patience_s, rehearse
 from fieldlm.runtime.server import make_app, warm
@@ -96,7 +97,8 @@ class Device:
         keep.callback(self.live.close)
         self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb))
         salt = load_salt(config.state / "salt")
-        self.recorder = Recorder(self.spool, device=config.device, mode=config.telemetry, salt=salt)
+        self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=terms_of(config))
+        keep.callback(self.recorder.sum_up)
         self.watch = Watch(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
         self.busy = Busy()
         self.commands = Commands(config.state, config.device, self._actions())
@@ -115,6 +117,7 @@ class Device:
             extra_routes=[
                 *update_routes(self.updater),
                 *busy_routes(self.busy),
+                *privacy_routes(self.recorder),
                 command_route(self.commands),
                 Route("/v1/fieldlm/status", self._status),
             ],
@@ -200,6 +203,9 @@ class Device:
             profile=self.profile.id,
             on_release=self.updater.hear,
             on_command=self._on_command,
+            terms=self.recorder.terms,
+            identity=identity_of(self.config),
+            daily_mb=self.config.daily_mb,
         )
         sync.set_presence(self._presence())
         sync.start()
