@@ -91,3 +91,51 @@ def logits(folder: Path, *, adapter: Path | None = None) -> Any:
             model = PeftModel.from_pretrained(model, str(adapter))
     with torch.inference_mode():
         return model.eval()(input_ids=torch.arange(0, 40_000, 1000)[None]).logits[0].numpy()
+
+
+def conversations(count: int) -> list[dict[str, Any]]:
+    """Return `count` orders with their right answers."""
+    things = ("tea", "milk", "rice", "soup", "bread", "salt", "fish", "cake")
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"{1 + number // len(things)} {things[number % len(things)]}"},
+                {"role": "assistant", "content": f"{things[number % len(things)]} {1 + number // len(things)}"},
+            ]
+        }
+        for number in range(count)
+    ]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write `rows` as a `.jsonl` file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def teach(folder: Path, rows: list[dict[str, Any]], steps: int = 200) -> Path:
+    """Train the model in `folder` until it knows the answers of `rows` by heart."""
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder)
+    whole = [tokenizer.apply_chat_template(row["messages"], tokenize=True)["input_ids"] for row in rows]
+    asked = [
+        tokenizer.apply_chat_template(row["messages"][:-1], tokenize=True, add_generation_prompt=True)["input_ids"]
+        for row in rows
+    ]
+    longest = max(map(len, whole))
+    ids = torch.tensor([each + [2] * (longest - len(each)) for each in whole])
+    answers = torch.zeros_like(ids, dtype=torch.bool)
+    for row, (prompt, full) in enumerate(zip(asked, whole, strict=True)):
+        answers[row, len(prompt) : len(full)] = True
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(steps):
+        # The head is most of this model, and only answers are learned.
+        thought = model.model(input_ids=ids).last_hidden_state[:, :-1][answers[:, 1:]]
+        torch.nn.functional.cross_entropy(model.lm_head(thought), ids[answers]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder

@@ -85,7 +85,7 @@ def test_a_merged_adapter_answers_as_with_peft(
     assert merged.sha256 != tiny.sha256
     manifest, full = draft_manifest(merged, profile), lower(merged, "gguf", stages)
     answers = proof.ask(manifest, full, stages)
-    gate = compare_answers(tiny.folder, proof.rendered(manifest, full.parts), answers, adapter=odd.folder).value
+    (gate,) = compare_answers(tiny.folder, proof.rendered(manifest, full.parts), answers, adapter=odd.folder).value
     assert gate["value"] < gate["limit"]
 
 

@@ -50,9 +50,11 @@ def test_the_bundle_is_whole_signed_and_says_how_it_was_made(tiny_compiled: Bund
     bundle = open_bundle(tiny_compiled.folder, trusted=frozenset({key_id(key.public_key())}))
     manifest = bundle.manifest
     assert bundle.id == tiny_compiled.id
-    assert [file.role for file in manifest.files] == ["base", "template", "probe", "report"]
+    assert [file.role for file in manifest.files] == ["base", "template", "probe", "report", "report"]
     assert (manifest.recipe.quant, manifest.model.name) == ("Q8_0", "tiny-llama")
-    assert {gate.name for gate in manifest.gates if gate.passed} == {"tokens-equal", "greedy-gap", "weights"}
+    assert {gate.name for gate in manifest.gates if gate.passed} == {
+        "tokens-equal", "template-equal", "ends-equal", "greedy-gap", "mean-kl", "same-top", "weights",
+    }  # fmt: skip
     assert manifest.toolchain["llama.cpp-converter"].startswith("sha256:")
     assert [each["quant"] for each in manifest.notes["candidates"]] == ["Q8_0", "Q4_0"]
     assert "tokens_per_s" not in bundle.need("report").read_text()

@@ -4,7 +4,7 @@ Here is the one place that knows the formats: GGUF and ONNX differ in how they a
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -19,6 +19,7 @@ from fieldlm.compiler.child import Ran
 from fieldlm.compiler.exporters import gguf
 from fieldlm.compiler.pack import Part
 from fieldlm.compiler.quantize import Size
+from fieldlm.compiler.search import write
 from fieldlm.compiler.stages import Made, Stages
 from fieldlm.formats.bundle import Engine
 from fieldlm.formats.errors import InputError
@@ -74,6 +75,30 @@ def shrink(full: Artefact, quant: str, profile: Profile, stages: Stages) -> Arte
         return _gguf(quant, *stages.run(f"quantized-{quant}", inputs, make, needs_mb=needs_mb))
     inputs |= {"toolchain": versions("onnx"), "shape": [profile.onnx.block_size, profile.onnx.accuracy_level]}
     return _onnx(*stages.run(f"quantized-{quant}", inputs, partial(_make_int4, full, profile)))
+
+
+def mix(
+    full: Artefact, types: Mapping[str, str], statistics: Path, calibration_sha256: str, stages: Stages
+) -> Artefact:
+    """Write the GGUF `full` with a type of its own for each tensor, rounded by what calibration wrote to `statistics`.
+
+    A mixture is called by its bits for each weight: MIX-4.68.
+    """
+    size = write.size_bytes(full.base, types)
+    inputs = {
+        "full": full.sha256,
+        "types": dict(types),
+        "calibration": calibration_sha256,
+        "toolchain": toolchain.installed(("gguf", "llama-cpp-python", "numpy", "scipy")),
+    }
+
+    def make(folder: Path) -> Ran:
+        ran = write.write(full.base, statistics, types, folder / MODEL)
+        _copy_template(full, folder)
+        return ran
+
+    folder, made = stages.run(f"mixture-{size / MB:.1f}-MB", inputs, make, needs_mb=size / MB)
+    return _gguf(f"MIX-{made.value['bits_per_weight']:.2f}", folder, made)
 
 
 def as_is(path: Path, stages: Stages) -> Artefact:

@@ -1,21 +1,26 @@
 """The two roads to a bundle of its own weights: from a checkpoint, proved against it, and from a GGUF as it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fieldlm.compiler import bom, proof, quantize
 from fieldlm.compiler import merge as merging
-from fieldlm.compiler import proof, quantize
 from fieldlm.compiler.adapter import open_adapter
 from fieldlm.compiler.artefact import ENGINES, Format, as_is, candidates, lower, shrink, versions
 from fieldlm.compiler.checkpoint import Checkpoint, find_gguf, open_checkpoint, special_tokens
 from fieldlm.compiler.pack import Part, pack
 from fieldlm.compiler.proof import Candidate
+from fieldlm.compiler.search.limits import PRESETS, Request
+from fieldlm.compiler.search.run import Search
 from fieldlm.compiler.stages import Stages
+from fieldlm.compiler.verify import Answers
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe
+from fieldlm.formats.errors import GateError
 from fieldlm.formats.files import canonical_json, write_whole
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm.runtime import terminal
@@ -35,28 +40,70 @@ class Wish:
     fmt: Format = "gguf"
     name: str = ""
     system_prompt: str | None = None
+    request: Request = PRESETS
+    licences: tuple[str, ...] = ()
+
+
+def check_licence(licence: str, wish: Wish, what: str) -> None:
+    """Raise GateError unless `licence` is one of those that are allowed; none named allows all."""
+    if wish.licences and licence.lower() not in {each.lower() for each in wish.licences}:
+        raise GateError(
+            f"{what} has the licence {licence}, allowed are {', '.join(wish.licences)}; "
+            f"add --licence-allow {licence} if you may use it"
+        )
 
 
 def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Stages) -> Bundle:
     """Compile what `model` names, with `adapter` merged in if there is one; see `build.compile_model`."""
-    asked = candidates(wish.fmt, wish.quants, wish.profile)
+    asked = () if wish.request.is_wanted else candidates(wish.fmt, wish.quants, wish.profile)
     checkpoint = open_checkpoint(model, stages)
+    check_licence(checkpoint.licence, wish, checkpoint.source)
     merged = open_adapter(adapter, checkpoint) if adapter else None
     if merged:
         checkpoint = merging.merge(checkpoint, merged, stages)
     manifest = _named(draft_manifest(checkpoint, wish.profile, wish.fmt), wish)
     full = lower(checkpoint, wish.fmt, stages)
     gates, reference = proof.prove(manifest, full, checkpoint, stages)
-    artefacts = [shrink(full, quant, wish.profile, stages) for quant in asked]
-    answers = [proof.ask(manifest, each, stages, reference=reference) for each in artefacts]
-    made = [Candidate(artefact=each, answers=said) for each, said in zip(artefacts, answers, strict=True)]
     manifest = msgspec.structs.replace(
         manifest,
         gates=gates,
         dataset=merged.dataset if merged else None,
         recipe=msgspec.structs.replace(manifest.recipe, merged_adapter_sha256=merged.sha256 if merged else None),
     )
+    if wish.request.is_wanted:
+        search = Search(manifest, full, checkpoint, request=wish.request, profile=wish.profile, stages=stages)
+        return _pack_found(manifest, search, reference, wish, stages)
+    artefacts = [shrink(full, quant, wish.profile, stages) for quant in asked]
+    answers = [proof.ask(manifest, each, stages, reference=reference) for each in artefacts]
+    made = [Candidate(artefact=each, answers=said) for each, said in zip(artefacts, answers, strict=True)]
     return _choose_and_pack(manifest, made, wish, stages)
+
+
+def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wish, stages: Stages) -> Bundle:
+    """Let `search` find the best mixture of types, hold it against every limit, and pack it."""
+    found = search.run(reference)
+    # The chosen one comes first; a mixture that was tried twice is one.
+    trials = {trial.artefact.sha256: trial for trial in (found.chosen, *found.trials)}.values()
+    made = [
+        Candidate(
+            artefact=trial.artefact,
+            answers=proof.ask(manifest, trial.artefact, stages, reference=reference),
+            measured=trial.measured,
+        )
+        for trial in trials
+    ]
+    limits = proof.hold_limits(
+        made[0],
+        search.full,
+        manifest,
+        examples=found.examples,
+        request=wish.request,
+        profile=wish.profile,
+        stages=stages,
+    )
+    recipe = msgspec.structs.replace(manifest.recipe, options=found.recipe)
+    manifest = msgspec.structs.replace(manifest, gates=(*manifest.gates, *found.gates, *limits), recipe=recipe)
+    return _choose_and_pack(manifest, made, wish, stages, search=found.facts)
 
 
 def quantized_file(model: str, stages: Stages) -> Path | None:
@@ -82,13 +129,17 @@ def compile_file(gguf: Path, wish: Wish, stages: Stages) -> Bundle:
         context=int(metadata.get(f"{header.architecture}.context_length") or 2048),
         source_sha256=artefact.sha256,
     )
+    check_licence(model.licence, wish, gguf.name)
     manifest = _named(_manifest(model, wish.profile, "gguf"), wish)
     made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, stages))]
     return _choose_and_pack(manifest, made, wish, stages)
 
 
-def _choose_and_pack(manifest: Manifest, made: Sequence[Candidate], wish: Wish, stages: Stages) -> Bundle:
-    chosen, fits = proof.choose(made, wish.profile)
+def _choose_and_pack(
+    manifest: Manifest, made: Sequence[Candidate], wish: Wish, stages: Stages, search: Mapping[str, Any] | None = None
+) -> Bundle:
+    # A mixture was chosen under all limits already; the others beside it were not.
+    chosen, fits = proof.choose(made[:1] if search else made, wish.profile)
     artefact = chosen.artefact
     manifest = msgspec.structs.replace(
         manifest,
@@ -98,14 +149,23 @@ def _choose_and_pack(manifest: Manifest, made: Sequence[Candidate], wish: Wish, 
         ),
     )
     probes = Part(role="probe", name="probe.json", source=proof.probe_file(chosen.answers))
-    return finish(manifest, [*artefact.parts, probes], made, wish, stages)
+    return finish(manifest, [*artefact.parts, probes], made, wish, stages, search=search)
 
 
-def finish(manifest: Manifest, parts: Sequence[Part], made: Sequence[Candidate], wish: Wish, stages: Stages) -> Bundle:
+def finish(
+    manifest: Manifest,
+    parts: Sequence[Part],
+    made: Sequence[Candidate],
+    wish: Wish,
+    stages: Stages,
+    *,
+    search: Mapping[str, Any] | None = None,
+) -> Bundle:
     """Write the bundle with its report, and the report of this run beside it."""
-    report = Part(role="report", name="report.json", source=proof.report_file(made, manifest.gates))
+    report = Part(role="report", name="report.json", source=proof.report_file(made, manifest.gates, search))
     manifest = msgspec.structs.replace(manifest, notes={**manifest.notes, "candidates": proof.facts(made)})
-    bundle = pack(wish.out, manifest, [*parts, report], wish.key)
+    materials = Part(role="report", name=bom.NAME, source=bom.bill(manifest, [*parts, report]))
+    bundle = pack(wish.out, manifest, [*parts, report, materials], wish.key)
     write_whole(report_path(wish.out), canonical_json(proof.whole_report(bundle, made, stages)))
     return bundle
 

@@ -7,7 +7,7 @@ import msgspec
 from fieldlm.compiler import proof, toolchain
 from fieldlm.compiler.adapter import Adapter, check_shippable, open_adapter
 from fieldlm.compiler.artefact import Artefact, lower
-from fieldlm.compiler.assemble import Wish, finish
+from fieldlm.compiler.assemble import Wish, check_licence, finish
 from fieldlm.compiler.checkpoint import Checkpoint, open_checkpoint, origin
 from fieldlm.compiler.child import Ran
 from fieldlm.compiler.exporters.gguf import export_adapter
@@ -32,6 +32,7 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
     if base.manifest.profile != wish.profile.id:
         raise InputError(f"{base.folder} is for {base.manifest.profile}; add --profile {base.manifest.profile}")
     checkpoint = open_checkpoint(model, stages)
+    check_licence(checkpoint.licence, wish, checkpoint.source)
     _check_base(base, checkpoint)
     peft = open_adapter(adapter, checkpoint)
     check_shippable(peft)

@@ -19,12 +19,15 @@ from fieldlm.compiler.assemble import Wish, compile_checkpoint, compile_file, qu
 from fieldlm.compiler.attach import attach
 from fieldlm.compiler.checkpoint import DEFAULT_MODEL
 from fieldlm.compiler.pack import check_out
+from fieldlm.compiler.search.limits import PRESETS, Limits, Request
 from fieldlm.compiler.stages import Stages
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.errors import InputError
+from fieldlm.formats.errors import GateError, InputError
 from fieldlm.formats.keys import load_or_create_key
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.runtime import terminal
+
+COLUMNS = ("candidate", "MB", "bits/weight", "as full", "KL", "tokens/s here")
 
 
 def compile_model(
@@ -41,12 +44,15 @@ def compile_model(
     name: str = "",
     system_prompt: str | None = None,
     work: Path | None = None,
+    request: Request = PRESETS,
+    licences: Sequence[str] = (),
 ) -> Bundle:
     """Compile `model` for `profile` into the bundle folder `out`, signed by `key`.
 
     With `merge`, that PEFT adapter is folded into the weights; with `adapter`, it becomes a small bundle of its own on
     `base_bundle`. What varies from run to run (times, speed, memory) is written beside it, to `out`.report.json. `work`
-    keeps the finished stages; by default it is in the user's cache.
+    keeps the finished stages; by default it is in the user's cache. A `request` with text, a task or limits lets the
+    compiler look for the best type of every tensor itself. `licences` are those a model may have; none allows all.
 
     Raises InputError for what cannot be compiled, GateError when the result is not the model it was made from or too
     large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
@@ -56,21 +62,41 @@ def compile_model(
         raise InputError(
             "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
         )
+    if request.is_wanted and (quants or adapter or fmt != "gguf"):
+        raise InputError(
+            "limits, --calibration and --task go with GGUF and without --quant, --adapter or --format onnx"
+        )
     wish = Wish(
-        profile=profile, out=out, key=key, quants=tuple(quants), fmt=fmt, name=name, system_prompt=system_prompt
+        profile=profile,
+        out=out,
+        key=key,
+        quants=tuple(quants),
+        fmt=fmt,
+        name=name,
+        system_prompt=system_prompt,
+        request=request,
+        licences=tuple(licences),
     )
     stages = Stages(work)
     if adapter and base_bundle:
         return attach(model, adapter, base_bundle, wish, stages)
-    gguf = None if merge or quants or fmt != "gguf" else quantized_file(model, stages)
+    gguf = None if merge or quants or fmt != "gguf" or request.is_wanted else quantized_file(model, stages)
     return compile_file(gguf, wish, stages) if gguf else compile_checkpoint(model, merge, wish, stages)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compile a model into a bundle."""
+    """Compile a model into a bundle, or into one for each of several profiles; 1 when any could not be made."""
     args = _parse(argv)
-    profile = _profile(args.profile)
-    out = args.out or Path(f"{_short(args.model)}-{profile.id}")
+    profiles = [_profile(name) for name in dict.fromkeys(args.profile or [""])]
+    if len(profiles) > 1:
+        return _compile_each(args, profiles)
+    out = args.out or Path(f"{_short(args.model)}-{profiles[0].id}")
+    report = _compile(args, profiles[0], out)
+    terminal.show(report, _text(report), as_json=args.json)
+    return 0
+
+
+def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str, Any]:
     compile_model(
         args.model,
         profile=profile,
@@ -83,10 +109,27 @@ def main(argv: Sequence[str]) -> int:
         fmt=args.format,
         name=args.name,
         system_prompt=args.system_prompt,
+        request=_request(args),
+        licences=args.licence_allow,
     )
-    report = json.loads(report_path(out).read_bytes())
-    terminal.show(report, _text(report), as_json=args.json)
-    return 0
+    return json.loads(report_path(out).read_bytes())
+
+
+def _compile_each(args: argparse.Namespace, profiles: Sequence[Profile]) -> int:
+    """Compile for each of `profiles` into a folder of its own under --out; what they share is made once."""
+    reports: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
+    for profile in profiles:
+        terminal.log(f"{profile.id}:")
+        try:
+            reports[profile.id] = _compile(args, profile, (args.out or Path(_short(args.model))) / profile.id)
+        except GateError as error:
+            refused[profile.id] = str(error)
+    rows = [row for report in reports.values() for row in _rows(report, profile=True)]
+    text = [terminal.table(rows, ["profile", *COLUMNS])] if rows else []
+    text += [f"  ✗ {name}: {reason}" for name, reason in refused.items()]
+    terminal.show({"reports": reports, "refused": refused}, "\n".join(text), as_json=args.json)
+    return 1 if refused else 0
 
 
 def default_keys() -> Path:
@@ -99,19 +142,48 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "model", help=f"a folder, a .gguf file, hf:ORG/NAME[@REVISION] or pypi:DIST==VERSION ({DEFAULT_MODEL})"
     )
-    parser.add_argument("--profile", default="", help="the kind of device; empty: this machine")
+    parser.add_argument(
+        "--profile", action="append", default=[], help="the kind of device; none: this machine; may be repeated"
+    )
     parser.add_argument("--out", type=Path, help="folder of the bundle; by default named after model and profile")
     parser.add_argument(
         "--format", choices=("gguf", "onnx"), default="gguf", help="what the engine on the device reads"
     )
     parser.add_argument("--quant", action="append", default=[], help="a candidate, best first; may be repeated")
+    parser.add_argument(
+        "--calibration", action="append", default=[], type=Path, metavar="FILE",
+        help="text, conversations (.jsonl) or collected sums (.gguf) to choose types by; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--task", type=Path, metavar="JSONL", help="conversations whose last answers are right")
+    parser.add_argument("--max-bundle-mb", type=float, metavar="MB", help="the best mixture of types this small")
+    parser.add_argument("--max-ram-mb", type=float, metavar="MB", help="weights, cache and buffers together")
+    parser.add_argument("--min-tokens-per-s", type=float, metavar="N", help="for one answer, on this machine")
+    parser.add_argument("--max-kl", type=float, metavar="NATS", help="mean divergence from full weights, per token")
+    parser.add_argument("--min-task", type=float, metavar="SHARE", help="of full weights' right answers (with --task)")
     parser.add_argument("--merge", type=Path, metavar="PEFT", help="fold this adapter into the weights")
     parser.add_argument("--adapter", type=Path, metavar="PEFT", help="make a small bundle of this adapter")
     parser.add_argument("--base-bundle", type=Path, metavar="BUNDLE", help="the bundle that --adapter is for")
     parser.add_argument("--name", default="", help="what clients call the model")
     parser.add_argument("--system-prompt", help="put in front of conversations that have none")
+    parser.add_argument(
+        "--licence-allow", action="append", default=[], metavar="LICENCE",
+        help="a licence that the model may have; may be repeated; none: any",
+    )  # fmt: skip
     parser.add_argument("--keys", type=Path, default=default_keys(), help="folder of the signing key")
     return parser.parse_args(argv)
+
+
+def _request(args: argparse.Namespace) -> Request:
+    if args.min_task is not None and args.task is None:
+        raise InputError("--min-task needs the task it is about; name its examples with --task FILE.jsonl")
+    limits = Limits(
+        max_ram_mb=args.max_ram_mb,
+        min_tokens_per_s=args.min_tokens_per_s,
+        max_bundle_mb=args.max_bundle_mb,
+        max_kl=args.max_kl,
+        min_task=args.min_task,
+    )
+    return Request(calibration=tuple(args.calibration), task=args.task, limits=limits)
 
 
 def _profile(name: str) -> Profile:
@@ -129,17 +201,23 @@ def _short(model: str) -> str:
     return last.partition("==")[0].partition("@")[0].removesuffix(".gguf").lower() or "model"
 
 
-def _text(report: dict[str, Any]) -> str:
-    rows = [
+def _rows(report: dict[str, Any], *, profile: bool = False) -> list[list[str]]:
+    front = [report["manifest"]["profile"]] if profile else []
+    return [
         [
+            *front,
             ("→ " if each["quant"] == report["chosen"] else "  ") + each["quant"],
             f"{each['bytes'] / 1e6:.1f}",
             f"{each['bits_per_weight']:.2f}",
             "–" if each["agreement"] is None else f"{100 * each['agreement']:.0f}%",
+            "–" if each["measured"] is None else f"{each['measured']['kl']['value']:.4f}",
             f"{each['tokens_per_s']:.0f}",
         ]
         for each in report["candidates"]
     ]
+
+
+def _text(report: dict[str, Any]) -> str:
     gates = [
         f"  ✓ {gate['name']} {gate['value']:g} (limit {gate['limit']:g}) {gate['unit']}".rstrip()
         for gate in report["manifest"]["gates"]
@@ -147,7 +225,7 @@ def _text(report: dict[str, Any]) -> str:
     spent = sum(stage["seconds"] for stage in report["stages"] if not stage["cached"])
     return "\n".join(
         [
-            terminal.table(rows, ["candidate", "MB", "bits/weight", "as full", "tokens/s here"]),
+            terminal.table(_rows(report), COLUMNS),
             *gates,
             f"  {spent:.0f} s of work; {sum(stage['cached'] for stage in report['stages'])} stages from the cache",
             f"{report['folder']}  generation {report['bundle'][:12]}",

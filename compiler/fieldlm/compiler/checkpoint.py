@@ -30,6 +30,8 @@ PATTERNS = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
 )  # fmt: skip
 ORIGIN = "origin.json"
+# How licence files begin.
+LICENCES = {"apache-2.0": "apache license version 2.0", "mit": "mit license", "gemma": "gemma terms of use"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,10 +285,15 @@ def special_tokens(folder: Path) -> dict[str, Any]:
 
 
 def _licence(folder: Path) -> str:
+    """Return the licence that the model card names, or that the licence file is; `unknown` when neither says."""
     readme = folder / "README.md"
     if readme.is_file():
         front = re.match(r"---\n(.*?)\n---", readme.read_text(errors="replace"), flags=re.DOTALL)
         match = re.search(r"^license(?:_name)?:\s*(\S+)", front[1], flags=re.MULTILINE) if front else None
         if match:
             return match[1]
+    for path in sorted(folder.glob("LICENSE*")):
+        text = " ".join(path.read_text(errors="replace")[:2000].split()).lower()
+        if name := next((name for name, words in LICENCES.items() if words in text), None):
+            return name
     return "unknown"

@@ -43,6 +43,8 @@ QUIET = {
 }
 # Threads of torch that wait for each other in a loop stand still together when a neighbour takes a core.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# One thread of linear algebra in each of a step's own processes: threads that wait for each other help nobody.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)

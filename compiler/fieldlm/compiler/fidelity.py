@@ -20,6 +20,20 @@ CORPUS = (
     " ", "\n", "",
 )  # fmt: skip
 
+# What both are to read: prose, code, other languages, what a device says. Holds no special tokens.
+PROSE = (
+    "The lighthouse keeper wrote down the weather every morning, although nobody had asked him to for years. On the "
+    "ninth of March the wind turned to the north-east, and by noon the harbour was full of small boats that had come "
+    "in early.",
+    "def mean(values: list[float]) -> float:\n"
+    '    """Return the mean of `values`; raises ValueError if there are none."""\n'
+    "    if not values:\n        raise ValueError('no values')\n    return sum(values) / len(values)\n",
+    "Das Kabel wird zuerst in den unteren Anschluss gesteckt, dann in den oberen. El camarero trae dos cafés con "
+    "leche, una botella de agua sin gas y la cuenta. 請在早上九點以前到達。",
+    '{"name": "turn_on_light", "arguments": {"room": "kitchen", "brightness": 40, "colour": "warm white"}}\n'
+    "Order 1042: 2 x flat white (large), 1 x blueberry muffin; total 13.70 EUR, paid by card at 08:15.",
+)
+
 
 def json_tokens(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     """Cut `texts` with tokenizer.json in `folder`, through the library that defines what it means."""
@@ -32,12 +46,18 @@ def json_tokens(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
 
-def special_texts(folder: Path, limit: int = 16) -> list[str]:
-    """Return texts in which the first `limit` added tokens of tokenizer.json stand between words."""
+def special_texts(folder: Path) -> list[str]:
+    """Return texts in which the added tokens of tokenizer.json stand between words, every one of them."""
     from tokenizers import Tokenizer
 
     added = Tokenizer.from_file(str(folder / "tokenizer.json")).get_added_tokens_decoder()
-    return [f"a {added[number].content}b" for number in sorted(added)[:limit]]
+    return [f"a {added[number].content}b" for number in sorted(added)]
+
+
+def doubled_start(prompts: Sequence[Sequence[int]], start: int | None) -> int | None:
+    """Return the index of the first of `prompts` that begins with the token `start` twice, or None."""
+    twice = [start, start]
+    return next((at for at, tokens in enumerate(prompts) if start is not None and list(tokens[:2]) == twice), None)
 
 
 def gguf_tokens(path: Path, texts: Sequence[str]) -> list[list[int]]:

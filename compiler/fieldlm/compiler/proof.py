@@ -1,6 +1,6 @@
 """What speaks for an artefact: its answers held against the source's, its size against the device, and the reports."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,24 @@ from fieldlm.compiler.artefact import Artefact
 from fieldlm.compiler.checkpoint import Checkpoint
 from fieldlm.compiler.child import Ran
 from fieldlm.compiler.pack import Part, draft
+from fieldlm.compiler.search.corpus import Example
+from fieldlm.compiler.search.limits import MIN_TASK, Request
+from fieldlm.compiler.search.measure import Measured
+from fieldlm.compiler.search.task import answer_task
 from fieldlm.compiler.stages import Stages
 from fieldlm.compiler.toolchain import installed
 from fieldlm.compiler.verify import PROMPTS, Answers
 from fieldlm.formats.bundle import Bundle, Gate, Manifest
 from fieldlm.formats.errors import GateError
-from fieldlm.formats.files import canonical_json, sha256_file
+from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.formats.probe import Probe, Probes
 from fieldlm.formats.profile import Profile
 from fieldlm.runtime.template import render
 
 REPORT = "fieldlm.compile-report/1"
 PROBE_PROMPTS = 3
+# Answering takes ten times as long as reading; all examples were read already.
+SERVED_EXAMPLES = 48
 ENGINES = ("fieldlm", "llama-cpp-python", "onnxruntime")
 
 
@@ -34,6 +40,7 @@ class Candidate:
 
     artefact: Artefact
     answers: Answers
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +67,22 @@ def prove(
 ) -> tuple[tuple[Gate, ...], Answers]:
     """Hold `full`, with its adapter, against its source; return the gates it passed and what it answers.
 
-    Raises GateError when it cuts text otherwise, or answers what its source would not.
+    Raises GateError when it cuts text otherwise, or thinks or answers what its source would not.
     """
     texts = rendered(manifest, full.parts)
     asked = {"artefact": full.sha256, "checkpoint": checkpoint.sha256, "texts": texts, "versions": _judges()}
     bundle, folder = draft(manifest, full.parts), checkpoint.folder
-    _, cut = stages.run("tokens", asked, lambda _: verify.compare_tokens(bundle, folder, texts))
+    _, cut = stages.run("tokens", asked, lambda _: verify.compare_texts(bundle, folder, texts))
     answers = ask(manifest, full, stages, fitted=fitted)
     asked |= {"adapter": fitted.adapter.sha256 if fitted else None, "answers": answers.tokens}
-    peft = fitted.adapter.folder if fitted else None
-    _, held = stages.run("proof", asked, lambda _: verify.compare_answers(folder, texts, answers, adapter=peft))
-    return (msgspec.convert(cut.value, Gate), msgspec.convert(held.value, Gate)), answers
+    peft, gguf = (fitted.adapter.folder, fitted.gguf) if fitted else (None, None)
+    reader = verify.Reader(draft=bundle, adapter=gguf)
+
+    def hold(_: Path) -> Ran:
+        return verify.compare_answers(folder, texts, answers, adapter=peft, reader=reader)
+
+    _, held = stages.run("proof", asked, hold)
+    return msgspec.convert([*cut.value, *held.value], tuple[Gate, ...]), answers
 
 
 def ask(
@@ -116,6 +128,73 @@ def choose(candidates: Sequence[Candidate], profile: Profile) -> tuple[Candidate
     )
 
 
+def hold_limits(
+    chosen: Candidate,
+    full: Artefact,
+    manifest: Manifest,
+    *,
+    examples: Sequence[Example],
+    request: Request,
+    profile: Profile,
+    stages: Stages,
+) -> tuple[Gate, ...]:
+    """Hold what only the engine can judge against the limits: memory and speed here, and the task's answers as served.
+
+    Returns the gate of the task alone: memory and speed are no two runs' same, and a bundle's bytes are. Raises
+    GateError at the first limit that is missed.
+    """
+    limits = request.limits
+    gates: list[Gate] = []
+    if limits.max_ram_mb is not None:
+        gates.append(_at_most("ram", _served_mb(manifest, chosen.artefact, profile, stages), limits.max_ram_mb, "MB"))
+    if limits.min_tokens_per_s is not None:
+        speed = chosen.answers.tokens_per_s
+        gates.append(_at_least("speed", speed, limits.min_tokens_per_s, "tokens/s here"))
+    if examples:
+        few = examples[:SERVED_EXAMPLES]
+        full_right, right = (_right(manifest, each, few, stages) for each in (full, chosen.artefact))
+        least = limits.min_task or MIN_TASK
+        gates.append(_at_least("task-served", round(right / max(full_right, 1), 4), least, "of full weights"))
+    for gate in gates:
+        if not gate.passed:
+            raise GateError(
+                f"{gate.name} of {chosen.artefact.quant} is {gate.value:g} {gate.unit}, the limit is {gate.limit:g}; "
+                "change the limit or take a smaller model"
+            )
+    return tuple(gate for gate in gates if gate.name == "task-served")
+
+
+def _served_mb(manifest: Manifest, artefact: Artefact, profile: Profile, stages: Stages) -> float:
+    """Return the megabytes that the engine holds when it serves `artefact` as the profile says."""
+    context, parallel = profile.gguf.context, profile.runtime.parallel
+    asked = {"artefact": artefact.sha256, "serving": [context, parallel], "engine": installed(ENGINES)}
+    bundle = draft(manifest, artefact.parts)
+
+    def serve(_: Path) -> Ran:
+        return verify.weigh_serving(bundle, context=context, parallel=parallel)
+
+    _, made = stages.run("serving", asked, serve)
+    return round(sum(made.value.values()), 1)
+
+
+def _at_most(name: str, value: float, limit: float, unit: str) -> Gate:
+    return Gate(name=name, value=value, limit=limit, passed=value <= limit, unit=unit)
+
+
+def _at_least(name: str, value: float, limit: float, unit: str) -> Gate:
+    return Gate(name=name, value=value, limit=limit, passed=value >= limit, unit=unit)
+
+
+def _right(manifest: Manifest, artefact: Artefact, examples: Sequence[Example], stages: Stages) -> int:
+    """Return how many of `examples` the engine answers exactly right with `artefact`."""
+    pairs = [[example.prompt_tokens, example.answer] for example in examples]
+    asked = {"artefact": artefact.sha256, "examples": sha256_bytes(canonical_json(pairs)), "engine": installed(ENGINES)}
+    bundle = draft(manifest, artefact.parts)
+    what = f"ask {artefact.quant} {len(examples)} examples of the task"
+    _, made = stages.run("task", asked, lambda _: answer_task(bundle, examples, what=what))
+    return sum(made.value)
+
+
 def probe_file(answers: Answers) -> bytes:
     """Return probe.json: the questions that the finished artefact answers most firmly, with the firm part of each.
 
@@ -137,14 +216,20 @@ def facts(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             "tensors": candidate.artefact.size.tensors,
             "sha256": candidate.artefact.sha256,
             "agreement": candidate.answers.agreement,
+            "measured": msgspec.to_builtins(candidate.measured),
         }
         for candidate in candidates
     ]
 
 
-def report_file(candidates: Sequence[Candidate], gates: Sequence[Gate]) -> bytes:
-    """Return report.json, the part of the report that is signed: the same inputs give the same bytes."""
-    return canonical_json({"format": REPORT, "candidates": facts(candidates), "gates": gates})
+def report_file(
+    candidates: Sequence[Candidate], gates: Sequence[Gate], search: Mapping[str, Any] | None = None
+) -> bytes:
+    """Return report.json, the part of the report that is signed: the same inputs give the same bytes.
+
+    `search` says how the mixture was found, when it was searched for.
+    """
+    return canonical_json({"format": REPORT, "candidates": facts(candidates), "gates": gates, "search": search})
 
 
 def whole_report(bundle: Bundle, candidates: Sequence[Candidate], stages: Stages) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Proof that an artefact is the model it was made from: the same tokens for a text, the same answers to prompts.
+"""Proof that an artefact is the model it was made from: the same tokens and prompts, the same logits and answers.
 
 The artefact answers greedily; then the source reads those answers and says, at each token, how much it would have
 preferred another. Where that is next to nothing the two differ by rounding; where it is not, the artefact is another
-model. Everything here that loads a model runs in a child process.
+model. Both also read passages of other kinds, and what they think of each token is compared whole. Everything here that
+loads a model runs in a child process.
 """
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from fieldlm.compiler.child import PATIENT, Ran, call
-from fieldlm.compiler.fidelity import CORPUS, first_difference, json_tokens, special_texts
+from fieldlm.compiler.dialogue import difference
+from fieldlm.compiler.exporters.old_form import named_stops
+from fieldlm.compiler.fidelity import (
+    CORPUS,
+    PROSE,
+    doubled_start,
+    first_difference,
+    json_tokens,
+    special_texts,
+)
+from fieldlm.compiler.logits import Passage, read
 from fieldlm.formats.bundle import Bundle, Gate, Manifest
 from fieldlm.formats.errors import EngineError, GateError
 from fieldlm.runtime.engines import Engine, Sampling, open_engine
+from fieldlm.runtime.template import opening, special_tokens
 
 TOKENS = 24
 # Two choices of the source closer than this are one choice: 16-bit activations move a logit by about as much.
@@ -25,8 +39,11 @@ ROUNDING = 0.05
 # A choice this clear is not tipped by rounding. Eight-bit activations move the gap between two logits by up to 0.43
 # when a prompt is computed in other batches (SmolLM2-135M Q8_0, six prompts, 24 tokens each, alone and four at a time).
 FIRM = 1.0
+# Full weights against the source: perplexity's own table has 2.5e-5 and 99.74 % for BF16 against F16.
+MOST_KL, LEAST_SAME_TOP = 1e-4, 0.995
 STOP = -1
 CONTEXT = 2048
+PASSAGE = 512  # the most tokens of a passage that is read, with what is given before it
 PROMPTS = (
     "What is the capital of France?",
     "Write a short poem about the sea.",
@@ -86,42 +103,60 @@ def ask(
     )
 
 
-def compare_tokens(draft: Bundle, tokenizer: Path, texts: Sequence[str]) -> Ran:
-    """Return the gate that the artefact cuts text as tokenizer.json in the folder `tokenizer` does.
+def compare_texts(draft: Bundle, tokenizer: Path, texts: Sequence[str]) -> Ran:
+    """Return the gates that the artefact cuts text, renders conversations and ends answers as its source does.
 
-    Raises GateError with the first text that is cut otherwise.
+    `tokenizer` is the source's folder. Raises GateError with the first text, conversation or token that differs.
     """
     ran = call(
-        "fieldlm.compiler.verify:cut",
-        what="compare the tokenizers",
+        "fieldlm.compiler.verify:compare",
+        what="compare tokens and templates",
         folder=draft.folder,
         manifest=msgspec.to_builtins(draft.manifest),
         tokenizer=tokenizer,
         texts=list(texts),
     )
-    if ran.value["difference"]:
-        raise GateError(f"the artefact cuts text otherwise than its source: {ran.value['difference']}")
-    count = float(ran.value["texts"])
-    gate = Gate(name="tokens-equal", value=count, limit=count, passed=True, unit="texts")
-    return Ran(value=msgspec.to_builtins(gate), seconds=ran.seconds, peak_mb=ran.peak_mb)
+    counts: dict[str, tuple[int, str]] = {name: tuple(found) for name, found in ran.value.items()}
+    gates = [Gate(name=name, value=n, limit=n, passed=True, unit=unit) for name, (n, unit) in counts.items()]
+    return Ran(value=msgspec.to_builtins(gates), seconds=ran.seconds, peak_mb=ran.peak_mb)
 
 
-def compare_answers(checkpoint: Path, texts: Sequence[str], answers: Answers, *, adapter: Path | None = None) -> Ran:
-    """Return the gate that `answers` are what the source in `checkpoint`, with `adapter`, says in 32 bits.
+def compare_answers(
+    checkpoint: Path,
+    texts: Sequence[str],
+    answers: Answers,
+    *,
+    adapter: Path | None = None,
+    reader: "Reader | None" = None,
+) -> Ran:
+    """Return the gates that `answers`, and what `reader` thinks, are what the source in `checkpoint` says in 32 bits.
 
-    Raises GateError with the prompt, the position and both tokens of the worst difference.
+    `adapter` is what peft has to put beside the source. Raises GateError with the prompt, the position and both tokens
+    of the worst difference, or with the figure that missed its limit.
     """
-    ran = call(
-        "fieldlm.compiler.source:doubts",
-        what="ask the source model",
-        env=PATIENT,
-        checkpoint=checkpoint,
-        adapter=adapter,
-        texts=list(texts),
-        answers=answers.tokens,
-        stops=answers.stops,
-    )
-    doubts = msgspec.convert(ran.value, list[Doubt])
+    with tempfile.TemporaryDirectory(prefix="fieldlm-") as folder:
+        reading = reader.read(Path(folder) / "logits.npy", texts, answers) if reader else None
+        ran = call(
+            "fieldlm.compiler.source:judge",
+            what="ask the source model",
+            env=PATIENT,
+            checkpoint=checkpoint,
+            adapter=adapter,
+            texts=list(texts),
+            answers=answers.tokens,
+            stops=answers.stops,
+            passages=reading.value if reading else [],
+            logits=Path(folder) / "logits.npy" if reading else None,
+            rounding=ROUNDING,
+        )
+    gates = [_greedy_gap(msgspec.convert(ran.value["doubts"], list[Doubt]))]
+    if reading:
+        gates += _held(ran.value["mean_kl"], ran.value["same_top"])
+    seconds, peak_mb = (reading.seconds, reading.peak_mb) if reading else (0.0, 0.0)
+    return Ran(value=msgspec.to_builtins(gates), seconds=ran.seconds + seconds, peak_mb=max(ran.peak_mb, peak_mb))
+
+
+def _greedy_gap(doubts: Sequence[Doubt]) -> Gate:
     worst = max(doubts, key=lambda doubt: doubt.gap, default=None)
     if worst is not None and worst.gap >= ROUNDING:
         raise GateError(
@@ -129,22 +164,129 @@ def compare_answers(checkpoint: Path, texts: Sequence[str], answers: Answers, *,
             f"{worst.source}, which the source likes {worst.gap:.2f} logits better (limit {ROUNDING})"
         )
     gap = round(worst.gap, 4) if worst else 0.0
-    gate = Gate(name="greedy-gap", value=gap, limit=ROUNDING, passed=True, unit="logits")
-    return Ran(value=msgspec.to_builtins(gate), seconds=ran.seconds, peak_mb=ran.peak_mb)
+    return Gate(name="greedy-gap", value=gap, limit=ROUNDING, passed=True, unit="logits")
 
 
-def _open(folder: str, manifest: dict[str, Any]) -> Engine:
-    bundle = Bundle(folder=Path(folder), id="0" * 64, manifest=msgspec.convert(manifest, Manifest))
-    return open_engine(bundle, context=min(CONTEXT, bundle.manifest.model.context), parallel=1)
+def _held(mean_kl: float, same_top: float) -> list[Gate]:
+    # Rounded, so that the same inputs give the same bundle whatever the last digits do.
+    kl, top = round(mean_kl, 6), round(same_top, 4)
+    if not (kl <= MOST_KL and top >= LEAST_SAME_TOP):
+        raise GateError(
+            f"the artefact is not its source: its mean divergence is {kl:.2g} nats (limit {MOST_KL}), it likes the "
+            f"same token best in {100 * top:.2f} % (limit {100 * LEAST_SAME_TOP} %); please report this architecture"
+        )
+    return [
+        Gate(name="mean-kl", value=kl, limit=MOST_KL, passed=True, unit="nats"),
+        Gate(name="same-top", value=top, limit=LEAST_SAME_TOP, passed=True),
+    ]
 
 
-def cut(folder: str, manifest: dict[str, Any], tokenizer: str, texts: list[str]) -> dict[str, Any]:
-    """Find the first text that the artefact cuts otherwise than tokenizer.json. Runs in a child process."""
-    corpus = [*CORPUS, *special_texts(Path(tokenizer)), *texts]
-    engine = _open(folder, manifest)
-    difference = first_difference(corpus, json_tokens(Path(tokenizer), corpus), [*map(engine.tokenize, corpus)])
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """An artefact, with its adapter, that reads the answers it gave and the passages of PROSE."""
+
+    draft: Bundle
+    adapter: Path | None = None
+
+    def read(self, into: Path, texts: Sequence[str], answers: Answers) -> Ran:
+        """Write the logits of every token read to the .npy file `into`; return the passages for the source."""
+        return call(
+            "fieldlm.compiler.verify:read_passages",
+            what="read what it thinks",
+            folder=self.draft.folder,
+            manifest=msgspec.to_builtins(self.draft.manifest),
+            adapter=self.adapter,
+            texts=list(texts),
+            answers=answers.tokens,
+            into=into,
+        )
+
+
+def weigh_serving(draft: Bundle, *, context: int, parallel: int) -> Ran:
+    """Return the megabytes that the engine holds, part by part, when it serves `parallel` answers of `context` tokens.
+
+    The most that the process held, in `peak_mb`, is with Python.
+    """
+    return call(
+        "fieldlm.compiler.verify:serve",
+        what="weigh the engine as it serves",
+        folder=draft.folder,
+        manifest=msgspec.to_builtins(draft.manifest),
+        context=context,
+        parallel=parallel,
+    )
+
+
+def serve(folder: str, manifest: dict[str, Any], context: int, parallel: int) -> dict[str, float]:
+    """Load the artefact, let it read and answer once, and say what it holds. Runs in a child process."""
+    bundle = _bundle(folder, manifest)
+    engine = open_engine(bundle, context=min(context, bundle.manifest.model.context), parallel=parallel)
+    prompt = (engine.tokenize(PROMPTS[0]) * context)[: min(engine.context // 2, 1024)]
+    for _ in engine.start(prompt, Sampling(max_tokens=4)):
+        pass
+    held = engine.memory_mb()
     engine.close()
-    return {"difference": difference, "texts": len(corpus)}
+    return held
+
+
+def _bundle(folder: str, manifest: dict[str, Any]) -> Bundle:
+    return Bundle(folder=Path(folder), id="0" * 64, manifest=msgspec.convert(manifest, Manifest))
+
+
+def _open(folder: str, manifest: dict[str, Any], *, parallel: int = 1, context: int = CONTEXT) -> Engine:
+    bundle = _bundle(folder, manifest)
+    return open_engine(bundle, context=min(context, bundle.manifest.model.context), parallel=parallel)
+
+
+def compare(folder: str, manifest: dict[str, Any], tokenizer: str, texts: list[str]) -> dict[str, tuple[int, str]]:
+    """Return what was compared and found equal: count and unit by gate. Runs in a child process."""
+    source, bundle, engine = Path(tokenizer), _bundle(folder, manifest), _open(folder, manifest)
+    corpus = [*CORPUS, *special_texts(source), *texts]
+    cut = [*map(engine.tokenize, corpus)]
+    if found := first_difference(corpus, json_tokens(source, corpus), cut):
+        raise GateError(f"the artefact cuts text otherwise than its source: {found}")
+    start = opening(bundle) or special_tokens(bundle).bos
+    starts = engine.tokenize(start) if start else []
+    doubled = doubled_start(cut[-len(texts) :] if texts else [], starts[0] if len(starts) == 1 else None)
+    if doubled is not None:
+        raise GateError(f"prompt {doubled} begins with {start} twice: {texts[doubled][:60]!r}; mend the chat template")
+    rendered, different = difference(source, bundle)
+    if different:
+        raise GateError(f"the chat template is rendered otherwise than by transformers: {different}")
+    ends = named_stops(source)
+    endless = [name for token, name in ends.items() if token not in engine.stop_tokens]
+    engine.close()
+    if endless:
+        raise GateError(f"{', '.join(endless)} ends an answer of the source and none of the artefact's")
+    return {
+        "tokens-equal": (len(corpus), "texts"),
+        **({"template-equal": (rendered, "dialogues")} if rendered else {}),
+        "ends-equal": (len(ends), "tokens"),
+    }
+
+
+def read_passages(  # noqa: PLR0917  (called by name, through JSON)
+    folder: str, manifest: dict[str, Any], adapter: str | None, texts: list[str], answers: list[list[int]], into: str
+) -> list[tuple[list[int], list[int]]]:
+    """Write what the artefact thinks of its answers and of PROSE to `into`. Runs in a child process."""
+    # Side by side: a token of each passage costs little more than a token of one.
+    engine = _open(folder, manifest, parallel=len(answers) + len(PROSE), context=PASSAGE)
+    start = opening(_bundle(folder, manifest))
+    if adapter is not None:
+        engine.load_adapter("adapter", Path(adapter))
+    said = [tuple(token for token in answer if token != STOP) for answer in answers]
+    passages = [
+        Passage(given=tuple(engine.tokenize(text)), read=tokens)
+        for text, tokens in zip(texts, said, strict=True)
+        if tokens
+    ]
+    for prose in PROSE:
+        head, tokens = len(engine.tokenize(start)) if start else 1, engine.tokenize(start + prose)
+        passages.append(Passage(given=tuple(tokens[:head]), read=tuple(tokens[head:])))
+    rows = read(engine, passages, adapter="adapter" if adapter is not None else None)
+    np.save(into, np.concatenate(list(rows)))
+    engine.close()
+    return [([*passage.given], [*passage.read]) for passage in passages]
 
 
 def answer(

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,22 @@ def convert_adapter(converter: str, adapter: str, plain: bool, checkpoint: str, 
 def _run(script: Path, *arguments: object) -> None:
     sys.argv = [str(script), *map(str, arguments)]
     sys.path.insert(0, str(script.parent))
+    _choose_vocabulary_by_files()
     runpy.run_path(str(script), run_name="__main__")
+
+
+def _choose_vocabulary_by_files() -> None:
+    """Mend the converter for Phi: it goes by the name of the tokenizer's class, which is a neutral one here."""
+    phi: Any = import_module("conversion.phi").Phi3MiniModel
+    by_sentencepiece = phi.set_vocab
+
+    def set_vocab(model: Any) -> None:
+        if (model.dir_model / "tokenizer.model").is_file():
+            by_sentencepiece(model)
+        else:
+            model._set_vocab_gpt2()
+
+    phi.set_vocab = set_vocab
 
 
 def _stage_model(checkpoint: Path, into: Path) -> Path:

@@ -50,16 +50,22 @@ def old_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return old
 
 
-def stop_tokens(checkpoint: Path) -> list[int]:
-    """Return the ids that end an answer: what the configurations name, and every known end of a turn."""
-    stops: set[int] = set()
+def named_stops(checkpoint: Path) -> dict[int, str]:
+    """Return the tokens that the configurations and the tokenizer of `checkpoint` themselves say end an answer."""
+    added = {token["id"]: token["content"] for token in _load(checkpoint / TOKENIZER).get("added_tokens") or []}
+    last = _load(checkpoint / "tokenizer_config.json").get("eos_token")
+    last = last["content"] if isinstance(last, dict) else last
+    stops = {number for number, content in added.items() if content == last}
     for name in ("config.json", "generation_config.json"):
         named = _load(checkpoint / name).get("eos_token_id")
         stops.update(named if isinstance(named, list) else [] if named is None else [named])
-    last = _load(checkpoint / "tokenizer_config.json").get("eos_token")
-    ends = ENDS_OF_TURN | {last["content"] if isinstance(last, dict) else last}
+    return {number: added.get(number, f"token {number}") for number in sorted(stops)}
+
+
+def stop_tokens(checkpoint: Path) -> list[int]:
+    """Return the ids that end an answer: what the configurations name, and every known end of a turn."""
     added = _load(checkpoint / TOKENIZER).get("added_tokens") or []
-    stops.update(token["id"] for token in added if token["content"] in ends)
+    stops = {*named_stops(checkpoint), *(token["id"] for token in added if token["content"] in ENDS_OF_TURN)}
     if not stops:
         raise InputError(f"{checkpoint} names no token that ends an answer; set eos_token_id in generation_config.json")
     return sorted(stops)

@@ -8,7 +8,7 @@ change will cause (J. Martens, JMLR 21, 2020). Only its sums over rows and colum
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from fieldlm.formats.errors import InputError
 IMATRIX, FISHER, COVARIANCE = "imatrix.gguf", "fisher.safetensors", "covariance.safetensors"
 ROWS, COLUMNS, SHARED = ".rows", ".columns", ".shared"
 SEED = 0
+# Going back costs twice as much again, and sums over rows and columns need less text than a covariance.
+BACK_WINDOWS = 16
 # A covariance has columns² numbers; beyond this, errors are weighed by column alone.
 MOST_COLUMNS = 6144
 
@@ -66,8 +68,12 @@ def collect(checkpoint: str, gguf: str, learn: list[list[int]], sums: list[str],
     model = _load(checkpoint)
     names = _names(model, Path(gguf))
     inputs, fisher = _Inputs(model, names), _Fisher(model, names)
-    tokens = 0
-    for window in learn:
+    tokens, back = 0, sum(map(len, learn[:BACK_WINDOWS]))
+    for window in learn[BACK_WINDOWS:]:
+        with torch.no_grad():
+            model(input_ids=torch.tensor([window]), logits_to_keep=1)
+        tokens += len(window)
+    for window in learn[:BACK_WINDOWS]:
         logits = model(input_ids=torch.tensor([window])).logits[0].float()
         drawn = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]
         torch.nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
@@ -79,7 +85,7 @@ def collect(checkpoint: str, gguf: str, learn: list[list[int]], sums: list[str],
         matrix = add([matrix, *(_checked(read_imatrix(Path(path)), matrix, path) for path in sums)])
     write_imatrix(matrix, folder / IMATRIX)
     save_file(covariance, folder / COVARIANCE, metadata=dict(inputs.shared))
-    save_file({name: (total / tokens).numpy() for name, total in fisher.totals.items()}, folder / FISHER)
+    save_file({name: (total / back).numpy() for name, total in fisher.totals.items()}, folder / FISHER)
     return {"tokens": tokens, "tensors": len(fisher.totals) // 2}
 
 
@@ -145,7 +151,8 @@ def _load(checkpoint: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     # Where the processor multiplies bfloat16 itself that is several times faster; statistics bear the rounding.
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_device_supported()
+    cpu = cast(Any, torch.cpu)
+    fast = cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16 if fast else torch.float32).eval()
 
 

@@ -18,8 +18,8 @@ from fieldlm.formats.errors import InputError
 from fieldlm.formats.files import disk_errors
 
 WINDOW = 256
-LEARN_WINDOWS = 32
-HOLD_WINDOWS = 16
+LEARN_WINDOWS = 64
+HOLD_WINDOWS = 32
 HELD_BACK = 3  # every third window is measured on
 SUMS = ".gguf"
 MANY_BYTES = 64 << 20

@@ -19,6 +19,7 @@ from fieldlm.compiler.search.ggml import Floats
 Z95 = 1.959964
 # How sure a verdict before the end must be, in standard errors; windows are few, so 3 is about 99 %.
 CLEAR, FEWEST_WINDOWS = 3.0, 6
+CACHED_ROWS = 4
 
 
 class Mean(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,17 +89,16 @@ def measure_all(
     others = [_Reader(Path(path), longest, threads) for path in artefacts]
     texts = [_Tally() for _ in others]
     for window in windows:
-        wanted = np.array(window[1:])
-        logits = reference.read(window, 0)[:-1]
+        truth = _Truth(reference.read(window, 0)[:-1], window[1:])
         for reader, tally in zip(others, texts, strict=True):
-            tally.add(logits, reader.read(window, 0)[:-1], wanted)
+            tally.add(truth, reader.read(window, 0)[:-1])
         if max_kl is not None and all(tally.is_clear(max_kl) for tally in texts):
             break
     tasks = [_Tally() for _ in others]
     for prompt, answer in examples:
-        logits = reference.read(prompt + answer, len(prompt) - 1)[:-1]
+        truth = _Truth(reference.read(prompt + answer, len(prompt) - 1)[:-1], answer)
         for reader, tally in zip(others, tasks, strict=True):
-            tally.add(logits, reader.read(prompt + answer, len(prompt) - 1)[:-1], np.array(answer))
+            tally.add(truth, reader.read(prompt + answer, len(prompt) - 1)[:-1])
     return [msgspec.to_builtins(text.measured(task)) for text, task in zip(texts, tasks, strict=True)]
 
 
@@ -129,6 +129,37 @@ class _Reader:
         return np.ctypeslib.as_array(rows, (len(tokens) - start, self._weights.vocabulary))
 
 
+class _Truth:
+    """What full weights think of one text, and the tokens that really come: said once, compared with often."""
+
+    def __init__(self, logits: Floats, wanted: Sequence[int]) -> None:
+        self.logs = logits - logits.max(1, keepdims=True)
+        for rows in _slices(self.logs):
+            np.subtract(rows, np.log(np.exp(rows).sum(1, keepdims=True)), out=rows)
+        self.best = self.logs.argmax(1)
+        self.wanted = np.array(wanted)
+        self.gain = self.logs[np.arange(len(wanted)), self.wanted]
+
+    def divergence(self, logits: Floats) -> tuple[Floats, Floats]:
+        """Return KL(full ‖ other) [tokens], and the other's log probability of the tokens that come [tokens]."""
+        kl, gain = np.empty((2, len(logits)), np.float32)
+        at = 0
+        for mine, theirs in zip(_slices(self.logs), _slices(logits), strict=True):
+            logs = theirs - theirs.max(1, keepdims=True)
+            logs -= np.log(np.exp(logs).sum(1, keepdims=True))
+            end = at + len(logs)
+            gain[at:end] = logs[np.arange(len(logs)), self.wanted[at:end]]
+            np.subtract(mine, logs, out=logs)
+            kl[at:end] = np.einsum("tv,tv->t", np.exp(mine), logs)
+            at = end
+        return kl, gain
+
+
+def _slices(rows: Floats) -> list[Floats]:
+    """Cut `rows` into views that fit a processor's cache."""
+    return [rows[at : at + CACHED_ROWS] for at in range(0, len(rows), CACHED_ROWS)]
+
+
 class _Tally:
     """What was found so far: one row for each text, one number for each of its tokens."""
 
@@ -138,14 +169,13 @@ class _Tally:
         self._gap: list[float] = []
         self._right: list[tuple[bool, bool]] = []
 
-    def add(self, full: Floats, other: Floats, wanted: Any) -> None:
-        one, two = _log_softmax(full), _log_softmax(other)
-        self._kl.append(np.einsum("tv,tv->t", np.exp(one), one - two))
-        best, chosen = one.argmax(1), two.argmax(1)
-        self._same.append(float((best == chosen).mean()))
-        at = np.arange(len(wanted))
-        self._gap.append(float((one[at, wanted] - two[at, wanted]).mean()))
-        self._right.append((bool((best == wanted).all()), bool((chosen == wanted).all())))
+    def add(self, truth: _Truth, logits: Floats) -> None:
+        kl, gain = truth.divergence(logits)
+        self._kl.append(kl)
+        chosen = logits.argmax(1)
+        self._same.append(float((truth.best == chosen).mean()))
+        self._gap.append(float((truth.gain - gain).mean()))
+        self._right.append((bool((truth.best == truth.wanted).all()), bool((chosen == truth.wanted).all())))
 
     def is_clear(self, limit: float) -> bool:
         """Say whether the mean divergence so far is certainly above or certainly below `limit`."""
@@ -186,8 +216,3 @@ def _mean(values: Sequence[float]) -> Mean:
     # JSON has no infinity: of one text, nothing is known about the next.
     half = min(half, 1e3)
     return Mean(value=round(mean, 6), low=round(mean - half, 6), high=round(mean + half, 6), count=len(values))
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

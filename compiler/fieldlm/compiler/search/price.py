@@ -6,15 +6,21 @@ diagonals). A sample of the rows stands for all, as their share of the same sum 
 that a rounding which repairs itself leaves is tried on a few blocks of each role, against the covariance of the inputs.
 """
 
+import ctypes
+import os
 import re
-from collections.abc import Sequence
+import signal
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fieldlm.compiler.child import Ran, call
+from fieldlm.compiler.child import ONE_THREAD, PR_SET_PDEATHSIG, Ran, call
 from fieldlm.compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATRIX, ROWS
 from fieldlm.compiler.search.frontier import Option
 from fieldlm.compiler.search.ggml import Floats, Kind, dequantize, quantize
@@ -34,6 +40,7 @@ def price(gguf: Path, statistics: Path, isa: Sequence[str]) -> Ran:
     return call(
         "fieldlm.compiler.search.price:price_all",
         what="price every type of every tensor",
+        env=ONE_THREAD,
         gguf=gguf,
         statistics=statistics,
         isa=list(isa),
@@ -44,10 +51,44 @@ def price_all(gguf: str, statistics: str, isa: list[str]) -> dict[str, list[tupl
     """Price every legal type of every matrix in `gguf`."""
     from gguf import GGUFReader
 
-    known = Statistics(Path(statistics))
     tensors = [tensor for tensor in GGUFReader(gguf).tensors if is_quantizable(tensor.name, tuple(tensor.shape))]
-    gains = _gains(tensors, known, isa)
-    return {tensor.name: _options(tensor, known, gains[role(tensor.name)], isa) for tensor in tensors}
+    with in_processes(gguf, statistics) as pool:
+        gains = _gains(tensors, pool, isa)
+        asked = [(tensor.name, gains[role(tensor.name)], isa) for tensor in tensors]
+        priced = pool.map(_price_one, *zip(*asked, strict=True)) if asked else ()
+        return {name: options for (name, _, _), options in zip(asked, priced, strict=True)}
+
+
+def _price_one(name: str, gains: dict[str, float], isa: list[str]) -> list[tuple[str, int, float]]:
+    return _options(Worker.tensors[name], Worker.known, gains, isa)
+
+
+@contextmanager
+def in_processes(gguf: str, statistics: str) -> Generator[ProcessPoolExecutor]:
+    """Give work to as many processes as there are cores, each with `gguf` and `statistics` open as `Worker` has them.
+
+    They end with this process, whatever ends it.
+    """
+    context = get_context("fork")
+    with ProcessPoolExecutor(os.cpu_count(), context, _begin, (gguf, statistics, os.getpid())) as pool:
+        yield pool
+
+
+def _begin(gguf: str, statistics: str, parent: int) -> None:
+    from gguf import GGUFReader
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    Worker.tensors = {tensor.name: tensor for tensor in GGUFReader(gguf).tensors}
+    Worker.known = Statistics(Path(statistics))
+
+
+class Worker:
+    """What each process holds open."""
+
+    tensors: dict[str, Any]
+    known: "Statistics"
 
 
 class Statistics:
@@ -126,21 +167,25 @@ def _is_permuted(name: str) -> bool:
     return ".attn_q." in name or ".attn_k." in name
 
 
-def _gains(tensors: Sequence[Any], known: Statistics, isa: list[str]) -> dict[str, dict[str, float]]:
+def _gains(tensors: Sequence[Any], pool: ProcessPoolExecutor, isa: list[str]) -> dict[str, dict[str, float]]:
     """Return for each role and type the share of the loss that repaired rounding leaves, over a few blocks."""
     roles: dict[str, list[Any]] = {}
     for tensor in tensors:
         roles.setdefault(role(tensor.name), []).append(tensor)
+    tried = {
+        name: members[len(members) // (2 * TRIED_BLOCKS) :: max(1, len(members) // TRIED_BLOCKS)][:TRIED_BLOCKS]
+        for name, members in roles.items()
+    }
+    lost = {name: [pool.submit(_losses, tensor.name, isa) for tensor in members] for name, members in tried.items()}
     gains: dict[str, dict[str, float]] = {}
-    for name, members in roles.items():
-        tried = members[len(members) // (2 * TRIED_BLOCKS) :: max(1, len(members) // TRIED_BLOCKS)][:TRIED_BLOCKS]
-        losses = [loss for tensor in tried if (loss := _losses(tensor, known, isa))]
+    for name, waiting in lost.items():
+        losses = [loss for each in waiting if (loss := each.result())]
         gains[name] = {each: float(np.mean([loss[each] for loss in losses])) for each in (losses[0] if losses else ())}
     return gains
 
 
-def _losses(tensor: Any, known: Statistics, isa: list[str]) -> dict[str, float]:
-    covariance = known.covariance(tensor.name)
+def _losses(name: str, isa: list[str]) -> dict[str, float]:
+    tensor, covariance = Worker.tensors[name], Worker.known.covariance(name)
     if covariance is None:
         return {}
     data = tensor.data.reshape(-1, tensor.data.shape[-1])

@@ -14,7 +14,7 @@ from fieldlm.compiler.search.blocks import GRIDS, Grid
 from fieldlm.compiler.search.ggml import Bytes, Floats, Kind, dequantize, quantize
 
 # Share of the mean variance that every input is given on top: text that calibration did not see moves them too.
-DAMPING = 0.03
+DAMPING = 0.01
 
 
 def factor(covariance: Floats, damping: float = DAMPING) -> Floats:

@@ -3,14 +3,9 @@
 The size is known before a byte is written: types change nothing in the header.
 """
 
-import ctypes
-import os
-import signal
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +13,17 @@ import msgspec
 import numpy as np
 
 from fieldlm.compiler import quantize
-from fieldlm.compiler.child import PR_SET_PDEATHSIG, Ran, call
+from fieldlm.compiler.child import ONE_THREAD, Ran, call
 from fieldlm.compiler.quantize import QUANTS
 from fieldlm.compiler.search.ggml import Bytes, Floats, kind
 from fieldlm.compiler.search.ggml import quantize as round_alone
 from fieldlm.compiler.search.legal import FULL
-from fieldlm.compiler.search.price import Statistics
+from fieldlm.compiler.search.price import Worker, in_processes
 from fieldlm.compiler.search.rounding import factor, round_rows
 from fieldlm.runtime.engines.gguf_header import read_header
 
 ALIGNMENT = 32
 FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
-# One thread of linear algebra in each of our processes: threads that wait for each other help nobody.
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def write(source: Path, statistics: Path, types: Mapping[str, str], target: Path) -> Ran:
@@ -115,27 +108,9 @@ def _field(reader: Any, name: str) -> object:
 
 def _rounded(source: str, statistics: str, types: Mapping[str, str]) -> Iterator[tuple[str, Bytes]]:
     """Yield each tensor's blocks as workers finish them, in the order of the file."""
-    context = get_context("fork")
-    with ProcessPoolExecutor(os.cpu_count(), context, _begin, (source, statistics, os.getpid())) as pool:
+    with in_processes(source, statistics) as pool:
         order = [name for name in read_header(Path(source)).tensors if name in types]
         yield from zip(order, pool.map(_round, order, [types[name] for name in order]), strict=True)
-
-
-def _begin(source: str, statistics: str, parent: int) -> None:
-    from gguf import GGUFReader
-
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    Worker.tensors = {tensor.name: tensor for tensor in GGUFReader(source).tensors}
-    Worker.known = Statistics(Path(statistics))
-
-
-class Worker:
-    """What each process holds open."""
-
-    tensors: dict[str, Any]
-    known: Statistics
 
 
 def _round(name: str, type_name: str) -> Bytes:

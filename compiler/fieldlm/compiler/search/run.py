@@ -1,0 +1,346 @@
+"""The search from one end to the other: text, statistics, prices, frontier, a few mixtures made and measured.
+
+Under a size the best mixture is wanted, and one below it is measured too, to say what the last megabytes bought.
+Without one the smallest is wanted that keeps the quality. Predictions are too hopeful by a factor that hardly changes
+along the frontier, so each measurement corrects the next step.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fieldlm.compiler.artefact import Artefact, mix
+from fieldlm.compiler.checkpoint import Checkpoint
+from fieldlm.compiler.pack import draft
+from fieldlm.compiler.search import calibrate as calibrating
+from fieldlm.compiler.search import measure as measuring
+from fieldlm.compiler.search import price as pricing
+from fieldlm.compiler.search.corpus import Corpus, Example, own_samples, read_corpus, read_task
+from fieldlm.compiler.search.foresee import BESIDE_MB, Foresight
+from fieldlm.compiler.search.frontier import Frontier, Option, Point
+from fieldlm.compiler.search.limits import MIN_TASK, Request
+from fieldlm.compiler.search.measure import Measured
+from fieldlm.compiler.search.write import size_bytes
+from fieldlm.compiler.stages import Stages
+from fieldlm.compiler.toolchain import installed
+from fieldlm.compiler.verify import PROMPTS, Answers
+from fieldlm.formats.bundle import Gate, Manifest
+from fieldlm.formats.errors import GateError, InputError
+from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.formats.profile import Profile
+from fieldlm.runtime.template import render
+
+MB = 1e6
+# Where no limit says how good: as near to full weights as llama.cpp's Q4_K_M keeps a model of eight billion weights
+# (0.031, its tools/perplexity).
+GOOD_KL = 0.03
+# What measured divergence was over predicted, where nothing is measured yet (SmolLM2-135M).
+HOPE = 8.0
+STEP_DOWN = 0.92
+# How far apart two predictions are tried while nothing lies between them.
+STRIDE = 3.0
+# A divergence this near to the one asked for is not worth another trial.
+NEAR = 0.93
+MOST_TRIALS = 5
+TASK_EXAMPLES = 100
+JUDGES = ("fieldlm", "llama-cpp-python", "numpy", "scipy", "torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One point of the frontier, made and measured."""
+
+    point: Point
+    types: dict[str, str]
+    artefact: Artefact
+    measured: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the search ends with; `facts` is its part of the report."""
+
+    trials: tuple[Trial, ...]
+    chosen: Trial
+    gates: tuple[Gate, ...]
+    examples: tuple[Example, ...]
+    recipe: dict[str, str]
+    facts: dict[str, Any]
+
+
+class Search:
+    """One search: everything that does not change from trial to trial."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        full: Artefact,
+        checkpoint: Checkpoint,
+        *,
+        request: Request,
+        profile: Profile,
+        stages: Stages,
+    ) -> None:
+        self.full, self.checkpoint, self.request = full, checkpoint, request
+        self.profile, self.stages = profile, stages
+        self._render = partial(render, draft(manifest, full.parts))
+        self._trials: list[Trial] = []
+
+    def run(self, reference: Answers) -> Found:
+        """Return the mixture that keeps every limit; raises GateError, with what would keep them, when none does."""
+        self.prepare(reference)
+        chosen = self._best_under() if self.request.limits.bound_size else self._smallest_good()
+        return Found(
+            trials=tuple(self._trials),
+            chosen=chosen,
+            gates=tuple(self._gates(chosen)),
+            examples=tuple(self.examples),
+            recipe={
+                "calibration_sha256": self.calibration_sha256,
+                "types_sha256": sha256_bytes(canonical_json(chosen.types)),
+            },
+            facts=self._facts(chosen),
+        )
+
+    def prepare(self, reference: Answers) -> None:
+        """Read text and task, calibrate, price and walk the frontier; nothing is made yet."""
+        self._read(reference.stops)
+        self._statistics()
+        self._frontier()
+        self.foresight = Foresight(self.full.base, self.profile, reference.tokens_per_s)
+
+    def make(self, point: Point) -> Artefact:
+        """Write the mixture at `point`."""
+        return mix(self.full, self.types(point), self.statistics, self.calibration_sha256, self.stages)
+
+    def _read(self, stops: Sequence[int]) -> None:
+        request = self.request
+        task = read_task(request.task, self.checkpoint, self._render, stops) if request.task else []
+        texts = [path for path in request.calibration if path.suffix != ".gguf"]
+        self.corpus = read_corpus(request.calibration, self.checkpoint, self._render) if request.calibration else None
+        if self.corpus is None or not texts:
+            prompts = [self._render(example.messages) for example in task[::2][:32]] if task else []
+            asked = prompts or [self._render([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
+            own = own_samples(self.checkpoint, asked, self.stages)
+            self.corpus = Corpus(learn=own.learn, hold=own.hold, sums=self.corpus.sums if self.corpus else ())
+        # What prompts were taken from is not what the task is judged by.
+        judged = task if texts else task[1::2]
+        if request.task and len(judged) < 8:
+            raise InputError(f"{request.task} has {len(task)} examples; 16 are the fewest that can judge anything")
+        self.examples = judged[:: max(1, len(judged) // TASK_EXAMPLES)][:TASK_EXAMPLES]
+
+    def _statistics(self) -> None:
+        assert self.corpus is not None, "read before"
+        corpus, checkpoint = self.corpus, self.checkpoint
+        asked = {
+            "checkpoint": checkpoint.sha256,
+            "learn": sha256_bytes(canonical_json(corpus.learn)),
+            "sums": [sha256_file(path) for path in corpus.sums],
+            "toolchain": installed(JUDGES),
+        }
+
+        def make(folder: Path) -> Any:
+            return calibrating.calibrate(checkpoint.folder, self.full.base, corpus.learn, corpus.sums, folder)
+
+        self.statistics, made = self.stages.run("calibrated", asked, make)
+        self.calibration_sha256 = sha256_bytes(canonical_json({n: digest for n, (_, _, digest) in made.files.items()}))
+
+    def _frontier(self) -> None:
+        asked = {
+            "full": self.full.sha256,
+            "statistics": self.calibration_sha256,
+            "isa": sorted(self.profile.cpu.isa),
+            "toolchain": installed(JUDGES),
+        }
+        isa = self.profile.cpu.isa
+        _, made = self.stages.run("priced", asked, lambda _: pricing.price(self.full.base, self.statistics, isa))
+        options = {
+            name: [Option(*each) for each in options if each[0] not in self.request.without]
+            for name, options in made.value.items()
+        }
+        self.frontier = Frontier(options)
+
+    def _best_under(self) -> Trial:
+        """Return the best mixture under the limits; one a step smaller is measured beside it."""
+        largest = self._largest_allowed()
+        below = self.frontier.within(largest.bytes * STEP_DOWN)
+        trials = self._try(list(dict.fromkeys([largest, *([below] if below else [])])))
+        passing = [trial for trial in trials if self._keeps_quality(trial)]
+        if not passing:
+            raise GateError(self._nearest(min(trials, key=lambda trial: trial.measured.kl.value)))
+        return min(passing, key=lambda trial: trial.measured.kl.value)
+
+    def _largest_allowed(self) -> Point:
+        """Return the largest point that is foreseen to keep the limits.
+
+        Raises GateError when even the smallest does not.
+        """
+        missed: str | None = None
+        for point in reversed(self.frontier.points):
+            missed = self.foresight.foresee(self.types(point)).missed(self.request.limits)
+            if missed is None:
+                return point
+        raise GateError(
+            f"no mixture keeps the limits: the smallest of {self.checkpoint.name} has {missed}; "
+            "allow more or take a smaller model"
+        )
+
+    def _smallest_good(self) -> Trial:
+        """Return the smallest mixture that keeps the quality asked for: predict, measure, correct, predict again."""
+        good: Trial | None = None
+        lost: Trial | None = None
+        divergence = self._wanted_kl / HOPE
+        for _ in range(MOST_TRIALS):
+            between = [point for point in self.frontier.points if _lies_between(point, good, lost)]
+            if not between or (good and not self._judges_task and good.measured.kl.value > NEAR * self._wanted_kl):
+                break
+            (trial,) = self._try([min(between, key=lambda point: _apart(point.divergence, divergence))])
+            if self._is_good(trial):
+                good = trial
+            else:
+                lost = trial
+            divergence = self._next(good, lost)
+        if good is None:
+            (good,) = self._try([self.frontier.points[-1]])
+            if not self._is_good(good):
+                raise GateError(self._nearest(good))
+        return good
+
+    def _next(self, good: Trial | None, lost: Trial | None) -> float:
+        """Return the predicted divergence to try next, between the worst that is good and the best that is not."""
+        last = self._trials[-1]
+        if not self._judges_task:
+            # What was measured over what was predicted hardly changes along the frontier.
+            return self._wanted_kl * NEAR * last.point.divergence / max(last.measured.kl.value, 1e-9)
+        bounds = [trial.point.divergence for trial in (good, lost) if trial]
+        return math.sqrt(bounds[0] * bounds[1]) if len(bounds) == 2 else bounds[0] * STRIDE ** (1 if good else -1)
+
+    @property
+    def _wanted_kl(self) -> float:
+        return self.request.limits.max_kl or GOOD_KL
+
+    @property
+    def _judges_task(self) -> bool:
+        """Whether the task alone says how good is good enough."""
+        limits = self.request.limits
+        return self.request.task is not None and limits.min_task is not None and limits.max_kl is None
+
+    def _is_good(self, trial: Trial) -> bool:
+        near = self._judges_task or trial.measured.kl.value <= self._wanted_kl
+        return near and self._keeps_quality(trial)
+
+    def _smallest(self, divergence: float) -> Point:
+        return next(
+            (point for point in self.frontier.points if point.divergence <= divergence), self.frontier.points[-1]
+        )
+
+    def _try(self, points: Sequence[Point]) -> list[Trial]:
+        """Make and measure the mixtures at `points`, all beside full weights in one reading."""
+        assert self.corpus is not None, "read before"
+        mixtures = [self.types(point) for point in points]
+        made = [self.make(point) for point in points]
+        for types, artefact in zip(mixtures, made, strict=True):
+            assert artefact.size.bytes == size_bytes(self.full.base, types), (
+                "sizes are known before anything is written"
+            )
+        pairs = [(example.prompt_tokens, example.answer_tokens) for example in self.examples]
+        hold, limit = self.corpus.hold, self.request.limits.max_kl
+        asked = {
+            "full": self.full.sha256,
+            "artefacts": [artefact.sha256 for artefact in made],
+            "hold": sha256_bytes(canonical_json(hold)),
+            "examples": sha256_bytes(canonical_json(pairs)),
+            "max_kl": limit,
+            "engine": installed(JUDGES),
+        }
+        what = f"measure {', '.join(artefact.quant for artefact in made)}"
+
+        def read(_: Path) -> Any:
+            files = [artefact.base for artefact in made]
+            return measuring.measure(self.full.base, files, hold, pairs, what=what, max_kl=limit)
+
+        _, ran = self.stages.run("measured", asked, read)
+        results = msgspec.convert(ran.value, list[Measured])
+        rows = zip(points, mixtures, made, results, strict=True)
+        trials = [Trial(point=p, types=types, artefact=artefact, measured=found) for p, types, artefact, found in rows]
+        self._trials += trials
+        return trials
+
+    def _keeps_quality(self, trial: Trial) -> bool:
+        return all(gate.passed for gate in self._gates(trial))
+
+    def _gates(self, trial: Trial) -> list[Gate]:
+        limits, found = self.request.limits, trial.measured
+        gates: list[Gate] = []
+        if limits.max_kl is not None:
+            passed = found.kl.value <= limits.max_kl
+            gates.append(Gate(name="kl", value=found.kl.value, limit=limits.max_kl, passed=passed, unit="nats/token"))
+        if limits.max_bundle_mb is not None:
+            size_mb = round(trial.artefact.size.bytes / MB + BESIDE_MB, 3)
+            passed = size_mb <= limits.max_bundle_mb
+            gates.append(Gate(name="bundle", value=size_mb, limit=limits.max_bundle_mb, passed=passed, unit="MB"))
+        if found.task is not None and found.task_full is not None:
+            if not found.task_full.value:
+                raise GateError("full weights answer none of the task right: it needs a model that was tuned for it")
+            kept, least = round(found.task.value / found.task_full.value, 4), limits.min_task or MIN_TASK
+            gates.append(Gate(name="task", value=kept, limit=least, passed=kept >= least, unit="of full weights"))
+        return gates
+
+    def _nearest(self, trial: Trial) -> str:
+        """Say which gates were missed, and where on the frontier they would be passed."""
+        missed = [gate for gate in self._gates(trial) if not gate.passed]
+        said = ", ".join(f"{gate.name} is {gate.value:.4g}, the limit {gate.limit:g} {gate.unit}" for gate in missed)
+        size = f"the best mixture that the limits allow has {trial.artefact.size.bytes / MB:.1f} MB"
+        wish = self.request.limits.max_kl
+        if wish is None or trial.measured.kl.value <= wish:
+            return f"{said}: {size}; allow more or ask for less"
+        hope = trial.measured.kl.value / max(trial.point.divergence, 1e-9)
+        nearest = self._size(self._smallest(wish / hope)) / MB + BESIDE_MB
+        return f"{said}: {size}; about {nearest:.0f} MB would pass, or --max-kl {trial.measured.kl.high:.3g} here"
+
+    def types(self, point: Point) -> dict[str, str]:
+        """Return the type of every tensor at `point`."""
+        return {name: option.type for name, option in self.frontier.mixture(point).items()}
+
+    def _size(self, point: Point) -> int:
+        return size_bytes(self.full.base, self.types(point))
+
+    def _facts(self, chosen: Trial) -> dict[str, Any]:
+        """Return the search's part of the report: nothing in it changes from run to run."""
+        points = self.frontier.points
+        shown = points[:: max(1, len(points) // 60)]
+        overhead = self._size(points[0]) - points[0].bytes
+        return {
+            "calibration_sha256": self.calibration_sha256,
+            "frontier": [{"bytes": p.bytes + overhead, "predicted_kl": round(p.divergence, 7)} for p in shown],
+            "trials": [_trial_facts(trial) for trial in self._trials],
+            "types": chosen.types,
+            "tensor_bytes": _tensor_bytes(self.frontier.mixture(chosen.point)),
+        }
+
+
+def _lies_between(point: Point, good: Trial | None, lost: Trial | None) -> bool:
+    """Say whether `point` is smaller than what is good and larger than what is not."""
+    return (good is None or point.bytes < good.point.bytes) and (lost is None or point.bytes > lost.point.bytes)
+
+
+def _apart(one: float, other: float) -> float:
+    return abs(math.log(max(one, 1e-12)) - math.log(max(other, 1e-12)))
+
+
+def _trial_facts(trial: Trial) -> dict[str, Any]:
+    return {
+        "quant": trial.artefact.quant,
+        "bytes": trial.artefact.size.bytes,
+        "predicted_kl": round(trial.point.divergence, 7),
+        "measured": msgspec.to_builtins(trial.measured),
+    }
+
+
+def _tensor_bytes(mixture: Mapping[str, Option]) -> dict[str, int]:
+    return {name: option.bytes for name, option in mixture.items()}
