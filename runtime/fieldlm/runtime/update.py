@@ -137,7 +137,7 @@ class Updater(Generic[Loaded]):
         """Look every so often until `close`, at a moment that differs from device to device."""
 
         def look() -> None:
-            wait_s = random.uniform(0, every_s)
+            wait_s = random.uniform(0.5, 1.5) * every_s
             while not self._stop.wait(wait_s):
                 if self.repository:
                     self.hear()
