@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldlm.formats.errors import EngineError
+from fieldlm.runtime.engines.huge_pages import huge_pages
 from fieldlm.runtime.engines.sampling import Floats
 
 # OpenMP reads this when it is loaded. Threads that spin long at a barrier keep a busy neighbour's core from the thread
@@ -110,7 +111,8 @@ class Weights:
         params.use_extra_bufts = not _built_with_amx()
         _log.begin()
         try:
-            self.model: Pointer = api.llama_model_load_from_file(str(path).encode(), params)
+            with huge_pages():
+                self.model: Pointer = api.llama_model_load_from_file(str(path).encode(), params)
             if not self.model:
                 raise EngineError(f"{path} cannot be loaded: {_log.reason()}")
         finally:
