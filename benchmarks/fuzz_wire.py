@@ -1,4 +1,4 @@
-"""Damaged blocks, hellos, acknowledgements and topics by the million: one kind of error, and nothing wrongly accepted.
+"""Damaged blocks, hellos, acknowledgements, topics and policies by the million: nothing crashes or is wrongly accepted.
 
     python benchmarks/fuzz_wire.py --inputs 1000000
 
@@ -16,10 +16,17 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.formats import block, topics
+from fieldlm.formats.errors import TrustError
+from fieldlm.formats.keys import key_id, sign
+from fieldlm.formats.policy import Policy, parse_policy, sign_policy
 from fieldlm.formats.record import Record, WireError, pack
 
+KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
+TRUSTED = frozenset({key_id(KEY.public_key())})
+POLICY = sign_policy(Policy(fleet="shop", version=3, patterns=(r"\bMB-\d{5}\b",), quiet_hours="22:00-06:00"), KEY)
 INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -101,6 +108,25 @@ def try_text(message: bytes) -> bool:
     return True
 
 
+def try_policy(message: bytes) -> bool:
+    """Nothing but the signed bytes themselves may be accepted; what a trusted key signs has to be possible as well."""
+    try:
+        made = parse_policy(message, trusted=TRUSTED, fleet="shop")
+    except (WireError, TrustError):
+        return False
+    assert parse_policy(sign_policy(made, KEY), trusted=TRUSTED, fleet="shop") == made
+    return True
+
+
+def changed_policy(rng: random.Random) -> bytes:
+    """Return a policy changed behind its signature, or changed and then signed by the trusted key all the same."""
+    if rng.random() < 0.5:
+        return mutate(POLICY, POLICY, rng)
+    inner = msgspec.json.decode(POLICY)["policy"].encode()
+    text = mutate(inner, inner, rng).decode("utf-8", "replace")
+    return msgspec.json.encode({"policy": text, "signature": sign(text.encode(), KEY)})
+
+
 def run(inputs: int, seed: int) -> Counter[str]:
     """Try `inputs` changed messages; returns how many of each kind were accepted and refused."""
     rng = random.Random(seed)
@@ -115,7 +141,9 @@ def run(inputs: int, seed: int) -> Counter[str]:
     pack_body = zstandard.ZstdCompressor(level=1)
     count = Counter[str]()
     for number in range(inputs):
-        if number % 3 == 2:
+        if number % 20 == 19:
+            word, accepted = "policy", try_policy(changed_policy(rng))
+        elif number % 3 == 2:
             word, accepted = "text", try_text(mutate(rng.choice(texts), rng.choice(texts), rng))
         elif number % 3 == 1:
             place = rng.randrange(len(blocks))

@@ -14,4 +14,6 @@ def test_changed_messages_raise_one_kind_of_error_and_nothing_is_wrongly_accepte
     count = fuzz_wire.run(INPUTS, seed)
     print(dict(count))
     assert count.total() == INPUTS
-    assert all(count[f"{kind} {end}"] for kind in ("block", "body", "text") for end in ("accepted", "refused"))
+    assert all(
+        count[f"{kind} {end}"] for kind in ("block", "body", "text", "policy") for end in ("accepted", "refused")
+    )
