@@ -213,7 +213,7 @@ def test_a_card_that_wakes_up_in_another_board_goes_on_under_a_new_epoch(tmp_pat
             assert [r.response for r in spool.pending("gen", 0, 9)] == [f"r{n}" for n in range(number + 1)]
     assert epochs[0] == epochs[1] != epochs[2] == epochs[3] == epochs[4]
     with Spool(tmp_path / "spool.db", machine="two") as spool:
-        assert spool.note("moved_from") == str(epochs[0])
+        assert spool.health().moved_from == str(epochs[0])
 
 
 def test_a_record_that_nobody_will_have_is_buried_and_told(tmp_path: Path) -> None:

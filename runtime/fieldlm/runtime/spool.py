@@ -71,6 +71,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Records given up since the spool was made, by reason."""
     quarantined: tuple[str, ...]
     """Damaged databases that were set aside, and still lie there."""
+    moved_from: str = ""
+    """The epoch before this spool woke up in another board; its card may have been copied."""
 
 
 class Spool:
@@ -206,10 +208,10 @@ class Spool:
         """Say how the spool is. Waits for the disk when that hangs, so nothing that serves may call it."""
         with self._disk, contextlib.suppress(sqlite3.Error):
             dropped = self._database.dropped() if self._database else {}
-            return self._health(self.used_mb(), dropped)
-        return self._health(0.0, {})
+            return self._health(self.used_mb(), dropped, self.note("moved_from"))
+        return self._health(0.0, {}, "")
 
-    def _health(self, used_mb: float, dropped: dict[str, int]) -> Health:
+    def _health(self, used_mb: float, dropped: dict[str, int], moved_from: str) -> Health:
         return Health(
             problem=self._problem,
             detail=self._detail,
@@ -218,6 +220,7 @@ class Spool:
             waiting=len(self._ring),
             dropped=dropped,
             quarantined=tuple(quarantined(self.path)),
+            moved_from=moved_from,
         )
 
     def close(self) -> None:
