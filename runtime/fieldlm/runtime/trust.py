@@ -45,6 +45,8 @@ class Trust:
         self.folder = folder
         self.anchor = folder / "root.json"
         self.metadata = folder / "metadata"
+        # Releases are never rewritten, so their plain name is as good as one with the digest in it.
+        self.has_digest_in_name = False
 
     def adopt(self, root: Path) -> None:
         """Trust the repository that `root` stands for; another root than before starts from nothing.
@@ -133,8 +135,7 @@ class Trust:
             target_dir=str(self.metadata),
             target_base_url="releases/",
             fetcher=_SourceFetcher(source),
-            # Releases are never rewritten, so their plain name is as good as one with the digest in it.
-            config=UpdaterConfig(prefix_targets_with_hash=False),
+            config=UpdaterConfig(prefix_targets_with_hash=self.has_digest_in_name),
             bootstrap=self.anchor.read_bytes(),
         )
 
