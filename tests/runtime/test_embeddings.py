@@ -90,6 +90,24 @@ def test_an_adapter_changes_the_vectors(live: Live, tmp_path: Path) -> None:
     assert plain @ tuned < 0.99
 
 
+def test_an_adapter_that_is_dropped_in_the_middle_of_a_text_is_freed_after_it(live: Live, tmp_path: Path) -> None:
+    engine = live.current.engine
+    assert isinstance(engine, LlamaEngine)
+    engine.load_adapter("leaving", lora_gguf(tmp_path / "l.gguf", scale=0.5))
+    asked = 0
+
+    def is_wanted() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            engine.drop_adapter("leaving")
+        return True
+
+    tokens = engine.tokenize(TEXTS[0] * 20)[:200]
+    assert engine.embed(tokens, adapter="leaving", is_wanted=is_wanted).shape == (576,)
+    assert asked > 3
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from starlette.requests import Request
 
+from fieldlm.runtime.adapters import name_of
 from fieldlm.runtime.engines import Embeds, Terms
 from fieldlm.runtime.engines.sampling import Floats
 from fieldlm.runtime.live import Serving
@@ -85,7 +86,7 @@ async def embeddings(request: Request, asked: EmbeddingRequest, serving: Serving
     return {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": spell(v)} for i, v in enumerate(vectors)],
-        "model": serving.bundle.manifest.model.name,
+        "model": name_of(serving),
         "usage": {"prompt_tokens": count, "total_tokens": count},
         "fieldlm": {
             "generation": serving.bundle.generation,

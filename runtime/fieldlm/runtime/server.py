@@ -23,6 +23,7 @@ from starlette.routing import BaseRoute, Route
 
 from fieldlm.formats.errors import FieldlmError
 from fieldlm.runtime import openai, terminal
+from fieldlm.runtime.adapters import AdapterRequest, Shelf, name_of
 from fieldlm.runtime.answers import CHAT, COMPLETION
 from fieldlm.runtime.auth import Gate, Keys
 from fieldlm.runtime.embeddings import EmbeddingRequest, embeddings
@@ -60,11 +61,12 @@ def make_app(
     keys: Keys | None = None,
     any_name: bool = False,
     pulse: Pulse | None = None,
+    shelf: Shelf | None = None,
 ) -> Starlette:
     """Make the application.
 
     With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
-    `pulse` sees every answer.
+    `pulse` sees every answer. `shelf` has the adapters that requests may choose.
     `on_exchange` gets every answered, failed or cancelled request before its last byte is sent, in the event loop, and
     must not block; `on_feedback` returns False for an answer it does not know.
     """
@@ -74,7 +76,8 @@ def make_app(
         panel.metrics.exchange(exchange)
         on_exchange(exchange)
 
-    api = _Api(live, ended, on_feedback, ready, pulse or Pulse())
+    watched = pulse or Pulse()
+    api = _Api(live, on_exchange=ended, on_feedback=on_feedback, ready=ready, pulse=watched, shelf=shelf)
     panel.count_inside(lambda: api.inside)
     routes = [
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -84,6 +87,8 @@ def make_app(
         Route("/v1/embeddings", api.embed, methods=["POST"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{model:path}", api.model),
+        Route("/v1/adapters", api.load_adapter, methods=["POST"]),
+        Route("/v1/adapters/{name}", api.drop_adapter, methods=["DELETE"]),
         Route("/v1/feedback", api.feedback, methods=["POST"]),
         Route("/health", api.health),
         Route("/ready", api.ready),
@@ -130,12 +135,15 @@ class _Api:
     def __init__(
         self,
         live: Live,
+        *,
         on_exchange: Callable[[Exchange], None],
         on_feedback: Callable[[Feedback], bool],
         ready: Ready,
         pulse: Pulse,
+        shelf: Shelf | None,
     ) -> None:
         self._live = live
+        self._shelf = shelf
         self._pulse = pulse
         self._on_exchange = on_exchange
         self._on_feedback = on_feedback
@@ -191,11 +199,17 @@ class _Api:
         """Return the generation that answers, held by `needs`; raises ApiError when the queue is full."""
         needs.enter_context(self._room())
         serving = await self._serving(needs, terms)
+        return await self._named(serving, model) if model else serving
+
+    async def _named(self, serving: Serving, model: str) -> Serving:
+        """Return the generation that `model` names: the one that answers, or an adapter beside it."""
         known = (serving.bundle.manifest.model.name, serving.bundle.generation)
-        if model and model not in known:
-            what = f"the model {model!r} is not here; {known[0]!r} is"
-            raise ApiError(404, what, param="model", code="model_not_found")
-        return serving
+        if model in known:
+            return serving
+        base, colon, adapter = model.rpartition(":")
+        if colon and base in known and self._shelf is not None:
+            return await asyncio.to_thread(self._shelf.find, serving, adapter)
+        raise ApiError(404, f"the model {model!r} is not here; {known[0]!r} is", param="model", code="model_not_found")
 
     async def _serving(self, needs: ExitStack, terms: Terms) -> Serving:
         """Wait while one generation takes another's place, but not beyond what the request allows."""
@@ -237,29 +251,43 @@ class _Api:
         return whole(turn, job.voice)
 
     async def models(self, _: Request) -> Response:
-        return as_json({"object": "list", "data": [self._describe()]})
+        with self._live.lease() as serving:
+            beside = self._shelf.all() if self._shelf is not None else []
+            return as_json({"object": "list", "data": [self._describe(one) for one in (serving, *beside)]})
 
     async def model(self, request: Request) -> Response:
-        name, found = request.path_params["model"], self._describe()
-        if name not in (found["id"], found["fieldlm"]["generation"]):
-            raise ApiError(404, f"the model {name!r} is not here; {found['id']!r} is", code="model_not_found")
-        return as_json(found)
-
-    def _describe(self) -> dict[str, Any]:
         with self._live.lease() as serving:
-            manifest = serving.bundle.manifest
-            own = {
-                "generation": serving.bundle.generation,
-                "engine": manifest.engine,
-                "quant": manifest.recipe.quant,
-                "context": serving.engine.context,
-                "parallel": self._live.parallel,
-                "adapter": serving.adapter is not None,
-                "licence": manifest.model.licence,
-                "memory_mb": {name: round(size, 1) for name, size in serving.engine.memory_mb().items()},
-                "requests": self.inside,
-            }
-        name, created = manifest.model.name, self._started_wall_s
+            return as_json(self._describe(await self._named(serving, request.path_params["model"])))
+
+    async def load_adapter(self, request: Request) -> Response:
+        asked = openai.parse(await read_body(request), AdapterRequest)
+        chosen = await asyncio.to_thread(self._adapters().load, asked.name)
+        return as_json(self._describe(chosen))
+
+    async def drop_adapter(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        await asyncio.to_thread(self._adapters().drop, name)
+        return as_json({"id": name, "object": "adapter", "deleted": True})
+
+    def _adapters(self) -> Shelf:
+        if self._shelf is None:
+            raise ApiError(404, "this server has no folder of adapters", code="not_found")
+        return self._shelf
+
+    def _describe(self, serving: Serving) -> dict[str, Any]:
+        manifest = serving.bundle.manifest
+        own = {
+            "generation": serving.bundle.generation,
+            "engine": manifest.engine,
+            "quant": manifest.recipe.quant,
+            "context": serving.engine.context,
+            "parallel": self._live.parallel,
+            "adapter": serving.adapter is not None,
+            "licence": manifest.model.licence,
+            "memory_mb": {name: round(size, 1) for name, size in serving.engine.memory_mb().items()},
+            "requests": self.inside,
+        }
+        name, created = name_of(serving), self._started_wall_s
         return {"id": name, "object": "model", "created": created, "owned_by": "fieldlm", "fieldlm": own}
 
     async def feedback(self, request: Request) -> Response:
@@ -309,7 +337,7 @@ class _Job:
             # Unique among what one device remembers; half of a UUID is half of a record's bytes on the wire.
             id=self.voice.prefix + secrets.token_hex(8),
             generation=self.serving.bundle.generation,
-            model=self.serving.bundle.manifest.model.name,
+            model=name_of(self.serving),
             messages=self.messages,
             started_wall_s=time.time(),
             session=self.asked.label("session"),

@@ -6,8 +6,9 @@
 import atexit
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -112,6 +113,8 @@ class LlamaEngine:
         self._words = Words(weights.piece, self.stop_tokens)
         self._vocabulary = weights.vocabulary
         self._adapters: dict[str, Adapter] = {}
+        self._holding: list[Adapter] = []
+        self._leaving: list[Adapter] = []
         self._alarm = Alarm(self._look)
         self._jobs: list[Callable[[], None]] = []
         self._wakeup = threading.Condition()
@@ -175,15 +178,40 @@ class LlamaEngine:
         if need.kv + need.compute > (free_mb := memory_available_mb()):
             raise EngineError(f"{need.kv + need.compute:.0f} MB for {len(tokens)} tokens and {free_mb} MB are free")
         loaded = self._need()
+        with self._held(adapter) as lora:
+            embedding = self._call(lambda: Embedding(loaded.weights, tokens, adapter=lora, threads=self._threads))
+            try:
+                while is_wanted() and self._call(embedding.step):
+                    pass
+                return embedding.vector()
+            finally:
+                embedding.close()
+
+    @contextmanager
+    def _held(self, name: str | None) -> Generator[Adapter | None]:
+        """Yield the adapter of that name; when it is dropped meanwhile, it is freed after the block."""
         with self._wakeup:
-            lora = self._adapter(adapter) if adapter is not None else None
-        embedding = self._call(lambda: Embedding(loaded.weights, tokens, adapter=lora, threads=self._threads))
+            adapter = self._adapter(name) if name is not None else None
+            if adapter is not None:
+                self._holding.append(adapter)
         try:
-            while is_wanted() and self._call(embedding.step):
-                pass
-            return embedding.vector()
+            yield adapter
         finally:
-            embedding.close()
+            with self._wakeup:
+                if adapter is not None:
+                    self._holding.remove(adapter)
+                if adapter in self._leaving and not self._closing:
+                    self._leaving.remove(adapter)
+                    self._retire(adapter)
+
+    def _retire(self, adapter: Adapter) -> None:
+        """Free `adapter` once nothing uses it. The caller holds the lock."""
+        worker = self._need().worker
+        if adapter in self._holding:
+            self._leaving.append(adapter)
+        # A thread that hangs may hold it: then it is never freed.
+        elif not self._wedged:
+            self._send(lambda: worker.retire(adapter))
 
     @property
     def build(self) -> str:
@@ -245,10 +273,8 @@ class LlamaEngine:
     def drop_adapter(self, name: str) -> None:
         """See `Engine.drop_adapter`."""
         with self._wakeup:
-            worker, adapter = self._need().worker, self._adapter(name)
-            # A thread that hangs may hold it: then it is never freed.
-            if not self._wedged:
-                self._send(lambda: worker.retire(adapter))
+            self._check_open()
+            self._retire(self._adapter(name))
             del self._adapters[name]
 
     def memory_mb(self) -> dict[str, float]:
