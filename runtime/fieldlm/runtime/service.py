@@ -22,6 +22,7 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import BundleError, EngineError
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.runtime import notify, terminal
+from fieldlm.runtime.adapters import Shelf
 from fieldlm.runtime.busy import Busy, busy_routes
 from fieldlm.runtime.commands import Action, Commands, command_route
 from fieldlm.runtime.config import Config, load_config
@@ -124,6 +125,7 @@ class Device:
             keys=door.keys,
             any_name=config.open,
             pulse=pulse,
+            shelf=Shelf(self.live, config.state / "adapters"),
         )
         self._http = door.server(app, heartbeat=notify.heartbeat(pulse.is_alive))
         keep.callback(self._http.close)
