@@ -37,7 +37,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     ack_bytes: int
     """An acknowledgement with its topic."""
     collector_us: float
-    """Collector time a record: benchmarks/fleet.py --seconds 300, blocks of 40."""
+    """Collector time a record: benchmarks/fleet.py --seconds 30, blocks of 40."""
     collector_mb: float
     """Its memory in the same run."""
     stored_bytes: float
