@@ -113,8 +113,8 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def teach(folder: Path, rows: list[dict[str, Any]], steps: int = 200) -> Path:
-    """Train the model in `folder` until it knows the answers of `rows` by heart."""
+def teach(folder: Path, rows: list[dict[str, Any]], steps: int = 100) -> Path:
+    """Train the model in `folder` until it knows some of the answers of `rows` by heart."""
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 

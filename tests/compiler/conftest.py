@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
@@ -59,3 +60,10 @@ def build(work: Path, profile: Profile, key: Ed25519PrivateKey) -> Callable[...,
 @pytest.fixture(scope="session")
 def tiny_compiled(tiny_folder: Path, build: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return build(tiny_folder, tmp_path_factory.mktemp("bundles") / "base", quants=("Q8_0", "Q4_0"))
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(topics[name] for name in sorted(topics)[:6])[:20_000])
+    return path

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 
@@ -48,15 +47,8 @@ compile_model(model, profile=load_profile("generic-x86-64-avx2"), out=Path(out),
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n\n".join(topics[name] for name in sorted(topics)[:6])[:20_000])
-    return path
-
-
-@pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model that knows sixteen orders by heart."""
+    """A small model that knows some of sixteen orders by heart."""
     folder = compiler_material.tiny_llama(tmp_path_factory.mktemp("taught") / "tiny-taught", seed=3)
     return compiler_material.teach(folder, compiler_material.conversations(16))
 
@@ -107,6 +99,21 @@ def test_what_is_foreseen_is_what_the_engine_then_holds(
     bundle = draft(manifest, [proof.Part(role="base", name="model.gguf", source=searched.need("base"))])
     held = weigh_serving(bundle, context=profile.gguf.context, parallel=profile.runtime.parallel).value
     assert foreseen.ram.total == pytest.approx(sum(held.values()), rel=0.08)
+
+
+def test_without_a_size_the_smallest_mixture_that_keeps_the_task_is_taken(
+    build: Build, taught: Path, text: Path, task: Path, tmp_path: Path
+) -> None:
+    request = Request(calibration=(text,), task=task, limits=Limits(min_task=0.9))
+    bundle = build(taught, tmp_path / "bundle", request=request)
+    gates = {gate.name: gate for gate in bundle.manifest.gates}
+    assert gates["task"].value >= 0.9
+    assert gates["task-served"].value >= 0.9
+    trials = json.loads(bundle.need("report").read_bytes())["search"]["trials"]
+    assert len(trials) > 1
+    measured = [(trial["bytes"], trial["measured"]) for trial in trials]
+    kept = [size for size, each in measured if each["task"]["value"] >= 0.9 * each["task_full"]["value"]]
+    assert bundle.need("base").stat().st_size == min(kept)
 
 
 def test_a_task_that_full_weights_do_not_know_judges_nothing(
