@@ -104,6 +104,44 @@ def _fuse_layer(graph: GraphProto, layer: int, projections: list[NodeProto], att
     graph.node.insert(list(graph.node).index(out), fused)
 
 
+def join_products(model: ModelProto) -> None:
+    """Multiply what several matrices are applied to once, by all of them side by side: queries, keys and values; gates.
+
+    A product rounds its input to int8 and gathers the threads anew, which is much of a small model's token.
+    """
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    beside: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in weights and len(weights[node.input[1]].dims) == 2:
+            beside.setdefault(node.input[0], []).append(node)
+    for nodes in beside.values():
+        if len(nodes) > 1:
+            _join(graph, nodes, [numpy_helper.to_array(weights[node.input[1]]) for node in nodes])
+    prune(model)
+
+
+def _join(graph: GraphProto, nodes: list[NodeProto], weights: list[Floats]) -> None:
+    first = nodes[0]
+    name = f"{first.name}/joined"
+    joined = helper.make_node("MatMul", [first.input[0], f"{name}/weight"], [f"{name}/output"], name)
+    graph.initializer.append(numpy_helper.from_array(np.concatenate(weights, axis=1), f"{name}/weight"))
+    outputs = [node.output[0] for node in nodes]
+    place = list(graph.node).index(first)
+    attention = next((node for node in graph.node if list(node.input[:3]) == outputs), None)
+    if attention is not None and attention.op_type == "GroupQueryAttention":
+        # It takes queries, keys and values as one.
+        attention.input[0], attention.input[1], attention.input[2] = joined.output[0], "", ""
+    else:
+        widths = np.array([weight.shape[1] for weight in weights], np.int64)
+        graph.initializer.append(numpy_helper.from_array(widths, f"{name}/widths"))
+        parts = helper.make_node("Split", [joined.output[0], f"{name}/widths"], outputs, f"{name}/Split", axis=-1)
+        graph.node.insert(place, parts)
+    graph.node.insert(place, joined)
+    for node in nodes:
+        graph.node.remove(node)
+
+
 def _lengths() -> list[NodeProto]:
     """Return nodes that count the attention mask: index of the last key per sequence, and the longest total."""
     axis = numpy_helper.from_array(np.array([1], np.int64))

@@ -21,6 +21,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError, InputError
 from fieldlm.runtime.engines import DEFAULT_TERMS, Outcome, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
+from fieldlm.runtime.engines.huge_pages import huge_pages
 from fieldlm.runtime.engines.line import Alarm, Line
 from fieldlm.runtime.engines.request import Request, Words, check_terms
 from fieldlm.runtime.engines.sampling import Floats, check_sampling
@@ -30,6 +31,7 @@ METADATA = "fieldlm.graph"
 FORMAT = "fieldlm.onnx/1"
 # A long prompt holds up the other answers for one piece at a time; smaller pieces cost more per token.
 PROMPT_PIECE = 128
+SPIN_US = "50"
 PAST, PRESENT = "past_key_values.", "present."
 
 Ids = NDArray[np.int64]
@@ -293,14 +295,17 @@ def _session(model: Path, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # A spinning thread burns the core that the rest of the device needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that sleep between two products wake up late; those that spin for long burn the core that the rest of the
+    # device needs. They spin as long as a small product takes, and not between two tokens.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4
     if not model.is_file():
         raise EngineError(f"{model} is missing; fetch or compile the bundle again")
     # onnxruntime's errors share no base below Exception.
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        with huge_pages():
+            return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"{model} cannot be loaded: {first_line(error)}; fetch or compile it again") from error
 
