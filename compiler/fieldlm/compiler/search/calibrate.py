@@ -15,9 +15,11 @@ import numpy as np
 from fieldlm.compiler.child import PATIENT, Ran, call
 from fieldlm.compiler.search.imatrix import Imatrix, add, read_imatrix, write_imatrix
 from fieldlm.formats.errors import InputError
+from fieldlm.formats.files import canonical_json
 
 IMATRIX, FISHER, COVARIANCE = "imatrix.gguf", "fisher.safetensors", "covariance.safetensors"
-ROWS, COLUMNS, SHARED = ".rows", ".columns", ".shared"
+SHARES = "shares.json"  # tensor → the one whose inputs it shares
+ROWS, COLUMNS = ".rows", ".columns"
 SEED = 0
 # Going back costs twice as much again, and sums over rows and columns need less text than a covariance.
 BACK_WINDOWS = 16
@@ -84,7 +86,9 @@ def collect(checkpoint: str, gguf: str, learn: list[list[int]], sums: list[str],
     if sums:
         matrix = add([matrix, *(_checked(read_imatrix(Path(path)), matrix, path) for path in sums)])
     write_imatrix(matrix, folder / IMATRIX)
-    save_file(covariance, folder / COVARIANCE, metadata=dict(inputs.shared))
+    save_file(covariance, folder / COVARIANCE)
+    # Not as the file's metadata, which safetensors writes in another order each time.
+    (folder / SHARES).write_bytes(canonical_json(inputs.shared))
     save_file({name: (total / back).numpy() for name, total in fisher.totals.items()}, folder / FISHER)
     return {"tokens": tokens, "tensors": len(fisher.totals) // 2}
 

@@ -13,6 +13,7 @@ from typing import Any
 from fieldlm.compiler.checkpoint import Checkpoint
 from fieldlm.compiler.child import PATIENT, Ran, call
 from fieldlm.compiler.fidelity import json_tokens
+from fieldlm.compiler.search.imatrix import read_imatrix
 from fieldlm.compiler.stages import Stages
 from fieldlm.formats.errors import InputError
 from fieldlm.formats.files import disk_errors
@@ -66,6 +67,9 @@ def read_corpus(paths: Sequence[Path], checkpoint: Checkpoint, render: Render) -
         hold.append(windows[HELD_BACK - 1 :: HELD_BACK])
         learn.append([window for at, window in enumerate(windows) if at % HELD_BACK != HELD_BACK - 1])
     sums = tuple(path for path in paths if path.suffix == SUMS)
+    for path in sums:
+        # What is no importance matrix is better refused now than after the model has written its text.
+        read_imatrix(path)
     return Corpus(learn=_in_turn(learn), hold=_in_turn(hold), sums=sums)
 
 

@@ -7,6 +7,7 @@ that a rounding which repairs itself leaves is tried on a few blocks of each rol
 """
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fieldlm.compiler.child import ONE_THREAD, PR_SET_PDEATHSIG, Ran, call
-from fieldlm.compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATRIX, ROWS
+from fieldlm.compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATRIX, ROWS, SHARES
 from fieldlm.compiler.search.frontier import Option
 from fieldlm.compiler.search.ggml import Floats, Kind, dequantize, quantize
 from fieldlm.compiler.search.imatrix import read_imatrix
@@ -99,7 +100,7 @@ class Statistics:
 
         self._fisher = safe_open(folder / FISHER, framework="numpy")
         self._covariance = safe_open(folder / COVARIANCE, framework="numpy")
-        self._shared = self._covariance.metadata() or {}
+        self._shared: dict[str, str] = json.loads((folder / SHARES).read_bytes())
         self._names = {*self._fisher.keys(), *self._covariance.keys()}
         self._folder = folder
 
