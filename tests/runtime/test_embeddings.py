@@ -108,6 +108,12 @@ def test_an_adapter_that_is_dropped_in_the_middle_of_a_text_is_freed_after_it(li
     assert asked > 3
 
 
+def test_a_text_that_nobody_wants_any_more_costs_nothing_and_is_no_failure(live: Live) -> None:
+    engine = live.current.engine
+    assert isinstance(engine, LlamaEngine)
+    assert not engine.embed(engine.tokenize(TEXTS[0]), is_wanted=lambda: False).any()
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [

@@ -56,7 +56,9 @@ class Embedding:
         return True
 
     def vector(self) -> Floats:
-        """Return the mean as a vector of length 1."""
+        """Return the mean as a vector of length 1, or zeros when nothing was computed."""
+        if not self._done:
+            return self._sum.astype(np.float32)
         length = float(np.linalg.norm(self._sum))
         if not np.isfinite(length) or not length:
             raise EngineError("the model's hidden states are not numbers; its weights are damaged")
