@@ -166,7 +166,7 @@ def garbage(shop: Workshop) -> None:
 
 def slow(shop: Workshop) -> None:
     """Right answers, from an adapter that adds nothing but work: its second half is zero."""
-    shop.publish(shop.bundle("bad", adapter=_idle_lora(shop.folder / "slow.gguf")))
+    shop.publish(shop.bundle("bad", adapter=idle_lora(shop.folder / "slow.gguf", rank=SLOW_RANK)))
 
 
 def exploding_context(shop: Workshop) -> None:
@@ -285,7 +285,8 @@ LONG = {
 }
 
 
-def _idle_lora(path: Path) -> Path:
+def idle_lora(path: Path, *, rank: int, seed: int = 0) -> Path:
+    """Write a LoRA for every linear layer that changes no answer and costs what a trained one of that rank does."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")
@@ -299,8 +300,8 @@ def _idle_lora(path: Path) -> Path:
     for layer in range(30):
         for name, (wide, high) in shapes.items():
             tensor = f"blk.{layer}.{name}.weight"
-            writer.add_tensor(f"{tensor}.lora_a", np.full((SLOW_RANK, wide), 0.001, np.float32))
-            writer.add_tensor(f"{tensor}.lora_b", np.zeros((high, SLOW_RANK), np.float32))
+            writer.add_tensor(f"{tensor}.lora_a", np.full((rank, wide), 0.001 * (seed + 1), np.float32))
+            writer.add_tensor(f"{tensor}.lora_b", np.zeros((high, rank), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
