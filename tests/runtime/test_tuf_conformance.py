@@ -2,10 +2,10 @@
 
 `tuf_client.py` runs the suite itself. What of it does not apply here:
 - test_artifact_cache: a release file is read once and then gone; the specification asks for no cache.
-- test_cached_role_is_verified_against_current_delegator: one role per profile, delegated to by `targets` alone.
 - test_keytype_and_scheme for rsa and ecdsa, test_static_repository, test_faketime, test_expired_local_*: other makers'
   keys, repositories and clocks; `tuf_client.py` runs them, our keys are Ed25519.
-- test_unusual_role_name: our roles are `profile-` and a checked name; `tuf_client.py` runs it.
+- test_unusual_role_name, test_cached_role_is_verified_against_current_delegator: one role per profile, with a checked
+  name, delegated to by `targets` alone; `tuf_client.py` runs them.
 """
 
 # pyright: reportPrivateImportUsage=false

@@ -2,10 +2,10 @@
 """The device's client as a command, for the conformance suite of The Update Framework.
 
     git clone https://github.com/theupdateframework/tuf-conformance && cd tuf-conformance
-    pytest tuf_conformance --entrypoint "PYTHON FIELDLM/tests/runtime/tuf_client.py"
+    pytest tuf_conformance --entrypoint=FIELDLM/tests/runtime/tuf_client.py
 
 The suite is published as a repository and an action alone, no registry has it; `test_tuf_conformance.py` beside this
-file plays its scenarios on every run. It expects tuf_client.py.xfails to name what does not apply.
+file plays its scenarios on every run. tuf_client.py.xfails names what does not apply.
 """
 
 import argparse

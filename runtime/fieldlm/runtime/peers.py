@@ -157,6 +157,7 @@ class _Together:
         self._on_bytes = on_bytes
         self._peers = dict[str, _Peer]()
         self._looked_s = -LOOK_S
+        self._look_took_s = 0.0
         self._news_s = time.monotonic()
         self._begins_s = self._news_s + swarm.settle_s
         self._failures = 0
@@ -174,7 +175,8 @@ class _Together:
         return [peer for peer in self._peers.values() if not peer.is_out]
 
     def _look(self) -> None:
-        if time.monotonic() - self._looked_s < LOOK_S:
+        began_s = time.monotonic()
+        if began_s - self._looked_s < max(LOOK_S, 2 * self._look_took_s):
             return
         here = {one.name: one for one in list(self._swarm.find())[:MOST] if one.name != self._swarm.me}
         for name, neighbour in here.items():
@@ -182,11 +184,15 @@ class _Together:
             if known is None or (known.neighbour != neighbour and not known.is_out):
                 self._peers[name] = _Peer(neighbour, self._swarm.claim_s)
         for peer in self._asked():
+            before = peer.map
             if peer.neighbour.name in here:
                 peer.look(self._part)
             else:
                 peer.map = b""
+            if peer.map != before:
+                self._news_s = time.monotonic()  # somebody gets on: nobody's turn is over
         self._looked_s = time.monotonic()
+        self._look_took_s = self._looked_s - began_s
 
     def _from_a_neighbour(self) -> bool:
         """Take a stretch from one of those who have it; says whether there was one."""
@@ -219,12 +225,15 @@ class _Together:
             return False
         peers = self._asked()
         names = [self._swarm.me, *(peer.neighbour.name for peer in peers if peer.is_fetching)]
-        turn = int((time.monotonic() - self._news_s) / PATIENCE_S)
+        # Looking at many takes its time, and what was seen is as old as that.
+        turn = int((time.monotonic() - self._news_s) / max(PATIENCE_S, 4 * self._look_took_s))
         free = [i for i in self._part.missing() if not any(peer.has(i) or peer.claims(i) for peer in peers)]
         mine = [index for index in free if self._rank(names, index) <= turn]
         if not mine:
             return False
         start, stop = self._stretch(mine, mine[0])
+        if self._is_begun(names, start):
+            return True
         before = self._part.bytes_here
         self._part.claim(start, stop)
         try:
@@ -241,6 +250,14 @@ class _Together:
         self._news(before)
         return True
 
+    def _is_begun(self, names: Sequence[str], index: int) -> bool:
+        """Ask once more those whose turn is next to ours, who may have begun since they were looked at."""
+        near = self._order(names, index)[: MOST_TURNS + 1]
+        asked = [peer for peer in self._asked() if peer.neighbour.name in near]
+        for peer in asked:
+            peer.look(self._part)
+        return any(peer.has(index) or peer.claims(index) for peer in asked)
+
     def _news(self, before: int) -> None:
         if self._part.bytes_here > before:
             self._news_s = time.monotonic()
@@ -248,10 +265,11 @@ class _Together:
 
     def _rank(self, names: Sequence[str], index: int) -> int:
         """Return how many come before us for the stretch that holds the chunk; never more than a few turns."""
-        number = self._part.chunks[index].start // STRETCH_BYTES
-        seed = f"{self._part.blob.sha256}{number}"
-        order = sorted(names, key=lambda name: sha256(f"{seed}\0{name}".encode()).digest())
-        return min(order.index(self._swarm.me), MOST_TURNS)
+        return min(self._order(names, index).index(self._swarm.me), MOST_TURNS)
+
+    def _order(self, names: Sequence[str], index: int) -> list[str]:
+        seed = f"{self._part.blob.sha256}{self._part.chunks[index].start // STRETCH_BYTES}"
+        return sorted(names, key=lambda name: sha256(f"{seed}\0{name}".encode()).digest())
 
     def _stretch(self, indices: Sequence[int], index: int) -> tuple[int, int]:
         """Return the chunks around `index` that are in `indices` and in the same stretch, without gaps."""

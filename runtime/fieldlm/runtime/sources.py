@@ -105,8 +105,9 @@ class WebSource:
         headers = {"Accept-Encoding": "identity"}
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+        url = f"{self.name}/{quote(path, safe='/%')}"  # names of TUF roles come quoted, and ours need none
         try:
-            response = self._pool.request("GET", f"{self.name}/{quote(path)}", headers=headers, preload_content=False)
+            response = self._pool.request("GET", url, headers=headers, preload_content=False)
         except urllib3.exceptions.HTTPError as error:
             raise LinkError(f"{self.name} does not answer: {error}; try again later") from error
         is_read = False
