@@ -3,9 +3,10 @@
 # pyright: reportPrivateImportUsage=false
 
 import io
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 from securesystemslib.signer import CryptoSigner
@@ -21,7 +22,9 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
+from fieldlm.formats.errors import FieldlmError
 from fieldlm.runtime.sources import MissingFileError, Reader
+from fieldlm.runtime.trust import Trust
 
 TOP = ("root", "timestamp", "snapshot", "targets")
 
@@ -142,3 +145,42 @@ class Repository:
         if not number.isdecimal() or not 1 <= int(number) <= len(versions):
             raise MissingFileError(path)
         return versions[int(number) - 1]
+
+
+class Client:
+    """The device's trust, with the first root of a repository in memory."""
+
+    def __init__(self, folder: Path, repository: Repository) -> None:
+        self.repository = repository
+        self.trust = Trust(folder / "trust")
+        self.init(repository.published["root"][0])
+
+    def init(self, root: bytes) -> None:
+        self.trust.folder.mkdir(parents=True, exist_ok=True)
+        self.trust.anchor.write_bytes(root)
+
+    def refresh(self) -> bool:
+        self.repository.asked.clear()
+        return self._works(lambda: self.trust.refresh(self.repository))
+
+    def download(self, path: str) -> bytes | None:
+        self.repository.asked.clear()
+        found = list[bytes | None]()
+        works = self._works(lambda: found.append(self.trust.read_target(self.repository, path)))
+        return found[0] if works else None
+
+    def version(self, role: str) -> int:
+        path = self.trust.metadata / f"{role}.json"
+        return Metadata[Any].from_file(str(path)).signed.version if path.exists() else 0
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        return tuple(self.version(role) for role in TOP)
+
+    @staticmethod
+    def _works(act: Callable[[], object]) -> bool:
+        try:
+            act()
+        except FieldlmError:
+            return False
+        return True
