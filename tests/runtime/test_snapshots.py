@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def kept(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def kept(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the snapshot that a first start has left."""
     folder = tmp_path_factory.mktemp("kv")
     live = start(bundle, folder)

@@ -225,8 +225,10 @@ class Remembers(Protocol):
         ...
 
     def remember(self, tokens: Sequence[int], state: bytes, *, adapter: str | None = None) -> bool:
-        """Begin as if `tokens` had been computed; False when the engine refuses. `state` must come from `remembered`
-        of an engine of the same `build` with the same weights and adapter: its bytes are not checked.
+        """Begin as if `tokens` had been computed; False when the engine refuses.
+
+        `state` must come from `remembered` of an engine of the same `build` with the same weights and adapter: its
+        bytes are not checked.
         """
         ...
 
