@@ -20,6 +20,8 @@ from fieldlm.formats.files import canonical_json, free_mb, sha256_bytes, sha256_
 from fieldlm.runtime.terminal import log
 
 DONE = "stage.json"
+# Counts up when a stage comes to answer in another form: what an older compiler left in the cache is then made anew.
+FORMAT = 2
 # Below this a failed write is the disk's fault, whatever the native code called it.
 FULL_DISK_MB = 2
 
@@ -64,7 +66,8 @@ class Stages:
 
         Raises NoSpaceError, before anything is written, when the disk has less than `needs_mb` left.
         """
-        path = self.folder / f"{name}-{sha256_bytes(canonical_json({'stage': name, 'inputs': inputs}))[:20]}"
+        key = sha256_bytes(canonical_json({"format": FORMAT, "stage": name, "inputs": inputs}))[:20]
+        path = self.folder / f"{name}-{key}"
         with lock(self.folder / f".{path.name}.lock"):
             made = _finished(path)
             if made is None:
