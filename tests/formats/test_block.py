@@ -77,6 +77,12 @@ def test_records_come_back_equal(records: list[Record], first: int) -> None:
     assert list(parse(encode(made)).records()) == made
 
 
+def test_clocks_at_either_end_of_what_a_number_holds_come_back() -> None:
+    ends = [(2**62, -(2**62)), (-(2**63), 2**63 - 1), (2**63 - 1, -(2**63)), (0, 0)]
+    made = [msgspec.structs.replace(day(1)[0], seq=i, wall_ms=w, mono_ms=m) for i, (w, m) in enumerate(ends, 1)]
+    assert list(parse(encode(made)).records()) == made
+
+
 @given(st.binary(max_size=300))
 def test_garbage_raises_one_kind_of_error(message: bytes) -> None:
     with pytest.raises(WireError):

@@ -106,7 +106,10 @@ def _records(block: Block) -> tuple[Record, ...]:
     if not inside or any(a >= b for a, b in pairwise(seqs)):
         raise ValueError("its numbers do not ascend within its head's range")
     values = {n: _unpack(n, c, block.count) for n, c in zip(names, columns[1:], strict=True)}
-    values["mono_ms"] = [_int64(wall - lead) for wall, lead in zip(values["wall_ms"], values["mono_ms"], strict=True)]
+    values["mono_ms"] = [wall - lead for wall, lead in zip(values["wall_ms"], values["mono_ms"], strict=True)]
+    for name in names:
+        if _kind(name) is int:
+            values[name] = [*map(_int64, values[name])]
     key = {"device": block.device, "epoch": block.epoch, "stream": block.stream}
     rows = zip(*values.values(), strict=True)
     return tuple(
@@ -215,7 +218,7 @@ def _unpack_column(column: list[Any], count: int) -> list[Any]:
         case ["i", bytes(raw)]:
             return _integers(raw, count)
         case ["d", bytes(raw)]:
-            return [_int64(value) for value in accumulate(_integers(raw, count))]
+            return [*accumulate(_integers(raw, count))]
         case ["f", int(scale), bytes(raw)] if scale in _SCALES:
             return [value / scale for value in _integers(raw, count)]
         case ["F", bytes(raw)]:
@@ -251,7 +254,8 @@ def _integers(raw: bytes, count: int) -> list[int]:
         value |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
-            values.append(_int64(value >> 1 if not value & 1 else -((value + 1) >> 1)))
+            # A step between two numbers of 64 bits may need a bit or two more; what they come to is looked at later.
+            values.append(value >> 1 if not value & 1 else -((value + 1) >> 1))
             value = shift = 0
         elif shift > 70:
             raise ValueError("a number does not fit in 64 bits")
