@@ -128,9 +128,19 @@ class Link:
         self._client.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])
 
     def publish(
-        self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int = 0, content_type: str = ""
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        expiry_s: int = 0,
+        content_type: str = "",
+        wait_s: float = 0.0,
     ) -> None:
-        """Queue a QoS 1 message; raises LinkError when paho will not take it."""
+        """Queue a QoS 1 message, and wait up to `wait_s` until the broker has it.
+
+        Raises LinkError when paho will not take it.
+        """
         properties = Properties(PacketTypes.PUBLISH)
         properties.UserProperty = ("v", "1")
         if expiry_s:
@@ -140,6 +150,8 @@ class Link:
         done = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         if done.rc != mqtt.MQTT_ERR_SUCCESS:
             raise LinkError(f"the broker {self.address} took no message: {mqtt.error_string(done.rc)}")
+        if wait_s:
+            done.wait_for_publish(wait_s)
 
     def _on_connect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:

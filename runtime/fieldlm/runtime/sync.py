@@ -37,6 +37,8 @@ SHORT = 4
 """Connections in a row that ended before SETTLED_S. Not every broker says that another client came with our name."""
 SETTLED_S = 30.0
 """A connection that lasted so long was one, whether a collector answered or not."""
+GOODBYE_S = 2.0
+"""How long a stop waits for the broker to take the last presence."""
 HEAD_BYTES = 1024
 """Room for topic and properties beside a message."""
 
@@ -237,7 +239,9 @@ class Sync:
                 )
             self._receive(conversation)
             self._is_answered |= conversation.is_answered
-        link.publish(topics.state_topic(self.fleet, self.device), self._presence({"state": "stopped"}), retain=True)
+        goodbye = self._presence({"state": "stopped"})
+        # A socket that is closed over an unread answer is reset, and the broker then gives out the will over this.
+        link.publish(topics.state_topic(self.fleet, self.device), goodbye, retain=True, wait_s=GOODBYE_S)
 
     def _receive(self, conversation: Conversation) -> None:
         """Wait for one event, and take all that are there."""
