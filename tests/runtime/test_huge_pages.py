@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldlm.runtime.engines.huge_pages import LARGE, huge_pages, mappings, move
+from fieldlm.runtime.engines.huge_pages import LARGE, added, huge_pages, mappings, move
 
 
 def fresh(size: int) -> NDArray[np.uint32]:
@@ -24,7 +24,7 @@ def huge_mb() -> float:
 def test_memory_that_was_moved_holds_what_it_held() -> None:
     before = mappings()
     numbers = fresh(4 * LARGE)
-    new = mappings() - before
+    new = added(before, mappings())
     before_mb = huge_mb()
     moved_mb = move(new)
     # A kernel that cannot do it says so; one that can moves all but the ends, which fill no huge page.
@@ -37,10 +37,18 @@ def test_only_large_new_memory_is_meant() -> None:
     small, large = fresh(LARGE // 4), fresh(LARGE * 2)
 
     def holds(numbers: NDArray[np.uint32]) -> bool:
-        return any(begin <= numbers.ctypes.data < end for begin, end in mappings() - before)
+        return any(begin <= numbers.ctypes.data < end for begin, end in added(before, mappings()))
 
     assert holds(large)
     assert holds(small) is (abs(small.ctypes.data - large.ctypes.data) <= 2 * LARGE), "only as a part of one mapping"
+
+
+def test_what_the_kernel_joined_to_new_memory_stays_where_it_is() -> None:
+    old, gap = 3 * LARGE, 64
+    before = [(0, old), (old + LARGE + gap, 2 * old)]
+    assert added(before, [(0, 3 * old)]) == [(old, old + LARGE + gap), (2 * old, 3 * old)]
+    assert added(before, [(0, old + gap), (old + LARGE, 2 * old)]) == []
+    assert added([], [(gap, gap + LARGE), (old, old + gap)]) == [(gap, gap + LARGE)]
 
 
 def test_what_is_allocated_meanwhile_stays_what_it_was() -> None:

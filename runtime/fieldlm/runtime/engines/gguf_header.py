@@ -5,6 +5,7 @@ container (metadata, tensor names, shapes, types and places) and nothing of what
 """
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,7 +15,8 @@ from fieldlm.formats.errors import EngineError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-HEADER_LIMIT = 64 << 20  # bytes; the largest vocabularies in use need 20 MB
+HEADER_READS = (6 << 20, 64 << 20)
+"""Bytes that are tried; nearly all headers lie within the first, the largest vocabularies in use need 20 MB."""
 MAX_DIMENSIONS = 4
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -41,9 +43,8 @@ class Tensor:
 class Strings:
     """An array of strings, kept as bytes: a vocabulary has 50,000 and a reader asks for two."""
 
-    def __init__(self, data: bytes, start: int, count: int) -> None:
+    def __init__(self, data: bytes, count: int) -> None:
         self._data = data
-        self._start = start
         self._count = count
 
     def __len__(self) -> int:
@@ -52,21 +53,19 @@ class Strings:
     def __getitem__(self, index: int) -> str:
         if not 0 <= index < self._count:
             raise IndexError(index)
-        at = self.place(index)
-        return self._data[at + 8 : self._next(at)].decode(errors="replace")
+        at = after_strings(self._data, 0, index)
+        return self._data[at + 8 : after_strings(self._data, at, 1)].decode(errors="replace")
 
-    def place(self, index: int) -> int:
-        """Return where string `index` begins; `place(len(self))` is where the array ends."""
-        at = self._start
-        for _ in range(index):
-            at = self._next(at)
-        return at
 
-    def _next(self, at: int) -> int:
-        end = at + 8 + int.from_bytes(self._data[at : at + 8], "little")
-        if end > len(self._data):
-            raise IndexError(end)
-        return end
+def after_strings(data: bytes, at: int, count: int) -> int:
+    """Return where the `count` strings that begin at byte `at` end; raises IndexError when that is not in `data`."""
+    if count > (len(data) - at) // 8:
+        raise IndexError(count)
+    for _ in range(count):
+        at += 8 + int.from_bytes(data[at : at + 8], "little")
+    if at > len(data):
+        raise IndexError(at)
+    return at
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,13 @@ def read_header(path: Path) -> Header:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            data = file.read(HEADER_LIMIT)
+            for limit in HEADER_READS:
+                file.seek(0)
+                with suppress(struct.error, IndexError):
+                    return _Reader(path, file.read(limit)).header(size)
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        return _Reader(path, data).header(size)
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
-        raise EngineError(f"{path} is cut off or damaged in its header; fetch or compile the bundle again") from error
+    raise EngineError(f"{path} is cut off or damaged in its header; fetch or compile the bundle again")
 
 
 class _Reader:
@@ -166,9 +165,8 @@ class _Reader:
             return list(values)
         if kind != STRING:
             self._fail(f"is damaged: an array of unknown type {kind}")
-        strings = Strings(self._data, self._at, count)
-        self._at = strings.place(count)
-        return strings
+        start, self._at = self._at, after_strings(self._data, self._at, count)
+        return Strings(self._data[start : self._at], count)
 
     def _tensor(self) -> tuple[str, Tensor, int]:
         name = self._string()

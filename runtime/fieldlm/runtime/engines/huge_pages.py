@@ -8,7 +8,7 @@ Linux 6.1 and later move memory on request, whatever the system's setting for hu
 
 import ctypes
 import threading
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,19 +24,34 @@ def huge_pages() -> Generator[None]:
     """Move the large memory that was allocated in this block, when it is over and in a thread of its own."""
     before = mappings()
     yield
-    if new := mappings() - before:
+    if new := added(before, mappings()):
         threading.Thread(target=move, args=(new,), name="huge-pages", daemon=True).start()
 
 
-def mappings() -> set[Mapping]:
-    """Return the large writable memory of this process that is no file's."""
+def mappings() -> list[Mapping]:
+    """Return the writable memory of this process that is no file's, in the order of its addresses."""
     try:
         lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     except OSError:
-        return set()
+        return []
     anonymous = [words[0].split("-") for words in lines if len(words) == 5 and words[1] == "rw-p"]
-    found = {(int(begin, 16), int(end, 16)) for begin, end in anonymous}
-    return {(begin, end) for begin, end in found if end - begin >= LARGE}
+    return [(int(begin, 16), int(end, 16)) for begin, end in anonymous]
+
+
+def added(before: Sequence[Mapping], after: Sequence[Mapping]) -> list[Mapping]:
+    """Return the large parts of `after` that lie in nothing of `before`.
+
+    The kernel joins neighbours to one mapping, and moving the old one as well would fill what nobody has written to yet
+    (44 MB beside SmolLM2: the work space that numpy's OpenBLAS reserves).
+    """
+    parts: list[Mapping] = []
+    for begin, end in after:
+        at = begin
+        for old_begin, old_end in (old for old in before if old[1] > begin and old[0] < end):
+            parts.append((at, old_begin))
+            at = old_end
+        parts.append((at, end))
+    return [(begin, end) for begin, end in parts if end - begin >= LARGE]
 
 
 def move(memory: Collection[Mapping]) -> float:
