@@ -60,12 +60,13 @@ def decode(job: Job) -> list[Figure]:
 
 
 def _bundle() -> Bundle:
-    """Compile the embedded default model to ONNX, or take what was compiled."""
+    """Compile the embedded default model to ONNX, all weights in int4 as theirs, or take what was compiled."""
     profile = detect().best
-    folder = cache_root() / "bench" / f"default-onnx-{profile.id}"
+    quant = f"int4-b{profile.onnx.block_size}-h4"
+    folder = cache_root() / "bench" / f"default-{quant}-{profile.id}"
     if not (folder / "manifest.json").exists():
         key = load_or_create_key(cache_root() / "bench" / "signing.pem")
-        compile_model(DEFAULT_MODEL, profile=profile, out=folder, key=key, fmt="onnx")
+        compile_model(DEFAULT_MODEL, profile=profile, out=folder, key=key, fmt="onnx", quants=(quant,))
     return open_bundle(folder)
 
 

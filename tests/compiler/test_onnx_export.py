@@ -72,6 +72,10 @@ def test_the_quantised_model_stores_the_tied_table_once(tmp_path: Path) -> None:
     # 8 bits a weight in the table and 4 in the body, each with a scale of 32 bits per block of 32, and the norms.
     assert weights <= table * 9 / 8 + body * 5 / 8 + rotary + 4096 * 3
     assert made.files == ((onnx.MODEL, "base"), (onnx.WEIGHTS, "base"), ("tokenizer.json", "tokenizer"))
+    full = onnx_material.fp32("llama").folder
+    small = onnx.quantize(full, tmp_path, block_size=32, accuracy_level=4, head_bits=4)
+    assert small.quant == f"{made.quant}-h4"
+    assert weights - (small.folder / onnx.WEIGHTS).stat().st_size == table / 2
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:

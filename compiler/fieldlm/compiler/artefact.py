@@ -74,7 +74,7 @@ def shrink(full: Artefact, quant: str, profile: Profile, stages: Stages) -> Arte
         make, needs_mb = partial(_make_quantized, full, quant), full.base.stat().st_size * 0.6 / MB
         return _gguf(quant, *stages.run(f"quantized-{quant}", inputs, make, needs_mb=needs_mb))
     inputs |= {"toolchain": versions("onnx"), "shape": [profile.onnx.block_size, profile.onnx.accuracy_level]}
-    return _onnx(*stages.run(f"quantized-{quant}", inputs, partial(_make_int4, full, profile)))
+    return _onnx(*stages.run(f"quantized-{quant}", inputs, partial(_make_int4, full, quant, profile)))
 
 
 def mix(
@@ -118,11 +118,15 @@ def candidates(fmt: Format, asked: Sequence[str], profile: Profile) -> tuple[str
     Raises InputError for one that does not exist or cannot be made.
     """
     if fmt == "onnx":
-        only = f"int4-b{profile.onnx.block_size}"
-        wrong = [quant for quant in asked if quant.lower() not in ("int4", only)]
+        usual = f"int4-b{profile.onnx.block_size}"
+        small = usual + import_module("fieldlm.compiler.exporters.onnx").SMALL_HEAD
+        there = {"int4": usual, usual: usual, small: small}
+        wrong = [quant for quant in asked if quant.lower() not in there]
         if wrong:
-            raise InputError(f"there is no ONNX quantisation {wrong[0]!r} for {profile.id}; there is {only}")
-        return (only,)
+            raise InputError(
+                f"there is no ONNX quantisation {wrong[0]!r} for {profile.id}; there are {usual} and {small}"
+            )
+        return tuple(dict.fromkeys(there[quant.lower()] for quant in asked or (usual,)))
     return tuple(dict.fromkeys(quantize.check_quant(quant) for quant in asked or profile.gguf.quants[:3]))
 
 
@@ -161,10 +165,16 @@ def _make_fp32(checkpoint: Checkpoint, folder: Path) -> Ran:
     return ran
 
 
-def _make_int4(full: Artefact, profile: Profile, folder: Path) -> Ran:
+def _make_int4(full: Artefact, quant: str, profile: Profile, folder: Path) -> Ran:
     onnx = import_module("fieldlm.compiler.exporters.onnx")
-    shape = profile.onnx
-    made = onnx.quantize(full.base.parent, folder, block_size=shape.block_size, accuracy_level=shape.accuracy_level)
+    shape, head_bits = profile.onnx, 4 if quant.endswith(onnx.SMALL_HEAD) else 8
+    made = onnx.quantize(
+        full.base.parent,
+        folder,
+        block_size=shape.block_size,
+        accuracy_level=shape.accuracy_level,
+        head_bits=head_bits,
+    )
     _copy_template(full, folder)
     return _exported(made)
 

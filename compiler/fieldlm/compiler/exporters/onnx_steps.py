@@ -21,8 +21,7 @@ MAX_CONTEXT = 32768
 FUSED_FAMILIES = {"llama", "mistral", "qwen2"}
 # Kinds of rotary scaling that are one table, whatever the length of the prompt.
 FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}
-# The tied head is the embedding too and suffers most from rounding; the body is read in every token, the head as well.
-HEAD_BITS, BODY_BITS = 8, 4
+BODY_BITS = 4
 HEAD = "/lm_head/MatMul"
 
 
@@ -92,15 +91,15 @@ def _attention(config: Any) -> Attention | None:
     )
 
 
-def round_weights(fp32: str, out: str, block_size: int, accuracy_level: int) -> dict[str, Any]:
-    """Replace every matrix product's weights by blocks of int4; a tied head gets int8 and is the embedding too."""
+def round_weights(fp32: str, out: str, block_size: int, accuracy_level: int, head_bits: int) -> dict[str, Any]:
+    """Replace every matrix product's weights by blocks of int4, the head's by `head_bits`; a tied one stays tied."""
     logging.disable(logging.INFO)
     model = onnx.load(Path(fp32) / "model.onnx")
     parameters = onnx_graph.count_floats(model)
     width = onnx_graph.untie_head(model)
     products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
     body = [name for name in products if name != HEAD]
-    for bits, left in ((HEAD_BITS, body), (BODY_BITS, [])):
+    for bits, left in ((head_bits, body), (BODY_BITS, [])):
         rounding = MatMulNBitsQuantizer(
             model,
             bits=bits,
@@ -112,7 +111,7 @@ def round_weights(fp32: str, out: str, block_size: int, accuracy_level: int) -> 
         rounding.process()
         model = cast(Any, rounding.model).model
     if width and width % block_size == 0:
-        onnx_graph.tie_embedding(model, bits=HEAD_BITS, block_size=block_size)
+        onnx_graph.tie_embedding(model, bits=head_bits, block_size=block_size)
     _save(model, Path(out))
     fused = any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
     return {"parameters": parameters, "fused": fused}
