@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from onnx import load
 
 from fieldlm.compiler import verify
 from fieldlm.compiler.exporters import onnx
@@ -60,6 +61,12 @@ def test_attention_is_fused_where_the_operator_computes_the_same_and_left_where_
     assert onnx_material.fp32("qwen2").is_fused
     # Qwen3 normalises queries and keys between projection and rotation.
     assert not onnx_material.fp32("qwen3").is_fused
+
+
+def test_a_constant_is_in_the_graph_once() -> None:
+    graph = load(onnx_material.int4("llama").folder / onnx.MODEL, load_external_data=False).graph
+    constants = [node.attribute[0].SerializeToString() for node in graph.node if node.op_type == "Constant"]
+    assert len(constants) == len(set(constants)) > 0
 
 
 def test_the_quantised_model_stores_the_tied_table_once(tmp_path: Path) -> None:

@@ -191,6 +191,19 @@ def prune(model: ModelProto) -> None:
     del graph.value_info[:]
 
 
+def share_constants(model: ModelProto) -> None:
+    """Keep one of all constants that are equal: a traced model has each of its few once a layer and more."""
+    graph = model.graph
+    first: dict[bytes, str] = {}
+    same: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            same[node.output[0]] = first.setdefault(node.attribute[0].SerializeToString(), node.output[0])
+        else:
+            _replace(node.input, [same.get(name, name) for name in node.input])
+    prune(model)
+
+
 def _replace(field: MutableSequence[T], values: list[T]) -> None:
     del field[:]
     field.extend(values)

@@ -38,6 +38,7 @@ def trace(checkpoint: str, out: str, stops: list[int]) -> dict[str, Any]:
     attention = _attention(config)
     is_fused = attention is not None and onnx_graph.fuse_attention(model, attention)
     onnx_graph.join_products(model)
+    onnx_graph.share_constants(model)
     about: dict[str, Any] = {
         "format": FORMAT,
         "kv": "shared" if is_fused else "grown",
