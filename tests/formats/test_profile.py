@@ -148,6 +148,11 @@ def test_an_impossible_profile_is_refused_for_its_reason(
     assert [line for line in reasons if reason in line], reasons
 
 
+def test_a_gpu_that_would_stand_idle_is_refused() -> None:
+    (reason,) = lint(msgspec.structs.replace(load_profile("laptop-nvidia"), engines=("llama", "onnx")))
+    assert "would stand idle: the ONNX engine computes on the CPU" in reason
+
+
 def test_a_number_without_a_source_is_refused() -> None:
     profile = load_profile("rpi5-8gb")
     kept = {name: said for name, said in profile.sources.items() if name != "memory.bandwidth_gb_s"}
@@ -166,6 +171,12 @@ def test_a_theory_without_a_source_is_refused() -> None:
 def test_slow_file_types_are_a_caution_and_no_refusal() -> None:
     assert any(line.startswith("Q8_0 has no repacked kernel") for line in cautions(load_profile("laptop-avx2")))
     assert cautions(load_profile("rpi5-8gb")) == []
+
+
+def test_weights_that_are_mapped_and_repacked_are_a_caution() -> None:
+    mapped = cautions(changed(load_profile("rpi5-8gb"), "runtime", mmap=True))
+    assert any(line.startswith("runtime.mmap = true keeps Q4_0 in memory twice") for line in mapped)
+    assert not any("in memory twice" in line for line in cautions(load_profile("pi-zero-2w"))), "nothing is repacked"
 
 
 def test_the_yardstick_cache_is_the_published_one() -> None:

@@ -47,6 +47,13 @@ def test_the_pinned_engine_is_installed_and_speaks_our_abi() -> None:
     assert build.what == "build"
 
 
+def test_a_gpu_that_is_promised_and_not_seen_fails_with_the_command() -> None:
+    found = doctor.check_accelerator(load_profile("laptop-nvidia").accelerators[0])
+    assert (found.what, found.level) == ("accelerator", "fail")
+    assert found.text.endswith("llama.cpp sees only CPU here")
+    assert "-DGGML_CUDA=on" in found.next
+
+
 def test_another_engine_than_the_pinned_one_fails_with_the_command() -> None:
     found = doctor.check_pin("0.2.0", "0.3.36", "pip install …")
     assert (found.level, found.next) == ("fail", "pip install …")

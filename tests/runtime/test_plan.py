@@ -7,7 +7,9 @@ import pytest
 from gguf import GGUFWriter
 
 from fieldlm.formats.errors import EngineError
+from fieldlm.formats.profile import Accelerator, load_profile
 from fieldlm.runtime.engines.gguf_header import Header, Tensor, read_header
+from fieldlm.runtime.engines.layout import Layout
 from fieldlm.runtime.engines.llama import LlamaEngine
 from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
 from fieldlm.runtime.engines.plan import Plan, ensure_fits, kv_bytes, plan
@@ -56,6 +58,72 @@ def test_what_is_foreseen_is_what_llama_cpp_takes(smollm2_gguf: Path, context: i
     assert foreseen.total == pytest.approx(sum(taken.values()), rel=0.08)
     assert foreseen.kv == pytest.approx(taken["kv"], rel=0.01)
     assert foreseen.compute == pytest.approx(taken["compute"], rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(key_type=Q8_0, value_type=Q8_0, flash_attention=True),
+        Layout(key_type=Q8_0, value_type=F16),
+        Layout(flash_attention=False),
+        Layout(is_mapped=True),
+    ],
+    ids=["q8_0", "keys", "no flash attention", "mapped"],
+)
+@pytest.mark.parametrize(("context", "parallel"), [(256, 1), (2048, 4)])
+def test_what_a_profile_asks_for_is_foreseen_too(
+    smollm2_gguf: Path, layout: Layout, context: int, parallel: int
+) -> None:
+    engine = LlamaEngine(smollm2_gguf, threads=1, context=context, parallel=parallel, layout=layout)
+    taken = engine.memory_mb()
+    engine.close()
+    foreseen = plan(
+        read_header(smollm2_gguf),
+        context=context,
+        parallel=parallel,
+        batch=PREFILL_ALONE + parallel,
+        isa=read_facts().isa,
+        layout=layout,
+    )
+    assert foreseen.total == pytest.approx(sum(taken.values()), rel=0.08)
+    assert foreseen.kv == pytest.approx(taken["kv"], rel=0.01)
+
+
+def test_the_refusal_counts_the_caches_as_they_will_be(smollm2_gguf: Path, tmp_path: Path) -> None:
+    root, found = machine(tmp_path, available_mb=300), read_header(smollm2_gguf)
+    small = Layout(key_type=Q8_0, value_type=Q8_0, flash_attention=True)
+    refusal(smollm2_gguf, root, context=2600, parallel=4)
+    assert ensure_fits(found, smollm2_gguf, context=2600, parallel=4, batch=BATCH, root=root, layout=small), (
+        "keys and values in 8 bits"
+    )
+
+
+def test_what_a_gpu_has_left_is_what_counts_there(smollm2_gguf: Path, tmp_path: Path) -> None:
+    root, found = machine(tmp_path, available_mb=30_000), read_header(smollm2_gguf)
+    own = load_profile("laptop-nvidia").accelerators[0]
+    shared = load_profile("jetson-orin-nano-8gb").accelerators[0]
+
+    def fits(gpu: Accelerator, free_mb: int, root: Path = root) -> Plan | None:
+        layout = Layout(gpu=gpu)
+        return ensure_fits(
+            found,
+            smollm2_gguf,
+            context=2048,
+            parallel=4,
+            batch=BATCH,
+            root=root,
+            layout=layout,
+            gpu_free_mb=free_mb,
+        )
+
+    assert fits(own, 400)
+    for gpu in (own, shared):
+        with pytest.raises(EngineError, match="and 200 MB are free"):
+            fits(gpu, 200)
+    busy = machine(tmp_path / "busy", available_mb=200)
+    assert fits(own, 400, busy), "its memory is not the machine's"
+    with pytest.raises(EngineError, match="and 199 MB are free"):
+        fits(shared, 400, busy)
 
 
 def test_quantised_keys_and_values_take_less(smollm2_gguf: Path) -> None:

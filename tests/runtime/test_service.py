@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +18,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.formats.bundle import Bundle, write_bundle
+from fieldlm.formats.errors import MissingPartError
 from fieldlm.formats.profile import load_profile, profile_sha256
 from fieldlm.runtime.broker import free_port
 from fieldlm.runtime.config import load_config
 from fieldlm.runtime.engines.llama import LlamaEngine
 from fieldlm.runtime.service import Device
+from fieldlm.runtime.slots import Slots
 
 PROFILE = "generic-x86-64-avx2"
 FIELDLM = str(Path(sys.executable).with_name("fieldlm"))
@@ -176,6 +178,18 @@ def test_a_device_gives_way_to_busy_neighbours_unless_it_was_told_its_threads(
         assert cast(LlamaEngine, device.live.current.engine).gives_way is gives_way
     finally:
         device.close()
+
+
+def test_a_gpu_that_is_promised_and_not_there_is_refused_and_no_generation_is_blamed(
+    bundle: Path, tmp_path: Path
+) -> None:
+    gpu = load_profile("laptop-nvidia").accelerators
+    promises = msgspec.structs.replace(load_profile(PROFILE), accelerators=gpu)
+    config = load_config({"state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
+    with pytest.raises(MissingPartError, match=r"promises GeForce .* sees only CPU here; .*GGML_CUDA=on"):
+        Device(config, promises, bundle)
+    with closing(Slots(tmp_path / "state")) as slots:
+        assert slots.status().failed == ()
 
 
 def test_the_device_says_what_it_holds(bundle: Path, tmp_path: Path) -> None:

@@ -135,19 +135,22 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What llama.cpp may be given: file types in order of preference, and tokens of context for each answer."""
+    """What llama.cpp may be given: file types in order of preference, and tokens of context for each answer.
+
+    `flash_attention` is kept to, or loading fails; where nobody says, llama.cpp decides.
+    """
 
     quants: tuple[str, ...]
     default_quant: str
     context: int
     kv_k: str = "f16"
     kv_v: str = "f16"
-    flash_attention: bool = False
+    flash_attention: bool | None = None
     imatrix: Literal["off", "preferred", "required"] = "preferred"
 
 
 class Onnx(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What onnxruntime may be given: int4 MatMulNBits of this shape, on these execution providers."""
+    """What onnxruntime may be given: int4 MatMulNBits of this shape, on providers that work in the CPU's memory."""
 
     bits: int
     block_size: int
@@ -157,10 +160,10 @@ class Onnx(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the device serves: answers at a time, and whether weights are mapped or read."""
+    """How the device serves: answers at a time, and whether weights stay in a mapped file or are read into memory."""
 
     parallel: int
-    mmap: bool = True
+    mmap: bool = False
 
 
 class Expect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

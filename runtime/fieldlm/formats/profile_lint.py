@@ -41,11 +41,16 @@ def lint(profile: Profile) -> list[str]:
 
 
 def cautions(profile: Profile) -> list[str]:
-    """Return what works and is slower than it could be."""
+    """Return what works and is slower, or takes more memory, than it could."""
     if any(accelerator.used for accelerator in profile.accelerators):
         return []
     fast = repacked(profile)
-    return [
+    twice = [
+        f"runtime.mmap = true keeps {quant} in memory twice: as it lies in the file and repacked"
+        for quant in profile.gguf.quants
+        if profile.runtime.mmap and bulk_type(quant) in fast
+    ]
+    return twice + [
         f"{quant} has no repacked kernel on {', '.join(profile.cpu.isa) or profile.cpu.arch}; its prefill is slow"
         for quant in profile.gguf.quants
         if bulk_type(quant) not in fast
@@ -161,6 +166,8 @@ def _onnx(profile: Profile) -> Iterator[str]:
 
 def _accelerators(profile: Profile) -> Iterator[str]:
     for accelerator in profile.accelerators:
+        if accelerator.used and "onnx" in profile.engines:
+            yield f"accelerator {accelerator.name} would stand idle: the ONNX engine computes on the CPU"
         if accelerator.kind == "cuda" and accelerator.used and not accelerator.compute_capability:
             yield f"accelerator {accelerator.name} has no compute_capability; nothing can be built for it"
         if accelerator.memory == "own" and accelerator.used and accelerator.memory_mb is None:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ import msgspec
 
 from fieldlm.formats.errors import FieldlmError
 from fieldlm.formats.files import free_mb
-from fieldlm.formats.profile import Profile, load_profile, profile_folder
+from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
 from fieldlm.runtime import hardware, terminal
 from fieldlm.runtime.config import Config, load_config
 from fieldlm.runtime.facts import LIVE
@@ -38,6 +39,7 @@ BUILD_NAMES = {
     "avx2": "AVX2", "f16c": "F16C", "fma": "FMA", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI",
     "dotprod": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE",
 }  # fmt: skip
+ASK_DEVICES = "import json; from fieldlm.runtime.engines import llama_devices as d; print(json.dumps(d.devices()))"
 ASK_ENGINE = "import llama_cpp; print(llama_cpp.__version__); print(llama_cpp.llama_print_system_info().decode())"
 
 
@@ -107,6 +109,9 @@ def _check_device(profile: Profile, detection: Detection | None, root: Path) -> 
     yield check_memory(hardware.memory_available_mb(root), profile)
     yield check_threads(hardware.usable_cores(), profile)
     yield check_heat(hardware.temperature_c(root), profile)
+    for accelerator in profile.accelerators:
+        if accelerator.used:
+            yield check_accelerator(accelerator)
 
 
 def _check_settings(config: Config) -> Iterator[Finding]:
@@ -163,6 +168,22 @@ def check_build(system: str, isa: Sequence[str], again: str) -> Finding:
     if unused:
         return warn("build", f"the CPU has {', '.join(unused)}, which this build leaves unused; slower", again)
     return ok("build", f"uses {', '.join(name for name in isa if name in BUILD_NAMES) or 'no special instructions'}")
+
+
+def check_accelerator(accelerator: Accelerator) -> Finding:
+    """Ask llama.cpp, in a child process, whether it sees what the profile promises."""
+    from fieldlm.runtime.engines.llama_devices import Device, promised
+
+    run = subprocess.run([sys.executable, "-c", ASK_DEVICES], capture_output=True, text=True, timeout=120, check=False)
+    if run.returncode:
+        return fail("accelerator", f"llama.cpp does not say what it sees (exit {run.returncode})", "see engine, above")
+    seen = [Device(*row) for row in json.loads(run.stdout)]
+    try:
+        found = promised(accelerator, seen)
+    except FieldlmError as error:
+        what, _, then = str(error).partition("; ")
+        return fail("accelerator", what, then or "compile for a profile without it")
+    return ok("accelerator", f"{found.name}, {found.description}: {found.free_mb} of {found.total_mb} MB free")
 
 
 def check_clock(now_s: float, newest_s: float) -> Finding:

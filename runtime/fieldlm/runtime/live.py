@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError, LinkError
+from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines import DEFAULT_TERMS, Engine, Generation, Sampling, Terms, open_engine
 from fieldlm.runtime.template import render
 
@@ -42,8 +43,10 @@ class Live:
         most_threads: int | None = None,
         context: int | None = None,
         parallel: int = 4,
+        profile: Profile | None = None,
     ) -> None:
         self.parallel = parallel
+        self._profile = profile
         self._threads = threads
         self._most_threads = most_threads
         self._context = context
@@ -198,6 +201,7 @@ class Live:
             most_threads=self._most_threads,
             context=self._context,
             parallel=self.parallel,
+            profile=self._profile,
         )
         with self._lock:
             return self._hold(bundle, engine)

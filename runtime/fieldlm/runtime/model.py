@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar, overload
 
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import EngineError
+from fieldlm.formats.profile import Profile
 from fieldlm.runtime.calls import MissedError, form
 from fieldlm.runtime.engines import (
     DEFAULT_TERMS,
@@ -62,15 +63,16 @@ class Model:
         threads: int | None = None,
         context: int | None = None,
         parallel: int = 4,
+        profile: Profile | None = None,
         trusted: frozenset[str] = frozenset(),
     ) -> "Model":
-        """Check and load the bundle in the folder `source`, with its adapter.
+        """Check and load the bundle in the folder `source`, with its adapter; `profile` as for `open_engine`.
 
         Raises InputError, BundleError or TrustError for what is not a whole bundle by a `trusted` key (an empty set
         trusts any), EngineError when it cannot be loaded.
         """
         bundle = source if isinstance(source, Bundle) else open_bundle(Path(source), trusted=trusted)
-        engine = open_engine(bundle, threads=threads, context=context, parallel=parallel)
+        engine = open_engine(bundle, threads=threads, context=context, parallel=parallel, profile=profile)
         path = bundle.path("adapter")
         try:
             if path is not None:
@@ -150,7 +152,9 @@ class Model:
                 raise
             return on_miss
 
-    def start(self, messages: Sequence[Message] | str, sampling: Sampling | None, terms: Terms) -> Generation:
+    def start(
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Generation:
         """Queue an answer; who asked reads it, once."""
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         prompt = self.engine.tokenize(render(self.bundle, asked))

@@ -21,6 +21,7 @@ import msgspec
 
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import BundleError, EngineError, FieldlmError, InputError
+from fieldlm.formats.profile import Profile
 from fieldlm.runtime import health
 from fieldlm.runtime.hardware import memory_available_mb
 from fieldlm.runtime.health import Measured, UnhealthyError
@@ -36,12 +37,13 @@ AWKWARD = ("Naïve café ☕ 你好 \N{GRINNING FACE}", "x" * 400, "\t\n", "{}[]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How the device would run the generation, and what its profile gives a model; 0 is no limit."""
+    """How the device would run the generation, and what its profile gives a model; 0 is no limit, None no profile."""
 
     context: int = 0
     parallel: int = 1
     threads: int = 1
     budget_mb: float = 0.0
+    profile: Profile | None = None
 
 
 class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -181,7 +183,7 @@ def _try(folder: Path, limits: Limits, say: Any) -> Measured:
     health.check_memory(memory_mb, limits.budget_mb)
     say(Word(step="load"))
     context = min(limits.context or bundle.manifest.model.context, bundle.manifest.model.context)
-    live = Live(bundle, threads=limits.threads, context=context, parallel=1)
+    live = Live(bundle, threads=limits.threads, context=context, parallel=1, profile=limits.profile)
     serving = live.current
     say(Word(step="template"))
     prompt_tokens = health.shortest_prompt(serving)
@@ -200,13 +202,20 @@ def foreseen_mb(bundle: Bundle, limits: Limits) -> float:
     if bundle.manifest.engine != "llama":
         return 0.0
     from fieldlm.runtime.engines.gguf_header import read_header
+    from fieldlm.runtime.engines.layout import layout_of
     from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
     from fieldlm.runtime.engines.plan import plan
 
     header = read_header(bundle.need("base"))
     context = limits.context or bundle.manifest.model.context
     adapter = bundle.manifest.file("adapter")
-    need = plan(header, context=context, parallel=limits.parallel, batch=PREFILL_ALONE + limits.parallel)
+    need = plan(
+        header,
+        context=context,
+        parallel=limits.parallel,
+        batch=PREFILL_ALONE + limits.parallel,
+        layout=layout_of(limits.profile),
+    )
     return need.total + (adapter.size / 1e6 if adapter else 0.0)
 
 

@@ -136,7 +136,10 @@ class Device:
     def _updater(self, manner: Manner) -> Updater[Serving]:
         config, memory = self.config, self.profile.memory
         limits = Limits(
-            context=self._context or 0, parallel=self.live.parallel, budget_mb=float(memory.model_budget_mb)
+            context=self._context or 0,
+            parallel=self.live.parallel,
+            budget_mb=float(memory.model_budget_mb),
+            profile=self.profile,
         )
         return Updater(
             self.slots,
@@ -237,6 +240,7 @@ class Device:
             most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
             context=self._context,
             parallel=config.parallel or profile.runtime.parallel,
+            profile=profile,
         )
 
     def _when_ready(self) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import MissingPartError
+from fieldlm.formats.profile import Profile
 
 Outcome = Literal["stop", "length", "cancelled", "deadline_exceeded", "rejected", "error"]
 Priority = Literal["safety", "interactive", "batch"]
@@ -257,12 +258,16 @@ def open_engine(
     most_threads: int | None = None,
     context: int | None = None,
     parallel: int = 4,
+    profile: Profile | None = None,
 ) -> Engine:
     """Load `bundle` with the engine it was made for: `parallel` answers at a time share `context` tokens each.
 
     `threads` are used whatever happens; without it, as many as there are cores for now, `most_threads` at most.
+    `profile` says how weights and caches are held (types of keys and values, flash attention, mapping) and what
+    computes; what it promises and this machine or build has not is an error.
 
-    Raises EngineError when the weights cannot be loaded, MissingPartError when the engine is not installed.
+    Raises EngineError when the weights cannot be loaded, MissingPartError when the engine is not installed, or not for
+    the accelerator of the profile.
     """
     name = bundle.manifest.engine
     try:
@@ -271,5 +276,7 @@ def open_engine(
         raise MissingPartError(
             f"this bundle needs {error.name}, which is not installed; run: pip install 'fieldlm[{name}]'"
         ) from error
-    made = module.open(bundle, threads=threads, most_threads=most_threads, context=context, parallel=parallel)
+    made = module.open(
+        bundle, threads=threads, most_threads=most_threads, context=context, parallel=parallel, profile=profile
+    )
     return cast(Engine, made)

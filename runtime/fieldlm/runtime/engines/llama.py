@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError, InputError
+from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines import DEFAULT_TERMS, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
 from fieldlm.runtime.engines.cores import CoreWatch, physical_cores
 from fieldlm.runtime.engines.gguf_header import check_adapter, read_header
+from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, Layout, layout_of
 from fieldlm.runtime.engines.line import Alarm
 from fieldlm.runtime.engines.llama_api import Adapter, Context, Weights, api
+from fieldlm.runtime.engines.llama_devices import check_offload, devices, promised
 from fieldlm.runtime.engines.llama_embed import PIECE, Embedding
 from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE, LlamaRequest, Worker
 from fieldlm.runtime.engines.plan import ensure_fits, plan
@@ -80,6 +83,7 @@ def open(
     most_threads: int | None = None,
     context: int | None = None,
     parallel: int = 4,
+    profile: Profile | None = None,
 ) -> "LlamaEngine":
     """Load the base weights of `bundle`; its adapter is loaded by who serves it."""
     return LlamaEngine(
@@ -88,6 +92,7 @@ def open(
         most_threads=most_threads,
         context=context or min(bundle.manifest.model.context, DEFAULT_CONTEXT),
         parallel=parallel,
+        layout=layout_of(profile),
     )
 
 
@@ -95,13 +100,31 @@ class LlamaEngine:
     """An `Engine` on one GGUF file."""
 
     def __init__(
-        self, path: Path, *, threads: int | None, context: int, parallel: int, most_threads: int | None = None
+        self,
+        path: Path,
+        *,
+        threads: int | None,
+        context: int,
+        parallel: int,
+        most_threads: int | None = None,
+        layout: Layout = DEFAULT_LAYOUT,
     ) -> None:
         if not 1 <= parallel <= MAX_PARALLEL or context < 1:
             raise InputError(f"{parallel=} and {context=}: want 1 to {MAX_PARALLEL} answers of at least 1 token")
         self._header = read_header(path)
-        ensure_fits(self._header, path, context=context, parallel=parallel, batch=PREFILL_ALONE + parallel)
-        weights = Weights(path)
+        self._layout = layout
+        ensure_fits(
+            self._header,
+            path,
+            context=context,
+            parallel=parallel,
+            batch=PREFILL_ALONE + parallel,
+            layout=layout,
+            gpu_free_mb=promised(layout.gpu, devices()).free_mb if layout.gpu else None,
+        )
+        weights = Weights(path, layout)
+        if layout.gpu:
+            check_offload(layout.gpu, weights.offloaded)
         self.context = min(context, weights.trained_context)
         most = min(physical_cores(), most_threads or MAX_THREADS)
         self._parallel = parallel
@@ -217,7 +240,8 @@ class LlamaEngine:
     def build(self) -> str:
         """See `Remembers.build`."""
         info: bytes = api.llama_print_system_info()
-        return f"llama-cpp-python {version('llama-cpp-python')} {info.decode(errors='replace')} {self.context}"
+        library = f"llama-cpp-python {version('llama-cpp-python')} {info.decode(errors='replace')}"
+        return f"{library} {self.context} {self._layout.name}"
 
     def remembered(self, tokens: Sequence[int], *, adapter: str | None = None) -> tuple[list[int], bytes] | None:
         """See `Remembers.remembered`."""
@@ -361,6 +385,7 @@ class LlamaEngine:
             sequences=self._parallel,
             batch=PREFILL_ALONE + self._parallel,
             threads=self._threads,
+            layout=self._layout,
         )
         cores = CoreWatch(self._threads) if self.gives_way else None
         return _Loaded(weights, memory, Worker(weights, memory, sequences=self._parallel, cores=cores))

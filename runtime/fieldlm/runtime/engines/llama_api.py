@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fieldlm.formats.errors import EngineError
 from fieldlm.runtime.engines.huge_pages import huge_pages
+from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, Layout
 from fieldlm.runtime.engines.sampling import Floats
 
 # OpenMP reads this when it is loaded. Threads that spin long at a barrier keep a busy neighbour's core from the thread
@@ -32,8 +33,14 @@ api = cast(Any, untyped)
 Pointer = Any
 
 LOG_WARN, LOG_ERROR, LOG_CONTINUE = 3, 4, 5
+OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 BUFFER = re.compile(r"(model|KV|compute|LoRA) buffer size = +([\d.]+) MiB")
 MIB = 1.048576  # megabytes (1e6 bytes)
+FLASH_ATTENTION = {
+    None: api.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    False: api.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    True: api.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+}
 ABORTED = 2
 NO_ROOM = 1
 
@@ -45,6 +52,8 @@ class _Log:
         self._lock = threading.Lock()
         self._complaints: deque[str] = deque(maxlen=4)
         self._sizes: dict[str, float] = {}
+        self.offloaded: tuple[int, int] | None = None
+        """Layers on a GPU and layers in all of the weights that were loaded last, as far as llama.cpp says."""
         self.callback = api.llama_log_callback(self._line)
 
     def _line(self, level: int, text: bytes, _: object) -> None:
@@ -53,11 +62,14 @@ class _Log:
             self._complaints.append(line)
         elif found := BUFFER.search(line):
             self._sizes[found[1]] = self._sizes.get(found[1], 0.0) + float(found[2]) * MIB
+        elif found := OFFLOADED.search(line):
+            self.offloaded = (int(found[1]), int(found[2]))
 
     def begin(self) -> None:
         self._lock.acquire()
         self._complaints.clear()
         self._sizes.clear()
+        self.offloaded = None
 
     def end(self) -> dict[str, float]:
         sizes = dict(self._sizes)
@@ -70,13 +82,14 @@ class _Log:
         return text.split(": ", 1)[-1] if text.startswith("llama_") else text
 
 
-_log = _Log()
+log = _Log()
 _backend = threading.Lock()
 
 
-def _start_backend() -> None:
+def start_backend() -> None:
+    """Have llama.cpp find its devices, and log to us; once more does no harm."""
     with _backend:
-        api.llama_log_set(_log.callback, ctypes.c_void_p())
+        api.llama_log_set(log.callback, ctypes.c_void_p())
         api.llama_backend_init()
 
 
@@ -103,20 +116,23 @@ def _row_of() -> Callable[[Pointer, int], int]:
 class Weights:
     """A loaded model and its vocabulary, freed with the last reference: a thread may be tokenising while all closes."""
 
-    def __init__(self, path: Path) -> None:
-        _start_backend()
+    def __init__(self, path: Path, layout: Layout = DEFAULT_LAYOUT) -> None:
+        start_backend()
         params = api.llama_model_default_params()
-        # Read, not mapped: repacked tensors would be in memory twice, and a file cut short would end the process.
-        params.load_mode = api.LLAMA_LOAD_MODE_NONE
+        # Read unless mapping is asked for: repacked tensors would be in memory twice, and a file that is cut short
+        # while it serves would end the process.
+        params.load_mode = api.LLAMA_LOAD_MODE_MMAP if layout.is_mapped else api.LLAMA_LOAD_MODE_NONE
+        params.n_gpu_layers = layout.gpu_layers
         params.use_extra_bufts = not _built_with_amx()
-        _log.begin()
+        log.begin()
         try:
             with huge_pages():
                 self.model: Pointer = api.llama_model_load_from_file(str(path).encode(), params)
             if not self.model:
-                raise EngineError(f"{path} cannot be loaded: {_log.reason()}")
+                raise EngineError(f"{path} cannot be loaded: {log.reason()}")
         finally:
-            self.sizes = _log.end()
+            self.offloaded = log.offloaded
+            self.sizes = log.end()
         weakref.finalize(self, api.llama_model_free, self.model).atexit = False
         self._vocab: Pointer = api.llama_model_get_vocab(self.model)
         self.vocabulary: int = api.llama_vocab_n_tokens(self._vocab)
@@ -165,13 +181,13 @@ class Adapter:
     """A LoRA loaded beside the weights. Its identity, not its name, says which sequences it has touched."""
 
     def __init__(self, weights: Weights, path: Path) -> None:
-        _log.begin()
+        log.begin()
         try:
             self.handle: Pointer = api.llama_adapter_lora_init(weights.model, str(path).encode())
             if not self.handle:
-                raise EngineError(f"{path} cannot be loaded as an adapter: {_log.reason()}")
+                raise EngineError(f"{path} cannot be loaded as an adapter: {log.reason()}")
         finally:
-            self.sizes = _log.end()
+            self.sizes = log.end()
 
     def close(self) -> None:
         api.llama_adapter_lora_free(self.handle)
@@ -211,8 +227,19 @@ class Batch:
 class Context:
     """The memory of all sequences, and the one place that computes. Used by one thread, but for `abort`."""
 
-    def __init__(self, weights: Weights, *, cells: int, sequences: int, batch: int, threads: int) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        cells: int,
+        sequences: int,
+        batch: int,
+        threads: int,
+        layout: Layout = DEFAULT_LAYOUT,
+    ) -> None:
         params = api.llama_context_default_params()
+        params.type_k, params.type_v = layout.key_type, layout.value_type
+        params.flash_attn_type = FLASH_ATTENTION[layout.flash_attention]
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = batch
         params.n_seq_max = sequences
@@ -226,13 +253,13 @@ class Context:
         strlen = ctypes.CDLL(None).strlen
         params.abort_callback = ctypes.cast(strlen, api.ggml_abort_callback)
         params.abort_callback_data = ctypes.addressof(self._flag)
-        _log.begin()
+        log.begin()
         try:
             self._context: Pointer = api.llama_init_from_model(weights.model, params)
             if not self._context:
-                raise EngineError(f"no context of {cells} tokens for this model: {_log.reason()}")
+                raise EngineError(f"no context of {cells} tokens for this model: {log.reason()}")
         finally:
-            self.sizes = _log.end()
+            self.sizes = log.end()
         self._threads = threads
         self._memory: Pointer = api.llama_get_memory(self._context)
         self._row_of = _row_of()

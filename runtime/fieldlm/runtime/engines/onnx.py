@@ -18,7 +18,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.errors import EngineError, InputError
+from fieldlm.formats.errors import EngineError, InputError, MissingPartError
+from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines import DEFAULT_TERMS, Outcome, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
 from fieldlm.runtime.engines.huge_pages import huge_pages
@@ -32,6 +33,7 @@ FORMAT = "fieldlm.onnx/1"
 # A long prompt holds up the other answers for one piece at a time; smaller pieces cost more per token.
 PROMPT_PIECE = 128
 SPIN_US = "50"
+ON_CPU = ("CPUExecutionProvider",)
 PAST, PRESENT = "past_key_values.", "present."
 
 Ids = NDArray[np.int64]
@@ -128,9 +130,18 @@ class _OnnxRequest(Request):
 class OnnxEngine:
     """An `Engine` over one ONNX graph. `parallel` answers run at a time, the others wait for a place."""
 
-    def __init__(self, model: Path, tokenizer: Path, *, threads: int, context: int | None, parallel: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        tokenizer: Path,
+        *,
+        threads: int,
+        context: int | None,
+        parallel: int,
+        providers: Sequence[str] = ON_CPU,
+    ) -> None:
         self._vocabulary = Vocabulary(tokenizer)
-        self._session = _session(model, threads)
+        self._session = _session(model, threads, providers)
         self._graph = _read_graph(self._session, model)
         self.context = min(context or self._graph.context, self._graph.context)
         self.stop_tokens = frozenset(self._graph.stop_tokens)
@@ -291,7 +302,7 @@ class OnnxEngine:
         return None if cache.length < len(request.tokens) else logits
 
 
-def _session(model: Path, threads: int) -> ort.InferenceSession:
+def _session(model: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -305,7 +316,7 @@ def _session(model: Path, threads: int) -> ort.InferenceSession:
     # onnxruntime's errors share no base below Exception.
     try:
         with huge_pages():
-            return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(str(model), options, providers=list(providers))
     except Exception as error:
         raise EngineError(f"{model} cannot be loaded: {first_line(error)}; fetch or compile it again") from error
 
@@ -324,12 +335,36 @@ def _read_graph(session: ort.InferenceSession, model: Path) -> Graph:
     return graph
 
 
+def _check_promise(profile: Profile | None) -> None:
+    """Raise MissingPartError for what `profile` promises and would stand idle: this engine computes on the CPU."""
+    if profile is None:
+        return
+    for accelerator in profile.accelerators:
+        if accelerator.used:
+            raise MissingPartError(
+                f"the profile promises {accelerator.name} ({accelerator.kind}), and ONNX bundles are computed on the "
+                "CPU; compile for the llama engine, or for a profile without it"
+            )
+    # onnxruntime only warns of a provider that is not there, and computes on another.
+    if missing := [name for name in profile.onnx.providers if name not in ort.get_available_providers()]:
+        raise MissingPartError(
+            f"the profile promises {', '.join(missing)}, and this onnxruntime has "
+            f"{', '.join(ort.get_available_providers())}; install one with it, or take it out of onnx.providers"
+        )
+
+
 def open_graph(
-    model: Path, tokenizer: Path, *, threads: int | None = None, context: int | None = None, parallel: int = 4
+    model: Path,
+    tokenizer: Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    parallel: int = 4,
+    providers: Sequence[str] = ON_CPU,
 ) -> OnnxEngine:
     """Load a graph that is in no bundle yet; raises EngineError when it cannot be loaded."""
-    available = len(os.sched_getaffinity(0))
-    return OnnxEngine(model, tokenizer, threads=threads or available, context=context, parallel=parallel)
+    threads = threads or len(os.sched_getaffinity(0))
+    return OnnxEngine(model, tokenizer, threads=threads, context=context, parallel=parallel, providers=providers)
 
 
 def open(
@@ -339,7 +374,15 @@ def open(
     most_threads: int | None = None,
     context: int | None = None,
     parallel: int = 4,
+    profile: Profile | None = None,
 ) -> OnnxEngine:
     """Load the graph and the tokenizer of `bundle`; see `open_engine`. A session's threads never change."""
-    model, tokenizer = bundle.need("base"), bundle.need("tokenizer")
-    return open_graph(model, tokenizer, threads=threads or most_threads, context=context, parallel=parallel)
+    _check_promise(profile)
+    return open_graph(
+        bundle.need("base"),
+        bundle.need("tokenizer"),
+        threads=threads or most_threads,
+        context=context,
+        parallel=parallel,
+        providers=profile.onnx.providers if profile else ON_CPU,
+    )

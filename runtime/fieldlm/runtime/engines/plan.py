@@ -12,11 +12,11 @@ from typing import Any
 
 from fieldlm.formats.errors import EngineError
 from fieldlm.runtime.engines.gguf_header import BLOCKS, Header
+from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, F16, Layout
 from fieldlm.runtime.facts import LIVE, meminfo_mb, read_facts
 from fieldlm.runtime.hardware import memory_available_mb
 
 MB = 1e6
-F16 = 1  # ggml type
 FLOAT_BYTES = 4
 CELL_STEP = 256  # llama.cpp rounds the cells of its cache up to this
 # Instruction set → ggml types that llama.cpp lays out anew for it (ggml-cpu/repack.cpp), and the rows it takes at once.
@@ -56,34 +56,54 @@ def plan(
     parallel: int,
     batch: int,
     isa: Collection[str] = (),
-    key_type: int = F16,
-    value_type: int = F16,
+    layout: Layout = DEFAULT_LAYOUT,
 ) -> Plan:
-    """Foresee what the weights of `header` take with `parallel` answers of `context` tokens, `batch` tokens a step."""
+    """Foresee what the weights of `header` take with `parallel` answers of `context` tokens, `batch` tokens a step.
+
+    `isa` is what the CPU has; a GPU lays nothing out anew.
+    """
+    isa = () if layout.gpu else isa
     cells = -(-context * parallel // CELL_STEP) * CELL_STEP
     doubled = _doubled(header, isa)
     return Plan(
         weights=(sum(tensor.size for tensor in header.tensors.values()) + doubled) / MB,
-        kv=cells * kv_bytes(header, key_type, value_type) / MB,
-        compute=_compute_bytes(header, cells=cells, batch=min(batch, context * parallel), rows=parallel) / MB,
+        kv=cells * kv_bytes(header, layout.key_type, layout.value_type) / MB,
+        compute=_compute_bytes(
+            header,
+            cells=cells,
+            batch=min(batch, context * parallel),
+            rows=parallel,
+            has_scores=layout.flash_attention is False,
+        )
+        / MB,
         loading=max((t.size for t in header.tensors.values() if _is_repacked(t.type, t.shape, isa)), default=0) / MB,
     )
 
 
 def ensure_fits(
-    header: Header, path: Path, *, context: int, parallel: int, batch: int, root: Path = LIVE
+    header: Header,
+    path: Path,
+    *,
+    context: int,
+    parallel: int,
+    batch: int,
+    layout: Layout = DEFAULT_LAYOUT,
+    gpu_free_mb: int | None = None,
+    root: Path = LIVE,
 ) -> Plan | None:
     """Return the plan for the weights at `path`, None where the machine does not say what memory it has.
 
-    Raises NoRoomError with what is needed, what there is and what would fit, when it cannot fit.
+    `gpu_free_mb` is what the layout's GPU has left. Raises NoRoomError with what is needed, what there is and what
+    would fit, when it cannot fit.
     """
-    if not meminfo_mb(root, "MemAvailable"):
+    free_mb = _free_mb(layout, gpu_free_mb, root)
+    if free_mb is None:
         return None
-    isa, free_mb = read_facts(root).isa, memory_available_mb(root)
+    isa = read_facts(root).isa
     context = min(context, _number(header, "context_length") or context)
 
     def planned(context: int, parallel: int) -> Plan:
-        return plan(header, context=context, parallel=parallel, batch=batch, isa=isa)
+        return plan(header, context=context, parallel=parallel, batch=batch, isa=isa, layout=layout)
 
     def fits(context: int, parallel: int) -> bool:
         found = planned(context, parallel)
@@ -99,6 +119,15 @@ def ensure_fits(
         f"values of {parallel} × {context} tokens {need.kv:.0f}, computing {need.compute:.0f}) and {free_mb} MB are "
         f"free; {_advice(shorter, fewer)}"
     )
+
+
+def _free_mb(layout: Layout, gpu_free_mb: int | None, root: Path) -> int | None:
+    """Return the memory that is free where weights and caches go; None where nobody says."""
+    here = memory_available_mb(root) if meminfo_mb(root, "MemAvailable") else None
+    if layout.gpu is None or gpu_free_mb is None:
+        return here
+    # A GPU that shares the CPU's memory calls all of it its own, whatever the system and control groups need of it.
+    return gpu_free_mb if layout.gpu.memory == "own" or here is None else min(gpu_free_mb, here)
 
 
 def _largest(limit: int, fits: Callable[[int], bool]) -> int:
@@ -160,15 +189,17 @@ def _is_repacked(kind: int, shape: tuple[int, ...], isa: Collection[str]) -> boo
     return bool(rows) and len(shape) == 2 and shape[1] % rows == 0
 
 
-def _compute_bytes(header: Header, *, cells: int, batch: int, rows: int) -> int:
+def _compute_bytes(header: Header, *, cells: int, batch: int, rows: int, has_scores: bool) -> int:
     """Return the scratch memory of the widest moment of a step: in a feed-forward block, or at the logits.
 
-    Fitted to what llama.cpp reserves: a mask in F16 over all cells, and a few rows of floats a token.
+    Fitted to what llama.cpp reserves: a mask in F16 over all cells, and a few rows of floats a token. Without flash
+    attention, whose tiles need no memory, the scores of every head over all cells are there at once.
     """
     width, inner = _number(header, "embedding_length"), _number(header, "feed_forward_length")
     embedding = header.tensors.get("token_embd.weight")
     vocabulary = embedding.shape[-1] if embedding else 0
-    body = 2 * batch * cells + FLOAT_BYTES * batch * (3 * inner + 4 * width)
+    scores = FLOAT_BYTES * batch * cells * _number(header, "attention.head_count") if has_scores else 0
+    body = 2 * batch * cells + FLOAT_BYTES * batch * (3 * inner + 4 * width) + scores
     head = FLOAT_BYTES * (rows * vocabulary + 2 * (batch + rows) * width)
     return max(body, head)
 
