@@ -4,6 +4,7 @@
 
 Afterwards memory, sequences and descriptors have to be where they were, and every outcome has to be accounted for: what
 a client saw is what telemetry was told. `--adapters` holds bundles of adapters on the same base. Exit code 1 says no.
+Ctrl-C lets those that run end, and reports what there was until then.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import asyncio
 import gc
 import json
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -34,6 +36,7 @@ AT_ONCE = 12
 WARM_UP = 40  # requests before the first measurement: caches fill, allocators settle
 MOST_GROWTH_MB = 24.0
 SETTLE_S = 60.0
+PATIENCE_S = 3600.0  # of a client, on a machine that may have other things to do: what hangs is found all the same
 TEXTS = ("Hello", "Two coffees, please", "Count to a thousand.", "Say tea. " * 40, "Where is table 3? " * 20)
 SCHEMAS: tuple[dict[str, Any], ...] = (
     {"type": "object", "properties": {"drink": {"enum": ["tea", "coffee"]}}, "required": ["drink"]},
@@ -137,21 +140,28 @@ def _whole(status: int, document: dict[str, Any], seen: Seen) -> str:
     return document.get("fieldlm", {}).get("outcome") or f"refused: {code}"
 
 
-async def storm(url: str, count: int, models: Sequence[str], seed: int, seen: Seen) -> None:
-    """Send `count` requests, AT_ONCE at a time; the last of `models` is dropped and loaded again meanwhile."""
+async def storm(url: str, count: int, models: Sequence[str], seed: int, seen: Seen) -> int:
+    """Send `count` requests, AT_ONCE at a time, and return how many it were: SIGINT ends it early.
+
+    The last of `models` is dropped and loaded again meanwhile.
+    """
     rng = random.Random(seed)
     wishes = iter([wish(rng, models) for _ in range(count)])
     progress = terminal.Progress("requests", total=count)
+    is_over = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, is_over.set)
 
     async def client() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=300) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
             for asked in wishes:
+                if is_over.is_set():
+                    return
                 await one(http, asked, seen)
                 progress.advance()
 
     async def churn() -> None:
         name = models[-1].rpartition(":")[2]
-        async with httpx.AsyncClient(base_url=url, timeout=300) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
             while True:
                 await asyncio.sleep(1)
                 await http.delete(f"/v1/adapters/{name}")
@@ -162,6 +172,7 @@ async def storm(url: str, count: int, models: Sequence[str], seed: int, seen: Se
     churning.cancel()
     with suppress(asyncio.CancelledError):
         await churning
+    return progress.done
 
 
 def settled(url: str, live: Live) -> State:
@@ -212,15 +223,15 @@ def run(live: Live, shelf: Shelf, adapters: Sequence[str], count: int, seed: int
         before = settled(server.url, live)
         exchanges.clear()
         seen = Seen()
-        asyncio.run(storm(server.url, count, models, seed, seen))
+        sent = asyncio.run(storm(server.url, count, models, seed, seen))
         after = settled(server.url, live)
-    found = complaints(seen, exchanges, count)
+    found = complaints(seen, exchanges, sent)
     found += [f"{name} left" for name in ("running", "waiting") if getattr(after, name)]
     if after.descriptors > before.descriptors:
         found.append(f"descriptors: {before.descriptors} before, {after.descriptors} after")
     if after.rss_mb > before.rss_mb + MOST_GROWTH_MB:
         found.append(f"memory: {before.rss_mb:.1f} MB before, {after.rss_mb:.1f} MB after")
-    return {"outcomes": dict(seen.outcomes), "before": before, "after": after, "complaints": found}
+    return {"requests": sent, "outcomes": dict(seen.outcomes), "before": before, "after": after, "complaints": found}
 
 
 def main() -> int:
