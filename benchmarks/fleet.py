@@ -10,7 +10,6 @@ share of one core says whether it keeps up on a machine that does other things m
 
 import argparse
 import os
-import random
 import resource
 import selectors
 import socket
@@ -28,10 +27,10 @@ import paho.mqtt.client as mqtt
 import zstandard
 from paho.mqtt.enums import CallbackAPIVersion
 
+from benchmarks.spool import ID_KEY, morning
 from fieldlm.feedback.collect import Message, Totals, take_in
 from fieldlm.feedback.store import Store
 from fieldlm.formats import block, topics
-from fieldlm.formats.record import Record
 from fieldlm.runtime import terminal
 from fieldlm.runtime.conversation import WINDOW, Timing
 from tests.feedback.brokers import Mosquitto
@@ -83,9 +82,8 @@ class Blocks:
     """Makes blocks cheaply: the columns are made once, only the numbers are new."""
 
     def __init__(self, count: int, seed: int = 1) -> None:
-        rng = random.Random(seed)
         self.count = count
-        self._columns = [self._template(rng) for _ in range(TEMPLATES)]
+        self._columns = [self._template(seed + number) for number in range(TEMPLATES)]
         self._packer = zstandard.ZstdCompressor(level=3)
 
     def make(self, device: str, first: int) -> bytes:
@@ -97,9 +95,9 @@ class Blocks:
         head = block.Block(block.MAGIC, block.VERSION, schema, device, "gen", EPOCH, first, last, self.count, body)
         return msgspec.msgpack.encode(head)
 
-    def _template(self, rng: random.Random) -> list[Any]:
-        made = [_record(rng, seq) for seq in range(1, self.count + 1)]
-        body = block.parse(block.encode(made)).body
+    def _template(self, seed: int) -> list[Any]:
+        made = [msgspec.structs.replace(r, epoch=EPOCH, seq=i) for i, r in enumerate(morning(self.count, seed), 1)]
+        body = block.parse(block.encode(made, id_key=ID_KEY)).body
         return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(body))[1:]
 
 
@@ -109,32 +107,6 @@ def _varint(number: int) -> bytes:
         out.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*out, number])
-
-
-def _record(rng: random.Random, seq: int) -> Record:
-    wait, read, tokens = rng.expovariate(0.2), rng.uniform(40, 150), rng.randint(5, 60)
-    return Record(
-        device="template",
-        epoch=EPOCH,
-        stream="gen",
-        seq=seq,
-        kind="generation",
-        wall_ms=1_764_000_000_000 + seq * 173,
-        mono_ms=seq * 173,
-        boot="abcd1234",
-        generation="a1b2c3d4e5f6",
-        model="kiosk",
-        response=f"chatcmpl-{rng.getrandbits(96):024x}",
-        session=f"{rng.getrandbits(64):016x}",
-        outcome=rng.choices(["stop", "length", "error"], [95, 4, 1])[0],
-        prompt_tokens=rng.randint(50, 200),
-        completion_tokens=tokens,
-        cached_tokens=48,
-        queue_ms=round(wait, 1),
-        ttft_ms=round(wait + read, 1),
-        duration_ms=round(wait + read + tokens * 25, 1),
-        margin=round(rng.random() * 4, 2),
-    )
 
 
 # ── real sockets ─────────────────────────────────────────────────────────────────────────────────────────────────────

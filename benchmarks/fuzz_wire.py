@@ -23,7 +23,9 @@ from fieldlm.formats.errors import TrustError
 from fieldlm.formats.keys import key_id, sign
 from fieldlm.formats.policy import Policy, parse_policy, sign_policy
 from fieldlm.formats.record import Record, WireError, pack
+from fieldlm.formats.response_ids import ResponseIds
 
+ID_KEY = b"0123456789abcdef"
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 TRUSTED = frozenset({key_id(KEY.public_key())})
 POLICY = sign_policy(Policy(fleet="shop", version=3, patterns=(r"\bMB-\d{5}\b",), quiet_hours="22:00-06:00"), KEY)
@@ -43,6 +45,11 @@ def sound_blocks(rng: random.Random) -> list[bytes]:
             for seq in range(1, count + 1)
         ]  # fmt: skip
         made.append(block.encode(records))
+        ids = ResponseIds(ID_KEY)
+        named = [
+            msgspec.structs.replace(r, response=ids.next("chatcmpl-"), session=f"{r.seq // 2:016x}") for r in records
+        ]
+        made.append(block.encode(named, id_key=ID_KEY))
     return made
 
 

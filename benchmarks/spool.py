@@ -9,6 +9,7 @@ made, and fsync alone writes as many bytes: the ratio is what our own code costs
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -25,18 +26,24 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.formats import block
+from fieldlm.formats import block, topics
 from fieldlm.formats.record import Record, pack
+from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.runtime.recorder import Recorder
 from fieldlm.runtime.spool import GROUP_RECORDS, Spool
 
 WANT = {"records_s": 20_000, "added_p99_ms": 1.0, "agent_mb": 40.0, "bytes_record": 25.0}
+ID_KEY = b"0123456789abcdef"
+FLEET, DEVICE = "default", "kiosk-1"
+SEGMENT_BYTES, SEGMENT_HEAD, TLS_HEAD = 1448, 52, 22
+"""IPv4 and TCP with timestamps over Ethernet, and a record of TLS 1.3."""
 SYSTEM = "You take the orders of a coffee shop and answer with one call of a function. " * 8
 
 
-def morning(count: int) -> list[Record]:
+def morning(count: int, seed: int = 1) -> list[Record]:
     """What a kiosk tells of a busy morning in mode `metrics`; times and lengths are drawn as people and models vary."""
-    dice, wall_ms, session, left = random.Random(1), 1_760_000_000_000, "", 0
+    ids = ResponseIds(ID_KEY)
+    dice, wall_ms, session, left = random.Random(seed), 1_760_000_000_000, "", 0
     made: list[Record] = []
     for _ in range(count):
         if left == 0:
@@ -48,7 +55,7 @@ def morning(count: int) -> list[Record]:
             Record(
                 device="kiosk-1", stream="gen", kind="generation", wall_ms=wall_ms, mono_ms=wall_ms - 1_759_000_000_000,
                 boot="ab12cd34", generation="0123456789ab", model="SmolLM2-135M",
-                response=f"chatcmpl-{dice.getrandbits(64):016x}", session=session, route="local", outcome="stop",
+                response=ids.next("chatcmpl-"), session=session, route="local", outcome="stop",
                 prompt_tokens=dice.randint(90, 180), completion_tokens=tokens, cached_tokens=80,
                 queue_ms=round(dice.expovariate(2), 1), ttft_ms=round(dice.gauss(60, 8), 1),
                 duration_ms=round(60 + tokens * dice.gauss(9, 0.7), 1), margin=round(dice.gauss(6, 2), 2),
@@ -126,19 +133,31 @@ def _exchange(number: int) -> Any:
 
 
 def bytes_record(records: list[Record]) -> dict[str, float]:
-    """Return bytes a record of a block of 128: its head and MQTT's topic and properties counted, and OTel's JSON."""
-    sizes: list[int] = []
+    """Return bytes a record of a block of 128, with more and more counted, and of OTel's JSON.
+
+    `with_mqtt` adds everything that MQTT moves for a block, both ways: topic, properties, the broker's and the
+    collector's acknowledgement. `on_the_wire` adds TLS, TCP and IP with an empty segment back for each that comes.
+    """
+    blocks: list[bytes] = []
     for start in range(0, len(records) - 127, 128):
         part = [_numbered(record, start + i + 1) for i, record in enumerate(records[start : start + 128])]
-        sizes.append(len(block.encode(part)))
-    # Fixed header 3, topic 2 + 34, packet id 2, properties: expiry 5, content type 40, user property 7, their length 1.
-    around = 3 + 36 + 2 + 53
-    body = sum(sizes) / len(sizes) / 128
+        blocks.append(block.encode(part, id_key=ID_KEY))
+    body = sum(map(len, blocks)) / len(blocks)
+    ack = msgspec.json.encode(topics.Ack(epoch=7_234_567_890_123_456_789, upto={"gen": len(records)}))
+    # Fixed header, topic, packet id; properties and their length: expiry 5, content type, user property 7.
+    up = 3 + 2 + len(topics.block_topic(FLEET, DEVICE, "gen")) + 2 + 1 + 5 + 3 + len(topics.CONTENT_TYPE) + 7 + body
+    down = [4, 2 + 2 + len(topics.ack_topic(FLEET, DEVICE)) + 1 + 5 + len(ack)]
+    wire = sum(_on_the_wire(message) for message in (up, *down))
     return {
-        "block": round(body, 2),
-        "with_mqtt": round(body + around / 128, 2),
+        "block": round(body / 128, 2),
+        "with_mqtt": round((up + sum(down)) / 128, 2),
+        "on_the_wire": round(wire / 128, 2),
         "otel_json": round(sum(len(_otel(record)) for record in records[:1000]) / 1000, 1),
     }
+
+
+def _on_the_wire(message: float) -> float:
+    return message + TLS_HEAD + 2 * SEGMENT_HEAD * math.ceil((message + TLS_HEAD) / SEGMENT_BYTES)
 
 
 def _numbered(record: Record, seq: int) -> Record:
@@ -229,7 +248,7 @@ def main(argv: list[str]) -> int:
     print(json.dumps(document, indent=None if args.json else 2))
     p99 = max(document["added_metrics_ms"]["p99"], document["added_redacted_ms"]["p99"])
     held = document["records_s"] >= WANT["records_s"] and p99 <= WANT["added_p99_ms"]
-    small = document["agent_mb"] <= WANT["agent_mb"] and document["bytes_record"]["with_mqtt"] <= WANT["bytes_record"]
+    small = document["agent_mb"] <= WANT["agent_mb"] and document["bytes_record"]["on_the_wire"] <= WANT["bytes_record"]
     return 0 if held and small else 1
 
 

@@ -240,6 +240,7 @@ def test_two_devices_of_one_name_both_get_home_and_are_told(tmp_path: Path) -> N
             assert first.drain(30)
             assert second.drain(30)
         assert soon(lambda: "kiosk-1" in first.status().problem + second.status().problem)
+        assert soon(lambda: "name-doubled" in (first.status().trouble, second.status().trouble))
         assert soon(lambda: first.status().connected and second.status().connected)
         counts = [(count.device, count.records) for count in store.counts() if count.stream == "gen"]
         assert counts == [("kiosk-1", 600)]

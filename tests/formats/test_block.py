@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from fieldlm.formats import block
 from fieldlm.formats.block import MAX_BODY_BYTES, Block, UnknownSchemaError, encode, parse
-from fieldlm.formats.record import Record, WireError
+from fieldlm.formats.record import SCHEMAS, Record, WireError
+from fieldlm.formats.response_ids import ResponseIds
 
+KEY = b"0123456789abcdef"
 LABEL = st.text(max_size=12)
 COUNT = st.integers(-(2**62), 2**62)
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
@@ -179,6 +181,70 @@ def test_a_record_among_128_takes_at_most_25_bytes() -> None:
     assert len(encode(day(128))) / 128 <= 25
 
 
+def named(count: int, key: bytes = KEY, prefix: str = "chatcmpl-") -> list[Record]:
+    """A day whose answers have a device's own ids, and whose customers ask a few times each."""
+    ids = ResponseIds(key)
+    return [
+        msgspec.structs.replace(r, response=ids.next(prefix), session=f"{r.seq // 3 * 2654435761:016x}")
+        for r in day(count)
+    ]
+
+
+@given(st.integers(1, 300), st.binary(min_size=16, max_size=16), st.sampled_from(["chatcmpl-", "resp_", ""]))
+def test_ids_of_a_device_come_back_equal_from_a_few_bits_each(count: int, key: bytes, prefix: str) -> None:
+    records = named(count, key, prefix)
+    message = encode(records, id_key=key)
+    assert list(parse(message).records()) == records
+    assert len(message) < len(encode(records)) or count < 5
+
+
+def test_with_a_devices_own_ids_a_record_among_128_takes_at_most_17_bytes() -> None:
+    message = encode(named(128), id_key=KEY)
+    assert (parse(message).schema, len(message) / 128 <= 17) == (2, True)
+
+
+def test_ids_of_another_key_and_texts_that_are_no_ids_come_back_equal() -> None:
+    mixed = [*named(9)[:8], msgspec.structs.replace(day(9)[8], response="resp_1")]
+    for records in (named(128, b"f" * 16), named(1), mixed, day(40)):
+        assert list(parse(encode(records, id_key=KEY)).records()) == records
+
+
+def test_who_names_few_customers_writes_blocks_that_the_first_version_reads() -> None:
+    assert parse(encode(day(9))).schema == 1
+    assert parse(encode(named(128))).schema == 2
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        ["x", "p" * (1 << 20), 1, b"\1" * 128],
+        ["h", "p" * (1 << 20), 1, b"\1", b"\0" * 128],
+        ["k", "p" * (1 << 20), KEY, ["i", b"\0" * 128]],
+        ["k", "p", KEY[1:], ["i", b"\0" * 128]],
+        ["k", "p", KEY, ["i", b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x03" * 128]],
+        ["k", "p", KEY, ["k", "p", KEY, ["i", b"\0" * 128]]],
+        ["h", "p", 0, b"\1" * 8, b"\0" * 128],
+        ["h", "p", 3, b"\1" * 8, b"\0" * 128],
+        ["h", "p", 1, b"\1" * 8, b"\x20" * 128],
+        ["h", "p", 1, b"\1" * 8, b"\1" * 128],
+    ],
+)
+def test_hex_digits_and_ids_that_cannot_be_are_refused(column: list[Any]) -> None:
+    made = parse(encode(day(128)))
+    columns = msgspec.msgpack.decode(zstandard.decompress(made.body))
+    columns[1 + SCHEMAS[2].index("response")] = column
+    body = zstandard.compress(msgspec.msgpack.encode(columns))
+    with pytest.raises(WireError):
+        msgspec.structs.replace(made, schema=2, body=body).records()
+
+
+def test_blocks_of_the_second_schema_can_be_read_for_ever() -> None:
+    records = parse(bytes.fromhex(FROZEN_2)).records()
+    assert [(r.response, r.session) for r in records] == [
+        (f"chatcmpl-{name}", f"{seq // 2:016x}") for seq, name in enumerate(FROZEN_IDS, 1)
+    ]
+
+
 def test_blocks_of_the_first_version_can_be_read_for_ever() -> None:
     message = bytes.fromhex(FROZEN)
     assert [(r.seq, r.kind, r.response) for r in parse(message).records()] == [
@@ -191,3 +257,19 @@ FROZEN = (
     "9aa3666c620101a76b696f736b2d31a367656e01010202c44928b52ffd204b0502006403dc001992a169c402020493a17391"
     "aa67656e65726174696f6ec4020000c0c0c002c0c094a178a963686174636d706c2d01c4020001c0020070bd010cea09"
 )
+FROZEN_2 = (
+    "9aa3666c620102a76b696f736b2d31a367656e02010808c48528b52ffd20b1e503004406dc001992a169c408020406080a0c"
+    "0e1093a17391aa67656e65726174696f6ec40800c0c0c0c0c094a16ba963686174636d706c2dc41030313233343536373839"
+    "61626364656692a164c40ae0c595a168a008c4280001020304c4080002020404060608c00900ae4ce00e38b6e20a577250f5"
+    "0a38cb141ecac013"
+)
+FROZEN_IDS = [
+    "90d752d3a430555c",
+    "1a60e5c308983274",
+    "44c7e9e3716a177f",
+    "426923ca25c0149f",
+    "0b8137c792d325a6",
+    "ba15dcfb83518a06",
+    "47579e30b21d76c0",
+    "baaef3e0be292166",
+]

@@ -10,11 +10,12 @@ import pytest
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import Record
 from fieldlm.runtime.budget import Budget
-from fieldlm.runtime.clocks import DAY_MS, rebased
+from fieldlm.runtime.clocks import DAY_MS, Clock, rebased
 from fieldlm.runtime.conversation import Conversation, Message, Timing, Totals
 from fieldlm.runtime.machine import boot_id
 from fieldlm.runtime.recorder import Recorder
 from fieldlm.runtime.spool import Spool
+from fieldlm.runtime.troubles import troubles
 from tests.runtime.test_recorder import Exchange
 
 TIMING = Timing(ack_s=10, linger_s=2, poison_s=100)
@@ -126,6 +127,7 @@ def test_a_record_that_a_collector_chokes_on_is_found_given_up_and_told(tmp_path
         assert taken == {f"r{number}" for number in range(300)} - {"r200"}
         told = [r.detail for r in spool.pending("sys", 0, 10) if r.kind == "drop"]
         assert told == [{"stream": "gen", "from": "201", "to": "201", "count": "1", "reason": "refused"}]
+        assert [trouble.name for trouble in troubles(spool.health(), None, Clock())] == ["records-refused"]
 
 
 def test_a_collector_that_is_silent_costs_no_record(tmp_path: Path) -> None:

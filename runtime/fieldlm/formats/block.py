@@ -10,7 +10,9 @@ the device, and a `drop` record tells why.
 A column is nil (every value is the field's default), or a list that starts with how it is written:
 ["i", bytes] integers, ["d", bytes] differences of integers, both as zigzag varints; ["f", scale, bytes] decimals
 times `scale`; ["F", bytes] 8-byte floats; ["s", texts, bytes] texts, each once, and which one each record has;
-["x", prefix, size, bytes] texts that are a prefix and hex digits, `size` bytes each.
+["x", prefix, size, bytes] texts that are a prefix and hex digits, `size` bytes each. Schema 2 has the same fields and
+two more ways: ["h", prefix, size, bytes, bytes] is "s" whose texts are as in "x"; ["k", prefix, key, column] are the
+ids of `response_ids`, as a column of the numbers they were made from. Whoever knows only schema 1 keeps the body.
 """
 
 import math
@@ -22,6 +24,7 @@ from typing import Any, cast, get_type_hints
 import msgspec
 import zstandard
 
+from fieldlm.formats import response_ids
 from fieldlm.formats.record import SCHEMA, SCHEMAS, STREAMS, Record, WireError, make
 
 MAGIC = "flb"
@@ -30,6 +33,12 @@ MAX_BLOCK_BYTES = 1 << 20
 MAX_BODY_BYTES = 8 << 20
 MAX_RECORDS = 4096
 INT64 = 1 << 63
+COMPACT_SCHEMA = 2
+_COMPACT = ("h", "k")
+MAX_HEX_BYTES = 64
+FEW = 2
+"""So few texts are not worth a way of their own."""
+_HEX = set("0123456789abcdef")
 _SCALES = (1, 10, 100, 1000)
 _TYPES: dict[str, Any] = get_type_hints(Record)
 _EMPTY: dict[Any, Any] = {int: 0, bool: False, float: 0.0, str: ""}
@@ -63,18 +72,20 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
             raise WireError(f"block {self.first}–{self.last} of {self.device} is damaged: {error}") from error
 
 
-def encode(records: Sequence[Record], *, first: int | None = None) -> bytes:
+def encode(records: Sequence[Record], *, first: int | None = None, id_key: bytes = b"") -> bytes:
     """Pack records of one device, epoch and stream, in order of seq, into a message.
 
-    `first` is where the block starts to speak, by default the first record's seq.
+    `first` is where the block starts to speak, by default the first record's seq. With `id_key`, the key of the
+    device's response ids, these cost next to nothing; it travels in the block.
     """
     head = records[0]
     assert {(r.device, r.epoch, r.stream) for r in records} == {(head.device, head.epoch, head.stream)}
     columns = [_pack_integers([r.seq for r in records])]
-    columns += [_pack(name, [getattr(r, name) for r in records], records) for name in SCHEMAS[SCHEMA]]
+    columns += [_pack(name, [getattr(r, name) for r in records], records, id_key) for name in SCHEMAS[SCHEMA]]
+    schema = COMPACT_SCHEMA if any(column and column[0] in _COMPACT for column in columns) else SCHEMA
     body = zstandard.ZstdCompressor(level=15).compress(msgspec.msgpack.encode(columns))
     start, last = head.seq if first is None else first, records[-1].seq
-    block = Block(MAGIC, VERSION, SCHEMA, head.device, head.stream, head.epoch, start, last, len(records), body)
+    block = Block(MAGIC, VERSION, schema, head.device, head.stream, head.epoch, start, last, len(records), body)
     return msgspec.msgpack.encode(block)
 
 
@@ -128,7 +139,7 @@ def _unzip(body: bytes) -> bytes:
         raise ValueError(str(error)) from error
 
 
-def _pack(name: str, values: list[Any], records: Sequence[Record]) -> list[Any] | None:
+def _pack(name: str, values: list[Any], records: Sequence[Record], id_key: bytes) -> list[Any] | None:
     if name == "mono_ms":
         # Both clocks tick alike, so their distance hardly changes and costs nothing.
         values = [r.wall_ms - r.mono_ms for r in records]
@@ -137,6 +148,8 @@ def _pack(name: str, values: list[Any], records: Sequence[Record]) -> list[Any] 
     kind = _kind(name)
     if all(value == _EMPTY[kind] for value in values):
         return None
+    if name == "response" and id_key and (derived := _pack_ids(values, id_key)):
+        return derived
     writers: dict[Any, Callable[[list[Any]], list[Any]]] = {
         int: _pack_integers, bool: _pack_integers, float: _pack_floats, str: _pack_texts,
     }  # fmt: skip
@@ -163,22 +176,39 @@ def _pack_floats(values: Sequence[float]) -> list[Any]:
 
 def _pack_texts(values: Sequence[str]) -> list[Any]:
     texts = list(dict.fromkeys(values))
-    if len(texts) == len(values) and (hexed := _pack_hex(values)):
-        return hexed
+    hexed = _pack_hex(texts) if len(texts) > FEW else None
+    if hexed and len(texts) == len(values):
+        return ["x", *hexed]
     places = {text: index for index, text in enumerate(texts)}
-    return ["s", texts, _varints([places[value] for value in values])]
+    where = _varints([places[value] for value in values])
+    return ["h", *hexed, where] if hexed else ["s", texts, where]
 
 
-def _pack_hex(values: Sequence[str]) -> list[Any] | None:
+def _pack_hex(values: Sequence[str]) -> tuple[str, int, bytes] | None:
     """Random ids cannot be compressed, but half of their hex digits' bits can be left out."""
-    first = values[0]
-    digits = first[first.rfind("-") + 1 :]
-    prefix, size = first[: len(first) - len(digits)], len(digits)
+    prefix, size = _hex_form(values[0])
     tails = [value[len(prefix) :] for value in values]
     alike = all(v.startswith(prefix) and len(t) == size for v, t in zip(values, tails, strict=True))
-    if not size or size % 2 or not alike or set().union(*tails) - set("0123456789abcdef"):
+    if not size or size % 2 or size > 2 * MAX_HEX_BYTES or not alike or set().union(*tails) - _HEX:
         return None
-    return ["x", prefix, size // 2, b"".join(bytes.fromhex(tail) for tail in tails)]
+    return prefix, size // 2, b"".join(bytes.fromhex(tail) for tail in tails)
+
+
+def _pack_ids(values: Sequence[str], key: bytes) -> list[Any] | None:
+    """Return ids as their numbers, when they are this key's: the numbers of others are as random as the ids."""
+    hexed = _pack_hex(values)
+    if hexed is None or 2 * hexed[1] != response_ids.DIGITS:
+        return None
+    prefix, *_ = hexed
+    column = _pack_integers(response_ids.numbers([value[len(prefix) :] for value in values], key))
+    # What others' numbers take, or those of one answer alone, the digits would take too.
+    return ["k", prefix, key, column] if len(column[1]) + len(key) < hexed[1] * len(values) else None
+
+
+def _hex_form(text: str) -> tuple[str, int]:
+    """Return what stands before a text's hex digits, and how many there are."""
+    at = max(text.rfind("-"), text.rfind("_")) + 1
+    return text[:at], len(text) - at
 
 
 def _varints(values: Sequence[int]) -> bytes:
@@ -215,18 +245,33 @@ def _finite(values: list[Any]) -> list[float]:
 
 def _unpack_column(column: list[Any], count: int) -> list[Any]:
     match column:
-        case ["i", bytes(raw)]:
-            return _integers(raw, count)
-        case ["d", bytes(raw)]:
-            return [*accumulate(_integers(raw, count))]
+        case ["i" | "d" as way, bytes(raw)]:
+            return _unpack_numbers(way, raw, count)
         case ["f", int(scale), bytes(raw)] if scale in _SCALES:
             return [value / scale for value in _integers(raw, count)]
         case ["F", bytes(raw)]:
             return list(struct.unpack(f"<{count}d", raw))
-        case ["s", list(texts), bytes(raw)]:
-            return _choose(texts, _integers(raw, count))
-        case ["x", str(prefix), int(size), bytes(raw)] if 0 < size <= 64 and len(raw) == size * count:
-            return [prefix + raw[i : i + size].hex() for i in range(0, len(raw), size)]
+        case ["s", list(texts), bytes(places)]:
+            return _choose(texts, _integers(places, count))
+        case _:
+            return _unpack_hex(column, count)
+
+
+def _unpack_numbers(way: str, raw: bytes, count: int) -> list[int]:
+    numbers = _integers(raw, count)
+    return [*accumulate(numbers)] if way == "d" else numbers
+
+
+def _unpack_hex(column: list[Any], count: int) -> list[Any]:
+    match column:
+        case ["x", str(prefix), int(size), bytes(raw)] if len(raw) == size * count:
+            return _hex_texts(prefix, size, raw)
+        case ["h", str(prefix), int(size), bytes(raw), bytes(places)]:
+            return _choose(_hex_texts(prefix, size, raw), _integers(places, count))
+        case ["k", str(prefix), bytes(key), ["i" | "d" as way, bytes(raw)]] if len(key) == response_ids.KEY_BYTES:
+            _check_length(count * (len(prefix) + response_ids.DIGITS))
+            found = [_int64(number) for number in _unpack_numbers(way, raw, count)]
+            return [prefix + digits for digits in response_ids.digits(found, key)]
         case _:
             raise ValueError("a column is written in an unknown way")
 
@@ -235,10 +280,21 @@ def _choose(texts: list[Any], places: list[int]) -> list[Any]:
     if min(places) < 0:
         raise ValueError("a text has a negative place")
     chosen = [texts[place] for place in places]
-    # A small message may name one long text thousands of times.
-    if sum(map(len, chosen)) > MAX_BODY_BYTES:
-        raise ValueError("its texts are too long together")
+    _check_length(sum(map(len, chosen)))
     return chosen
+
+
+def _hex_texts(prefix: str, size: int, raw: bytes) -> list[str]:
+    if not 0 < size <= MAX_HEX_BYTES or len(raw) % size:
+        raise ValueError("hex digits are cut off")
+    _check_length(len(raw) // size * (len(prefix) + 2 * size))
+    return [prefix + raw[i : i + size].hex() for i in range(0, len(raw), size)]
+
+
+def _check_length(chars: int) -> None:
+    """A small message may name one long text thousands of times."""
+    if chars > MAX_BODY_BYTES:
+        raise ValueError("its texts are too long together")
 
 
 def _int64(value: int) -> int:

@@ -66,7 +66,8 @@ _KEY = ("device", "epoch", "stream", "seq")
 FIELDS: tuple[str, ...] = tuple(name for name in Record.__struct_fields__ if name not in _KEY)
 """What a row holds beside its key, in the order of the newest schema."""
 SCHEMA = 1
-SCHEMAS: dict[int, tuple[str, ...]] = {1: FIELDS[:24]}
+"""How rows are written, on the disk and in blocks; a block that is written more tightly says 2 (`block`)."""
+SCHEMAS: dict[int, tuple[str, ...]] = {1: FIELDS[:24], 2: FIELDS[:24]}
 """Field names by schema id. An id's names never change; a new field makes a new id with one more name at the end."""
 
 

@@ -14,6 +14,43 @@ from fieldlm.formats.record import Record
 OLDEST_CLOCK_MS = 1_735_689_600_000
 """2025-01-01: a clock before it was never set."""
 DAY_MS = 86_400_000
+_BOOT = time.CLOCK_BOOTTIME
+"""Counts on while the machine sleeps, which is no jump of its clock."""
+
+
+class Clock:
+    """Watches the wall clock of this boot, to name one that was never set and one that has jumped."""
+
+    def __init__(self) -> None:
+        self._ahead_ms: int | None = None
+        """What the wall clock said beyond the time since boot when it was last believed."""
+        self._jumped_ms: int | None = None
+
+    def look(self) -> None:
+        """Compare both clocks; a jump is believed after a day, and forgotten when it is taken back."""
+        wall_ms, boot_ms = time.time_ns() // 1_000_000, time.clock_gettime_ns(_BOOT) // 1_000_000
+        if not is_set(wall_ms):
+            return
+        ahead_ms = wall_ms - boot_ms
+        is_near = self._ahead_ms is None or abs(ahead_ms - self._ahead_ms) <= DAY_MS
+        if is_near or (self._jumped_ms is not None and boot_ms - self._jumped_ms > DAY_MS):
+            self._ahead_ms, self._jumped_ms = ahead_ms, None
+        elif self._jumped_ms is None:
+            self._jumped_ms = boot_ms
+
+    def trouble(self) -> tuple[str, str]:
+        """Return the name of what is wrong now and more about it; two empty strings for nothing."""
+        self.look()
+        wall_s = time.time_ns() / 1e9
+        if not is_set(int(wall_s * 1000)):
+            return "clock-unset", f"it says {_date(wall_s)}; times are put right once it is set"
+        if self._jumped_ms is not None:
+            return "clock-jumped", f"it says {_date(wall_s)}, which is not what it said before"
+        return "", ""
+
+
+def _date(wall_s: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(wall_s))
 
 
 def is_set(wall_ms: int) -> bool:

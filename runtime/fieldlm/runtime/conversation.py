@@ -92,8 +92,12 @@ class Conversation:
         max_bytes: int = MESSAGE_BYTES,
         budget: Budget | None = None,
         boot: str = "",
+        id_key: bytes = b"",
     ) -> None:
-        """`max_bytes` is what the broker takes in one message; `boot` is this boot, whose wrong times can be mended."""
+        """`max_bytes` is what the broker takes in one message; `boot` is this boot, whose wrong times can be mended.
+
+        `id_key` is the key of the response ids.
+        """
         self.spool = spool
         self.fleet = fleet
         self.device = device
@@ -103,6 +107,7 @@ class Conversation:
         self.max_bytes = max_bytes
         self.budget = budget or Budget(spool)
         self.boot = boot
+        self.id_key = id_key
         self._begin(spool.epoch)
 
     def due(self, now_s: float, *, hurry: bool = False) -> Iterator[Message]:
@@ -131,6 +136,11 @@ class Conversation:
     def is_answered(self) -> bool:
         """Whether a collector has answered the hello."""
         return self._is_answered
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a collector has something to answer or to acknowledge."""
+        return bool(self._flying) or not self._is_answered
 
     def _acknowledge(self, stream: str, upto: int) -> None:
         self.totals.tries = {k: v for k, v in self.totals.tries.items() if k[1] != stream or k[2] > upto}
@@ -215,12 +225,12 @@ class Conversation:
     def _encoded(self, records: list[Record], first: int) -> bytes:
         """Return as many of `records` as fit in one message; one that does not fit alone goes without its text."""
         # It starts where the last one ended, so that numbers which were dropped in between are spoken for.
-        payload = block.encode(records, first=first)
+        payload = block.encode(records, first=first, id_key=self.id_key)
         while len(payload) > self.max_bytes and len(records) > 1:
             records = records[: len(records) // 2]
-            payload = block.encode(records, first=first)
+            payload = block.encode(records, first=first, id_key=self.id_key)
         if len(payload) > self.max_bytes:
-            payload = block.encode([_without_text(records[0], "too-large")], first=first)
+            payload = block.encode([_without_text(records[0], "too-large")], first=first, id_key=self.id_key)
         return payload
 
 

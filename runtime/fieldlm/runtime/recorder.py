@@ -25,8 +25,9 @@ import msgspec
 from fieldlm.formats.files import disk_errors, sync_folder
 from fieldlm.formats.policy import Mode
 from fieldlm.formats.record import Kind, Record, Stream
+from fieldlm.formats.response_ids import KEY_BYTES
 from fieldlm.runtime import selection
-from fieldlm.runtime.clocks import is_set
+from fieldlm.runtime.clocks import Clock, is_set
 from fieldlm.runtime.introduced import names_in
 from fieldlm.runtime.machine import boot_id
 from fieldlm.runtime.policy import Terms
@@ -105,6 +106,7 @@ class Recorder:
         self.device = device
         self.terms = terms or Terms(mode, fleet="")
         self.salt = salt
+        self.clock = Clock()
         self._boot = boot_id()
         self._answered: OrderedDict[str, _Known] = OrderedDict()
         self._summaries: dict[str, Summary] = {}
@@ -215,6 +217,7 @@ class Recorder:
     ) -> None:
         if self.terms.mode == "off" and not always:
             return
+        self.clock.look()
         wall_ms = time.time_ns() // 1_000_000
         mono_ms = time.monotonic_ns() // 1_000_000
         started_ms = fields.pop("wall_ms", wall_ms)
@@ -315,6 +318,11 @@ def load_salt(path: Path) -> bytes:
             os.replace(part, path)
             sync_folder(path.parent)
         return path.read_bytes()
+
+
+def id_key(salt: bytes) -> bytes:
+    """Return the key of the device's response ids; it travels, and says nothing of the salt that it is made from."""
+    return hmac.new(salt, b"response ids", hashlib.sha256).digest()[:KEY_BYTES]
 
 
 def _names(exchange: Exchange) -> frozenset[str]:

@@ -6,7 +6,6 @@ leaves cancels its answer, whether it streams, waits or is still queued. No prom
 
 import asyncio
 import math
-import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -22,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fieldlm.formats.errors import FieldlmError
+from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.runtime import openai, terminal
 from fieldlm.runtime.adapters import AdapterRequest, Shelf, name_of
 from fieldlm.runtime.answers import CHAT, COMPLETION
@@ -62,13 +62,15 @@ def make_app(
     any_name: bool = False,
     pulse: Pulse | None = None,
     shelf: Shelf | None = None,
+    ids: ResponseIds | None = None,
 ) -> Starlette:
     """Make the application.
 
     With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
-    `pulse` sees every answer. `shelf` has the adapters that requests may choose.
+    `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
+    the answers.
     `on_exchange` gets every answered, failed or cancelled request before its last byte is sent, in the event loop, and
-    must not block; `on_feedback` returns False for an answer it does not know.
+    must not block; `on_feedback`, in a thread of its own, returns False for an answer it does not know.
     """
     panel = Panel(live, ready)
 
@@ -77,7 +79,8 @@ def make_app(
         on_exchange(exchange)
 
     watched = pulse or Pulse()
-    api = _Api(live, on_exchange=ended, on_feedback=on_feedback, ready=ready, pulse=watched, shelf=shelf)
+    named = ids or ResponseIds()
+    api = _Api(live, on_exchange=ended, on_feedback=on_feedback, ready=ready, pulse=watched, shelf=shelf, ids=named)
     panel.count_inside(lambda: api.inside)
     routes = [
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -141,8 +144,10 @@ class _Api:
         ready: Ready,
         pulse: Pulse,
         shelf: Shelf | None,
+        ids: ResponseIds,
     ) -> None:
         self._live = live
+        self._ids = ids
         self._shelf = shelf
         self._pulse = pulse
         self._on_exchange = on_exchange
@@ -238,7 +243,7 @@ class _Api:
             self.inside -= 1
 
     async def _answer(self, request: Request, needs: ExitStack, job: "_Job") -> Any:
-        turn = Turn(job.exchange(), [self._pulse.watch(generation) for generation in job.start()], job.promise)
+        turn = Turn(job.exchange(self._ids), [self._pulse.watch(generation) for generation in job.start()], job.promise)
 
         def finish() -> None:
             self._on_exchange(turn.exchange)
@@ -292,7 +297,8 @@ class _Api:
 
     async def feedback(self, request: Request) -> Response:
         given = openai.parse(await read_body(request), Feedback)
-        if not self._on_feedback(given):
+        # What was answered before a restart is on the disk, and that may hang.
+        if not await asyncio.to_thread(self._on_feedback, given):
             raise ApiError(404, f"no answer {given.id!r} is remembered here", param="id", code="unknown_id")
         return as_json({"id": given.id, "object": "feedback"})
 
@@ -332,10 +338,9 @@ class _Job:
             raise
         return started
 
-    def exchange(self) -> Exchange:
+    def exchange(self, ids: ResponseIds) -> Exchange:
         return Exchange(
-            # Unique among what one device remembers; half of a UUID is half of a record's bytes on the wire.
-            id=self.voice.prefix + secrets.token_hex(8),
+            id=ids.next(self.voice.prefix),
             generation=self.serving.bundle.generation,
             model=name_of(self.serving),
             messages=self.messages,

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import BundleError, EngineError
 from fieldlm.formats.profile import Profile, load_profile
+from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.runtime import notify, terminal
 from fieldlm.runtime.adapters import Shelf
 from fieldlm.runtime.busy import Busy, busy_routes
@@ -35,13 +36,14 @@ from fieldlm.runtime.live import Live, Serving
 from fieldlm.runtime.neighbourhood import fetching
 from fieldlm.runtime.openai import Exchange, Feedback
 from fieldlm.runtime.privacy import identity_of, privacy_routes, terms_of
-from fieldlm.runtime.recorder import Recorder, load_salt
+from fieldlm.runtime.recorder import Recorder, id_key, load_salt
 from fieldlm.runtime.rehearse import Limits, patience_s, rehearse
 from fieldlm.runtime.server import make_app, warm
 from fieldlm.runtime.slots import CRASH_FREE_S, Slots
 from fieldlm.runtime.snapshots import Snapshots
 from fieldlm.runtime.spool import Spool
 from fieldlm.runtime.sync import Sync
+from fieldlm.runtime.troubles import troubles
 from fieldlm.runtime.update import Updater, update_routes
 from fieldlm.runtime.update_report import UpdateState
 from fieldlm.runtime.vitals import Watch
@@ -114,6 +116,7 @@ class Device:
             self.live,
             self._on_exchange,
             on_feedback=self._on_feedback,
+            ids=ResponseIds(id_key(salt)),
             ready=self._not_ready,
             extra_routes=[
                 *update_routes(self.updater),
@@ -211,6 +214,7 @@ class Device:
             terms=self.recorder.terms,
             identity=identity_of(self.config),
             daily_mb=self.config.daily_mb,
+            id_key=id_key(self.recorder.salt),
         )
         sync.set_presence(self._presence())
         sync.start()
@@ -283,10 +287,12 @@ class Device:
             if self.sync:
                 self.sync.set_presence(self._presence())
 
-    async def _status(self, request: Request) -> Response:
+    def _status(self, request: Request) -> Response:
+        # In a thread of its own: it waits for the disk.
         return Response(msgspec.json.encode(self._facts()), media_type="application/json")
 
     def _facts(self) -> dict[str, Any]:
+        health, sync = self.spool.health(), self.sync.status() if self.sync else None
         return {
             "device": self.config.device,
             "profile": self.profile.id,
@@ -294,8 +300,9 @@ class Device:
             "generation": self._generation,
             "ready": self._not_ready() is None,
             "telemetry": self.config.telemetry,
-            "spool": self.spool.counts(),
-            "sync": self.sync.status() if self.sync else None,
+            "health": list(troubles(health, sync, self.recorder.clock)),
+            "spool": {} if health.problem == "disk-hangs" else self.spool.counts(),
+            "sync": sync,
             "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},
             "temperature_c": temperature_c(),
         }

@@ -41,6 +41,8 @@ RING_RECORDS = 4096
 """Records in memory while the disk is slow: two minutes of a busy device."""
 GROUP_RECORDS = 128
 GROUP_S = 0.25
+HANG_S = 1.0
+"""A disk that has not done what it was asked for so long is said to hang."""
 RETRY_S = 1.0
 """A disk that refuses will refuse again in a millisecond."""
 _DISK_ERRORS = {errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EROFS: "read-only"}
@@ -58,7 +60,8 @@ Finish = Callable[[Record], Record]
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How the spool is; `detail` says more about `problem`.
 
-    problem: empty, or disk-full, read-only, disk-error, locked (by another process), spool-full (nothing left to thin).
+    problem: empty, or disk-full, read-only, disk-error, disk-hangs, locked (by another process), spool-full (nothing
+    left to thin).
     """
 
     problem: str
@@ -171,8 +174,9 @@ class Spool:
 
     def counts(self) -> dict[str, StreamCount]:
         """Return the durable state of every stream; nothing while the disk cannot be read."""
-        with self._disk:
+        with self._disk, contextlib.suppress(sqlite3.Error):
             return self._database.counts() if self._database else {}
+        return {}
 
     def ends(self) -> dict[str, tuple[int, int]]:
         """Return, per stream, the last seq given out and the last one committed; quicker than `counts`."""
@@ -180,9 +184,10 @@ class Spool:
             return self._database.ends() if self._database else {}
 
     def response(self, response: str) -> Answered | None:
-        """Return what is known of a response that was recorded here, also before a restart."""
-        with self._disk:
+        """Return what is known of a response that was recorded here, also before a restart; waits for the disk."""
+        with self._disk, contextlib.suppress(sqlite3.Error):
             return self._database.response(response) if self._database else None
+        return None
 
     def note(self, name: str) -> str:
         """Return what `write_note` kept; an empty string for nothing."""
@@ -205,11 +210,17 @@ class Spool:
             return self._database.used_bytes() / 1e6 if self._database else 0.0
 
     def health(self) -> Health:
-        """Say how the spool is. Waits for the disk when that hangs, so nothing that serves may call it."""
-        with self._disk, contextlib.suppress(sqlite3.Error):
-            dropped = self._database.dropped() if self._database else {}
-            return self._health(self.used_mb(), dropped, self.note("moved_from"))
-        return self._health(0.0, {}, "")
+        """Say how the spool is; waits for a disk that hangs, but no longer than HANG_S."""
+        if not self._disk.acquire(timeout=HANG_S):
+            health = self._health(0.0, {}, "")
+            return msgspec.structs.replace(health, problem="disk-hangs", detail=f"for longer than {HANG_S:g} s")
+        try:
+            with contextlib.suppress(sqlite3.Error):
+                dropped = self._database.dropped() if self._database else {}
+                return self._health(self.used_mb(), dropped, self.note("moved_from"))
+            return self._health(0.0, {}, "")
+        finally:
+            self._disk.release()
 
     def _health(self, used_mb: float, dropped: dict[str, int], moved_from: str) -> Health:
         return Health(

@@ -37,6 +37,8 @@ SHORT = 4
 """Connections in a row that ended before SETTLED_S. Not every broker says that another client came with our name."""
 SETTLED_S = 30.0
 """A connection that lasted so long was one, whether a collector answered or not."""
+SILENT = 3
+"""Patiences without an answer from any collector, until the health names it."""
 GOODBYE_S = 2.0
 """How long a stop waits for the broker to take the last presence."""
 HEAD_BYTES = 1024
@@ -44,7 +46,11 @@ HEAD_BYTES = 1024
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What a Sync has done since it was made; `problem` is why it is not connected, or who else uses its name."""
+    """What a Sync has done since it was made.
+
+    trouble: empty, or broker-away, name-doubled (another device connects under it), not-acknowledged (the broker takes
+    everything, and no collector answers); `problem` says more.
+    """
 
     connected: bool
     sent_blocks: int
@@ -52,6 +58,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     resent_blocks: int
     acked_records: int
     problem: str
+    trouble: str = ""
     today_mb: float = 0.0
 
 
@@ -72,10 +79,12 @@ class Sync:
         terms: Terms | None = None,
         identity: Identity | None = None,
         daily_mb: float = 0.0,
+        id_key: bytes = b"",
     ) -> None:
         """Callbacks run one after the other on a thread of their own; the same release is handed over only once.
 
-        `terms` hear the fleet's policy; of its bytes a day and `daily_mb` (0 is no limit) the lesser counts.
+        `terms` hear the fleet's policy; of its bytes a day and `daily_mb` (0 is no limit) the lesser counts. `id_key`
+        is the key of the response ids, which makes them small.
         """
         topics.parse_broker(broker_url)
         self.spool = spool
@@ -87,6 +96,7 @@ class Sync:
         self.terms = terms or Terms("full", fleet=fleet)
         self.identity = identity
         self.daily_mb = daily_mb
+        self._id_key = id_key
         self.budget = Budget(spool)
         self._backoff = Backoff(base_s=self.timing.backoff_base_s, cap_s=self.timing.backoff_cap_s)
         self._obey(self.terms.policy)
@@ -102,6 +112,7 @@ class Sync:
         self._hurry = threading.Event()
         self._totals = Totals()
         self._problem, self._doubled = "not connected yet", ""
+        self._heard_s = time.monotonic()
         self._is_answered = self._is_open = False
         self._boot = boot_id()
         self._threads = [
@@ -142,15 +153,25 @@ class Sync:
                 link.publish(topics.up(self.fleet, self.device, part), payload)
 
     def status(self) -> Status:
+        trouble, problem = self._trouble()
         return Status(
             connected=self._link is not None,
             sent_blocks=self._totals.blocks,
             sent_bytes=self._totals.bytes,
             resent_blocks=self._totals.resent,
             acked_records=self._totals.acked,
-            problem=self._doubled if self._link else self._problem,
+            problem=problem,
+            trouble=trouble,
             today_mb=round(self.budget.sent_mb(), 3),
         )
+
+    def _trouble(self) -> tuple[str, str]:
+        silent_s = time.monotonic() - self._heard_s
+        if not self._link:
+            return "broker-away", self._problem
+        if silent_s > SILENT * self.timing.ack_s:
+            return "not-acknowledged", f"no collector has answered for {silent_s:.0f} s; does one run for {self.fleet}?"
+        return ("name-doubled", self._doubled) if self._doubled else ("", "")
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until the collector has committed everything that is durable now; False when time is up."""
@@ -231,6 +252,7 @@ class Sync:
             max_bytes=max(HEAD_BYTES, min(MESSAGE_BYTES, link.max_bytes - HEAD_BYTES)),
             budget=self.budget,
             boot=self._boot,
+            id_key=self._id_key,
         )
         while not self._stop.is_set():
             for message in conversation.due(time.monotonic(), hurry=self._hurry.is_set()):
@@ -239,6 +261,8 @@ class Sync:
                 )
             self._receive(conversation)
             self._is_answered |= conversation.is_answered
+            if not conversation.is_owed:
+                self._heard_s = time.monotonic()
         goodbye = self._presence({"state": "stopped"})
         # A socket that is closed over an unread answer is reset, and the broker then gives out the will over this.
         link.publish(topics.state_topic(self.fleet, self.device), goodbye, retain=True, wait_s=GOODBYE_S)
@@ -269,6 +293,7 @@ class Sync:
         if event.topic == topics.ack_topic(self.fleet, self.device):
             try:
                 conversation.acknowledged(topics.parse_ack(event.payload))
+                self._heard_s = time.monotonic()
             except WireError as error:
                 log(f"sync: ignored an acknowledgement: {error}")
         elif event.topic == topics.policy_topic(self.fleet):
