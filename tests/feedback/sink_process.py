@@ -12,7 +12,7 @@ KEY = ("kiosk-1", 7, "gen")
 BLOCK_RECORDS = 10
 forkserver = multiprocessing.get_context("forkserver")
 """Whoever has imported everything forks in a moment, before any library has a thread."""
-forkserver.set_forkserver_preload([__name__, "fieldlm.feedback.store", "fieldlm.feedback.delta"])
+forkserver.set_forkserver_preload([__name__, *(f"fieldlm.feedback.{name}" for name in ("store", "delta", "kafka"))])
 
 
 def made(first: int, last: int, **fields: Any) -> list[Record]:

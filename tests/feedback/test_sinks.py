@@ -4,7 +4,8 @@ import contextlib
 import random
 import shutil
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,13 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from fieldlm.feedback import kafka as kafka_sink
 from fieldlm.feedback.delta import DeltaStore
 from fieldlm.feedback.sink import Policy, Sink, open_sink, without
 from fieldlm.feedback.store import Store
 from fieldlm.formats import block
 from fieldlm.formats.block import Block
-from fieldlm.formats.errors import InputError
+from fieldlm.formats.errors import FieldlmError, InputError
 from fieldlm.formats.record import Record
+from tests.feedback.kafka_cluster import Cluster, cluster
 from tests.feedback.sink_process import KEY, append_for_ever, forkserver, made
 
 KILLS = 12
@@ -27,9 +30,17 @@ MAGIC = b"\x28\xb5\x2f\xfd"
 SECRET = "my sister's flat in Leith"
 
 
-@pytest.fixture(params=["", "delta:"], ids=["parquet", "delta"])
+@pytest.fixture(scope="session")
+def kafka() -> Generator[Cluster]:
+    with cluster() as made:
+        yield made
+
+
+@pytest.fixture(params=["parquet", "delta", "kafka"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"{request.param}{tmp_path / 'store'}"
+    if request.param == "kafka":
+        return f"kafka:{request.getfixturevalue('kafka').new_topic()}"
+    return f"{'delta:' if request.param == 'delta' else ''}{tmp_path / 'store'}"
 
 
 def blocks(*parts: Sequence[Record]) -> list[Block]:
@@ -204,9 +215,9 @@ def test_a_kill_at_any_time_neither_loses_nor_doubles(where: str) -> None:
     assert acknowledged > KILLS * 10
 
 
-def test_two_collectors_that_take_the_same_device_for_theirs_store_it_once(tmp_path: Path) -> None:
-    uri = f"delta:{tmp_path / 'store'}"
-    with open_sink(uri) as one, open_sink(uri) as other:
+@pytest.mark.parametrize("where", ["delta", "kafka"], indirect=True)
+def test_two_collectors_that_take_the_same_device_for_theirs_store_it_once(where: str) -> None:
+    with open_sink(where) as one, open_sink(where) as other:
         assert other.watermarks() == {}
         assert one.greet("kiosk-1", 7, {"gen": 1}) == other.greet("kiosk-1", 7, {"gen": 1}) == {"gen": 0}
         assert one.append(blocks(made(1, 4))) == {KEY: 4}
@@ -251,6 +262,73 @@ def test_what_is_no_store_is_said_and_left_alone(prefix: str, tmp_path: Path) ->
     with pytest.raises(InputError, match="fill one with: fieldlm collect"):
         open_sink(f"{prefix}{tmp_path / 'nothing'}", read_only=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["kafka"], indirect=True)
+@pytest.mark.parametrize("policy", ["text", "rows"])
+def test_what_stays_of_a_forgotten_session_when_the_broker_has_compacted_has_no_text(
+    where: str, policy: Policy, kafka: Cluster
+) -> None:
+    with open_sink(where, forget=policy) as sink:
+        sink.append(blocks(made(1, 9, session="s1", answer=SECRET), made(10, 12, session="s2", answer="tea")))
+        sink.append(blocks(forget("s1")))
+        sink.tidy()
+        sink.append(blocks(made(13, 14, session="s1", answer=SECRET)))
+        assert (len(seqs(sink)), sink.gaps()) == (15, [])
+    left = kafka.compacted(where)
+    assert len(left) == 4
+    assert not any(SECRET in str(block.parse(value).records()) for value in left)
+    assert any("tea" in str(block.parse(value).records()) for value in left)
+
+
+@pytest.mark.parametrize("where", ["kafka"], indirect=True)
+def test_every_device_keeps_its_partition_and_any_reader_finds_its_blocks_in_order(where: str, kafka: Cluster) -> None:
+    others = [[msgspec.structs.replace(r, device=f"kiosk-{n}") for r in made(1, 4)] for n in range(20)]
+    with open_sink(where) as sink:
+        for part in ([r[:2] for r in others], [r[2:] for r in others]):
+            sink.append(blocks(*part))
+    found: dict[str, list[tuple[int, int]]] = {}
+    for partition, value in kafka.messages(where):
+        found.setdefault(block.parse(value).device, []).append((partition, block.parse(value).first))
+    assert len(found) == 20
+    assert all(len({p for p, _ in places}) == 1 and [f for _, f in places] == [1, 3] for places in found.values())
+    assert len({places[0][0] for places in found.values()}) > 1
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9092", "/topic", "127.0.0.1:9092/a/b", "127.0.0.1:9092/a?b=c"])
+def test_what_names_no_topic_is_said(text: str) -> None:
+    with pytest.raises(InputError, match="write kafka:HOST:PORT/TOPIC"):
+        open_sink(f"kafka:{text}")
+
+
+def test_the_clients_own_properties_come_from_a_file(tmp_path: Path, kafka: Cluster) -> None:
+    file = tmp_path / "kafka.properties"
+    file.write_text("# how to get in\nsecurity.protocol = PLAINTEXT\nclient.id=collector-7\n")
+    where = f"kafka:{kafka.new_topic()}?config={file}"
+    with open_sink(where) as sink:
+        assert sink.append(blocks(made(1, 2))) == {KEY: 2}
+    file.write_text("client.idd=collector-7\n")
+    with pytest.raises(FieldlmError, match=r"client\.idd"):
+        open_sink(where)
+    with pytest.raises(InputError, match="cannot be read"):
+        open_sink(f"{where}-2")
+
+
+def test_a_topic_that_is_not_there_is_not_made_by_who_only_looks(kafka: Cluster) -> None:
+    with pytest.raises(InputError, match="fill one with"):
+        open_sink(f"kafka:{kafka.brokers}/nothing-{time.time_ns()}", read_only=True)
+
+
+def test_brokers_that_end_are_named_and_what_was_in_doubt_is_found_out_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kafka_sink, "PATIENCE_S", 1.0)
+    with cluster(own=True) as brokers:
+        sink = open_sink(f"kafka:{brokers.new_topic()}")
+        sink.append(blocks(made(1, 2)))
+    with pytest.raises(FieldlmError, match="took no commit"):
+        sink.append(blocks(made(3, 4)))
+    assert sink.greet("kiosk-1", 7, {"gen": 1}) == {"gen": 2}
 
 
 def test_ranges_without_others() -> None:

@@ -31,6 +31,7 @@ from fieldlm.runtime import terminal
 QUEUE_MESSAGES = 256
 SESSION_EXPIRY_S = 3600
 ACK_EXPIRY_S = 3600
+STORES = "FOLDER|delta:URI|kafka:BROKERS/TOPIC"
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -221,7 +222,9 @@ def parse_shards(text: str) -> range:
 def main(argv: Sequence[str]) -> int:
     """Fill a store from a broker, or look into one."""
     parser = terminal.parser("collect", "Fill a store with a fleet's records, or look into one.")
-    parser.add_argument("--store", required=True, metavar="FOLDER|delta:URI", help="where records are kept")
+    parser.add_argument(
+        "--store", required=True, metavar="FOLDER|delta:URI|kafka:BROKERS/TOPIC", help="where records are kept"
+    )
     parser.add_argument("--broker", default="mqtt://127.0.0.1:1883", help="where the devices publish")
     parser.add_argument("--fleet", default="default", help="whose records to collect")
     parser.add_argument("--shards", default="0-255", help="part of the fleet that this collector owns")

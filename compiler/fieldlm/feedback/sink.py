@@ -279,11 +279,18 @@ def without_forgotten(policy: Policy) -> str:
 
 
 def open_sink(where: str, *, read_only: bool = False, forget: Policy = "text") -> "Sink":
-    """Open what `where` names: a folder, or delta:URI. Raises InputError, or MissingPartError for an absent extra."""
+    """Open what `where` names: a folder, delta:URI or kafka:BROKERS/TOPIC.
+
+    Raises InputError, or MissingPartError for an absent extra.
+    """
     if where.startswith("delta:"):
         from fieldlm.feedback.delta import DeltaStore
 
         return DeltaStore(where.removeprefix("delta:"), read_only=read_only, forget=forget)
+    if where.startswith("kafka:"):
+        from fieldlm.feedback.kafka import KafkaStore
+
+        return KafkaStore(where.removeprefix("kafka:"), read_only=read_only, forget=forget)
     from fieldlm.feedback.store import Store
 
     return Store(Path(where), read_only=read_only, forget=forget)
