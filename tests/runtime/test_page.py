@@ -18,7 +18,7 @@ from fieldlm.runtime.server import make_app
 
 KEY = "a-key-of-fair-length"
 PATIENCE_MS = 60_000
-KIOSK, PHONE = (1280, 800), (390, 844)
+KIOSK, LOW, PHONE = (1280, 800), (1024, 600), (390, 844)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
         made.close()
 
 
-@pytest.fixture(params=[KIOSK, PHONE], ids=["kiosk", "phone"])
+@pytest.fixture(params=[KIOSK, LOW, PHONE], ids=["kiosk", "low", "phone"])
 def page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
     width, height = request.param
     made = browser.new_page(viewport={"width": width, "height": height}, has_touch=True)
@@ -76,20 +76,57 @@ def test_it_shows_what_runs_and_holds_a_conversation(page: Page, live: Live) -> 
     expect(page.locator("#speeds polyline")).to_have_count(1)
     page.locator("#clear").tap()
     expect(page.locator(".turn")).to_have_count(0)
+    expect(page.locator(".hint")).to_be_visible()
 
 
 def test_everything_fits_and_can_be_hit_with_a_finger(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    for name in ("#send", "#question"):
+    for name in ("#send", "#question", "#clear", "#more"):
         box = page.locator(name).bounding_box()
         assert box
         assert box["height"] >= 48
+        assert box["y"] + box["height"] <= (page.viewport_size or {"height": 0})["height"]
 
 
-def test_stop_really_stops(browser: Browser, url: str, live: Live) -> None:
+def test_all_figures_are_seen_at_once(page: Page) -> None:
+    expect(page.locator("#facts")).to_contain_text("Answering", timeout=PATIENCE_MS)
+    is_narrow = (page.viewport_size or {"width": 0})["width"] < 600
+    if is_narrow:
+        expect(page.locator("#figures")).to_be_hidden()
+        page.locator("#more").tap()
+        expect(page.locator("#more")).to_have_attribute("aria-expanded", "true")
+    expect(page.locator("#speeds")).to_be_visible()
+    assert page.evaluate("() => figures.scrollHeight <= figures.clientHeight")
+    expect(page.locator("#facts dd").last).to_be_in_viewport(ratio=1)
+    if is_narrow:
+        page.locator("#more").tap()
+        expect(page.locator("#figures")).to_be_hidden()
+
+
+def test_a_long_message_is_seen_whole(page: Page) -> None:
+    question = page.locator("#question")
+    before = question.bounding_box()
+    question.fill("where is the charging station " * 9)
+    after = question.bounding_box()
+    assert before
+    assert after
+    assert after["height"] > 1.4 * before["height"]
+    assert page.evaluate("() => question.scrollHeight <= question.clientHeight + 1 || question.clientHeight > 150")
+
+
+@pytest.fixture
+def fresh_url(live: Live) -> Iterator[str]:
+    """A server that has answered nobody yet."""
+    with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
+        yield server.url
+
+
+def test_an_answer_is_timed_while_it_is_written_and_stop_really_stops_it(
+    browser: Browser, fresh_url: str, live: Live
+) -> None:
     engine = cast(LlamaEngine, live.current.engine)
     page = browser.new_page(has_touch=True)
-    page.goto(url)
+    page.goto(fresh_url)
 
     def endless(route: Route) -> None:
         # The server's own answer would end by itself; this one lasts until it is stopped.
@@ -99,6 +136,8 @@ def test_stop_really_stops(browser: Browser, url: str, live: Live) -> None:
     page.route("**/v1/chat/completions", endless)
     ask(page, "Count from 1 to 500: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20")
     expect(page.locator(".turn.assistant")).not_to_be_empty(timeout=PATIENCE_MS)
+    expect(page.locator("#speed")).not_to_have_text("–", timeout=PATIENCE_MS)
+    expect(page.locator("#stop")).to_be_visible()
     page.locator("#stop").tap()
     expect(page.locator("#send")).to_be_visible(timeout=PATIENCE_MS)
     page.wait_for_function("async () => (await (await fetch('status')).json()).running === 0", timeout=PATIENCE_MS)

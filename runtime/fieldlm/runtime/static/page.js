@@ -3,9 +3,12 @@
 
 const get = (id) => document.getElementById(id);
 const POLL_MS = 1500;
+const LIVE_MS = 400;
 const messages = [];
 let key = sessionStorage.getItem("key") || "";
 let running = null;
+let recent = []; // the device's figures of its last answers
+let arriving = null; // of the answer that is being written: pieces, and when the first and the last came
 
 function headers() {
   return key ? { authorization: `Bearer ${key}` } : {};
@@ -32,7 +35,7 @@ function mb(value) {
 function showFacts(status) {
   const queue = status.waiting ? `${status.running} + ${status.waiting} waiting` : String(status.running);
   const rows = [
-    ["Generation", status.generation], ["Weights", `${status.quant}${status.adapter ? " + adapter" : ""}`],
+    ["Model", status.model], ["Generation", status.generation], ["Weights", `${status.quant}${status.adapter ? " + adapter" : ""}`],
     ["Engine", status.engine], ["Context", `${status.context} × ${status.parallel}`],
     ["Memory", mb(status.memory_mb.process)], ["of which weights", mb(status.memory_mb.weights)],
     ["Temperature", status.temperature_c === null ? "no sensor" : `${Math.round(status.temperature_c)} °C`],
@@ -66,13 +69,23 @@ function draw(id, values) {
   get(id).replaceChildren(...parts);
 }
 
-function showSpeed(recent) {
+// The last answers as the device timed them and, while one is being written, that one as it arrives here.
+function showSpeed() {
   const speeds = recent.map((point) => point.tokens_per_s).filter((value) => value !== null);
   const waits = recent.map((point) => point.ttft_ms).filter((value) => value !== null);
+  const now = arriving && arriving.pieces > 2 ? (1000 * (arriving.pieces - 1)) / (arriving.lastMs - arriving.firstMs) : 0;
+  if (now && Number.isFinite(now)) speeds.push(now);
   get("speed").textContent = speeds.length ? speeds.at(-1).toFixed(1) : "–";
   get("ttft").textContent = waits.length ? Math.round(waits.at(-1)) : "–";
+  get("glance").textContent = speeds.length ? `${speeds.at(-1).toFixed(0)} tok/s` : "";
+  get("speed-range").textContent = range(speeds, (value) => value.toFixed(1));
+  get("ttft-range").textContent = range(waits, (value) => Math.round(value));
   draw("speeds", speeds);
   draw("ttfts", waits);
+}
+
+function range(values, spell) {
+  return values.length > 1 ? `${spell(Math.min(...values))} to ${spell(Math.max(...values))}` : "";
 }
 
 function showState(kind, words) {
@@ -92,7 +105,8 @@ async function poll() {
     get("model").textContent = status.model;
     showState(status.ready ? "good" : "", status.ready ? "ready" : status.status);
     showFacts(status);
-    showSpeed(status.recent);
+    recent = status.recent;
+    showSpeed();
   } catch {
     showState("bad", "no connection");
   }
@@ -100,8 +114,10 @@ async function poll() {
 
 // ---- the conversation
 
+const hint = get("said").firstElementChild;
+
 function add(role, text) {
-  get("hint")?.remove();
+  hint.remove();
   const turn = element("p", text, `turn ${role}`);
   get("said").append(turn);
   turn.scrollIntoView({ block: "end" });
@@ -136,11 +152,19 @@ async function answer(turn, signal) {
     if (event.error) throw new Error(event.error.message);
     const piece = event.choices?.[0]?.delta?.content;
     if (!piece) continue;
-    const follows = get("said").scrollHeight - get("said").scrollTop - get("said").clientHeight < 80;
-    turn.append(document.createTextNode(piece));
+    const nowMs = performance.now();
+    arriving = { pieces: (arriving?.pieces ?? 0) + 1, firstMs: arriving?.firstMs ?? nowMs, lastMs: nowMs };
+    following(() => turn.append(document.createTextNode(piece)));
     turn.classList.remove("waiting");
-    if (follows) turn.scrollIntoView({ block: "end" });
   }
+}
+
+// Change what was said, and stay at its end unless somebody has scrolled back to read.
+function following(change) {
+  const said = get("said");
+  const follows = said.scrollHeight - said.scrollTop - said.clientHeight < 80;
+  change();
+  if (follows) said.scrollTop = said.scrollHeight;
 }
 
 function setRunning(controller) {
@@ -156,18 +180,22 @@ async function ask(question) {
   turn.classList.add("waiting");
   const mine = new AbortController();
   setRunning(mine);
+  arriving = null;
+  const live = setInterval(showSpeed, LIVE_MS);
   try {
     await answer(turn, mine.signal);
   } catch (error) {
-    if (error.name === "AbortError") turn.after(element("p", "stopped", "note"));
+    if (error.name === "AbortError") following(() => turn.after(element("p", "stopped", "note")));
     else {
       turn.classList.add("failed");
       turn.append(document.createTextNode(error.message));
       turn.dataset.failed = "1";
     }
   }
+  clearInterval(live);
   turn.classList.remove("waiting");
   if (!turn.isConnected) return; // a new conversation has begun
+  arriving = null;
   if (turn.dataset.failed || !turn.textContent) messages.pop();
   else messages.push({ role: "assistant", content: turn.textContent });
   if (running === mine) setRunning(null);
@@ -192,7 +220,8 @@ get("question").addEventListener("keydown", (event) => {
 
 function grow() {
   const box = get("question");
-  box.rows = Math.min(6, Math.max(1, box.value.split("\n").length));
+  box.style.height = "auto";
+  box.style.height = `${box.scrollHeight + 3}px`; // and its border
 }
 
 get("question").addEventListener("input", grow);
@@ -200,8 +229,13 @@ get("stop").addEventListener("click", () => running?.abort());
 get("clear").addEventListener("click", () => {
   running?.abort();
   setRunning(null);
+  arriving = null;
   messages.length = 0;
-  get("said").replaceChildren();
+  get("said").replaceChildren(hint);
+  get("question").focus();
+});
+get("more").addEventListener("click", () => {
+  get("more").setAttribute("aria-expanded", String(document.body.classList.toggle("open")));
 });
 
 (async function watch() {
