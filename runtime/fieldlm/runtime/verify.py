@@ -1,4 +1,7 @@
-"""`fieldlm verify BUNDLE`: whether it is whole, by whom it is, and whether it answers as it should on this machine."""
+"""`fieldlm verify BUNDLE`: whether it is whole, by whom it is, and whether it answers as it should on this machine.
+
+With `--on-device` it is measured, too, and held against what its profile foresees: see `on_device`.
+"""
 
 import json
 import time
@@ -9,7 +12,8 @@ from typing import Any
 import msgspec
 
 from fieldlm.formats.bundle import SIGNATURE, Bundle, open_bundle
-from fieldlm.runtime import probe, terminal
+from fieldlm.formats.profile import load_profile
+from fieldlm.runtime import on_device, probe, terminal
 from fieldlm.runtime.model import Model
 
 # All but one of the usual three: another processor may round one answer away.
@@ -21,11 +25,24 @@ def main(argv: Sequence[str]) -> int:
     parser = terminal.parser("verify", "Check a bundle's bytes and signature, load it and ask its probe questions.")
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--key", action="append", default=[], metavar="KEYID", help="a signer you trust; none: any")
+    parser.add_argument(
+        "--on-device", action="store_true", help="measure it here, and write what came out beside the bundle"
+    )
+    parser.add_argument("--profile", help="the kind of device this is (with --on-device); none: the bundle's")
     args = parser.parse_args(argv)
+    if args.profile and not args.on_device:
+        parser.error("--profile goes with --on-device")
     with terminal.progress(f"check {args.bundle}"):
         bundle = open_bundle(args.bundle, trusted=frozenset(args.key))
-    report = verify(bundle) | {"signer": signer(bundle), "trusted": bool(args.key)}
-    terminal.show(report, _text(report), as_json=args.json)
+    profile = load_profile(args.profile or bundle.manifest.profile) if args.on_device else None
+    found = verify(bundle)
+    report = found | {"signer": signer(bundle), "trusted": bool(args.key)}
+    text = _text(report)
+    if profile:
+        overlay = on_device.confirm(bundle, profile, found["probes"])
+        report |= {"ok": report["ok"] and overlay.holds, "overlay": overlay}
+        text += f"\n{on_device.words(overlay)}\n  written to {on_device.overlay_path(bundle)}"
+    terminal.show(report, text, as_json=args.json)
     return 0 if report["ok"] else 1
 
 
