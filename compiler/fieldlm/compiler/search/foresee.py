@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fieldlm.compiler.search.ggml import kind
 from fieldlm.compiler.search.limits import Limits
-from fieldlm.compiler.search.write import size_bytes
+from fieldlm.compiler.search.write import resized
 from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines.gguf_header import Tensor, read_header
 from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
@@ -50,13 +50,13 @@ class Foresight:
     """
 
     def __init__(self, full: Path, profile: Profile, tokens_per_s: float) -> None:
-        self._full, self._profile = full, profile
+        self._bytes, self._profile = full.stat().st_size, profile
         self._header = read_header(full)
         self._tokens_per_s = tokens_per_s
 
     def foresee(self, types: Mapping[str, str]) -> Foreseen:
         """Return what the mixture `types` will be."""
-        size = size_bytes(self._full, types)
+        size = resized(self._header, self._bytes, types)
         tensors = {name: _retyped(each, types.get(name)) for name, each in self._header.tensors.items()}
         serving = plan(
             replace(self._header, tensors=tensors),
@@ -65,7 +65,7 @@ class Foresight:
             batch=PREFILL_ALONE + self._profile.runtime.parallel,
             isa=self._profile.cpu.isa,
         )
-        return Foreseen(bytes=size, ram=serving, tokens_per_s=self._tokens_per_s * self._full.stat().st_size / size)
+        return Foreseen(bytes=size, ram=serving, tokens_per_s=self._tokens_per_s * self._bytes / size)
 
     def _trained(self) -> int:
         found = self._header.metadata.get(f"{self._header.architecture}.context_length")

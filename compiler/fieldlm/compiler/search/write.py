@@ -20,7 +20,7 @@ from fieldlm.compiler.search.ggml import quantize as round_alone
 from fieldlm.compiler.search.legal import FULL
 from fieldlm.compiler.search.price import Worker, in_processes
 from fieldlm.compiler.search.rounding import factor, round_rows
-from fieldlm.runtime.engines.gguf_header import read_header
+from fieldlm.runtime.engines.gguf_header import Header, read_header
 
 ALIGNMENT = 32
 FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
@@ -41,8 +41,12 @@ def write(source: Path, statistics: Path, types: Mapping[str, str], target: Path
 
 def size_bytes(source: Path, types: Mapping[str, str]) -> int:
     """Return the exact size of `source` written with `types`."""
-    total = source.stat().st_size
-    for name, tensor in read_header(source).tensors.items():
+    return resized(read_header(source), source.stat().st_size, types)
+
+
+def resized(header: Header, total: int, types: Mapping[str, str]) -> int:
+    """Return the size of a file of `total` bytes with `header` once its tensors have `types`."""
+    for name, tensor in header.tensors.items():
         if name in types:
             to = kind(types[name])
             total += _padded(prod(tensor.shape[1:]) * to.row_bytes(tensor.shape[0])) - _padded(tensor.size)
