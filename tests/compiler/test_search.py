@@ -97,7 +97,7 @@ def test_what_is_foreseen_is_what_the_engine_then_holds(
     foreseen = Foresight(full.base, profile, 100.0).foresee(types)
     assert foreseen.bytes == searched.need("base").stat().st_size
     bundle = draft(manifest, [proof.Part(role="base", name="model.gguf", source=searched.need("base"))])
-    held = weigh_serving(bundle, context=profile.gguf.context, parallel=profile.runtime.parallel).value
+    held = weigh_serving(bundle, profile).value
     assert foreseen.ram.total == pytest.approx(sum(held.values()), rel=0.08)
 
 

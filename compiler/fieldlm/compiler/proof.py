@@ -14,6 +14,7 @@ from fieldlm.compiler.checkpoint import Checkpoint
 from fieldlm.compiler.child import Ran
 from fieldlm.compiler.pack import Part, draft
 from fieldlm.compiler.search.corpus import Example
+from fieldlm.compiler.search.foresee import without_gpu
 from fieldlm.compiler.search.limits import MIN_TASK, Request
 from fieldlm.compiler.search.measure import Measured
 from fieldlm.compiler.search.task import answer_task
@@ -24,7 +25,7 @@ from fieldlm.formats.bundle import Bundle, Gate, Manifest
 from fieldlm.formats.errors import GateError
 from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.formats.probe import Probe, Probes
-from fieldlm.formats.profile import Profile
+from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm.runtime.template import render
 
 REPORT = "fieldlm.compile-report/1"
@@ -166,12 +167,12 @@ def hold_limits(
 
 def _served_mb(manifest: Manifest, artefact: Artefact, profile: Profile, stages: Stages) -> float:
     """Return the megabytes that the engine holds when it serves `artefact` as the profile says."""
-    context, parallel = profile.gguf.context, profile.runtime.parallel
-    asked = {"artefact": artefact.sha256, "serving": [context, parallel], "engine": installed(ENGINES)}
+    here = without_gpu(profile)
+    asked = {"artefact": artefact.sha256, "profile": profile_sha256(here), "engine": installed(ENGINES)}
     bundle = draft(manifest, artefact.parts)
 
     def serve(_: Path) -> Ran:
-        return verify.weigh_serving(bundle, context=context, parallel=parallel)
+        return verify.weigh_serving(bundle, here)
 
     _, made = stages.run("serving", asked, serve)
     return round(sum(made.value.values()), 1)

@@ -30,6 +30,7 @@ from fieldlm.compiler.fidelity import (
 from fieldlm.compiler.logits import Passage, read
 from fieldlm.formats.bundle import Bundle, Gate, Manifest
 from fieldlm.formats.errors import EngineError, GateError
+from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines import Engine, Sampling, open_engine
 from fieldlm.runtime.template import opening, special_tokens
 
@@ -202,8 +203,8 @@ class Reader:
         )
 
 
-def weigh_serving(draft: Bundle, *, context: int, parallel: int) -> Ran:
-    """Return the megabytes that the engine holds, part by part, when it serves `parallel` answers of `context` tokens.
+def weigh_serving(draft: Bundle, profile: Profile) -> Ran:
+    """Return the megabytes that the engine holds, part by part, when it serves as `profile` says.
 
     The most that the process held, in `peak_mb`, is with Python.
     """
@@ -212,15 +213,15 @@ def weigh_serving(draft: Bundle, *, context: int, parallel: int) -> Ran:
         what="weigh the engine as it serves",
         folder=draft.folder,
         manifest=msgspec.to_builtins(draft.manifest),
-        context=context,
-        parallel=parallel,
+        profile=msgspec.to_builtins(profile),
     )
 
 
-def serve(folder: str, manifest: dict[str, Any], context: int, parallel: int) -> dict[str, float]:
+def serve(folder: str, manifest: dict[str, Any], profile: dict[str, Any]) -> dict[str, float]:
     """Load the artefact, let it read and answer once, and say what it holds. Runs in a child process."""
-    bundle = _bundle(folder, manifest)
-    engine = open_engine(bundle, context=min(context, bundle.manifest.model.context), parallel=parallel)
+    bundle, device = _bundle(folder, manifest), msgspec.convert(profile, Profile)
+    context = min(device.gguf.context, bundle.manifest.model.context)
+    engine = open_engine(bundle, context=context, parallel=device.runtime.parallel, profile=device)
     prompt = (engine.tokenize(PROMPTS[0]) * context)[: min(engine.context // 2, 1024)]
     for _ in engine.start(prompt, Sampling(max_tokens=4)):
         pass

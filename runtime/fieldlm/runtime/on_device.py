@@ -19,6 +19,7 @@ from fieldlm.runtime import terminal
 from fieldlm.runtime.bandwidth import Bandwidth, read_bandwidth
 from fieldlm.runtime.bench import Interval, Result, bench, remarks
 from fieldlm.runtime.engines.gguf_header import read_header
+from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, Layout, layout_of
 from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
 from fieldlm.runtime.engines.plan import plan
 from fieldlm.runtime.hardware import Detection, detect, usable_cores
@@ -139,7 +140,13 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
         foreseen=foreseen_mb(bundle, context=result.spec.prompt_tokens + 8, parallel=1, isa=found.facts["isa"]),
         measured=round(sum(result.measured.engine_mb.values()), 1),
     )
-    served = foreseen_mb(bundle, context=profile.gguf.context, parallel=profile.runtime.parallel, isa=profile.cpu.isa)
+    served = foreseen_mb(
+        bundle,
+        context=profile.gguf.context,
+        parallel=profile.runtime.parallel,
+        isa=profile.cpu.isa,
+        layout=layout_of(profile),
+    )
     serving_mb = round((served or memory.measured) * memory.ratio, 1)
     budget_mb = float(profile.memory.model_budget_mb)
     return Overlay(
@@ -175,14 +182,21 @@ def foreseen_tokens_per_s(profile: Profile, bandwidth: Bandwidth, read: Reading)
     return None if gb_s is None else round(gb_s * 1e9 / read.at_depth(GEN_TOKENS / 2), 2)
 
 
-def foreseen_mb(bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str]) -> float | None:
+def foreseen_mb(
+    bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str], layout: Layout = DEFAULT_LAYOUT
+) -> float | None:
     """Return the megabytes of weights, cache and buffers by the GGUF's header; None for ONNX, which does not say."""
     if bundle.manifest.engine != "llama":
         return None
     context = min(context, bundle.manifest.model.context)
     adapter = bundle.manifest.file("adapter")
     need = plan(
-        read_header(bundle.need("base")), context=context, parallel=parallel, batch=PREFILL_ALONE + parallel, isa=isa
+        read_header(bundle.need("base")),
+        context=context,
+        parallel=parallel,
+        batch=PREFILL_ALONE + parallel,
+        isa=isa,
+        layout=layout,
     )
     return round(need.total + (adapter.size / MB if adapter else 0.0), 1)
 

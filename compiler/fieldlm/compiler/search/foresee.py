@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import msgspec
+
 from fieldlm.compiler.search.ggml import kind
 from fieldlm.compiler.search.limits import Limits
 from fieldlm.compiler.search.write import resized
 from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines.gguf_header import Tensor, read_header
+from fieldlm.runtime.engines.layout import layout_of
 from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
 from fieldlm.runtime.engines.plan import Plan, plan
 
@@ -50,7 +53,7 @@ class Foresight:
     """
 
     def __init__(self, full: Path, profile: Profile, tokens_per_s: float) -> None:
-        self._bytes, self._profile = full.stat().st_size, profile
+        self._bytes, self._profile = full.stat().st_size, without_gpu(profile)
         self._header = read_header(full)
         self._tokens_per_s = tokens_per_s
 
@@ -64,12 +67,18 @@ class Foresight:
             parallel=self._profile.runtime.parallel,
             batch=PREFILL_ALONE + self._profile.runtime.parallel,
             isa=self._profile.cpu.isa,
+            layout=layout_of(self._profile),
         )
         return Foreseen(bytes=size, ram=serving, tokens_per_s=self._tokens_per_s * self._bytes / size)
 
     def _trained(self) -> int:
         found = self._header.metadata.get(f"{self._header.architecture}.context_length")
         return found if isinstance(found, int) and found > 0 else self._profile.gguf.context
+
+
+def without_gpu(profile: Profile) -> Profile:
+    """Return `profile` as a workshop can try it, which need not have the device's accelerator."""
+    return msgspec.structs.replace(profile, accelerators=())
 
 
 def _retyped(tensor: Tensor, name: str | None) -> Tensor:
