@@ -42,6 +42,8 @@ class Wish:
     system_prompt: str | None = None
     request: Request = PRESETS
     licences: tuple[str, ...] = ()
+    compare: bool = False
+    """Make an adapter's merged form, too, and say what either costs."""
 
 
 def check_licence(licence: str, wish: Wish, what: str) -> None:
@@ -160,13 +162,14 @@ def finish(
     stages: Stages,
     *,
     search: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write the bundle with its report, and the report of this run beside it."""
     report = Part(role="report", name="report.json", source=proof.report_file(made, manifest.gates, search))
     manifest = msgspec.structs.replace(manifest, notes={**manifest.notes, "candidates": proof.facts(made)})
     materials = Part(role="report", name=bom.NAME, source=bom.bill(manifest, [*parts, report]))
     bundle = pack(wish.out, manifest, [*parts, report, materials], wish.key)
-    write_whole(report_path(wish.out), canonical_json(proof.whole_report(bundle, made, stages)))
+    write_whole(report_path(wish.out), canonical_json(proof.whole_report(bundle, made, stages, kept)))
     return bundle
 
 

@@ -1,4 +1,4 @@
-"""An adapter as a small bundle of its own: the base bundle's very weights, and a LoRA beside them."""
+"""An adapter as a small bundle of its own: the base bundle's very weights, and a LoRA that is judged beside them."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from fieldlm.compiler.assemble import Wish, check_licence, finish
 from fieldlm.compiler.checkpoint import Checkpoint, open_checkpoint, origin
 from fieldlm.compiler.child import Ran
 from fieldlm.compiler.exporters.gguf import export_adapter
+from fieldlm.compiler.kept import Judge
 from fieldlm.compiler.pack import Part
 from fieldlm.compiler.proof import Candidate, Fitted
 from fieldlm.compiler.quantize import Size
@@ -26,7 +27,8 @@ OWN = ("adapter", "probe", "report")
 def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Stages) -> Bundle:
     """Compile `adapter` into a bundle that shares its base file with `base_bundle`, whose source `model` names.
 
-    Raises InputError when the adapter, the model and the base bundle do not belong together.
+    Raises InputError when the adapter, the model and the base bundle do not belong together, GateError when the adapter
+    loses on the quantised base what the task may not lose.
     """
     base = open_bundle(base_bundle)
     if base.manifest.profile != wish.profile.id:
@@ -52,19 +54,25 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
     answers = proof.ask(manifest, artefact, stages, fitted=fitted, reference=reference)
     made = Candidate(artefact=artefact, answers=answers)
     _, fits = proof.choose([made], wish.profile)
+    judge = Judge(fitted=fitted, manifest=manifest, reference=reference, wish=wish, stages=stages)
+    judged = judge.task(artefact, full, checkpoint, answers)
+    kept = judge.beside_merged(artefact, checkpoint, answers, judged) if wish.compare else None
     parts = (
         *artefact.parts,
         Part(role="adapter", name=ADAPTER, source=fitted.gguf),
         Part(role="probe", name="probe.json", source=proof.probe_file(made.answers)),
     )
-    return finish(msgspec.structs.replace(manifest, gates=(*gates, fits)), parts, [made], wish, stages)
+    return finish(
+        msgspec.structs.replace(manifest, gates=(*gates, *judged.gates, fits)), parts, [made], wish, stages, kept=kept
+    )
 
 
 def _check_base(base: Bundle, checkpoint: Checkpoint) -> None:
     if base.manifest.engine != "llama" or base.manifest.file("adapter"):
         raise InputError(f"{base.folder} cannot carry an adapter: it needs to be a GGUF bundle without one")
-    known = (checkpoint.sha256, origin(checkpoint.folder).get("gguf_sha256"))
-    if base.manifest.model.source_sha256 not in known:
+    weights, gguf = base.manifest.file("base"), origin(checkpoint.folder).get("gguf_sha256")
+    # An adapter may be tuned on the source, or against the base as it is quantised, unpacked from its own file.
+    if base.manifest.model.source_sha256 not in (checkpoint.sha256, gguf) and (weights and weights.sha256) != gguf:
         raise InputError(
             f"{base.folder} was made from {base.manifest.model.source} ({base.manifest.model.source_sha256[:12]}…), "
             f"not from {checkpoint.source} ({checkpoint.sha256[:12]}…); compile a base from the model it was tuned on"

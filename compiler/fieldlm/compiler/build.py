@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def compile_model(
     work: Path | None = None,
     request: Request = PRESETS,
     licences: Sequence[str] = (),
+    compare: bool = False,
 ) -> Bundle:
     """Compile `model` for `profile` into the bundle folder `out`, signed by `key`.
 
@@ -53,6 +55,7 @@ def compile_model(
     `base_bundle`. What varies from run to run (times, speed, memory) is written beside it, to `out`.report.json. `work`
     keeps the finished stages; by default it is in the user's cache. A `request` with text, a task or limits lets the
     compiler look for the best type of every tensor itself. `licences` are those a model may have; none allows all.
+    With `compare`, what an adapter costs apart and merged is measured and said in the report.
 
     Raises InputError for what cannot be compiled, GateError when the result is not the model it was made from or too
     large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
@@ -62,10 +65,7 @@ def compile_model(
         raise InputError(
             "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
         )
-    if request.is_wanted and (quants or adapter or fmt != "gguf"):
-        raise InputError(
-            "limits, --calibration and --task go with GGUF and without --quant, --adapter or --format onnx"
-        )
+    _check_request(request, with_adapter=adapter is not None, others=bool(quants) or fmt != "gguf")
     wish = Wish(
         profile=profile,
         out=out,
@@ -76,12 +76,22 @@ def compile_model(
         system_prompt=system_prompt,
         request=request,
         licences=tuple(licences),
+        compare=compare,
     )
     stages = Stages(work)
     if adapter and base_bundle:
         return attach(model, adapter, base_bundle, wish, stages)
     gguf = None if merge or quants or fmt != "gguf" or request.is_wanted else quantized_file(model, stages)
     return compile_file(gguf, wish, stages) if gguf else compile_checkpoint(model, merge, wish, stages)
+
+
+def _check_request(request: Request, *, with_adapter: bool, others: bool) -> None:
+    """Raise InputError when the search, or a limit of it, is asked for where nothing can be searched."""
+    if request.is_wanted and others:
+        raise InputError("limits, --calibration and --task go with GGUF and without --quant or --format onnx")
+    rest = replace(request, task=None, limits=replace(request.limits, min_task=None))
+    if with_adapter and rest.is_wanted:
+        raise InputError("the base has its types already: --adapter goes with --task and --min-task, not with others")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,6 +121,7 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         system_prompt=args.system_prompt,
         request=_request(args),
         licences=args.licence_allow,
+        compare=args.compare,
     )
     return json.loads(report_path(out).read_bytes())
 
@@ -163,6 +174,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--merge", type=Path, metavar="PEFT", help="fold this adapter into the weights")
     parser.add_argument("--adapter", type=Path, metavar="PEFT", help="make a small bundle of this adapter")
     parser.add_argument("--base-bundle", type=Path, metavar="BUNDLE", help="the bundle that --adapter is for")
+    parser.add_argument(
+        "--compare", action=argparse.BooleanOptionalAction, default=True,
+        help="with --adapter: make it merged, too, and say what either costs",
+    )  # fmt: skip
     parser.add_argument("--name", default="", help="what clients call the model")
     parser.add_argument("--system-prompt", help="put in front of conversations that have none")
     parser.add_argument(
@@ -227,7 +242,26 @@ def _text(report: dict[str, Any]) -> str:
         [
             terminal.table(_rows(report), COLUMNS),
             *gates,
+            *_kept(report.get("kept")),
             f"  {spent:.0f} s of work; {sum(stage['cached'] for stage in report['stages'])} stages from the cache",
             f"{report['folder']}  generation {report['bundle'][:12]}",
         ]
+    )
+
+
+def _kept(kept: dict[str, Any] | None) -> list[str]:
+    """Say what an adapter costs apart from its base, and merged into it."""
+    if kept is None:
+        return []
+    lines = [_cost("apart", kept["apart"]), _cost(f"merged as {kept['merged']['quant']}", kept["merged"])]
+    times = kept["merged"]["tokens_per_s"] / max(kept["apart"]["tokens_per_s"], 1e-9)
+    more = kept["merged"]["ships_bytes"] / kept["apart"]["ships_bytes"]
+    return [*lines, f"  merged is {times:.2f} × as fast and {more:.0f} × as much to ship (--merge makes it)"]
+
+
+def _cost(name: str, cost: dict[str, Any]) -> str:
+    right = "" if cost["right"] is None else f", {cost['right']} of the task right"
+    return (
+        f"  {name}: {cost['ships_bytes'] / 1e6:.1f} MB to ship, {cost['tokens_per_s']:.0f} tokens/s here, "
+        f"{100 * cost['agreement']:.0f}% as full{right}"
     )

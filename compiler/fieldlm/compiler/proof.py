@@ -152,10 +152,8 @@ def hold_limits(
         speed = chosen.answers.tokens_per_s
         gates.append(_at_least("speed", speed, limits.min_tokens_per_s, "tokens/s here"))
     if examples:
-        few = examples[:SERVED_EXAMPLES]
-        full_right, right = (_right(manifest, each, few, stages) for each in (full, chosen.artefact))
-        least = limits.min_task or MIN_TASK
-        gates.append(_at_least("task-served", round(right / max(full_right, 1), 4), least, "of full weights"))
+        full_right, right = (count_right(manifest, each, examples, stages) for each in (full, chosen.artefact))
+        gates.append(task_gate(right, full_right, request))
     for gate in gates:
         if not gate.passed:
             raise GateError(
@@ -163,6 +161,13 @@ def hold_limits(
                 "change the limit or take a smaller model"
             )
     return tuple(gate for gate in gates if gate.name == "task-served")
+
+
+def task_gate(right: int, full_right: int, request: Request) -> Gate:
+    """Return the gate of the task's answers as served: how many of those that full weights give right stay right."""
+    return _at_least(
+        "task-served", round(right / max(full_right, 1), 4), request.limits.min_task or MIN_TASK, "of full weights"
+    )
 
 
 def _served_mb(manifest: Manifest, artefact: Artefact, profile: Profile, stages: Stages) -> float:
@@ -186,13 +191,23 @@ def _at_least(name: str, value: float, limit: float, unit: str) -> Gate:
     return Gate(name=name, value=value, limit=limit, passed=value >= limit, unit=unit)
 
 
-def _right(manifest: Manifest, artefact: Artefact, examples: Sequence[Example], stages: Stages) -> int:
-    """Return how many of `examples` the engine answers exactly right with `artefact`."""
-    pairs = [[example.prompt_tokens, example.answer] for example in examples]
+def count_right(
+    manifest: Manifest,
+    artefact: Artefact,
+    examples: Sequence[Example],
+    stages: Stages,
+    *,
+    fitted: Fitted | None = None,
+) -> int:
+    """Return how many of the first `examples` the engine answers exactly right with `artefact` and its adapter."""
+    few = examples[:SERVED_EXAMPLES]
+    pairs = [[example.prompt_tokens, example.answer] for example in few]
     asked = {"artefact": artefact.sha256, "examples": sha256_bytes(canonical_json(pairs)), "engine": installed(ENGINES)}
-    bundle = draft(manifest, artefact.parts)
-    what = f"ask {artefact.quant} {len(examples)} examples of the task"
-    _, made = stages.run("task", asked, lambda _: answer_task(bundle, examples, what=what))
+    if fitted:
+        asked["adapter"] = sha256_file(fitted.gguf)
+    bundle, gguf = draft(manifest, artefact.parts), fitted.gguf if fitted else None
+    what = f"ask {artefact.quant} {len(few)} examples of the task"
+    _, made = stages.run("task", asked, lambda _: answer_task(bundle, few, what=what, adapter=gguf))
     return sum(made.value)
 
 
@@ -233,8 +248,13 @@ def report_file(
     return canonical_json({"format": REPORT, "candidates": facts(candidates), "gates": gates, "search": search})
 
 
-def whole_report(bundle: Bundle, candidates: Sequence[Candidate], stages: Stages) -> dict[str, Any]:
-    """Return everything known about this run, with the times and speeds that no two runs share."""
+def whole_report(
+    bundle: Bundle, candidates: Sequence[Candidate], stages: Stages, kept: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return everything known about this run, with the times and speeds that no two runs share.
+
+    `kept` says what an adapter costs apart from its base, and merged into it.
+    """
     speeds = [
         {
             "tokens_per_s": candidate.answers.tokens_per_s,
@@ -251,6 +271,7 @@ def whole_report(bundle: Bundle, candidates: Sequence[Candidate], stages: Stages
         "manifest": msgspec.to_builtins(bundle.manifest),
         "chosen": bundle.manifest.recipe.quant,
         "candidates": [fact | speed for fact, speed in zip(facts(candidates), speeds, strict=True)],
+        **({"kept": kept} if kept else {}),
         "stages": [{name: getattr(made, name) for name in stage_names} for made in stages.made],
     }
 

@@ -15,25 +15,32 @@ from fieldlm.runtime.engines import Sampling, open_engine
 SPARE_TOKENS = 16
 
 
-def answer_task(draft: Bundle, examples: Sequence[Example], *, what: str) -> Ran:
-    """Return for each of `examples` whether the artefact in `draft` answers it exactly right."""
+def answer_task(draft: Bundle, examples: Sequence[Example], *, what: str, adapter: Path | None = None) -> Ran:
+    """Return for each of `examples` whether the artefact in `draft`, with `adapter`, answers it exactly right."""
     return call(
         "fieldlm.compiler.search.task:answer_all",
         what=what,
+        folder=draft.folder,
         manifest=msgspec.to_builtins(draft.manifest),
+        adapter=adapter,
         examples=[[example.prompt_tokens, len(example.answer_tokens), example.answer] for example in examples],
     )
 
 
-def answer_all(manifest: dict[str, Any], examples: list[tuple[list[int], int, str]]) -> list[bool]:
+def answer_all(
+    folder: str, manifest: dict[str, Any], adapter: str | None, examples: list[tuple[list[int], int, str]]
+) -> list[bool]:
     """Answer every example. Runs in a child process."""
-    bundle = Bundle(folder=Path(), id="0" * 64, manifest=msgspec.convert(manifest, Manifest))
+    bundle = Bundle(folder=Path(folder), id="0" * 64, manifest=msgspec.convert(manifest, Manifest))
     longest = max(len(prompt) + count for prompt, count, _ in examples) + SPARE_TOKENS
     # One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
     engine = open_engine(bundle, context=min(longest, bundle.manifest.model.context), parallel=1)
+    name = "adapter" if adapter is not None else None
+    if adapter is not None:
+        engine.load_adapter("adapter", Path(adapter))
     right: list[bool] = []
     for prompt, count, wanted in examples:
-        answer = engine.start(prompt, Sampling(max_tokens=count + SPARE_TOKENS))
+        answer = engine.start(prompt, Sampling(max_tokens=count + SPARE_TOKENS), adapter=name)
         right.append(_is_same("".join(chunk.text for chunk in answer), wanted))
     engine.close()
     return right
