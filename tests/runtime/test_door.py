@@ -2,8 +2,10 @@
 
 import asyncio
 import datetime
+import hmac
 import json
 import os
+import select
 import socket
 import ssl
 import threading
@@ -35,6 +37,7 @@ from fieldlm.runtime.door import Door
 from fieldlm.runtime.engines import Sampling
 from fieldlm.runtime.listen import Heartbeat, HttpServer, Tls, listening
 from fieldlm.runtime.live import Live
+from fieldlm.runtime.metrics import process_readings
 from fieldlm.runtime.notify import heartbeat
 from fieldlm.runtime.server import make_app
 from fieldlm.runtime.watch import Pulse
@@ -102,6 +105,22 @@ def test_a_file_of_keys_that_leaks_or_lacks_is_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         Keys.read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_is_compared_with_every_other_whatever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[int, int]] = []
+    real = hmac.compare_digest
+
+    def seen(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return real(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", seen)
+    keys = Keys([KEY, "another-key-of-fair-length", "a third key, longer than the others are"])
+    for key, is_known in ((KEY, True), ("a third key, longer than the others are", True), ("x", False), ("", False)):
+        compared.clear()
+        assert keys.holds(key) is is_known
+        assert compared == [(32, 32)] * 3, "neither the first match nor a length ends it early"
 
 
 def test_with_keys_only_their_holders_are_answered(live: Live) -> None:
@@ -261,6 +280,21 @@ def test_a_client_that_does_not_finish_its_request_is_closed(said: bytes) -> Non
         assert b" 408 " in all_of(client).partition(b"\r\n")[0]
 
 
+def test_a_client_that_sends_a_byte_now_and_then_is_closed_all_the_same() -> None:
+    async def read(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(await request.body())
+
+    app = Starlette(routes=[Route("/", read, methods=["POST"])])
+    with listening(app, limits=Limits(receive_s=0.3)) as server, connect(server) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+        sent = 0
+        while not select.select([client], [], [], 0.02)[0]:
+            client.sendall(b"x")
+            sent += 1
+            assert sent < 50 * PATIENCE_S, "every byte gave it more time"
+        assert b" 408 " in client.recv(100).partition(b"\r\n")[0]
+
+
 def test_a_head_without_an_end_is_refused() -> None:
     with listening(small_app()) as server, connect(server) as client:
         client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n" + b"x-more: and more\r\n" * 5000)
@@ -345,6 +379,47 @@ def test_metrics_count_what_was_answered(live: Live) -> None:
     assert read["fieldlm_process_resident_bytes", ""] > read["fieldlm_engine_memory_bytes", "weights"] > 5e7
     assert (status["generation"], status["running"], status["waiting"]) == (generation, 0, 0)
     assert [point["tokens"] for point in status["recent"]] == [5]
+
+
+NAMES = {
+    "fieldlm_ttft_seconds": "histogram",
+    "fieldlm_inter_token_seconds": "histogram",
+    "fieldlm_queue_seconds": "histogram",
+    "fieldlm_tokens": "counter",
+    "fieldlm_requests": "counter",
+    "fieldlm_http_responses": "counter",
+    "fieldlm_requests_running": "gauge",
+    "fieldlm_requests_waiting": "gauge",
+    "fieldlm_process_resident_bytes": "gauge",
+    "fieldlm_process_peak_resident_bytes": "gauge",
+    "fieldlm_engine_memory_bytes": "gauge",
+    "fieldlm_generation_info": "gauge",
+    "fieldlm_ready": "gauge",
+}
+
+
+def test_what_a_dashboard_is_built_on_is_there_from_the_start(live: Live) -> None:
+    app = make_app(live, lambda _: None, ready=lambda: None)
+    with listening(app) as server:
+        body = {"messages": HELLO, "max_tokens": 3}
+        late = {**body, "deadline_ms": 0}
+        for asked, status in ((body, 200), (late, 504)):
+            assert httpx.post(server.url + CHAT, json=asked, timeout=PATIENCE_S).status_code == status
+        families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text))
+    assert {family.name: family.type for family in families}.items() >= NAMES.items()
+    outcomes = [s.labels["outcome"] for f in families for s in f.samples if s.name == "fieldlm_requests_total"]
+    assert sorted(outcomes) == ["deadline_exceeded", "length"]
+
+
+def test_the_hottest_sensor_is_told_where_there_is_one(tmp_path: Path) -> None:
+    for zone, millidegrees in (("0", "48312"), ("1", "61500")):
+        folder = tmp_path / "sys/class/thermal" / f"thermal_zone{zone}"
+        folder.mkdir(parents=True)
+        (folder / "temp").write_text(millidegrees)
+        (folder / "type").write_text("cpu-thermal")
+    read = {name: value for name, _, _, value in process_readings(tmp_path)}
+    assert read["fieldlm_temperature_celsius"] == pytest.approx(61.5)
+    assert "fieldlm_temperature_celsius" not in {name for name, *_ in process_readings(tmp_path / "none")}
 
 
 def test_the_page_is_served_under_a_strict_policy(url: str) -> None:

@@ -2,11 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fieldlm.runtime.facts import LIVE
 from fieldlm.runtime.hardware import peak_rss_mb, rss_mb, temperature_c
 from fieldlm.runtime.openai import Exchange
 
@@ -108,10 +110,10 @@ class _Gauges(Collector):
         return families.values()
 
 
-def process_readings() -> Iterable[Reading]:
-    """Yield the process's memory and the machine's temperature, where it has a sensor."""
+def process_readings(root: Path = LIVE) -> Iterable[Reading]:
+    """Yield the process's memory and the temperature of the machine under `root`, where it has a sensor."""
     yield "fieldlm_process_resident_bytes", "Memory this process holds.", {}, rss_mb() * 1e6
     yield "fieldlm_process_peak_resident_bytes", "The most it ever held.", {}, peak_rss_mb() * 1e6
-    heat = temperature_c()
+    heat = temperature_c(root)
     if heat is not None:
         yield "fieldlm_temperature_celsius", "The hottest sensor.", {}, heat
