@@ -9,16 +9,17 @@ AES-128 as the round's function. Who has not the key cannot tell its ids from ra
 """
 
 import secrets
+import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 KEY_BYTES = 16
 DIGITS = 16
 ROUNDS = 4
+_HALF = (1 << 32) - 1
 _AT_ONCE = 64
 _COUNT_BITS = 24
 """What is left of 64 bits names the run, at random: 1,000 starts of a device collide once in two million devices."""
@@ -51,27 +52,20 @@ class ResponseIds:
 
 def digits(numbers: Sequence[int], key: bytes) -> list[str]:
     """Return the 16 hex digits of each number, which are from -2^63 to 2^63 - 1."""
-    left, right = _halves(np.array(numbers, dtype="<i8"))
+    left, right = [n & _HALF for n in numbers], [n >> 32 & _HALF for n in numbers]
     cipher = _cipher(key)
     for turn in range(ROUNDS):
-        left, right = right, left ^ _mixed(right, turn, cipher)
-    return [f"{a:08x}{b:08x}" for a, b in zip(left.tolist(), right.tolist(), strict=True)]
+        left, right = right, _mixed(left, right, turn, cipher)
+    return [f"{a:08x}{b:08x}" for a, b in zip(left, right, strict=True)]
 
 
-def numbers(texts: Iterable[str], key: bytes) -> list[int]:
+def numbers(texts: Sequence[str], key: bytes) -> list[int]:
     """Return the numbers behind `digits`; raises ValueError when a text is not 16 hex digits."""
-    halves = np.array([(int(text[:8], 16), int(text[8:], 16)) for text in texts], dtype="<u4")
-    left, right = halves[:, 0], halves[:, 1]
+    left, right = [int(text[:8], 16) for text in texts], [int(text[8:], 16) for text in texts]
     cipher = _cipher(key)
     for turn in reversed(range(ROUNDS)):
-        left, right = right ^ _mixed(left, turn, cipher), left
-    made: list[int] = np.stack([left, right], axis=1).copy().view("<i8")[:, 0].tolist()
-    return made
-
-
-def _halves(values: Any) -> tuple[Any, Any]:
-    pairs = values.view("<u4").reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
+        left, right = _mixed(right, left, turn, cipher), left
+    return [(b << 32 | a) - ((b >> 31) << 64) for a, b in zip(left, right, strict=True)]
 
 
 def _cipher(key: bytes) -> Any:
@@ -79,7 +73,8 @@ def _cipher(key: bytes) -> Any:
     return Cipher(algorithms.AES(key), modes.ECB()).encryptor()
 
 
-def _mixed(half: Any, turn: int, cipher: Any) -> Any:
-    blocks = np.zeros((len(half), 4), dtype="<u4")
-    blocks[:, 0], blocks[:, 1] = half, turn
-    return np.frombuffer(cipher.update(blocks.tobytes()), dtype="<u4")[::4]
+def _mixed(halves: Sequence[int], inputs: Sequence[int], turn: int, cipher: Any) -> list[int]:
+    """Return each half, xor the round's function of its input."""
+    tail = struct.pack("<III", turn, 0, 0)
+    mixed = cipher.update(b"".join([each.to_bytes(4, "little") + tail for each in inputs]))
+    return [a ^ b for a, b in zip(halves, struct.unpack("<" + len(inputs) * "I12x", mixed), strict=True)]
