@@ -1,10 +1,23 @@
 """How many threads decode beside busy neighbours: decided on numbers, read from the kernel's own."""
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from fieldlm.runtime.engines.cores import LOOKS_TO_LOWER, LOOKS_TO_RAISE, CpuTime, ThreadCount, read_cpu_time
+from fieldlm.runtime.engines import Sampling, llama
+from fieldlm.runtime.engines.cores import (
+    LOOKS_TO_LOWER,
+    LOOKS_TO_RAISE,
+    CpuTime,
+    ThreadCount,
+    home,
+    read_cpu_time,
+    stay,
+)
+
+SYSROOTS = Path(__file__).parents[1] / "fixtures/sysroots"
 
 
 def looks(count: ThreadCount, others: list[float], cores: int = 2) -> list[int]:
@@ -49,6 +62,70 @@ def test_a_neighbour_between_the_two_limits_leaves_things_as_they_are() -> None:
     looks(low, [1.0] * LOOKS_TO_LOWER)
     assert looks(high, [0.4] * 20) == [2] * 20
     assert looks(low, [0.4] * 20) == [1] * 20
+
+
+@pytest.mark.parametrize(
+    ("machine", "threads", "fast"),
+    [
+        ("rk3588-rock-5b-16gb", 4, {4, 5, 6, 7}),
+        ("rk3588-rock-5b-16gb", 5, set[int]()),
+        ("pi-5-8gb", 4, set[int]()),
+        ("laptop-avx2-i3-1315u", 2, {0, 1, 2, 3}),
+        ("laptop-avx2-i3-1315u", 3, set[int]()),
+        ("macbook-m1", 4, set[int]()),
+    ],
+)
+def test_threads_stay_on_fast_cores_where_there_are_slow_ones_beside(
+    machine: str, threads: int, fast: set[int]
+) -> None:
+    root = SYSROOTS / machine
+    visible = [int(folder.name[3:]) for folder in (root / "sys/devices/system/cpu").glob("cpu[0-9]*")]
+    assert home(threads, root, visible or [0, 1]) == fast
+
+
+def test_of_the_fast_cores_only_those_count_that_we_may_use() -> None:
+    root = SYSROOTS / "rk3588-rock-5b-16gb"
+    assert home(1, root, [0, 1, 4]) == {4}
+    assert home(2, root, [0, 1, 4]) == set(), "two threads have no room on one"
+    assert home(2, root, [0, 1]) == set(), "none of them is faster than the other"
+
+
+def test_a_thread_and_those_it_starts_stay_where_they_were_put() -> None:
+    first = min(os.sched_getaffinity(0))
+    seen: list[set[int]] = []
+
+    def look() -> None:
+        seen.append(os.sched_getaffinity(0))
+
+    def begin() -> None:
+        stay({first})
+        look()
+        child = threading.Thread(target=look)
+        child.start()
+        child.join()
+
+    before = os.sched_getaffinity(0)
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    assert seen == [{first}, {first}]
+    assert os.sched_getaffinity(0) == before, "who started it is free"
+
+
+def test_who_computes_stays_there_and_nobody_else(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = max(os.sched_getaffinity(0))
+    before = os.sched_getaffinity(0)
+
+    def at_last(_: int) -> frozenset[int]:
+        return frozenset({last})
+
+    monkeypatch.setattr(llama, "home", at_last)
+    engine = llama.LlamaEngine(smollm2_gguf, threads=1, context=64, parallel=1)
+    assert list(engine.start(engine.tokenize("tea"), Sampling(max_tokens=2)))[-1].outcome == "length"
+    (worker,) = [thread for thread in threading.enumerate() if thread.name == f"llama[{smollm2_gguf.name}]"]
+    assert os.sched_getaffinity(worker.native_id or 0) == {last}
+    assert os.sched_getaffinity(0) == before
+    engine.close()
 
 
 def test_there_is_always_one_thread() -> None:

@@ -5,6 +5,7 @@ it: with two threads on two cores, one busy process costs two thirds of the spee
 who decodes looks twice or more a second what the cores are doing, and uses as many threads as there are cores for.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Collection
@@ -28,6 +29,36 @@ def physical_cores(root: Path = Path("/"), visible: Collection[int] | None = Non
     """
     cores = {_siblings(root, cpu) for cpu in visible or os.sched_getaffinity(0)}
     return max(1, min(len(cores), _quota(root) or len(cores)))
+
+
+def home(threads: int, root: Path = Path("/"), visible: Collection[int] | None = None) -> frozenset[int]:
+    """Return the processors that `threads` should stay on: the fast cores of a mixed set, where they have room for all.
+
+    Empty where all cores are alike, or nobody says. Threads meet at barriers, so one that the kernel puts on a slow
+    core makes all of them as slow (llama.cpp issue 21763).
+    """
+    visible = visible or os.sched_getaffinity(0)
+    clocks = {cpu: _clock(root, cpu) for cpu in visible}
+    # Cores of one kind can differ by a few per cent: those the maker found to clock higher than their neighbours.
+    fast = frozenset(cpu for cpu, clock in clocks.items() if clock >= 0.9 * max(clocks.values()))
+    has_room = threads <= len({_siblings(root, cpu) for cpu in fast})
+    return fast if has_room and len(fast) < len(visible) else frozenset()
+
+
+def stay(processors: Collection[int]) -> None:
+    """Keep this thread, and those it starts, on `processors`; where that is not possible it stays free."""
+    if processors:
+        with contextlib.suppress(OSError, AttributeError):
+            os.sched_setaffinity(0, processors)
+
+
+def _clock(root: Path, cpu: int) -> int:
+    """Return the highest clock of one processor, or its capacity, in whatever unit: only comparable on one machine."""
+    folder = root / f"sys/devices/system/cpu/cpu{cpu}"
+    for name in ("cpufreq/cpuinfo_max_freq", "cpu_capacity"):
+        with contextlib.suppress(OSError, ValueError):
+            return int((folder / name).read_text())
+    return 0
 
 
 def _siblings(root: Path, cpu: int) -> str:

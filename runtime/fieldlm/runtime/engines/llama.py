@@ -19,7 +19,7 @@ from fieldlm.formats.errors import EngineError, InputError
 from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines import DEFAULT_TERMS, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
-from fieldlm.runtime.engines.cores import CoreWatch, physical_cores
+from fieldlm.runtime.engines.cores import CoreWatch, home, physical_cores, stay
 from fieldlm.runtime.engines.gguf_header import check_adapter, read_header
 from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, Layout, layout_of
 from fieldlm.runtime.engines.line import Alarm
@@ -129,6 +129,7 @@ class LlamaEngine:
         most = min(physical_cores(), most_threads or MAX_THREADS)
         self._parallel = parallel
         self._threads = threads or most
+        self._home = home(self._threads)
         # Who names a number of threads gets it; without one, neighbours are given way to.
         self.gives_way = not threads
         self._loaded: _Loaded | None = self._begin(weights)
@@ -403,6 +404,7 @@ class LlamaEngine:
 
     def _run(self, loaded: "_Loaded") -> None:
         worker = loaded.worker
+        stay(self._home)
         while self._take_jobs(loaded):
             self._patience.begin()
             try:
