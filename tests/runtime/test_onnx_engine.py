@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fieldlm.formats.errors import EngineError, InputError
-from fieldlm.runtime.engines import Chunk, Engine, Sampling, open_engine
+from fieldlm.runtime.engines import Chunk, Engine, Sampling, open_engine, plan
 from fieldlm.runtime.engines.onnx import METADATA, OnnxEngine, open_graph
 from fieldlm.runtime.engines.sampling import choose, make_rng
 from fieldlm.runtime.engines.text import TextStream
@@ -177,6 +177,17 @@ def test_closing_cancels_what_runs() -> None:
     assert [list(one)[-1].outcome for one in running] == ["cancelled", "cancelled"]
     with pytest.raises(EngineError, match="closed"):
         engine.start([65], GREEDY)
+
+
+def test_caches_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = onnx_material.fp32("llama").folder
+
+    def nothing(_: Path) -> int:
+        return 0
+
+    monkeypatch.setattr(plan, "memory_available_mb", nothing)
+    with pytest.raises(EngineError, match=r"model.onnx needs \d+ MB for keys and values of 4 × \d+ tokens and 0 MB"):
+        open_graph(folder / "model.onnx", folder / "tokenizer.json", threads=1)
 
 
 def test_a_quantised_bundle_opens_and_answers(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fieldlm.runtime.engines.gguf_header import Header, Tensor, read_header
 from fieldlm.runtime.engines.layout import Layout
 from fieldlm.runtime.engines.llama import LlamaEngine
 from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
-from fieldlm.runtime.engines.plan import Plan, ensure_fits, kv_bytes, plan
+from fieldlm.runtime.engines.plan import NoRoomError, Plan, ensure_caches_fit, ensure_fits, kv_bytes, plan
 from fieldlm.runtime.facts import read_facts
 
 F32, F16, Q4_0, Q8_0 = 0, 1, 2, 8
@@ -200,6 +200,22 @@ def test_a_context_longer_than_the_models_own_is_planned_as_the_models_own(smoll
 def test_a_machine_that_does_not_say_is_tried(smollm2_gguf: Path, tmp_path: Path) -> None:
     found = read_header(smollm2_gguf)
     assert ensure_fits(found, smollm2_gguf, context=8192, parallel=64, batch=320, root=tmp_path) is None
+
+
+def test_caches_that_grow_into_their_memory_are_refused_before_they_do(tmp_path: Path) -> None:
+    root = machine(tmp_path, available_mb=1000)
+
+    def check(context: int, parallel: int, root: Path = root) -> None:
+        ensure_caches_fit("model.onnx", token_bytes=46_080, context=context, parallel=parallel, root=root)
+
+    check(4096, 4)
+    with pytest.raises(NoRoomError) as caught:
+        check(8192, 4)
+    assert "needs 1510 MB for keys and values of 4 × 8192 tokens and 999 MB are free beside its" in str(caught.value)
+    assert str(caught.value).endswith("--context 5376 or --parallel 2 would fit")
+    check(5376, 4)
+    check(8192, 2)
+    check(8192, 64, tmp_path / "does not say")
 
 
 def test_an_engine_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from fieldlm.runtime.engines import DEFAULT_TERMS, Outcome, Sampling, Terms
 from fieldlm.runtime.engines.answer import RunningAnswer
 from fieldlm.runtime.engines.huge_pages import huge_pages
 from fieldlm.runtime.engines.line import Alarm, Line
+from fieldlm.runtime.engines.plan import ensure_caches_fit
 from fieldlm.runtime.engines.request import Request, Words, check_terms
 from fieldlm.runtime.engines.sampling import Floats, check_sampling
 from fieldlm.runtime.engines.vocabulary import Vocabulary, first_line
@@ -64,11 +65,10 @@ class Cache:
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
         # Zeroed pages come from the system when they are first touched: a short answer holds little of its capacity.
         self._arrays: list[Floats] = []
-        self._token_bytes = 0
+        self._token_bytes = _token_bytes(session)
         for name, shape in self._inputs.items():
             if name.startswith(PAST):
                 self._bind(name, np.zeros((1, shape[1], capacity if self._is_shared else 0, shape[3]), np.float32))
-                self._token_bytes += 4 * shape[1] * shape[3]
 
     @property
     def size_mb(self) -> float:
@@ -148,6 +148,8 @@ class OnnxEngine:
         self._tokens: int = self._session.get_outputs()[0].shape[2]
         self._weights_mb = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*")) / 1e6
         self._parallel = max(1, parallel)
+        token_bytes = _token_bytes(self._session)
+        ensure_caches_fit(model.name, token_bytes=token_bytes, context=self.context, parallel=self._parallel)
         self._changed = threading.Condition()
         self._waiting: Line[_OnnxRequest] = Line()
         self._running: tuple[_OnnxRequest, ...] = ()
@@ -319,6 +321,12 @@ def _session(model: Path, threads: int, providers: Sequence[str]) -> ort.Inferen
             return ort.InferenceSession(str(model), options, providers=list(providers))
     except Exception as error:
         raise EngineError(f"{model} cannot be loaded: {first_line(error)}; fetch or compile it again") from error
+
+
+def _token_bytes(session: ort.InferenceSession) -> int:
+    """Return the bytes of one token's keys and values over all layers."""
+    shapes = [value.shape for value in session.get_inputs() if value.name.startswith(PAST)]
+    return sum(4 * shape[1] * shape[3] for shape in shapes)
 
 
 def _read_graph(session: ort.InferenceSession, model: Path) -> Graph:

@@ -121,6 +121,26 @@ def ensure_fits(
     )
 
 
+def ensure_caches_fit(name: str, *, token_bytes: int, context: int, parallel: int, root: Path = LIVE) -> None:
+    """Raise NoRoomError when keys and values of `token_bytes` a token do not fit beside weights that are loaded.
+
+    For caches whose memory the system gives piece by piece: too many would not fail here and now, but some day.
+    """
+    free_mb = _free_mb(DEFAULT_LAYOUT, None, root)
+
+    def fits(context: int, parallel: int) -> bool:
+        return free_mb is None or token_bytes * context * parallel / MB <= free_mb
+
+    if fits(context, parallel):
+        return
+    shorter = CELL_STEP * _largest((context - 1) // CELL_STEP, lambda steps: fits(CELL_STEP * steps, parallel))
+    fewer = _largest(parallel - 1, lambda parallel: fits(context, parallel))
+    raise NoRoomError(
+        f"{name} needs {token_bytes * context * parallel / MB:.0f} MB for keys and values of {parallel} × {context} "
+        f"tokens and {free_mb} MB are free beside its weights; {_advice(shorter, fewer)}"
+    )
+
+
 def _free_mb(layout: Layout, gpu_free_mb: int | None, root: Path) -> int | None:
     """Return the memory that is free where weights and caches go; None where nobody says."""
     here = memory_available_mb(root) if meminfo_mb(root, "MemAvailable") else None
