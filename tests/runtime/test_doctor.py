@@ -50,7 +50,7 @@ def test_the_pinned_engine_is_installed_and_speaks_our_abi() -> None:
 def test_a_gpu_that_is_promised_and_not_seen_fails_with_the_command() -> None:
     found = doctor.check_accelerator(load_profile("laptop-nvidia").accelerators[0])
     assert (found.what, found.level) == ("accelerator", "fail")
-    assert found.text.endswith("llama.cpp sees only CPU here")
+    assert found.text.endswith("is built without and sees only CPU here")
     assert "-DGGML_CUDA=on" in found.next
 
 

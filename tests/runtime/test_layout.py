@@ -125,8 +125,12 @@ def test_the_gpu_that_is_promised_is_told_from_another() -> None:
     cpu, vulkan = Device("CPU", "AMD EPYC", 1, 2), Device("Vulkan0", "llvmpipe", 1, 2)
     cuda = Device("CUDA0", "Orin", 5000, 7600)
     assert promised(GEFORCE, [cpu, vulkan, cuda]) == cuda
-    with pytest.raises(MissingPartError, match="sees only CPU, Vulkan0 here"):
-        promised(GEFORCE, [cpu, vulkan])
+    with pytest.raises(MissingPartError, match="built without and sees only CPU here") as caught:
+        promised(GEFORCE, [cpu], can_offload=False)
+    assert caught.value.exit_code == 2, "starting again would not help"
+    with pytest.raises(MissingPartError, match=r"could use a GPU, sees only CPU, Vulkan0 here; .* driver") as caught:
+        promised(GEFORCE, [cpu, vulkan], can_offload=True)
+    assert caught.value.exit_code == 1, "the driver may only be late"
     npu = Accelerator(kind="npu", name="RKNPU2", memory="unified", used=True, source="x")
     with pytest.raises(MissingPartError, match=r"RKNPU2, and llama.cpp has no way to use it \(npu\)"):
         promised(npu, [cpu])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fieldlm.formats.errors import EngineError, MissingPartError
 from fieldlm.formats.profile import Accelerator
-from fieldlm.runtime.engines.llama_api import start_backend
+from fieldlm.runtime.engines.llama_api import api, start_backend
 
 # What the build is called in the names of its devices (CUDA0, MTL0, Vulkan0), and the flag that makes it.
 BUILDS = {"cuda": ("CUDA", "GGML_CUDA"), "metal": ("MTL", "GGML_METAL"), "vulkan": ("Vulkan", "GGML_VULKAN")}
@@ -23,6 +23,12 @@ class Device(NamedTuple):
     description: str
     free_mb: int
     total_mb: int
+
+
+class AbsentDeviceError(MissingPartError):
+    """The build could use the GPU and does not see it. A driver that is late at boot is there at the next try."""
+
+    exit_code = 1
 
 
 def devices() -> list[Device]:
@@ -50,8 +56,11 @@ def _device(ggml: Any, handle: int) -> Device:
     return Device(name, description, free.value // 1_000_000, total.value // 1_000_000)
 
 
-def promised(gpu: Accelerator, seen: list[Device]) -> Device:
-    """Return the device among `seen` that the profile means by `gpu`; raises MissingPartError when there is none."""
+def promised(gpu: Accelerator, seen: list[Device], *, can_offload: bool | None = None) -> Device:
+    """Return the device among `seen` that the profile means by `gpu`; raises MissingPartError when there is none.
+
+    `can_offload`: whether this build can use a GPU at all; asked of llama.cpp unless given.
+    """
     prefix, flag = BUILDS.get(gpu.kind, ("", ""))
     if not prefix:
         raise MissingPartError(f"the profile promises {gpu.name}, and llama.cpp has no way to use it ({gpu.kind})")
@@ -59,12 +68,17 @@ def promised(gpu: Accelerator, seen: list[Device]) -> Device:
     if found:
         return found[0]
     names = ", ".join(device.name for device in seen) or "nothing"
+    if api.llama_supports_gpu_offload() if can_offload is None else can_offload:
+        raise AbsentDeviceError(
+            f"the profile promises {gpu.name} ({gpu.kind}), and llama.cpp, which could use a GPU, sees only {names} "
+            "here; look at its driver and at who may open its device files"
+        )
     again = (
         f'CMAKE_ARGS="-D{flag}=on" pip install --force-reinstall --no-binary llama-cpp-python '
         f"'llama-cpp-python=={version('llama-cpp-python')}'"
     )
     raise MissingPartError(
-        f"the profile promises {gpu.name} ({gpu.kind}), and llama.cpp sees only {names} here; if the driver works, "
+        f"the profile promises {gpu.name} ({gpu.kind}), and llama.cpp is built without and sees only {names} here; "
         f"run: {again}; or compile for a profile without it"
     )
 
