@@ -35,7 +35,7 @@ from fieldlm.formats.topics import release_topic
 from fieldlm.runtime import terminal
 from fieldlm.runtime.blobs import Blobs
 from fieldlm.runtime.config import load_config
-from fieldlm.runtime.tensors import chunk_sizes
+from fieldlm.runtime.tensors import chunk_sizes, cut
 
 
 def publish(
@@ -105,7 +105,7 @@ def describe_release(
         raise InputError(f"min_seq is {floor}, this release is {seq}; want 0 to {seq}")
     signature = msgspec.json.decode((bundle.folder / SIGNATURE).read_bytes(), type=Signature)
     names = [MANIFEST, SIGNATURE, *(file.path for file in bundle.manifest.files)]
-    described = {name: describe_blob(bundle.folder / name, chunk_sizes(bundle.folder / name)) for name in names}
+    described = {name: describe_blob(bundle.folder / name, _chunk_sizes(bundle, name)) for name in names}
     release = Release(
         format=FORMAT,
         seq=seq,
@@ -123,6 +123,27 @@ def describe_release(
         notes=notes,
     )
     return release, {blob.index: index for blob, index in described.values() if blob.index}
+
+
+def _chunk_sizes(bundle: Bundle, name: str) -> Iterator[int]:
+    """Cut what an ONNX graph says of its weights where their tensors begin, everything else by what it says itself."""
+    path = bundle.folder / name
+    graph = bundle.path("base") if bundle.manifest.engine == "onnx" else None
+    places = _places(graph, name) if graph and graph.name != name else ()
+    return cut(places, path.stat().st_size) if places else chunk_sizes(path)
+
+
+def _places(graph: Path, name: str) -> list[int]:
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    try:
+        model = onnx.load(graph, load_external_data=False)
+    except DecodeError:
+        return []  # published as it is: what is wrong with it is for the device's own checks to say
+    told = [ExternalDataInfo(tensor) for tensor in model.graph.initializer if uses_external_data(tensor)]
+    return [one.offset or 0 for one in told if one.location == name]
 
 
 def _keep_index(store: Blobs, sha256: str, index: bytes) -> None:
