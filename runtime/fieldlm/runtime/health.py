@@ -6,6 +6,7 @@ question leaves no room), `hang`, `crash`, `errors` and `corrections` (of real u
 
 import statistics
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal
@@ -26,6 +27,8 @@ LATEST = 3.0  # times the first token of the generation before
 LATE_MS = 250.0  # a first token that comes this much later is noticed by nobody
 MOST_OF_CONTEXT = 0.5  # that the shortest question may take: the rest is for what people say
 ROUNDS = 3
+MOST_ROUNDS, DOUBT_S = 12, 40.0  # while they disagree: a busy neighbour may have had three rounds of the same side
+AGREE = 0.85  # of the best round, the second best of a machine that is left alone
 SPEED_TOKENS = 16
 SPEED_S = 20.0  # for all measurements of one answer: on a device that is this busy, real users say how fast it is
 HELLO = Probe(messages=[{"role": "user", "content": "Hello"}], expect="", max_tokens=1)
@@ -111,16 +114,25 @@ def shortest_prompt(serving: probe.Serving) -> int:
 def compare(after: probe.Serving, before: probe.Serving) -> tuple[Speed, Speed] | None:
     """Measure two generations in turns, so that a busy neighbour slows both; None when people leave no time for it.
 
-    The best of some rounds counts: what disturbs only ever slows.
+    The best of some rounds counts: what disturbs only ever slows. While the two best ones of either disagree there are
+    more rounds, because nothing takes a verdict back.
     """
-    rounds: list[tuple[Speed, Speed]] = []
-    question = questions(before.bundle)[0]
-    for number in range(ROUNDS):
-        pair = _time(after, question, number), _time(before, question, number)
+    question, end_s = questions(before.bundle)[0], time.monotonic() + DOUBT_S
+    now, then = list[Speed](), list[Speed]()
+    while len(now) < MOST_ROUNDS and (len(now) < ROUNDS or time.monotonic() < end_s):
+        pair = _time(after, question, len(now)), _time(before, question, len(now))
         if pair[0] is None or pair[1] is None:
             return None
-        rounds.append((pair[0], pair[1]))
-    return _best([new for new, _ in rounds]), _best([old for _, old in rounds])
+        now.append(pair[0])
+        then.append(pair[1])
+        if len(now) >= ROUNDS and _agree(now) and _agree(then):
+            break
+    return _best(now), _best(then)
+
+
+def _agree(speeds: list[Speed]) -> bool:
+    second, best = sorted(speed.tokens_per_s for speed in speeds)[-2:]
+    return second >= AGREE * best
 
 
 def _best(speeds: list[Speed]) -> Speed:
