@@ -258,6 +258,7 @@ def _words(change: Change) -> str:
     if change.published:
         return f"{change.role}: {swapped or 'signed'}; devices follow with root {change.version}"
     return (
-        f"{change.role}: {swapped}; root {change.version} waits: {change.signatures} of {change.needed} signatures; "
+        f"{change.role}: {swapped or 'signed'}; root {change.version} waits: "
+        f"{change.signatures} of {change.needed} signatures; "
         "run: fieldlm keys sign --root-keys PATH"
     )

@@ -138,7 +138,8 @@ def describe(state: State) -> str:
     for track in state.tracks:
         share = f"{plan.share(track.profile, state.wave):.1%}"
         rows.append((track.profile, track.seq, f"{track.size:,}", share, *_seen(evidence.get(track.profile))))
-    head = f"{state.status}, wave {state.wave + 1}: {state.acts[-1].detail if state.acts else ''}"
+    why = f": {state.acts[-1].detail}" if state.acts and state.status != "running" else ""
+    head = f"{state.status}, wave {state.wave + 1}{why}"
     return f"{head}\n\n{terminal.table(rows, header)}"
 
 

@@ -161,7 +161,7 @@ class Controller:
             words = ("--share", f"{percent:.4f}", "--spread", f"{state.spread_s:.0f}")
             self._release("promote", track.profile, str(track.seq), *words)
         state.wave_began_ms = int(self._now_s() * 1000)
-        self._act("wave", str(state.wave))
+        self._act("wave", str(state.wave + 1))
 
     def _revert(self, profiles: list[str], reason: str) -> None:
         for track in self.state.tracks:

@@ -55,6 +55,8 @@ OBSERVE_S, GUARD_S = 10.0, 3600.0
 """How long an update is watched before it is committed, and how long it is taken back for harm after that."""
 POLL_S = 3600.0
 """How often a device looks into its repository without being told."""
+ENDS = frozenset({"update.committed", "update.rolled-back", "update.failed", "update.refused"})
+"""How an update ends, of all that it tells."""
 HANG = 75
 """The exit code, EX_TEMPFAIL, of a device whose load hangs: whatever started it starts it again, with what worked."""
 
@@ -67,6 +69,7 @@ class Device:
         self.profile = profile
         self._parts = ExitStack()
         self._is_stopping = threading.Event()
+        self._last_end = ""
         self._patience_end_s = time.monotonic() + READY_S
         try:
             self._wire(folder)
@@ -282,10 +285,20 @@ class Device:
             self.spool.flush()
         if event == "update.verified":
             self.announcer.refresh(state="updating")
-        if event in ("update.committed", "update.rolled-back"):
+        if event in ENDS:
+            self._log_end(event, detail)
             self.announcer.refresh(generation=self._generation, model=self._model, state="ready")
             if self.sync:
                 self.sync.set_presence(self._presence())
+
+    def _log_end(self, event: str, detail: dict[str, str]) -> None:
+        """Log how an update ended; what a device that is offline finds out each hour, once."""
+        what = f"release {detail['seq']}" if detail.get("seq") else "update"
+        why = f" ({detail['reason']}): {detail.get('detail', '')}" if detail.get("reason") else ""
+        line = f"{what} {event.removeprefix('update.')}{why}"
+        if line != self._last_end:
+            terminal.log(line)
+        self._last_end = line
 
     def _status(self, request: Request) -> Response:
         # In a thread of its own: it waits for the disk.
