@@ -197,6 +197,21 @@ class Babbler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
+class Mumbler(BaseHTTPRequestHandler):
+    """Never comes to the end of its headers."""
+
+    def do_GET(self) -> None:
+        try:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.2)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
 class Elsewhere(BaseHTTPRequestHandler):
     """Sends everybody to another address."""
 
@@ -209,7 +224,7 @@ class Elsewhere(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-@pytest.mark.parametrize("stranger", [Trickle, Claimer, Babbler, Elsewhere])
+@pytest.mark.parametrize("stranger", [Trickle, Claimer, Babbler, Mumbler, Elsewhere])
 def test_a_stranger_holds_nobody_up(place: Place, stranger: type[BaseHTTPRequestHandler]) -> None:
     place.visit(stranger, "stranger")
     device = place.device("kiosk")

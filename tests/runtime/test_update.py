@@ -10,6 +10,8 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError
 from fieldlm.formats.files import canonical_json
 from fieldlm.formats.release import Pointer
+from fieldlm.runtime.slots import MAX_ATTEMPTS
+from fieldlm.runtime.sources import StoppedError
 from fieldlm.runtime.update import Updater
 from tests.simulators_update import BASE_BYTES, Site, make_site, small_bundle
 
@@ -89,6 +91,14 @@ def test_whatever_an_engine_raises_the_old_generation_answers_on(site: Site, err
     assert result.outcome == "rolled-back"
     assert str(error) in result.detail
     assert site.live.current.bundle.id == site.slots.current().id == site.base.id
+
+
+def test_an_update_that_is_called_off_again_and_again_is_taken_in_the_end(site: Site) -> None:
+    site.live.breaks_at_load = StoppedError("the device is being stopped")
+    for _ in range(MAX_ATTEMPTS + 1):
+        assert site.update().reason == "stopped"
+    site.live.breaks_at_load = None
+    assert site.update().outcome == "updated"
 
 
 def test_a_release_that_failed_is_not_tried_again_but_the_next_one_is(site: Site) -> None:

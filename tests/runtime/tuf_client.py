@@ -10,6 +10,7 @@ file plays its scenarios on every run. tuf_client.py.xfails names what does not 
 
 import argparse
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +25,7 @@ class Repository:
     """The suite keeps metadata and targets at two addresses of its own choosing."""
 
     has_ranges = True
+    stop = threading.Event()
     name = "the suite"
     moved = 0
 

@@ -3,6 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 
 import io
+import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ class Repository:
     """A Source. `published` holds every version of every role, `asked` what a client asked for."""
 
     has_ranges = True
+    stop = threading.Event()
     name = "memory"
     moved = 0
 

@@ -1,4 +1,4 @@
-"""Wall times that were wrong, put right while the same boot still runs.
+"""Wall times that were wrong, put right while the same boot still runs; and clocks that are not believed.
 
 A board without a battery begins in 1970 and learns the time minutes later. What it recorded before is in the spool with
 a wall time that nobody can use, and a monotonic time of this boot that is right: together with today's clock it gives
@@ -13,6 +13,8 @@ from fieldlm.formats.record import Record
 
 OLDEST_CLOCK_MS = 1_735_689_600_000
 """2025-01-01: a clock before it was never set."""
+LATEST_CLOCK_MS = 2_366_841_600_000
+"""2045-01-01: a clock after it was set wrongly, or this program is twenty years old."""
 DAY_MS = 86_400_000
 _BOOT = time.CLOCK_BOOTTIME
 """Counts on while the machine sleeps, which is no jump of its clock."""
@@ -55,6 +57,11 @@ def _date(wall_s: float) -> str:
 
 def is_set(wall_ms: int) -> bool:
     return wall_ms > OLDEST_CLOCK_MS
+
+
+def is_credible(wall_s: float) -> bool:
+    """Say whether this may be the time. One who can set a clock to 2100 can set it to 1970: neither is a date."""
+    return OLDEST_CLOCK_MS < wall_s * 1000 < LATEST_CLOCK_MS
 
 
 def rebased(record: Record, boot: str) -> Record:

@@ -24,6 +24,7 @@ from fieldlm.formats.errors import FieldlmError
 from fieldlm.formats.files import free_mb
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
 from fieldlm.runtime import hardware, terminal
+from fieldlm.runtime.clocks import LATEST_CLOCK_MS
 from fieldlm.runtime.config import Config, load_config
 from fieldlm.runtime.facts import LIVE
 from fieldlm.runtime.hardware import Detection, detect
@@ -34,7 +35,6 @@ MARKS: dict[Level, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 LEAST_FREE_MB = 200  # a spool at its bound and an adapter fit; a base model does not
 WISHED_FREE_MB = 2000  # one more generation of a 1B model
 EARLIEST_S = 1_735_689_600  # 1 January 2025: before it, this code was not
-LONGEST_LIFE_S = 20 * 365 * 86_400  # a release older than this is not what the clock has to explain
 BUILD_NAMES = {
     "avx2": "AVX2", "f16c": "F16C", "fma": "FMA", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI",
     "dotprod": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE",
@@ -187,12 +187,12 @@ def check_accelerator(accelerator: Accelerator) -> Finding:
 
 
 def check_clock(now_s: float, newest_s: float) -> Finding:
-    """TLS and update metadata expire by the clock, so one that is behind refuses everything."""
+    """TLS and update metadata expire by the clock; one that cannot be right sees neither."""
     words = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now_s))
     if now_s < max(newest_s, EARLIEST_S) - 86_400:
         return fail("clock", f"{words} is in the past; updates will look not yet valid", "timedatectl set-ntp true")
-    if now_s > max(newest_s, EARLIEST_S) + LONGEST_LIFE_S:
-        return fail("clock", f"{words} is far in the future; updates will look expired", "timedatectl set-ntp true")
+    if now_s * 1000 >= LATEST_CLOCK_MS:
+        return fail("clock", f"{words} is far in the future; times are not believed", "timedatectl set-ntp true")
     return ok("clock", words)
 
 

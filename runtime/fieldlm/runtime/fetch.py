@@ -25,6 +25,7 @@ from fieldlm.runtime.sources import (
     PacedSource,
     Reader,
     Source,
+    StoppedError,
     WebSource,
     Window,
     open_source,
@@ -164,7 +165,7 @@ def _fill(source: Source, part: Part, blobs: Blobs, manner: Manner, on_bytes: On
                 pull(source, part, start, stop, on_bytes)
                 if not source.has_ranges:
                     break  # the rest comes in one go
-        except MissingFileError:
+        except (MissingFileError, StoppedError):
             raise
         except LinkError:
             if fruitless + 1 >= ROUNDS:

@@ -26,7 +26,8 @@ from fieldlm.runtime import terminal
 from fieldlm.runtime.fetch import OnBytes, pull
 from fieldlm.runtime.parts import CLAIMED, Part, runs
 from fieldlm.runtime.share import WHOLE
-from fieldlm.runtime.sources import Source, is_open
+from fieldlm.runtime.sources import Source, StoppedError, check_stop, is_open
+from fieldlm.runtime.web import TricklingError, connections
 
 SERVICE = "_fieldlm-blob._tcp.local."
 MOST = 64  # neighbours that are asked
@@ -65,8 +66,8 @@ class _Peer:
     faults: int = 0
     changed_s: float = field(default_factory=time.monotonic)
     pool: urllib3.PoolManager = field(
-        default_factory=lambda: urllib3.PoolManager(
-            retries=False, timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S), maxsize=1
+        default_factory=lambda: connections(
+            tls=False, retries=False, timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S), maxsize=1
         )
     )
 
@@ -86,7 +87,7 @@ class _Peer:
             with self._get(f"maps/{part.blob.sha256}") as response:
                 if response.status == 503:
                     return
-                data = response.read(len(part.chunks) + 1) if response.status == 200 else b""
+                data = _read(response, len(part.chunks) + 1) if response.status == 200 else b""
         except (OSError, urllib3.exceptions.HTTPError):
             self.faults += 1
             self.is_out = self.faults >= MOST_FAULTS
@@ -123,6 +124,16 @@ class _Peer:
         return self.pool.request(
             "GET", f"{self.neighbour.url}/{path}", headers=headers or {}, preload_content=False, redirect=False
         )
+
+
+def _read(response: Any, size: int) -> bytes:
+    """Read up to `size` bytes, a map's; raises TricklingError when a neighbour takes longer than one may."""
+    data, end_s = b"", time.monotonic() + GRACE_S
+    while len(data) < size and (part := response.read1(size - len(data))):
+        data += part
+        if time.monotonic() > end_s:
+            raise TricklingError(f"only {len(data)} bytes came in {GRACE_S:.0f} s")
+    return data
 
 
 class Swarm:
@@ -164,6 +175,7 @@ class _Together:
 
     def run(self) -> None:
         while self._part.missing():
+            check_stop(self._source)
             self._look()
             liars = sum(peer.is_out for peer in self._peers.values())
             if not self._asked() or liars >= MOST_LIARS or self._failures >= FAILURES:
@@ -238,6 +250,8 @@ class _Together:
         self._part.claim(start, stop)
         try:
             pull(self._source, self._part, start, stop, self._on_bytes)
+        except StoppedError:
+            raise
         except LinkError:
             self._failures += 1
             if self._failures >= FAILURES:

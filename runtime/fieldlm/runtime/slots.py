@@ -294,9 +294,12 @@ class Slots:
         return previous if previous and previous != current and is_allowed else factory
 
     def abandon(self, reason: str) -> None:
-        """End the trial without a verdict: the release may be tried again."""
-        with self._journal.step("abandon", self._journal.slot("trial"), reason):
-            self._end_trial()
+        """End the trial without a verdict: the release may be tried again, as if this load had not begun."""
+        with self._mutex:
+            known = self._journal.known(self._journal.slot("trial"))
+            with self._journal.step("abandon", known.bundle, reason):
+                self._journal.remember(msgspec.structs.replace(known, attempts=max(0, known.attempts - 1)))
+                self._end_trial()
 
     def status(self) -> Status:
         return read_status(self._journal)
@@ -311,7 +314,8 @@ class Slots:
         elif self._journal.known(trial).attempts >= MAX_ATTEMPTS:
             self._fail(trial, f"crash: it ended in {MAX_ATTEMPTS} loads")
         else:
-            self.abandon("interrupted")
+            with self._journal.step("abandon", trial, "interrupted"):
+                self._end_trial()
 
     def _fail(self, bundle_id: str, reason: str) -> None:
         with self._journal.step("fail", bundle_id, reason):

@@ -14,11 +14,19 @@ import msgspec
 import urllib3
 
 from fieldlm.formats.errors import InputError, LinkError
+from fieldlm.runtime.clocks import is_set
+from fieldlm.runtime.web import Patience, connections
 
 CONNECT_S, READ_S = 10.0, 30.0
+LEAST_BYTES, LEAST_WITHIN_S = 16 << 10, 60.0  # GPRS brings ten times as much; what is slower only holds the device
 SLICE_BYTES = 32 << 10  # read at a time under a cap, so that the line is never taken for longer than that
 LOOK_S = 20.0  # how often a closed window is looked at: the clock may be set at any time
-OLDEST_CLOCK_S = 1_700_000_000  # a clock that says less was never set, and knows no window
+
+
+class StoppedError(LinkError):
+    """Who reads is told to stop, by somebody whose wish comes first; what has arrived is no better or worse for it."""
+
+    reason = "stopped"
 
 
 class MissingFileError(LinkError):
@@ -29,7 +37,7 @@ class Source(Protocol):
     """Where a repository is read from.
 
     `moved` counts every payload byte that came from there; `has_ranges` is False once it has turned out that each
-    read begins at the start of the file.
+    read begins at the start of the file. Once `stop` is set, every read raises StoppedError.
     """
 
     @property
@@ -38,6 +46,8 @@ class Source(Protocol):
     def moved(self) -> int: ...
     @property
     def has_ranges(self) -> bool: ...
+    @property
+    def stop(self) -> threading.Event: ...
     def open(self, path: str, start: int = 0, stop: int | None = None) -> AbstractContextManager["Reader"]:
         """Open bytes `start` to `stop` of the file at `path`; raises MissingFileError or LinkError."""
         ...
@@ -51,18 +61,24 @@ class Reader(Protocol):
         ...
 
 
-def open_source(repository: str) -> Source:
+def open_source(repository: str, stop: threading.Event | None = None) -> Source:
     """Open the repository at a folder, a file:// or an http(s):// address; nothing is read yet."""
     scheme = urlsplit(repository).scheme
     if scheme in ("http", "https"):
-        return WebSource(repository)
+        return WebSource(repository, stop)
     if scheme == "file":
-        return FolderSource(Path(url2pathname(urlsplit(repository).path)))
+        return FolderSource(Path(url2pathname(urlsplit(repository).path)), stop)
     if scheme and "://" in repository:
         raise InputError(
             f"repository {repository!r} has an unknown scheme; want a folder, file://, http:// or https://"
         )
-    return FolderSource(Path(repository))
+    return FolderSource(Path(repository), stop)
+
+
+def check_stop(source: Source) -> None:
+    """Raise StoppedError when who reads from `source` is told to stop; what has arrived stays."""
+    if source.stop.is_set():
+        raise StoppedError(f"reading {source.name} gives way to something more urgent; goes on later")
 
 
 class FolderSource:
@@ -70,10 +86,11 @@ class FolderSource:
 
     has_ranges = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stop: threading.Event | None = None) -> None:
         self.folder = folder
         self.name = str(folder)
         self.moved = 0
+        self.stop = stop or threading.Event()
 
     @contextmanager
     def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
@@ -93,11 +110,13 @@ class FolderSource:
 class WebSource:
     """A repository behind a web server. Works, slower after an interruption, with one that ignores Range."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, stop: threading.Event | None = None) -> None:
         self.name = url.rstrip("/")
         self.moved = 0
         self.has_ranges = True
-        self._pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S))
+        self.stop = stop or threading.Event()
+        timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S)
+        self._pool = connections(tls=urlsplit(url).scheme == "https", timeout=timeout)
 
     @contextmanager
     def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
@@ -112,7 +131,7 @@ class WebSource:
             raise LinkError(f"{self.name} does not answer: {error}; try again later") from error
         is_read = False
         try:
-            reader = _Counted(self, lambda size: response.read(size, decode_content=False))
+            reader = _Counted(self, lambda size: response.read1(size, decode_content=False))
             self._settle(response, reader, path, start)
             yield reader
             is_read = not response.length_remaining
@@ -141,12 +160,19 @@ class _Counted:
     def __init__(self, source: FolderSource | WebSource, read: Callable[[int], bytes]) -> None:
         self._source = source
         self._read = read
+        self._patience = Patience(LEAST_BYTES, LEAST_WITHIN_S)
 
     def read(self, size: int) -> bytes:
         parts, left = list[bytes](), size
         try:
-            while left and (part := self._read(left)):
+            while left:
+                check_stop(self._source)
+                began_s = time.monotonic()
+                part = self._read(left)
+                if not part:
+                    break
                 self._source.moved += len(part)
+                self._patience.count(len(part), time.monotonic() - began_s)
                 parts.append(part)
                 left -= len(part)
         except (OSError, urllib3.exceptions.HTTPError) as error:
@@ -162,7 +188,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_open(self, now_s: float) -> bool:
         """Say whether the window is open; for a clock that was never set it always is."""
-        if now_s < OLDEST_CLOCK_S or self.opens == self.closes:
+        if not is_set(int(now_s * 1000)) or self.opens == self.closes:
             return True
         clock = datetime.fromtimestamp(now_s)
         minute = clock.hour * 60 + clock.minute
@@ -222,6 +248,10 @@ class PacedSource:
         return self._source.has_ranges
 
     @property
+    def stop(self) -> threading.Event:
+        return self._source.stop
+
+    @property
     def is_open(self) -> bool:
         return not self._window or self._window.is_open(time.time())
 
@@ -233,8 +263,9 @@ class PacedSource:
             yield _Paced(self, reader, self._bucket)
 
     def _wait(self) -> None:
-        while not self.is_open:
-            time.sleep(LOOK_S)
+        while not self.is_open and not self.stop.wait(LOOK_S):
+            pass
+        check_stop(self)
 
     def check_window(self) -> None:
         """Raise LinkError when the window has closed meanwhile; what has arrived stays, and the next read waits."""

@@ -2,16 +2,22 @@
 
 python-tuf does the verification and keeps the newest metadata it has seen, so that neither old, nor mixed, nor
 forged metadata is taken. `root.json` is the anchor; it is copied into the state folder the first time and can be
-rotated by the repository from then on. Expiry is checked against the device's clock. Each profile has a role of its
-own, and its metadata says to whom a release is offered.
+rotated by the repository from then on. Each profile has a role of its own, and its metadata says to whom a release is
+offered.
+
+Expiry is checked against the device's clock, unless that cannot be right: before 2025 and after 2045 nothing expires.
+Who can set a clock to 2100 can set it to 1970, so that nothing is won by believing it, and a device that never updates
+again is lost. What keeps old releases out are their numbers, which only grow, and those need no clock.
 """
 
 # python-tuf documents these names, and re-exports them without saying so to type checkers.
 # pyright: reportPrivateImportUsage=false
 
 import shutil
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -33,6 +39,8 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from fieldlm.formats.errors import LinkError, TrustError
 from fieldlm.formats.files import disk_errors, sha256_bytes, write_whole
 from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
+from fieldlm.runtime import terminal
+from fieldlm.runtime.clocks import OLDEST_CLOCK_MS, is_credible
 from fieldlm.runtime.sources import MissingFileError, Source
 
 READ_BYTES = 64 << 10
@@ -118,7 +126,8 @@ class Trust:
             yield
         except ExpiredMetadataError as error:
             raise TrustError(
-                f"the metadata of {source.name} has expired: {error}; publish again, or set this device's clock"
+                f"the metadata of {source.name} has expired: {error}, and this device's clock says {_today()}; publish "
+                "again, or set this device's clock"
             ) from error
         except DownloadLengthMismatchError as error:
             raise TrustError(f"{source.name} hands out an oversized file: {error}") from error
@@ -129,7 +138,7 @@ class Trust:
 
     def _updater(self, source: Source) -> Updater:
         self.metadata.mkdir(parents=True, exist_ok=True)
-        return Updater(
+        updater = Updater(
             metadata_dir=str(self.metadata),
             metadata_base_url="tuf/",
             target_dir=str(self.metadata),
@@ -138,6 +147,12 @@ class Trust:
             config=UpdaterConfig(prefix_targets_with_hash=self.has_digest_in_name),
             bootstrap=self.anchor.read_bytes(),
         )
+        if not is_credible(time.time()):
+            terminal.log(f"the clock says {_today()}, which cannot be: no release counts as expired")
+            # python-tuf offers no other way to tell it the time.
+            verified = updater._trusted_set  # pyright: ignore[reportPrivateUsage]
+            verified.reference_time = datetime.fromtimestamp(OLDEST_CLOCK_MS / 1000, UTC)
+        return updater
 
     def _offers(self, updater: Updater, profile: str) -> dict[int, Offer]:
         """Read the releases of a profile out of the metadata that has just been verified and stored."""
@@ -152,6 +167,10 @@ class Trust:
         if role.version != snapshot.meta[f"{name}.json"].version:
             raise TrustError(f"the releases of {profile} are not those that the repository's snapshot names")
         return {seq: _offer(target) for seq, target in _seqs(role.targets, profile)}
+
+
+def _today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 def _offer(target: TargetFile) -> Offer:

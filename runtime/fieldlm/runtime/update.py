@@ -9,7 +9,8 @@ to `on_event`, so that the story of an update travels home with the telemetry.
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -31,10 +32,10 @@ from fieldlm.runtime.openai import ApiError
 from fieldlm.runtime.rehearse import has_room, patience_s
 from fieldlm.runtime.replies import read_body
 from fieldlm.runtime.slots import Slots
-from fieldlm.runtime.sources import Source, open_source
+from fieldlm.runtime.sources import Source, StoppedError, open_source
 from fieldlm.runtime.trial import Live, Loaded, Trial
 from fieldlm.runtime.trust import Trust
-from fieldlm.runtime.update_report import OnEvent, Run, StoppedError, UpdateResult, UpdateState, reason_of
+from fieldlm.runtime.update_report import OnEvent, Run, UpdateResult, UpdateState, reason_of
 from fieldlm.runtime.vitals import Complaint
 
 OBSERVE_STEP_S = 0.2
@@ -42,6 +43,32 @@ GUARD_STEP_S = 1.0
 CLOSE_S = 20.0
 Judge = Callable[[str, str], Complaint | None]
 """Given two generations, says what speaks against the first."""
+
+
+class Way:
+    """What is under way and may wait gives way, as long as somebody wants to come first."""
+
+    def __init__(self) -> None:
+        self.is_wanted = threading.Event()
+        self._lock = threading.Lock()
+        self._askers = 0
+
+    def ask(self, change: int = 1) -> None:
+        with self._lock:
+            self._askers += change
+            if self._askers:
+                self.is_wanted.set()
+            else:
+                self.is_wanted.clear()
+
+    @contextmanager
+    def asked(self) -> Generator[None]:
+        """Want to come first for as long as the block takes."""
+        self.ask()
+        try:
+            yield
+        finally:
+            self.ask(-1)
 
 
 class Updater(Generic[Loaded]):
@@ -98,6 +125,7 @@ class Updater(Generic[Loaded]):
         self._one_at_a_time = threading.RLock()
         self._is_queued = threading.Event()
         self._stop = threading.Event()
+        self._way = Way()
         self._run: Run | None = None
         self._runs = 0
         self._last: UpdateResult | None = None
@@ -114,6 +142,7 @@ class Updater(Generic[Loaded]):
     def close(self) -> None:
         """Give up what is under way, without a verdict, and wait for its end."""
         self._stop.set()
+        self._way.ask()
         if self._one_at_a_time.acquire(timeout=CLOSE_S):
             self._one_at_a_time.release()
 
@@ -131,7 +160,8 @@ class Updater(Generic[Loaded]):
         """Look at what arrived by itself, or look because it is time to: at the device's own moment in its wave."""
         if not self._is_queued.is_set():
             self._is_queued.set()
-            threading.Thread(target=self._in_turn, args=(hint, ""), kwargs={"is_asked": False}, daemon=True).start()
+            take = partial(self._in_turn, hint, "", is_asked=False)
+            threading.Thread(target=take, name="hear", daemon=True).start()
 
     def poll(self, every_s: float) -> None:
         """Look every so often until `close`, at a moment that differs from device to device."""
@@ -154,7 +184,7 @@ class Updater(Generic[Loaded]):
         the result says it.
         """
         with self._one_at_a_time:
-            run = self._run = Run(self._on_event)
+            run = self._run = Run(self._on_event, is_asked=is_asked)
             try:
                 result = self._take(run, hint, repository, is_asked=is_asked)
             except (FieldlmError, OSError) as error:
@@ -187,7 +217,7 @@ class Updater(Generic[Loaded]):
 
         Raises TrustError when that is none. An empty value changes nothing.
         """
-        with self._one_at_a_time:
+        with self._first():
             if root:
                 write_whole(self._adopted, root.encode())
                 self._trust.adopt(self._adopted)
@@ -198,9 +228,9 @@ class Updater(Generic[Loaded]):
         """Go back to the generation before, for good; `reason` begins with a word for programs and a colon.
 
         Raises InputError when there is none, TrustError when it is below the floor, EngineError when it cannot be
-        loaded; everything is as it was then.
+        loaded; everything is as it was then. An update that is being fetched gives way, and goes on when it is time.
         """
-        with self._one_at_a_time:
+        with self._first():
             trial = Trial(self._live)
             serving = trial.load(self.slots.before())
             self.slots.rollback(reason)
@@ -208,8 +238,19 @@ class Updater(Generic[Loaded]):
             self.tell_failures()
             return serving.bundle
 
+    @contextmanager
+    def _first(self) -> Generator[None]:
+        """Be alone, and first: what is being fetched, or waits for people to leave, gives way and loses nothing."""
+        with self._way.asked():
+            self._one_at_a_time.acquire()
+        try:
+            yield
+        finally:
+            self._one_at_a_time.release()
+
     def _in_turn(self, hint: bytes | None, repository: str, *, is_asked: bool = True) -> None:
-        with self._one_at_a_time:
+        run = self._run
+        with self._first() if is_asked and run and not run.is_asked else self._one_at_a_time:
             self._is_queued.clear()
             if not self._stop.is_set():
                 self.check_and_update(hint, repository=repository, is_asked=is_asked)
@@ -221,7 +262,7 @@ class Updater(Generic[Loaded]):
         repository = repository or self.repository or (pointer.repository if pointer else "")
         if not repository:
             raise InputError("no repository is configured; pass --repository or set FIELDLM_REPOSITORY")
-        run.source = open_source(repository)
+        run.source = open_source(repository, self._way.is_wanted)
         with run.doing("check"):
             offered = self._offered(run.source)
         if offered is None:
@@ -317,8 +358,8 @@ class Updater(Generic[Loaded]):
             health.check_speed(*pair)
 
     def _when_free(self) -> None:
-        if not self._busy.wait(self._hold_s, self._stop):
-            raise StoppedError("the device is being stopped; the update is tried again later")
+        if not self._busy.wait(self._hold_s, self._way.is_wanted):
+            raise StoppedError("something more urgent came while people used the device; it is tried again later")
 
     def _observe(self, generation: str, before: str) -> None:
         end_s = time.monotonic() + self._observe_s

@@ -33,12 +33,6 @@ REASONS: dict[type[Exception], str] = {
 }  # fmt: skip
 
 
-class StoppedError(LinkError):
-    """The process is told to stop while an update is under way; the update is no better or worse for it."""
-
-    reason = "stopped"
-
-
 class OnEvent(Protocol):
     """Where the steps of an update are told; details are words and numbers as text."""
 
@@ -81,8 +75,9 @@ class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
 class Run:
     """One update: what it is doing, what it took, what it found."""
 
-    def __init__(self, tell: OnEvent) -> None:
+    def __init__(self, tell: OnEvent, *, is_asked: bool = True) -> None:
         self.tell = tell
+        self.is_asked = is_asked
         self.source: Source | None = None
         self.release: Release | None = None
         self.measured: Measured | None = None
