@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fieldlm.compiler import release
+from fieldlm.compiler.book import Ring
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError
 from fieldlm.formats.files import canonical_json
@@ -122,6 +124,17 @@ def test_going_back_to_an_older_bundle_is_a_new_release(site: Site) -> None:
     site.publish(site.base)
     result = site.update()
     assert (result.outcome, result.seq, result.generation) == ("updated", 2, site.base.generation)
+
+
+def test_no_device_goes_back_to_a_release_that_its_publisher_took_back(site: Site, tuned: Bundle) -> None:
+    site.update()
+    site.publish(small_bundle(site.folder / "other", adapter="tea"))
+    site.update()
+    release.change(site.repository, Ring(site.keys), "test", 2, what="pull", reason="garbage")
+    updater = site.updater()
+    assert updater.check_and_update().generation == tuned.generation
+    assert updater.roll_back("asked: by the owner").id == site.base.id
+    assert "pulled: garbage" in {known.failed for known in site.slots.status().failed}
 
 
 def test_a_bundle_of_another_profile_is_not_offered_to_this_device(site: Site) -> None:

@@ -18,7 +18,7 @@ import fcntl
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -239,6 +239,16 @@ class Slots:
         with self._mutex, self._journal.step("reject", release.bundle, reason):
             self._remember_failure(Known(bundle=release.bundle, seq=release.seq, min_seq=release.min_seq), reason)
 
+    def pulled(self, releases: Mapping[int, str]) -> None:
+        """Remember that the publisher took these releases back, and why: nothing here goes back to them."""
+        with self._mutex:
+            for name in ("previous", "current"):
+                known = self._journal.known(self._journal.slot(name))
+                if known.seq in releases and not known.failed:
+                    reason = f"pulled: {releases[known.seq]}"
+                    with self._journal.step("pulled", known.bundle, reason):
+                        self._journal.remember(msgspec.structs.replace(known, failed=reason))
+
     def commit(self) -> None:
         """Make the generation on trial current, raise the floor to what its release asks, drop what is not needed."""
         with self._mutex:
@@ -288,9 +298,10 @@ class Slots:
         return self._open(before)
 
     def _before(self, current: str) -> str:
-        """Return the previous generation, or, where the floor forbids that, the factory's: something has to boot."""
+        """Return the previous generation, or, where floor or publisher forbid it, the factory's: something boots."""
         previous, factory = self._journal.slot("previous"), self._journal.slot("factory")
-        is_allowed = self._journal.known(previous).seq >= int(self._journal.setting("floor", "0"))
+        known = self._journal.known(previous)
+        is_allowed = known.seq >= int(self._journal.setting("floor", "0")) and not known.failed
         return previous if previous and previous != current and is_allowed else factory
 
     def abandon(self, reason: str) -> None:

@@ -53,6 +53,7 @@ class Trust:
         self.folder = folder
         self.anchor = folder / "root.json"
         self.metadata = folder / "metadata"
+        self.pulled: dict[int, str] = {}  # releases that the publisher took back, and why, when last looked at
         # Releases are never rewritten, so their plain name is as good as one with the digest in it.
         self.has_digest_in_name = False
 
@@ -89,7 +90,9 @@ class Trust:
         with self._errors(source), disk_errors(self.metadata):
             updater = self._updater(source)
             updater.refresh()
-            offers = {seq: offer for seq, offer in self._offers(updater, profile).items() if offer.reaches(device)}
+            known = self._offers(updater, profile)
+            self.pulled = {seq: offer.pulled for seq, offer in known.items() if offer.pulled}
+            offers = {seq: offer for seq, offer in known.items() if offer.reaches(device)}
             if not offers:
                 return None
             seq = max(offers)

@@ -285,7 +285,9 @@ class Updater(Generic[Loaded]):
         if self._root and self._root.is_file():
             self._trust.adopt(self._root)
         self.slots.adopt(self._trust.id)
-        return self._trust.offered(source, profile=self.profile, device=self.device)
+        offered = self._trust.offered(source, profile=self.profile, device=self.device)
+        self.slots.pulled(self._trust.pulled)
+        return offered
 
     def _bring(self, run: Run, source: Source, release: Release) -> Bundle:
         with run.doing("fetch"):
