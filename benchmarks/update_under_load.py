@@ -46,7 +46,7 @@ class Load:
 
 
 def offer(shop: Workshop, number: int) -> None:
-    adapter = idle_lora(shop.folder / f"tuned-{number}.gguf", rank=RANK, seed=number)
+    adapter = idle_lora(shop.folder / f"tuned-{number}.gguf", rank=RANK, seed=number, half=True)
     shop.publish(shop.bundle(f"tuned-{number}", adapter=adapter))
 
 

@@ -285,14 +285,15 @@ LONG = {
 }
 
 
-def idle_lora(path: Path, *, rank: int, seed: int = 0) -> Path:
-    """Write a LoRA for every linear layer that changes no answer and costs what a trained one of that rank does."""
+def idle_lora(path: Path, *, rank: int, seed: int = 0, half: bool = False) -> Path:
+    """Write a LoRA for every linear layer that changes no answer; in `half` floats as heavy as a trained one."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", 8.0)
+    numbers = np.float16 if half else np.float32
     shapes = {
         "attn_q": (576, 576), "attn_k": (576, 192), "attn_v": (576, 192), "attn_output": (576, 576),
         "ffn_gate": (576, 1536), "ffn_up": (576, 1536), "ffn_down": (1536, 576),
@@ -300,8 +301,8 @@ def idle_lora(path: Path, *, rank: int, seed: int = 0) -> Path:
     for layer in range(30):
         for name, (wide, high) in shapes.items():
             tensor = f"blk.{layer}.{name}.weight"
-            writer.add_tensor(f"{tensor}.lora_a", np.full((rank, wide), 0.001 * (seed + 1), np.float32))
-            writer.add_tensor(f"{tensor}.lora_b", np.zeros((high, rank), np.float32))
+            writer.add_tensor(f"{tensor}.lora_a", np.full((rank, wide), 0.001 * (seed + 1), numbers))
+            writer.add_tensor(f"{tensor}.lora_b", np.zeros((high, rank), numbers))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

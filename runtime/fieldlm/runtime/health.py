@@ -27,7 +27,7 @@ LATEST = 3.0  # times the first token of the generation before
 LATE_MS = 250.0  # a first token that comes this much later is noticed by nobody
 MOST_OF_CONTEXT = 0.5  # that the shortest question may take: the rest is for what people say
 ROUNDS = 3
-MOST_ROUNDS, DOUBT_S = 12, 40.0  # while they disagree: a busy neighbour may have had three rounds of the same side
+MOST_ROUNDS, DOUBT_S = 12, 40.0  # of one that looks slow: a busy neighbour may have had three rounds of the same side
 AGREE = 0.85  # of the best round, the second best of a machine that is left alone
 SPEED_TOKENS = 16
 SPEED_S = 20.0  # for all measurements of one answer: on a device that is this busy, real users say how fast it is
@@ -93,10 +93,17 @@ def check_memory(memory_mb: float, budget_mb: float) -> None:
 
 def check_speed(now: Speed, before: Speed) -> None:
     """Raise UnhealthyError when a generation is much slower than the one before, measured side by side."""
+    if why := slowness(now, before):
+        raise UnhealthyError("slow", why)
+
+
+def slowness(now: Speed, before: Speed) -> str:
+    """Return in what a generation is much slower than the one before, empty when it is not."""
     if now.tokens_per_s < SLOWEST * before.tokens_per_s:
-        raise UnhealthyError("slow", f"{now.tokens_per_s:.1f} tokens/s, before it were {before.tokens_per_s:.1f}")
+        return f"{now.tokens_per_s:.1f} tokens/s, before it were {before.tokens_per_s:.1f}"
     if now.ttft_ms > LATEST * before.ttft_ms and now.ttft_ms > before.ttft_ms + LATE_MS:
-        raise UnhealthyError("slow", f"the first token takes {now.ttft_ms:.0f} ms, before {before.ttft_ms:.0f} ms")
+        return f"the first token takes {now.ttft_ms:.0f} ms, before {before.ttft_ms:.0f} ms"
+    return ""
 
 
 def questions(bundle: Bundle) -> tuple[Probe, ...]:
@@ -114,8 +121,8 @@ def shortest_prompt(serving: probe.Serving) -> int:
 def compare(after: probe.Serving, before: probe.Serving) -> tuple[Speed, Speed] | None:
     """Measure two generations in turns, so that a busy neighbour slows both; None when people leave no time for it.
 
-    The best of some rounds counts: what disturbs only ever slows. While the two best ones of either disagree there are
-    more rounds, because nothing takes a verdict back.
+    The best of some rounds counts: what disturbs only ever slows. One that looks slow gets more rounds while the two
+    best of either side disagree: nothing takes that verdict back, and what it lets through people find.
     """
     question, end_s = questions(before.bundle)[0], time.monotonic() + DOUBT_S
     now, then = list[Speed](), list[Speed]()
@@ -125,14 +132,15 @@ def compare(after: probe.Serving, before: probe.Serving) -> tuple[Speed, Speed] 
             return None
         now.append(pair[0])
         then.append(pair[1])
-        if len(now) >= ROUNDS and _agree(now) and _agree(then):
+        if len(now) >= ROUNDS and not (slowness(_best(now), _best(then)) and is_disturbed(now, then)):
             break
     return _best(now), _best(then)
 
 
-def _agree(speeds: list[Speed]) -> bool:
-    second, best = sorted(speed.tokens_per_s for speed in speeds)[-2:]
-    return second >= AGREE * best
+def is_disturbed(*sides: list[Speed]) -> bool:
+    """Say whether the two best rounds of any side disagree."""
+    bests = [sorted(speed.tokens_per_s for speed in side)[-2:] for side in sides]
+    return any(second < AGREE * best for second, best in bests)
 
 
 def _best(speeds: list[Speed]) -> Speed:
