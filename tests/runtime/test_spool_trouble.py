@@ -1,10 +1,12 @@
 """Disks that are full, read-only, broken or too small, and clocks that jump: serving goes on."""
 
 import errno
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 
 import apsw
 import pytest
@@ -95,6 +97,31 @@ def test_a_folder_on_a_read_only_file_system_is_waited_for(tmp_path: Path) -> No
         is_writable = True
         assert spool.flush(30)
         assert numbers_of(spool, "gen") == [1]
+
+
+def test_a_log_that_cannot_be_made_on_a_read_only_file_system_is_named_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = os.ST_RDONLY
+
+    def connect(path: Path) -> sqlite3.Connection:
+        if flags:
+            error = sqlite3.OperationalError("unable to open database file")
+            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            raise error
+        return spool_database.connect(path)
+
+    def statvfs(_folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(f_flag=flags)
+
+    # What a card does to itself when it is worn out, which takes a mount of one's own to try.
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    with Spool(tmp_path / "spool.db", connect=connect) as spool:
+        assert spool.append(record(1))
+        assert spool.health().problem == "read-only"
+        flags = 0
+        assert spool.flush(30)
+        assert (spool.health().problem, numbers_of(spool, "gen")) == ("", [1])
 
 
 def test_a_commit_that_failed_and_reached_the_disk_all_the_same_is_not_written_twice(

@@ -370,7 +370,7 @@ class Spool:
 
     def _refused(self, error: sqlite3.DatabaseError | OSError) -> None:
         """Name what is wrong. A new try opens the file again, because a disk that was away comes back as another."""
-        problem, self._detail = _trouble(error), str(error)
+        problem, self._detail = _trouble(error, self.path.parent), str(error)
         if problem != self._problem:
             log(f"the spool waits, {problem}: {error}")
         self._problem = problem
@@ -420,7 +420,13 @@ def _code(error: BaseException) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _trouble(error: sqlite3.DatabaseError | OSError) -> str:
-    if isinstance(error, OSError):
-        return _DISK_ERRORS.get(error.errno or 0, "disk-error")
-    return _SQLITE_ERRORS.get(_code(error), "disk-error")
+def _trouble(error: sqlite3.DatabaseError | OSError, folder: Path) -> str:
+    known = _DISK_ERRORS.get(error.errno or 0) if isinstance(error, OSError) else _SQLITE_ERRORS.get(_code(error))
+    # SQLite only says that it cannot open its log where it may not make one.
+    return known or ("read-only" if _is_read_only(folder) else "disk-error")
+
+
+def _is_read_only(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    return False
