@@ -79,6 +79,7 @@ def _run(script: Path, *arguments: object) -> None:
     sys.argv = [str(script), *map(str, arguments)]
     sys.path.insert(0, str(script.parent))
     _choose_vocabulary_by_files()
+    _read_tokenizers_as_they_are()
     runpy.run_path(str(script), run_name="__main__")
 
 
@@ -94,6 +95,19 @@ def _choose_vocabulary_by_files() -> None:
             model._set_vocab_gpt2()
 
     phi.set_vocab = set_vocab
+
+
+def _read_tokenizers_as_they_are() -> None:
+    """Keep transformers 5 from building a tokenizer anew by the kind of model, whatever class the folder names."""
+    transformers: Any = import_module("transformers")
+    by_kind = transformers.AutoTokenizer.from_pretrained
+
+    def read(folder: Any, *arguments: Any, **options: Any) -> Any:
+        if (Path(folder) / "tokenizer.json").is_file():
+            return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        return by_kind(folder, *arguments, **options)
+
+    transformers.AutoTokenizer.from_pretrained = read
 
 
 def _stage_model(checkpoint: Path, into: Path) -> Path:
