@@ -1,4 +1,4 @@
-"""Small random checkpoints of every family that is promised think what their source thinks, as GGUF and as ONNX.
+"""Small random checkpoints of every family that is promised go through every stage and think what their source thinks.
 
 Each has the marks of its family: Llama 3's stretched rotation, Qwen2.5's biases, Qwen3's norms of queries and keys,
 Gemma's windows and soft norms, Phi's fused products and partial rotation, Granite's multipliers. The tokenizer is
@@ -8,10 +8,12 @@ SmolLM2's.
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
 
+from fieldlm.compiler.search.limits import Limits, Request
 from fieldlm.formats.bundle import Bundle
 from tests import compiler_material
 
@@ -64,6 +66,15 @@ def held(bundle: Bundle) -> None:
 
 def test_as_gguf_it_thinks_what_its_source_thinks(family: Path, build: Build, tmp_path: Path) -> None:
     held(build(family, tmp_path / "bundle", quants=("Q8_0",)))
+
+
+def test_a_type_is_found_for_each_of_its_tensors(family: Path, build: Build, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(topics["assignment"][:6000])
+    request = Request(calibration=(text,), limits=Limits(max_bundle_mb=5.0))
+    bundle = build(family, tmp_path / "bundle", request=request)
+    held(bundle)
+    assert bundle.manifest.recipe.quant.startswith("MIX-")
 
 
 def test_as_onnx_it_thinks_what_its_source_thinks(family: Path, build: Build, tmp_path: Path) -> None:
