@@ -146,7 +146,7 @@ async def storm(url: str, count: int, models: Sequence[str], seed: int, seen: Se
     The last of `models` is dropped and loaded again meanwhile.
     """
     rng = random.Random(seed)
-    wishes = iter([wish(rng, models) for _ in range(count)])
+    wishes = (wish(rng, models) for _ in range(count))
     progress = terminal.Progress("requests", total=count)
     is_over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, is_over.set)
@@ -191,11 +191,11 @@ def settled(url: str, live: Live) -> State:
         time.sleep(0.05)
 
 
-def complaints(seen: Seen, exchanges: Sequence[Exchange], count: int) -> list[str]:
-    """Return what is not accounted for: clients against telemetry."""
+def complaints(seen: Seen, ended: Sequence[tuple[str, str]], count: int) -> list[str]:
+    """Return what is not accounted for: clients against telemetry, which was told of `ended`, ids and outcomes."""
     found = list(seen.wrong)
-    told = Counter(exchange.outcome for exchange in exchanges)
-    ids = [exchange.id for exchange in exchanges]
+    told = Counter(outcome for _, outcome in ended)
+    ids = [id for id, _ in ended]
     if len(set(ids)) != len(ids):
         found.append("an answer was told to telemetry twice")
     if missing := seen.begun - set(ids):
@@ -213,19 +213,24 @@ def complaints(seen: Seen, exchanges: Sequence[Exchange], count: int) -> list[st
 
 def run(live: Live, shelf: Shelf, adapters: Sequence[str], count: int, seed: int) -> dict[str, Any]:
     """Let the storm pass over `live`; return outcomes, states before and after, and complaints."""
-    exchanges: list[Exchange] = []
+    # No more than is needed of each: this process's memory is what is measured.
+    ended: list[tuple[str, str]] = []
+
+    def on_exchange(exchange: Exchange) -> None:
+        ended.append((exchange.id, exchange.outcome))
+
     base = live.current.bundle.manifest.model.name
     models = [base, *(f"{base}:{name}" for name in adapters)]
     for name in adapters:
         shelf.load(name)
-    with listening(make_app(live, exchanges.append, ready=lambda: None, shelf=shelf)) as server:
+    with listening(make_app(live, on_exchange, ready=lambda: None, shelf=shelf)) as server:
         asyncio.run(storm(server.url, WARM_UP, models, seed + 1, Seen()))
         before = settled(server.url, live)
-        exchanges.clear()
+        ended.clear()
         seen = Seen()
         sent = asyncio.run(storm(server.url, count, models, seed, seen))
         after = settled(server.url, live)
-    found = complaints(seen, exchanges, sent)
+    found = complaints(seen, ended, sent)
     found += [f"{name} left" for name in ("running", "waiting") if getattr(after, name)]
     if after.descriptors > before.descriptors:
         found.append(f"descriptors: {before.descriptors} before, {after.descriptors} after")
