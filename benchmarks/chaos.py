@@ -33,7 +33,7 @@ from fieldlm.runtime.openai import Exchange
 from fieldlm.runtime.server import make_app
 
 AT_ONCE = 12
-WARM_UP = 40  # requests before the first measurement: caches fill, allocators settle
+WARM_UP = 40, 400  # requests before the first measurement, at least and at most: caches fill, allocators settle
 MOST_GROWTH_MB = 24.0
 SETTLE_S = 60.0
 PATIENCE_S = 3600.0  # of a client, on a machine that may have other things to do: what hangs is found all the same
@@ -224,7 +224,7 @@ def run(live: Live, shelf: Shelf, adapters: Sequence[str], count: int, seed: int
     for name in adapters:
         shelf.load(name)
     with listening(make_app(live, on_exchange, ready=lambda: None, shelf=shelf)) as server:
-        asyncio.run(storm(server.url, WARM_UP, models, seed + 1, Seen()))
+        asyncio.run(storm(server.url, min(max(count // 10, WARM_UP[0]), WARM_UP[1]), models, seed + 1, Seen()))
         before = settled(server.url, live)
         ended.clear()
         seen = Seen()
