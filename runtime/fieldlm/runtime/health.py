@@ -4,7 +4,6 @@ Every verdict is a word for programs: `garbage` (probes answered otherwise), `sl
 question leaves no room), `hang`, `crash`, `errors` and `corrections` (of real users), `hot`.
 """
 
-import statistics
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -144,7 +143,7 @@ def is_disturbed(*sides: list[Speed]) -> bool:
 
 
 def _best(speeds: list[Speed]) -> Speed:
-    return Speed(ttft_ms=statistics.median(s.ttft_ms for s in speeds), tokens_per_s=max(s.tokens_per_s for s in speeds))
+    return Speed(ttft_ms=min(s.ttft_ms for s in speeds), tokens_per_s=max(s.tokens_per_s for s in speeds))
 
 
 def _time(serving: probe.Serving, question: Probe, number: int) -> Speed | None:

@@ -157,7 +157,7 @@ def _engine_facts(engine: str) -> tuple[str, str, int]:
     if engine == "llama":
         import llama_cpp
 
-        from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
+        from fieldlm.runtime.engines.plan import PREFILL_ALONE
 
         return (
             f"llama-cpp-python-{llama_cpp.__version__}",

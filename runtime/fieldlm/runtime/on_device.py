@@ -20,8 +20,7 @@ from fieldlm.runtime.bandwidth import Bandwidth, read_bandwidth
 from fieldlm.runtime.bench import Interval, Result, bench, remarks
 from fieldlm.runtime.engines.gguf_header import read_header
 from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, Layout, layout_of
-from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
-from fieldlm.runtime.engines.plan import plan
+from fieldlm.runtime.engines.plan import PREFILL_ALONE, plan
 from fieldlm.runtime.hardware import Detection, detect, usable_cores
 from fieldlm.runtime.measure import Spec
 from fieldlm.runtime.roofline import Reading

@@ -203,8 +203,7 @@ def foreseen_mb(bundle: Bundle, limits: Limits) -> float:
         return 0.0
     from fieldlm.runtime.engines.gguf_header import read_header
     from fieldlm.runtime.engines.layout import layout_of
-    from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
-    from fieldlm.runtime.engines.plan import plan
+    from fieldlm.runtime.engines.plan import PREFILL_ALONE, plan
 
     header = read_header(bundle.need("base"))
     context = limits.context or bundle.manifest.model.context

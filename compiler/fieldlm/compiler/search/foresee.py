@@ -13,8 +13,7 @@ from fieldlm.compiler.search.write import resized
 from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines.gguf_header import Tensor, read_header
 from fieldlm.runtime.engines.layout import layout_of
-from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE
-from fieldlm.runtime.engines.plan import Plan, plan
+from fieldlm.runtime.engines.plan import PREFILL_ALONE, Plan, plan
 
 MB = 1e6
 # Template, probes, reports and manifest beside the weights.

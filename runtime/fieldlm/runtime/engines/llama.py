@@ -26,8 +26,8 @@ from fieldlm.runtime.engines.line import Alarm
 from fieldlm.runtime.engines.llama_api import Adapter, Context, Weights, api
 from fieldlm.runtime.engines.llama_devices import check_offload, devices, promised
 from fieldlm.runtime.engines.llama_embed import PIECE, Embedding
-from fieldlm.runtime.engines.llama_worker import PREFILL_ALONE, LlamaRequest, Worker
-from fieldlm.runtime.engines.plan import ensure_fits, plan
+from fieldlm.runtime.engines.llama_worker import LlamaRequest, Worker
+from fieldlm.runtime.engines.plan import PREFILL_ALONE, ensure_fits, plan
 from fieldlm.runtime.engines.request import Words, check_terms
 from fieldlm.runtime.engines.sampling import Floats, check_sampling
 from fieldlm.runtime.hardware import memory_available_mb

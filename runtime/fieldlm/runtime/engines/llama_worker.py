@@ -15,10 +15,11 @@ from fieldlm.runtime.engines.answer import RunningAnswer
 from fieldlm.runtime.engines.cores import CoreWatch
 from fieldlm.runtime.engines.line import Line
 from fieldlm.runtime.engines.llama_api import ABORTED, NO_ROOM, Adapter, Batch, Context, Weights
+from fieldlm.runtime.engines.plan import PREFILL_ALONE
 from fieldlm.runtime.engines.request import Request, Words
 
-PREFILL_ALONE = 256  # prompt tokens a step while no answer is being written: enough to keep the cores busy
-# The same while one is: what it waits between two tokens. And of a batch prompt: what another class waits for.
+# Prompt tokens a step while an answer is being written: what it waits between two tokens. And of a batch prompt: what
+# another class waits for.
 PREFILL_BESIDE = 64
 STEPS_PER_ADAPTER = 8  # a switch makes llama.cpp plan its memory again, so it is paid once for several tokens
 WORTH_WAITING = 32  # tokens of prefix another sequence is just computing, for which a request waits a step

@@ -18,6 +18,7 @@ from fieldlm.runtime.hardware import memory_available_mb
 
 MB = 1e6
 FLOAT_BYTES = 4
+PREFILL_ALONE = 256  # prompt tokens a step while no answer is being written: enough to keep the cores busy
 CELL_STEP = 256  # llama.cpp rounds the cells of its cache up to this
 # Instruction set → ggml types that llama.cpp lays out anew for it (ggml-cpu/repack.cpp), and the rows it takes at once.
 REPACKED = {
