@@ -52,7 +52,7 @@ class _Reader:
 
 
 def read(engine: Engine, passages: Sequence[Passage], *, adapter: str | None = None) -> Iterator[Floats]:
-    """Yield the logits of each passage, [tokens read, vocabulary], in order; they are computed side by side.
+    """Yield the logits of each passage, [tokens read, vocabulary], in order.
 
     Raises EngineError when the engine ends a passage early.
     """

@@ -234,9 +234,9 @@ def _bundle(folder: str, manifest: dict[str, Any]) -> Bundle:
     return Bundle(folder=Path(folder), id="0" * 64, manifest=msgspec.convert(manifest, Manifest))
 
 
-def _open(folder: str, manifest: dict[str, Any], *, parallel: int = 1, context: int = CONTEXT) -> Engine:
+def _open(folder: str, manifest: dict[str, Any], *, context: int = CONTEXT) -> Engine:
     bundle = _bundle(folder, manifest)
-    return open_engine(bundle, context=min(context, bundle.manifest.model.context), parallel=parallel)
+    return open_engine(bundle, context=min(context, bundle.manifest.model.context), parallel=1)
 
 
 def compare(folder: str, manifest: dict[str, Any], tokenizer: str, texts: list[str]) -> dict[str, tuple[int, str]]:
@@ -270,8 +270,8 @@ def read_passages(  # noqa: PLR0917  (called by name, through JSON)
     folder: str, manifest: dict[str, Any], adapter: str | None, texts: list[str], answers: list[list[int]], into: str
 ) -> list[tuple[list[int], list[int]]]:
     """Write what the artefact thinks of its answers and of PROSE to `into`. Runs in a child process."""
-    # Side by side: a token of each passage costs little more than a token of one.
-    engine = _open(folder, manifest, parallel=len(answers) + len(PROSE), context=PASSAGE)
+    # One after the other: which share a batch would depend on the moment, and the last digit of a gate on the batch.
+    engine = _open(folder, manifest, context=PASSAGE)
     start = opening(_bundle(folder, manifest))
     if adapter is not None:
         engine.load_adapter("adapter", Path(adapter))
