@@ -7,12 +7,14 @@ import sqlite3
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from confluent_kafka import KafkaError, Producer
 
 from fieldlm.feedback import kafka as kafka_sink
 from fieldlm.feedback.delta import DeltaStore
@@ -312,6 +314,32 @@ def test_the_clients_own_properties_come_from_a_file(tmp_path: Path, kafka: Clus
         open_sink(where)
     with pytest.raises(InputError, match="cannot be read"):
         open_sink(f"{where}-2")
+
+
+def test_no_block_passes_one_that_gives_out_on_the_way(kafka: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watermark is the end of the last block in the topic, so nothing may be there behind a hole."""
+    where = f"kafka:{kafka.new_topic()}"
+    sent: list[bytes] = []
+
+    class Losing(Producer):
+        """Gives the first message back as one that took too long."""
+
+        def produce(self, topic: str, value: bytes, key: bytes, *rest: Any, on_delivery: Any) -> None:  # pyright: ignore
+            sent.append(key)
+            if len(sent) == 1:
+                on_delivery(KafkaError(KafkaError._MSG_TIMED_OUT), None)
+            else:
+                super().produce(topic, value, key, *rest, on_delivery=on_delivery)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kafka_sink, "Producer", Losing)
+        with open_sink(where) as sink:
+            with pytest.raises(FieldlmError, match="took no commit"):
+                sink.append(blocks(made(1, 3), made(4, 6)))
+            assert sent == [b"b/kiosk-1/7/gen/1-3"]
+    with open_sink(where) as again:
+        assert again.append(blocks(made(1, 3), made(4, 6))) == {KEY: 6}
+        assert (seqs(again), again.gaps()) == ([1, 2, 3, 4, 5, 6], [])
 
 
 def test_a_topic_that_is_not_there_is_not_made_by_who_only_looks(kafka: Cluster) -> None:

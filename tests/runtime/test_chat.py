@@ -7,8 +7,10 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +19,10 @@ from typing import IO, Any
 import pytest
 
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.errors import InputError, LinkError
+from fieldlm.formats.errors import FieldlmError, InputError, LinkError
 from fieldlm.runtime.auth import Keys
 from fieldlm.runtime.chat import HELP, main, ps_main, run_main
+from fieldlm.runtime.client import events
 from fieldlm.runtime.listen import listening
 from fieldlm.runtime.live import Live
 from fieldlm.runtime.server import make_app
@@ -172,6 +175,32 @@ def test_ps_shows_what_is_served(url: str, base_bundle: Bundle, capsys: pytest.C
     assert row[:5] == ["smollm2-135m-instruct", base_bundle.generation, "llama", "Q4_1", "512"]
     assert ps_main(["--url", url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ready"]["status"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>", "is not fieldlm"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n[]", "gives no reason"),
+        (b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": [', "broke off"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: {}\n", "broke off"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", "hung up"),
+    ],
+)
+def test_a_strangers_answer_is_one_clear_line(answer: bytes, line: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def serve() -> None:
+            client, _ = door.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(answer)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        with pytest.raises(FieldlmError, match=line):
+            list(events(f"http://127.0.0.1:{door.getsockname()[1]}", "/v1/chat/completions", {}))
+        server.join()
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(url: str) -> None:

@@ -120,7 +120,8 @@ class KafkaStore(Sink):
             asked = {session for block in taken for session in _asked(block)} - self._forgotten
             self._forgotten |= asked
             self._has_to_erase = self._has_to_erase or bool(asked)
-            self._write({_name(block): _message(self._clean(block)) for block in taken})
+            for wave in _waves(taken):
+                self._write({_name(block): _message(self._clean(block)) for block in wave})
             self._marks |= touched
             return touched
 
@@ -146,10 +147,10 @@ class KafkaStore(Sink):
         """Do nothing: the brokers compact by themselves."""
 
     def _say_presence(self) -> None:
-        unsaid, self._unsaid = self._unsaid, {}
         self._said_s = time.monotonic()
-        self._write({f"p/{device}": state.encode() for device, state in unsaid.items()})
-        self._states |= unsaid
+        self._write({f"p/{device}": state.encode() for device, state in self._unsaid.items()})
+        self._states |= self._unsaid
+        self._unsaid = {}
 
     def _write(self, messages: Mapping[str, bytes]) -> None:
         """Return when every broker that has to has every message; raises FieldlmError when that is in doubt.
@@ -387,6 +388,18 @@ def _key(block: Block) -> Key:
 
 def _name(block: Block) -> str:
     return f"b/{block.device}/{block.epoch}/{block.stream}/{block.first}-{block.last}"
+
+
+def _waves(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """Yield `blocks` so that none is sent before the one before it in its stream is there.
+
+    A watermark is the end of the last block in the topic: one that gives out on the way must not be passed by the next.
+    """
+    left = list(blocks)
+    while left:
+        first = {_key(block): block for block in reversed(left)}
+        yield list(first.values())
+        left = [block for block in left if block is not first[_key(block)]]
 
 
 def _message(block: Block) -> bytes:

@@ -48,10 +48,7 @@ def get(url: str, path: str) -> tuple[int, Any]:
     """Return the status and the document at `path`; raises LinkError when what answers is no server of ours."""
     with closing(connect(url)) as connection:
         response = _send(connection, url, "GET", path)
-        try:
-            document = json.loads(response.read())
-        except ValueError as error:
-            raise LinkError(f"what answers at {url} is not fieldlm: {error}") from error
+        document = _document(response, url)
     if response.status == http.client.UNAUTHORIZED:
         raise _refused(response.status, document)
     return response.status, document
@@ -65,17 +62,27 @@ def events(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]
     with closing(connect(url)) as connection:
         response = _send(connection, url, "POST", path, body)
         if response.status != http.client.OK:
-            raise _refused(response.status, json.loads(response.read()))
-        for line in response:
-            data = line.decode().removeprefix("data: ").strip()
-            if data == "[DONE]":
-                return
-            if data:
-                event = json.loads(data)
-                if "error" in event:
-                    raise LinkError(_message(event))
-                yield event
+            raise _refused(response.status, _document(response, url))
+        try:
+            for line in response:
+                data = line.decode(errors="replace").removeprefix("data: ").strip()
+                if data == "[DONE]":
+                    return
+                if data:
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise LinkError(_message(event))
+                    yield event
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise LinkError(f"the answer of {url} broke off: {error}") from error
     raise LinkError("the server hung up in the middle of its answer")
+
+
+def _document(response: http.client.HTTPResponse, url: str) -> Any:
+    try:
+        return json.loads(response.read())
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise LinkError(f"what answers at {url} is not fieldlm: {error}") from error
 
 
 def _send(
@@ -97,4 +104,5 @@ def _refused(status: int, document: Any) -> InputError:
 
 
 def _message(document: Any) -> str:
-    return str(document.get("error", {}).get("message", "the server gives no reason"))
+    error = document.get("error") if isinstance(document, dict) else None
+    return str(error.get("message") if isinstance(error, dict) else error or "the server gives no reason")

@@ -4,10 +4,7 @@ Every verdict is a word for programs: `garbage` (probes answered otherwise), `sl
 question leaves no room), `hang`, `crash`, `errors` and `corrections` (of real users), `hot`.
 """
 
-import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
@@ -16,6 +13,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import EngineError, GateError
 from fieldlm.formats.probe import Probe, load_probes
 from fieldlm.runtime import probe
+from fieldlm.runtime.deadline import within
 from fieldlm.runtime.engines import Sampling, Terms
 from fieldlm.runtime.template import render
 
@@ -162,15 +160,3 @@ def _time(serving: probe.Serving, question: Probe, number: int) -> Speed | None:
     timings = answer.timings
     steps = timings.completion_tokens - 1
     return Speed(ttft_ms=1000 * timings.prefill_s, tokens_per_s=steps / timings.decode_s) if steps > 0 else None
-
-
-@contextmanager
-def within(seconds: float, give_up: Callable[[], None]) -> Generator[None]:
-    """Call `give_up` from another thread unless the block ends within `seconds`."""
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

@@ -27,11 +27,12 @@ from fieldlm.runtime.adapters import Shelf
 from fieldlm.runtime.busy import Busy, busy_routes
 from fieldlm.runtime.commands import Action, Commands, command_route
 from fieldlm.runtime.config import Config, load_config
+from fieldlm.runtime.deadline import within
 from fieldlm.runtime.discovery import Announcer
 from fieldlm.runtime.door import Door
 from fieldlm.runtime.fetch import Manner
 from fieldlm.runtime.hardware import detect, peak_rss_mb, rss_mb, temperature_c, usable_cores
-from fieldlm.runtime.health import compare, within
+from fieldlm.runtime.health import compare
 from fieldlm.runtime.live import Live, Serving
 from fieldlm.runtime.neighbourhood import fetching
 from fieldlm.runtime.openai import Exchange, Feedback

@@ -26,8 +26,9 @@ from fieldlm.formats.files import write_whole
 from fieldlm.formats.release import Offer, Pointer, Release
 from fieldlm.runtime import health, probe, terminal
 from fieldlm.runtime.busy import DEADLINE_S, Busy
+from fieldlm.runtime.deadline import within
 from fieldlm.runtime.fetch import Manner, fetch
-from fieldlm.runtime.health import Measured, Speed, UnhealthyError, within
+from fieldlm.runtime.health import Measured, Speed, UnhealthyError
 from fieldlm.runtime.openai import ApiError
 from fieldlm.runtime.rehearse import has_room, patience_s
 from fieldlm.runtime.replies import read_body

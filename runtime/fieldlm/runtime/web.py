@@ -19,6 +19,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import SystemTimeWarning
 
 from fieldlm.runtime.clocks import is_credible
+from fieldlm.runtime.deadline import within
 
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which Python has no name
 
@@ -89,13 +90,8 @@ def _ends_in_time(connection: HTTPConnection) -> Generator[None]:
             # TLS's own would take the connection apart under the thread that reads from it.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    timer = threading.Timer(float(connection.timeout or 0), shut)
-    timer.daemon = True
-    timer.start()
-    try:
+    with within(float(connection.timeout or 0), shut):
         yield
-    finally:
-        timer.cancel()
     if is_late.is_set():
         raise TimeoutError("the head of the answer did not come to its end")  # half of it reads as a whole one
 

@@ -14,10 +14,9 @@ from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines.gguf_header import Tensor, read_header
 from fieldlm.runtime.engines.layout import layout_of
 from fieldlm.runtime.engines.plan import PREFILL_ALONE, Plan, plan
+from fieldlm.runtime.on_device import BESIDE_MB
 
 MB = 1e6
-# Template, probes, reports and manifest beside the weights.
-BESIDE_MB = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
