@@ -98,5 +98,4 @@ def _set_threads(folder: Path, threads: int) -> None:
 
 
 def _size_mb(folder: Path) -> float:
-    """Of all that an answer takes: graph, weights, tokenizer, template and what describes them (1e6 bytes)."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
+    return sum(path.stat().st_size for path in folder.rglob("*.onnx*")) / 1e6

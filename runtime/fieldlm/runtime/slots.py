@@ -386,7 +386,7 @@ class Slots:
         return True
 
     def _holds_files_of(self, bundle: Bundle) -> bool:
-        """Whether the files here are the very files of `bundle`: a Pi 4 takes a second to read them again."""
+        """Whether the files here are the very files of `bundle`, which then need not be read again."""
         pairs = [(self._folder(bundle.id) / file.path, bundle.folder / file.path) for file in bundle.manifest.files]
         return all(path.exists() and path.samefile(source) for path, source in pairs)
 
