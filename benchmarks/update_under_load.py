@@ -44,6 +44,10 @@ class Load:
         """Return how long the answers took that ran at any time between the two."""
         return [took for began, took, _ in self.answers if began < end_s and began + took > begin_s]
 
+    def within(self, begin_s: float, end_s: float) -> list[float]:
+        """Return how long the answers took that began and ended between the two."""
+        return [took for began, took, _ in self.answers if began >= begin_s and began + took <= end_s]
+
 
 def offer(shop: Workshop, number: int) -> None:
     adapter = idle_lora(shop.folder / f"tuned-{number}.gguf", rank=RANK, seed=number, half=True)
@@ -56,7 +60,7 @@ def measure(device: DeviceProcess, shop: Workshop, customers: int, updates: int)
     for thread in threads:
         thread.start()
     time.sleep(5)
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, Any]] = []
     for number in range(updates):
         offer(shop, number + 1)
         quiet_s = time.monotonic()
@@ -67,7 +71,7 @@ def measure(device: DeviceProcess, shop: Workshop, customers: int, updates: int)
         time.sleep(2)
         assert result
         assert result["outcome"] == "updated", result
-        usual, during = load.between(quiet_s, begin_s), load.between(begin_s, end_s)
+        usual, during = load.within(quiet_s, begin_s), load.between(begin_s, end_s)
         rows.append(
             {
                 "update_s": round(end_s - begin_s, 2),
@@ -79,6 +83,11 @@ def measure(device: DeviceProcess, shop: Workshop, customers: int, updates: int)
                 "delay_ms": round(1000 * (max(during) - max(usual))),
                 "share_of_the_bytes": round(result["bytes_fetched"] / result["bytes_bundle"], 4),
                 **{f"{step['step']}_s": step["took_s"] for step in result["timeline"]},
+                "slowest_ms_by_step": {
+                    step["step"]: round(1000 * max(load.between(began_s, began_s + step["took_s"]), default=0))
+                    for step in result["timeline"]
+                    if (began_s := begin_s + step["at_s"])
+                },
             }
         )
         print(rows[-1], file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.formats.errors import EngineError, InputError
-from fieldlm.runtime.engines import Chunk, Generation, Sampling
+from fieldlm.runtime.engines import Chunk, Generation, Sampling, Terms
 from fieldlm.runtime.engines.llama import LlamaEngine
 from tests.material import lora_gguf
 
@@ -307,6 +307,22 @@ def test_an_adapter_changes_its_answers_and_no_others(engine: LlamaEngine, tmp_p
     engine.drop_adapter("barista")
     with pytest.raises(InputError, match="adapter 'barista' is not loaded"):
         ask(engine, "Hello", adapter="barista")
+
+
+def test_who_is_measured_waits_for_people_and_is_told_only_what_its_own_steps_took(
+    engine: LlamaEngine, tmp_path: Path
+) -> None:
+    engine.load_adapter("tried", lora_gguf(tmp_path / "tried.gguf", scale=0.001))
+    people = endless(engine)
+    next(iter(people))
+    terms = Terms(priority="batch", alone=True)
+    tried = engine.start(engine.tokenize("1, 2, 3,"), Sampling(max_tokens=12), adapter="tried", terms=terms)
+    *_, last = tried
+    people.cancel()
+    engine.drop_adapter("tried")
+    assert last.outcome == "length"
+    # Sixteen steps of people come before each two of its own.
+    assert tried.timings.queue_s > tried.timings.prefill_s + tried.timings.decode_s > 0
 
 
 def test_an_adapter_dropped_while_it_answers_lives_until_the_answer_ends(engine: LlamaEngine, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Files named by their SHA-256: each is stored once, whatever number of generations share it."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from fieldlm.formats.files import disk_errors, link_or_copy, make_folder, sha256_file, sync_folder
@@ -18,10 +18,10 @@ class Blobs:
         """Return where the blob with that digest lies, or would."""
         return self.folder / blob_path(sha256)
 
-    def holds(self, sha256: str, size: int) -> bool:
+    def holds(self, sha256: str, size: int, *, digest: Callable[[Path], str] = sha256_file) -> bool:
         """Say whether the blob is here and undamaged; reads all of it."""
         path = self.path(sha256)
-        return path.is_file() and path.stat().st_size == size and sha256_file(path) == sha256
+        return path.is_file() and path.stat().st_size == size and digest(path) == sha256
 
     def keep(self, source: Path, sha256: str, size: int) -> None:
         """Store `source`, whose digest the caller has checked, by hard link where the file system allows."""

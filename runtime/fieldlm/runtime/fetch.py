@@ -16,6 +16,7 @@ from typing import Protocol
 from fieldlm.formats.errors import LinkError, NoSpaceError, TrustError
 from fieldlm.formats.files import CHUNK_BYTES, disk_errors, make_folder, sha256_bytes
 from fieldlm.formats.release import Blob, Release, blob_path
+from fieldlm.runtime import pace
 from fieldlm.runtime.blobs import Blobs
 from fieldlm.runtime.parts import Part, index_path, part_path, reserve, runs
 from fieldlm.runtime.sources import (
@@ -86,7 +87,8 @@ def fetch(
     """
     manner = manner or Manner()
     paced = manner.pace(source)
-    missing = [blob for blob in {b.sha256: b for b in wanted}.values() if not blobs.holds(blob.sha256, blob.size)]
+    named = {blob.sha256: blob for blob in wanted}.values()
+    missing = [blob for blob in named if not blobs.holds(blob.sha256, blob.size, digest=pace.sha256_file)]
     folder = blobs.folder / "fetch"
     _take_space(folder, missing, release, reserve_bytes)
     done, total = 0, sum(blob.size for blob in missing)
@@ -187,8 +189,10 @@ def _stretches(source: Source, part: Part) -> list[tuple[int, int]]:
 def pull(source: Source, part: Part, start: int, stop: int, on_bytes: OnBytes) -> None:
     """Read chunks `start` to `stop`, and keep those that are what they should be."""
     first, last = part.chunks[start].start, part.chunks[stop - 1].start + part.chunks[stop - 1].size
+    work = pace.Pace()
     with source.open(blob_path(part.blob.sha256), first, last) as reader:
         for index in range(start, stop):
             data = reader.read(part.chunks[index].size)
             if not part.here[index] and part.put(index, data):
                 on_bytes(part.bytes_here)
+            work.rest()

@@ -150,7 +150,7 @@ def _time(serving: probe.Serving, question: Probe, number: int) -> Speed | None:
     asked = {"role": "user", "content": f"{number}. {question.messages[-1].get('content')}"}
     prompt = serving.engine.tokenize(render(serving.bundle, [*question.messages[:-1], asked]))
     sampling = Sampling(max_tokens=SPEED_TOKENS)
-    answer = serving.engine.start(prompt, sampling, adapter=serving.adapter, terms=Terms(priority="batch"))
+    answer = serving.engine.start(prompt, sampling, adapter=serving.adapter, terms=Terms(priority="batch", alone=True))
     with within(SPEED_S, answer.cancel):
         last = list(answer)[-1]
     if last.outcome == "cancelled":

@@ -7,8 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-from fieldlm.formats.files import disk_errors, sha256_file, write_whole
+from fieldlm.formats.files import disk_errors, write_whole
 from fieldlm.formats.release import Blob, Chunk, read_index
+from fieldlm.runtime.pace import Pace, sha256_file
 
 CLAIMED = b"\2"  # in a map: not here, but on its way from the repository
 SETTLE_BYTES = 1 << 20  # synced together at most, so that a power cut costs no more
@@ -124,9 +125,11 @@ class Part:
     def recheck(self) -> None:
         """Forget every chunk whose bytes on the disk are not what they were when they came."""
         self.settle()
+        pace = Pace()
         for index, chunk in enumerate(self.chunks):
             data = os.pread(self._file, chunk.size, chunk.start)
             self.here[index] = hashlib.sha256(data).digest() == chunk.digest
+            pace.rest()
         os.pwrite(self._map, self.here, 0)
         self.bytes_here = sum(chunk.size for chunk, is_here in zip(self.chunks, self.here, strict=True) if is_here)
 

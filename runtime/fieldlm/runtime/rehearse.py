@@ -2,11 +2,13 @@
 
 Whatever is wrong with a release happens to the child: it crashes, hangs or eats memory there, and nobody waits longer
 for an answer. The child says how far it is, a line each step; the parent ends it when it is not heard of for too long.
-It gives way to the process that serves, so what counts is the time it computed; only a child that sleeps is ended by
-the clock.
+It computes when nothing else wants the processor: threads that answer meet at barriers, and one that waits for its core
+keeps all of them. So what counts is the time it computed; only a child that sleeps is ended by the clock, and where the
+device is never idle, one that gives way less is started in its place.
 """
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,7 +29,12 @@ from fieldlm.runtime.hardware import memory_available_mb
 from fieldlm.runtime.health import Measured, UnhealthyError
 
 PROGRAM = "from fieldlm.runtime.rehearse import child; child()"
-NICE = 10
+# Before anything else: what a child imports is a third of its work.
+WAYS = {"nice": "import os; os.nice(10); "}
+WAYS["idle"] = WAYS["nice"]
+if sys.platform == "linux":
+    WAYS["idle"] += "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); "
+STARVED_S = 90.0  # of waiting for a processor, after which a child gets its small share instead of what is left over
 PATIENCE_S, SLOWEST_MB_S = 20.0, 10.0  # of computing for one step, and what the slowest card reads
 ASLEEP = 4  # times the patience on the clock, for a child that waits instead of computing
 LOOK_S = 0.05
@@ -72,28 +79,48 @@ def rehearse(bundle: Bundle, limits: Limits) -> Measured:
 
     Raises UnhealthyError with why it is not good enough, EngineError or BundleError when it cannot be loaded.
     """
+    try:
+        return _rehearse(bundle, limits, "idle")
+    except _StarvedError:
+        return _rehearse(bundle, limits, "nice")
+
+
+def _rehearse(bundle: Bundle, limits: Limits, way: str) -> Measured:
     child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(bundle.folder), msgspec.json.encode(limits).decode()],
+        [sys.executable, "-c", WAYS[way] + PROGRAM, str(bundle.folder), msgspec.json.encode(limits).decode()],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,
     )
     with child:
         try:
-            return _listen(_Child(child, patience_s(bundle)))
+            return _listen(_Child(child, patience_s(bundle), starved_s=STARVED_S if way == "idle" else math.inf))
         finally:
             child.kill()
+
+
+class _StarvedError(Exception):
+    """The child got no processor."""
+
+
+class _Spent(NamedTuple):
+    """Seconds of a process: on a processor, with all its threads; waiting for one, the first thread; on the clock."""
+
+    computed_s: float
+    waited_s: float
+    clock_s: float
 
 
 class _Child:
     """The child as its parent sees it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", patience_s: float) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", patience_s: float, *, starved_s: float) -> None:
         self.step = "start"
         self.result: Word | None = None
         self._process = process
         self._patience_s = patience_s
-        self._step_began_s = (0.0, time.monotonic())
+        self._starved_s = starved_s
+        self._step_began = self._spent()
         self._reader = threading.Thread(target=self._read, name="rehearsal", daemon=True)
         self._reader.start()
 
@@ -102,26 +129,36 @@ class _Child:
         for line in self._process.stdout:
             with contextlib.suppress(msgspec.MsgspecError):
                 word = msgspec.json.decode(line, type=Word)
-                self.step, self._step_began_s = word.step, (self._computed_s(), time.monotonic())
+                self.step, self._step_began = word.step, self._spent()
                 if word.step == "end":
                     self.result = word
 
-    def _computed_s(self) -> float:
-        """Return the processor seconds that all its threads took; 0 where there is no /proc, or no child any more."""
+    def _spent(self) -> _Spent:
+        """Return what the process has spent; 0 where there is no /proc, or no child any more."""
+        computed_s = waited_s = 0.0
+        proc = Path(f"/proc/{self._process.pid}")
         with contextlib.suppress(OSError, ValueError, IndexError):
             # proc_pid_stat(5): utime and stime are the 12th and 13th fields behind the name, which may hold anything.
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return 0.0
+            fields = (proc / "stat").read_text().rpartition(")")[2].split()
+            computed_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            # Linux' Documentation/scheduler/sched-stats.rst: nanoseconds on a processor, and waiting for one.
+            waited_s = int((proc / "schedstat").read_text().split()[1]) / 1e9
+        return _Spent(computed_s, waited_s, time.monotonic())
 
     def wait(self) -> bool:
-        """Wait a moment; True once there is nothing more to hear. Raises UnhealthyError when it hangs."""
+        """Wait a moment; True once there is nothing more to hear.
+
+        Raises UnhealthyError when it hangs, _StarvedError when it gets no processor.
+        """
         self._reader.join(LOOK_S)
         if not self._reader.is_alive():
             return True
-        computed_s, began_s = self._step_began_s
-        if self._computed_s() - computed_s > self._patience_s or time.monotonic() - began_s > ASLEEP * self._patience_s:
+        now, began = self._spent(), self._step_began
+        asleep_s = now.clock_s - began.clock_s - max(0.0, now.waited_s - began.waited_s)
+        if now.computed_s - began.computed_s > self._patience_s or asleep_s > ASLEEP * self._patience_s:
             raise UnhealthyError("hang", f"tried beside the running one, it hangs at: {self.step}")
+        if now.waited_s > self._starved_s:
+            raise _StarvedError
         return False
 
     def crashed(self) -> UnhealthyError:
@@ -151,7 +188,6 @@ def _listen(child: _Child) -> Measured:
 def child(argv: Sequence[str] | None = None) -> None:
     """Be the child: load, ask, and print a line before each step and one at the end."""
     folder, limits = (sys.argv[1:] if argv is None else argv)[:2]
-    os.nice(NICE)
     _die_with_parent()
     # llama.cpp and its like print to stdout; the lines to the parent have it to themselves.
     out = os.fdopen(os.dup(1), "w")

@@ -14,6 +14,7 @@ from pathlib import Path
 from fieldlm.formats.errors import EngineError
 from fieldlm.formats.files import CHUNK_BYTES
 from fieldlm.runtime.engines.gguf_header import MAGIC, read_header
+from fieldlm.runtime.pace import Pace
 from fieldlm.runtime.parts import Part
 
 LEAST_BYTES = 64 << 10  # smaller neighbours share a chunk
@@ -77,7 +78,7 @@ def _borrow_tensors(part: Part, path: Path) -> None:
     for index in part.missing():
         chunk = part.chunks[index]
         wanted.setdefault(chunk.size, {}).setdefault(chunk.digest, []).append(index)
-    start = 0
+    start, pace = 0, Pace()
     with path.open("rb") as file:
         for size in chunk_sizes(path):
             if size in wanted:
@@ -85,11 +86,14 @@ def _borrow_tensors(part: Part, path: Path) -> None:
                 data = file.read(size)
                 for index in wanted[size].get(sha256(data).digest(), ()):
                     part.put(index, data)
+                pace.rest()
             start += size
 
 
 def _borrow_in_place(part: Part, path: Path) -> None:
+    pace = Pace()
     with path.open("rb") as file:
         for index in part.missing():
             file.seek(part.chunks[index].start)
             part.put(index, file.read(part.chunks[index].size))
+            pace.rest()

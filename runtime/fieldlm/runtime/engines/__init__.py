@@ -55,12 +55,14 @@ class Terms:
     """When an answer is wanted. Seconds count from `Engine.start`; None is no limit.
 
     Within a class the earliest deadline comes first. A `batch` answer gives its sequence up to the other classes while
-    they want it and is resumed later; its reader sees only a pause.
+    they want it and is resumed later; its reader sees only a pause. One that is `alone` shares no step with others, and
+    its timings count none but its own: it is asked in order to be measured.
     """
 
     priority: Priority = "interactive"
     deadline_s: float | None = None
     max_queue_s: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

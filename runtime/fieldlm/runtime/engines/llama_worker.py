@@ -17,11 +17,12 @@ from fieldlm.runtime.engines.line import Line
 from fieldlm.runtime.engines.llama_api import ABORTED, NO_ROOM, Adapter, Batch, Context, Weights
 from fieldlm.runtime.engines.plan import PREFILL_ALONE
 from fieldlm.runtime.engines.request import Request, Words
+from fieldlm.runtime.engines.turns import Turns
 
 # Prompt tokens a step while an answer is being written: what it waits between two tokens. And of a batch prompt: what
-# another class waits for.
+# another class waits for that comes, and what one waits for that is there.
 PREFILL_BESIDE = 64
-STEPS_PER_ADAPTER = 8  # a switch makes llama.cpp plan its memory again, so it is paid once for several tokens
+PREFILL_BEHIND = 16
 WORTH_WAITING = 32  # tokens of prefix another sequence is just computing, for which a request waits a step
 
 
@@ -76,7 +77,7 @@ class Worker:
         self._slots = [Slot(sequence) for sequence in range(sequences)]
         self._batch = Batch(PREFILL_ALONE + sequences)
         self._adapter: Adapter | None = None
-        self._turns = 0
+        self._turns = Turns[tuple[Adapter | None, bool]]()
         self._step = 0
         self._prefilling: tuple[LlamaRequest, ...] = ()
         self._retired: list[Adapter] = []
@@ -228,18 +229,17 @@ class Worker:
         request.begin(shared)
 
     def _turn(self) -> list[Slot]:
-        """Return the slots of the adapter whose turn it is: one batch can have only one."""
-        ours: list[Slot] = []
-        others: list[Slot] = []
+        """Return the slots whose turn it is: those of one adapter, without or with nothing but one that is alone."""
+        groups: dict[tuple[Adapter | None, bool], list[Slot]] = {}
         for slot in self._slots:
             if slot.request is not None:
-                (ours if slot.adapter is self._adapter else others).append(slot)
-        self._turns += 1
-        if others and (not ours or self._turns > STEPS_PER_ADAPTER):
-            self._adapter = min(others, key=lambda slot: slot.used).adapter
-            self._turns = 1
-            return [slot for slot in others if slot.adapter is self._adapter]
-        return ours
+                groups.setdefault((slot.adapter, slot.request.terms.alone), []).append(slot)
+        if not groups:
+            return []
+        ways = {group: all(slot.request and slot.request.is_batch for slot in slots) for group, slots in groups.items()}
+        group = self._turns.next(ways)
+        self._adapter = group[0]
+        return groups[group]
 
     def _compute(self, slots: Sequence[Slot]) -> None:
         self._context.allow()
@@ -249,7 +249,12 @@ class Worker:
         self._context.use(self._adapter)
         if not self._hand_over():
             return
+        measured = [part.request for part in parts if part.request.terms.alone]
+        for request in measured:
+            request.resume()
         status = self._context.decode(self._batch)
+        for request in measured:
+            request.rest()
         self._prefilling = ()
         if status:
             self._recover(status, parts)
@@ -292,9 +297,11 @@ class Worker:
 
     def _room(self, longer: Sequence[LlamaRequest]) -> int:
         """Return how many tokens of prompts one step may take, so that nobody waits long for the next one."""
-        if any(slot.request and len(slot.pending) == 1 for slot in self._slots):
-            return PREFILL_BESIDE
-        return PREFILL_BESIDE if all(request.is_batch for request in longer) else PREFILL_ALONE
+        if all(request.is_batch for request in longer):
+            has_people = any(slot.request and not slot.request.is_batch for slot in self._slots)
+            return PREFILL_BEHIND if has_people else PREFILL_BESIDE
+        is_writing = any(slot.request and len(slot.pending) == 1 for slot in self._slots)
+        return PREFILL_BESIDE if is_writing else PREFILL_ALONE
 
     def _part(self, slot: Slot, count: int) -> Part:
         assert slot.request, "only a slot with a request computes"

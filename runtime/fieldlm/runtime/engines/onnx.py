@@ -300,7 +300,11 @@ class OnnxEngine:
         cache = request.cache
         if cache is None:
             cache = request.cache = Cache(self._session, self._graph, request.capacity)
+        if request.terms.alone:
+            request.resume()
         logits = cache.run(request.tokens[cache.length : cache.length + PROMPT_PIECE], options)
+        if request.terms.alone:
+            request.rest()
         return None if cache.length < len(request.tokens) else logits
 
 

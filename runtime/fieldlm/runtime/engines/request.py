@@ -113,6 +113,15 @@ class Request:
         """Note that the sequence was given up; the answer waits for another one."""
         self._enter("queue_s")
 
+    def resume(self) -> None:
+        """Note that it is computed from now on, alone: it waited since it was last."""
+        phase, self._phase = self._phase, "queue_s"
+        self._enter(phase)
+
+    def rest(self) -> None:
+        """Note that it is not computed any more, until `resume`."""
+        self._enter(self._phase)
+
     def advance(self, logits: Floats) -> bool:
         """Choose what follows from `logits`, those behind the last of `tokens`; False when the answer has ended.
 
