@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 
 from fieldlm.runtime import terminal
 from fieldlm.runtime.adapters import Shelf
+from fieldlm.runtime.engines import Outcome
 from fieldlm.runtime.engines.llama import LlamaEngine
 from fieldlm.runtime.hardware import rss_mb
 from fieldlm.runtime.listen import listening
@@ -202,7 +203,7 @@ def complaints(seen: Seen, ended: Sequence[tuple[str, str]], count: int) -> list
         found.append(f"{len(missing)} streams began and were never told to telemetry")
     if seen.outcomes.total() != count:
         found.append(f"{seen.outcomes.total()} outcomes of {count} requests")
-    for outcome in ("stop", "length", "cancelled", "deadline_exceeded", "rejected", "error"):
+    for outcome in get_args(Outcome):
         if seen.outcomes[outcome] > told[outcome]:
             found.append(f"clients saw {seen.outcomes[outcome]} {outcome}, telemetry {told[outcome]}")
     unseen = told.total() - sum(seen.outcomes[outcome] for outcome in told)

@@ -102,7 +102,7 @@ def store(tmp_path: Path) -> Path:
         prompt=SAID,
         answer=SAID,
     )
-    failed = msgspec.structs.replace(usual, seq=2, outcome="deadline_exceeded")
+    failed = msgspec.structs.replace(usual, seq=2, outcome="preempted")
     old = msgspec.structs.replace(usual, seq=3, wall_ms=now_ms - 48 * 3_600_000)
     other = msgspec.structs.replace(usual, device="kiosk-2", seq=1)
     with Store(tmp_path) as made:
@@ -137,7 +137,7 @@ def test_an_answer_is_a_span_under_the_names_of_the_conventions(store: Path, rec
     assert (first.name, first.kind, len(first.trace_id), len(first.span_id)) == ("chat kiosk", 1, 16, 8)
     assert first.end_time_unix_nano - first.start_time_unix_nano == 500_500_000
     assert first.status.code == Status.STATUS_CODE_UNSET
-    assert (second.status.code, attributes(second)["error.type"]) == (Status.STATUS_CODE_ERROR, "deadline_exceeded")
+    assert (second.status.code, attributes(second)["error.type"]) == (Status.STATUS_CODE_ERROR, "preempted")
     assert len({first.span_id, second.span_id, third.span_id}) == 3
     devices = [
         {each.key: each.value.string_value for each in r.resource.attributes}["service.instance.id"]

@@ -176,6 +176,31 @@ def test_a_parked_answer_can_be_cancelled_and_has_its_text(engine: LlamaEngine) 
     assert outcome(running) == "cancelled"
 
 
+def test_an_answer_that_was_pushed_out_until_its_deadline_says_so_and_has_its_text(engine: LlamaEngine) -> None:
+    batch = start(engine, COUNT, 900, Terms(priority="batch", deadline_s=1.0))
+    chunks = iter(batch)
+    first = next(chunks)
+    running = start(engine, COUNT, 1000)
+    said = [first, *chunks]
+    assert said[-1].outcome == "preempted"
+    assert engine.detokenize([t for c in said for t in c.tokens]) == text_of(said)
+    assert batch.timings.queue_s > batch.timings.decode_s
+    running.cancel()
+    assert outcome(running) == "cancelled"
+
+
+def test_an_engine_that_closes_tells_who_was_pushed_out_from_who_was_running(smollm2_gguf: Path) -> None:
+    made = LlamaEngine(smollm2_gguf, threads=1, context=512, parallel=1)
+    batch = start(made, COUNT, 400, BATCH)
+    chunks = iter(batch)
+    next(chunks)
+    running = start(made, COUNT, 400)
+    next(iter(running))
+    never_begun = start(made, COUNT, 400, BATCH)
+    made.close()
+    assert [list(chunks)[-1].outcome, outcome(running), outcome(never_begun)] == ["preempted", "cancelled", "cancelled"]
+
+
 def test_forced_tokens_are_computed_in_one_piece_and_the_answer_is_what_it_has_to_be(engine: LlamaEngine) -> None:
     sequences = ['{"drink": "green tea", "size": 1}', '{"drink": "black coffee", "size": 2}']
     allowed = OneOf(tuple(tuple(engine.tokenize(sequence)) for sequence in sequences))

@@ -246,6 +246,7 @@ def test_a_text_that_breaks_redaction_does_not_travel_and_its_numbers_do(tmp_pat
         ({"missed": True}, "deadline"),
         ({"outcome": "deadline_exceeded"}, "deadline"),
         ({"outcome": "error"}, "failed"),
+        ({"outcome": "preempted"}, ""),
         ({"route": "fallback"}, "fallback"),
         ({"route": "escalated", "timings": Timings(margin=0.4)}, "margin,escalated"),
         ({"route": "repair"}, "repair"),

@@ -173,6 +173,20 @@ def test_terms_that_ran_out_have_their_own_outcome(terms: Terms, begun: bool, fa
     assert asked.fate() == "cancelled"
 
 
+def test_who_gave_way_and_got_no_sequence_again_was_preempted() -> None:
+    asked = request(Sampling(), Terms(priority="batch", deadline_s=0))
+    asked.begin(0)
+    asked.park()
+    assert asked.fate() == "preempted"
+    asked.begin(0)
+    assert asked.fate() == "deadline_exceeded"
+    asked.park()
+    asked.answer.cancel()
+    assert asked.fate() == "cancelled"
+    asked.close()
+    assert [chunk.outcome for chunk in asked.answer] == ["cancelled"]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [({"priority": "urgent"}, "priority is 'urgent', want one of safety"), ({"deadline_s": math.nan}, "deadline_s is")],

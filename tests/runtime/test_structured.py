@@ -1,7 +1,9 @@
 """Answers of a fixed form, several at once, by a deadline, and calls of tools: through the `openai` client."""
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 import httpx
@@ -11,6 +13,8 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolPara
 from pydantic import BaseModel, Field
 
 from fieldlm.formats.bundle import Bundle
+from fieldlm.runtime.engines import Engine, Sampling
+from fieldlm.runtime.engines.llama import LlamaEngine
 from fieldlm.runtime.listen import listening
 from fieldlm.runtime.live import Live
 from fieldlm.runtime.openai import Exchange
@@ -45,8 +49,9 @@ CANNED = {"drink": "tea", "count": 0, "note": "sorry"}
 
 
 class Kiosk:
-    def __init__(self, url: str, exchanges: list[Exchange]) -> None:
+    def __init__(self, url: str, exchanges: list[Exchange], engine: Engine) -> None:
         self.exchanges = exchanges
+        self.engine = engine
         self.http = httpx.Client(base_url=url, timeout=120)
         self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
@@ -64,7 +69,7 @@ def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
     live = Live(base_bundle, threads=1, context=1024, parallel=3)
     exchanges: list[Exchange] = []
     with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
-        made = Kiosk(server.url, exchanges)
+        made = Kiosk(server.url, exchanges, live.current.engine)
         yield made
         made.http.close()
         made.client.close()
@@ -183,6 +188,23 @@ def test_a_missed_deadline_is_an_error_that_is_not_asked_again(kiosk: Kiosk) -> 
         assert document["error"]["code"] == document["fieldlm"]["outcome"] == "deadline_exceeded"
         assert document["fieldlm"]["text"] == ""
         assert kiosk.exchanges[-1].outcome == "deadline_exceeded"
+
+
+def test_an_answer_that_gave_way_until_its_deadline_is_an_error_of_its_own(kiosk: Kiosk) -> None:
+    engine = kiosk.engine
+    assert isinstance(engine, LlamaEngine)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(kiosk.ask, priority="batch", deadline_ms=2000, max_tokens=900)
+        while not engine.running:
+            time.sleep(0.005)
+        urgent = [engine.start(engine.tokenize("1, 2, 3,"), Sampling(max_tokens=1000)) for _ in range(3)]
+        response = asked.result()
+    for one in urgent:
+        one.cancel()
+    assert (response.status_code, response.headers["x-should-retry"]) == (503, "false")
+    assert response.json()["error"]["code"] == response.json()["fieldlm"]["outcome"] == "preempted"
+    assert kiosk.exchanges[-1].outcome == "preempted"
+    assert 'outcome="preempted"' in kiosk.http.get("/metrics").text
 
 
 def test_who_may_not_wait_is_rejected_with_a_time_to_come_back(kiosk: Kiosk) -> None:

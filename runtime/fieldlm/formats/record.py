@@ -47,6 +47,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     consent: str = ""
     route: str = ""
     outcome: str = ""
+    """How an answer ended, in the engine's word. A new word needs no new schema: who reads takes any."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

@@ -67,7 +67,7 @@ def answer(serving: Serving, probe: Probe) -> str:
             chunks = list(generation)
         if chunks[-1].outcome in ("stop", "length"):
             return "".join(chunk.text for chunk in chunks)
-        if chunks[-1].outcome != "deadline_exceeded":
+        if chunks[-1].outcome not in ("deadline_exceeded", "preempted"):
             break
     reason = chunks[-1].error or f"no answer within {ANSWER_S:.0f} s"
     raise EngineError(f"{serving.bundle.generation} does not answer a probe: {reason}")

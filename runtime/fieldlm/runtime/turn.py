@@ -283,8 +283,8 @@ def refused(error: ApiError) -> Response:
     response = as_json(error.document(), status=error.status)
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(error.retry_after_s)
-    if error.status == 504:
-        # OpenAI's clients would ask again by themselves, for an answer that is late already.
+    if error.status == 504 or error.code == "preempted":
+        # OpenAI's clients would ask again by themselves, for an answer that is late already, while others are urgent.
         response.headers["x-should-retry"] = "false"
     return response
 
@@ -298,6 +298,9 @@ def _failure(answer: Answer, own: dict[str, Any]) -> ApiError | None:
             return ApiError(503, "the answer was cancelled", code="cancelled", own=own)
         case "deadline_exceeded":
             return ApiError(504, "the answer was not whole by its deadline", code="deadline_exceeded", own=own)
+        case "preempted":
+            what = "the answer gave way to more urgent ones and its time ran out; ask again when it is quieter"
+            return ApiError(503, what, code="preempted", own=own)
         case "rejected":
             what = "no sequence was free within max_queue_ms"
             return ApiError(429, what, code="rejected", retry_after_s=RETRY_AFTER_S, own=own)

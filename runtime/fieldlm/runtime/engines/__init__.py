@@ -17,7 +17,9 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.errors import MissingPartError
 from fieldlm.formats.profile import Profile
 
-Outcome = Literal["stop", "length", "cancelled", "deadline_exceeded", "rejected", "error"]
+Outcome = Literal["stop", "length", "cancelled", "deadline_exceeded", "preempted", "rejected", "error"]
+"""How an answer ended. `preempted`: it had given its sequence up to a more urgent class, and its deadline or the
+engine's end came before it got one again; it was not slow, and at a quieter time it would have been whole."""
 Priority = Literal["safety", "interactive", "batch"]
 
 
@@ -55,8 +57,8 @@ class Terms:
     """When an answer is wanted. Seconds count from `Engine.start`; None is no limit.
 
     Within a class the earliest deadline comes first. A `batch` answer gives its sequence up to the other classes while
-    they want it and is resumed later; its reader sees only a pause. One that is `alone` shares no step with others, and
-    its timings count none but its own: it is asked in order to be measured.
+    they want it and is resumed later; its reader sees only a pause, and `preempted` where its time ran out in it. One
+    that is `alone` shares no step with others, and its timings count none but its own: it is asked to be measured.
     """
 
     priority: Priority = "interactive"

@@ -58,6 +58,11 @@ class Line(Generic[Waiting]):
             if self.take(request):
                 request.end(outcome, error=error)
 
+    def close_all(self) -> None:
+        for request in self:
+            if self.take(request):
+                request.close()
+
 
 class Alarm:
     """Calls `ring` from a thread of its own at the times that were set. The thread starts with the first of them."""

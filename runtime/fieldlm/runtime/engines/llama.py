@@ -411,10 +411,10 @@ class LlamaEngine:
                 worker.step()
             except Exception as error:
                 # Our own mistake must not end the service: those it hit are told, the next request starts afresh.
-                worker.fail_all("error", f"the engine failed: {error!r}")
+                worker.fail_all(f"the engine failed: {error!r}")
             if self._loaded is loaded:
                 self._patience.end()
-        worker.fail_all("cancelled")
+        worker.close()
         if self._loaded is not loaded:
             loaded.context.close()
 

@@ -114,13 +114,21 @@ class Worker:
         if self._retired:
             self._free_retired()
 
-    def fail_all(self, outcome: Outcome, error: str | None = None) -> None:
-        """End every answer with `outcome` and forget all sequences."""
+    def fail_all(self, error: str) -> None:
+        """End every answer with `error` and forget all sequences."""
+        self._end_running("error", error)
+        self.waiting.end_all("error", error)
+
+    def close(self) -> None:
+        """End every answer, for there will be no more steps."""
+        self._end_running("cancelled")
+        self.waiting.close_all()
+
+    def _end_running(self, outcome: Outcome, error: str | None = None) -> None:
         for slot in self._slots:
             if slot.request:
                 self._finish(slot, outcome, error)
             self._clear(slot)
-        self.waiting.end_all(outcome, error)
 
     def abandon(self, error: str) -> list[LlamaRequest]:
         """Tell those that run that nothing will come, and return those that wait. From any thread: its own hangs."""

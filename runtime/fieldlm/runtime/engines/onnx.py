@@ -241,7 +241,7 @@ class OnnxEngine:
                 self._step(request)
         for request in self._running:
             self._end(request, "cancelled")
-        self._waiting.end_all("cancelled")
+        self._waiting.close_all()
 
     def _has_work(self) -> bool:
         """Wait for something to do; False once closed."""

@@ -57,6 +57,8 @@ class Request:
         self.start_by_s = asked_s + _seconds(terms.max_queue_s)
         self.urgency = (CLASSES.index(terms.priority), self.due_s, next(_arrivals))
         self.has_begun = False
+        self.is_parked = False
+        """Whether it gave its sequence up and waits for another one."""
         self.count = 0
         self._phase: Phase = "queue_s"
         self._words = words
@@ -87,7 +89,13 @@ class Request:
         now_s = time.monotonic()
         if not self.has_begun and self.start_by_s <= min(now_s, self.due_s):
             return "rejected"
-        return "deadline_exceeded" if now_s >= self.due_s else None
+        if now_s < self.due_s:
+            return None
+        return "preempted" if self.is_parked else "deadline_exceeded"
+
+    def close(self) -> None:
+        """End it because the engine ends, whatever it was about to say."""
+        self.end("preempted" if self.is_parked and not self.answer.cancelled else "cancelled")
 
     def prepare(self) -> bool:
         """Add what the constraint has begin the answer, so that it is computed with the prompt; False if that fails."""
@@ -104,6 +112,7 @@ class Request:
 
     def begin(self, cached: int) -> None:
         """Note that a sequence is there, now or again, which already holds `cached` of the tokens."""
+        self.is_parked = False
         if not self.has_begun:
             self.has_begun = True
             self.answer.timings.cached_tokens = min(cached, self.answer.timings.prompt_tokens)
@@ -111,6 +120,7 @@ class Request:
 
     def park(self) -> None:
         """Note that the sequence was given up; the answer waits for another one."""
+        self.is_parked = True
         self._enter("queue_s")
 
     def resume(self) -> None:
