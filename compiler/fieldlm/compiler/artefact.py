@@ -4,7 +4,7 @@ Here is the one place that knows the formats: GGUF and ONNX differ in how they a
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -78,11 +78,17 @@ def shrink(full: Artefact, quant: str, profile: Profile, stages: Stages) -> Arte
 
 
 def mix(
-    full: Artefact, types: Mapping[str, str], statistics: Path, calibration_sha256: str, stages: Stages
+    full: Artefact,
+    types: Mapping[str, str],
+    statistics: Path,
+    calibration_sha256: str,
+    stages: Stages,
+    *,
+    writing: Callable[[Path], Ran] | None = None,
 ) -> Artefact:
     """Write the GGUF `full` with a type of its own for each tensor, rounded by what calibration wrote to `statistics`.
 
-    A mixture is called by its bits for each weight: MIX-4.68.
+    A mixture is called by its bits for each weight: MIX-4.68. `writing(target)` writes the same file in another way.
     """
     size = write.size_bytes(full.base, types)
     inputs = {
@@ -93,7 +99,8 @@ def mix(
     }
 
     def make(folder: Path) -> Ran:
-        ran = write.write(full.base, statistics, types, folder / MODEL)
+        target = folder / MODEL
+        ran = writing(target) if writing else write.write(full.base, statistics, types, target)
         _copy_template(full, folder)
         return ran
 

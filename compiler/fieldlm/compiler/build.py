@@ -20,6 +20,7 @@ from fieldlm.compiler.assemble import Wish, compile_checkpoint, compile_file, qu
 from fieldlm.compiler.attach import attach
 from fieldlm.compiler.checkpoint import DEFAULT_MODEL
 from fieldlm.compiler.pack import check_out
+from fieldlm.compiler.search import on_ray
 from fieldlm.compiler.search.limits import PRESETS, Limits, Request
 from fieldlm.compiler.stages import Stages
 from fieldlm.formats.bundle import Bundle
@@ -82,11 +83,16 @@ def compile_model(
     if adapter and base_bundle:
         return attach(model, adapter, base_bundle, wish, stages)
     gguf = None if merge or quants or fmt != "gguf" or request.is_wanted else quantized_file(model, stages)
-    return compile_file(gguf, wish, stages) if gguf else compile_checkpoint(model, merge, wish, stages)
+    if gguf:
+        return compile_file(gguf, wish, stages)
+    with on_ray.connected(request.ray):
+        return compile_checkpoint(model, merge, wish, stages)
 
 
 def _check_request(request: Request, *, with_adapter: bool, others: bool) -> None:
     """Raise InputError when the search, or a limit of it, is asked for where nothing can be searched."""
+    if request.ray and (with_adapter or not request.is_wanted):
+        raise InputError("--ray shares out the candidates of a search: name --calibration, --task or a limit with it")
     if request.is_wanted and others:
         raise InputError("limits, --calibration and --task go with GGUF and without --quant or --format onnx")
     rest = replace(request, task=None, limits=replace(request.limits, min_task=None))
@@ -171,6 +177,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--min-tokens-per-s", type=float, metavar="N", help="for one answer, on this machine")
     parser.add_argument("--max-kl", type=float, metavar="NATS", help="mean divergence from full weights, per token")
     parser.add_argument("--min-task", type=float, metavar="SHARE", help="of full weights' right answers (with --task)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="let a Ray cluster make and measure the candidates")
     parser.add_argument("--merge", type=Path, metavar="PEFT", help="fold this adapter into the weights")
     parser.add_argument("--adapter", type=Path, metavar="PEFT", help="make a small bundle of this adapter")
     parser.add_argument("--base-bundle", type=Path, metavar="BUNDLE", help="the bundle that --adapter is for")
@@ -198,7 +205,7 @@ def _request(args: argparse.Namespace) -> Request:
         max_kl=args.max_kl,
         min_task=args.min_task,
     )
-    return Request(calibration=tuple(args.calibration), task=args.task, limits=limits)
+    return Request(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
 
 
 def _profile(name: str) -> Profile:

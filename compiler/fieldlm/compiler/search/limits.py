@@ -44,12 +44,16 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the search is to go by: text to calibrate on, a task to be judged by, limits; types that are not wanted."""
+    """What the search is to go by: text to calibrate on, a task to be judged by, limits; types that are not wanted.
+
+    `ray` is the address of a Ray cluster whose nodes make and measure the candidates; none: this machine does.
+    """
 
     calibration: tuple[Path, ...] = ()
     task: Path | None = None
     limits: Limits = NO_LIMITS
     without: tuple[str, ...] = ()
+    ray: str | None = None
 
     @property
     def is_wanted(self) -> bool:

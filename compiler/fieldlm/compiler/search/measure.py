@@ -7,6 +7,7 @@ as right when every one of its tokens is the likeliest: exactly the answers that
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,50 @@ def measure_all(
     max_kl: float | None,
 ) -> list[dict[str, Any]]:
     """Read everything with full weights and with every artefact. Runs in a child process."""
+    tallies = _read_all(full, artefacts, windows, examples, threads=threads, max_kl=max_kl)
+    return [msgspec.to_builtins(text.measured(task)) for text, task in tallies]
+
+
+def measure_one(full: Path, artefact: Path, windows: Sequence[Any], examples: Sequence[Any]) -> Ran:
+    """Read everything with one artefact; what it answers goes to `together`, with that of the others."""
+    return call(
+        "fieldlm.compiler.search.measure:read_one",
+        what="measure a mixture",
+        full=full,
+        artefact=artefact,
+        windows=windows,
+        examples=examples,
+    )
+
+
+def read_one(
+    full: str, artefact: str, windows: list[list[int]], examples: list[list[list[int]]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read everything to the end with full weights and `artefact`. Runs in a child process."""
+    ((text, task),) = _read_all(full, [artefact], windows, examples, threads=0, max_kl=None)
+    return text.told(), task.told()
+
+
+def together(told: Sequence[tuple[dict[str, Any], dict[str, Any]]], max_kl: float | None) -> list[Measured]:
+    """Return what `measure` would have said of artefacts that were read one by one: the same, to the last bit."""
+    texts, tasks = [_heard(text) for text, _ in told], [_heard(task) for _, task in told]
+    count = len(texts[0].kl)
+    if max_kl is not None:
+        clear = (n for n in range(1, count) if all(text.first(n).is_clear(max_kl) for text in texts))
+        count = next(clear, count)
+    return [text.first(count).measured(task) for text, task in zip(texts, tasks, strict=True)]
+
+
+def _read_all(
+    full: str,
+    artefacts: list[str],
+    windows: list[list[int]],
+    examples: list[list[list[int]]],
+    *,
+    threads: int,
+    max_kl: float | None,
+) -> list[tuple["_Tally", "_Tally"]]:
+    """Return what was found on text and on the task, for each artefact."""
     longest = max(map(len, [*windows, *(prompt + answer for prompt, answer in examples)]))
     reference = _Reader(Path(full), longest, threads)
     others = [_Reader(Path(path), longest, threads) for path in artefacts]
@@ -99,7 +144,7 @@ def measure_all(
         truth = _Truth(reference.read(prompt + answer, len(prompt) - 1)[:-1], answer)
         for reader, tally in zip(others, tasks, strict=True):
             tally.add(truth, reader.read(prompt + answer, len(prompt) - 1)[:-1])
-    return [msgspec.to_builtins(text.measured(task)) for text, task in zip(texts, tasks, strict=True)]
+    return list(zip(texts, tasks, strict=True))
 
 
 class _Reader:
@@ -160,40 +205,53 @@ def _slices(rows: Floats) -> list[Floats]:
     return [rows[at : at + CACHED_ROWS] for at in range(0, len(rows), CACHED_ROWS)]
 
 
+@dataclass
 class _Tally:
     """What was found so far: one row for each text, one number for each of its tokens."""
 
-    def __init__(self) -> None:
-        self._kl: list[Floats] = []
-        self._same: list[float] = []
-        self._gap: list[float] = []
-        self._right: list[tuple[bool, bool]] = []
+    kl: list[Floats] = field(default_factory=list[Floats])
+    same: list[float] = field(default_factory=list[float])
+    gap: list[float] = field(default_factory=list[float])
+    right: list[tuple[bool, bool]] = field(default_factory=list[tuple[bool, bool]])
+
+    def first(self, count: int) -> "_Tally":
+        """Return what was known after `count` texts."""
+        return _Tally(self.kl[:count], self.same[:count], self.gap[:count], self.right[:count])
+
+    def told(self) -> dict[str, Any]:
+        """Return all of it as JSON can say it; `_heard` has it back."""
+        return {"kl": [each.tolist() for each in self.kl], "same": self.same, "gap": self.gap, "right": self.right}
 
     def add(self, truth: _Truth, logits: Floats) -> None:
         kl, gain = truth.divergence(logits)
-        self._kl.append(kl)
+        self.kl.append(kl)
         chosen = logits.argmax(1)
-        self._same.append(float((truth.best == chosen).mean()))
-        self._gap.append(float((truth.gain - gain).mean()))
-        self._right.append((bool((truth.best == truth.wanted).all()), bool((chosen == truth.wanted).all())))
+        self.same.append(float((truth.best == chosen).mean()))
+        self.gap.append(float((truth.gain - gain).mean()))
+        self.right.append((bool((truth.best == truth.wanted).all()), bool((chosen == truth.wanted).all())))
 
     def is_clear(self, limit: float) -> bool:
         """Say whether the mean divergence so far is certainly above or certainly below `limit`."""
-        means = [float(each.mean()) for each in self._kl]
+        means = [float(each.mean()) for each in self.kl]
         if len(means) < FEWEST_WINDOWS:
             return False
         return abs(float(np.mean(means)) - limit) > CLEAR * float(np.std(means, ddof=1)) / math.sqrt(len(means))
 
     def measured(self, task: "_Tally") -> Measured:
         return Measured(
-            kl=_mean([float(each.mean()) for each in self._kl]),
-            kl_p99=round(float(np.quantile(np.concatenate(self._kl), 0.99)), 6),
-            same_top=_mean(self._same),
-            perplexity_ratio=round(math.exp(float(np.mean(self._gap))), 6),
-            task=share([right for _, right in task._right]) if task._right else None,
-            task_full=share([right for right, _ in task._right]) if task._right else None,
-            task_kl=_mean([float(each.mean()) for each in task._kl]) if task._kl else None,
+            kl=_mean([float(each.mean()) for each in self.kl]),
+            kl_p99=round(float(np.quantile(np.concatenate(self.kl), 0.99)), 6),
+            same_top=_mean(self.same),
+            perplexity_ratio=round(math.exp(float(np.mean(self.gap))), 6),
+            task=share([right for _, right in task.right]) if task.right else None,
+            task_full=share([right for right, _ in task.right]) if task.right else None,
+            task_kl=_mean([float(each.mean()) for each in task.kl]) if task.kl else None,
         )
+
+
+def _heard(told: dict[str, Any]) -> _Tally:
+    right = [(full, other) for full, other in told["right"]]
+    return _Tally([np.array(each, np.float32) for each in told["kl"]], told["same"], told["gap"], right)
 
 
 def share(right: Sequence[bool]) -> Mean:

@@ -6,7 +6,7 @@ along the frontier, so each measurement corrects the next step.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import msgspec
 
 from fieldlm.compiler.artefact import Artefact, mix
 from fieldlm.compiler.checkpoint import Checkpoint
+from fieldlm.compiler.child import Ran
 from fieldlm.compiler.pack import draft
 from fieldlm.compiler.search import calibrate as calibrating
 from fieldlm.compiler.search import measure as measuring
@@ -25,6 +26,7 @@ from fieldlm.compiler.search.foresee import BESIDE_MB, Foresight
 from fieldlm.compiler.search.frontier import Frontier, Option, Point
 from fieldlm.compiler.search.limits import MIN_TASK, Request
 from fieldlm.compiler.search.measure import Measured
+from fieldlm.compiler.search.on_ray import Flight
 from fieldlm.compiler.search.write import size_bytes
 from fieldlm.compiler.stages import Stages
 from fieldlm.compiler.toolchain import installed
@@ -114,9 +116,10 @@ class Search:
         self._frontier()
         self.foresight = Foresight(self.full.base, self.profile, reference.tokens_per_s)
 
-    def make(self, point: Point) -> Artefact:
+    def make(self, point: Point, writing: Callable[[Path], Ran] | None = None) -> Artefact:
         """Write the mixture at `point`."""
-        return mix(self.full, self.types(point), self.statistics, self.calibration_sha256, self.stages)
+        types, digest = self.types(point), self.calibration_sha256
+        return mix(self.full, types, self.statistics, digest, self.stages, writing=writing)
 
     def _read(self, stops: Sequence[int]) -> None:
         request = self.request
@@ -243,12 +246,13 @@ class Search:
         """Make and measure the mixtures at `points`, all beside full weights in one reading."""
         assert self.corpus is not None, "read before"
         mixtures = [self.types(point) for point in points]
-        made = [self.make(point) for point in points]
+        pairs = [(example.prompt_tokens, example.answer_tokens) for example in self.examples]
+        flight = self._flight(mixtures, pairs) if self.request.ray else None
+        made = [self.make(p, flight and partial(flight.write, at)) for at, p in enumerate(points)]
         for types, artefact in zip(mixtures, made, strict=True):
             assert artefact.size.bytes == size_bytes(self.full.base, types), (
                 "sizes are known before anything is written"
             )
-        pairs = [(example.prompt_tokens, example.answer_tokens) for example in self.examples]
         hold, limit = self.corpus.hold, self.request.limits.max_kl
         asked = {
             "full": self.full.sha256,
@@ -261,6 +265,8 @@ class Search:
         what = f"measure {', '.join(artefact.quant for artefact in made)}"
 
         def read(_: Path) -> Any:
+            if flight:
+                return flight.measure(limit)
             files = [artefact.base for artefact in made]
             return measuring.measure(self.full.base, files, hold, pairs, what=what, max_kl=limit)
 
@@ -270,6 +276,10 @@ class Search:
         trials = [Trial(point=p, types=types, artefact=artefact, measured=found) for p, types, artefact, found in rows]
         self._trials += trials
         return trials
+
+    def _flight(self, mixtures: Sequence[Mapping[str, str]], pairs: Sequence[tuple[list[int], list[int]]]) -> Flight:
+        assert self.corpus is not None, "read before"
+        return Flight(self.full.base, self.statistics, mixtures, self.corpus.hold, pairs, needs=installed(JUDGES))
 
     def _keeps_quality(self, trial: Trial) -> bool:
         return all(gate.passed for gate in self._gates(trial))
