@@ -1,5 +1,6 @@
 """Candidates on a Ray cluster of two nodes that share nothing, started here: the same bundle, whoever is lost."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,10 +13,17 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from fieldlm.compiler.artefact import lower, shrink
+from fieldlm.compiler.checkpoint import Checkpoint
+from fieldlm.compiler.search import measure as measuring
 from fieldlm.compiler.search.limits import Limits, Request
+from fieldlm.compiler.search.measure import Measured
+from fieldlm.compiler.stages import Stages
 from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.profile import Profile
 from fieldlm.runtime.cli import main as fieldlm
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
@@ -64,19 +72,47 @@ class Node:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """Kill every process of this node at once, as a power cut does: they are those that have its folder."""
-        mine = f"XDG_CACHE_HOME={self.folder / 'cache'}".encode()
+        """Kill every process of this node at once, as a power cut does."""
         for _ in range(2):
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    if mine in (process / "environ").read_bytes().split(b"\0"):
-                        os.kill(int(process.name), signal.SIGKILL)
-                except (FileNotFoundError, ProcessLookupError, PermissionError):
-                    continue
+            for process in self._processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process.name), signal.SIGKILL)
         self.process.wait()
+
+    def steps(self) -> list[Path]:
+        """Return the compiler's own steps that run on this node."""
+        return [each for each in self._processes() if b"fieldlm.compiler.child" in _read(each / "cmdline")]
+
+    def _processes(self) -> list[Path]:
+        """Return the folders in /proc of this node's processes: they are those that have its cache."""
+        mine = f"XDG_CACHE_HOME={self.folder / 'cache'}".encode()
+        return [each for each in Path("/proc").glob("[0-9]*") if mine in _read(each / "environ").split(b"\0")]
 
     def has(self, pattern: str) -> bool:
         return any(self.folder.glob(pattern))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _until(done: Callable[[], bool], log: Path) -> None:
+    deadline_s = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < deadline_s, log.read_text()
+        time.sleep(0.005)
+
+
+def _until_busy(command: list[str], node: Node, log: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start `command` and wait until `node` has written a mixture and not yet measured it."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file)
+    _until(lambda: process.poll() is not None or node.has("tmp/fieldlm-*/mixture.gguf"), log)
+    assert process.poll() is None, log.read_text()
+    return process, log
 
 
 @pytest.fixture
@@ -100,7 +136,7 @@ def cluster() -> Generator[tuple[str, Node, Node]]:
         shutil.rmtree(folder)
 
 
-def test_a_node_that_is_lost_in_the_middle_changes_no_byte(
+def test_neither_ctrl_c_nor_a_node_lost_in_the_middle_changes_a_byte(
     cluster: tuple[str, Node, Node],
     build: Callable[..., Bundle],
     tiny_folder: Path,
@@ -122,17 +158,17 @@ def test_a_node_that_is_lost_in_the_middle_changes_no_byte(
         if not path.name.startswith(("mixture-", "measured-", "answers-MIX")):
             (kept / path.name).symlink_to(path)
     command = [sys.executable, "-c", SEARCH, str(tiny_folder), str(text), str(tmp_path / "out"), str(kept), address]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stderr=log)
-        deadline_s = time.monotonic() + 120
-        while not other.has("tmp/fieldlm-*/mixture.gguf"):
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline_s, (tmp_path / "log").read_text()
-            time.sleep(0.005)
-        other.kill()
-        assert process.wait() == 0, (tmp_path / "log").read_text()
-    said = (tmp_path / "log").read_text()
-    assert "was lost; it is tried again elsewhere (2 of 3)" in said
+    stopped, _ = _until_busy(command, other, tmp_path / "stopped")
+    stopped.send_signal(signal.SIGINT)
+    assert stopped.wait() != 0
+    _until(lambda: not other.steps(), tmp_path / "stopped")
+    for left in other.folder.glob("tmp/fieldlm-*"):
+        shutil.rmtree(left)
+    process, log = _until_busy(command, other, tmp_path / "log")
+    other.kill()
+    assert process.wait() == 0, log.read_text()
+    said = log.read_text()
+    assert "was lost; it is tried elsewhere (2 of 3)" in said
     assert open_bundle(tmp_path / "out").id == here.id
     # Each had its own copy, by its digest.
     assert head.has("cache/fieldlm/nodes/*")
@@ -140,6 +176,21 @@ def test_a_node_that_is_lost_in_the_middle_changes_no_byte(
     made = {path.name for path in kept.glob("m*-*")}
     assert {path.name for path in work.glob("m*-*")} >= made
     assert made
+
+
+def test_mixtures_measured_one_by_one_stop_where_all_together_would(
+    tiny: Checkpoint, stages: Stages, profile: Profile
+) -> None:
+    full = lower(tiny, "gguf", stages)
+    files = [shrink(full, quant, profile, stages).base for quant in ("Q8_0", "Q4_0")]
+    windows = [[(at * 97 + each * 31) % 40000 + 100 for at in range(64)] for each in range(10)]
+    examples = [(windows[0][:20], windows[0][20:30])]
+    alone = [measuring.measure_one(full.base, file, windows, examples).value for file in files]
+    for max_kl, count in ((None, 10), (5.0, 6)):
+        ran = measuring.measure(full.base, files, windows, examples, what="measure", max_kl=max_kl)
+        whole = msgspec.convert(ran.value, list[Measured])
+        assert measuring.together(alone, max_kl) == whole
+        assert [each.kl.count for each in whole] == [count, count]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ ASK_S = 10.0
 CONNECT_S = 5.0
 # Beside twice the weights: what a step's interpreter, its logits and its buffers hold.
 SPARE_BYTES = 500 << 20
-LOST = ("NodeDiedError", "ObjectLostError", "WorkerCrashedError")
+LOST = ("NodeDiedError", "ObjectLostError", "OutOfMemoryError", "WorkerCrashedError")
 # Nothing is told to Ray's makers; the second keeps a warning about GPUs off the terminal.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -156,6 +156,7 @@ class Flight:
 
     def _landed(self, at: int) -> dict[str, Any]:
         """Wait for mixture number `at`; a node that is lost on the way costs another try elsewhere."""
+        lost = tuple(getattr(self._ray.exceptions, name) for name in LOST)
         tries = 1
         while True:
             try:
@@ -163,10 +164,10 @@ class Flight:
             except self._ray.exceptions.GetTimeoutError:
                 self._check_room()
             except self._ray.exceptions.RayError as error:
-                if type(error).__name__ not in LOST or tries == MOST_TRIES:
+                if not isinstance(error, lost) or tries == MOST_TRIES:
                     raise EngineError(f"the cluster could not try a mixture: {_last_line(error)}") from error
                 tries += 1
-                log(f"  note: the node with mixture {at + 1} was lost; it is tried again elsewhere ({tries} of 3)")
+                log(f"  note: the node with mixture {at + 1} was lost; it is tried elsewhere ({tries} of {MOST_TRIES})")
                 self._refs[at] = self._submit(self._mixtures[at])
 
     def _check_room(self) -> None:
