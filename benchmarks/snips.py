@@ -1,6 +1,7 @@
 """SNIPS: what tuning, quantising and the choice of an engine do to a real task, through the HTTP server.
 
     python benchmarks/snips.py --data FOLDER --train 1500 --out results/snips
+    python benchmarks/snips.py --data FOLDER --train 13600 --epochs 3 --batch 128 --out results/gpu
 
 FOLDER holds snips-train.jsonl and snips-test.jsonl (text, name, arguments a line; the 2017 Snips benchmark, CC0). Tunes
 an adapter on the first N training lines, merges it, compiles every candidate, serves each with `fieldlm serve` and asks
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train", type=int, default=1500)
     parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--batch", type=int, default=Recipe.batch, help="examples a step; a GPU is idle below 100")
     parser.add_argument("--test", type=int, default=700)
     parser.add_argument("--out", type=Path, default=Path("build/snips"))
     parser.add_argument("--profile", default="")
@@ -100,7 +102,7 @@ def main() -> None:
     adapter = args.out / f"adapter-{args.train}"
     if not (adapter / "tune.json").exists():
         dataset = write_dataset(args.data, args.train, args.out / f"dataset-{args.train}")
-        tune(open_checkpoint(DEFAULT_MODEL).folder, dataset, adapter, Recipe(epochs=args.epochs))
+        tune(open_checkpoint(DEFAULT_MODEL).folder, dataset, adapter, Recipe(epochs=args.epochs, batch=args.batch))
     bundles = compile_all(args.out, profile, adapter)
     rows = [json.loads(line) for line in (args.data / "snips-test.jsonl").read_text().splitlines()[: args.test]]
     results = [examine(name, bundle, args.out, profile, rows) for name, bundle in bundles.items()]

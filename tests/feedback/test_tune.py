@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fieldlm.feedback.examples import Example, read_examples
 from fieldlm.feedback.packing import pack
 from fieldlm.feedback.tune import Recipe, answer_logits, evaluate_loss, tune, with_adapter
-from fieldlm.formats.errors import InputError
+from fieldlm.formats.errors import InputError, MissingPartError
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
@@ -130,6 +130,24 @@ def test_evaluating_nothing_gives_nothing(checkpoint: Path) -> None:
 def test_a_missing_dataset_says_how_to_make_one(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fieldlm dataset"):
         read_examples(tmp_path / "train.jsonl", checkpoint, 512)
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere has no tokenizer\.json"):
+        read_examples(dataset / "train.jsonl", tmp_path / "nowhere", 512)
+
+
+def test_a_row_moves_whole(checkpoint: Path, dataset: Path) -> None:
+    row = pack(read_examples(dataset / "train.jsonl", checkpoint, 512), "meta")
+    held = [value for value in vars(row).values() if isinstance(value, torch.Tensor)]
+    assert len(held) == 7
+    assert {tensor.device.type for tensor in held} == {"meta"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_pytorch_does_not_see_is_said(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingPartError, match=r"--device cuda: PyTorch .* or take --device cpu"):
+        tune(checkpoint, dataset, tmp_path / "adapter", Recipe(device="cuda"))
 
 
 def test_an_example_that_is_too_long_is_named(checkpoint: Path, dataset: Path) -> None:

@@ -168,6 +168,15 @@ def test_a_real_run_records_what_it_was_taken_in(rows: list[dict[str, Any]], bas
     assert ours["environment"]["facts"]["arch"] in ("x86_64", "aarch64")
 
 
+def test_a_run_says_what_it_computed_on(rows: list[dict[str, Any]], base_bundle: Bundle) -> None:
+    here = {name: rows[0][name] for name in ("backends", "gpu_info", "n_gpu_layers")}
+    assert here == {"backends": "CPU", "gpu_info": "", "n_gpu_layers": 0}, "this build of llama.cpp knows no GPU"
+    run = result()
+    gpu = msgspec.structs.replace(run.measured, gpu="CUDA0 (NVIDIA H200)", gpu_layers=31)
+    row = bench.document(base_bundle, msgspec.structs.replace(run, measured=gpu), detect())[0]
+    assert (row["backends"], row["gpu_info"], row["n_gpu_layers"]) == ("CUDA", "CUDA0 (NVIDIA H200)", 31)
+
+
 def test_a_real_run_counts_every_token_and_no_cached_one(rows: list[dict[str, Any]]) -> None:
     for sample in rows[0]["fieldlm"]["samples"]:
         assert sample["prefill_tokens"] + sample["cached_tokens"] == 24

@@ -17,12 +17,18 @@ class Example:
 
 
 def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> list[Example]:
-    """Render every line of a dataset file with the checkpoint's own chat template and tokenise it."""
+    """Render every line of a dataset file with the checkpoint's own chat template and tokenise it.
+
+    Raises InputError when the file or what the checkpoint needs is missing, and for a line that is too long.
+    """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from tokenizers import Tokenizer
 
     if not path.is_file():
         raise InputError(f"{path} does not exist; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        if not (checkpoint / name).is_file():
+            raise InputError(f"{checkpoint} has no {name}; name a model's folder, such as `fieldlm unpack` makes")
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((checkpoint / "chat_template.jinja").read_text())

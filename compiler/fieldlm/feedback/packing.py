@@ -6,7 +6,7 @@ all of it and throw most away.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -41,9 +41,14 @@ class Row:
     future: torch.Tensor
     """(longest, longest): true where a key comes after the query."""
 
+    def to(self, device: torch.device | str) -> "Row":
+        """Return this row with its tensors on `device`."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: t.to(device) for name, t in held.items() if isinstance(t, torch.Tensor)})
 
-def pack(examples: Sequence[Example]) -> Row:
-    """Lay `examples` side by side behind their common prefix."""
+
+def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Row:
+    """Lay `examples` side by side behind their common prefix, on `device`."""
     shared = _common_prefix([example.tokens[: example.answer_at] for example in examples])
     longest = max(len(example.tokens) for example in examples) - shared
     tokens, positions = list(examples[0].tokens[:shared]), list(range(shared))
@@ -68,7 +73,7 @@ def pack(examples: Sequence[Example]) -> Row:
         places=places,
         ranks=torch.tensor(ranks),
         future=torch.ones(longest, longest, dtype=torch.bool).triu(1),
-    )
+    ).to(device)
 
 
 def _common_prefix(rows: Sequence[Sequence[int]]) -> int:

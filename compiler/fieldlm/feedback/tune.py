@@ -1,4 +1,4 @@
-"""Dataset in, LoRA adapter out: fine-tune on the answers alone, on a processor if need be.
+"""Dataset in, LoRA adapter out: fine-tune on the answers alone, on a GPU or, if need be, on a processor.
 
 Three things make this fast enough for two cores. The examples of a step are one row behind their common beginning (see
 `packing`). The head, a fifth of a small model's work, runs on the answers' positions only. And the base is multiplied
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fieldlm.feedback.examples import Example, read_examples
 from fieldlm.feedback.run import EVERY_S, Run, kept_memory, prepare
+from fieldlm.formats.errors import MissingPartError
 from fieldlm.formats.files import canonical_json, sha256_file, whole_folder, write_whole
 from fieldlm.runtime import terminal
 
@@ -47,6 +48,8 @@ class Recipe:
     seed: int = 0
     precision: str = "auto"
     """Of the frozen base: float32, bfloat16, or auto: whichever this machine multiplies faster."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, or auto: a GPU where PyTorch sees one. There two runs differ in the last digits."""
 
 
 def tune(
@@ -57,7 +60,8 @@ def tune(
     A run that was interrupted goes on where it was at most `keep_every_s` before, when it is asked for the same again.
 
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
-    Raises InputError when a file is missing or an example is longer than the model's context.
+    Raises InputError when a file is missing or an example is longer than the model's context, MissingPartError when
+    PyTorch does not see the device that is asked for.
     """
     prepare()
     import torch
@@ -85,6 +89,7 @@ def tune(
         "examples": len(examples),
         "steps": len(run.losses),
         "seconds": round(run.seconds, 1),
+        "device": _name_of(model.device),
         "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
         "eval_loss_before": before,
         "eval_loss_after": after,
@@ -107,7 +112,7 @@ def evaluate_loss(model: Any, examples: Sequence[Example], batch: int) -> float 
     total, count = 0.0, 0
     with torch.no_grad():
         for start in range(0, len(examples), batch):
-            row = pack(examples[start : start + batch])
+            row = pack(examples[start : start + batch], model.device)
             total += float(cross_entropy(answer_logits(model, row).float(), row.targets, reduction="sum"))
             count += len(row.targets)
     return round(total / count, 4) if count else None
@@ -121,7 +126,8 @@ def answer_logits(model: Any, row: "Row") -> Any:
     causal = model.get_base_model()
     # Under autocast the float32 adapter multiplies in bfloat16 too; peft's own cast to float32 would undo that.
     is_mixed = causal.dtype == torch.bfloat16
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed), disable_input_dtype_casting(model, is_mixed):
+    mixed = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_mixed)
+    with mixed, disable_input_dtype_casting(model, is_mixed):
         states = causal.model(input_ids=row.tokens, position_ids=row.positions, use_cache=False, row=row)
         return causal.lm_head(states.last_hidden_state[0, row.at])
 
@@ -147,7 +153,7 @@ def _train(model: Any, examples: Sequence[Example], recipe: Recipe, run: Run) ->
             started_s = time.monotonic()
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * _schedule(step, steps, recipe.warmup)
-            row = pack(batch)
+            row = pack(batch, model.device)
             loss = cross_entropy(answer_logits(model, row), row.targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
@@ -175,7 +181,7 @@ def _batches(examples: Sequence[Example], recipe: Recipe, steps: int) -> Iterato
 
 
 def with_adapter(checkpoint: Path, recipe: Recipe) -> Any:
-    """Load the checkpoint frozen, in the faster of float32 and bfloat16 on this machine, with a fresh float32 LoRA."""
+    """Load the checkpoint frozen, in the faster of float32 and bfloat16 on its device, with a fresh float32 LoRA."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -184,10 +190,8 @@ def with_adapter(checkpoint: Path, recipe: Recipe) -> Any:
     from fieldlm.feedback.packing import ATTENTION_OF_ROWS
 
     disable_progress_bar()
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bfloat16" if bfloat16_gain() > 1.3 else "float32"
-    dtype = getattr(torch, precision)
+    device = choose_device(recipe.device)
+    dtype = getattr(torch, _faster_on(device) if recipe.precision == "auto" else recipe.precision)
     config = LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), task_type="CAUSAL_LM"
     )
@@ -195,11 +199,38 @@ def with_adapter(checkpoint: Path, recipe: Recipe) -> Any:
         # peft 0.21 still asks transformers by a name that 5.23 has deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation=ATTENTION_OF_ROWS)
-        return get_peft_model(base, config)
+        return get_peft_model(base, config).to(device)
+
+
+def choose_device(wanted: str) -> str:
+    """Return "cuda" or "cpu" for `wanted`, which may be "auto"; raises MissingPartError for a GPU that is not seen."""
+    import torch
+
+    seen = torch.cuda.is_available()
+    if wanted == "cuda" and not seen:
+        built = torch.version.cuda
+        why = f"is built for CUDA {built} and sees no GPU; look at its driver" if built else "is built without CUDA"
+        raise MissingPartError(f"--device cuda: PyTorch {torch.__version__} {why}; or take --device cpu")
+    return ("cuda" if seen else "cpu") if wanted == "auto" else wanted
+
+
+def _faster_on(device: str) -> str:
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if bfloat16_gain() > 1.3 else "float32"
+
+
+def _name_of(device: Any) -> str:
+    """Return what computes: the GPU's own name, or cpu."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def bfloat16_gain() -> float:
-    """Return how many times faster this machine multiplies in bfloat16 (AMX, AVX-512 BF16) than in float32."""
+    """Return how many times faster this processor multiplies in bfloat16 (AMX, AVX-512 BF16) than in float32."""
     import torch
 
     def seconds(dtype: Any) -> float:
@@ -226,6 +257,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="order of examples and first weights")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     args = parser.parse_args(argv)
     recipe = Recipe(
         rank=args.rank,
@@ -235,11 +267,13 @@ def main(argv: Sequence[str]) -> int:
         learning_rate=args.learning_rate,
         seed=args.seed,
         precision=args.precision,
+        device=args.device,
     )
     document = tune(args.checkpoint, args.dataset, args.out, recipe)
     text = (
         f"{args.out}: {document['examples']} examples, {document['steps']} steps in {document['seconds']} s "
-        f"({document['precision']}), loss {document['eval_loss_before']} → {document['eval_loss_after']}"
+        f"({document['device']}, {document['precision']}), "
+        f"loss {document['eval_loss_before']} → {document['eval_loss_after']}"
     )
     terminal.show(document, text, as_json=args.json)
     return 0

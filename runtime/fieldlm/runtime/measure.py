@@ -58,6 +58,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     engine_version: str
     system_info: str
     batch: int
+    gpu: str = ""
+    gpu_layers: int = 0
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -93,6 +95,7 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Me
     finally:
         engine.close()
     version, system, batch = _engine_facts(bundle.manifest.engine)
+    gpu, gpu_layers = _gpu_facts() if bundle.manifest.engine == "llama" else ("", 0)
     return Measured(
         load_s=load_s,
         samples=tuple(samples),
@@ -103,6 +106,8 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Me
         engine_version=version,
         system_info=system,
         batch=batch,
+        gpu=gpu,
+        gpu_layers=gpu_layers,
     )
 
 
@@ -169,6 +174,15 @@ def _engine_facts(engine: str) -> tuple[str, str, int]:
     from fieldlm.runtime.engines.onnx import PROMPT_PIECE
 
     return f"onnxruntime-{onnxruntime.__version__}", " ".join(onnxruntime.get_available_providers()), PROMPT_PIECE
+
+
+def _gpu_facts() -> tuple[str, int]:
+    """Return what llama.cpp computed on beside the CPU, and how many layers of the weights it loaded last are there."""
+    from fieldlm.runtime.engines.llama_api import log
+    from fieldlm.runtime.engines.llama_devices import devices
+
+    layers = log.offloaded[0] if log.offloaded else 0
+    return ", ".join(f"{d.name} ({d.description})" for d in devices() if d.name != "CPU") if layers else "", layers
 
 
 def say(line: Line) -> None:
