@@ -207,8 +207,7 @@ def test_a_kill_in_the_middle_of_the_search_costs_one_stage_and_changes_nothing(
         (["--max-bundle-mb", "nan"], "--max-bundle-mb nan leaves nothing"),
         (["--min-task", "1.5", "--task", "TASK"], "--min-task 1.5 asks for more than full weights give"),
         (["--min-task", "0.9"], "--min-task needs the task it is about"),
-        (["--max-kl", "0.1", "--quant", "Q4_0"], "go with GGUF and without --quant"),
-        (["--task", "TASK", "--format", "onnx"], "go with GGUF and without --quant"),
+        (["--max-kl", "0.1", "--quant", "Q4_0"], "look for types: they go without --quant"),
     ],
 )
 def test_limits_that_make_no_sense_are_one_line(

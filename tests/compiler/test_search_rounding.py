@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fieldlm.compiler.search.blocks import GRIDS
+from fieldlm.compiler.search.blocks import GRIDS, nearest
 from fieldlm.compiler.search.ggml import Floats, dequantize, kind, quantize
 from fieldlm.compiler.search.rounding import factor, round_rows
 
@@ -30,7 +30,7 @@ def test_the_scales_and_codes_of_a_block_are_ggmls_own(name: str, weights: Float
     block = quantize(weights[:, : to.block], to)
     wanted = dequantize(block, to).T
     scale, offset = (np.repeat(each, to.block // len(each), axis=0) for each in grid.scales(block))
-    codes = grid.nearest(np.divide(wanted - offset, scale, out=np.zeros_like(wanted), where=scale != 0))
+    codes = nearest(grid.levels, np.divide(wanted - offset, scale, out=np.zeros_like(wanted), where=scale != 0))
     np.testing.assert_allclose(grid.levels[codes] * scale + offset, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(dequantize(grid.pack(np.zeros_like(block) | block, codes), to).T, wanted)
     other = np.random.default_rng(2).integers(0, len(grid.levels), codes.shape, np.uint8)

@@ -47,6 +47,12 @@ class Artefact:
     sha256: str
 
     @property
+    def tokenizer_bytes(self) -> int:
+        """The size of a tokenizer in a file of its own."""
+        own = [part.source for part in self.parts if part.role == "tokenizer"]
+        return sum(len(source) if isinstance(source, bytes) else source.stat().st_size for source in own)
+
+    @property
     def base(self) -> Path:
         """The file that the engine is pointed at."""
         source = next(part.source for part in self.parts if part.role == "base")
@@ -61,7 +67,7 @@ def lower(checkpoint: Checkpoint, fmt: Format, stages: Stages) -> Artefact:
         make, needs_mb = partial(_make_f16, checkpoint), checkpoint.parameters * 2 / MB
         return _gguf("F16", *stages.run("f16", inputs, make, needs_mb=needs_mb))
     make, needs_mb = partial(_make_fp32, checkpoint), checkpoint.parameters * 8 / MB
-    return _onnx(*stages.run("onnx", inputs, make, needs_mb=needs_mb))
+    return _onnx(*stages.run("fp32", inputs, make, needs_mb=needs_mb))
 
 
 def shrink(full: Artefact, quant: str, profile: Profile, stages: Stages) -> Artefact:
@@ -82,30 +88,46 @@ def mix(
     types: Mapping[str, str],
     statistics: Path,
     calibration_sha256: str,
-    stages: Stages,
     *,
+    profile: Profile,
+    stages: Stages,
     writing: Callable[[Path], Ran] | None = None,
 ) -> Artefact:
-    """Write the GGUF `full` with a type of its own for each tensor, rounded by what calibration wrote to `statistics`.
+    """Write `full` with a type of its own for each matrix, rounded by what calibration wrote to `statistics`.
 
     A mixture is called by its bits for each weight: MIX-4.68. `writing(target)` writes the same file in another way.
     """
-    size = write.size_bytes(full.base, types)
-    inputs = {
+    size = size_bytes(full, types, profile)
+    inputs: dict[str, Any] = {
         "full": full.sha256,
         "types": dict(types),
         "calibration": calibration_sha256,
         "toolchain": toolchain.installed(("gguf", "llama-cpp-python", "numpy", "scipy")),
     }
+    if full.engine == "onnx":
+        inputs |= {"toolchain": versions("onnx"), "shape": profile.onnx.accuracy_level}
 
     def make(folder: Path) -> Ran:
-        target = folder / MODEL
-        ran = writing(target) if writing else write.write(full.base, statistics, types, target)
         _copy_template(full, folder)
-        return ran
+        if full.engine == "onnx":
+            return _mixed_onnx(full, types, statistics, profile, folder)
+        target = folder / MODEL
+        return writing(target) if writing else write.write(full.base, statistics, types, target)
 
     folder, made = stages.run(f"mixture-{size / MB:.1f}-MB", inputs, make, needs_mb=size / MB)
-    return _gguf(f"MIX-{made.value['bits_per_weight']:.2f}", folder, made)
+    return _onnx(folder, made) if full.engine == "onnx" else _gguf(_mixture(made.value), folder, made)
+
+
+def _mixture(value: Mapping[str, Any]) -> str:
+    return f"MIX-{value['bits_per_weight']:.2f}"
+
+
+def size_bytes(full: Artefact, types: Mapping[str, str], profile: Profile) -> int:
+    """Return the exact size of `full` once its matrices have `types`."""
+    if full.engine == "llama":
+        return write.size_bytes(full.base, types)
+    weights = import_module("fieldlm.compiler.search.onnx_weights").opened(full.base)
+    return full.tokenizer_bytes + weights.size_bytes(types, profile.onnx.accuracy_level)
 
 
 def as_is(path: Path, stages: Stages) -> Artefact:
@@ -186,6 +208,17 @@ def _make_int4(full: Artefact, quant: str, profile: Profile, folder: Path) -> Ra
     return _exported(made)
 
 
+def _mixed_onnx(full: Artefact, types: Mapping[str, str], statistics: Path, profile: Profile, folder: Path) -> Ran:
+    onnx = import_module("fieldlm.compiler.search.onnx_write")
+    ran = onnx.write(full.base, statistics, types, folder, accuracy_level=profile.onnx.accuracy_level)
+    beside = [part for part in full.parts if part.role == "tokenizer"]
+    for part in beside:
+        shutil.copyfile(part.source, folder / part.name)
+    files = [(part.name, part.role) for part in full.parts if part.role in {"base", "tokenizer"}]
+    size = ran.value["bytes"] + sum((folder / part.name).stat().st_size for part in beside)
+    return replace(ran, value={**ran.value, "bytes": size, "quant": _mixture(ran.value), "files": files})
+
+
 def _exported(export: Any) -> Ran:
     size = sum((export.folder / name).stat().st_size for name, _ in export.files)
     value = {"bytes": size, "quant": export.quant, "bits_per_weight": export.bits_per_weight, "files": export.files}
@@ -199,7 +232,7 @@ def _onnx(folder: Path, made: Made) -> Artefact:
         engine="onnx",
         quant=value["quant"],
         parts=(*parts, _template(folder)),
-        size=Size(bytes=value["bytes"], bits_per_weight=value["bits_per_weight"], tensors={}),
+        size=Size(bytes=value["bytes"], bits_per_weight=value["bits_per_weight"], tensors=value.get("tensors", {})),
         sha256=sha256_bytes(canonical_json({name: digest for name, (_, _, digest) in made.files.items()})),
     )
 

@@ -66,7 +66,7 @@ def compile_model(
         raise InputError(
             "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
         )
-    _check_request(request, with_adapter=adapter is not None, others=bool(quants) or fmt != "gguf")
+    _check_request(request, fmt, with_adapter=adapter is not None, with_quant=bool(quants))
     wish = Wish(
         profile=profile,
         out=out,
@@ -89,12 +89,14 @@ def compile_model(
         return compile_checkpoint(model, merge, wish, stages)
 
 
-def _check_request(request: Request, *, with_adapter: bool, others: bool) -> None:
+def _check_request(request: Request, fmt: Format, *, with_adapter: bool, with_quant: bool) -> None:
     """Raise InputError when the search, or a limit of it, is asked for where nothing can be searched."""
     if request.ray and (with_adapter or not request.is_wanted):
         raise InputError("--ray shares out the candidates of a search: name --calibration, --task or a limit with it")
-    if request.is_wanted and others:
-        raise InputError("limits, --calibration and --task go with GGUF and without --quant or --format onnx")
+    if request.ray and fmt != "gguf":
+        raise InputError("--ray goes with GGUF alone: leave it out, ONNX is searched on this machine")
+    if request.is_wanted and with_quant:
+        raise InputError("limits, --calibration and --task look for types: they go without --quant")
     rest = replace(request, task=None, limits=replace(request.limits, min_task=None))
     if with_adapter and rest.is_wanted:
         raise InputError("the base has its types already: --adapter goes with --task and --min-task, not with others")

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fieldlm.compiler.search import nbits
 from fieldlm.compiler.search.ggml import kind
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.errors import InputError
@@ -138,7 +139,7 @@ def _heat(types: dict[str, str]) -> str:
 def _cell(name: str) -> str:
     if not name:
         return "<td></td>"
-    bits = kind(name).bits
+    bits = nbits.bits(name) if name == nbits.WHOLE or nbits.NAME.fullmatch(name) else kind(name).bits
     heat = min(1.0, max(0.0, (bits - FEWEST_BITS) / (MOST_BITS - FEWEST_BITS)))
     return f'<td style="background:hsl({220 - 200 * heat:.0f} 70% 80%)" title="{bits:g} bits">{escape(name)}</td>'
 

@@ -3,6 +3,7 @@
 What comes out follows docs/onnx-graph.md: `model.onnx` with its weights in `model.onnx.data`, and `tokenizer.json`.
 """
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def export_fp32(checkpoint: Path, out: Path) -> OnnxExport:
         ran = child.call(
             f"{STEPS}:trace",
             what="export to ONNX",
-            env={"PYTHONPATH": str(overlay)},
+            # In front of whatever else is on it.
+            env={"PYTHONPATH": os.pathsep.join(filter(None, (str(overlay), os.environ.get("PYTHONPATH"))))},
             checkpoint=temporary,
             out=str(out),
             stops=stop_tokens(checkpoint),

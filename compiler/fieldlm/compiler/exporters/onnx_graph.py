@@ -4,6 +4,7 @@ Every pass changes the model in place and knows the graph only by the names that
 of the checkpoint. A pass that does not find what it knows leaves the model as it is and says so.
 """
 
+import json
 import math
 from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass
@@ -125,7 +126,11 @@ def _join(graph: GraphProto, nodes: list[NodeProto], weights: list[Floats]) -> N
     first = nodes[0]
     name = f"{first.name}/joined"
     joined = helper.make_node("MatMul", [first.input[0], f"{name}/weight"], [f"{name}/output"], name)
-    graph.initializer.append(numpy_helper.from_array(np.concatenate(weights, axis=1), f"{name}/weight"))
+    side_by_side = numpy_helper.from_array(np.concatenate(weights, axis=1), f"{name}/weight")
+    # Whoever gives it another type has to know whose weights these are.
+    widths = [weight.shape[1] for weight in weights]
+    side_by_side.doc_string = json.dumps({node.name: width for node, width in zip(nodes, widths, strict=True)})
+    graph.initializer.append(side_by_side)
     outputs = [node.output[0] for node in nodes]
     place = list(graph.node).index(first)
     attention = next((node for node in graph.node if list(node.input[:3]) == outputs), None)
@@ -133,8 +138,7 @@ def _join(graph: GraphProto, nodes: list[NodeProto], weights: list[Floats]) -> N
         # It takes queries, keys and values as one.
         attention.input[0], attention.input[1], attention.input[2] = joined.output[0], "", ""
     else:
-        widths = np.array([weight.shape[1] for weight in weights], np.int64)
-        graph.initializer.append(numpy_helper.from_array(widths, f"{name}/widths"))
+        graph.initializer.append(numpy_helper.from_array(np.array(widths, np.int64), f"{name}/widths"))
         parts = helper.make_node("Split", [joined.output[0], f"{name}/widths"], outputs, f"{name}/Split", axis=-1)
         graph.node.insert(place, parts)
     graph.node.insert(place, joined)

@@ -25,12 +25,13 @@ class Grid:
     scales: Callable[[Bytes], Scales]
     pack: Callable[[Bytes, Bytes], Bytes]
 
-    def nearest(self, values: Floats) -> Bytes:
-        """Return the code whose level is nearest to each of `values`."""
-        first, last = self.levels[0], self.levels[-1]
-        if last - first == len(self.levels) - 1:
-            return (np.clip(np.rint(values), first, last) - first).astype(np.uint8)
-        return np.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, values).astype(np.uint8)
+
+def nearest(levels: Floats, values: Floats) -> Bytes:
+    """Return the code whose level is nearest to each of `values`; `levels` rise."""
+    first, last = levels[0], levels[-1]
+    if last - first == len(levels) - 1:
+        return (np.clip(np.rint(values), first, last) - first).astype(np.uint8)
+    return np.searchsorted((levels[1:] + levels[:-1]) / 2, values).astype(np.uint8)
 
 
 def _half(blocks: Bytes, at: int) -> Floats:

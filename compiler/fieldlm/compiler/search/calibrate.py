@@ -27,14 +27,14 @@ BACK_WINDOWS = 16
 MOST_COLUMNS = 6144
 
 
-def calibrate(checkpoint: Path, gguf: Path, learn: Sequence[Sequence[int]], sums: Sequence[Path], into: Path) -> Ran:
-    """Write the statistics of the model in `checkpoint`, named as in `gguf`, over the windows `learn` to `into`."""
+def calibrate(checkpoint: Path, full: Path, learn: Sequence[Sequence[int]], sums: Sequence[Path], into: Path) -> Ran:
+    """Write the statistics of the model in `checkpoint`, named as in the file `full`, over the windows `learn`."""
     return call(
         "fieldlm.compiler.search.calibrate:collect",
         what=f"calibrate on {sum(map(len, learn)):,} tokens",
         env=PATIENT,
         checkpoint=checkpoint,
-        gguf=gguf,
+        full=full,
         learn=[list(window) for window in learn],
         sums=list(sums),
         into=into,
@@ -61,14 +61,14 @@ def sample(checkpoint: str, starts: list[list[int]], count: int, length: int) ->
     return windows
 
 
-def collect(checkpoint: str, gguf: str, learn: list[list[int]], sums: list[str], into: str) -> dict[str, Any]:
+def collect(checkpoint: str, full: str, learn: list[list[int]], sums: list[str], into: str) -> dict[str, Any]:
     """Read the windows `learn` forward and back and write what was found to the folder `into`."""
     import torch
     from safetensors.numpy import save_file
 
     torch.manual_seed(SEED)
     model = _load(checkpoint)
-    names = _names(model, Path(gguf))
+    names = _names(model, Path(full))
     inputs, fisher = _Inputs(model, names), _Fisher(model, names)
     tokens, back = 0, sum(map(len, learn[:BACK_WINDOWS]))
     for window in learn[BACK_WINDOWS:]:
@@ -160,11 +160,25 @@ def _load(checkpoint: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16 if fast else torch.float32).eval()
 
 
-def _names(model: Any, gguf: Path) -> dict[str, str]:
-    """Return what the matrices of `model` are called in `gguf`.
+def _names(model: Any, full: Path) -> dict[str, str]:
+    """Return what the matrices of `model` are called in the GGUF file or ONNX graph `full`.
 
     Raises InputError when none of them can be found there.
     """
+    names = _onnx_names(model) if full.suffix == ".onnx" else _gguf_names(model, full)
+    if not names:
+        raise InputError(f"no matrix of the checkpoint is in {full}; it was made from another model")
+    return names
+
+
+def _onnx_names(model: Any) -> dict[str, str]:
+    from fieldlm.compiler.search.onnx_weights import name_of
+
+    matrices = [path for path, parameter in model.named_parameters() if parameter.dim() == 2]
+    return {path: name_of(path.removesuffix(".weight")) for path in matrices}
+
+
+def _gguf_names(model: Any, gguf: Path) -> dict[str, str]:
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     from fieldlm.runtime.engines.gguf_header import read_header
@@ -178,8 +192,6 @@ def _names(model: Any, gguf: Path) -> dict[str, str]:
         tensor = header.tensors.get(name or "")
         if name and tensor and parameter.dim() == 2 and tuple(parameter.shape)[::-1] == tensor.shape:
             names[path] = name
-    if not names:
-        raise InputError(f"no matrix of the checkpoint is in {gguf}; it was made from another model")
     return names
 
 

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
+from fieldlm.compiler.artefact import Artefact
 from fieldlm.compiler.search.ggml import kind
 from fieldlm.compiler.search.limits import Limits
 from fieldlm.compiler.search.write import resized
+from fieldlm.compiler.stages import Stages
 from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines.gguf_header import Tensor, read_header
 from fieldlm.runtime.engines.layout import layout_of
@@ -43,6 +46,14 @@ class Foreseen:
         return None
 
 
+class Foresees(Protocol):
+    """What says of a mixture what it will be."""
+
+    def foresee(self, types: Mapping[str, str]) -> Foreseen:
+        """Return what the mixture `types` will be."""
+        ...
+
+
 class Foresight:
     """The GGUF `full` with other types: what it would be on a device with `profile`.
 
@@ -72,6 +83,15 @@ class Foresight:
     def _trained(self) -> int:
         found = self._header.metadata.get(f"{self._header.architecture}.context_length")
         return found if isinstance(found, int) and found > 0 else self._profile.gguf.context
+
+
+def foresight_of(full: Artefact, profile: Profile, tokens_per_s: float, stages: Stages) -> Foresees:
+    """Return what says of mixtures of `full` what they will be, where full weights give `tokens_per_s`."""
+    if full.engine == "llama":
+        return Foresight(full.base, profile, tokens_per_s)
+    from fieldlm.compiler.search.onnx_foresee import OnnxForesight
+
+    return OnnxForesight(full, profile, tokens_per_s, stages)
 
 
 def without_gpu(profile: Profile) -> Profile:

@@ -1,4 +1,4 @@
-"""What an artefact really diverges, through the engine's own llama.cpp, token by token beside full weights.
+"""What an artefact really diverges, through the engine's own library, token by token beside full weights.
 
 Both read the same text; the divergence is that of the next-token distributions, KL(full ‖ artefact) in nats. No logits
 touch the disk: a window is judged and forgotten. A task is read with its right answers in place, and an answer counts
@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -130,8 +130,8 @@ def _read_all(
 ) -> list[tuple["_Tally", "_Tally"]]:
     """Return what was found on text and on the task, for each artefact."""
     longest = max(map(len, [*windows, *(prompt + answer for prompt, answer in examples)]))
-    reference = _Reader(Path(full), longest, threads)
-    others = [_Reader(Path(path), longest, threads) for path in artefacts]
+    reference = _open(full, longest, threads)
+    others = [_open(path, longest, threads) for path in artefacts]
     texts = [_Tally() for _ in others]
     for window in windows:
         truth = _Truth(reference.read(window, 0)[:-1], window[1:])
@@ -147,8 +147,24 @@ def _read_all(
     return list(zip(texts, tasks, strict=True))
 
 
+class Reader(Protocol):
+    """Any artefact, as its engine computes it."""
+
+    def read(self, tokens: Sequence[int], start: int) -> Floats:
+        """Return the logits [tokens - start, vocabulary] after each token from `start` on, valid until the next."""
+        ...
+
+
+def _open(path: str, room: int, threads: int) -> Reader:
+    if path.endswith(".onnx"):
+        from fieldlm.compiler.search.onnx_read import OnnxReader
+
+        return OnnxReader(Path(path), room, threads)
+    return _Reader(Path(path), room, threads)
+
+
 class _Reader:
-    """One model that reads texts of up to `room` tokens and says its logits for each."""
+    """One GGUF that reads texts of up to `room` tokens and says its logits for each."""
 
     def __init__(self, path: Path, room: int, threads: int) -> None:
         from fieldlm.runtime.engines import llama_api as llama
@@ -163,7 +179,6 @@ class _Reader:
         self._batch = llama.Batch(room)
 
     def read(self, tokens: Sequence[int], start: int) -> Floats:
-        """Return the logits [tokens - start, vocabulary] after each token from `start` on, valid until the next."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
         self._batch.clear()
         for at, token in enumerate(tokens):

@@ -24,10 +24,10 @@ import numpy as np
 from fieldlm.compiler.child import ONE_THREAD, PR_SET_PDEATHSIG, Ran, call
 from fieldlm.compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATRIX, ROWS, SHARES
 from fieldlm.compiler.search.frontier import Option
-from fieldlm.compiler.search.ggml import Floats, Kind, dequantize, quantize
+from fieldlm.compiler.search.ggml import Floats
 from fieldlm.compiler.search.imatrix import read_imatrix
-from fieldlm.compiler.search.legal import FULL, is_quantizable, legal_types
-from fieldlm.compiler.search.rounding import factor, round_rows
+from fieldlm.compiler.search.rounding import factor
+from fieldlm.compiler.search.weights import Part, Way, Weights, open_weights
 
 SAMPLED_ROWS = 256
 TRIED_ROWS = 64
@@ -36,59 +36,51 @@ BLOCK_NUMBER = re.compile(r"blk\.\d+\.")
 Options = dict[str, list[Option]]
 
 
-def price(gguf: Path, statistics: Path, isa: Sequence[str]) -> Ran:
-    """Return the options of every tensor of `gguf`: type, bytes, predicted divergence."""
+def price(weights: Path, statistics: Path, isa: Sequence[str]) -> Ran:
+    """Return the options of every matrix of the GGUF or ONNX file `weights`: type, bytes, predicted divergence."""
     return call(
         "fieldlm.compiler.search.price:price_all",
         what="price every type of every tensor",
         env=ONE_THREAD,
-        gguf=gguf,
+        weights=weights,
         statistics=statistics,
         isa=list(isa),
     )
 
 
-def price_all(gguf: str, statistics: str, isa: list[str]) -> dict[str, list[tuple[str, int, float]]]:
-    """Price every legal type of every matrix in `gguf`."""
-    from gguf import GGUFReader
-
-    tensors = [tensor for tensor in GGUFReader(gguf).tensors if is_quantizable(tensor.name, tuple(tensor.shape))]
-    with in_processes(gguf, statistics) as pool:
-        gains = _gains(tensors, pool, isa)
-        asked = [(tensor.name, gains[role(tensor.name)], isa) for tensor in tensors]
-        priced = pool.map(_price_one, *zip(*asked, strict=True)) if asked else ()
+def price_all(weights: str, statistics: str, isa: list[str]) -> dict[str, list[tuple[str, int, float]]]:
+    """Price every legal type of every matrix in `weights`."""
+    names = open_weights(Path(weights)).names
+    with in_processes(weights, statistics) as pool:
+        gains = _gains(names, pool, isa)
+        asked = [(name, gains[role(name)], isa) for name in names]
+        priced = pool.map(_options, *zip(*asked, strict=True)) if asked else ()
         return {name: options for (name, _, _), options in zip(asked, priced, strict=True)}
 
 
-def _price_one(name: str, gains: dict[str, float], isa: list[str]) -> list[tuple[str, int, float]]:
-    return _options(Worker.tensors[name], Worker.known, gains, isa)
-
-
 @contextmanager
-def in_processes(gguf: str, statistics: str) -> Generator[ProcessPoolExecutor]:
-    """Give work to as many processes as there are cores, each with `gguf` and `statistics` open as `Worker` has them.
+def in_processes(weights: str, statistics: str) -> Generator[ProcessPoolExecutor]:
+    """Give work to as many processes as there are cores, each with both open as `Worker` has them.
 
     They end with this process, whatever ends it.
     """
     context = get_context("fork")
-    with ProcessPoolExecutor(os.cpu_count(), context, _begin, (gguf, statistics, os.getpid())) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), context, _begin, (weights, statistics, os.getpid())) as pool:
         yield pool
 
 
-def _begin(gguf: str, statistics: str, parent: int) -> None:
-    from gguf import GGUFReader
-
+def _begin(weights: str, statistics: str, parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    Worker.tensors = {tensor.name: tensor for tensor in GGUFReader(gguf).tensors}
+    Worker.weights = open_weights(Path(weights))
     Worker.known = Statistics(Path(statistics))
 
 
 class Worker:
     """What each process holds open."""
 
-    tensors: dict[str, Any]
+    weights: Weights
     known: "Statistics"
 
 
@@ -134,70 +126,67 @@ def role(name: str) -> str:
     return BLOCK_NUMBER.sub("", name)
 
 
-def _options(tensor: Any, known: Statistics, gains: dict[str, float], isa: list[str]) -> list[tuple[str, int, float]]:
-    columns, count = int(tensor.shape[0]), int(np.prod(tensor.shape[1:]))
+def _options(name: str, gains: dict[str, float], isa: list[str]) -> list[tuple[str, int, float]]:
+    weights = Worker.weights
+    rows, ways = weights.rows(name), weights.ways(name, isa)
+    count, columns = rows.shape
+    lost = np.sum([_lost(rows[part.first : part.last], part, ways) for part in weights.parts(name)], axis=0)
+    return [
+        (way.name, way.size(count, columns), float(loss) * gains.get(way.name, 1.0))
+        for way, loss in zip(ways, lost, strict=True)
+    ]
+
+
+def _lost(data: Any, part: Part, ways: Sequence[Way]) -> list[float]:
+    """Return the divergence that each of `ways` costs the rows `data` of `part` when they are rounded one by one."""
+    count, columns = data.shape
     step = max(1, count // SAMPLED_ROWS)
-    data = tensor.data.reshape(count, -1)
-    r, c = known.fisher(tensor.name)
+    r, c = Worker.known.fisher(part.name)
     if len(c) != columns:
         r, c = np.zeros(count, np.float32), np.zeros(columns, np.float32)
-    if len(r) != count or _is_permuted(tensor.name):
+    if len(r) != count or part.is_permuted:
         r = np.full(count, r.mean(), np.float32)
-    sample = data[::step].astype(np.float32)
+    sample = np.ascontiguousarray(data[::step], np.float32)
     mass = float(r[::step] @ (np.square(sample) @ c))
     whole = sum(
         float(r[at : at + 4096] @ (np.square(data[at : at + 4096].astype(np.float32)) @ c))
         for at in range(0, count, 4096)
     )
-    options: list[tuple[str, int, float]] = []
-    for to in legal_types(columns, isa):
-        changed = np.square(_there_and_back(sample, to, known.importance(tensor.name)) - sample)
-        share = float(r[::step] @ (changed @ c)) / mass if mass else 0.0
-        options.append((to.name, count * to.row_bytes(columns), 0.5 * whole * share * gains.get(to.name, 1.0)))
-    return options
+    importance = Worker.known.importance(part.name)
+    changes = [np.square(way.alone(sample, importance) - sample) for way in ways]
+    return [0.5 * whole * float(r[::step] @ (changed @ c)) / mass if mass else 0.0 for changed in changes]
 
 
-def _there_and_back(rows: Floats, to: Kind, importance: Floats | None) -> Floats:
-    if to.name == FULL:
-        return rows.astype(np.float16).astype(np.float32)
-    return dequantize(quantize(rows, to, importance), to)
-
-
-def _is_permuted(name: str) -> bool:
-    """Say whether llama.cpp's converter may have put the rows of `name` in another order than the checkpoint's."""
-    return ".attn_q." in name or ".attn_k." in name
-
-
-def _gains(tensors: Sequence[Any], pool: ProcessPoolExecutor, isa: list[str]) -> dict[str, dict[str, float]]:
+def _gains(names: Sequence[str], pool: ProcessPoolExecutor, isa: list[str]) -> dict[str, dict[str, float]]:
     """Return for each role and type the share of the loss that repaired rounding leaves, over a few blocks."""
-    roles: dict[str, list[Any]] = {}
-    for tensor in tensors:
-        roles.setdefault(role(tensor.name), []).append(tensor)
+    roles: dict[str, list[str]] = {}
+    for name in names:
+        roles.setdefault(role(name), []).append(name)
     tried = {
-        name: members[len(members) // (2 * TRIED_BLOCKS) :: max(1, len(members) // TRIED_BLOCKS)][:TRIED_BLOCKS]
-        for name, members in roles.items()
+        each: members[len(members) // (2 * TRIED_BLOCKS) :: max(1, len(members) // TRIED_BLOCKS)][:TRIED_BLOCKS]
+        for each, members in roles.items()
     }
-    lost = {name: [pool.submit(_losses, tensor.name, isa) for tensor in members] for name, members in tried.items()}
+    lost = {each: [pool.submit(_losses, name, isa) for name in members] for each, members in tried.items()}
     gains: dict[str, dict[str, float]] = {}
-    for name, waiting in lost.items():
-        losses = [loss for each in waiting if (loss := each.result())]
-        gains[name] = {each: float(np.mean([loss[each] for loss in losses])) for each in (losses[0] if losses else ())}
+    for each, waiting in lost.items():
+        losses = [loss for one in waiting if (loss := one.result())]
+        gains[each] = {way: float(np.mean([loss[way] for loss in losses])) for way in (losses[0] if losses else ())}
     return gains
 
 
 def _losses(name: str, isa: list[str]) -> dict[str, float]:
-    tensor, covariance = Worker.tensors[name], Worker.known.covariance(name)
+    weights = Worker.weights
+    covariance = Worker.known.covariance(weights.parts(name)[0].name)
     if covariance is None:
         return {}
-    data = tensor.data.reshape(-1, tensor.data.shape[-1])
-    rows = data[:: max(1, len(data) // TRIED_ROWS)].astype(np.float32)
+    data = weights.rows(name)
+    rows = np.ascontiguousarray(data[:: max(1, len(data) // TRIED_ROWS)], np.float32)
     upper, importance = factor(covariance), np.ascontiguousarray(np.diag(covariance))
     shares: dict[str, float] = {}
-    for to in legal_types(rows.shape[1], isa):
-        if to.name == FULL:
-            continue
-        plain = _there_and_back(rows, to, importance) - rows
-        repaired = dequantize(round_rows(rows, to, upper), to) - rows
-        loss = [float(np.sum((change @ covariance) * change)) for change in (plain, repaired)]
-        shares[to.name] = min(1.0, loss[1] / loss[0]) if loss[0] else 1.0
+    for way in weights.ways(name, isa):
+        loss = [
+            float(np.sum((change @ covariance) * change))
+            for change in (way.alone(rows, importance) - rows, way.repaired(rows, upper) - rows)
+        ]
+        shares[way.name] = min(1.0, loss[1] / loss[0]) if loss[0] else 1.0
     return shares

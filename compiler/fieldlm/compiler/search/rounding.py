@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from fieldlm.compiler.search.blocks import GRIDS, Grid
+from fieldlm.compiler.search.blocks import GRIDS, Grid, nearest
 from fieldlm.compiler.search.ggml import Bytes, Floats, Kind, dequantize, quantize
 
 # Share of the mean variance that every input is given on top: text that calibration did not see moves them too.
@@ -60,17 +60,25 @@ def round_rows(rows: Floats, to: Kind, upper: Floats) -> Bytes:
 
 def _column_by_column(current: Floats, plain: Bytes, grid: Grid, upper: Floats) -> tuple[Bytes, Floats]:
     """Choose the codes of one block [columns, rows] within the scales of `plain`; return blocks and scaled errors."""
-    scale, offset = grid.scales(plain)
+    codes, error = choose_codes(current, grid.levels, *grid.scales(plain), upper)
+    return grid.pack(plain, codes), error
+
+
+def choose_codes(current: Floats, levels: Floats, scale: Floats, offset: Floats, upper: Floats) -> tuple[Bytes, Floats]:
+    """Choose a code for each weight of `current` [columns, rows], one column after the other; `current` is used up.
+
+    A code stands for levels[code] · scale + offset, both [groups, rows]. Returns codes and scaled errors, as current.
+    """
     group = len(current) // len(scale)
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
     codes = np.empty(current.shape, np.uint8)
     error = np.empty_like(current)
     for at, column in enumerate(current):
         part = at // group
-        codes[at] = grid.nearest((column - offset[part]) * inverse[part])
-        error[at] = (column - (grid.levels[codes[at]] * scale[part] + offset[part])) / upper[at, at]
+        codes[at] = nearest(levels, (column - offset[part]) * inverse[part])
+        error[at] = (column - (levels[codes[at]] * scale[part] + offset[part])) / upper[at, at]
         current[at + 1 :] -= upper[at, at + 1 :, None] * error[at]
-    return grid.pack(plain, codes), error
+    return codes, error
 
 
 def _whole_block(current: Floats, rounded: Floats, upper: Floats) -> Floats:

@@ -6,6 +6,7 @@ along the frontier, so each measurement corrects the next step.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.compiler.artefact import Artefact, mix
+from fieldlm.compiler.artefact import Artefact, mix, size_bytes
 from fieldlm.compiler.checkpoint import Checkpoint
 from fieldlm.compiler.child import Ran
 from fieldlm.compiler.pack import draft
@@ -22,12 +23,11 @@ from fieldlm.compiler.search import calibrate as calibrating
 from fieldlm.compiler.search import measure as measuring
 from fieldlm.compiler.search import price as pricing
 from fieldlm.compiler.search.corpus import Corpus, Example, own_samples, read_corpus, read_task
-from fieldlm.compiler.search.foresee import BESIDE_MB, Foresight
+from fieldlm.compiler.search.foresee import BESIDE_MB, foresight_of
 from fieldlm.compiler.search.frontier import Frontier, Option, Point
 from fieldlm.compiler.search.limits import MIN_TASK, Request
 from fieldlm.compiler.search.measure import Measured
 from fieldlm.compiler.search.on_ray import Flight
-from fieldlm.compiler.search.write import size_bytes
 from fieldlm.compiler.stages import Stages
 from fieldlm.compiler.toolchain import installed
 from fieldlm.compiler.verify import PROMPTS, Answers
@@ -50,7 +50,7 @@ STRIDE = 3.0
 NEAR = 0.93
 MOST_TRIALS = 5
 TASK_EXAMPLES = 100
-JUDGES = ("fieldlm", "llama-cpp-python", "numpy", "scipy", "torch", "transformers")
+JUDGES = ("fieldlm", "llama-cpp-python", "numpy", "onnxruntime", "scipy", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +114,19 @@ class Search:
         self._read(reference.stops)
         self._statistics()
         self._frontier()
-        self.foresight = Foresight(self.full.base, self.profile, reference.tokens_per_s)
+        self.foresight = foresight_of(self.full, self.profile, reference.tokens_per_s, self.stages)
 
     def make(self, point: Point, writing: Callable[[Path], Ran] | None = None) -> Artefact:
         """Write the mixture at `point`."""
-        types, digest = self.types(point), self.calibration_sha256
-        return mix(self.full, types, self.statistics, digest, self.stages, writing=writing)
+        return mix(
+            self.full,
+            self.types(point),
+            self.statistics,
+            self.calibration_sha256,
+            profile=self.profile,
+            stages=self.stages,
+            writing=writing,
+        )
 
     def _read(self, stops: Sequence[int]) -> None:
         request = self.request
@@ -145,6 +152,8 @@ class Search:
             "learn": sha256_bytes(canonical_json(corpus.learn)),
             "sums": [sha256_file(path) for path in corpus.sums],
             "toolchain": installed(JUDGES),
+            # Both forms call some matrices by other names.
+            **({} if self.full.engine == "llama" else {"engine": self.full.engine}),
         }
 
         def make(folder: Path) -> Any:
@@ -183,13 +192,16 @@ class Search:
 
         Raises GateError when even the smallest does not.
         """
-        missed: str | None = None
-        for point in reversed(self.frontier.points):
-            missed = self.foresight.foresee(self.types(point)).missed(self.request.limits)
-            if missed is None:
-                return point
+        points = self.frontier.points
+
+        def missed(at: int) -> str | None:
+            return self.foresight.foresee(self.types(points[at])).missed(self.request.limits)
+
+        if (least := missed(0)) is None:
+            # A larger mixture never takes less.
+            return points[bisect_left(range(1, len(points)), 1, key=lambda at: missed(at) is not None)]
         raise GateError(
-            f"no mixture keeps the limits: the smallest of {self.checkpoint.name} has {missed}; "
+            f"no mixture keeps the limits: the smallest of {self.checkpoint.name} has {least}; "
             "allow more or take a smaller model"
         )
 
@@ -250,7 +262,7 @@ class Search:
         flight = self._flight(mixtures, pairs) if self.request.ray else None
         made = [self.make(p, flight and partial(flight.write, at)) for at, p in enumerate(points)]
         for types, artefact in zip(mixtures, made, strict=True):
-            assert artefact.size.bytes == size_bytes(self.full.base, types), (
+            assert artefact.size.bytes == size_bytes(self.full, types, self.profile), (
                 "sizes are known before anything is written"
             )
         hold, limit = self.corpus.hold, self.request.limits.max_kl
@@ -318,7 +330,7 @@ class Search:
         return {name: option.type for name, option in self.frontier.mixture(point).items()}
 
     def _size(self, point: Point) -> int:
-        return size_bytes(self.full.base, self.types(point))
+        return size_bytes(self.full, self.types(point), self.profile)
 
     def _facts(self, chosen: Trial) -> dict[str, Any]:
         """Return the search's part of the report: nothing in it changes from run to run."""

@@ -84,7 +84,7 @@ def write_file(source: str, statistics: str, types: dict[str, str], target: str)
         while name not in done:
             finished, blocks = next(rounded)
             done[finished] = blocks
-        writer.write_tensor_data(done.pop(name))
+        writer.write_tensor_data(done.pop(name).reshape(*map(int, tensor.shape[:0:-1]), -1))
     writer.close()
     return msgspec.to_builtins(quantize.weigh(Path(target)))
 
@@ -118,11 +118,10 @@ def _rounded(source: str, statistics: str, types: Mapping[str, str]) -> Iterator
 
 
 def _round(name: str, type_name: str) -> Bytes:
-    tensor, to = Worker.tensors[name], kind(type_name)
-    rows = tensor.data.reshape(-1, tensor.data.shape[-1]).astype(np.float32)
+    weights, to = Worker.weights, kind(type_name)
+    rows = weights.rows(name).astype(np.float32)
     upper = _factor(Worker.known.source(name))
-    blocks = round_alone(rows, to, Worker.known.importance(name)) if upper is None else round_rows(rows, to, upper)
-    return blocks.reshape(*map(int, tensor.shape[:0:-1]), -1)
+    return round_alone(rows, to, Worker.known.importance(name)) if upper is None else round_rows(rows, to, upper)
 
 
 @lru_cache(maxsize=2)

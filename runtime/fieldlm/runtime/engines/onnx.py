@@ -141,7 +141,7 @@ class OnnxEngine:
         providers: Sequence[str] = ON_CPU,
     ) -> None:
         self._vocabulary = Vocabulary(tokenizer)
-        self._session = _session(model, threads, providers)
+        self._session = session_of(model, threads, providers)
         self._graph = _read_graph(self._session, model)
         self.context = min(context or self._graph.context, self._graph.context)
         self.stop_tokens = frozenset(self._graph.stop_tokens)
@@ -308,7 +308,10 @@ class OnnxEngine:
         return None if cache.length < len(request.tokens) else logits
 
 
-def _session(model: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSession:
+def session_of(
+    model: Path, threads: int, providers: Sequence[str] = ON_CPU, *, graph: bytes | None = None
+) -> ort.InferenceSession:
+    """Open the graph at `model`, or `graph` over the weights beside it; raises EngineError when that fails."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -316,13 +319,15 @@ def _session(model: Path, threads: int, providers: Sequence[str]) -> ort.Inferen
     # device needs. They spin as long as a small product takes, and not between two tokens.
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
     options.log_severity_level = 4
     if not model.is_file():
         raise EngineError(f"{model} is missing; fetch or compile the bundle again")
     # onnxruntime's errors share no base below Exception.
     try:
         with huge_pages():
-            return ort.InferenceSession(str(model), options, providers=list(providers))
+            return ort.InferenceSession(graph or str(model), options, providers=list(providers))
     except Exception as error:
         raise EngineError(f"{model} cannot be loaded: {first_line(error)}; fetch or compile it again") from error
 
