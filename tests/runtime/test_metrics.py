@@ -44,6 +44,7 @@ def test_metrics_count_what_was_answered(live: Live) -> None:
     assert read["fieldlm_requests_total", generation] == 1
     assert read["fieldlm_tokens_total", "completion"] == answer["usage"]["completion_tokens"]
     assert read["fieldlm_tokens_total", "prompt"] == answer["usage"]["prompt_tokens"]
+    assert read["fieldlm_tokens_total", "drafted"] == read["fieldlm_tokens_total", "accepted"] == 0
     assert read["fieldlm_ttft_seconds_count", ""] == read["fieldlm_queue_seconds_count", ""] == 1
     assert read["fieldlm_inter_token_seconds_count", ""] == 1
     assert (read["fieldlm_http_responses_total", "200"], read["fieldlm_http_responses_total", "400"]) == (1, 1)

@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from fieldlm.formats.bundle import Bundle
 from fieldlm.runtime.engines.llama import LlamaEngine
@@ -52,6 +52,22 @@ def test_it_answers(client: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 5
+
+
+def test_a_prediction_changes_no_word_and_is_counted(client: openai.OpenAI) -> None:
+    def ask(**more: Any) -> ChatCompletion:
+        return client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=24, **more)
+
+    plain = ask().choices[0].message.content
+    helped = ask(prediction={"type": "content", "content": plain})
+    assert helped.choices[0].message.content == plain
+    assert helped.usage is not None
+    details = helped.usage.completion_tokens_details
+    assert details is not None
+    assert details.accepted_prediction_tokens
+    assert details.rejected_prediction_tokens is not None
+    with pytest.raises(openai.BadRequestError, match=r"prediction\.content"):
+        ask(prediction={"type": "content", "content": [{"type": "image_url"}]})
 
 
 def test_it_streams_with_usage(client: openai.OpenAI) -> None:

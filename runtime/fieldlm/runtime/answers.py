@@ -25,6 +25,10 @@ def usage(timings: Timings) -> dict[str, Any]:
         "completion_tokens": timings.completion_tokens,
         "total_tokens": timings.prompt_tokens + timings.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": timings.cached_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": timings.accepted_tokens,
+            "rejected_prediction_tokens": timings.drafted_tokens - timings.accepted_tokens,
+        },
     }
 
 

@@ -41,7 +41,9 @@ class Metrics:
             buckets=TOKEN_SECONDS,
             registry=here,
         )
-        self._tokens = Counter("fieldlm_tokens", "Tokens read, reused and written.", ["kind"], registry=here)
+        self._tokens = Counter(
+            "fieldlm_tokens", "Tokens read, reused, written, drafted and accepted.", ["kind"], registry=here
+        )
         self._requests = Counter("fieldlm_requests", "Ended answers.", ["outcome", "generation"], registry=here)
         self._statuses = Counter("fieldlm_http_responses", "Responses by HTTP status.", ["status"], registry=here)
         self._recent: deque[dict[str, float | None]] = deque(maxlen=RECENT)
@@ -59,6 +61,8 @@ class Metrics:
             ("prompt", timings.prompt_tokens),
             ("cached", timings.cached_tokens),
             ("completion", timings.completion_tokens),
+            ("drafted", timings.drafted_tokens),
+            ("accepted", timings.accepted_tokens),
         ):
             self._tokens.labels(kind).inc(count)
         self._recent.append(_point(exchange))

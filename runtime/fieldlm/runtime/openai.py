@@ -71,6 +71,13 @@ class ResponseFormat(msgspec.Struct, frozen=True):
     schema: dict[str, Any] | None = None
 
 
+class Prediction(msgspec.Struct, frozen=True):
+    """What the answer is expected to say; empty: what the conversation says. It is drafted, and changes no word."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What chat and plain completions have in common."""
 
@@ -154,6 +161,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """Return how answer number `index` is chosen; every endpoint has its own words for that."""
         raise NotImplementedError
 
+    def predicted(self) -> str | None:
+        """Return the text of which much may stand in the answer; None where nothing is to be drafted."""
+        return None
+
     def toolbox(self) -> Toolbox | None:
         """Return the tools that may be called; None where there are none. Raises ApiError for a choice of no tool."""
         return None
@@ -184,6 +195,7 @@ class ChatRequest(Request, frozen=True, kw_only=True):
     function_call: Any = None
     response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
+    prediction: Prediction | None = None
 
     def refuse(self) -> None:
         super().refuse()
@@ -204,6 +216,9 @@ class ChatRequest(Request, frozen=True, kw_only=True):
             return found
         schema = format.json_schema.schema if format.json_schema else format.schema
         return {**found, "response_format": rule_of(format.type, schema, "response_format.json_schema.schema")}
+
+    def predicted(self) -> str | None:
+        return None if self.prediction is None else _text(self.prediction.content, "prediction.content")
 
     def toolbox(self) -> Toolbox | None:
         return toolbox(self.tools or [], self.tool_choice, several=bool(self.parallel_tool_calls))

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -327,9 +327,11 @@ class _Job:
     def start(self) -> list[Generation]:
         """Start every answer that was asked for; what is the same in them is computed once."""
         started: list[Generation] = []
+        predicted = self.asked.predicted()
+        prediction = None if predicted is None else tuple(self.serving.engine.tokenize(predicted))
         try:
             for index in range(self.asked.n or 1):
-                sampling = self.asked.wanted(self.promise.rule, index)
+                sampling = replace(self.asked.wanted(self.promise.rule, index), prediction=prediction)
                 adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)
                 started.append(self.serving.engine.start(self.prompt, sampling, adapter=adapter, terms=terms))
         except BaseException:

@@ -318,4 +318,9 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk | None:
 
 def _summed(timings: Sequence[Timings]) -> Timings:
     """Return the first answer's figures, with the tokens of all."""
-    return replace(timings[0], completion_tokens=sum(one.completion_tokens for one in timings))
+    return replace(
+        timings[0],
+        completion_tokens=sum(one.completion_tokens for one in timings),
+        drafted_tokens=sum(one.drafted_tokens for one in timings),
+        accepted_tokens=sum(one.accepted_tokens for one in timings),
+    )

@@ -82,6 +82,9 @@ class Sampling:
 
     Penalties count the tokens of the answer so far, as OpenAI defines them; `repeat_penalty` divides (1 is none) and
     looks at the prompt too, as llama.cpp does. `logprobs` asks for the choices with so many of the best beside each.
+
+    `prediction` says that much of the answer has been written before, in the prompt or in these tokens (there may be
+    none): an engine may compute what follows there ahead of its turn. It is kept only where the answer chooses it.
     """
 
     max_tokens: int = 256
@@ -97,6 +100,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     constraint: Constraint | None = None
+    prediction: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,8 @@ class Chunk:
 class Timings:
     """Where the time of one answer went; seconds, and counts of tokens.
 
-    `margin` is the mean gap between the two largest logits over the answer's tokens: low means unsure.
+    `margin` is the mean gap between the two largest logits over the answer's tokens: low means unsure. Of the tokens
+    that were drafted, those that were accepted are in the answer.
     """
 
     prompt_tokens: int = 0
@@ -129,6 +134,8 @@ class Timings:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     margin: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 DEFAULT_TERMS = Terms()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fieldlm.formats.errors import EngineError
 from fieldlm.runtime.engines.huge_pages import huge_pages
 from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, Layout
+from fieldlm.runtime.engines.lookup import MOST_ROWS
 from fieldlm.runtime.engines.sampling import Floats
 
 # OpenMP reads this when it is loaded. Threads that spin long at a barrier keep a busy neighbour's core from the thread
@@ -243,8 +244,9 @@ class Context:
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = batch
         params.n_seq_max = sequences
-        # One row of logits per sequence and step: for every token of a batch it would be 50 MB.
-        params.n_outputs_max = sequences
+        # One row of logits per sequence and step, or of one sequence and its draft: for every token of a batch it would
+        # be 50 MB.
+        params.n_outputs_max = max(sequences, MOST_ROWS)
         params.n_threads = params.n_threads_batch = threads
         # One buffer for all sequences, so that a shared prefix is stored and read once.
         params.kv_unified = True

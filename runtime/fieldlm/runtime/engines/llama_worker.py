@@ -6,6 +6,7 @@ needed: a prompt that begins like it starts where the two part. So does a batch 
 comes back as a prompt that is as long as it got.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from fieldlm.runtime.engines.answer import RunningAnswer
 from fieldlm.runtime.engines.cores import CoreWatch
 from fieldlm.runtime.engines.line import Line
 from fieldlm.runtime.engines.llama_api import ABORTED, NO_ROOM, Adapter, Batch, Context, Weights
+from fieldlm.runtime.engines.lookup import Costs, Lookup, common_prefix
 from fieldlm.runtime.engines.plan import PREFILL_ALONE
 from fieldlm.runtime.engines.request import Request, Words
 from fieldlm.runtime.engines.turns import Turns
@@ -27,7 +29,7 @@ WORTH_WAITING = 32  # tokens of prefix another sequence is just computing, for w
 
 
 class LlamaRequest(Request):
-    """A request, and the adapter that is switched on for it."""
+    """A request, the adapter that is switched on for it, and what drafts its answer where that was asked for."""
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class LlamaRequest(Request):
     ) -> None:
         super().__init__(answer, prompt, sampling, terms, words=words, context=context)
         self.adapter = adapter
+        self.lookup = None if sampling.prediction is None else Lookup(prompt, sampling.prediction)
 
 
 @dataclass(eq=False)
@@ -58,12 +61,16 @@ class Slot:
 
 
 class Part(NamedTuple):
-    """What one slot computes in one step: `width` of its pending tokens; `row` is the last one's place in the batch."""
+    """What one slot computes in one step: `width` of its pending tokens; `row` is the last one's place in the batch.
+
+    The tokens of `draft`, guesses at what the answer says next, stand behind it.
+    """
 
     slot: Slot
     request: LlamaRequest
     width: int
     row: int
+    draft: Sequence[int] = ()
 
 
 class Worker:
@@ -82,6 +89,7 @@ class Worker:
         self._prefilling: tuple[LlamaRequest, ...] = ()
         self._retired: list[Adapter] = []
         self._spoke: list[Slot] = []
+        self._costs = Costs()
 
     @property
     def running(self) -> int:
@@ -235,6 +243,8 @@ class Worker:
         slot.adapter = request.adapter
         slot.request = request
         request.begin(shared)
+        if request.lookup is not None:
+            self._costs.forget()
 
     def _turn(self) -> list[Slot]:
         """Return the slots whose turn it is: those of one adapter, without or with nothing but one that is alone."""
@@ -257,6 +267,7 @@ class Worker:
         self._context.use(self._adapter)
         if not self._hand_over():
             return
+        rows, began_s = self._rows_of_one(parts), time.monotonic()
         measured = [part.request for part in parts if part.request.terms.alone]
         for request in measured:
             request.resume()
@@ -269,6 +280,15 @@ class Worker:
             return
         for part in parts:
             self._advance(part)
+        if rows:
+            self._costs.note(rows, time.monotonic() - began_s)
+
+    def _rows_of_one(self, parts: Sequence[Part]) -> int:
+        """Return how many tokens of an answer that may be drafted are computed, alone; 0 for any other step."""
+        part = parts[0] if len(parts) == 1 else None
+        if part is None or part.request.lookup is None or not part.request.count:
+            return 0
+        return part.width + len(part.draft)
 
     def _hand_over(self) -> bool:
         """Let all readers have what was said; False when one could not take it, so that what is packed is stale."""
@@ -282,6 +302,8 @@ class Worker:
     def _pack(self, slots: Sequence[Slot]) -> list[Part]:
         """Fill the batch: a token of every answer being written, then what is longer, the most urgent first."""
         self._batch.clear()
+        if len(slots) == 1 and (draft := self._draft(slots[0])):
+            return [self._part_with(slots[0], draft)]
         parts: list[Part] = []
         longer: list[tuple[LlamaRequest, Slot]] = []
         for slot in slots:
@@ -292,6 +314,17 @@ class Worker:
         prompts = self._pack_longer(longer) if longer else ()
         self._prefilling = tuple([part.request for part in prompts])
         return [*parts, *prompts] if prompts else parts
+
+    def _draft(self, slot: Slot) -> list[int]:
+        """Return what the answer in `slot` may say next; nothing while somebody else would wait for the longer step."""
+        request = slot.request
+        if request is None or request.lookup is None or not request.count or not self._weights.keeps_positions:
+            return []
+        request.lookup.follow(request.tokens)
+        if len(self.waiting) or self.running > 1:
+            return []
+        # One less than is left to say: the last one follows from the logits behind the draft.
+        return request.lookup.draft(len(slot.pending), request.capacity - len(request.tokens) - 1, self._costs)
 
     def _pack_longer(self, longer: list[tuple[LlamaRequest, Slot]]) -> list[Part]:
         room = self._room([request for request, _ in longer])
@@ -322,6 +355,14 @@ class Worker:
         )
         return Part(slot, slot.request, count, row)
 
+    def _part_with(self, slot: Slot, draft: list[int]) -> Part:
+        """Pack all that is pending and `draft` behind it, whose logits are wanted token by token."""
+        part = self._part(slot, len(slot.pending))._replace(draft=draft)
+        for position, token in enumerate(draft, start=len(slot.tokens) + part.width):
+            self._batch.add([token], sequence=slot.sequence, position=position, want_last=True)
+        self._prefilling = (part.request,)
+        return part
+
     def _recover(self, status: int, parts: list[Part]) -> None:
         """After a decode that remembered nothing: retry where that can help, else end the answer that cannot go on."""
         for part in parts:
@@ -347,11 +388,28 @@ class Worker:
         slot.pending = slot.pending[part.width :]
         if slot.pending:
             return
-        if part.request.advance(self._context.logits(part.row)):
+        if self._choose_on(part) if part.draft else part.request.advance(self._context.logits(part.row)):
             slot.pending = part.request.tokens[len(slot.tokens) :]
             self._spoke.append(slot)
         else:
             slot.request = None
+        if part.draft:
+            self._context.cut(slot.sequence, len(slot.tokens))
+
+    def _choose_on(self, part: Part) -> bool:
+        """Have the answer go on while it says what was drafted; False when it has ended."""
+        slot, request, row, draft = part.slot, part.request, part.row, part.draft
+        timings = request.answer.timings
+        timings.drafted_tokens += len(draft)
+        while request.advance(self._context.logits(row)):
+            said = request.tokens[len(slot.tokens) :]
+            right = common_prefix(said, draft)
+            slot.tokens += said[:right]
+            timings.accepted_tokens += right
+            if right < len(said):
+                return True
+            row, draft = row + right, draft[right:]
+        return False
 
     def _finish(self, slot: Slot, outcome: Outcome, error: str | None = None) -> None:
         request, slot.request, slot.pending = slot.request, None, []
@@ -375,15 +433,3 @@ class Worker:
             self._adapter = None
             self._retired.remove(adapter)
             adapter.close()
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens `a` and `b` begin with in common, by halving: slices compare at C's speed."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -13,6 +13,7 @@ from typing import Any
 from fieldlm.formats.errors import EngineError
 from fieldlm.runtime.engines.gguf_header import BLOCKS, Header
 from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, F16, Layout
+from fieldlm.runtime.engines.lookup import MOST_ROWS
 from fieldlm.runtime.facts import LIVE, meminfo_mb, read_facts
 from fieldlm.runtime.hardware import memory_available_mb
 
@@ -73,7 +74,7 @@ def plan(
             header,
             cells=cells,
             batch=min(batch, context * parallel),
-            rows=parallel,
+            rows=max(parallel, MOST_ROWS),
             has_scores=layout.flash_attention is False,
         )
         / MB,
