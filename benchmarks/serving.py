@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import anchors, serving_engine, serving_onnx, serving_rows
+from benchmarks import anchors, serving_engine, serving_lookup, serving_onnx, serving_rows
 from benchmarks.serving_calls import Calls, kiosk, snips
 from benchmarks.serving_rows import Figure, Job
 from benchmarks.serving_sides import Setting
@@ -40,6 +40,7 @@ ROWS: dict[str, Callable[[Job], list[Figure]]] = {
     "throughput": serving_rows.throughput,
     "ttft": serving_rows.ttft,
     "calls": serving_rows.calls,
+    "prediction": serving_lookup.prediction,
     "neighbours": serving_rows.neighbours,
     "onnx": serving_onnx.decode,
     "adapters": serving_engine.adapters,

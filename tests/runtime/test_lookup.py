@@ -86,6 +86,13 @@ def test_a_prediction_is_drafted_at_once_and_found_again_behind_an_edit() -> Non
     assert told(said, tokens, [20, 21, 22])[:3] == [23, 24, 25]
 
 
+def test_what_repeats_itself_is_drafted_beyond_what_was_said() -> None:
+    tokens = [1, 2, 3]
+    found = told(Lookup(tokens), tokens, [7, 8] * 20)
+    assert found == ([7, 8] * len(found))[: len(found)]
+    assert len(found) > 2
+
+
 def test_wrong_guesses_end_the_drafts() -> None:
     said, tokens = Lookup([1, 2, 3], [7, 8, 9] * 20), [1, 2, 3]
     assert told(said, tokens, [])

@@ -77,9 +77,11 @@ class Lookup:
 
     def draft(self, pending: int, most: int, costs: Costs) -> list[int]:
         """Return up to `most` tokens to compute behind `pending` ones; none where that would not pay."""
-        if self._guess is None or pending >= MOST_ROWS:
+        if self._guess is None or pending >= MOST_ROWS or most < 1:
             return []
-        guessed = self._text[self._guess : self._guess + min(most, MOST_ROWS - pending)]
+        guessed = self._text[self._guess : self._guess + MOST_ROWS]
+        # What is being repeated already goes on as it began.
+        guessed = (guessed * MOST_ROWS)[: min(most, MOST_ROWS - pending)]
         best, best_worth = 0, WORTH
         for count in {len(guessed), *(rows - pending for rows in COSTS)}:
             if 0 < count <= len(guessed):
