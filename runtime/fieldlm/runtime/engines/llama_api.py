@@ -22,11 +22,11 @@ from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, Layout
 from fieldlm.runtime.engines.lookup import MOST_ROWS
 from fieldlm.runtime.engines.sampling import Floats
 
-# OpenMP reads this when it is loaded. Threads that spin long at a barrier keep a busy neighbour's core from the thread
-# they wait for; threads that hardly spin pay for sleep and wake at each of a thousand barriers a token. SmolLM2-135M
-# Q8_0 with a LoRA on two cores, tokens/s, one run each. Alone: 20000 spins 62, 3000 62, 200 19. Beside one busy
-# process: 8000 spins 14, 3000 15, 200 27.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# OpenMP reads this when it is loaded: how often a thread looks whether the others are done before it sleeps, at each of
+# a thousand barriers a token. Sleeping is cheap, waking up is not. SmolLM2-135M Q8_0 on two cores over HTTP, tokens/s
+# with 3000 spins and with 200000: one client 127 and 136, where llama-server gives 123; 4 and 8 clients alike. Beside a
+# busy process `CoreWatch` leaves one thread, which meets nobody (107 and 107); two that were asked for lose a tenth.
+os.environ.setdefault("GOMP_SPINCOUNT", "200000")
 
 import llama_cpp.llama_cpp as untyped
 
