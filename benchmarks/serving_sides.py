@@ -73,8 +73,10 @@ class Server:
         self.port = port
         log.parent.mkdir(parents=True, exist_ok=True)
         started_s = time.monotonic()
+        # Python keeps what it compiled, as after an installation: else each start would compile our sources anew.
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with log.open("wb") as file:
-            self._child = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+            self._child = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=kept)
         try:
             self._wait(alive)
         except BaseException:

@@ -22,14 +22,16 @@ from fieldlm.feedback.store import Store
 from fieldlm.formats.bundle import Bundle, write_bundle
 from fieldlm.formats.profile import load_profile, profile_sha256
 from fieldlm.formats.record import Record
-from fieldlm.runtime import clocks, service
+from fieldlm.runtime import clocks
+from fieldlm.runtime import device as parts
 from fieldlm.runtime import spool as spool_module
 from fieldlm.runtime.broker import EmbeddedBroker, free_port
 from fieldlm.runtime.clocks import DAY_MS, Clock
 from fieldlm.runtime.config import load_config
 from fieldlm.runtime.conversation import Timing
-from fieldlm.runtime.service import Device
+from fieldlm.runtime.device import Device
 from fieldlm.runtime.spool import Spool
+from fieldlm.runtime.start import Start
 from fieldlm.runtime.sync import Sync
 from tests.power_cuts import Call, Disk
 from tests.runtime.test_service import PROFILE, ask, chat
@@ -59,7 +61,7 @@ def bundle(base_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Generator[Disk]:
     """The disk under the device's spool."""
     made = Disk(request.node.name)
-    monkeypatch.setattr(service, "Spool", functools.partial(Spool, connect=made.connect))
+    monkeypatch.setattr(parts, "Spool", functools.partial(Spool, connect=made.connect))
     yield made
     made.unregister()
 
@@ -68,7 +70,8 @@ def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gen
 def serving(bundle: Path, state: Path, **flags: str) -> Generator[tuple[Device, int]]:
     port = free_port()
     wanted = {"state": str(state), "context": "256", "discovery": "false", "port": str(port), "threads": "1"} | flags
-    device = Device(load_config(wanted), load_profile(PROFILE), bundle)
+    config, profile = load_config(wanted), load_profile(PROFILE)
+    device = Device(config, profile, Start(config, profile, bundle))
     thread = threading.Thread(target=device.run)
     thread.start()
     try:
@@ -190,7 +193,7 @@ def test_a_clock_that_jumps(
 
 
 def test_a_card_that_was_copied(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "Spool", functools.partial(Spool, machine="this board"))
+    monkeypatch.setattr(parts, "Spool", functools.partial(Spool, machine="this board"))
     with Spool(tmp_path / "spool.db", machine="another board") as spool:
         spool.append(Record(device="kiosk-1", stream="gen", kind="generation", response="theirs"))
         assert spool.flush(60)
@@ -206,7 +209,7 @@ def test_a_card_that_was_copied(bundle: Path, tmp_path: Path, monkeypatch: pytes
 def test_a_broker_that_takes_everything_and_passes_nothing_on(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "Sync", functools.partial(Sync, timing=QUICK))
+    monkeypatch.setattr(parts, "Sync", functools.partial(Sync, timing=QUICK))
     broker = EmbeddedBroker(port=0, folder=tmp_path / "broker")
     broker.start()
     try:

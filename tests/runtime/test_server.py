@@ -17,7 +17,8 @@ from fieldlm.runtime.listen import HttpServer, listening
 from fieldlm.runtime.live import Live
 from fieldlm.runtime.openai import Exchange, Feedback
 from fieldlm.runtime.replies import BODY_LIMIT
-from fieldlm.runtime.server import MAX_WAITING, make_app, warm
+from fieldlm.runtime.server import MAX_WAITING, make_app
+from fieldlm.runtime.warm import warm
 from tests.material import lora_gguf, tiny_bundle
 
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -22,9 +22,10 @@ from fieldlm.formats.errors import MissingPartError
 from fieldlm.formats.profile import load_profile, profile_sha256
 from fieldlm.runtime.broker import free_port
 from fieldlm.runtime.config import load_config
+from fieldlm.runtime.device import Device
 from fieldlm.runtime.engines.llama import LlamaEngine
-from fieldlm.runtime.service import Device
 from fieldlm.runtime.slots import Slots
+from fieldlm.runtime.start import Start
 
 PROFILE = "generic-x86-64-avx2"
 FIELDLM = str(Path(sys.executable).with_name("fieldlm"))
@@ -88,6 +89,43 @@ def ask(port: int, method: str, path: str, body: str | None = None) -> tuple[int
 def chat(port: int) -> tuple[int, Any]:
     body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4, "metadata": {"session": "s"}}
     return ask(port, "POST", "/v1/chat/completions", json.dumps(body))
+
+
+STARTED = """
+import json, sys, time
+from pathlib import Path
+from fieldlm.runtime import service
+
+def packages():
+    return sorted({name.partition(".")[0] for name in sys.modules})
+
+before, (bundle, state, profile_id, port) = packages(), sys.argv[1:]
+config = service.load_config({"state": state, "context": "128", "discovery": "false", "port": port})
+profile = service.load_profile(profile_id)
+start = service.Start(config, profile, Path(bundle))
+from fieldlm.runtime.device import Device
+device = Device(config, profile, start)
+not_ready = start.wait()[2]
+while why := not_ready():
+    assert why == "the first answer is not there yet", why
+    time.sleep(0.01)
+print(json.dumps([before, packages()]))
+device.close()
+"""
+
+
+def test_a_start_imports_no_server_before_it_loads_and_nothing_for_updates_before_it_is_ready(
+    bundle: Path, tmp_path: Path
+) -> None:
+    arguments = [str(bundle), str(tmp_path / "state"), PROFILE, str(free_port())]
+    done = subprocess.run([sys.executable, "-c", STARTED, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, ready = map(set, json.loads(done.stdout))
+    server = {"asyncio", "jinja2", "llama_cpp", "llguidance", "numpy", "starlette", "urllib3", "uvicorn"}
+    updates = {"ifaddr", "securesystemslib", "tuf", "zeroconf"}
+    assert not before & (server | updates)
+    assert {"llama_cpp", "uvicorn"} <= ready
+    assert not ready & updates
 
 
 def test_a_missing_bundle_says_how_to_make_one(tmp_path: Path) -> None:
@@ -173,7 +211,8 @@ def test_a_device_gives_way_to_busy_neighbours_unless_it_was_told_its_threads(
     bundle: Path, tmp_path: Path, threads: dict[str, str], gives_way: bool
 ) -> None:
     flags = {"state": str(tmp_path / "state"), "context": "128", "discovery": "false", "port": str(free_port())}
-    device = Device(load_config(flags | threads), load_profile(PROFILE), bundle)
+    config, profile = load_config(flags | threads), load_profile(PROFILE)
+    device = Device(config, profile, Start(config, profile, bundle))
     try:
         assert cast(LlamaEngine, device.live.current.engine).gives_way is gives_way
     finally:
@@ -187,7 +226,7 @@ def test_a_gpu_that_is_promised_and_not_there_is_refused_and_no_generation_is_bl
     promises = msgspec.structs.replace(load_profile(PROFILE), accelerators=gpu)
     config = load_config({"state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
     with pytest.raises(MissingPartError, match=r"promises GeForce .* sees only CPU here; .*GGML_CUDA=on"):
-        Device(config, promises, bundle)
+        Device(config, promises, Start(config, promises, bundle))
     with closing(Slots(tmp_path / "state")) as slots:
         assert slots.status().failed == ()
 

@@ -11,9 +11,9 @@ import pytest
 from fieldlm.formats.bundle import Bundle
 from fieldlm.runtime.engines import Generation, Sampling
 from fieldlm.runtime.live import Live, Serving
-from fieldlm.runtime.server import warm
 from fieldlm.runtime.snapshots import Snapshots, read, system_tokens, write
 from fieldlm.runtime.template import render
+from fieldlm.runtime.warm import warm
 from tests.material import tiny_bundle
 
 SYSTEM = "You carry things in a café. " + " ".join(f"Table {i} stands by window {i}." for i in range(12))

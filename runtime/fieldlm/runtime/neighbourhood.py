@@ -2,14 +2,15 @@
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from fieldlm.runtime import terminal
 from fieldlm.runtime.config import Config
-from fieldlm.runtime.discovery import addresses_of, open_zeroconf
 from fieldlm.runtime.fetch import Manner
-from fieldlm.runtime.peers import Nearby, Swarm
-from fieldlm.runtime.share import BlobServer
 from fieldlm.runtime.sources import read_window
+
+if TYPE_CHECKING:
+    from fieldlm.runtime.peers import Swarm
 
 
 @contextmanager
@@ -26,7 +27,12 @@ def fetching(config: Config, *, host: str) -> Generator[Manner]:
         )
 
 
-def _swarm(config: Config, host: str, stack: ExitStack) -> Swarm | None:
+def _swarm(config: Config, host: str, stack: ExitStack) -> "Swarm | None":
+    # Who is not on a network does not wait for what speaks there.
+    from fieldlm.runtime.discovery import addresses_of, open_zeroconf
+    from fieldlm.runtime.peers import Nearby, Swarm
+    from fieldlm.runtime.share import BlobServer
+
     try:
         server = BlobServer(config.state, host=host)
     except OSError as error:

@@ -6,7 +6,6 @@ leaves cancels its answer, whether it streams, waits or is still queued. No prom
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,33 +21,30 @@ from starlette.routing import BaseRoute, Route
 
 from fieldlm.formats.errors import FieldlmError
 from fieldlm.formats.response_ids import ResponseIds
-from fieldlm.runtime import openai, terminal
+from fieldlm.runtime import openai
 from fieldlm.runtime.adapters import AdapterRequest, Shelf, name_of
 from fieldlm.runtime.answers import CHAT, COMPLETION
 from fieldlm.runtime.auth import Gate, Keys
 from fieldlm.runtime.embeddings import EmbeddingRequest, embeddings
 from fieldlm.runtime.engines import Generation, Terms
-from fieldlm.runtime.live import Live, Serving, canary
+from fieldlm.runtime.live import Live, Serving
 from fieldlm.runtime.openai import ApiError, Exchange, Feedback
 from fieldlm.runtime.panel import Panel
 from fieldlm.runtime.promise import Promise, promise, takes_long
 from fieldlm.runtime.replies import as_json, read_body, refusal
 from fieldlm.runtime.response_voice import ResponseVoice
 from fieldlm.runtime.responses import ResponsesRequest
-from fieldlm.runtime.snapshots import Snapshots
 from fieldlm.runtime.template import opening, render
 from fieldlm.runtime.tools import Toolbox, as_text
 from fieldlm.runtime.turn import EventStream, Turn, Voice, whole
 from fieldlm.runtime.voices import Choices
+from fieldlm.runtime.warm import Ready
 from fieldlm.runtime.watch import Pulse
 
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
 RETRY_AFTER_S = 2
 HELD_LOOK_S = 0.02
 LONG_TEXT = 8192  # characters; tokenising more than this is not done in the event loop
-
-Ready = Callable[[], str | None]
-"""Says why the server cannot answer yet, or None."""
 
 
 def make_app(
@@ -100,36 +96,6 @@ def make_app(
     handlers: dict[Any, Any] = {ApiError: refusal, FieldlmError: refusal, HTTPException: refusal, 500: refusal}
     gate = Middleware(Gate, keys=keys, any_name=any_name, on_status=panel.metrics.status)
     return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers, middleware=[gate])
-
-
-def warm(live: Live, snapshots: Snapshots | None = None) -> Ready:
-    """Ask `live` for one token in the background; the system prompt is in memory afterwards.
-
-    With `snapshots` it comes from the disk where it can, and goes there for the next start where it has to be computed.
-    """
-    state: list[str | None] = ["the first answer is not there yet"]
-
-    def ask() -> None:
-        try:
-            with live.lease() as serving:
-                is_restored = snapshots is not None and snapshots.restore(serving)
-                try:
-                    canary(serving)
-                except FieldlmError:
-                    if snapshots is not None:
-                        snapshots.forget(serving)
-                    raise
-                state[0] = None
-                if snapshots is not None and not is_restored:
-                    snapshots.save(serving)
-        except FieldlmError as error:
-            if state[0] is not None:
-                state[0] = str(error)
-            else:
-                terminal.log(f"the system prompt is not kept for the next start: {error}")
-
-    threading.Thread(target=ask, name="canary", daemon=True).start()
-    return lambda: state[0]
 
 
 class _Api:

@@ -1,340 +1,21 @@
-"""The one place that knows all parts: `fieldlm serve` wires them by hand and takes them down again.
-
-slots ─ bundle ─ live ─ server ─ recorder ─ spool ─ sync ─ broker
-└──────────── updater ──┘                      (a release pointer comes back down the same way)
-"""
+"""`fieldlm serve`: as little as possible before the weights are being read, the server while they are."""
 
 import os
 import signal
-import threading
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
-from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.formats.errors import BundleError, EngineError
 from fieldlm.formats.profile import Profile, load_profile
-from fieldlm.formats.response_ids import ResponseIds
-from fieldlm.runtime import notify, terminal
-from fieldlm.runtime.adapters import Shelf
-from fieldlm.runtime.busy import Busy, busy_routes
-from fieldlm.runtime.commands import Action, Commands, command_route
+from fieldlm.runtime import terminal
 from fieldlm.runtime.config import Config, load_config
-from fieldlm.runtime.deadline import within
-from fieldlm.runtime.discovery import Announcer
-from fieldlm.runtime.door import Door
-from fieldlm.runtime.fetch import Manner
-from fieldlm.runtime.hardware import detect, peak_rss_mb, rss_mb, temperature_c, usable_cores
-from fieldlm.runtime.health import compare
-from fieldlm.runtime.live import Live, Serving
-from fieldlm.runtime.neighbourhood import fetching
-from fieldlm.runtime.openai import Exchange, Feedback
-from fieldlm.runtime.privacy import identity_of, privacy_routes, terms_of
-from fieldlm.runtime.recorder import Recorder, id_key, load_salt
-from fieldlm.runtime.rehearse import Limits, patience_s, rehearse
-from fieldlm.runtime.server import make_app, warm
-from fieldlm.runtime.slots import CRASH_FREE_S, Slots
-from fieldlm.runtime.snapshots import Snapshots
-from fieldlm.runtime.spool import Spool
-from fieldlm.runtime.sync import Sync
-from fieldlm.runtime.troubles import troubles
-from fieldlm.runtime.update import Updater, update_routes
-from fieldlm.runtime.update_report import UpdateState
-from fieldlm.runtime.vitals import Watch
-from fieldlm.runtime.watch import Pulse, Rescue
+from fieldlm.runtime.start import Start
 
-READY_S = 120.0
-"""How long the first answer may take; a large model on a small board needs its time."""
-OBSERVE_S, GUARD_S = 10.0, 3600.0
-"""How long an update is watched before it is committed, and how long it is taken back for harm after that."""
-POLL_S = 3600.0
-"""How often a device looks into its repository without being told."""
-ENDS = frozenset({"update.committed", "update.rolled-back", "update.failed", "update.refused"})
-"""How an update ends, of all that it tells."""
-HANG = 75
-"""The exit code, EX_TEMPFAIL, of a device whose load hangs: whatever started it starts it again, with what worked."""
-
-
-class Device:
-    """A running device: everything is loaded when it is made, `run` serves, `close` takes it down."""
-
-    def __init__(self, config: Config, profile: Profile, folder: Path | None) -> None:
-        self.config = config
-        self.profile = profile
-        self._parts = ExitStack()
-        self._is_stopping = threading.Event()
-        self._last_end = ""
-        self._patience_end_s = time.monotonic() + READY_S
-        try:
-            self._wire(folder)
-        except BaseException:
-            self._parts.close()
-            raise
-
-    def close(self) -> None:
-        """Take everything down, last part first; what is not acknowledged stays in the spool."""
-        self._is_stopping.set()
-        self._parts.close()
-
-    def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; being told to stop is no failure."""
-        threading.Thread(target=self._when_ready, name="when-ready", daemon=True).start()
-        with suppress(KeyboardInterrupt):
-            self._http.run()
-        notify.stopping()
-        self.updater.close()
-        self.slots.confirm()
-
-    def _wire(self, folder: Path | None) -> None:
-        config, keep = self.config, self._parts
-        door = Door.of(config)
-        self.slots = Slots(config.state)
-        keep.callback(self.slots.close)
-        if folder is not None:
-            check_profile(folder, self.profile)
-            self.slots.factory(folder)
-        self.live = self._load()
-        keep.callback(self.live.close)
-        self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb))
-        salt = load_salt(config.state / "salt")
-        self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=terms_of(config))
-        keep.callback(self.recorder.sum_up)
-        self.watch = Watch(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
-        self.busy = Busy()
-        self.commands = Commands(config.state, config.device, self._actions())
-        self.updater = self._updater(keep.enter_context(fetching(config, host=door.host or "")))
-        self.updater.poll(POLL_S)
-        self.announcer = Announcer(config, generation=self._generation, model=self._model, profile=self.profile.id)
-        self.sync = self._sync() if config.broker else None
-        self._not_ready = warm(self.live, Snapshots(config.state / "kv"))
-        keep.enter_context(Rescue(lambda: self.live.current.engine, terminal.log))
-        pulse = Pulse()
-        app = make_app(
-            self.live,
-            self._on_exchange,
-            on_feedback=self._on_feedback,
-            ids=ResponseIds(id_key(salt)),
-            ready=self._not_ready,
-            extra_routes=[
-                *update_routes(self.updater),
-                *busy_routes(self.busy),
-                *privacy_routes(self.recorder),
-                command_route(self.commands),
-                Route("/v1/fieldlm/status", self._status),
-            ],
-            keys=door.keys,
-            any_name=config.open,
-            pulse=pulse,
-            shelf=Shelf(self.live, config.state / "adapters"),
-        )
-        self._http = door.server(app, heartbeat=notify.heartbeat(pulse.is_alive))
-        keep.callback(self._http.close)
-        if config.discovery and door.host:
-            self.announcer.start(port=self._http.port)
-            keep.callback(self.announcer.stop)
-
-    def _updater(self, manner: Manner) -> Updater[Serving]:
-        config, memory = self.config, self.profile.memory
-        limits = Limits(
-            context=self._context or 0,
-            parallel=self.live.parallel,
-            budget_mb=float(memory.model_budget_mb),
-            profile=self.profile,
-        )
-        return Updater(
-            self.slots,
-            self.live,
-            repository=config.repository or (self.commands.owner.repository if self.commands.owner else ""),
-            trust=Path(config.trust) if config.trust else None,
-            profile=self.profile.id,
-            device=config.device,
-            on_event=self._on_event,
-            rehearse=lambda bundle: rehearse(bundle, limits),
-            compare=compare,
-            complaint=self.watch.complaint,
-            on_switch=self.watch.begin,
-            on_hang=_exit_hung,
-            busy=self.busy,
-            manner=manner,
-            observe_s=OBSERVE_S,
-            guard_s=GUARD_S,
-        )
-
-    def _actions(self) -> dict[str, Action]:
-        """Return what the owner may have this device do."""
-
-        def update(args: dict[str, str]) -> UpdateState:
-            del args
-            before = self.updater.state
-            self.updater.start()
-            return before
-
-        def adopt(args: dict[str, str]) -> dict[str, Any]:
-            self.updater.adopt(args.get("repository", ""), args.get("root", ""))
-            return self._presence() | {"device": self.config.device}
-
-        return {
-            "adopt": adopt,
-            "status": lambda args: self._facts() | {"update": self.updater.state},
-            "update": update,
-            "slots": lambda args: self.slots.status(),
-            "rollback": lambda args: {"generation": self.updater.roll_back("asked: by the owner").generation},
-            "logs": lambda args: terminal.recent(args.get("lines", "50")),
-        }
-
-    def _on_command(self, message: bytes) -> None:
-        answer = self.commands.hear(message)
-        if answer.id and self.sync:
-            self.sync.tell(f"res/{answer.id}", msgspec.json.encode(answer))
-
-    def _on_exchange(self, exchange: Exchange) -> None:
-        timings = exchange.timings
-        steps = timings.completion_tokens - 1
-        speed = steps / timings.decode_s if steps > 0 and timings.decode_s > 0 else None
-        self.watch.answered(exchange.generation, exchange.id, exchange.outcome, speed)
-        self.recorder.exchange(exchange)
-
-    def _on_feedback(self, said: Feedback) -> bool:
-        if said.correction is not None or said.rating == "down":
-            self.watch.corrected(said.id)
-        return self.recorder.feedback(said.id, said.rating, said.correction)
-
-    def _sync(self) -> Sync:
-        sync = Sync(
-            self.spool,
-            broker_url=self.config.broker,
-            fleet=self.config.fleet,
-            device=self.config.device,
-            profile=self.profile.id,
-            on_release=self.updater.hear,
-            on_command=self._on_command,
-            terms=self.recorder.terms,
-            identity=identity_of(self.config),
-            daily_mb=self.config.daily_mb,
-            id_key=id_key(self.recorder.salt),
-        )
-        sync.set_presence(self._presence())
-        sync.start()
-        self._parts.callback(sync.stop)
-        return sync
-
-    def _load(self) -> Live:
-        """Load what the slots name; an update that cannot be loaded gives way to what worked before it."""
-        while True:
-            bundle = self.slots.boot()
-            try:
-                with within(patience_s(bundle), _exit_hung):
-                    return self._open_live(bundle)
-            except EngineError as error:
-                status = self.slots.status()
-                if status.current == status.factory:
-                    raise
-                terminal.log(f"generation {bundle.generation} cannot be loaded ({error}); going back")
-                self.slots.rollback(f"engine: {error}")
-
-    def _open_live(self, bundle: Bundle) -> Live:
-        config, profile = self.config, self.profile
-        self._context = config.context or min(profile.gguf.context, bundle.manifest.model.context)
-        return Live(
-            bundle,
-            threads=config.threads or None,
-            most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
-            context=self._context,
-            parallel=config.parallel or profile.runtime.parallel,
-            profile=profile,
-        )
-
-    def _when_ready(self) -> None:
-        """Tell everybody once the first answer is there; a generation that never gets there is not confirmed."""
-        while (why := self._not_ready()) is not None:
-            if time.monotonic() > self._patience_end_s:
-                terminal.log(f"not ready: {why}")
-                return
-            time.sleep(0.02)
-        self.slots.up()
-        notify.ready()
-        self.updater.tell_failures()
-        if self.commands.owner is None and (self.sync or self.config.discovery):
-            name = self.config.device
-            terminal.log(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
-        terminal.log(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self._http.url}/v1")
-        if not self._is_stopping.wait(CRASH_FREE_S):
-            self.slots.confirm()
-
-    @property
-    def _generation(self) -> str:
-        return self.live.current.bundle.generation
-
-    @property
-    def _model(self) -> str:
-        return self.live.current.bundle.manifest.model.name
-
-    def _presence(self) -> dict[str, Any]:
-        return {"state": "ready", "generation": self._generation, "profile": self.profile.id, "model": self._model}
-
-    def _on_event(self, event: str, **detail: str) -> None:
-        self.recorder.update(event, **detail)
-        if event == "update.rolled-back":
-            # Before it counts as told it has to be where no crash can take it from.
-            self.spool.flush()
-        if event == "update.verified":
-            self.announcer.refresh(state="updating")
-        if event in ENDS:
-            self._log_end(event, detail)
-            self.announcer.refresh(generation=self._generation, model=self._model, state="ready")
-            if self.sync:
-                self.sync.set_presence(self._presence())
-
-    def _log_end(self, event: str, detail: dict[str, str]) -> None:
-        """Log how an update ended; what a device that is offline finds out each hour, once."""
-        what = f"release {detail['seq']}" if detail.get("seq") else "update"
-        why = f" ({detail['reason']}): {detail.get('detail', '')}" if detail.get("reason") else ""
-        line = f"{what} {event.removeprefix('update.')}{why}"
-        if line != self._last_end:
-            terminal.log(line)
-        self._last_end = line
-
-    def _status(self, request: Request) -> Response:
-        # In a thread of its own: it waits for the disk.
-        return Response(msgspec.json.encode(self._facts()), media_type="application/json")
-
-    def _facts(self) -> dict[str, Any]:
-        health, sync = self.spool.health(), self.sync.status() if self.sync else None
-        return {
-            "device": self.config.device,
-            "profile": self.profile.id,
-            "model": self._model,
-            "generation": self._generation,
-            "ready": self._not_ready() is None,
-            "telemetry": self.config.telemetry,
-            "health": list(troubles(health, sync, self.recorder.clock)),
-            "spool": {} if health.problem == "disk-hangs" else self.spool.counts(),
-            "sync": sync,
-            "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},
-            "temperature_c": temperature_c(),
-        }
-
-
-def _exit_hung() -> None:
-    terminal.log("a generation does not finish loading; starting again with what worked before")
-    os._exit(HANG)
-
-
-def check_profile(folder: Path, profile: Profile) -> None:
-    """Raise BundleError when the bundle in `folder` was compiled for another kind of device."""
-    made_for = open_bundle(folder, digests=False).manifest.profile
-    if made_for != profile.id:
-        raise BundleError(
-            f"{folder} was compiled for {made_for}, this device is {profile.id}; compile it again with "
-            f"--profile {profile.id}, or say --profile {made_for} if that is what this device is"
-        )
+SWITCH_S = 0.00001
+"""Between two threads that want to run Python. Who loads wants it a thousand times, for microseconds; with the usual
+5 ms it would wait for the imports each time."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -344,14 +25,40 @@ def main(argv: Sequence[str]) -> int:
     args.pop("json")
     # uvicorn raises the signal again once the last answer is out; it must not end the process before its parts.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # numpy's BLAS would start a thread for each core, which spin while the weights are read; nothing here multiplies.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     config = load_config(args)
-    profile = load_profile(config.profile) if config.profile else detect().best
-    device = Device(config, profile, folder)
+    profile = _profile(config)
+    with _quick_switches():
+        start = Start(config, profile, folder)
+        # The server, hundreds of modules: this thread has nothing better to do while the other one loads.
+        from fieldlm.runtime.device import Device
+
+        device = Device(config, profile, start)
     try:
         device.run()
     finally:
         device.close()
     return 0
+
+
+@contextmanager
+def _quick_switches() -> Generator[None]:
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual_s)
+
+
+def _profile(config: Config) -> Profile:
+    if config.profile:
+        return load_profile(config.profile)
+    # A device that is told what it is does not look.
+    from fieldlm.runtime.hardware import detect
+
+    return detect().best
 
 
 def _parser() -> Any:

@@ -11,9 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import msgspec
 from starlette.requests import Request
@@ -35,9 +35,11 @@ from fieldlm.runtime.replies import read_body
 from fieldlm.runtime.slots import Slots
 from fieldlm.runtime.sources import Source, StoppedError, open_source
 from fieldlm.runtime.trial import Live, Loaded, Trial
-from fieldlm.runtime.trust import Trust
 from fieldlm.runtime.update_report import OnEvent, Run, UpdateResult, UpdateState, reason_of
 from fieldlm.runtime.vitals import Complaint
+
+if TYPE_CHECKING:
+    from fieldlm.runtime.trust import Trust
 
 OBSERVE_STEP_S = 0.2
 GUARD_STEP_S = 1.0
@@ -109,7 +111,6 @@ class Updater(Generic[Loaded]):
         self.device = device
         self._live = live
         self._root = trust
-        self._trust = Trust(slots.state / "trust")
         self._adopted = slots.state / "trust" / "adopted.json"
         self._on_event = on_event
         self._rehearse = rehearse
@@ -281,6 +282,13 @@ class Updater(Generic[Loaded]):
             later.start()
             return run.result("current", reason="later", detail=f"this device's moment comes in {wait_s:.0f} s")
         return self._try(run, self._bring(run, run.source, release))
+
+    @cached_property
+    def _trust(self) -> "Trust":
+        # TUF is a tenth of what a device imports, and wanted once it can answer.
+        from fieldlm.runtime.trust import Trust
+
+        return Trust(self.slots.state / "trust")
 
     def _offered(self, source: Source) -> tuple[Release, Offer] | None:
         if self._root and self._root.is_file():

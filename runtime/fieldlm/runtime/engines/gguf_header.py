@@ -18,6 +18,7 @@ VERSIONS = (2, 3)
 HEADER_READS = (6 << 20, 64 << 20)
 """Bytes that are tried; nearly all headers lie within the first, the largest vocabularies in use need 20 MB."""
 MAX_DIMENSIONS = 4
+LENGTH = struct.Struct("<Q")
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -61,8 +62,12 @@ def after_strings(data: bytes, at: int, count: int) -> int:
     """Return where the `count` strings that begin at byte `at` end; raises IndexError when that is not in `data`."""
     if count > (len(data) - at) // 8:
         raise IndexError(count)
-    for _ in range(count):
-        at += 8 + int.from_bytes(data[at : at + 8], "little")
+    length = LENGTH.unpack_from
+    try:
+        for _ in range(count):
+            at += 8 + length(data, at)[0]
+    except (struct.error, OverflowError) as error:
+        raise IndexError(at) from error
     if at > len(data):
         raise IndexError(at)
     return at

@@ -133,7 +133,7 @@ class LlamaEngine:
         # Who names a number of threads gets it; without one, neighbours are given way to.
         self.gives_way = not threads
         self._loaded: _Loaded | None = self._begin(weights)
-        self.stop_tokens = frozenset(filter(weights.is_end, range(weights.vocabulary)))
+        self.stop_tokens = weights.ends()
         self._words = Words(weights.piece, self.stop_tokens)
         self._vocabulary = weights.vocabulary
         self._adapters: dict[str, Adapter] = {}

@@ -4,6 +4,7 @@ Only the low-level binding is used. What llama.cpp logs is not printed; the last
 """
 
 import ctypes
+import functools
 import os
 import re
 import threading
@@ -103,15 +104,17 @@ def _built_with_amx() -> bool:
     return b"AMX_INT8 = 1" in api.llama_print_system_info()
 
 
-def _row_of() -> Callable[[Pointer, int], int]:
-    """Return llama_get_logits_ith as a function to an address.
+def _keeping(function: Any, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """Return `function` so that it keeps Python's lock, which a microsecond's call would only lose to who waits."""
+    return ctypes.PYFUNCTYPE(result, *arguments)(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
-    It keeps Python's lock, which a call of a microsecond would only lose to who waits for it. On a GPU it waits for the
-    decode to end, and lets others run.
-    """
-    prototype: Any = ctypes.CFUNCTYPE if api.llama_supports_gpu_offload() else ctypes.PYFUNCTYPE
-    function = prototype(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
-    return function(ctypes.cast(api.llama_get_logits_ith, ctypes.c_void_p).value)
+
+def _row_of() -> Callable[[Pointer, int], int]:
+    """Return llama_get_logits_ith as a function to an address. On a GPU it waits for the decode: others run then."""
+    if api.llama_supports_gpu_offload():
+        function = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+        return function(ctypes.cast(api.llama_get_logits_ith, ctypes.c_void_p).value or 0)
+    return _keeping(api.llama_get_logits_ith, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 
 
 class Weights:
@@ -148,8 +151,10 @@ class Weights:
         """Whether the memory of a sequence can be cut at any position; a recurrent state cannot."""
         return not (api.llama_model_is_recurrent(self.model) or api.llama_model_is_hybrid(self.model))
 
-    def is_end(self, token: int) -> bool:
-        return api.llama_vocab_is_eog(self._vocab, token)
+    def ends(self) -> frozenset[int]:
+        """Return the tokens that end an answer; llama.cpp has to be asked for each."""
+        is_end = _keeping(api.llama_vocab_is_eog, ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32)
+        return frozenset(filter(functools.partial(is_end, self._vocab), range(self.vocabulary)))
 
     def tokenize(self, text: str) -> list[int]:
         data = text.encode()
