@@ -27,6 +27,7 @@ from fieldlm.formats.profile import Profile
 from fieldlm.runtime.cli import main as fieldlm
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+PATIENCE_S = 600.0  # a guard against waiting for ever, on however slow a machine
 ROOM = ["--num-cpus=1", "--memory=2000000000", "--object-store-memory=100000000"]
 SMALL_MB = 4.6
 SEARCH = """
@@ -65,7 +66,7 @@ class Node:
             )
 
     def wait(self) -> None:
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + PATIENCE_S
         while b"Ray runtime started" not in self.log.read_bytes():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline_s, self.log.read_text()
@@ -100,7 +101,7 @@ def _read(path: Path) -> bytes:
 
 
 def _until(done: Callable[[], bool], log: Path) -> None:
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + PATIENCE_S
     while not done():
         assert time.monotonic() < deadline_s, log.read_text()
         time.sleep(0.005)
