@@ -26,8 +26,8 @@ from fieldlm.runtime.engines.sampling import Floats
 # OpenMP reads this when it is loaded: how often a thread looks whether the others are done before it sleeps, at each of
 # a thousand barriers a token. Sleeping is cheap, waking up is not. SmolLM2-135M Q8_0 on two cores over HTTP, tokens/s
 # with 3000 spins and with 200000: one client 127 and 136, where llama-server gives 123; 4 and 8 clients alike. Beside a
-# busy process `CoreWatch` leaves one thread, which meets nobody (107 and 107); two that were asked for lose a tenth. But
-# who never sleeps leaves nothing to an update that is rehearsed on idle processors.
+# busy process `CoreWatch` leaves one thread, which meets nobody (107 and 107); two that were asked for lose a tenth.
+# But who never sleeps leaves nothing to an update that is rehearsed on idle processors.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import llama_cpp.llama_cpp as untyped
