@@ -19,6 +19,7 @@ import pytest
 from fieldlm.compiler.artefact import lower, shrink
 from fieldlm.compiler.checkpoint import Checkpoint
 from fieldlm.compiler.search import measure as measuring
+from fieldlm.compiler.search import on_ray
 from fieldlm.compiler.search.limits import Limits, Request
 from fieldlm.compiler.search.measure import Measured
 from fieldlm.compiler.stages import Stages
@@ -135,6 +136,24 @@ def cluster() -> Generator[tuple[str, Node, Node]]:
         for node in reversed(nodes):
             node.kill()
         shutil.rmtree(folder)
+
+
+def test_a_ctrl_c_that_foreign_code_swallows_counts() -> None:
+    seen: list[str] = []
+
+    def wait() -> None:
+        with on_ray.keep_interrupt() as check:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            try:
+                check()
+            except KeyboardInterrupt:
+                seen.append("where it asks")
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
+    assert seen == ["where it asks"], "and at the end of the block"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_neither_ctrl_c_nor_a_node_lost_in_the_middle_changes_a_byte(

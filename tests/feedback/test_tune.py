@@ -100,6 +100,8 @@ def test_the_same_seed_gives_the_same_losses(checkpoint: Path, dataset: Path, tm
     assert losses[0] == losses[1]
 
 
+# An interruption between opening a file and the block that closes it leaves that to Python, which warns.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
     checkpoint: Path, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,12 +8,15 @@ where reading would have stopped is worked out here. So a bundle has the same by
 import contextlib
 import os
 import re
+import signal
 import socket
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -91,6 +94,34 @@ def _knock(address: str) -> None:
             ) from error
 
 
+@contextlib.contextmanager
+def keep_interrupt() -> Generator[Callable[[], None]]:
+    """Raise the KeyboardInterrupt of a Ctrl-C at the end of the block, or when the function given is called.
+
+    It is raised where it falls too, but Ray's code has been seen to swallow it there.
+    """
+    before, pressed = signal.getsignal(signal.SIGINT), threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        if callable(before):
+            before(number, frame)
+
+    def check() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check()
+
+
 class Flight:
     """Some mixtures on their way through the cluster; nothing is sent before a result is asked for."""
 
@@ -131,8 +162,8 @@ class Flight:
         try:
             if not self._refs:
                 self._launch()
-            with progress(f"mixture {at + 1} of {len(self._mixtures)} on the cluster"):
-                told = self._landed(at)
+            with progress(f"mixture {at + 1} of {len(self._mixtures)} on the cluster"), keep_interrupt() as check:
+                told = self._landed(at, check)
             if "error" in told:
                 raise getattr(errors, told["error"])(told["message"])
         except BaseException:
@@ -154,7 +185,7 @@ class Flight:
         )
         return task.remote(self._sent, dict(types), *self._texts, self._needs)
 
-    def _landed(self, at: int) -> dict[str, Any]:
+    def _landed(self, at: int, check: Callable[[], None]) -> dict[str, Any]:
         """Wait for mixture number `at`; a node that is lost on the way costs another try elsewhere."""
         lost = tuple(getattr(self._ray.exceptions, name) for name in LOST)
         tries = 1
@@ -162,6 +193,7 @@ class Flight:
             try:
                 return self._ray.get(self._refs[at], timeout=ASK_S)
             except self._ray.exceptions.GetTimeoutError:
+                check()
                 self._check_room()
             except self._ray.exceptions.RayError as error:
                 if not isinstance(error, lost) or tries == MOST_TRIES:
