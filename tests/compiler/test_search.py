@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fieldlm.compiler import proof
@@ -15,13 +16,15 @@ from fieldlm.compiler.artefact import lower
 from fieldlm.compiler.assemble import draft_manifest
 from fieldlm.compiler.build import report_path
 from fieldlm.compiler.checkpoint import Checkpoint, open_checkpoint
+from fieldlm.compiler.explain import page
 from fieldlm.compiler.pack import draft
+from fieldlm.compiler.search.cache import legal_caches
 from fieldlm.compiler.search.foresee import Foresight
 from fieldlm.compiler.search.imatrix import read_imatrix
 from fieldlm.compiler.search.limits import Limits, Request
 from fieldlm.compiler.stages import Stages
 from fieldlm.compiler.verify import weigh_serving
-from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.bundle import Bundle, Cache, open_bundle
 from fieldlm.formats.errors import GateError, InputError
 from fieldlm.formats.profile import Profile
 from fieldlm.runtime import verify
@@ -231,3 +234,30 @@ def test_a_checkpoint_of_other_weights_than_the_artefact_is_caught_by_what_both_
     wrong = lower(open_checkpoint(str(taught)), "gguf", stages)
     with pytest.raises(GateError, match="the artefact is not its source"):
         proof.prove(draft_manifest(tiny, profile), wrong, tiny, stages)
+
+
+def test_under_a_memory_limit_a_coarser_cache_leaves_weights_more_room(
+    build: Build, text: Path, profile: Profile, tmp_path: Path
+) -> None:
+    model = compiler_material.tiny_llama(tmp_path / "wide-heads", head_dim=32)
+    long = msgspec.structs.replace(profile, gguf=msgspec.structs.replace(profile.gguf, context=2048))
+    request = Request(calibration=(text,), limits=Limits(max_ram_mb=13.0))
+    bundle = build(model, tmp_path / "bundle", profile=long, request=request)
+    search = json.loads(bundle.need("report").read_bytes())["search"]
+    sizes = [each["mb"] for each in search["caches"]]
+    assert len(sizes) > 2
+    assert sizes == sorted(sizes, reverse=True)
+    assert bundle.manifest.cache == (msgspec.convert(search["cache"], Cache) if search["cache"] else None)
+    assert {trial["quant"] for trial in search["trials"]}
+    held = weigh_serving(bundle, long).value
+    assert sum(held.values()) <= 13.0
+    assert "Keys and values" in page(bundle)
+
+
+def test_caches_that_a_profile_or_the_width_of_a_head_rules_out_are_not_tried(
+    tiny: Checkpoint, stages: Stages, profile: Profile
+) -> None:
+    narrow = lower(tiny, "gguf", stages).base
+    assert legal_caches(narrow, profile) == [Cache(keys="f16", values="f16")], "a block of q8_0 has 32 numbers"
+    fixed = msgspec.structs.replace(profile, gguf=msgspec.structs.replace(profile.gguf, kv_k="q8_0", kv_v="f16"))
+    assert legal_caches(narrow, fixed) == [Cache(keys="q8_0", values="f16")]

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.errors import EngineError, MissingPartError, ProfileError
+from fieldlm.formats.bundle import Bundle, Cache
+from fieldlm.formats.errors import BundleError, EngineError, MissingPartError, ProfileError
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_names
 from fieldlm.runtime.engines import Sampling, onnx, open_engine
-from fieldlm.runtime.engines.layout import ALL_LAYERS, KV_TYPES, NO_LAYERS, Layout, layout_of
+from fieldlm.runtime.engines.layout import ALL_LAYERS, F16, KV_TYPES, NO_LAYERS, Layout, layout_of
 from fieldlm.runtime.engines.llama import LlamaEngine
 from fieldlm.runtime.engines.llama_api import LOG_WARN, log
 from fieldlm.runtime.engines.llama_devices import Device, check_offload, devices, promised
@@ -156,3 +156,17 @@ def test_an_onnx_bundle_is_refused_where_a_gpu_would_stand_idle(base_bundle: Bun
         onnx.open(base_bundle, profile=promises)
     with pytest.raises(MissingPartError, match=r"promises CUDAExecutionProvider, and this onnxruntime has .*CPU"):
         onnx.open(base_bundle, profile=with_("onnx", providers=("CUDAExecutionProvider", "CPUExecutionProvider")))
+
+
+def test_a_cache_that_the_profile_leaves_open_is_the_bundles(base_bundle: Bundle, opened: list[LlamaEngine]) -> None:
+    coarse = Cache(keys="q8_0", values="q8_0")
+    assert layout_of(PROFILE, coarse).key_type == Q8_0
+    assert layout_of(with_("gguf", kv_k="f16"), coarse) == Layout(key_type=F16, value_type=Q8_0, gpu_layers=NO_LAYERS)
+    without = layout_of(with_("gguf", flash_attention=False), coarse)
+    assert (without.key_type, without.value_type) == (Q8_0, F16), "llama.cpp reads coarse values with it alone"
+    with pytest.raises(BundleError, match="the bundle wants keys and values as 'q3_k'; want one of f32, f16"):
+        layout_of(None, Cache(keys="q3_k", values="f16"))
+    manifest = msgspec.structs.replace(base_bundle.manifest, cache=coarse)
+    small = engine_for(PROFILE, msgspec.structs.replace(base_bundle, manifest=manifest), opened)
+    plain = engine_for(PROFILE, base_bundle, opened)
+    assert small.memory_mb()["kv"] == pytest.approx(plain.memory_mb()["kv"] * 34 / 64, rel=0.01)

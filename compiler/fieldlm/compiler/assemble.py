@@ -16,7 +16,7 @@ from fieldlm.compiler.checkpoint import Checkpoint, find_gguf, open_checkpoint, 
 from fieldlm.compiler.pack import Part, pack
 from fieldlm.compiler.proof import Candidate
 from fieldlm.compiler.search.limits import PRESETS, Request
-from fieldlm.compiler.search.run import Search
+from fieldlm.compiler.search.run import Search, Trial
 from fieldlm.compiler.stages import Stages
 from fieldlm.compiler.verify import Answers
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe
@@ -85,15 +85,9 @@ def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wi
     """Let `search` find the best mixture of types, hold it against every limit, and pack it."""
     found = search.run(reference)
     # The chosen one comes first; a mixture that was tried twice is one.
-    trials = {trial.artefact.sha256: trial for trial in (found.chosen, *found.trials)}.values()
-    made = [
-        Candidate(
-            artefact=trial.artefact,
-            answers=proof.ask(manifest, trial.artefact, stages, reference=reference),
-            measured=trial.measured,
-        )
-        for trial in trials
-    ]
+    trials = {(trial.artefact.sha256, trial.cache): trial for trial in (found.chosen, *found.trials)}.values()
+    made = [_candidate(manifest, trial, reference, stages) for trial in trials]
+    manifest = msgspec.structs.replace(manifest, cache=found.chosen.cache)
     limits = proof.hold_limits(
         made[0],
         search.full,
@@ -106,6 +100,13 @@ def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wi
     recipe = msgspec.structs.replace(manifest.recipe, options=found.recipe)
     manifest = msgspec.structs.replace(manifest, gates=(*manifest.gates, *found.gates, *limits), recipe=recipe)
     return _choose_and_pack(manifest, made, wish, stages, search=found.facts)
+
+
+def _candidate(manifest: Manifest, trial: Trial, reference: Answers, stages: Stages) -> Candidate:
+    """Return what `trial` found, and what it answers with its cache."""
+    manifest = msgspec.structs.replace(manifest, cache=trial.cache)
+    answers = proof.ask(manifest, trial.artefact, stages, reference=reference)
+    return Candidate(artefact=trial.artefact, answers=answers, measured=trial.measured, cache=trial.cache)
 
 
 def quantized_file(model: str, stages: Stages) -> Path | None:

@@ -230,7 +230,7 @@ def _rows(report: dict[str, Any], *, profile: bool = False) -> list[list[str]]:
     return [
         [
             *front,
-            ("→ " if each["quant"] == report["chosen"] else "  ") + each["quant"],
+            ("→ " if each["quant"] == report["chosen"] else "  ") + each["quant"] + _cache(each["cache"]),
             f"{each['bytes'] / 1e6:.1f}",
             f"{each['bits_per_weight']:.2f}",
             "–" if each["agreement"] is None else f"{100 * each['agreement']:.0f}%",
@@ -239,6 +239,10 @@ def _rows(report: dict[str, Any], *, profile: bool = False) -> list[list[str]]:
         ]
         for each in report["candidates"]
     ]
+
+
+def _cache(cache: dict[str, str] | None) -> str:
+    return f", cache {cache['keys']}/{cache['values']}" if cache else ""
 
 
 def _text(report: dict[str, Any]) -> str:

@@ -59,6 +59,7 @@ def page(bundle: Bundle) -> str:
         "<h2>The frontier</h2><p class=note>The line is the least divergence foreseen for each size; the dots were "
         "made and measured beside full weights. Dots above the line by one factor mean that the order is right.</p>",
         _plot(search),
+        *_caches(search),
         "<h2>What each megabyte bought</h2>",
         _table(_bought(search["frontier"]), ("from MB", "to MB", "divergence falls by", "for each MB")),
         "<h2>The type of each tensor</h2>",
@@ -100,6 +101,21 @@ def _plot(search: dict[str, Any]) -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="divergence over size">{grid}'
         f'<polyline points="{path}" fill="none" stroke="#36c" stroke-width="2"/>{marks}{ends}</svg>'
     )
+
+
+def _caches(search: dict[str, Any]) -> list[str]:
+    """Return what was known of keys and values in fewer bits, where there was a choice."""
+    if not search["caches"]:
+        return []
+    chosen = search["cache"] or {"keys": "f16", "values": "f16"}
+    rows = [
+        (each["keys"], each["values"], f"{each['mb']:.1f}", f"{each['predicted_kl']:.5f}", "chosen" if is_it else "")
+        for each in search["caches"]
+        for is_it in [(each["keys"], each["values"]) == (chosen["keys"], chosen["values"])]
+    ]
+    note = "What a coarser cache saves of the memory allowed, weights may take. Divergence is that of full weights."
+    head = ("keys", "values", "MB as served", "divergence", "")
+    return [f"<h2>Keys and values</h2><p class=note>{note}</p>", _table(rows, head)]
 
 
 def _bought(frontier: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -54,9 +54,9 @@ class Judge:
             return Judged()
         prompt = partial(render, draft(self.manifest, artefact.parts))
         examples = tuple(read_task(request.task, checkpoint, prompt, answers.stops))
+        pairs = ((proof.plain(self.manifest), full), (self.manifest, artefact))
         most, right = (
-            proof.count_right(self.manifest, each, examples, self.stages, fitted=self.fitted)
-            for each in (full, artefact)
+            proof.count_right(manifest, each, examples, self.stages, fitted=self.fitted) for manifest, each in pairs
         )
         if not most:
             raise GateError("the adapter answers none of the task right on full weights: it was tuned for another")

@@ -21,7 +21,7 @@ from fieldlm.compiler.search.task import answer_task
 from fieldlm.compiler.stages import Stages
 from fieldlm.compiler.toolchain import installed
 from fieldlm.compiler.verify import PROMPTS, Answers
-from fieldlm.formats.bundle import Bundle, Gate, Manifest
+from fieldlm.formats.bundle import Bundle, Cache, Gate, Manifest
 from fieldlm.formats.errors import GateError
 from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.formats.probe import Probe, Probes
@@ -42,6 +42,7 @@ class Candidate:
     artefact: Artefact
     answers: Answers
     measured: Measured | None = None
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,11 @@ def rendered(manifest: Manifest, parts: Sequence[Part]) -> list[str]:
     return [render(bundle, messages) for messages in questions()]
 
 
+def plain(manifest: Manifest) -> Manifest:
+    """Return `manifest` with keys and values in F16, which full weights are judged with."""
+    return msgspec.structs.replace(manifest, cache=None)
+
+
 def prove(
     manifest: Manifest, full: Artefact, checkpoint: Checkpoint, stages: Stages, *, fitted: Fitted | None = None
 ) -> tuple[tuple[Gate, ...], Answers]:
@@ -70,6 +76,7 @@ def prove(
 
     Raises GateError when it cuts text otherwise, or thinks or answers what its source would not.
     """
+    manifest = plain(manifest)
     texts = rendered(manifest, full.parts)
     asked = {"artefact": full.sha256, "checkpoint": checkpoint.sha256, "texts": texts, "versions": _judges()}
     bundle, folder = draft(manifest, full.parts), checkpoint.folder
@@ -98,6 +105,7 @@ def ask(
     texts = rendered(manifest, artefact.parts)
     inputs = {
         "artefact": artefact.sha256,
+        "cache": manifest.cache,
         "adapter": sha256_file(fitted.gguf) if fitted else None,
         "texts": texts,
         "tokens": verify.TOKENS,
@@ -152,7 +160,8 @@ def hold_limits(
         speed = chosen.answers.tokens_per_s
         gates.append(_at_least("speed", speed, limits.min_tokens_per_s, "tokens/s here"))
     if examples:
-        full_right, right = (count_right(manifest, each, examples, stages) for each in (full, chosen.artefact))
+        full_right = count_right(plain(manifest), full, examples, stages)
+        right = count_right(manifest, chosen.artefact, examples, stages)
         gates.append(task_gate(right, full_right, request))
     for gate in gates:
         if not gate.passed:
@@ -173,7 +182,12 @@ def task_gate(right: int, full_right: int, request: Request) -> Gate:
 def _served_mb(manifest: Manifest, artefact: Artefact, profile: Profile, stages: Stages) -> float:
     """Return the megabytes that the engine holds when it serves `artefact` as the profile says."""
     here = without_gpu(profile)
-    asked = {"artefact": artefact.sha256, "profile": profile_sha256(here), "engine": installed(ENGINES)}
+    asked = {
+        "artefact": artefact.sha256,
+        "cache": manifest.cache,
+        "profile": profile_sha256(here),
+        "engine": installed(ENGINES),
+    }
     bundle = draft(manifest, artefact.parts)
 
     def serve(_: Path) -> Ran:
@@ -202,7 +216,12 @@ def count_right(
     """Return how many of the first `examples` the engine answers exactly right with `artefact` and its adapter."""
     few = examples[:SERVED_EXAMPLES]
     pairs = [[example.prompt_tokens, example.answer] for example in few]
-    asked = {"artefact": artefact.sha256, "examples": sha256_bytes(canonical_json(pairs)), "engine": installed(ENGINES)}
+    asked = {
+        "artefact": artefact.sha256,
+        "cache": manifest.cache,
+        "examples": sha256_bytes(canonical_json(pairs)),
+        "engine": installed(ENGINES),
+    }
     if fitted:
         asked["adapter"] = sha256_file(fitted.gguf)
     bundle, gguf = draft(manifest, artefact.parts), fitted.gguf if fitted else None
@@ -231,6 +250,7 @@ def facts(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             "bits_per_weight": candidate.artefact.size.bits_per_weight,
             "tensors": candidate.artefact.size.tensors,
             "sha256": candidate.artefact.sha256,
+            "cache": msgspec.to_builtins(candidate.cache),
             "agreement": candidate.answers.agreement,
             "measured": msgspec.to_builtins(candidate.measured),
         }

@@ -73,6 +73,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str] = {}
 
 
+class Cache(msgspec.Struct, frozen=True, kw_only=True):
+    """The types of keys and values in an engine's cache, by their names in ggml, such as f16 and q8_0."""
+
+    keys: str
+    values: str
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The table of contents of a bundle. Unknown fields of a later minor version are ignored, a later FORMAT is not."""
 
@@ -83,6 +90,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     profile_sha256: str
     recipe: Recipe
     files: tuple[File, ...]
+    cache: Cache | None = None  # what the weights were judged with, where the profile left it open
     gates: tuple[Gate, ...] = ()
     toolchain: dict[str, str] = {}
     system_prompt: str | None = None

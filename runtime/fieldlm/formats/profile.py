@@ -137,14 +137,15 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What llama.cpp may be given: file types in order of preference, and tokens of context for each answer.
 
-    `flash_attention` is kept to, or loading fails; where nobody says, llama.cpp decides.
+    `flash_attention` is kept to, or loading fails; where nobody says, llama.cpp decides. `kv_k` and `kv_v` are the
+    types of keys and values; where nobody says, the bundle does, or else they are F16.
     """
 
     quants: tuple[str, ...]
     default_quant: str
     context: int
-    kv_k: str = "f16"
-    kv_v: str = "f16"
+    kv_k: str | None = None
+    kv_v: str | None = None
     flash_attention: bool | None = None
     imatrix: Literal["off", "preferred", "required"] = "preferred"
 

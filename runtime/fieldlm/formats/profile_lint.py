@@ -69,8 +69,13 @@ def repacked(profile: Profile) -> set[str]:
 
 def kv_mb(profile: Profile) -> float:
     """Return the KV cache of all parallel answers at full context for the yardstick model, in megabytes."""
-    bytes_of_value = (KV_BYTES.get(profile.gguf.kv_k, 4.0) + KV_BYTES.get(profile.gguf.kv_v, 4.0)) / 2
+    bytes_of_value = sum(KV_BYTES.get(kind, 4.0) for kind in _kv_types(profile)) / 2
     return profile.gguf.context * profile.runtime.parallel * YARDSTICK_KV_VALUES * bytes_of_value / 1e6
+
+
+def _kv_types(profile: Profile) -> tuple[str, str]:
+    """Return the types of keys and values; those a profile leaves open are F16 unless a bundle asks for less."""
+    return profile.gguf.kv_k or "f16", profile.gguf.kv_v or "f16"
 
 
 def _numbers(profile: Profile) -> Iterator[tuple[str, float]]:
@@ -135,15 +140,16 @@ def _gguf(profile: Profile) -> Iterator[str]:
 
 def _kv(profile: Profile) -> Iterator[str]:
     gguf = profile.gguf
-    for name, kind in (("kv_k", gguf.kv_k), ("kv_v", gguf.kv_v)):
+    keys, values = _kv_types(profile)
+    for name, kind in (("kv_k", keys), ("kv_v", values)):
         if kind not in KV_BYTES:
             yield f"gguf.{name} = {kind!r}; want one of {', '.join(KV_BYTES)}"
-    if gguf.kv_v.startswith("q") and not gguf.flash_attention:
-        yield f"gguf.kv_v = {gguf.kv_v!r} needs flash_attention = true"
+    if values.startswith("q") and not gguf.flash_attention:
+        yield f"gguf.kv_v = {values!r} needs flash_attention = true"
     on_cuda = any(a.kind == "cuda" and a.used for a in profile.accelerators)
-    if on_cuda and gguf.flash_attention and (gguf.kv_k != gguf.kv_v or gguf.kv_k not in CUDA_KV):
+    if on_cuda and gguf.flash_attention and (keys != values or keys not in CUDA_KV):
         known = ", ".join(sorted(CUDA_KV))
-        yield f"the pair {gguf.kv_k}-{gguf.kv_v} has no CUDA flash-attention kernel; want both the same, of {known}"
+        yield f"the pair {keys}-{values} has no CUDA flash-attention kernel; want both the same, of {known}"
     budget_mb = profile.memory.model_budget_mb
     if kv_mb(profile) > budget_mb / 2:
         yield (

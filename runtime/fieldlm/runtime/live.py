@@ -276,12 +276,13 @@ def canary(serving: Serving) -> None:
 
 
 def _same_base(one: Bundle, other: Bundle) -> bool:
-    """Whether two bundles differ at most in what is loaded beside the base."""
+    """Whether two bundles differ at most in what is loaded beside the base, which has one cache."""
 
     def base(bundle: Bundle) -> list[str]:
         return sorted(file.sha256 for file in bundle.manifest.files if file.role in ("base", "tokenizer"))
 
-    return one.manifest.engine == other.manifest.engine and base(one) == base(other)
+    one_engine = (one.manifest.engine, one.manifest.cache) == (other.manifest.engine, other.manifest.cache)
+    return one_engine and base(one) == base(other)
 
 
 def _nothing() -> None:

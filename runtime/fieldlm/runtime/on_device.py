@@ -19,7 +19,7 @@ from fieldlm.runtime import terminal
 from fieldlm.runtime.bandwidth import Bandwidth, read_bandwidth
 from fieldlm.runtime.bench import Interval, Result, bench, remarks
 from fieldlm.runtime.engines.gguf_header import read_header
-from fieldlm.runtime.engines.layout import DEFAULT_LAYOUT, Layout, layout_of
+from fieldlm.runtime.engines.layout import Layout, layout_of
 from fieldlm.runtime.engines.plan import PREFILL_ALONE, plan
 from fieldlm.runtime.hardware import Detection, detect, usable_cores
 from fieldlm.runtime.measure import Spec
@@ -136,7 +136,13 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
         measured=round(result.decode.median, 2),
     )
     memory = Figure(
-        foreseen=foreseen_mb(bundle, context=result.spec.prompt_tokens + 8, parallel=1, isa=found.facts["isa"]),
+        foreseen=foreseen_mb(
+            bundle,
+            context=result.spec.prompt_tokens + 8,
+            parallel=1,
+            isa=found.facts["isa"],
+            layout=layout_of(None, bundle.manifest.cache),
+        ),
         measured=round(sum(result.measured.engine_mb.values()), 1),
     )
     served = foreseen_mb(
@@ -144,7 +150,7 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
         context=profile.gguf.context,
         parallel=profile.runtime.parallel,
         isa=profile.cpu.isa,
-        layout=layout_of(profile),
+        layout=layout_of(profile, bundle.manifest.cache),
     )
     serving_mb = round((served or memory.measured) * memory.ratio, 1)
     budget_mb = float(profile.memory.model_budget_mb)
@@ -181,9 +187,7 @@ def foreseen_tokens_per_s(profile: Profile, bandwidth: Bandwidth, read: Reading)
     return None if gb_s is None else round(gb_s * 1e9 / read.at_depth(GEN_TOKENS / 2), 2)
 
 
-def foreseen_mb(
-    bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str], layout: Layout = DEFAULT_LAYOUT
-) -> float | None:
+def foreseen_mb(bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str], layout: Layout) -> float | None:
     """Return the megabytes of weights, cache and buffers by the GGUF's header; None for ONNX, which does not say."""
     if bundle.manifest.engine != "llama":
         return None

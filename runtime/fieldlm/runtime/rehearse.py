@@ -249,7 +249,7 @@ def foreseen_mb(bundle: Bundle, limits: Limits) -> float:
         context=context,
         parallel=limits.parallel,
         batch=PREFILL_ALONE + limits.parallel,
-        layout=layout_of(limits.profile),
+        layout=layout_of(limits.profile, bundle.manifest.cache),
     )
     return need.total + (adapter.size / 1e6 if adapter else 0.0)
 

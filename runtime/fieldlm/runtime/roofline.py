@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import msgspec
 
-from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.bundle import Bundle, Cache
 from fieldlm.runtime.engines.gguf_header import Header, read_header
-
-F16_BYTES = 2
+from fieldlm.runtime.engines.layout import layout_of
+from fieldlm.runtime.engines.plan import row_bytes
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +30,9 @@ def reading(bundle: Bundle) -> Reading:
         return Reading(weights=bundle.manifest.size, kv_of_token=0, is_exact=False)
     header = read_header(base)
     extra = _tensor_bytes(adapter) if adapter else 0
-    return Reading(weights=_read_weights(header) + extra, kv_of_token=_kv_bytes(header), is_exact=True)
+    return Reading(
+        weights=_read_weights(header) + extra, kv_of_token=_kv_bytes(header, bundle.manifest.cache), is_exact=True
+    )
 
 
 def tensor_bytes(bundle: Bundle) -> int:
@@ -49,8 +51,8 @@ def _read_weights(header: Header) -> int:
     return sum(tensor.size for name, tensor in header.tensors.items() if tied or name != "token_embd.weight")
 
 
-def _kv_bytes(header: Header) -> int:
-    """Return the bytes of one token's keys and values in F16; 0 when the header does not say the shape."""
+def _kv_bytes(header: Header, cache: Cache | None) -> int:
+    """Return the bytes of one token's keys and values in `cache`; 0 when the header does not say their shape."""
     heads_at = _number(header, "attention.head_count")
     layers, width = _number(header, "block_count"), _number(header, "embedding_length")
     if not (layers and width and heads_at):
@@ -60,7 +62,8 @@ def _kv_bytes(header: Header) -> int:
     values = _number(header, "attention.value_length") or head
     kv_heads = _value(header, "attention.head_count_kv")
     total_heads = sum(cast(list[int], kv_heads)) if isinstance(kv_heads, list) else layers * int(kv_heads or heads_at)
-    return total_heads * (keys + values) * F16_BYTES
+    layout = layout_of(None, cache)
+    return total_heads * (row_bytes(keys, layout.key_type) + row_bytes(values, layout.value_type))
 
 
 def _value(header: Header, key: str) -> Any:

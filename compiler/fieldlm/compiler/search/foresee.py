@@ -13,6 +13,7 @@ from fieldlm.compiler.search.ggml import kind
 from fieldlm.compiler.search.limits import Limits
 from fieldlm.compiler.search.write import resized
 from fieldlm.compiler.stages import Stages
+from fieldlm.formats.bundle import Cache
 from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines.gguf_header import Tensor, read_header
 from fieldlm.runtime.engines.layout import layout_of
@@ -49,8 +50,8 @@ class Foreseen:
 class Foresees(Protocol):
     """What says of a mixture what it will be."""
 
-    def foresee(self, types: Mapping[str, str]) -> Foreseen:
-        """Return what the mixture `types` will be."""
+    def foresee(self, types: Mapping[str, str], cache: Cache | None = None) -> Foreseen:
+        """Return what the mixture `types` will be with `cache`, or with the profile's own."""
         ...
 
 
@@ -66,8 +67,8 @@ class Foresight:
         self._header = read_header(full)
         self._tokens_per_s = tokens_per_s
 
-    def foresee(self, types: Mapping[str, str]) -> Foreseen:
-        """Return what the mixture `types` will be."""
+    def foresee(self, types: Mapping[str, str], cache: Cache | None = None) -> Foreseen:
+        """Return what the mixture `types` will be with `cache`, or with the profile's own."""
         size = resized(self._header, self._bytes, types)
         tensors = {name: _retyped(each, types.get(name)) for name, each in self._header.tensors.items()}
         serving = plan(
@@ -76,7 +77,7 @@ class Foresight:
             parallel=self._profile.runtime.parallel,
             batch=PREFILL_ALONE + self._profile.runtime.parallel,
             isa=self._profile.cpu.isa,
-            layout=layout_of(self._profile),
+            layout=layout_of(self._profile, cache),
         )
         return Foreseen(bytes=size, ram=serving, tokens_per_s=self._tokens_per_s * self._bytes / size)
 

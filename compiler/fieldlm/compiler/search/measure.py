@@ -9,13 +9,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
 
 from fieldlm.compiler.child import Ran, call
 from fieldlm.compiler.search.ggml import Floats
+from fieldlm.formats.bundle import Cache
+from fieldlm.runtime.engines.layout import layout_of
+
+if TYPE_CHECKING:
+    from fieldlm.runtime.engines.llama_api import Weights
 
 Z95 = 1.959964
 # How sure a verdict before the end must be, in standard errors; windows are few, so 3 is about 99 %.
@@ -56,12 +61,14 @@ def measure(
     examples: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
     *,
     what: str,
+    caches: Sequence[Cache | None] = (),
     threads: int = 0,
     max_kl: float | None = None,
 ) -> Ran:
     """Return one Measured for each of `artefacts`, over `windows` of text and `examples` (prompt, answer) of a task.
 
-    With `max_kl`, reading text stops as soon as every artefact is clearly on one side of it.
+    Each reads with its own of `caches`; None is F16, as full weights have it. With `max_kl`, reading text stops as soon
+    as every artefact is clearly on one side of it.
     """
     return call(
         "fieldlm.compiler.search.measure:measure_all",
@@ -70,6 +77,7 @@ def measure(
         artefacts=list(artefacts),
         windows=[list(window) for window in windows],
         examples=[[list(prompt), list(answer)] for prompt, answer in examples],
+        caches=msgspec.to_builtins(list(caches) or [None] * len(artefacts)),
         threads=threads,
         max_kl=max_kl,
     )
@@ -81,31 +89,42 @@ def measure_all(
     windows: list[list[int]],
     examples: list[list[list[int]]],
     *,
+    caches: list[dict[str, str] | None],
     threads: int,
     max_kl: float | None,
 ) -> list[dict[str, Any]]:
     """Read everything with full weights and with every artefact. Runs in a child process."""
-    tallies = _read_all(full, artefacts, windows, examples, threads=threads, max_kl=max_kl)
+    others = list(zip(artefacts, msgspec.convert(caches, list[Cache | None]), strict=True))
+    tallies = _read_all(full, others, windows, examples, threads=threads, max_kl=max_kl)
     return [msgspec.to_builtins(text.measured(task)) for text, task in tallies]
 
 
-def measure_one(full: Path, artefact: Path, windows: Sequence[Any], examples: Sequence[Any]) -> Ran:
-    """Read everything with one artefact; what it answers goes to `together`, with that of the others."""
+def measure_one(
+    full: Path, artefact: Path, windows: Sequence[Any], examples: Sequence[Any], *, cache: Cache | None = None
+) -> Ran:
+    """Read everything with one artefact and its cache; what it answers goes to `together`, with that of the others."""
     return call(
         "fieldlm.compiler.search.measure:read_one",
         what="measure a mixture",
         full=full,
         artefact=artefact,
+        cache=msgspec.to_builtins(cache),
         windows=windows,
         examples=examples,
     )
 
 
 def read_one(
-    full: str, artefact: str, windows: list[list[int]], examples: list[list[list[int]]]
+    full: str,
+    artefact: str,
+    windows: list[list[int]],
+    examples: list[list[list[int]]],
+    *,
+    cache: dict[str, str] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read everything to the end with full weights and `artefact`. Runs in a child process."""
-    ((text, task),) = _read_all(full, [artefact], windows, examples, threads=0, max_kl=None)
+    """Read everything to the end with full weights and with `artefact` and its cache. Runs in a child process."""
+    other = (artefact, msgspec.convert(cache, Cache | None))
+    ((text, task),) = _read_all(full, [other], windows, examples, threads=0, max_kl=None)
     return text.told(), task.told()
 
 
@@ -121,7 +140,7 @@ def together(told: Sequence[tuple[dict[str, Any], dict[str, Any]]], max_kl: floa
 
 def _read_all(
     full: str,
-    artefacts: list[str],
+    artefacts: list[tuple[str, Cache | None]],
     windows: list[list[int]],
     examples: list[list[list[int]]],
     *,
@@ -130,18 +149,18 @@ def _read_all(
 ) -> list[tuple["_Tally", "_Tally"]]:
     """Return what was found on text and on the task, for each artefact."""
     longest = max(map(len, [*windows, *(prompt + answer for prompt, answer in examples)]))
-    reference = _open(full, longest, threads)
-    others = [_open(path, longest, threads) for path in artefacts]
+    reference = _open(full, None, longest, threads)
+    others = [_open(path, cache, longest, threads) for path, cache in artefacts]
     texts = [_Tally() for _ in others]
     for window in windows:
-        truth = _Truth(reference.read(window, 0)[:-1], window[1:])
+        truth = Truth(reference.read(window, 0)[:-1], window[1:])
         for reader, tally in zip(others, texts, strict=True):
             tally.add(truth, reader.read(window, 0)[:-1])
         if max_kl is not None and all(tally.is_clear(max_kl) for tally in texts):
             break
     tasks = [_Tally() for _ in others]
     for prompt, answer in examples:
-        truth = _Truth(reference.read(prompt + answer, len(prompt) - 1)[:-1], answer)
+        truth = Truth(reference.read(prompt + answer, len(prompt) - 1)[:-1], answer)
         for reader, tally in zip(others, tasks, strict=True):
             tally.add(truth, reader.read(prompt + answer, len(prompt) - 1)[:-1])
     return list(zip(texts, tasks, strict=True))
@@ -155,30 +174,39 @@ class Reader(Protocol):
         ...
 
 
-def _open(path: str, room: int, threads: int) -> Reader:
+def _open(path: str, cache: Cache | None, room: int, threads: int) -> Reader:
     if path.endswith(".onnx"):
         from fieldlm.compiler.search.onnx_read import OnnxReader
 
         return OnnxReader(Path(path), room, threads)
-    return _Reader(Path(path), room, threads)
+    from fieldlm.runtime.engines.llama_api import Weights
+
+    return GgufReader(Weights(Path(path)), cache, room, threads)
 
 
-class _Reader:
-    """One GGUF that reads texts of up to `room` tokens and says its logits for each."""
+class GgufReader:
+    """Loaded weights that read texts of up to `room` tokens with a cache of their own, and say the logits of each."""
 
-    def __init__(self, path: Path, room: int, threads: int) -> None:
+    def __init__(self, weights: "Weights", cache: Cache | None, room: int, threads: int = 0) -> None:
         from fieldlm.runtime.engines import llama_api as llama
         from fieldlm.runtime.engines.cores import physical_cores
 
         self._api = llama.api
-        self._weights = llama.Weights(path)
+        self._weights = weights
+        layout = layout_of(None, cache)
         params = self._api.llama_context_default_params()
+        params.type_k, params.type_v = layout.key_type, layout.value_type
         params.n_ctx = params.n_batch = params.n_ubatch = room
         params.n_threads = params.n_threads_batch = threads or physical_cores()
         self._context = self._api.llama_init_from_model(self._weights.model, params)
         self._batch = llama.Batch(room)
 
+    def close(self) -> None:
+        """Free the cache and the logits; the weights stay."""
+        self._api.llama_free(self._context)
+
     def read(self, tokens: Sequence[int], start: int) -> Floats:
+        """Return the logits [tokens - start, vocabulary] after each token from `start` on, valid until the next."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
         self._batch.clear()
         for at, token in enumerate(tokens):
@@ -189,7 +217,7 @@ class _Reader:
         return np.ctypeslib.as_array(rows, (len(tokens) - start, self._weights.vocabulary))
 
 
-class _Truth:
+class Truth:
     """What full weights think of one text, and the tokens that really come: said once, compared with often."""
 
     def __init__(self, logits: Floats, wanted: Sequence[int]) -> None:
@@ -237,7 +265,7 @@ class _Tally:
         """Return all of it as JSON can say it; `_heard` has it back."""
         return {"kl": [each.tolist() for each in self.kl], "same": self.same, "gap": self.gap, "right": self.right}
 
-    def add(self, truth: _Truth, logits: Floats) -> None:
+    def add(self, truth: Truth, logits: Floats) -> None:
         kl, gain = truth.divergence(logits)
         self.kl.append(kl)
         chosen = logits.argmax(1)

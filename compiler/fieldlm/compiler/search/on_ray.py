@@ -27,6 +27,7 @@ from fieldlm.compiler.search import write as writing
 from fieldlm.compiler.stages import cache_root, lock
 from fieldlm.compiler.toolchain import installed
 from fieldlm.formats import errors
+from fieldlm.formats.bundle import Cache
 from fieldlm.formats.errors import EngineError, FieldlmError, LinkError, MissingPartError
 from fieldlm.formats.files import sha256_file
 from fieldlm.runtime.terminal import log, progress
@@ -133,11 +134,13 @@ class Flight:
         windows: Sequence[Sequence[int]],
         examples: Sequence[tuple[list[int], list[int]]],
         *,
+        caches: Sequence[Cache | None],
         needs: Mapping[str, str],
     ) -> None:
         self._ray: Any = import_module("ray")
         self._files = [full, *sorted(path for path in statistics.iterdir() if path.name != "stage.json")]
-        self._mixtures, self._told = mixtures, dict[int, dict[str, Any]]()
+        self._mixtures = list(zip(mixtures, caches, strict=True))
+        self._told = dict[int, dict[str, Any]]()
         self._texts, self._needs = (windows, examples), dict(needs)
         self._memory = 2 * full.stat().st_size + SPARE_BYTES
         self._refs: list[Any] = []
@@ -176,14 +179,14 @@ class Flight:
         self._check_room()
         with progress("hand full weights and statistics to the cluster"):
             self._sent = tuple(_send(self._ray, path) for path in self._files)
-        self._refs = [self._submit(types) for types in self._mixtures]
+        self._refs = [self._submit(types, cache) for types, cache in self._mixtures]
 
-    def _submit(self, types: Mapping[str, str]) -> Any:
+    def _submit(self, types: Mapping[str, str], cache: Cache | None) -> Any:
         # Ray's own retries are silent; these are told.
         task = self._ray.remote(try_mixture).options(
             num_cpus=1, memory=self._memory, max_retries=0, scheduling_strategy="SPREAD"
         )
-        return task.remote(self._sent, dict(types), *self._texts, self._needs)
+        return task.remote(self._sent, dict(types), cache, self._texts, self._needs)
 
     def _landed(self, at: int, check: Callable[[], None]) -> dict[str, Any]:
         """Wait for mixture number `at`; a node that is lost on the way costs another try elsewhere."""
@@ -200,7 +203,7 @@ class Flight:
                     raise EngineError(f"the cluster could not try a mixture: {_last_line(error)}") from error
                 tries += 1
                 log(f"  note: the node with mixture {at + 1} was lost; it is tried elsewhere ({tries} of {MOST_TRIES})")
-                self._refs[at] = self._submit(self._mixtures[at])
+                self._refs[at] = self._submit(*self._mixtures[at])
 
     def _check_room(self) -> None:
         """Raise LinkError when no node could ever take a task: Ray would wait without a word."""
@@ -230,11 +233,11 @@ def _send(ray: Any, path: Path) -> Sent:
 def try_mixture(
     sent: Sequence[Sent],
     types: Mapping[str, str],
-    windows: Sequence[Any],
-    examples: Sequence[Any],
+    cache: Cache | None,
+    texts: tuple[Sequence[Any], Sequence[Any]],
     needs: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write the mixture `types` and measure it. Runs on a node; a user's mistake comes back as an answer."""
+    """Write the mixture `types` and measure it on `texts`. Runs on a node; a user's mistake comes back as an answer."""
     import numpy as np
 
     try:
@@ -243,7 +246,7 @@ def try_mixture(
             folder = Path(name)
             full, *_ = [_held(each, folder) for each in sent]
             wrote = writing.write(full, folder, types, folder / "mixture.gguf")
-            read = measuring.measure_one(full, folder / "mixture.gguf", windows, examples)
+            read = measuring.measure_one(full, folder / "mixture.gguf", *texts, cache=cache)
             mixture = np.fromfile(folder / "mixture.gguf", np.uint8)
     except FieldlmError as error:
         return {"error": type(error).__name__, "message": f"{socket.gethostname()}: {error}"}

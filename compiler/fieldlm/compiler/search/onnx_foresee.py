@@ -16,6 +16,7 @@ from fieldlm.compiler.search.nbits import WHOLE, nbits
 from fieldlm.compiler.search.onnx_weights import opened
 from fieldlm.compiler.stages import Stages
 from fieldlm.compiler.toolchain import installed
+from fieldlm.formats.bundle import Cache
 from fieldlm.formats.profile import Profile
 from fieldlm.runtime.engines.plan import Plan
 
@@ -38,8 +39,8 @@ class OnnxForesight:
         self._weights = opened(full.base)
         self._ns: dict[str, float] = {}
 
-    def foresee(self, types: Mapping[str, str]) -> Foreseen:
-        """Return what the mixture `types` will be."""
+    def foresee(self, types: Mapping[str, str], cache: Cache | None = None) -> Foreseen:
+        """Return what the mixture `types` will be; its cache has the graph's own type."""
         size = size_bytes(self._full, types, self._profile)
         kv = self._weights.token_bytes * self._context * self._profile.runtime.parallel
         ram = Plan(weights=(size - self._full.tokenizer_bytes) / MB, kv=kv / MB, compute=0.0, loading=0.0)

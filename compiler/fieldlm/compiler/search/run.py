@@ -19,9 +19,11 @@ from fieldlm.compiler.artefact import Artefact, mix, size_bytes
 from fieldlm.compiler.checkpoint import Checkpoint
 from fieldlm.compiler.child import Ran
 from fieldlm.compiler.pack import draft
+from fieldlm.compiler.search import cache as caching
 from fieldlm.compiler.search import calibrate as calibrating
 from fieldlm.compiler.search import measure as measuring
 from fieldlm.compiler.search import price as pricing
+from fieldlm.compiler.search.cache import HOPE, Choice, PricedCache
 from fieldlm.compiler.search.corpus import Corpus, Example, own_samples, read_corpus, read_task
 from fieldlm.compiler.search.foresee import BESIDE_MB, foresight_of
 from fieldlm.compiler.search.frontier import Frontier, Option, Point
@@ -31,7 +33,7 @@ from fieldlm.compiler.search.on_ray import Flight
 from fieldlm.compiler.stages import Stages
 from fieldlm.compiler.toolchain import installed
 from fieldlm.compiler.verify import PROMPTS, Answers
-from fieldlm.formats.bundle import Gate, Manifest
+from fieldlm.formats.bundle import Cache, Gate, Manifest
 from fieldlm.formats.errors import GateError, InputError
 from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.formats.profile import Profile
@@ -41,23 +43,24 @@ MB = 1e6
 # Where no limit says how good: as near to full weights as llama.cpp's Q4_K_M keeps a model of eight billion weights
 # (0.031, its tools/perplexity).
 GOOD_KL = 0.03
-# What measured divergence was over predicted, where nothing is measured yet (SmolLM2-135M).
-HOPE = 8.0
 STEP_DOWN = 0.92
 # How far apart two predictions are tried while nothing lies between them.
 STRIDE = 3.0
 # A divergence this near to the one asked for is not worth another trial.
 NEAR = 0.93
 MOST_TRIALS = 5
+# Another cache whose best mixture is foreseen to cost at most so much more is tried, too.
+RIVAL = 1.5
 TASK_EXAMPLES = 100
 JUDGES = ("fieldlm", "llama-cpp-python", "numpy", "onnxruntime", "scipy", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One point of the frontier, made and measured."""
+    """One point of the frontier, made and measured with a cache."""
 
     point: Point
+    cache: Cache | None
     types: dict[str, str]
     artefact: Artefact
     measured: Measured
@@ -115,6 +118,7 @@ class Search:
         self._statistics()
         self._frontier()
         self.foresight = foresight_of(self.full, self.profile, reference.tokens_per_s, self.stages)
+        self.caches = self._price_caches()
 
     def make(self, point: Point, writing: Callable[[Path], Ran] | None = None) -> Artefact:
         """Write the mixture at `point`."""
@@ -177,33 +181,61 @@ class Search:
         }
         self.frontier = Frontier(options)
 
+    def _price_caches(self) -> list[PricedCache]:
+        """Return the caches to choose among, the finest first: they matter where memory is bounded."""
+        assert self.corpus is not None, "read before"
+        own = PricedCache(cache=caching.own_cache(self.profile))
+        if self.full.engine != "llama" or self.request.limits.max_ram_mb is None:
+            return [own]
+        legal = caching.legal_caches(self.full.base, self.profile)
+        if len(legal) == 1:
+            return [own]
+        windows = self.corpus.learn[: caching.WINDOWS]
+        asked = {
+            "full": self.full.sha256,
+            "caches": legal,
+            "windows": sha256_bytes(canonical_json(windows)),
+            "engine": installed(JUDGES),
+        }
+        _, made = self.stages.run(
+            "priced-caches", asked, lambda _: caching.price_caches(self.full.base, legal, windows)
+        )
+        return caching.priced(legal, made.value, self.foresight)
+
     def _best_under(self) -> Trial:
-        """Return the best mixture under the limits; one a step smaller is measured beside it."""
-        largest = self._largest_allowed()
-        below = self.frontier.within(largest.bytes * STEP_DOWN)
-        trials = self._try(list(dict.fromkeys([largest, *([below] if below else [])])))
+        """Return the best mixture under the limits; one a step smaller and the next best cache's are measured too."""
+        best, *others = self._allowed()
+        below = self.frontier.within(best.point.bytes * STEP_DOWN)
+        rivals = [each for each in others[:1] if each.divergence <= RIVAL * best.divergence]
+        smaller = [Choice(point=below, priced=best.priced)] if below else []
+        trials = self._try(list(dict.fromkeys([best, *smaller, *rivals])))
         passing = [trial for trial in trials if self._keeps_quality(trial)]
         if not passing:
             raise GateError(self._nearest(min(trials, key=lambda trial: trial.measured.kl.value)))
         return min(passing, key=lambda trial: trial.measured.kl.value)
 
-    def _largest_allowed(self) -> Point:
-        """Return the largest point that is foreseen to keep the limits.
+    def _allowed(self) -> list[Choice]:
+        """Return the largest mixture that is foreseen to keep the limits beside each cache, the best of them first.
 
-        Raises GateError when even the smallest does not.
+        Raises GateError when even the smallest does not beside the coarsest.
         """
-        points = self.frontier.points
+        points, limits = self.frontier.points, self.request.limits
 
-        def missed(at: int) -> str | None:
-            return self.foresight.foresee(self.types(points[at])).missed(self.request.limits)
+        def missed(at: int, priced: PricedCache) -> str | None:
+            return self.foresight.foresee(self.types(points[at]), priced.cache).missed(limits)
 
-        if (least := missed(0)) is None:
+        def largest(priced: PricedCache) -> Point:
             # A larger mixture never takes less.
-            return points[bisect_left(range(1, len(points)), 1, key=lambda at: missed(at) is not None)]
-        raise GateError(
-            f"no mixture keeps the limits: the smallest of {self.checkpoint.name} has {least}; "
-            "allow more or take a smaller model"
-        )
+            return points[bisect_left(range(1, len(points)), 1, key=lambda at: missed(at, priced) is not None)]
+
+        fitting = [priced for priced in self.caches if missed(0, priced) is None]
+        if not fitting:
+            raise GateError(
+                f"no mixture keeps the limits: the smallest of {self.checkpoint.name} has "
+                f"{missed(0, self.caches[-1])}; allow more or take a smaller model"
+            )
+        found = [Choice(point=largest(priced), priced=priced) for priced in fitting]
+        return sorted(found, key=lambda choice: choice.divergence)
 
     def _smallest_good(self) -> Trial:
         """Return the smallest mixture that keeps the quality asked for: predict, measure, correct, predict again."""
@@ -214,14 +246,15 @@ class Search:
             between = [point for point in self.frontier.points if _lies_between(point, good, lost)]
             if not between or (good and not self._judges_task and good.measured.kl.value > NEAR * self._wanted_kl):
                 break
-            (trial,) = self._try([min(between, key=lambda point: _apart(point.divergence, divergence))])
+            nearest = min(between, key=lambda point: _apart(point.divergence, divergence))
+            (trial,) = self._try([Choice(point=nearest, priced=self.caches[0])])
             if self._is_good(trial):
                 good = trial
             else:
                 lost = trial
             divergence = self._next(good, lost)
         if good is None:
-            (good,) = self._try([self.frontier.points[-1]])
+            (good,) = self._try([Choice(point=self.frontier.points[-1], priced=self.caches[0])])
             if not self._is_good(good):
                 raise GateError(self._nearest(good))
         return good
@@ -254,12 +287,13 @@ class Search:
             (point for point in self.frontier.points if point.divergence <= divergence), self.frontier.points[-1]
         )
 
-    def _try(self, points: Sequence[Point]) -> list[Trial]:
-        """Make and measure the mixtures at `points`, all beside full weights in one reading."""
+    def _try(self, choices: Sequence[Choice]) -> list[Trial]:
+        """Make and measure the mixtures of `choices`, all beside full weights in one reading."""
         assert self.corpus is not None, "read before"
+        points, caches = [each.point for each in choices], [each.priced.cache for each in choices]
         mixtures = [self.types(point) for point in points]
         pairs = [(example.prompt_tokens, example.answer_tokens) for example in self.examples]
-        flight = self._flight(mixtures, pairs) if self.request.ray else None
+        flight = self._flight(mixtures, caches, pairs) if self.request.ray else None
         made = [self.make(p, flight and partial(flight.write, at)) for at, p in enumerate(points)]
         for types, artefact in zip(mixtures, made, strict=True):
             assert artefact.size.bytes == size_bytes(self.full, types, self.profile), (
@@ -269,6 +303,7 @@ class Search:
         asked = {
             "full": self.full.sha256,
             "artefacts": [artefact.sha256 for artefact in made],
+            "caches": caches,
             "hold": sha256_bytes(canonical_json(hold)),
             "examples": sha256_bytes(canonical_json(pairs)),
             "max_kl": limit,
@@ -280,18 +315,27 @@ class Search:
             if flight:
                 return flight.measure(limit)
             files = [artefact.base for artefact in made]
-            return measuring.measure(self.full.base, files, hold, pairs, what=what, max_kl=limit)
+            return measuring.measure(self.full.base, files, hold, pairs, what=what, caches=caches, max_kl=limit)
 
         _, ran = self.stages.run("measured", asked, read)
         results = msgspec.convert(ran.value, list[Measured])
-        rows = zip(points, mixtures, made, results, strict=True)
-        trials = [Trial(point=p, types=types, artefact=artefact, measured=found) for p, types, artefact, found in rows]
+        rows = zip(points, caches, mixtures, made, results, strict=True)
+        trials = [
+            Trial(point=point, cache=cache, types=types, artefact=artefact, measured=found)
+            for point, cache, types, artefact, found in rows
+        ]
         self._trials += trials
         return trials
 
-    def _flight(self, mixtures: Sequence[Mapping[str, str]], pairs: Sequence[tuple[list[int], list[int]]]) -> Flight:
+    def _flight(
+        self,
+        mixtures: Sequence[Mapping[str, str]],
+        caches: Sequence[Cache | None],
+        pairs: Sequence[tuple[list[int], list[int]]],
+    ) -> Flight:
         assert self.corpus is not None, "read before"
-        return Flight(self.full.base, self.statistics, mixtures, self.corpus.hold, pairs, needs=installed(JUDGES))
+        hold, needs = self.corpus.hold, installed(JUDGES)
+        return Flight(self.full.base, self.statistics, mixtures, hold, pairs, caches=caches, needs=needs)
 
     def _keeps_quality(self, trial: Trial) -> bool:
         return all(gate.passed for gate in self._gates(trial))
@@ -340,6 +384,8 @@ class Search:
         return {
             "calibration_sha256": self.calibration_sha256,
             "frontier": [{"bytes": p.bytes + overhead, "predicted_kl": round(p.divergence, 7)} for p in shown],
+            "caches": [caching.cache_facts(each) for each in self.caches] if len(self.caches) > 1 else [],
+            "cache": msgspec.to_builtins(chosen.cache),
             "trials": [_trial_facts(trial) for trial in self._trials],
             "types": chosen.types,
             "tensor_bytes": _tensor_bytes(self.frontier.mixture(chosen.point)),
@@ -359,6 +405,7 @@ def _trial_facts(trial: Trial) -> dict[str, Any]:
     return {
         "quant": trial.artefact.quant,
         "bytes": trial.artefact.size.bytes,
+        "cache": msgspec.to_builtins(trial.cache),
         "predicted_kl": round(trial.point.divergence, 7),
         "measured": msgspec.to_builtins(trial.measured),
     }

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from fieldlm.formats.errors import ProfileError
+from fieldlm.formats.bundle import Cache
+from fieldlm.formats.errors import BundleError, FieldlmError, ProfileError
 from fieldlm.formats.profile import Accelerator, Profile
 
 F16 = 1  # ggml type
 KV_TYPES = {"f32": 0, "f16": F16, "bf16": 30, "q8_0": 8, "q5_0": 6, "q4_0": 2}  # name → ggml type
+F16_CACHE = Cache(keys="f16", values="f16")
 ALL_LAYERS, NO_LAYERS = -1, 0
 
 
@@ -34,14 +36,22 @@ class Layout:
 DEFAULT_LAYOUT = Layout()
 
 
-def layout_of(profile: Profile | None) -> Layout:
-    """Return what `profile` asks for; raises ProfileError for a type of keys or values that no cache has."""
+def layout_of(profile: Profile | None, cache: Cache | None = None) -> Layout:
+    """Return what `profile` asks for, with the cache of its bundle where the profile leaves that open.
+
+    Raises ProfileError or BundleError for a type of keys or values that no cache has.
+    """
+    wanted = cache or F16_CACHE
+    keys, values = (_kv_type("the bundle", name, BundleError) for name in (wanted.keys, wanted.values))
     if profile is None:
-        return Layout()
+        return Layout(key_type=keys, value_type=values)
+    if profile.gguf.flash_attention is False:
+        # Without it llama.cpp reads values as they are, or not at all.
+        values = F16 if wanted.values.startswith("q") else values
     gpu = next((accelerator for accelerator in profile.accelerators if accelerator.used), None)
     return Layout(
-        key_type=_kv_type(profile, profile.gguf.kv_k),
-        value_type=_kv_type(profile, profile.gguf.kv_v),
+        key_type=_kv_type(profile.id, profile.gguf.kv_k, ProfileError) if profile.gguf.kv_k else keys,
+        value_type=_kv_type(profile.id, profile.gguf.kv_v, ProfileError) if profile.gguf.kv_v else values,
         flash_attention=profile.gguf.flash_attention,
         is_mapped=profile.runtime.mmap,
         gpu=gpu,
@@ -49,7 +59,7 @@ def layout_of(profile: Profile | None) -> Layout:
     )
 
 
-def _kv_type(profile: Profile, name: str) -> int:
+def _kv_type(who: str, name: str, error: type[FieldlmError]) -> int:
     if name not in KV_TYPES:
-        raise ProfileError(f"{profile.id} wants keys and values as {name!r}; want one of {', '.join(KV_TYPES)}")
+        raise error(f"{who} wants keys and values as {name!r}; want one of {', '.join(KV_TYPES)}")
     return KV_TYPES[name]

@@ -92,7 +92,7 @@ def open(
         most_threads=most_threads,
         context=context or min(bundle.manifest.model.context, DEFAULT_CONTEXT),
         parallel=parallel,
-        layout=layout_of(profile),
+        layout=layout_of(profile, bundle.manifest.cache),
     )
 
 

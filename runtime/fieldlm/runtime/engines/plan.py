@@ -171,7 +171,7 @@ def kv_bytes(header: Header, key_type: int = F16, value_type: int = F16) -> int:
     shared = _number(header, "attention.shared_kv_layers")
     layers = _number(header, "block_count") - shared
     return sum(
-        _row_bytes(keys, key_type) + _row_bytes(values, value_type)
+        row_bytes(keys, key_type) + row_bytes(values, value_type)
         for layer, keys, values in _cached(header)
         if layer < layers
     )
@@ -193,7 +193,8 @@ def _query_width(header: Header) -> int:
     return heads * _number(header, "attention.key_length") or width
 
 
-def _row_bytes(width: int, kind: int) -> int:
+def row_bytes(width: int, kind: int) -> int:
+    """Return the bytes of `width` numbers of the ggml type `kind`."""
     elements, size = BLOCKS[kind]
     return width // elements * size
 
