@@ -19,13 +19,13 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.compiler import toolchain
-from fieldlm.compiler.stages import cache_root, lock
-from fieldlm.compiler.toolchain import SDISTS, pip_download
-from fieldlm.formats.errors import EngineError, FieldlmError, InputError, LinkError, MissingPartError
-from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
-from fieldlm.runtime.hardware import usable_cores
-from fieldlm.runtime.terminal import log, progress
+from fieldlm.core.errors import EngineError, FieldlmError, InputError, LinkError, MissingPartError
+from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
+from fieldlm.core.terminal import log, progress
+from fieldlm.hardware.detect import usable_cores
+from fieldlm_compiler.pipeline import llama_toolchain
+from fieldlm_compiler.pipeline.llama_toolchain import SDISTS, pip_download
+from fieldlm_compiler.pipeline.stages import cache_root, lock
 
 TARGETS = ("llama-server", "llama-bench")
 # No web page, no TLS, nothing fetched while it builds; the libraries lie beside the programs, wherever both are moved.
@@ -100,7 +100,7 @@ def build_llama(cmake_args: str) -> Path:
 
 def unpack(sdist: Path, into: Path) -> None:
     """Write what llama.cpp is built from out of `sdist` to `into`."""
-    toolchain.unpack(sdist, into, wanted=lambda top: top not in UNUSED, needs="CMakeLists.txt")
+    llama_toolchain.unpack(sdist, into, wanted=lambda top: top not in UNUSED, needs="CMakeLists.txt")
 
 
 def install_genai() -> Path:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.formats.bundle import open_bundle
-from tests import device_site
-from tests.bad_releases import KINDS, LONG, Kind, Workshop
-from tests.device_site import DEVICE, FLEET, DeviceProcess, Home
+from tests.support import device_process
+from tests.support.bad_releases import KINDS, LONG, Kind, Workshop
+from tests.support.device_process import DEVICE, FLEET, DeviceProcess, Home
 
 CUSTOMERS = 2
 
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    device_site.PATIENCE_S = 300.0  # how late it is belongs in the table
+    device_process.PATIENCE_S = 300.0  # how late it is belongs in the table
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop.open(Path(folder) / "shop")

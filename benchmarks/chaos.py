@@ -23,15 +23,15 @@ from typing import Any, get_args
 
 import httpx
 
-from fieldlm.runtime import terminal
-from fieldlm.runtime.adapters import Shelf
-from fieldlm.runtime.engines import Outcome
-from fieldlm.runtime.engines.llama import LlamaEngine
-from fieldlm.runtime.hardware import rss_mb
-from fieldlm.runtime.listen import listening
-from fieldlm.runtime.live import Live
-from fieldlm.runtime.openai import Exchange
-from fieldlm.runtime.server import make_app
+from fieldlm.api.app import make_app
+from fieldlm.api.chat_request import Exchange
+from fieldlm.core import terminal
+from fieldlm.engines import Outcome
+from fieldlm.engines.llama import LlamaEngine
+from fieldlm.hardware.detect import rss_mb
+from fieldlm.inference.adapters import Shelf
+from fieldlm.inference.generations import Live
+from fieldlm.network.http_server import listening
 
 AT_ONCE = 12
 WARM_UP = 40, 400  # requests before the first measurement, at least and at most: caches fill, allocators settle

@@ -25,16 +25,16 @@ from pathlib import Path
 
 import msgspec
 
-from fieldlm.compiler.publish import publish
-from fieldlm.formats.files import CHUNK_BYTES
+from fieldlm.blobs.fetch import FolderSource, Manner, Reader, fetch
+from fieldlm.blobs.server import BlobServer
+from fieldlm.blobs.sources import Bucket, PacedSource
+from fieldlm.blobs.store import Blobs
+from fieldlm.blobs.swarm import Neighbour, Swarm
+from fieldlm.core import terminal
+from fieldlm.core.files import CHUNK_BYTES
 from fieldlm.formats.release import Release
-from fieldlm.runtime import terminal
-from fieldlm.runtime.blobs import Blobs
-from fieldlm.runtime.fetch import FolderSource, Manner, Reader, fetch
-from fieldlm.runtime.peers import Neighbour, Swarm
-from fieldlm.runtime.share import BlobServer
-from fieldlm.runtime.sources import Bucket, PacedSource
-from tests.simulators_update import small_bundle
+from fieldlm_compiler.repository.publish import publish
+from tests.support.update_simulators import small_bundle
 
 
 class Kills(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,12 +28,12 @@ import zstandard
 from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks.spool import ID_KEY, morning
-from fieldlm.feedback.collect import Message, Totals, take_in
-from fieldlm.feedback.store import Store
+from fieldlm.core import terminal
 from fieldlm.formats import block, topics
-from fieldlm.runtime import terminal
-from fieldlm.runtime.conversation import WINDOW, Timing
-from tests.feedback.brokers import Mosquitto
+from fieldlm.telemetry.sync_session import WINDOW, Timing
+from fieldlm_compiler.collect.collect import Message, Totals, take_in
+from fieldlm_compiler.collect.parquet import Store
+from tests.support.brokers import Mosquitto
 
 FLEET = "bench"
 EPOCH = 7
@@ -186,7 +186,7 @@ def real(devices: int, rate: int, seconds: float, block_records: int) -> Result:
         command = [
             sys.executable,
             "-c",
-            "import sys; from fieldlm.feedback.collect import main; sys.exit(main(sys.argv[1:]))",
+            "import sys; from fieldlm_compiler.collect.collect import main; sys.exit(main(sys.argv[1:]))",
         ]
         options = ["--broker", broker.url, "--fleet", FLEET, "--store", f"{folder}/store", "--json"]
         collector = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)

@@ -18,9 +18,9 @@ import msgspec
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fieldlm.core.errors import TrustError
+from fieldlm.core.signing import key_id, sign
 from fieldlm.formats import block, topics
-from fieldlm.formats.errors import TrustError
-from fieldlm.formats.keys import key_id, sign
 from fieldlm.formats.policy import Policy, parse_policy, sign_policy
 from fieldlm.formats.record import Record, WireError, pack
 from fieldlm.formats.response_ids import ResponseIds

@@ -26,27 +26,28 @@ from typing import Any
 import msgspec
 
 from benchmarks.quantise_divisible import train
-from fieldlm.compiler import proof, quantize
-from fieldlm.compiler.adapter import open_adapter
-from fieldlm.compiler.artefact import Artefact, lower, shrink
-from fieldlm.compiler.assemble import draft_manifest
-from fieldlm.compiler.build import compile_model, report_path
-from fieldlm.compiler.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
-from fieldlm.compiler.merge import merge
-from fieldlm.compiler.pack import draft
-from fieldlm.compiler.search.calibrate import IMATRIX
-from fieldlm.compiler.search.corpus import read_corpus, read_task
-from fieldlm.compiler.search.frontier import Point
-from fieldlm.compiler.search.limits import Limits, Request
-from fieldlm.compiler.search.measure import Measured, measure
-from fieldlm.compiler.search.run import Search
-from fieldlm.compiler.stages import Stages
-from fieldlm.compiler.verify import Answers, weigh_serving
-from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file, write_whole
-from fieldlm.formats.keys import load_or_create_key
+from fieldlm.core import terminal
+from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, write_whole
+from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.profile import Profile, load_profile
-from fieldlm.runtime import terminal
-from fieldlm.runtime.template import render
+from fieldlm.inference.chat_template import render
+from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
+from fieldlm_compiler.checkpoints.merge import merge
+from fieldlm_compiler.checkpoints.peft_adapter import open_adapter
+from fieldlm_compiler.compile.assemble import draft_manifest
+from fieldlm_compiler.compile.build import compile_model, report_path
+from fieldlm_compiler.export import quantize
+from fieldlm_compiler.export.artefact import Artefact, lower, shrink
+from fieldlm_compiler.pipeline.pack import draft
+from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.search.calibrate import IMATRIX
+from fieldlm_compiler.search.frontier import Point
+from fieldlm_compiler.search.search import Search
+from fieldlm_compiler.verify import gates
+from fieldlm_compiler.verify.against_source import Answers, weigh_serving
+from fieldlm_compiler.verify.corpus import read_corpus, read_task
+from fieldlm_compiler.verify.divergence import Measured, measure
+from fieldlm_compiler.verify.limits import Limits, Request
 
 MIB = 1 << 20
 SYSTEM_PROMPT = "Answer with one JSON call."
@@ -153,7 +154,7 @@ def with_full(
 ) -> Bench:
     """Lower `checkpoint` and cut the text that everything is measured on."""
     full, manifest = lower(checkpoint, "gguf", stages), draft_manifest(checkpoint, profile)
-    answers = proof.ask(manifest, full, stages)
+    answers = gates.ask(manifest, full, stages)
     prompt = partial(render, draft(manifest, full.parts))
     corpus = read_corpus([files["text"]], checkpoint, prompt)
     task = read_task(files["test"], checkpoint, prompt, answers.stops)[:examples] if examples else []
@@ -237,7 +238,7 @@ def foresight_part(bench: Bench) -> Table:
         point = point_within(search, size)
         foreseen, artefact = search.foresight.foresee(search.types(point)), search.make(point)
         held = sum(weigh_serving(draft(manifest, artefact.parts), bench.profile).value.values())
-        speed = proof.ask(manifest, artefact, bench.stages).tokens_per_s
+        speed = gates.ask(manifest, artefact, bench.stages).tokens_per_s
         print(
             f"{artefact.quant}: {foreseen.ram.total:.1f} MB foreseen, {held:.1f} held; "
             f"{foreseen.tokens_per_s:.0f} tokens/s foreseen, {speed:.0f} measured"

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fieldlm.compiler.checkpoint import DEFAULT_MODEL, open_checkpoint
-from fieldlm.compiler.child import Ran, call
-from fieldlm.compiler.fidelity import json_tokens
+from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint
+from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
+from fieldlm_compiler.pipeline.child import Ran, call
 
 WINDOW, BATCH, STEPS = 128, 8, 120
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

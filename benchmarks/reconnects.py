@@ -13,7 +13,7 @@ import random
 import sys
 import time
 
-from fieldlm.runtime.backoff import Backoff
+from fieldlm.telemetry.backoff import Backoff
 
 MOST_A_SECOND = 5000
 

@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from fieldlm.feedback.rollout import Block, Decision, Group, Plan, Rollout, Trouble
+from fieldlm_compiler.fleet.waves import Block, Decision, Group, Plan, Rollout, Trouble
 
 SHARES = (0.335, 0.2, 0.15, 0.1, 0.08, 0.06, 0.04, 0.02, 0.01, 0.005)
 USUAL = (0.01, 0.04)  # devices in trouble whatever they run, by profile

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from fieldlm.runtime import terminal
+from fieldlm.core import terminal
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/scale.md"
 BEGIN, END = "<!-- scale -->", "<!-- /scale -->"

@@ -23,16 +23,16 @@ from benchmarks import anchors, serving_engine, serving_lookup, serving_onnx, se
 from benchmarks.serving_calls import Calls, kiosk, snips
 from benchmarks.serving_rows import Figure, Job
 from benchmarks.serving_sides import Setting
-from fieldlm.compiler.build import compile_model
-from fieldlm.compiler.checkpoint import DEFAULT_MODEL
-from fieldlm.compiler.stages import cache_root
+from fieldlm.bench.environment import Moment, environment, moment, steal_percent
+from fieldlm.core import terminal
+from fieldlm.core.errors import FieldlmError, InputError
+from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.formats.errors import FieldlmError, InputError
-from fieldlm.formats.files import canonical_json, write_whole
-from fieldlm.formats.keys import load_or_create_key
-from fieldlm.runtime import terminal
-from fieldlm.runtime.environment import Moment, environment, moment, steal_percent
-from fieldlm.runtime.hardware import detect, usable_cores
+from fieldlm.hardware.detect import detect, usable_cores
+from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
+from fieldlm_compiler.compile.build import compile_model
+from fieldlm_compiler.pipeline.stages import cache_root
 
 ROWS: dict[str, Callable[[Job], list[Figure]]] = {
     "decode": serving_rows.decode,

@@ -13,12 +13,12 @@ import numpy as np
 
 from benchmarks.serving_rows import Figure, Job, alternate, ratio, story
 from benchmarks.serving_sides import Setting, fieldlm_server, llama_server
+from fieldlm.bench.bench import interval
+from fieldlm.core.errors import EngineError
+from fieldlm.engines import Engine, Generation, Sampling, Terms, open_engine
 from fieldlm.formats.bundle import open_bundle
-from fieldlm.formats.errors import EngineError
-from fieldlm.runtime.bench import interval
-from fieldlm.runtime.engines import Engine, Generation, Sampling, Terms, open_engine
-from fieldlm.runtime.engines.gguf_header import read_header
-from fieldlm.runtime.hardware import rss_mb
+from fieldlm.formats.gguf import read_header
+from fieldlm.hardware.detect import rss_mb
 
 ADAPTERS = 8
 RANK = 16

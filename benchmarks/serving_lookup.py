@@ -11,9 +11,9 @@ from dataclasses import replace
 import msgspec
 
 from benchmarks.serving_rows import QUESTIONS, WORDS, Figure, Job, alternate, ratio
-from fieldlm.runtime.engines import Engine, Sampling, open_engine
-from fieldlm.runtime.engines.constraint import Rule, grammars
-from fieldlm.runtime.template import render
+from fieldlm.engines import Engine, Sampling, open_engine
+from fieldlm.engines.constraint import Rule, grammars
+from fieldlm.inference.chat_template import render
 
 LINES = 7
 CALLS = 6  # of one side in one round

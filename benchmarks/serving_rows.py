@@ -21,9 +21,9 @@ from benchmarks.serving_sides import (
     llama_bench,
     llama_server,
 )
-from fieldlm.formats.errors import LinkError
-from fieldlm.runtime.bench import Interval, interval
-from fieldlm.runtime.terminal import Progress
+from fieldlm.bench.bench import Interval, interval
+from fieldlm.core.errors import LinkError
+from fieldlm.core.terminal import Progress
 
 QUESTIONS = (
     "Write a long story about a lighthouse keeper and her dog.", "Explain in detail how bread is made.",

@@ -21,12 +21,12 @@ import httptools
 import msgspec
 
 from benchmarks.anchors import llama_tool
+from fieldlm.bench.measure import Line, Spec
+from fieldlm.cli.broker import free_port
+from fieldlm.core.errors import EngineError, LinkError
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.errors import EngineError, LinkError
-from fieldlm.runtime.broker import free_port
-from fieldlm.runtime.measure import Line, Spec
 
-COMMAND = "from fieldlm.runtime.cli import main; raise SystemExit(main())"
+COMMAND = "from fieldlm.cli.main import main; raise SystemExit(main())"
 PATIENCE_S = 120.0
 ANSWER_S = 300.0
 BUSY = "while True: pass"
@@ -280,7 +280,7 @@ def in_process(bundle: Bundle, threads: int, tokens: int) -> float:
     spec = Spec(
         bundle=str(bundle.folder), prompt_tokens=1, gen_tokens=tokens, repetitions=2, threads=threads, seed=os.getpid()
     )
-    command = [sys.executable, "-m", "fieldlm.runtime.measure", msgspec.json.encode(spec).decode()]
+    command = [sys.executable, "-m", "fieldlm.bench.measure", msgspec.json.encode(spec).decode()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [msgspec.json.decode(text, type=Line) for text in done.stdout.splitlines() if text.startswith("{")]
     if not lines or (measured := lines[-1].measured) is None:

@@ -14,16 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fieldlm.compiler.build import compile_model
-from fieldlm.compiler.checkpoint import DEFAULT_MODEL, open_checkpoint
-from fieldlm.demo.machines import device
-from fieldlm.feedback.evaluate import score
-from fieldlm.feedback.tune import Recipe, tune
-from fieldlm.formats.files import canonical_json, write_whole
-from fieldlm.formats.keys import load_or_create_key
+from fieldlm.core import terminal
+from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.profile import Profile, load_profile
-from fieldlm.runtime import terminal
-from fieldlm.runtime.hardware import detect
+from fieldlm.hardware.detect import detect
+from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint
+from fieldlm_compiler.compile.build import compile_model
+from fieldlm_compiler.demo.processes import device
+from fieldlm_compiler.learn.evaluate import score
+from fieldlm_compiler.learn.tune import Recipe, tune
 
 SYSTEM_PROMPT = "Answer with one JSON call."
 CANDIDATES = (("gguf", "F16"), ("gguf", "Q8_0"), ("gguf", "Q4_K_M"), ("gguf", "Q4_0"), ("onnx", ""))

@@ -29,8 +29,8 @@ import msgspec
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import Record, pack
 from fieldlm.formats.response_ids import ResponseIds
-from fieldlm.runtime.recorder import Recorder
-from fieldlm.runtime.spool import GROUP_RECORDS, Spool
+from fieldlm.telemetry.recorder import Recorder
+from fieldlm.telemetry.spool import GROUP_RECORDS, Spool
 
 WANT = {"records_s": 20_000, "added_p99_ms": 1.0, "agent_mb": 40.0, "bytes_record": 25.0}
 ID_KEY = b"0123456789abcdef"
@@ -183,9 +183,9 @@ def rss():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) / 1000
 bare = rss()
 from benchmarks.spool import _exchange
-from fieldlm.runtime.recorder import Recorder
-from fieldlm.runtime.spool import Spool
-from fieldlm.runtime.sync import Sync
+from fieldlm.telemetry.recorder import Recorder
+from fieldlm.telemetry.spool import Spool
+from fieldlm.telemetry.sync import Sync
 with tempfile.TemporaryDirectory() as folder, Spool(pathlib.Path(folder) / "s.db") as spool:
     recorder = Recorder(spool, device="k", mode="redacted", salt=b"x")
     sync = Sync(spool, broker_url="mqtt://127.0.0.1:9", fleet="f", device="k")

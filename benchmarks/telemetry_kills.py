@@ -24,9 +24,9 @@ from typing import Any, Self
 
 import msgspec
 
-from fieldlm.feedback.store import Store
-from fieldlm.runtime import terminal
-from tests.feedback.brokers import Mosquitto
+from fieldlm.core import terminal
+from fieldlm_compiler.collect.parquet import Store
+from tests.support.brokers import Mosquitto
 
 VICTIMS = {"device": 6, "broker": 3, "collector": 1}
 LONGEST_PAUSE_S = 0.2
@@ -62,7 +62,7 @@ class Field:
 
     def __enter__(self) -> Self:
         self.broker.start()
-        script = [sys.executable, "-m", "tests.feedback.zygote"]
+        script = [sys.executable, "-m", "tests.support.fork_server"]
         self._zygote = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.bad_releases import Workshop, idle_lora
-from tests.device_site import DEVICE, DeviceProcess
+from tests.support.bad_releases import Workshop, idle_lora
+from tests.support.device_process import DEVICE, DeviceProcess
 
 TOKENS = 16
 RANK = 16

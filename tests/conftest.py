@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from fieldlm.formats.bundle import Bundle
-from tests import material
+from tests.support import material
+
+pytest_plugins = ["tests.support.workshop_fixtures"]
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import anchors
-from fieldlm.formats.errors import EngineError, InputError, MissingPartError
-from fieldlm.formats.files import canonical_json
+from fieldlm.core.errors import EngineError, InputError, MissingPartError
+from fieldlm.core.files import canonical_json
 
 MADE = anchors.Built(release="1", sdist_sha256="0" * 64, flags=("-DX=ON",), compiler="c++ 1")
 

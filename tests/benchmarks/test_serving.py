@@ -15,12 +15,12 @@ from benchmarks.serving_calls import LONGEST, kiosk, snips
 from benchmarks.serving_engine import write_adapter
 from benchmarks.serving_rows import Figure, ratio
 from benchmarks.serving_sides import chat
+from fieldlm.bench.bench import interval
+from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.files import canonical_json
+from fieldlm.engines import Sampling
+from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.errors import InputError, LinkError
-from fieldlm.formats.files import canonical_json
-from fieldlm.runtime.bench import interval
-from fieldlm.runtime.engines import Sampling
-from fieldlm.runtime.engines.llama import LlamaEngine
 
 ORDER = {"item": "tea", "size": "small", "takeaway": True, "note": ""}
 CALL = {"name": "PlayMusic", "arguments": {"artist": "Nina Simone"}}

@@ -3,9 +3,8 @@ import json
 
 import pytest
 
-from fieldlm.demo.customers import STOP
-from fieldlm.demo.house import HOUSE
-from fieldlm.demo.kiosk import (
+from fieldlm_compiler.demo.customers import STOP
+from fieldlm_compiler.demo.kiosk import (
     CHOICE,
     Customer,
     Utterance,
@@ -15,7 +14,8 @@ from fieldlm.demo.kiosk import (
     strangers,
     training_customers,
 )
-from fieldlm.demo.menu import FUNCTIONS, HELD_OUT, STRANGERS, TRAINING
+from fieldlm_compiler.demo.menu import FUNCTIONS, HELD_OUT, STRANGERS, TRAINING
+from fieldlm_compiler.demo.spelling_words import HOUSE
 
 
 def sentences(customers: list[Customer]) -> list[Utterance]:

@@ -1,7 +1,7 @@
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from fieldlm.demo.report import accuracy, candidates, moved, page, timeline, travelled
+from fieldlm_compiler.demo.report import accuracy, candidates, moved, page, timeline, travelled
 
 PLAIN: dict[str, Any] = {"right": 9, "total": 10, "share": 0.9, "low": 0.6, "high": 0.98}
 SCORE = PLAIN | {"strangers": PLAIN}

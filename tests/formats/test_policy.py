@@ -4,8 +4,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldlm.formats.errors import FieldlmError, TrustError
-from fieldlm.formats.keys import key_id
+from fieldlm.core.errors import FieldlmError, TrustError
+from fieldlm.core.signing import key_id
 from fieldlm.formats.policy import Policy, check_policy, is_quiet, parse_policy, sign_policy
 from fieldlm.formats.record import WireError
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fieldlm.formats.errors import ProfileError
+from fieldlm.core.errors import ProfileError
 from fieldlm.formats.profile import Profile, load_profile, profile_folder, profile_names, profile_sha256
 from fieldlm.formats.profile_lint import cautions, kv_mb, lint
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fieldlm.core.errors import InputError
 from fieldlm.formats import topics
-from fieldlm.formats.errors import InputError
 from fieldlm.formats.record import WireError
 from fieldlm.formats.topics import Ack, Hello, parse_ack, parse_broker, parse_hello, parse_up
 

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.formats.bundle import Bundle, write_bundle
 from fieldlm.formats.profile import profile_sha256
-from fieldlm.runtime.hardware import detect
-from tests.material import tiny_bundle
-from tests.packaging.machine import PYTHON, ROOT, SUITES, Machine, clean_machine
+from fieldlm.hardware.detect import detect
+from tests.support.debian_root import PYTHON, ROOT, SUITES, Machine, clean_machine
+from tests.support.material import tiny_bundle
 
 WHY = "tests/packaging: left out what needs root, debootstrap, systemd-nspawn and a Debian's Python"
 

@@ -16,8 +16,8 @@ from typing import Any, cast
 import pytest
 
 from fieldlm.formats.bundle import Bundle
-from tests.bad_releases import Workshop
-from tests.device_site import DEVICE, FIELDLM, DeviceProcess
+from tests.support.bad_releases import Workshop
+from tests.support.device_process import DEVICE, FIELDLM, DeviceProcess
 
 ADAPTORS = Path(__file__).resolve().parents[2] / "packaging" / "adaptors"
 

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 from fieldlm.formats.bundle import Bundle
-from tests.packaging.machine import Machine
-from tests.packaging.serving import ask, free_port, serving
+from tests.support.debian_root import Machine
+from tests.support.served_process import ask, free_port, serving
 
 UNIT = "/usr/lib/systemd/system/fieldlm.service"
 MOST_EXPOSED = 4.5  # systemd's measure, 0 to 10; the rest is what GPUs and serving a network need

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldlm.formats.errors import BundleError, InputError
-from fieldlm.formats.files import canonical_json, sha256_bytes, sha256_file, write_whole
-from fieldlm.formats.keys import Signature, check_signature, sign
+from fieldlm.core.errors import BundleError, InputError
+from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, write_whole
+from fieldlm.core.signing import Signature, check_signature, sign
 
 FORMAT = "fieldlm.bundle/1"
 MANIFEST = "manifest.json"

@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldlm.formats.files import canonical_json
-from fieldlm.formats.keys import Signature, check_signature, sign
+from fieldlm.core.files import canonical_json
+from fieldlm.core.signing import Signature, check_signature, sign
 from fieldlm.formats.record import WireError
 
 Verb = Literal["adopt", "status", "update", "slots", "rollback", "logs"]

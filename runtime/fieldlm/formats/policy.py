@@ -12,8 +12,8 @@ from typing import Literal
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldlm.formats.errors import TrustError
-from fieldlm.formats.keys import Signature, check_signature, sign
+from fieldlm.core.errors import TrustError
+from fieldlm.core.signing import Signature, check_signature, sign
 from fieldlm.formats.record import WireError
 
 Mode = Literal["off", "metrics", "redacted", "full"]

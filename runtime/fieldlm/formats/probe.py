@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.formats.errors import BundleError
+from fieldlm.core.errors import BundleError
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

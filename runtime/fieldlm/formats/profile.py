@@ -22,9 +22,9 @@ from typing import Any, Literal, TypeGuard
 
 import msgspec
 
+from fieldlm.core.errors import ProfileError
+from fieldlm.core.files import canonical_json, sha256_bytes
 from fieldlm.formats.bundle import Engine
-from fieldlm.formats.errors import ProfileError
-from fieldlm.formats.files import canonical_json, sha256_bytes
 
 FORMAT = "fieldlm.profile/1"
 
@@ -311,3 +311,8 @@ def _take_sources(table: dict[str, Any], prefix: str, sources: dict[str, Source]
             said = {name: item for name, item in value.items() if name != "value"}
             sources[f"{prefix}{key}"] = msgspec.convert(said, Source)
     return plain
+
+
+def without_gpu(profile: Profile) -> Profile:
+    """Return `profile` as a workshop can try it, which need not have the device's accelerator."""
+    return msgspec.structs.replace(profile, accelerators=())

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from fieldlm.formats.errors import FieldlmError
+from fieldlm.core.errors import FieldlmError
 
 Stream = Literal["ota", "fb", "sys", "gen"]
 Kind = Literal["generation", "feedback", "update", "drop", "system", "forget", "sketch"]

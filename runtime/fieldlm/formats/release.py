@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from fieldlm.core.errors import BundleError
+from fieldlm.core.files import CHUNK_BYTES, sha256_bytes
 from fieldlm.formats.bundle import Role
-from fieldlm.formats.errors import BundleError
-from fieldlm.formats.files import CHUNK_BYTES, sha256_bytes
 
 FORMAT = "fieldlm.release/1"
 MAX_SEQ = 2**63 - 1  # what SQLite holds

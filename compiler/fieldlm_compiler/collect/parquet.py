@@ -1,0 +1,365 @@
+"""The sink of one machine: a folder with a journal in SQLite and Parquet files beside it, read with DuckDB.
+
+    store/
+      store.db                 watermarks, and the blocks that are not in Parquet yet, as they came
+      records/<digest>.parquet
+
+Blocks and the watermark that covers them are one SQLite transaction (WAL, synchronous=FULL), so a record is stored
+once or not at all. `compact` unpacks blocks into a Parquet file, then lists the file and deletes the blocks in one
+transaction: a file that is not listed does not exist. A reader sees files and journal as they were at one moment.
+"""
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+
+from fieldlm.core.errors import InputError
+from fieldlm.core.files import disk_errors, sync_folder
+from fieldlm.formats.block import MAGIC, Block
+from fieldlm.formats.block import VERSION as BLOCK_VERSION
+from fieldlm.formats.record import SCHEMAS, Record, unpack
+from fieldlm_compiler.collect.sink import (
+    ARROW,
+    UNKNOWN,
+    Key,
+    Policy,
+    Raw,
+    Session,
+    Sink,
+    arrow_table,
+    forgets,
+    read,
+    sessions_table,
+    stripped,
+    without_forgotten,
+)
+
+COMPACT_ROWS = 50_000
+MERGE_FILES, MERGE_ROWS = 32, 1_000_000
+"""So many files of fewer rows become one."""
+ERASE_EVERY_S = 30.0
+"""What is forgotten cannot be seen from its commit on; the files that hold it are written anew so often at most."""
+VERSION = 2
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS watermarks (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
+    upto INTEGER NOT NULL, PRIMARY KEY (device, epoch, stream)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocks (number INTEGER PRIMARY KEY, device TEXT NOT NULL, epoch INTEGER NOT NULL,
+    stream TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, records INTEGER NOT NULL,
+    schema INTEGER NOT NULL, after INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, rows INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS raw (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
+    first INTEGER NOT NULL, last INTEGER NOT NULL, records INTEGER NOT NULL, schema INTEGER NOT NULL,
+    problem TEXT NOT NULL, body BLOB NOT NULL, after INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (device, epoch, stream, first)) STRICT;
+CREATE TABLE IF NOT EXISTS presence (device TEXT PRIMARY KEY, state TEXT NOT NULL, at_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS traffic (device TEXT PRIMARY KEY, bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS forgotten (device TEXT NOT NULL, session TEXT NOT NULL, erased INTEGER NOT NULL,
+    PRIMARY KEY (device, session)) STRICT, WITHOUT ROWID;
+"""
+_HEAD = "device, epoch, stream, first, last, records, schema, body"
+
+
+class Store(Sink):
+    """Parquet and DuckDB in a folder. One process writes; any number read with `read_only`."""
+
+    def __init__(
+        self, folder: Path, *, read_only: bool = False, forget: Policy = "text", erase_every_s: float = ERASE_EVERY_S
+    ) -> None:
+        self.folder = folder
+        self.forget: Policy = forget
+        self.records_folder = folder / "records"
+        self._erase_every_s = erase_every_s
+        self._erased_s = float("-inf")
+        database = folder / "store.db"
+        if read_only and not database.is_file():
+            raise InputError(f"{folder} is no store; fill one with: fieldlm collect --store {folder}")
+        with disk_errors(folder):
+            self.records_folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=30)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA secure_delete = ON")
+            self._upgrade()
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{database} cannot be opened: {error}") from error
+        if not read_only:
+            self._sweep()
+            self._reread()
+        self._forgotten: set[Session] = set(self._db.execute("SELECT device, session FROM forgotten"))
+
+    def close(self) -> None:
+        self._db.close()
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def append(self, blocks: Iterable[Block]) -> dict[Key, int]:
+        touched: dict[Key, int] = {}
+        traffic: dict[str, int] = {}
+        asked: set[Session] = set()
+        with self._transaction():
+            for block in blocks:
+                key = (block.device, block.epoch, block.stream)
+                upto = touched[key] = touched.get(key, self.watermark(key))
+                traffic[block.device] = traffic.get(block.device, 0) + len(block.body)
+                if block.first <= upto + 1 and block.last > upto:
+                    self._insert("blocks", _head(block), upto)
+                    touched[key] = block.last
+                    # Most of the traffic is on `gen`, where nobody asks; what is there is read when it is compacted.
+                    found = read(block, upto) if block.stream != "gen" else []
+                    asked |= set() if isinstance(found, str) else set(forgets(found))
+            self._mark(touched)
+            self._note_forgotten(asked)
+            self._db.executemany(
+                "INSERT INTO traffic VALUES (?, ?) ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes",
+                traffic.items(),
+            )
+        self._forgotten |= asked
+        return touched
+
+    def greet(self, device: str, epoch: int, first: dict[str, int]) -> dict[str, int]:
+        with self._transaction():
+            marks = {(device, epoch, stream): self.watermark((device, epoch, stream)) for stream in first}
+            marks = {key: max(upto, first[key[2]] - 1) for key, upto in marks.items()}
+            self._mark(marks)
+        return {stream: upto for (_, _, stream), upto in marks.items()}
+
+    def note_presence(self, device: str, state: str) -> None:
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO presence VALUES (?, ?, ?)", (device, state, time.time_ns() // 1_000_000)
+            )
+
+    def tidy(self, *, finish: bool = False) -> None:
+        pending = self._pending()
+        is_due = bool(pending) and (finish or time.monotonic() - self._erased_s > self._erase_every_s)
+        self.compact(at_least=1 if finish or is_due else COMPACT_ROWS)
+        if is_due:
+            self._erase(self._pending())
+        self._merge()
+
+    def compact(self, *, at_least: int = 1) -> Path | None:
+        """Unpack the journal's blocks into a Parquet file when they hold `at_least` so many records."""
+        with self._lock:
+            (waiting,) = self._db.execute("SELECT coalesce(sum(records), 0) FROM blocks").fetchone()
+            if waiting < at_least:
+                return None
+            (newest,) = self._db.execute("SELECT max(number) FROM blocks").fetchone()
+            records, raws = self._journal(newest)
+            asked = set(forgets(records))
+            path = None
+            if records:
+                table = arrow_table(stripped(records, self._forgotten | asked, self.forget))
+                path = self._write([table], f"{newest} {[(r.device, r.epoch, r.stream, r.seq) for r in records]}")
+            with self._transaction():
+                if path:
+                    self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, len(records)))
+                for raw in raws:
+                    self._insert("raw", _head(raw.block), raw.after, problem=raw.problem)
+                self._note_forgotten(asked)
+                self._db.execute("DELETE FROM blocks WHERE number <= ?", (newest,))
+            self._forgotten |= asked
+            return path
+
+    def _insert(self, table: str, head: tuple[Any, ...], after: int, **more: str) -> None:
+        names = ", ".join([_HEAD, "after", *more])
+        marks = ", ".join("?" * (len(head) + 1 + len(more)))
+        self._db.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", (*head, after, *more.values()))
+
+    def _mark(self, marks: dict[Key, int]) -> None:
+        self._db.executemany(
+            "INSERT INTO watermarks VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET upto = max(upto, excluded.upto)",
+            [(*key, upto) for key, upto in marks.items()],
+        )
+
+    def _note_forgotten(self, sessions: set[Session]) -> None:
+        # One that was asked for before is erased again: an old file may have come back from a backup.
+        self._db.executemany("INSERT OR REPLACE INTO forgotten VALUES (?, ?, 0)", sorted(sessions))
+
+    def _pending(self) -> set[Session]:
+        return set(self._db.execute("SELECT device, session FROM forgotten WHERE NOT erased"))
+
+    # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _erase(self, sessions: set[Session]) -> None:
+        """Write every file anew that holds a row of these sessions, and let go of the old ones."""
+        with self._lock:
+            files = self._files()
+            with duckdb.connect() as duck:
+                duck.register("forgotten", sessions_table(sessions))
+                for name in _holding(duck, files):
+                    sql = f"SELECT {without_forgotten(self.forget)} FROM read_parquet($name)"
+                    clean: Any = duck.sql(sql, params={"name": name}).to_arrow_table()
+                    self._replace([Path(name)], [clean.cast(ARROW)], clean.num_rows)
+            with self._transaction():
+                self._db.executemany(
+                    "UPDATE forgotten SET erased = 1 WHERE device = ? AND session = ?", sorted(sessions)
+                )
+            self._erased_s = time.monotonic()
+            # The log still has the pages with the text.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _merge(self) -> None:
+        with self._lock:
+            small = self._db.execute("SELECT name, rows FROM files WHERE rows < ?", (MERGE_ROWS,)).fetchall()
+            if len(small) >= MERGE_FILES:
+                paths = [self.records_folder / name for name, _ in small]
+                self._replace(paths, (pq.read_table(path) for path in paths), sum(rows for _, rows in small))
+
+    def _replace(self, old: Sequence[Path], tables: Iterable[Any], rows: int) -> None:
+        path = self._write(tables, f"{time.time_ns()} {sorted(path.name for path in old)}")
+        with self._transaction():
+            self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, rows))
+            self._db.executemany("DELETE FROM files WHERE name = ?", [(each.name,) for each in old])
+        for each in old:
+            each.unlink()
+
+    def _write(self, tables: Iterable[Any], identity: str) -> Path:
+        path = self.records_folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.parquet"
+        part = path.with_name(f".{path.name}.part")
+        with disk_errors(path):
+            with pq.ParquetWriter(part, ARROW, compression="zstd") as writer:
+                for table in tables:
+                    writer.write_table(table)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            sync_folder(path.parent)
+        return path
+
+    def _sweep(self) -> None:
+        """Delete Parquet files that are not listed: a killed compaction left them, and their rows are elsewhere."""
+        listed = {path.name for path in self._files()}
+        for path in self.records_folder.iterdir():
+            if path.name not in listed:
+                path.unlink()
+
+    def _reread(self) -> None:
+        """Take up blocks again that were kept raw until somebody knew their schema."""
+        known = f"problem = '{UNKNOWN}' AND schema IN ({', '.join(map(str, SCHEMAS))})"
+        with self._transaction():
+            self._db.execute(f"INSERT INTO blocks ({_HEAD}, after) SELECT {_HEAD}, after FROM raw WHERE {known}")
+            self._db.execute(f"DELETE FROM raw WHERE {known}")
+
+    def _upgrade(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise InputError(f"{self.folder} is a store of version {version}, known: {VERSION}; update fieldlm")
+        self._db.executescript(_SCHEMA)
+        if version == VERSION:
+            return
+        # Version 1 kept rows instead of blocks; a new store has the number 0.
+        with self._transaction():
+            names = {name for (name,) in self._db.execute("SELECT name FROM pragma_table_info('raw')")}
+            if "after" not in names:
+                self._db.execute("ALTER TABLE raw ADD COLUMN after INTEGER NOT NULL DEFAULT 0")
+            if self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'journal'").fetchone():
+                sql = "SELECT device, epoch, stream, seq, row FROM journal ORDER BY number"
+                old = [unpack(row, device=d, epoch=e, stream=s, seq=n) for d, e, s, n, row in self._db.execute(sql)]
+                path = self._write([arrow_table(old)], f"journal {len(old)}")
+                self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, len(old)))
+                self._db.execute("DROP TABLE journal")
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Generator[None]:
+        with self._lock, disk_errors(self.folder):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def watermark(self, key: Key) -> int:
+        """Return the last seq of which the store can say that everything up to it has arrived or never will."""
+        row = self._db.execute(
+            "SELECT upto FROM watermarks WHERE device = ? AND epoch = ? AND stream = ?", key
+        ).fetchone()
+        return row[0] if row else 0
+
+    def watermarks(self) -> dict[Key, int]:
+        return {
+            (d, e, s): upto for d, e, s, upto in self._db.execute("SELECT device, epoch, stream, upto FROM watermarks")
+        }
+
+    def presence(self) -> dict[str, str]:
+        return dict(self._db.execute("SELECT device, state FROM presence ORDER BY device"))
+
+    def traffic(self) -> dict[str, int]:
+        return dict(self._db.execute("SELECT device, bytes FROM traffic"))
+
+    def raw(self) -> list[Raw]:
+        kept = self._db.execute(f"SELECT {_HEAD}, after, problem FROM raw")
+        return [Raw(block=_block(row[:8]), after=row[8], problem=row[9]) for row in kept] + self._journal()[1]
+
+    @contextlib.contextmanager
+    def connect(self) -> Generator[duckdb.DuckDBPyConnection]:
+        with self._lock:
+            self._db.execute("BEGIN")
+            try:
+                files, (records, _) = self._files(), self._journal()
+                forgotten = set(self._db.execute("SELECT device, session FROM forgotten"))
+            finally:
+                self._db.execute("ROLLBACK")
+        with duckdb.connect() as duck:
+            duck.register("journal", arrow_table(records))
+            parts = ["SELECT * FROM journal"]
+            if files:
+                names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
+                parts.append(f"SELECT * FROM read_parquet([{names}])")
+            duck.register("forgotten", sessions_table(forgotten))
+            columns = without_forgotten(self.forget) if forgotten else "*"
+            duck.execute(f"CREATE VIEW records AS SELECT {columns} FROM ({' UNION ALL BY NAME '.join(parts)})")
+            yield duck
+
+    def _files(self) -> list[Path]:
+        return [self.records_folder / name for (name,) in self._db.execute("SELECT name FROM files ORDER BY name")]
+
+    def _journal(self, newest: int = 1 << 62) -> tuple[list[Record], list[Raw]]:
+        """Return the records of the journal's blocks, and the blocks that cannot be read."""
+        sql = f"SELECT {_HEAD}, after FROM blocks WHERE number <= ? ORDER BY number"
+        records: list[Record] = []
+        raws: list[Raw] = []
+        for *head, after in self._db.execute(sql, (newest,)):
+            block = _block(head)
+            found = read(block, after)
+            if isinstance(found, str):
+                raws.append(Raw(block=block, after=after, problem=found))
+            else:
+                records += found
+        return records, raws
+
+
+def _head(block: Block) -> tuple[Any, ...]:
+    return (
+        block.device, block.epoch, block.stream, block.first, block.last, block.count, block.schema, block.body
+    )  # fmt: skip
+
+
+def _block(head: Sequence[Any]) -> Block:
+    device, epoch, stream, first, last, count, schema, body = head
+    return Block(MAGIC, BLOCK_VERSION, schema, device, stream, epoch, first, last, count, body)
+
+
+def _holding(duck: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> list[str]:
+    """Return the files that hold a row of a forgotten session."""
+    if not files:
+        return []
+    sql = """SELECT DISTINCT filename FROM read_parquet(?, filename = true)
+        WHERE (device, session) IN (SELECT (device, session) FROM forgotten) AND kind <> 'forget'"""
+    return [name for (name,) in duck.execute(sql, [[str(path) for path in files]]).fetchall()]

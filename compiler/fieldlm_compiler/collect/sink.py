@@ -1,0 +1,277 @@
+"""Where a collector puts records: the one interface, and everything that reading needs whatever lies below.
+
+A sink commits rows and the watermark that covers them together, so a record is stored once or not at all. A record of
+kind `forget` that names a session takes that session's text out of the sink, wherever it lies, and what comes later
+goes in without text; with `forget="rows"` nothing but the record's number stays, so that it is no gap.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+
+import duckdb
+import msgspec
+import pyarrow as pa
+
+from fieldlm.core.errors import InputError
+from fieldlm.formats.block import Block, UnknownSchemaError
+from fieldlm.formats.record import Record, WireError
+
+Key = tuple[str, int, str]
+"""Device, epoch, stream."""
+Session = tuple[str, str]
+"""Device and the session's hash, which only that device can make: nobody can have another's customers forgotten."""
+Policy = Literal["text", "rows"]
+
+TEXT = ("prompt", "answer", "correction")
+KEY = ("device", "epoch", "stream", "seq")
+UNKNOWN = "unknown schema"
+_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+ARROW = pa.schema(
+    [(f.name, _TYPES.get(f.type, pa.string())) for f in msgspec.structs.fields(Record) if f.name != "detail"]
+    + [("detail", pa.map_(pa.string(), pa.string()))]
+)
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the numbers of one stream that are not in the store.
+
+    `told` were dropped by the device, which said so; `lost` nobody explains, and there should never be any.
+    """
+
+    device: str
+    epoch: int
+    stream: str
+    told: int
+    lost: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+class Count(msgspec.Struct, frozen=True, kw_only=True):
+    """How many records of one device and stream are stored, and how many are kept raw."""
+
+    device: str
+    stream: str
+    records: int
+    raw: int = 0
+
+
+class Raw(msgspec.Struct, frozen=True, kw_only=True):
+    """A block that could not be read, kept as it came. Rows up to `after` were stored before it."""
+
+    after: int
+    problem: str
+    block: Block
+
+
+class Sink(ABC):
+    """One process writes to its part of a fleet; any number read."""
+
+    linger_s = 0.0
+    """How long a commit waits for company."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def append(self, blocks: Iterable[Block]) -> dict[Key, int]:
+        """Commit the blocks' new rows and their watermarks in one transaction; returns the watermarks they touched.
+
+        Rows up to the watermark are there already and are passed over. A block that starts beyond the watermark is
+        refused: what lies between may still come. What cannot be read is kept raw.
+        """
+
+    @abstractmethod
+    def greet(self, device: str, epoch: int, first: dict[str, int]) -> dict[str, int]:
+        """Answer a hello: the watermarks of this epoch. What lies before `first` will never come, so step over it."""
+
+    @abstractmethod
+    def note_presence(self, device: str, state: str) -> None:
+        """Remember the last presence message of a device."""
+
+    @abstractmethod
+    def tidy(self, *, finish: bool = False) -> None:
+        """Do what is due: fewer and larger files, forgotten text erased. With `finish` all of it, now."""
+
+    @abstractmethod
+    def compact(self) -> object:
+        """Make few large files of what is there."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def connect(self) -> contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Yield a DuckDB connection with the view `records`: everything that is stored at one moment."""
+
+    @abstractmethod
+    def watermarks(self) -> dict[Key, int]:
+        """Return, for each stream, the last seq up to which everything has arrived or never will."""
+
+    @abstractmethod
+    def presence(self) -> dict[str, str]:
+        """Return the last presence message of every device, as JSON text."""
+
+    @abstractmethod
+    def raw(self) -> list[Raw]:
+        """Return the blocks that are kept as they came."""
+
+    def traffic(self) -> dict[str, int]:
+        """Return the bytes of the blocks that were taken in of every device; nothing where nobody counts them."""
+        return {}
+
+    def query(self, sql: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
+        """Run SQL with the view `records` over everything that is stored; raises InputError when SQL is wrong."""
+        for patience in (3, 2, 1, 0):
+            try:
+                with self.connect() as duck:
+                    found = duck.execute(sql, list(values))
+                    names = [column[0] for column in found.description or []]
+                    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+            except duckdb.IOException as error:
+                # A file that was there a moment ago is part of a larger one now.
+                if not patience:
+                    raise InputError(f"the query failed: {error}") from error
+            except duckdb.Error as error:
+                raise InputError(f"the query failed: {error}") from error
+        raise AssertionError("the last try returns or raises")
+
+    def counts(self) -> list[Count]:
+        """Return how many records each device's streams have here."""
+        raw: dict[tuple[str, str], int] = defaultdict(int)
+        for kept in self.raw():
+            raw[kept.block.device, kept.block.stream] += kept.block.count
+        sql = "SELECT device, stream, count(*) AS records FROM records GROUP BY ALL"
+        stored = {(row["device"], row["stream"]): row["records"] for row in self.query(sql)}
+        keys = sorted(stored.keys() | raw.keys())
+        return [Count(device=d, stream=s, records=stored.get((d, s), 0), raw=raw.get((d, s), 0)) for d, s in keys]
+
+    def gaps(self) -> list[Gap]:
+        """Return, for every stream with missing numbers, which are told and which are lost."""
+        marks = self.watermarks()
+        sql = "SELECT device, epoch, stream, count(DISTINCT seq) AS seqs FROM records GROUP BY ALL"
+        held = {(row["device"], row["epoch"], row["stream"]): row["seqs"] for row in self.query(sql)}
+        doubtful = sorted(key for key, upto in marks.items() if held.get(key, 0) != upto)
+        if not doubtful:
+            return []
+        kept: dict[Key, list[tuple[int, int]]] = defaultdict(list)
+        for raw in self.raw():
+            block = raw.block
+            kept[block.device, block.epoch, block.stream].append((block.first, block.last))
+        told = self._told()
+        missing = ((key, without(self._holes(key, marks[key]), kept[key])) for key in doubtful)
+        return [_gap(key, holes, told.get(key, [])) for key, holes in missing if holes]
+
+    def _holes(self, key: Key, upto: int) -> list[tuple[int, int]]:
+        """Return the ranges of numbers up to `upto` that no row has. A hello may claim a range of any length."""
+        sql = """WITH seqs AS (SELECT seq FROM records WHERE device = ? AND epoch = ? AND stream = ?
+                UNION SELECT ?), steps AS (SELECT seq, lag(seq, 1, 0) OVER (ORDER BY seq) AS before FROM seqs)
+            SELECT before + 1 AS first, seq - 1 AS last FROM steps WHERE seq > before + 1 ORDER BY seq"""
+        return [(row["first"], row["last"]) for row in self.query(sql, (*key, upto + 1))]
+
+    def _told(self) -> dict[Key, list[tuple[int, int, int]]]:
+        """Return the drop records' ranges: first, last and how many of them."""
+        found: dict[Key, list[tuple[int, int, int]]] = defaultdict(list)
+        for row in self.query("SELECT device, epoch, detail FROM records WHERE kind = 'drop'"):
+            detail = as_dict(row["detail"])
+            # It comes from the network: whatever does not count explains nothing.
+            with contextlib.suppress(KeyError, ValueError):
+                span = (int(detail["from"]), int(detail["to"]), int(detail["count"]))
+                found[row["device"], row["epoch"], detail["stream"]].append(span)
+        return found
+
+
+def _gap(key: Key, missing: Sequence[tuple[int, int]], told: Sequence[tuple[int, int, int]]) -> Gap:
+    """A drop record explains as many missing numbers of its range as it counts, and no others."""
+    outside = without(missing, [(first, last) for first, last, _ in told])
+    inside = _total(missing) - _total(outside)
+    explained = min(inside, sum(max(0, count) for *_, count in told))
+    device, epoch, stream = key
+    lost = _total(missing) - explained
+    return Gap(device=device, epoch=epoch, stream=stream, told=explained, lost=lost, ranges=tuple(outside))
+
+
+def without(ranges: Iterable[tuple[int, int]], covers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what of the inclusive `ranges` no cover touches."""
+    left = list(ranges)
+    for first, last in covers:
+        pieces = [piece for a, b in left for piece in ((a, min(b, first - 1)), (max(a, last + 1), b))]
+        left = [(a, b) for a, b in pieces if a <= b]
+    return left
+
+
+def _total(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(last - first + 1 for first, last in ranges)
+
+
+def as_dict(value: Any) -> dict[str, str]:
+    """Return a map as DuckDB gives it, which depends on where the column came from, as a dict."""
+    return cast(dict[str, str], value if isinstance(value, dict) else dict(value or []))
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read(block: Block, after: int) -> list[Record] | str:
+    """Return the records of `block` beyond `after`, or why it cannot be read."""
+    try:
+        return [record for record in block.records() if record.seq > after]
+    except UnknownSchemaError:
+        return UNKNOWN
+    except WireError as error:
+        return str(error)
+
+
+def arrow_table(records: Sequence[Record]) -> Any:
+    columns = {name: [getattr(record, name) for record in records] for name in ARROW.names}
+    columns["detail"] = [list(record.detail.items()) for record in records]
+    return pa.table(columns, schema=ARROW)
+
+
+def forgets(records: Iterable[Record]) -> Iterator[Session]:
+    """Yield the sessions that their devices ask to forget."""
+    return ((r.device, r.session) for r in records if r.kind == "forget" and r.session)
+
+
+def stripped(records: Iterable[Record], sessions: set[Session], policy: Policy) -> list[Record]:
+    """Return the records without what belonged to forgotten sessions."""
+    if not sessions:
+        return list(records)
+    return [_strip(r, policy) if (r.device, r.session) in sessions and r.kind != "forget" else r for r in records]
+
+
+def _strip(record: Record, policy: Policy) -> Record:
+    if policy == "text":
+        return msgspec.structs.replace(record, prompt="", answer="", correction="")
+    key = {name: getattr(record, name) for name in KEY}
+    return Record(kind="forget", **key)
+
+
+def sessions_table(sessions: set[Session]) -> Any:
+    """Return the table `forgotten` that `without_forgotten` looks into."""
+    listed = sorted(sessions)
+    columns = {"device": [device for device, _ in listed], "session": [session for _, session in listed]}
+    return pa.table(columns, pa.schema([("device", pa.string()), ("session", pa.string())]))
+
+
+def without_forgotten(policy: Policy) -> str:
+    """Return the SQL columns of `records` without what belonged to sessions of the table `forgotten`."""
+    gone = "(device, session) IN (SELECT (device, session) FROM forgotten) AND kind <> 'forget'"
+    if policy == "text":
+        values = dict.fromkeys(TEXT, "''")
+    else:
+        blank = {pa.int64(): "0", pa.float64(): "0.0", pa.bool_(): "true", pa.string(): "''"}
+        values = {f.name: blank.get(f.type, "map([]::VARCHAR[], []::VARCHAR[])") for f in ARROW if f.name not in KEY}
+        values["kind"] = "'forget'"
+    changes = [f"CASE WHEN {gone} THEN {value} ELSE {name} END AS {name}" for name, value in values.items()]
+    return f"* REPLACE ({', '.join(changes)})"

@@ -1,0 +1,100 @@
+"""An adapter kept apart from its base, judged where it will run: on the base as it is quantised.
+
+Merged into the weights it would be as large as the base, and faster; both are made and measured, so that the choice is
+one of numbers.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fieldlm.core import terminal
+from fieldlm.core.errors import GateError, NoSpaceError
+from fieldlm.formats.bundle import Gate, Manifest
+from fieldlm.inference.chat_template import render
+from fieldlm_compiler.checkpoints import merge as merging
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
+from fieldlm_compiler.compile.assemble import Wish
+from fieldlm_compiler.export.artefact import Artefact, lower, shrink
+from fieldlm_compiler.export.quantize import QUANTS
+from fieldlm_compiler.pipeline.pack import draft
+from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.verify import gates as proof
+from fieldlm_compiler.verify.against_source import Answers
+from fieldlm_compiler.verify.corpus import Example, read_task
+from fieldlm_compiler.verify.gates import Fitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The task's gate, how many examples were answered right on the quantised base, and the examples; empty without."""
+
+    gates: tuple[Gate, ...] = ()
+    right: int | None = None
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """What an adapter is judged by; `reference` is what it answers on full weights."""
+
+    fitted: Fitted
+    manifest: Manifest
+    reference: Answers
+    wish: Wish
+    stages: Stages
+
+    def task(self, artefact: Artefact, full: Artefact, checkpoint: Checkpoint, answers: Answers) -> Judged:
+        """Let the adapter do the task on `artefact`, the quantised base, and on `full` weights.
+
+        Raises GateError when it loses more of its right answers than the task may lose.
+        """
+        request = self.wish.request
+        if request.task is None:
+            return Judged()
+        prompt = partial(render, draft(self.manifest, artefact.parts))
+        examples = tuple(read_task(request.task, checkpoint, prompt, answers.stops))
+        pairs = ((proof.plain(self.manifest), full), (self.manifest, artefact))
+        most, right = (
+            proof.count_right(manifest, each, examples, self.stages, fitted=self.fitted) for manifest, each in pairs
+        )
+        if not most:
+            raise GateError("the adapter answers none of the task right on full weights: it was tuned for another")
+        gate = proof.task_gate(right, most, request)
+        if not gate.passed:
+            raise GateError(
+                f"on the quantised base the adapter keeps {gate.value:.2f} of its right answers, the limit is "
+                f"{gate.limit:g}; tune against this base (fieldlm unpack), take a larger one, or --merge"
+            )
+        return Judged(gates=(gate,), right=right, examples=examples)
+
+    def beside_merged(
+        self, artefact: Artefact, checkpoint: Checkpoint, answers: Answers, judged: Judged
+    ) -> dict[str, Any] | None:
+        """Return what the adapter costs apart and merged into weights of the base's kind; None without room for it."""
+        try:
+            merged = merging.merge(checkpoint, self.fitted.adapter, self.stages)
+            whole = shrink(lower(merged, "gguf", self.stages), self._quant(artefact), self.wish.profile, self.stages)
+        except NoSpaceError as error:
+            terminal.log(f"  note: not compared with the merged model: {error}")
+            return None
+        said = proof.ask(self.manifest, whole, self.stages, reference=self.reference)
+        examples = judged.examples
+        right = proof.count_right(self.manifest, whole, examples, self.stages) if examples else None
+        return {
+            "apart": _cost(self.fitted.gguf.stat().st_size, answers, judged.right),
+            "merged": {"quant": whole.quant, **_cost(whole.size.bytes, said, right)},
+        }
+
+    def _quant(self, artefact: Artefact) -> str:
+        """Return the base's own type, or the profile's where the base is a mixture that was searched for it."""
+        return artefact.quant if artefact.quant in QUANTS else self.wish.profile.gguf.default_quant
+
+
+def _cost(ships_bytes: int, answers: Answers, right: int | None) -> dict[str, Any]:
+    return {
+        "ships_bytes": ships_bytes,
+        "tokens_per_s": answers.tokens_per_s,
+        "agreement": answers.agreement,
+        "right": right,
+    }

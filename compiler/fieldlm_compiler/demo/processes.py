@@ -1,0 +1,228 @@
+"""The processes of the story: a broker, a collector and a device, each a child of its own with a log in `logs/`."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from fieldlm.cli.broker import EmbeddedBroker, free_port
+from fieldlm.core.errors import GateError, LinkError
+from fieldlm_compiler.collect.parquet import Store
+
+Facts = dict[str, Any]
+
+FLEET = "demo"
+DEVICE = "kiosk-1"
+PATIENCE_S = 180.0
+
+
+COMMAND = "from fieldlm.cli.main import main; raise SystemExit(main())"
+WEB = """\
+import sys, uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+app = Starlette(routes=[Mount("/", StaticFiles(directory=sys.argv[1]))])
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
+"""
+
+
+class Process:
+    """A Python program that runs until it is stopped; what it prints goes to a file."""
+
+    def __init__(self, name: str, program: str, arguments: list[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", program, *arguments]
+        with log.open("ab") as file:
+            # A session of its own: Ctrl-C reaches the story, which takes its children down in order.
+            self._child = subprocess.Popen(
+                command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def check(self) -> None:
+        """Raise LinkError with the last line of the log when the process has ended."""
+        if self._child.poll() is not None:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+            raise LinkError(f"the {self.name} ended: {lines[-1] if lines else 'it said nothing'} (log: {self.log})")
+
+    def stop(self) -> None:
+        """Ask it to end; kill it when it does not."""
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGINT)
+            try:
+                self._child.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._child.pid, signal.SIGKILL)
+                self._child.wait()
+
+
+@contextmanager
+def device(bundle: Path, folder: Path, *, profile: str) -> Generator[str]:
+    """Serve `bundle` alone, without telemetry, and yield the server's URL."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    arguments = [
+        "serve", str(bundle), "--state", str(folder), "--port", str(port), "--profile", profile,
+        "--telemetry", "off", "--no-discovery",
+    ]  # fmt: skip
+    process = Process("device", COMMAND, arguments, folder / "device.log")
+    try:
+        wait(f"{bundle} is ready", lambda: is_ready(url), [process])
+        yield url
+    finally:
+        process.stop()
+
+
+def is_ready(url: str) -> bool:
+    """Say whether the server at `url` can answer."""
+    connection = connect(url)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def connect(url: str) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    return http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=30)
+
+
+def wait(until: str, is_true: Callable[[], bool], processes: Sequence[Process]) -> None:
+    """Look four times a second whether `is_true`; raises LinkError when a process has ended or patience has."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not is_true():
+        for process in processes:
+            process.check()
+        if time.monotonic() > deadline_s:
+            raise LinkError(
+                f"waited {PATIENCE_S:.0f} s until {until}; logs: {', '.join(str(p.log) for p in processes)}"
+            )
+        time.sleep(0.25)
+
+
+class Outage:
+    """Kills the broker when customer `first` has left and starts it again when customer `last` has."""
+
+    def __init__(self, broker: EmbeddedBroker, *, first: int, last: int) -> None:
+        self.seconds = 0.0
+        self.is_on = False
+        self._broker = broker
+        self._first, self._last = first, last
+        self._began_s = 0.0
+
+    def customer(self, count: int) -> None:
+        if not self.is_on and self._first <= count < self._last and not self.seconds:
+            self._broker.kill()
+            self.is_on, self._began_s = True, time.monotonic()
+        elif self.is_on and count >= self._last:
+            self._broker.start()
+            self.is_on, self.seconds = False, time.monotonic() - self._began_s
+
+
+class Machines:
+    """Broker, collector, update repository and device, up while the block runs."""
+
+    def __init__(self, folder: Path, bundle: Path, *, profile: str) -> None:
+        self.folder = folder
+        self.device = DEVICE
+        self.broker = EmbeddedBroker("127.0.0.1", free_port(), folder / "broker")
+        self.broker_url = self.broker.url
+        port, web_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.repository_url = f"http://127.0.0.1:{web_port}"
+        repository = folder / "repository"
+        serve = [
+            "serve", str(bundle), "--state", str(folder / "device"), "--port", str(port), "--profile", profile,
+            "--device", DEVICE, "--fleet", FLEET, "--broker", self.broker_url, "--telemetry", "redacted",
+            "--repository", self.repository_url, "--trust", str(repository / "tuf" / "root.json"),
+        ]  # fmt: skip
+        collect = ["collect", "--broker", self.broker_url, "--store", str(folder / "store"), "--fleet", FLEET]
+        self._programs = [
+            ("collector", COMMAND, collect),
+            ("repository", WEB, [str(repository), str(web_port)]),
+            ("device", COMMAND, serve),
+        ]
+        self._processes: list[Process] = []
+        self._parts = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._parts.enter_context(self.broker)
+            for name, program, arguments in self._programs:
+                process = Process(name, program, arguments, self.folder / "logs" / f"{name}.log")
+                self._parts.callback(process.stop)
+                self._processes.append(process)
+            wait("the device is ready", lambda: is_ready(self.url), self._processes)
+        except BaseException:
+            self._parts.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._parts.close()
+
+    def status(self) -> Facts:
+        """Return what the device says of itself."""
+        return self._read("/v1/fieldlm/status")
+
+    def drain(self) -> None:
+        """Wait until the collector has confirmed everything that the device recorded."""
+
+        def is_empty() -> bool:
+            return all(count["held"] == 0 for count in self.status()["spool"].values())
+
+        wait("the last record is home", is_empty, self._processes)
+
+    def produced(self) -> dict[str, int]:
+        """Return how many records the device has made, by stream."""
+        return {stream: count["last"] for stream, count in self.status()["spool"].items() if count["last"]}
+
+    def wait_for_update(self, generation: str) -> Facts:
+        """Wait until the device answers with `generation` and return how the update went."""
+        runs: int = self._read("/v1/fieldlm/update")["runs"]
+
+        def has_ended() -> bool:
+            state = self._read("/v1/fieldlm/update")
+            return not state["running"] and (state["runs"] > runs or self.status()["generation"] == generation)
+
+        wait(f"the device answers with {generation}", has_ended, self._processes)
+        result: Facts = self._read("/v1/fieldlm/update")["last"]
+        if result["outcome"] != "updated":
+            raise GateError(f"the device did not take the update: {result['outcome']}, {result['detail']}")
+        return result
+
+    def sent_bytes(self) -> int:
+        """Return the bytes of telemetry that the device has published, those sent again included."""
+        return self.status()["sync"]["sent_bytes"]
+
+    def update_steps(self) -> list[Facts]:
+        """Return the steps of updates as they came home: name, and when each ended in seconds since the epoch."""
+        self.drain()
+        with Store(self.folder / "store", read_only=True) as store:
+            rows = store.query("SELECT wall_ms, detail FROM records WHERE stream = 'ota' ORDER BY wall_ms, seq")
+        details = [(row["wall_ms"], dict(row["detail"])) for row in rows]
+        return [{"name": detail["event"].removeprefix("update."), "at_s": at / 1000} for at, detail in details]
+
+    def _read(self, path: str) -> Facts:
+        connection = connect(self.url)
+        try:
+            connection.request("GET", path)
+            return json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise LinkError(f"the device does not answer {path}: {error}; look at logs/device.log") from error
+        finally:
+            connection.close()

@@ -1,0 +1,151 @@
+"""Checkpoint to GGUF, PEFT adapter to GGUF, by llama.cpp's own converter in a child process."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, model_files
+from fieldlm_compiler.checkpoints.peft_adapter import PREFIX, WEIGHTS, Adapter, check_shippable, true_scale
+from fieldlm_compiler.pipeline import llama_toolchain
+from fieldlm_compiler.pipeline.child import Ran, call
+
+STEP = "fieldlm_compiler.export.gguf"
+
+
+def export_f16(checkpoint: Checkpoint, out: Path) -> Ran:
+    """Write `checkpoint` to the GGUF file `out` with 16-bit weights; norms and biases keep 32."""
+    converter = llama_toolchain.llama_converter()
+    return call(
+        f"{STEP}:convert_model",
+        what=f"convert {checkpoint.name} to GGUF",
+        env={"PYTHONPATH": str(converter / "gguf-py")},
+        converter=converter,
+        checkpoint=checkpoint.folder,
+        out=out,
+        name=checkpoint.name,
+    )
+
+
+def export_adapter(adapter: Adapter, checkpoint: Checkpoint, out: Path) -> Ran:
+    """Write `adapter` to the GGUF file `out`, for the base that `checkpoint` is.
+
+    Raises InputError when it holds something a GGUF adapter cannot carry.
+    """
+    check_shippable(adapter)
+    converter = llama_toolchain.llama_converter()
+    return call(
+        f"{STEP}:convert_adapter",
+        what=f"convert {adapter.folder.name} to GGUF",
+        env={"PYTHONPATH": str(converter / "gguf-py")},
+        converter=converter,
+        adapter=adapter.folder,
+        plain=adapter.is_plain,
+        checkpoint=checkpoint.folder,
+        out=out,
+    )
+
+
+def convert_model(converter: str, checkpoint: str, out: str, name: str) -> None:
+    """Run the model converter on a neutral copy. Runs in a child process."""
+    with tempfile.TemporaryDirectory(prefix="fieldlm-") as temporary:
+        staged = _stage_model(Path(checkpoint), Path(temporary) / "model")
+        _run(
+            Path(converter) / "convert_hf_to_gguf.py",
+            staged,
+            "--outfile",
+            out,
+            "--outtype",
+            "f16",
+            "--model-name",
+            name,
+        )
+
+
+def convert_adapter(converter: str, adapter: str, plain: bool, checkpoint: str, out: str) -> None:
+    """Run the adapter converter on a neutral copy with plain scales. Runs in a child process."""
+    with tempfile.TemporaryDirectory(prefix="fieldlm-") as temporary:
+        base = _stage_model(Path(checkpoint), Path(temporary) / "model")
+        staged = _stage_adapter(Path(adapter), Path(temporary) / "adapter", plain=plain)
+        _run(Path(converter) / "convert_lora_to_gguf.py", "--base", base, staged, "--outfile", out, "--outtype", "f16")
+
+
+def _run(script: Path, *arguments: object) -> None:
+    sys.argv = [str(script), *map(str, arguments)]
+    sys.path.insert(0, str(script.parent))
+    _choose_vocabulary_by_files()
+    _read_tokenizers_as_they_are()
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def _choose_vocabulary_by_files() -> None:
+    """Mend the converter for Phi: it goes by the name of the tokenizer's class, which is a neutral one here."""
+    phi: Any = import_module("conversion.phi").Phi3MiniModel
+    by_sentencepiece = phi.set_vocab
+
+    def set_vocab(model: Any) -> None:
+        if (model.dir_model / "tokenizer.model").is_file():
+            by_sentencepiece(model)
+        else:
+            model._set_vocab_gpt2()
+
+    phi.set_vocab = set_vocab
+
+
+def _read_tokenizers_as_they_are() -> None:
+    """Keep transformers 5 from building a tokenizer anew by the kind of model, whatever class the folder names."""
+    transformers: Any = import_module("transformers")
+    by_kind = transformers.AutoTokenizer.from_pretrained
+
+    def read(folder: Any, *arguments: Any, **options: Any) -> Any:
+        if (Path(folder) / "tokenizer.json").is_file():
+            return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        return by_kind(folder, *arguments, **options)
+
+    transformers.AutoTokenizer.from_pretrained = read
+
+
+def _stage_model(checkpoint: Path, into: Path) -> Path:
+    """Lay out the files that make the model under a fixed name: the converter reads meaning into folder names."""
+    into.mkdir()
+    for path in model_files(checkpoint):
+        (into / path.name).symlink_to(path.resolve())
+    path = into / "tokenizer_config.json"
+    if (into / "tokenizer.json").exists() and path.exists():
+        # transformers 5 rebuilds a tokenizer from its class name and forgets steps; tokenizer.json has them all.
+        config = json.loads(path.read_bytes())
+        path.unlink()
+        path.write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    return into
+
+
+def _stage_adapter(adapter: Path, into: Path, *, plain: bool) -> Path:
+    into.mkdir()
+    config = json.loads((adapter / "adapter_config.json").read_bytes())
+    config.pop("base_model_name_or_path", None)
+    if plain:
+        shutil.copyfile(adapter / WEIGHTS, into / WEIGHTS)
+    else:
+        _fold_scales(adapter / WEIGHTS, into / WEIGHTS, config)
+        # llama.cpp multiplies with alpha / rank of each tensor, whatever the configuration says.
+        config["lora_alpha"] = config["r"]
+    (into / "adapter_config.json").write_text(json.dumps(config))
+    return into
+
+
+def _fold_scales(source: Path, target: Path, config: dict[str, Any]) -> None:
+    """Multiply each lora_B so that llama.cpp's alpha / rank, with alpha = r, gives PEFT's scale."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(source)
+    for name in [name for name in tensors if re.search(r"\.lora_(embedding_)?B", name)]:
+        module = name.removeprefix(PREFIX).split(".lora_")[0]
+        rank = tensors[name].shape[1]
+        wanted, given = true_scale(config, module, rank), config["r"] / rank
+        tensors[name] = (tensors[name].float() * (wanted / given)).contiguous()
+    save_file(tensors, target)

@@ -1,0 +1,26 @@
+"""Which ggml types a tensor may have: its shape must be whole blocks, and the device must compute with them fast."""
+
+from collections.abc import Collection
+
+from fieldlm_compiler.export.ggml import Kind, kind
+
+FULL = "F16"
+# Linear grids: every build of llama.cpp has vector code for them.
+LINEAR = ("Q2_K", "Q3_K", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0", FULL)
+# Grids looked up in a table: one shuffle with AVX2 or NEON, a loop over bytes without.
+LOOKED_UP = ("IQ3_XXS", "IQ3_S", "IQ4_XS", "IQ4_NL")
+SHUFFLES = ("avx2", "neon")
+# Tensors that llama.cpp leaves alone whatever is asked.
+KEPT_SUFFIXES = ("_norm.weight", "ffn_gate_inp.weight")
+
+
+def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
+    """Say whether llama.cpp would quantise the tensor `name`: matrices, but no norms and no router."""
+    return len(shape) >= 2 and name.endswith(".weight") and not name.endswith(KEPT_SUFFIXES)
+
+
+def legal_types(columns: int, isa: Collection[str]) -> tuple[Kind, ...]:
+    """Return the types that rows of `columns` weights may have on a device with `isa`, smallest first."""
+    names = LINEAR + (LOOKED_UP if any(each in isa for each in SHUFFLES) else ())
+    kinds = [each for each in map(kind, names) if each.holds(columns)]
+    return tuple(sorted(kinds, key=lambda each: (each.bits, each.name)))

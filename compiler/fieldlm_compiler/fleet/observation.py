@@ -1,0 +1,106 @@
+"""What a store says of a fleet while a release goes out: who is where, and how each device does against itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.fleet.waves import Group, Trouble, Vitals, judge
+
+LEAST_ANSWERS = 8  # of a device, before it is judged by them; one that is used less is fine while it is heard of
+AWAY = ("lost", "stopped")
+
+ANSWERS = """
+SELECT device, generation, wall_ms >= {since_ms} AS is_since, count(*) AS answers,
+    avg(CASE WHEN outcome = 'error' THEN 1.0 ELSE 0.0 END) AS errors,
+    coalesce(median((completion_tokens - 1) * 1000.0 / nullif(duration_ms - ttft_ms, 0))
+        FILTER (WHERE completion_tokens > 1), 0) AS tokens_per_s
+FROM records WHERE stream = 'gen' GROUP BY ALL"""
+FAILURES = """
+SELECT device, detail['bundle'] AS bundle, first(detail['reason']) AS reason FROM records
+WHERE stream = 'ota' AND detail['event'] = 'update.rolled-back' GROUP BY ALL"""
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """The retained state of a device."""
+
+    state: str = ""
+    generation: str = ""
+    profile: str = ""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How a device answered in one stretch: with which generation, before the wave or since."""
+
+    generation: str
+    is_since: bool
+    answers: int
+    vitals: Vitals
+
+
+@dataclass
+class Fleet:
+    """All devices of the profiles that take part, at one moment."""
+
+    presence: dict[str, Presence]
+    answered: dict[str, list[Answered]] = field(default_factory=dict[str, list[Answered]])
+    failures: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+
+    @classmethod
+    def read(cls, store: Store, *, since_ms: int) -> "Fleet":
+        """Read it; `since_ms` is when the wave began."""
+        presence = {device: _presence(state) for device, state in store.presence().items()}
+        fleet = cls({device: found for device, found in presence.items() if found and found.profile})
+        for row in store.query(ANSWERS.format(since_ms=since_ms)):
+            fleet.answered.setdefault(row["device"], []).append(_answered(row))
+        for row in store.query(FAILURES):
+            fleet.failures[row["device"], row["bundle"]] = row["reason"]
+        return fleet
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many devices each profile has."""
+        counts: dict[str, int] = {}
+        for found in self.presence.values():
+            counts[found.profile] = counts.get(found.profile, 0) + 1
+        return counts
+
+    def trouble(self, device: str, group: Group, bundle: str) -> Trouble:
+        """Judge one device; `bundle` is the generation that goes out, by its first twelve digits."""
+        found = self.presence[device]
+        is_rolled_back = group == "updated" and (device, bundle) in self.failures
+        is_heard = found.state not in AWAY and (group == "control" or found.generation == bundle)
+        if is_rolled_back or not is_heard:
+            return judge(Vitals(errors=0, tokens_per_s=0), None, is_rolled_back=is_rolled_back)
+        rows = self.answered.get(device, [])
+        if group == "updated":
+            after, before = _sum(rows, lambda r: r.generation == bundle), _sum(rows, lambda r: r.generation != bundle)
+        else:
+            after, before = _sum(rows, lambda r: r.is_since), _sum(rows, lambda r: not r.is_since)
+        return judge(before, after) if before and after else "fine"
+
+
+def _presence(state: str) -> Presence | None:
+    try:
+        return msgspec.json.decode(state, type=Presence)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _answered(row: dict[str, Any]) -> Answered:
+    vitals = Vitals(errors=float(row["errors"]), tokens_per_s=float(row["tokens_per_s"]))
+    return Answered(row["generation"], bool(row["is_since"]), int(row["answers"]), vitals)
+
+
+def _sum(rows: list[Answered], counts: Callable[[Answered], bool]) -> Vitals | None:
+    """Return the vitals of the stretches that count, weighted by their answers; None for too few of them."""
+    kept = [row for row in rows if counts(row)]
+    total = sum(row.answers for row in kept)
+    if total < LEAST_ANSWERS:
+        return None
+    return Vitals(
+        errors=sum(row.answers * row.vitals.errors for row in kept) / total,
+        tokens_per_s=sum(row.answers * row.vitals.tokens_per_s for row in kept) / total,
+    )

@@ -1,0 +1,171 @@
+"""`fieldlm rollout`: bring a release to a fleet in waves, watch it, take it back from where it harms.
+
+`start` begins and goes on looking until it is over; Ctrl-C stops the looking and nothing else, `watch` takes it up
+again. Everything is in STORE/rollout.json, and drawn in STORE/rollout.html.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fieldlm.core import terminal
+from fieldlm.core.errors import InputError
+from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.formats.topics import parse_broker, release_topic
+from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.fleet.controller import Controller, State, Track, publisher, read
+from fieldlm_compiler.fleet.observation import Fleet
+from fieldlm_compiler.fleet.rollout_page import page
+from fieldlm_compiler.fleet.waves import Evidence
+
+WORDS = ("start", "watch", "show", "pause", "resume", "abort")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fieldlm rollout`; exit code 1 when the release was taken back."""
+    args = _parse(argv)
+    path = args.store / "rollout.json"
+    if args.what == "show":
+        state = read(path)
+        terminal.show(state, describe(state), as_json=args.json)
+        return _verdict(state)
+    if args.to is None:
+        raise InputError(f"fieldlm rollout {args.what} needs the repository: --to REPOSITORY")
+    release = publisher(args.to, args.keys)
+    if args.what == "start":
+        _found(path, args, release("show"))
+    controller = Controller(path, release)
+    with Store(args.store, read_only=True) as store:
+        _act(controller, args)
+        _draw(controller, args)
+        if args.what == "watch" or (args.what in ("start", "resume") and not args.once):
+            watch(controller, store, args)
+    terminal.show(controller.state, describe(controller.state), as_json=args.json)
+    return _verdict(controller.state)
+
+
+def watch(controller: Controller, store: Store, args: argparse.Namespace) -> None:
+    """Look every so often until the rollout is over, or is paused from elsewhere."""
+    while controller.state.status == "running":
+        wave = controller.state.wave
+        fleet = Fleet.read(store, since_ms=controller.state.wave_began_ms)
+        if controller.look(fleet) is not None:
+            _draw(controller, args)
+            if controller.state.wave != wave or controller.state.status != "running":
+                _tell(controller.state, args)
+        if args.once:
+            return
+        if controller.state.status == "running":
+            time.sleep(args.every)
+            controller.state = read(controller.path)
+
+
+def _act(controller: Controller, args: argparse.Namespace) -> None:
+    if args.what == "start":
+        controller.begin()
+    elif args.what == "pause":
+        controller.pause()
+    elif args.what == "resume":
+        controller.resume()
+    elif args.what == "abort":
+        controller.abort(args.reason)
+    if args.what != "watch":
+        _tell(controller.state, args)
+
+
+def _found(path: Path, args: argparse.Namespace, offered: list[dict[str, Any]]) -> None:
+    """Write the memory of a new rollout: the newest release of each profile that was named."""
+    if path.exists() and read(path).status in ("running", "paused"):
+        raise InputError(f"{path} is a rollout that is not over; run: fieldlm rollout watch, or abort")
+    with Store(args.store, read_only=True) as store:
+        sizes = Fleet.read(store, since_ms=0).sizes()
+    tracks: list[Track] = []
+    for profile in args.profiles or sorted({one["profile"] for one in offered}):
+        known = [one for one in offered if one["profile"] == profile]
+        if not known:
+            raise InputError(f"{args.to} offers nothing for {profile}; publish first: fieldlm publish --share 0")
+        if profile not in sizes:
+            raise InputError(f"{args.store} knows no device of {profile}; known: {', '.join(sorted(sizes)) or 'none'}")
+        newest, seq = known[-1], known[-1]["seq"]
+        bundle, salt = newest["bundle"][:12], newest["offer"].get("salt") or f"{profile}-{seq}"
+        tracks.append(Track(profile=profile, seq=seq, bundle=bundle, salt=salt, size=sizes[profile]))
+    state = State(tracks=tuple(tracks), patience_s=args.patience, spread_s=args.spread)
+    write_whole(path, canonical_json(state))
+
+
+def _tell(state: State, args: argparse.Namespace) -> None:
+    """Let the devices look now instead of within the hour."""
+    if not args.broker:
+        return
+    from paho.mqtt.enums import MQTTProtocolVersion
+    from paho.mqtt.publish import single
+
+    address = parse_broker(args.broker)
+    for track in state.tracks:
+        # The next number, because a release that is taken back is followed by one; the time makes it another message.
+        pointer = {"seq": track.seq + 1, "profile": track.profile, "repository": args.at, "told_ms": time.time_ns()}
+        single(
+            release_topic(args.fleet, track.profile),
+            json.dumps(pointer).encode(),
+            qos=1,
+            retain=True,
+            hostname=address.host,
+            port=address.port,
+            protocol=MQTTProtocolVersion.MQTTv5,
+        )
+
+
+def _draw(controller: Controller, args: argparse.Namespace) -> None:
+    write_whole(args.store / "rollout.html", page(controller.state).encode())
+    text = describe(controller.state)
+    if sys.stderr.isatty():
+        # The whole view is drawn anew in place.
+        sys.stderr.write(f"\x1b[H\x1b[2J{text}\n")
+    else:
+        terminal.log(text.splitlines()[0])
+
+
+def describe(state: State) -> str:
+    """Return the view for the terminal."""
+    plan = state.plan()
+    header = ("profile", "release", "devices", "offered to", "updated", "in trouble", "others", "in trouble", "e-value")
+    evidence = {each.profile: each for each in state.evidence}
+    rows = []
+    for track in state.tracks:
+        share = f"{plan.share(track.profile, state.wave):.1%}"
+        rows.append((track.profile, track.seq, f"{track.size:,}", share, *_seen(evidence.get(track.profile))))
+    why = f": {state.acts[-1].detail}" if state.acts and state.status != "running" else ""
+    head = f"{state.status}, wave {state.wave + 1}{why}"
+    return f"{head}\n\n{terminal.table(rows, header)}"
+
+
+def _seen(each: Evidence | None) -> tuple[object, ...]:
+    if each is None:
+        return ("–",) * 5
+    return (each.updated, each.updated_bad, each.control, each.control_bad, f"{each.e_value:.3g}")
+
+
+def _verdict(state: State) -> int:
+    return 1 if state.status in ("reverted", "aborted") else 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = terminal.parser("rollout", "Bring a release to a fleet in waves, and take it back from where it harms.")
+    parser.add_argument("what", choices=WORDS, nargs="?", default="show")
+    parser.add_argument("profiles", nargs="*", metavar="PROFILE", help="start: whose releases; all without")
+    parser.add_argument("--store", type=Path, default=Path("store"), help="what `fieldlm collect` fills")
+    parser.add_argument("--to", type=Path, metavar="REPOSITORY", help="the repository that offers the releases")
+    parser.add_argument("--keys", default="", metavar="DIR", help="the publisher's keys; default: as configured")
+    parser.add_argument("--patience", type=float, default=86_400.0, metavar="SECONDS", help="until a device is judged")
+    parser.add_argument("--spread", type=float, default=3600.0, metavar="SECONDS", help="over which a wave starts")
+    parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="between two looks")
+    parser.add_argument("--once", action="store_true", help="look once and end, for a timer; start: do not look yet")
+    parser.add_argument("--broker", default="", metavar="mqtt://HOST:PORT", help="tell devices through this broker")
+    parser.add_argument("--fleet", default="default", help="whom to tell")
+    parser.add_argument("--at", default="", metavar="URL", help="where devices reach the repository")
+    parser.add_argument("--reason", default="asked for", help="abort: why")
+    return parser.parse_intermixed_args(argv)

@@ -1,0 +1,1 @@
+"""Records in, adapter out: curate, cluster into tasks, dataset, tune, evaluate."""

@@ -1,0 +1,216 @@
+"""Find the recurring tasks in examples, without being told: what is asked, and what is done about it.
+
+An example is a point: half of it the customer's words as a vector, half of it the shape of the answer (the function a
+JSON answer calls and its arguments' names). k-means for a range of k; silhouette decides. A task keeps its id
+from round to round as long as its centre stays near, so adapters and thresholds can be tied to it.
+
+    tasks.json        name, size, cohesion, an example and the centre of each task
+    examples.jsonl    the same examples, each with the id of its `task`
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+
+from fieldlm.core import terminal
+from fieldlm.core.errors import InputError
+from fieldlm.core.files import canonical_json, write_whole
+from fieldlm_compiler.learn.curate import EXAMPLES, Example, read_examples, write_examples
+from fieldlm_compiler.learn.embed import Embedder, Vectors, unit
+
+TASKS = "tasks.json"
+SHAPE_SIZE = 64
+MOST_TASKS = 24
+LEAST_SIZE = 8
+"""Fewer examples are no task of their own."""
+SAME = 0.85
+"""Cosine between two rounds' centres above which a task is the same one."""
+SAMPLE = 1000
+AXES = 32
+"""Principal axes to group by; the rest is the noise of single words."""
+PRICE = 0.015
+"""What one task more has to bring in silhouette: else every item of a short menu becomes a task."""
+PATIENCE = 6
+"""How many finer splits are tried in vain."""
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of request that recurs. `cohesion` is the mean cosine of its examples to its centre."""
+
+    id: str
+    name: str
+    size: int
+    cohesion: float
+    example: str
+    centre: list[float] = []
+
+
+def cluster(folder: Path, *, seed: int = 0, embedder: Embedder | None = None) -> list[dict[str, Any]]:
+    """Find the tasks in `folder`/examples.jsonl; writes tasks.json and the examples' `task`, returns the tasks.
+
+    The same examples, earlier tasks and seed give the same result. Raises InputError when there are no examples.
+    """
+    examples = read_examples(folder)
+    if not examples:
+        raise InputError(f"{folder / EXAMPLES} is empty; collect more, then: fieldlm curate STORE --out {folder}")
+    points = locate(examples, embedder or Embedder())
+    labels = group(points, seed=seed)
+    tasks = describe(examples, points, labels, earlier=_earlier(folder / TASKS))
+    write_whole(folder / TASKS, canonical_json({"format": "fieldlm.tasks/1", "tasks": tasks}))
+    of = {label: task.id for label, task in zip(sorted(set(labels)), tasks, strict=True)}
+    write_examples(
+        folder / EXAMPLES,
+        [msgspec.structs.replace(e, task=of[label]) for e, label in zip(examples, labels, strict=True)],
+    )
+    ranked = sorted(tasks, key=lambda task: (-task.size, task.id))
+    return [msgspec.to_builtins(msgspec.structs.replace(task, centre=[])) for task in ranked]
+
+
+def locate(examples: Sequence[Example], embedder: Embedder) -> Vectors:
+    """Return a point of length 1 per example: words, then the shape of the answer."""
+    words = embedder([example.utterance for example in examples])
+    return unit(np.hstack([words, np.stack([_shape(example.answer) for example in examples])]).astype(np.float32))
+
+
+def signature(answer: str) -> tuple[str, ...]:
+    """Return what an answer does: the called function, then its arguments' names. Plain text does "text"."""
+    try:
+        call: Any = json.loads(answer)
+    except ValueError:
+        return ("text",)
+    if isinstance(call, list) and call:
+        call = cast(list[Any], call)[0]
+    if not isinstance(call, dict):
+        return ("text",)
+    fields = cast(dict[str, Any], call)
+    name = next((str(fields[key]) for key in ("name", "function", "tool", "intent") if key in fields), "object")
+    arguments = next((fields[key] for key in ("arguments", "args", "parameters", "slots") if key in fields), fields)
+    keys = sorted(cast(dict[str, Any], arguments)) if isinstance(arguments, dict) else []
+    return (name, *(f"{name}.{key}" for key in keys))
+
+
+def group(points: Vectors, *, seed: int) -> list[int]:
+    """Return a label per point; how many there are is found by silhouette."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.decomposition import PCA
+    from sklearn.metrics import silhouette_score
+    from threadpoolctl import threadpool_limits
+
+    axes = min(AXES, *points.shape)
+    reduced: Vectors = PCA(axes, svd_solver="full").fit_transform(points)
+    sample = np.random.default_rng(seed).permutation(len(points))[:SAMPLE]
+    kind: Any = KMeans if len(points) <= 20_000 else MiniBatchKMeans
+    best, best_k, found = -PRICE, 1, [0] * len(points)
+    # Threads that wait for each other 10,000 times a second lose more on a busy machine than they gain on an idle one.
+    with threadpool_limits(limits=1):
+        for k in range(2, min(MOST_TASKS, len(points) // LEAST_SIZE) + 1):
+            if k > best_k + PATIENCE:
+                break
+            labels = kind(n_clusters=k, n_init=4, random_state=seed).fit_predict(reduced)
+            score = float(silhouette_score(reduced[sample], labels[sample])) if len(set(labels[sample])) > 1 else 0.0
+            if score - PRICE * k > best:
+                best, best_k, found = score - PRICE * k, k, [int(label) for label in labels]
+    return found
+
+
+def describe(
+    examples: Sequence[Example], points: Vectors, labels: Sequence[int], *, earlier: Sequence[Task]
+) -> list[Task]:
+    """Return the tasks in the order of their labels, with the ids of `earlier` ones where they are the same."""
+    found = np.array(labels)
+    centres = unit(np.stack([points[found == label].mean(axis=0) for label in sorted(set(labels))]))
+    ids = _ids(centres, earlier)
+    names = _names(examples, labels)
+    tasks: list[Task] = []
+    for index, label in enumerate(sorted(set(labels))):
+        members = np.flatnonzero(found == label)
+        closeness = points[members] @ centres[index]
+        tasks.append(
+            Task(
+                id=ids[index],
+                name=names[label],
+                size=len(members),
+                cohesion=round(float(closeness.mean()), 3),
+                example=examples[int(members[int(closeness.argmax())])].utterance,
+                centre=[round(float(number), 5) for number in centres[index]],
+            )
+        )
+    return tasks
+
+
+def _shape(answer: str) -> Vectors:
+    """Sum fixed random directions: the function counts as much as all its arguments together."""
+    name, *keys = signature(answer)
+    shape = _direction(name)
+    if keys:
+        shape = shape + 0.5 * np.mean([_direction(key) for key in keys], axis=0)
+    return (shape / np.linalg.norm(shape)).astype(np.float32)
+
+
+def _direction(feature: str) -> Vectors:
+    seed = int.from_bytes(hashlib.sha256(feature.encode()).digest()[:8])
+    direction = np.random.default_rng(seed).standard_normal(SHAPE_SIZE)
+    return (direction / np.linalg.norm(direction)).astype(np.float32)
+
+
+def _ids(centres: Vectors, earlier: Sequence[Task]) -> list[str]:
+    ids = [f"task-{hashlib.sha256(np.round(centre, 3).tobytes()).hexdigest()[:8]}" for centre in centres]
+    known = [task for task in earlier if len(task.centre) == centres.shape[1]]
+    if known:
+        from scipy.optimize import linear_sum_assignment
+
+        likeness = centres @ np.array([task.centre for task in known], dtype=np.float32).T
+        for new, old in zip(*linear_sum_assignment(-likeness), strict=True):
+            if likeness[new, old] >= SAME:
+                ids[int(new)] = known[int(old)].id
+    return ids
+
+
+def _names(examples: Sequence[Example], labels: Sequence[int]) -> dict[int, str]:
+    """Name each task by the function most of its answers call and the words it has more often than the others."""
+    words: dict[int, Counter[str]] = {label: Counter() for label in set(labels)}
+    functions: dict[int, Counter[str]] = {label: Counter() for label in set(labels)}
+    for example, label in zip(examples, labels, strict=True):
+        words[label].update(set(re.findall(r"[^\W\d_][\w'’]{2,}", example.utterance.casefold())))
+        functions[label][signature(example.answer)[0]] += 1
+    everywhere = sum(words.values(), Counter[str]())
+    sizes = Counter(labels)
+    names: dict[int, str] = {}
+    for label, counted in words.items():
+        inside, outside = sizes[label], max(1, len(labels) - sizes[label])
+        excess = {word: n / inside - (everywhere[word] - n) / outside for word, n in counted.items()}
+        typical = " ".join(sorted(excess, key=lambda word: (-excess[word], word))[:3])
+        function, calls = functions[label].most_common(1)[0]
+        speaks = function != "text" and calls > 0.6 * functions[label].total()
+        names[label] = f"{function}: {typical}" if speaks else typical or function
+    return names
+
+
+def _earlier(path: Path) -> list[Task]:
+    if not path.is_file():
+        return []
+    try:
+        return msgspec.convert(msgspec.json.decode(path.read_bytes())["tasks"], list[Task])
+    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no tasks file: {error}; remove it to number the tasks anew") from error
+
+
+def main(argv: Sequence[str]) -> int:
+    """Find the recurring tasks in curated examples."""
+    parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.")
+    parser.add_argument("examples", type=Path, help="folder with examples.jsonl; the examples get their task there")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same tasks")
+    args = parser.parse_args(argv)
+    with terminal.progress("find tasks"):
+        tasks = cluster(args.examples, seed=args.seed)
+    rows = [(task["id"], task["name"], task["size"], task["cohesion"], task["example"][:60]) for task in tasks]
+    text = terminal.table(rows, ("task", "name", "examples", "cohesion", "for instance"))
+    terminal.show({"tasks": tasks}, text, as_json=args.json)
+    return 0

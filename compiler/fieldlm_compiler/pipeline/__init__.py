@@ -1,0 +1,1 @@
+"""Steps in processes of their own, cached by the digest of their inputs; the tools that they run."""

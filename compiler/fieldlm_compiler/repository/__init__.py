@@ -1,0 +1,1 @@
+"""The TUF repository that devices update from: keys, metadata, publishing, offers."""

@@ -1,0 +1,257 @@
+"""Offer a bundle to the devices of its profile: into a static folder that any web server, bucket or USB stick serves.
+
+Everything new is written aside and under new names first; `timestamp.json` is replaced last, and with it the release
+becomes visible. A publisher that is killed leaves the repository as it was.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from fieldlm.blobs.store import Blobs
+from fieldlm.blobs.tensor_chunks import chunk_sizes, cut
+from fieldlm.core import terminal
+from fieldlm.core.config import load_config
+from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.files import canonical_json, disk_errors, write_whole
+from fieldlm.core.signing import Signature
+from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
+from fieldlm.formats.release import (
+    FORMAT,
+    Blob,
+    Offer,
+    Pointer,
+    Release,
+    ReleaseFile,
+    check_profile_id,
+    describe_blob,
+    parse_release,
+    release_path,
+    role_name,
+)
+from fieldlm.formats.topics import release_topic
+from fieldlm_compiler.repository.metadata import Book, Ring, alone, read_current
+
+
+def publish(
+    bundle_folder: Path,
+    repository: Path,
+    *,
+    keys: Path,
+    profile: str | None = None,
+    min_seq: int | None = None,
+    notes: str = "",
+    offer: Offer | None = None,
+) -> Release:
+    """Add the bundle to the repository as the newest release of its profile, and return the release.
+
+    The bundle that is the newest already is not released again; the metadata is signed afresh. Devices that commit the
+    release never go back below `min_seq`; without it they keep the limit of the release before. `offer` says which of
+    them may take it; all may without.
+    """
+    bundle = open_bundle(bundle_folder)
+    _check_profile(bundle, profile)
+    with disk_errors(repository), alone(repository):
+        _check_keys_at_hand(repository, keys)
+        book = Book(repository, Ring(keys))
+        own = role_name(bundle.manifest.profile)
+        book.need([*([own] if own in book.profiles else ["targets"]), "snapshot", "timestamp"])
+        newest = newest_release(repository, bundle.manifest.profile)
+        if newest and newest.bundle == bundle.id and min_seq is None:
+            book.write()
+            return newest
+        release, indices = describe_release(bundle, newest, min_seq=min_seq, notes=notes)
+        store = Blobs(repository)
+        for path, blob in _files(bundle, release):
+            store.keep(path, blob.sha256, blob.size)
+        for sha256, index in indices.items():
+            _keep_index(store, sha256, index)
+        add_release(book, repository, release, offer)
+        book.write()
+        return release
+
+
+def add_release(book: Book, repository: Path, release: Release, offer: Offer | None = None) -> None:
+    """Write the release's file and offer it; visible once the book is written."""
+    data = canonical_json(release)
+    target = release_path(release.profile, release.seq)
+    write_whole(repository / "releases" / target, data)
+    book.add(release.profile, target, data, offer)
+
+
+def newest_release(repository: Path, profile: str) -> Release | None:
+    """Return the newest release that the repository offers to `profile`; trusts the folder, as its owner does."""
+    *_, profiles = read_current(repository / "tuf")
+    offered = profiles.get(role_name(profile))
+    if offered is None or not offered.targets:
+        return None
+    path = repository / "releases" / release_path(profile, max(int(Path(name).stem) for name in offered.targets))
+    with disk_errors(path):
+        return parse_release(path.read_bytes(), what=str(path))
+
+
+def describe_release(
+    bundle: Bundle, newest: Release | None, *, min_seq: int | None = None, notes: str = ""
+) -> tuple[Release, dict[str, bytes]]:
+    """Work out the release that follows `newest`, and the indices of its files by digest."""
+    seq = newest.seq + 1 if newest else 1
+    floor = min_seq if min_seq is not None else newest.min_seq if newest else 0
+    if not 0 <= floor <= seq:
+        raise InputError(f"min_seq is {floor}, this release is {seq}; want 0 to {seq}")
+    signature = msgspec.json.decode((bundle.folder / SIGNATURE).read_bytes(), type=Signature)
+    names = [MANIFEST, SIGNATURE, *(file.path for file in bundle.manifest.files)]
+    described = {name: describe_blob(bundle.folder / name, _chunk_sizes(bundle, name)) for name in names}
+    release = Release(
+        format=FORMAT,
+        seq=seq,
+        min_seq=floor,
+        profile=bundle.manifest.profile,
+        bundle=bundle.id,
+        signer=signature.keyid,
+        manifest=described[MANIFEST][0],
+        signature=described[SIGNATURE][0],
+        files=tuple(
+            ReleaseFile(path=file.path, role=file.role, **msgspec.structs.asdict(described[file.path][0]))
+            for file in bundle.manifest.files
+        ),
+        model=bundle.manifest.model.name,
+        notes=notes,
+    )
+    return release, {blob.index: index for blob, index in described.values() if blob.index}
+
+
+def _chunk_sizes(bundle: Bundle, name: str) -> Iterator[int]:
+    """Cut what an ONNX graph says of its weights where their tensors begin, everything else by what it says itself."""
+    path = bundle.folder / name
+    graph = bundle.path("base") if bundle.manifest.engine == "onnx" else None
+    places = _places(graph, name) if graph and graph.name != name else ()
+    return cut(places, path.stat().st_size) if places else chunk_sizes(path)
+
+
+def _places(graph: Path, name: str) -> list[int]:
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    try:
+        model = onnx.load(graph, load_external_data=False)
+    except DecodeError:
+        return []  # published as it is: what is wrong with it is for the device's own checks to say
+    told = [ExternalDataInfo(tensor) for tensor in model.graph.initializer if uses_external_data(tensor)]
+    return [one.offset or 0 for one in told if one.location == name]
+
+
+def _keep_index(store: Blobs, sha256: str, index: bytes) -> None:
+    if not store.holds(sha256, len(index)):
+        write_whole(store.path(sha256), index)
+
+
+def announce(pointer: Pointer, broker: str, *, topic: str) -> None:
+    """Leave the pointer on the broker as a retained message; raises LinkError when the broker does not take it."""
+    from paho.mqtt import MQTTException
+    from paho.mqtt.enums import MQTTProtocolVersion
+    from paho.mqtt.publish import single
+
+    address = urlsplit(broker)
+    if address.scheme != "mqtt" or not address.hostname:
+        raise InputError(f"broker is {broker!r}; want mqtt://HOST:PORT")
+    # paho calls its own orderly goodbye an error.
+    logging.getLogger("paho").setLevel(logging.CRITICAL)
+    try:
+        single(
+            topic,
+            canonical_json(pointer),
+            qos=1,
+            retain=True,
+            hostname=address.hostname,
+            port=address.port or 1883,
+            protocol=MQTTProtocolVersion.MQTTv5,
+        )
+    except (OSError, MQTTException) as error:
+        raise LinkError(
+            f"the release is published, but broker {broker} does not take its announcement: {error}"
+        ) from error
+
+
+def _check_keys_at_hand(repository: Path, keys: Path) -> None:
+    """Refuse a strange keys folder before anything is written to it."""
+    if (repository / "tuf" / "root.json").exists() and not keys.is_dir():
+        raise InputError(f"{repository} is signed with another root key than {keys}, which is empty; pass --keys")
+
+
+def _check_profile(bundle: Bundle, profile: str | None) -> None:
+    own = bundle.manifest.profile
+    check_profile_id(own, what=str(bundle.folder))
+    if profile and profile != own:
+        raise InputError(
+            f"{bundle.folder} is compiled for {own}, devices of {profile} would refuse it; "
+            f"run: fieldlm compile MODEL --profile {profile}"
+        )
+
+
+def _files(bundle: Bundle, release: Release) -> Iterator[tuple[Path, Blob]]:
+    yield bundle.folder / MANIFEST, release.manifest
+    yield bundle.folder / SIGNATURE, release.signature
+    for file in release.files:
+        yield bundle.folder / file.path, file
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fieldlm publish BUNDLE --to REPOSITORY`."""
+    parser = terminal.parser("publish", "Offer a bundle to the devices of its profile.")
+    parser.add_argument("bundle", type=Path, help="the folder that `fieldlm compile` made")
+    parser.add_argument(
+        "--to", type=Path, required=True, metavar="REPOSITORY", help="folder; made when it is not there"
+    )
+    parser.add_argument("--profile", default="", help="refuse unless the bundle is for this profile")
+    parser.add_argument("--keys", metavar="DIR", help="the publisher's keys, made on first use; default: as configured")
+    parser.add_argument("--min-seq", type=int, help="devices that take this release never go back below that one")
+    parser.add_argument("--notes", default="", help="a line for people")
+    parser.add_argument("--share", type=float, default=100.0, metavar="PERCENT", help="of the devices, to begin with")
+    parser.add_argument("--spread", type=float, default=0.0, metavar="SECONDS", help="over which they start")
+    parser.add_argument(
+        "--announce", default="", metavar="mqtt://HOST:PORT", help="tell the devices through this broker"
+    )
+    parser.add_argument("--fleet", default="default", help="whom to tell")
+    parser.add_argument(
+        "--at", default="", metavar="URL", help="where devices reach the repository; default: as configured"
+    )
+    args = parser.parse_args(argv)
+    keys = load_config({"keys": args.keys}).keys
+    before = newest_release(args.to, open_bundle(args.bundle, digests=False).manifest.profile)
+    with terminal.progress(f"publish {args.bundle} to {args.to}"):
+        release = publish(
+            args.bundle,
+            args.to,
+            keys=keys,
+            profile=args.profile,
+            min_seq=args.min_seq,
+            notes=args.notes,
+            offer=make_offer(args.share, args.spread),
+        )
+    if args.announce:
+        pointer = Pointer(seq=release.seq, profile=release.profile, repository=args.at)
+        announce(pointer, args.announce, topic=release_topic(args.fleet, release.profile))
+    terminal.show(release, _summary(release, args.to, is_known=release == before), as_json=args.json)
+    return 0
+
+
+def make_offer(percent: float, spread_s: float, salt: str = "") -> Offer:
+    """Offer to that share of the devices, from now on; a new salt where none is given."""
+    if not 0 <= percent <= 100 or not 0 <= spread_s <= 365 * 86400:
+        raise InputError(f"share is {percent:g} % over {spread_s:g} s; want 0 to 100 %, at most a year")
+    share_ppm = round(percent * 10_000)
+    return Offer(share_ppm=share_ppm, salt=salt or secrets.token_hex(8), since=int(time.time()), spread_s=int(spread_s))
+
+
+def _summary(release: Release, repository: Path, *, is_known: bool) -> str:
+    if is_known:
+        return f"{repository} offers {release.bundle[:12]} already, as release {release.seq} for {release.profile}"
+    rows = [(file.role, file.path, f"{file.size / 1e6:.2f}") for file in release.files]
+    table = terminal.table(rows, ("role", "file", "MB"))
+    return f"{repository} now offers {release.bundle[:12]} as release {release.seq} for {release.profile}\n{table}"

@@ -1,0 +1,193 @@
+"""What each legal type of each tensor costs: bytes exactly, divergence predicted. Runs in a child process.
+
+A tensor's weights are rounded to the type and back by ggml's kernel, and the squared changes weighed with the Fisher
+information: ½ Σ r_i c_j ΔW_ij² nats a token, r and c its sums over rows and columns (a Kronecker product of
+diagonals). A sample of the rows stands for all, as their share of the same sum over the weights themselves. How much of
+that a rounding which repairs itself leaves is tried on a few blocks of each role, against the covariance of the inputs.
+"""
+
+import ctypes
+import json
+import os
+import re
+import signal
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldlm_compiler.export.ggml import Floats
+from fieldlm_compiler.export.imatrix import read_imatrix
+from fieldlm_compiler.pipeline.child import ONE_THREAD, PR_SET_PDEATHSIG, Ran, call
+from fieldlm_compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATRIX, ROWS, SHARES
+from fieldlm_compiler.search.frontier import Option
+from fieldlm_compiler.search.gptq_rounding import factor
+from fieldlm_compiler.search.open import open_weights
+from fieldlm_compiler.search.weights import Part, Way, Weights
+
+SAMPLED_ROWS = 256
+TRIED_ROWS = 64
+TRIED_BLOCKS = 2
+BLOCK_NUMBER = re.compile(r"blk\.\d+\.")
+Options = dict[str, list[Option]]
+
+
+def price(weights: Path, statistics: Path, isa: Sequence[str]) -> Ran:
+    """Return the options of every matrix of the GGUF or ONNX file `weights`: type, bytes, predicted divergence."""
+    return call(
+        "fieldlm_compiler.search.price:price_all",
+        what="price every type of every tensor",
+        env=ONE_THREAD,
+        weights=weights,
+        statistics=statistics,
+        isa=list(isa),
+    )
+
+
+def price_all(weights: str, statistics: str, isa: list[str]) -> dict[str, list[tuple[str, int, float]]]:
+    """Price every legal type of every matrix in `weights`."""
+    names = open_weights(Path(weights)).names
+    with in_processes(weights, statistics) as pool:
+        gains = _gains(names, pool, isa)
+        asked = [(name, gains[role(name)], isa) for name in names]
+        priced = pool.map(_options, *zip(*asked, strict=True)) if asked else ()
+        return {name: options for (name, _, _), options in zip(asked, priced, strict=True)}
+
+
+@contextmanager
+def in_processes(weights: str, statistics: str) -> Generator[ProcessPoolExecutor]:
+    """Give work to as many processes as there are cores, each with both open as `Worker` has them.
+
+    They end with this process, whatever ends it.
+    """
+    context = get_context("fork")
+    with ProcessPoolExecutor(os.cpu_count(), context, _begin, (weights, statistics, os.getpid())) as pool:
+        yield pool
+
+
+def _begin(weights: str, statistics: str, parent: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    Worker.weights = open_weights(Path(weights))
+    Worker.known = Statistics(Path(statistics))
+
+
+class Worker:
+    """What each process holds open."""
+
+    weights: Weights
+    known: "Statistics"
+
+
+class Statistics:
+    """What calibration wrote, read as it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        self._fisher = safe_open(folder / FISHER, framework="numpy")
+        self._covariance = safe_open(folder / COVARIANCE, framework="numpy")
+        self._shared: dict[str, str] = json.loads((folder / SHARES).read_bytes())
+        self._names = {*self._fisher.keys(), *self._covariance.keys()}
+        self._folder = folder
+
+    @cached_property
+    def _imatrix(self) -> Any:
+        return read_imatrix(self._folder / IMATRIX)
+
+    def importance(self, name: str) -> Floats | None:
+        """Return the mean squared input of each column of `name`."""
+        return self._imatrix.mean(name)
+
+    def covariance(self, name: str) -> Floats | None:
+        """Return the covariance [columns, columns] of the inputs of `name`, or None where it was too large to keep."""
+        found = self._shared.get(name, name)
+        return self._covariance.get_tensor(found) if found in self._names else None
+
+    def source(self, name: str) -> str:
+        """Return the tensor whose inputs `name` shares."""
+        return self._shared.get(name, name)
+
+    def fisher(self, name: str) -> tuple[Floats, Floats]:
+        """Return r [rows] and c [columns], whose product r_i c_j is the Fisher information of a weight a token."""
+        if name + ROWS not in self._names:
+            return np.zeros(1, np.float32), np.zeros(1, np.float32)
+        rows, columns = self._fisher.get_tensor(name + ROWS), self._fisher.get_tensor(name + COLUMNS)
+        return rows / max(float(columns.sum()), 1e-30), columns
+
+
+def role(name: str) -> str:
+    """Return `name` without the number of its block."""
+    return BLOCK_NUMBER.sub("", name)
+
+
+def _options(name: str, gains: dict[str, float], isa: list[str]) -> list[tuple[str, int, float]]:
+    weights = Worker.weights
+    rows, ways = weights.rows(name), weights.ways(name, isa)
+    count, columns = rows.shape
+    lost = np.sum([_lost(rows[part.first : part.last], part, ways) for part in weights.parts(name)], axis=0)
+    return [
+        (way.name, way.size(count, columns), float(loss) * gains.get(way.name, 1.0))
+        for way, loss in zip(ways, lost, strict=True)
+    ]
+
+
+def _lost(data: Any, part: Part, ways: Sequence[Way]) -> list[float]:
+    """Return the divergence that each of `ways` costs the rows `data` of `part` when they are rounded one by one."""
+    count, columns = data.shape
+    step = max(1, count // SAMPLED_ROWS)
+    r, c = Worker.known.fisher(part.name)
+    if len(c) != columns:
+        r, c = np.zeros(count, np.float32), np.zeros(columns, np.float32)
+    if len(r) != count or part.is_permuted:
+        r = np.full(count, r.mean(), np.float32)
+    sample = np.ascontiguousarray(data[::step], np.float32)
+    mass = float(r[::step] @ (np.square(sample) @ c))
+    whole = sum(
+        float(r[at : at + 4096] @ (np.square(data[at : at + 4096].astype(np.float32)) @ c))
+        for at in range(0, count, 4096)
+    )
+    importance = Worker.known.importance(part.name)
+    changes = [np.square(way.alone(sample, importance) - sample) for way in ways]
+    return [0.5 * whole * float(r[::step] @ (changed @ c)) / mass if mass else 0.0 for changed in changes]
+
+
+def _gains(names: Sequence[str], pool: ProcessPoolExecutor, isa: list[str]) -> dict[str, dict[str, float]]:
+    """Return for each role and type the share of the loss that repaired rounding leaves, over a few blocks."""
+    roles: dict[str, list[str]] = {}
+    for name in names:
+        roles.setdefault(role(name), []).append(name)
+    tried = {
+        each: members[len(members) // (2 * TRIED_BLOCKS) :: max(1, len(members) // TRIED_BLOCKS)][:TRIED_BLOCKS]
+        for each, members in roles.items()
+    }
+    lost = {each: [pool.submit(_losses, name, isa) for name in members] for each, members in tried.items()}
+    gains: dict[str, dict[str, float]] = {}
+    for each, waiting in lost.items():
+        losses = [loss for one in waiting if (loss := one.result())]
+        gains[each] = {way: float(np.mean([loss[way] for loss in losses])) for way in (losses[0] if losses else ())}
+    return gains
+
+
+def _losses(name: str, isa: list[str]) -> dict[str, float]:
+    weights = Worker.weights
+    covariance = Worker.known.covariance(weights.parts(name)[0].name)
+    if covariance is None:
+        return {}
+    data = weights.rows(name)
+    rows = np.ascontiguousarray(data[:: max(1, len(data) // TRIED_ROWS)], np.float32)
+    upper, importance = factor(covariance), np.ascontiguousarray(np.diag(covariance))
+    shares: dict[str, float] = {}
+    for way in weights.ways(name, isa):
+        loss = [
+            float(np.sum((change @ covariance) * change))
+            for change in (way.alone(rows, importance) - rows, way.repaired(rows, upper) - rows)
+        ]
+        shares[way.name] = min(1.0, loss[1] / loss[0]) if loss[0] else 1.0
+    return shares

@@ -1,0 +1,292 @@
+"""Candidates on a Ray cluster: each is written and measured by one task, on whatever node has room.
+
+Nodes share no file system. Full weights and statistics go through the object store in pieces, and each node keeps them
+by their digest, so they travel to it once. What comes back is the mixture itself and what it diverges text by text;
+where reading would have stopped is worked out here. So a bundle has the same bytes whoever made its candidates.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from fieldlm.core import errors
+from fieldlm.core.errors import EngineError, FieldlmError, LinkError, MissingPartError
+from fieldlm.core.files import sha256_file
+from fieldlm.core.terminal import log, progress
+from fieldlm.formats.bundle import Cache
+from fieldlm_compiler.pipeline.child import Ran
+from fieldlm_compiler.pipeline.llama_toolchain import installed
+from fieldlm_compiler.pipeline.stages import cache_root, lock
+from fieldlm_compiler.search import gguf_write as writing
+from fieldlm_compiler.verify import divergence as measuring
+
+PIECE_BYTES = 64 << 20
+MOST_TRIES = 3
+# How long a cluster may be silent before it is asked whether it still has a node that could do the work.
+ASK_S = 10.0
+CONNECT_S = 5.0
+# Beside twice the weights: what a step's interpreter, its logits and its buffers hold.
+SPARE_BYTES = 500 << 20
+LOST = ("NodeDiedError", "ObjectLostError", "OutOfMemoryError", "WorkerCrashedError")
+# Nothing is told to Ray's makers; the second keeps a warning about GPUs off the terminal.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """A file in the object store: its name, its digest and its pieces in turn."""
+
+    name: str
+    sha256: str
+    pieces: tuple[Any, ...]
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Generator[None]:
+    """Belong to the cluster at `address` (HOST:PORT, ray://HOST:PORT or auto) until the block ends; None: to none.
+
+    Raises MissingPartError without Ray, LinkError when no cluster answers or it runs another Ray or Python.
+    """
+    if address is None:
+        yield
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        ray: Any = import_module("ray")
+    except ImportError as error:
+        raise MissingPartError("--ray needs Ray; run: pip install 'fieldlm-compiler[ray]'") from error
+    _knock(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LinkError(f"no Ray cluster can be joined at {address}: {first[:300]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise LinkError when nothing listens at `address`: Ray itself would try for a minute and say it in many lines."""
+    found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)
+    if found is None and address != "auto":
+        raise LinkError(f"--ray {address} is no address of a cluster; give HOST:PORT, ray://HOST:PORT or auto")
+    if found:
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise LinkError(
+                f"no Ray cluster answers at {address} ({error}); start one with: ray start --head, "
+                "or leave --ray out to use this machine alone"
+            ) from error
+
+
+@contextlib.contextmanager
+def keep_interrupt() -> Generator[Callable[[], None]]:
+    """Raise the KeyboardInterrupt of a Ctrl-C at the end of the block, or when the function given is called.
+
+    It is raised where it falls too, but Ray's code has been seen to swallow it there.
+    """
+    before, pressed = signal.getsignal(signal.SIGINT), threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        if callable(before):
+            before(number, frame)
+
+    def check() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check()
+
+
+class Flight:
+    """Some mixtures on their way through the cluster; nothing is sent before a result is asked for."""
+
+    def __init__(
+        self,
+        full: Path,
+        statistics: Path,
+        mixtures: Sequence[Mapping[str, str]],
+        windows: Sequence[Sequence[int]],
+        examples: Sequence[tuple[list[int], list[int]]],
+        *,
+        caches: Sequence[Cache | None],
+        needs: Mapping[str, str],
+    ) -> None:
+        self._ray: Any = import_module("ray")
+        self._files = [full, *sorted(path for path in statistics.iterdir() if path.name != "stage.json")]
+        self._mixtures = list(zip(mixtures, caches, strict=True))
+        self._told = dict[int, dict[str, Any]]()
+        self._texts, self._needs = (windows, examples), dict(needs)
+        self._memory = 2 * full.stat().st_size + SPARE_BYTES
+        self._refs: list[Any] = []
+
+    def write(self, at: int, target: Path) -> Ran:
+        """Write mixture number `at` to `target`; the answer is a Size, time and memory are the node's."""
+        told = self._result(at)
+        with target.open("wb") as file:
+            file.write(told["mixture"])
+        return Ran(value=told["size"], seconds=told["write"][0], peak_mb=told["write"][1])
+
+    def measure(self, max_kl: float | None) -> Ran:
+        """Return one Measured for each mixture, as `measure.measure` does."""
+        told = [self._result(at) for at in range(len(self._mixtures))]
+        value = msgspec.to_builtins(measuring.together([each["found"] for each in told], max_kl))
+        seconds, peaks = zip(*(each["read"] for each in told), strict=True)
+        return Ran(value=value, seconds=sum(seconds), peak_mb=max(peaks))
+
+    def _result(self, at: int) -> dict[str, Any]:
+        if at in self._told:
+            return self._told[at]
+        try:
+            if not self._refs:
+                self._launch()
+            with progress(f"mixture {at + 1} of {len(self._mixtures)} on the cluster"), keep_interrupt() as check:
+                told = self._landed(at, check)
+            if "error" in told:
+                raise getattr(errors, told["error"])(told["message"])
+        except BaseException:
+            self._cancel()
+            raise
+        self._told[at] = told
+        return told
+
+    def _launch(self) -> None:
+        self._check_room()
+        with progress("hand full weights and statistics to the cluster"):
+            self._sent = tuple(_send(self._ray, path) for path in self._files)
+        self._refs = [self._submit(types, cache) for types, cache in self._mixtures]
+
+    def _submit(self, types: Mapping[str, str], cache: Cache | None) -> Any:
+        # Ray's own retries are silent; these are told.
+        task = self._ray.remote(try_mixture).options(
+            num_cpus=1, memory=self._memory, max_retries=0, scheduling_strategy="SPREAD"
+        )
+        return task.remote(self._sent, dict(types), cache, self._texts, self._needs)
+
+    def _landed(self, at: int, check: Callable[[], None]) -> dict[str, Any]:
+        """Wait for mixture number `at`; a node that is lost on the way costs another try elsewhere."""
+        lost = tuple(getattr(self._ray.exceptions, name) for name in LOST)
+        tries = 1
+        while True:
+            try:
+                return self._ray.get(self._refs[at], timeout=ASK_S)
+            except self._ray.exceptions.GetTimeoutError:
+                check()
+                self._check_room()
+            except self._ray.exceptions.RayError as error:
+                if not isinstance(error, lost) or tries == MOST_TRIES:
+                    raise EngineError(f"the cluster could not try a mixture: {_last_line(error)}") from error
+                tries += 1
+                log(f"  note: the node with mixture {at + 1} was lost; it is tried elsewhere ({tries} of {MOST_TRIES})")
+                self._refs[at] = self._submit(*self._mixtures[at])
+
+    def _check_room(self) -> None:
+        """Raise LinkError when no node could ever take a task: Ray would wait without a word."""
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        workers = [each for each in alive if each.get("CPU", 0) >= 1]
+        if not any(each.get("memory", 0) >= self._memory for each in workers):
+            most = max((each.get("memory", 0) for each in workers), default=0) / 1e6
+            raise LinkError(
+                f"no node of the cluster can take a candidate: it needs a processor and {self._memory / 1e6:.0f} MB, "
+                f"the largest of {len(workers)} with processors has {most:.0f} MB; add a larger one"
+            )
+
+    def _cancel(self) -> None:
+        for ref in self._refs:
+            with contextlib.suppress(Exception):
+                self._ray.cancel(ref, force=True)
+
+
+def _send(ray: Any, path: Path) -> Sent:
+    import numpy as np
+
+    content = np.memmap(path, np.uint8, "r")
+    pieces = [np.asarray(content[at : at + PIECE_BYTES]) for at in range(0, len(content), PIECE_BYTES)]
+    return Sent(name=path.name, sha256=sha256_file(path), pieces=tuple(ray.put(piece) for piece in pieces))
+
+
+def try_mixture(
+    sent: Sequence[Sent],
+    types: Mapping[str, str],
+    cache: Cache | None,
+    texts: tuple[Sequence[Any], Sequence[Any]],
+    needs: Mapping[str, str],
+) -> dict[str, Any]:
+    """Write the mixture `types` and measure it on `texts`. Runs on a node; a user's mistake comes back as an answer."""
+    import numpy as np
+
+    try:
+        _check_packages(needs)
+        with tempfile.TemporaryDirectory(prefix="fieldlm-") as name:
+            folder = Path(name)
+            full, *_ = [_held(each, folder) for each in sent]
+            wrote = writing.write(full, folder, types, folder / "mixture.gguf")
+            read = measuring.measure_one(full, folder / "mixture.gguf", *texts, cache=cache)
+            mixture = np.fromfile(folder / "mixture.gguf", np.uint8)
+    except FieldlmError as error:
+        return {"error": type(error).__name__, "message": f"{socket.gethostname()}: {error}"}
+    return {
+        "mixture": mixture,
+        "size": wrote.value,
+        "found": read.value,
+        "write": (wrote.seconds, wrote.peak_mb),
+        "read": (read.seconds, read.peak_mb),
+    }
+
+
+def _check_packages(needs: Mapping[str, str]) -> None:
+    have = installed(needs)
+    for name, wanted in needs.items():
+        if have.get(name) != wanted:
+            raise EngineError(
+                f"this node has {name} {have.get(name, 'not at all')}, the compiler {wanted}: "
+                f"its bytes would be others; run there: pip install {name}=={wanted}"
+            )
+
+
+def _held(sent: Sent, folder: Path) -> Path:
+    """Return the file `sent` under its name in `folder`; it is fetched unless the node has it from before."""
+    ray: Any = import_module("ray")
+    kept = cache_root() / "nodes" / sent.sha256
+    with lock(kept.with_name(f".{sent.sha256}.lock")):
+        if not kept.exists():
+            part = kept.with_name(f"{sent.sha256}.part")
+            with part.open("wb") as file:
+                for piece in sent.pieces:
+                    file.write(ray.get(piece))
+            if sha256_file(part) != sent.sha256:
+                raise EngineError(f"{sent.name} did not arrive whole; run the same command again")
+            part.replace(kept)
+    path = folder / sent.name
+    path.symlink_to(kept)
+    return path
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:300]

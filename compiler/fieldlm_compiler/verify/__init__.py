@@ -1,0 +1,1 @@
+"""What was exported against its source: logits, templates, dialogues, divergence, tasks, and the gates on them."""

@@ -1,0 +1,299 @@
+"""What speaks for an artefact: its answers held against the source's, its size against the device, and the reports."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fieldlm.core.errors import GateError
+from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.formats.bundle import Bundle, Cache, Gate, Manifest
+from fieldlm.formats.probe import Probe, Probes
+from fieldlm.formats.profile import Profile, profile_sha256, without_gpu
+from fieldlm.inference.chat_template import render
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
+from fieldlm_compiler.checkpoints.peft_adapter import Adapter
+from fieldlm_compiler.export.artefact import Artefact
+from fieldlm_compiler.pipeline.child import Ran
+from fieldlm_compiler.pipeline.llama_toolchain import installed
+from fieldlm_compiler.pipeline.pack import Part, draft
+from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.verify import against_source
+from fieldlm_compiler.verify.against_source import PROMPTS, Answers
+from fieldlm_compiler.verify.corpus import Example
+from fieldlm_compiler.verify.divergence import Measured
+from fieldlm_compiler.verify.limits import MIN_TASK, Request
+from fieldlm_compiler.verify.task import answer_task
+
+REPORT = "fieldlm.compile-report/1"
+PROBE_PROMPTS = 3
+# Answering takes ten times as long as reading; all examples were read already.
+SERVED_EXAMPLES = 48
+ENGINES = ("fieldlm", "llama-cpp-python", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to write the weights, what it answers and how near that is to full weights."""
+
+    artefact: Artefact
+    answers: Answers
+    measured: Measured | None = None
+    cache: Cache | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A LoRA on its way into a bundle: as peft wrote it, and as GGUF."""
+
+    adapter: Adapter
+    gguf: Path
+
+
+def questions() -> list[list[dict[str, Any]]]:
+    """Return the conversations that every artefact is asked."""
+    return [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+
+
+def rendered(manifest: Manifest, parts: Sequence[Part]) -> list[str]:
+    """Return the questions as the model sees them, through the runtime's own rendering."""
+    bundle = draft(manifest, parts)
+    return [render(bundle, messages) for messages in questions()]
+
+
+def plain(manifest: Manifest) -> Manifest:
+    """Return `manifest` with keys and values in F16, which full weights are judged with."""
+    return msgspec.structs.replace(manifest, cache=None)
+
+
+def prove(
+    manifest: Manifest, full: Artefact, checkpoint: Checkpoint, stages: Stages, *, fitted: Fitted | None = None
+) -> tuple[tuple[Gate, ...], Answers]:
+    """Hold `full`, with its adapter, against its source; return the gates it passed and what it answers.
+
+    Raises GateError when it cuts text otherwise, or thinks or answers what its source would not.
+    """
+    manifest = plain(manifest)
+    texts = rendered(manifest, full.parts)
+    asked = {"artefact": full.sha256, "checkpoint": checkpoint.sha256, "texts": texts, "versions": _judges()}
+    bundle, folder = draft(manifest, full.parts), checkpoint.folder
+    _, cut = stages.run("tokens", asked, lambda _: against_source.compare_texts(bundle, folder, texts))
+    answers = ask(manifest, full, stages, fitted=fitted)
+    asked |= {"adapter": fitted.adapter.sha256 if fitted else None, "answers": answers.tokens}
+    peft, gguf = (fitted.adapter.folder, fitted.gguf) if fitted else (None, None)
+    reader = against_source.Reader(draft=bundle, adapter=gguf)
+
+    def hold(_: Path) -> Ran:
+        return against_source.compare_answers(folder, texts, answers, adapter=peft, reader=reader)
+
+    _, held = stages.run("proof", asked, hold)
+    return msgspec.convert([*cut.value, *held.value], tuple[Gate, ...]), answers
+
+
+def ask(
+    manifest: Manifest,
+    artefact: Artefact,
+    stages: Stages,
+    *,
+    fitted: Fitted | None = None,
+    reference: Answers | None = None,
+) -> Answers:
+    """Return what `artefact`, with its adapter, answers, how near to `reference`, and how fast on this machine."""
+    texts = rendered(manifest, artefact.parts)
+    inputs = {
+        "artefact": artefact.sha256,
+        "cache": manifest.cache,
+        "adapter": sha256_file(fitted.gguf) if fitted else None,
+        "texts": texts,
+        "tokens": against_source.TOKENS,
+        "firm": against_source.FIRM,
+        "reference": reference.tokens if reference else None,
+        "engine": installed(ENGINES),
+    }
+    bundle, gguf = draft(manifest, artefact.parts), fitted.gguf if fitted else None
+    tokens = reference.tokens if reference else None
+
+    def make(_: Path) -> Ran:
+        return against_source.ask(bundle, texts, what=artefact.quant, adapter=gguf, reference=tokens)
+
+    _, made = stages.run(f"answers-{artefact.quant}", inputs, make)
+    return msgspec.convert(made.value, Answers)
+
+
+def choose(candidates: Sequence[Candidate], profile: Profile) -> tuple[Candidate, Gate]:
+    """Return the first candidate whose weights fit the profile's memory; raises GateError when none does."""
+    limit_mb = float(profile.memory.model_budget_mb)
+    for candidate in candidates:
+        size_mb = round(candidate.artefact.size.bytes / 1e6, 1)
+        if size_mb <= limit_mb:
+            return candidate, Gate(name="weights", value=size_mb, limit=limit_mb, passed=True, unit="MB")
+    smallest = min(candidates, key=lambda candidate: candidate.artefact.size.bytes).artefact
+    raise GateError(
+        f"no candidate fits {profile.id}: the smallest, {smallest.quant}, has {smallest.size.bytes / 1e6:.0f} MB of "
+        f"weights, the budget is {limit_mb:.0f} MB; ask for a smaller --quant or take a smaller model"
+    )
+
+
+def hold_limits(
+    chosen: Candidate,
+    full: Artefact,
+    manifest: Manifest,
+    *,
+    examples: Sequence[Example],
+    request: Request,
+    profile: Profile,
+    stages: Stages,
+) -> tuple[Gate, ...]:
+    """Hold what only the engine can judge against the limits: memory and speed here, and the task's answers as served.
+
+    Returns the gate of the task alone: memory and speed are no two runs' same, and a bundle's bytes are. Raises
+    GateError at the first limit that is missed.
+    """
+    limits = request.limits
+    gates: list[Gate] = []
+    if limits.max_ram_mb is not None:
+        gates.append(_at_most("ram", _served_mb(manifest, chosen.artefact, profile, stages), limits.max_ram_mb, "MB"))
+    if limits.min_tokens_per_s is not None:
+        speed = chosen.answers.tokens_per_s
+        gates.append(_at_least("speed", speed, limits.min_tokens_per_s, "tokens/s here"))
+    if examples:
+        full_right = count_right(plain(manifest), full, examples, stages)
+        right = count_right(manifest, chosen.artefact, examples, stages)
+        gates.append(task_gate(right, full_right, request))
+    for gate in gates:
+        if not gate.passed:
+            raise GateError(
+                f"{gate.name} of {chosen.artefact.quant} is {gate.value:g} {gate.unit}, the limit is {gate.limit:g}; "
+                "change the limit or take a smaller model"
+            )
+    return tuple(gate for gate in gates if gate.name == "task-served")
+
+
+def task_gate(right: int, full_right: int, request: Request) -> Gate:
+    """Return the gate of the task's answers as served: how many of those that full weights give right stay right."""
+    return _at_least(
+        "task-served", round(right / max(full_right, 1), 4), request.limits.min_task or MIN_TASK, "of full weights"
+    )
+
+
+def _served_mb(manifest: Manifest, artefact: Artefact, profile: Profile, stages: Stages) -> float:
+    """Return the megabytes that the engine holds when it serves `artefact` as the profile says."""
+    here = without_gpu(profile)
+    asked = {
+        "artefact": artefact.sha256,
+        "cache": manifest.cache,
+        "profile": profile_sha256(here),
+        "engine": installed(ENGINES),
+    }
+    bundle = draft(manifest, artefact.parts)
+
+    def serve(_: Path) -> Ran:
+        return against_source.weigh_serving(bundle, here)
+
+    _, made = stages.run("serving", asked, serve)
+    return round(sum(made.value.values()), 1)
+
+
+def _at_most(name: str, value: float, limit: float, unit: str) -> Gate:
+    return Gate(name=name, value=value, limit=limit, passed=value <= limit, unit=unit)
+
+
+def _at_least(name: str, value: float, limit: float, unit: str) -> Gate:
+    return Gate(name=name, value=value, limit=limit, passed=value >= limit, unit=unit)
+
+
+def count_right(
+    manifest: Manifest,
+    artefact: Artefact,
+    examples: Sequence[Example],
+    stages: Stages,
+    *,
+    fitted: Fitted | None = None,
+) -> int:
+    """Return how many of the first `examples` the engine answers exactly right with `artefact` and its adapter."""
+    few = examples[:SERVED_EXAMPLES]
+    pairs = [[example.prompt_tokens, example.answer] for example in few]
+    asked = {
+        "artefact": artefact.sha256,
+        "cache": manifest.cache,
+        "examples": sha256_bytes(canonical_json(pairs)),
+        "engine": installed(ENGINES),
+    }
+    if fitted:
+        asked["adapter"] = sha256_file(fitted.gguf)
+    bundle, gguf = draft(manifest, artefact.parts), fitted.gguf if fitted else None
+    what = f"ask {artefact.quant} {len(few)} examples of the task"
+    _, made = stages.run("task", asked, lambda _: answer_task(bundle, few, what=what, adapter=gguf))
+    return sum(made.value)
+
+
+def probe_file(answers: Answers) -> bytes:
+    """Return probe.json: the questions that the finished artefact answers most firmly, with the firm part of each.
+
+    Where an artefact is hardly sure of anything, the first tokens have to do.
+    """
+    firm = list(zip(questions(), answers.firm, answers.firm_texts, strict=True))
+    firmest = sorted(firm, key=lambda row: row[1], reverse=True)[:PROBE_PROMPTS]
+    probes = [Probe(messages=messages, expect=text, max_tokens=count) for messages, count, text in firmest]
+    return canonical_json(Probes(prompts=tuple(probes)))
+
+
+def facts(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Return what holds for the candidates wherever they are made."""
+    return [
+        {
+            "quant": candidate.artefact.quant,
+            "bytes": candidate.artefact.size.bytes,
+            "bits_per_weight": candidate.artefact.size.bits_per_weight,
+            "tensors": candidate.artefact.size.tensors,
+            "sha256": candidate.artefact.sha256,
+            "cache": msgspec.to_builtins(candidate.cache),
+            "agreement": candidate.answers.agreement,
+            "measured": msgspec.to_builtins(candidate.measured),
+        }
+        for candidate in candidates
+    ]
+
+
+def report_file(
+    candidates: Sequence[Candidate], gates: Sequence[Gate], search: Mapping[str, Any] | None = None
+) -> bytes:
+    """Return report.json, the part of the report that is signed: the same inputs give the same bytes.
+
+    `search` says how the mixture was found, when it was searched for.
+    """
+    return canonical_json({"format": REPORT, "candidates": facts(candidates), "gates": gates, "search": search})
+
+
+def whole_report(
+    bundle: Bundle, candidates: Sequence[Candidate], stages: Stages, kept: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return everything known about this run, with the times and speeds that no two runs share.
+
+    `kept` says what an adapter costs apart from its base, and merged into it.
+    """
+    speeds = [
+        {
+            "tokens_per_s": candidate.answers.tokens_per_s,
+            "load_s": candidate.answers.load_s,
+            "memory_mb": candidate.answers.memory_mb,
+        }
+        for candidate in candidates
+    ]
+    stage_names = ("stage", "seconds", "peak_mb", "cached")
+    return {
+        "format": REPORT,
+        "bundle": bundle.id,
+        "folder": str(bundle.folder),
+        "manifest": msgspec.to_builtins(bundle.manifest),
+        "chosen": bundle.manifest.recipe.quant,
+        "candidates": [fact | speed for fact, speed in zip(facts(candidates), speeds, strict=True)],
+        **({"kept": kept} if kept else {}),
+        "stages": [{name: getattr(made, name) for name in stage_names} for made in stages.made],
+    }
+
+
+def _judges() -> dict[str, str]:
+    return installed((*ENGINES, "peft", "tokenizers", "torch", "transformers"))

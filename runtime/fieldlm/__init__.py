@@ -1,0 +1,30 @@
+"""fieldlm: small language models on devices, offline, updated over the air.
+
+`Model` opens a bundle in this process, `AsyncModel` does so for asyncio; both are imported when they are first used, so
+that `import fieldlm` costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fieldlm.inference.async_model import AsyncModel
+    from fieldlm.inference.model import Model
+
+__all__ = ["AsyncModel", "Model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what PEP 562 leaves until it is asked for."""
+    if name == "Model":
+        from fieldlm.inference.model import Model
+
+        return Model
+    if name == "AsyncModel":
+        from fieldlm.inference.async_model import AsyncModel
+
+        return AsyncModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,155 @@
+"""Answers in OpenAI's shape: whole, and as the chunks of a stream. Knows nothing of HTTP and nothing of engines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fieldlm.api.chat_request import Exchange
+from fieldlm.engines import Outcome, Timings, TokenChoice
+from fieldlm.inference.tool_calls import Call
+
+
+@dataclass(kw_only=True)
+class Said:
+    """One of the answers to a prompt, or a piece of it: text, calls, and how likely its tokens were."""
+
+    index: int = 0
+    text: str = ""
+    calls: list[Call] = field(default_factory=list[Call])
+    tokens: list[TokenChoice] = field(default_factory=list[TokenChoice])
+
+
+def usage(timings: Timings) -> dict[str, Any]:
+    return {
+        "prompt_tokens": timings.prompt_tokens,
+        "completion_tokens": timings.completion_tokens,
+        "total_tokens": timings.prompt_tokens + timings.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": timings.cached_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": timings.accepted_tokens,
+            "rejected_prediction_tokens": timings.drafted_tokens - timings.accepted_tokens,
+        },
+    }
+
+
+def own_fields(exchange: Exchange) -> dict[str, Any]:
+    """Return what OpenAI's answer has no place for: the generation, how it ended, and where the time went."""
+    timings = exchange.timings
+    millis = {"queue": timings.queue_s, "prefill": timings.prefill_s, "decode": timings.decode_s}
+    if exchange.ttft_s is not None:
+        millis["ttft"] = exchange.ttft_s
+    own = {
+        "generation": exchange.generation,
+        "outcome": exchange.outcome,
+        "timings": {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in millis.items()},
+        "margin": round(timings.margin, 4),
+    }
+    return {**own, "missed": True, "text": exchange.answer} if exchange.missed else own
+
+
+def finish_reason(outcome: Outcome | None, *, called: bool = False) -> str | None:
+    """Return OpenAI's word for an outcome; what was cut off by time or hand has none."""
+    if outcome == "stop" and called:
+        return "tool_calls"
+    return outcome if outcome in ("stop", "length") else None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one endpoint wraps text: whole, and as the chunks of a stream. `spell` says the bytes of a token."""
+
+    object: str
+    prefix: str
+    is_chat: bool
+
+    def whole(self, exchange: Exchange, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            **self.head(exchange, self.object),
+            "choices": list(choices),
+            "usage": usage(exchange.timings),
+            "fieldlm": own_fields(exchange),
+        }
+
+    def choice(self, said: Said, reason: str | None, vocabulary: Sequence[bytes] | None) -> dict[str, Any]:
+        content: dict[str, Any] = {"text": said.text}
+        if self.is_chat:
+            message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
+            if said.calls:
+                calls = [call.document(i) for i, call in enumerate(said.calls)]
+                message |= {"content": said.text.strip() or None, "tool_calls": calls}
+            content = {"message": message}
+        return self._framed(said, content, reason, vocabulary)
+
+    def delta(
+        self,
+        said: Said,
+        reason: str | None = None,
+        vocabulary: Sequence[bytes] | None = None,
+        *,
+        first_call: int = 0,
+    ) -> dict[str, Any]:
+        """Return a piece of an answer; its calls are numbered from `first_call`."""
+        content: dict[str, Any] = {"text": said.text}
+        if self.is_chat:
+            delta: dict[str, Any] = {"content": said.text} if said.text else {}
+            if said.calls:
+                delta["tool_calls"] = [call.document(first_call + i) for i, call in enumerate(said.calls)]
+            content = {"delta": delta}
+        return self._framed(said, content, reason, vocabulary)
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """The first delta of a chat: who speaks."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def head(self, exchange: Exchange, kind: str) -> dict[str, Any]:
+        """Return what every chunk of an answer repeats."""
+        return {
+            "id": exchange.id,
+            "object": kind,
+            "created": int(exchange.started_wall_s),
+            "model": exchange.model,
+            "system_fingerprint": exchange.generation,
+        }
+
+    @property
+    def chunk_object(self) -> str:
+        return "chat.completion.chunk" if self.is_chat else self.object
+
+    def _framed(
+        self, said: Said, content: dict[str, Any], reason: str | None, vocabulary: Sequence[bytes] | None
+    ) -> dict[str, Any]:
+        logprobs = None
+        if vocabulary is not None and self.is_chat:
+            logprobs = {"content": token_logprobs(said, vocabulary), "refusal": None}
+        elif vocabulary is not None:
+            logprobs = _plain_logprobs(said, vocabulary)
+        return {"index": said.index, **content, "logprobs": logprobs, "finish_reason": reason}
+
+
+def token_logprobs(said: Said, vocabulary: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Return how likely each token was, with its text and bytes."""
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        piece = vocabulary[token]
+        return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
+
+    return [
+        {**entry(choice.token, choice.logprob), "top_logprobs": [entry(*best) for best in choice.top]}
+        for choice in said.tokens
+    ]
+
+
+def _plain_logprobs(said: Said, vocabulary: Sequence[bytes]) -> dict[str, Any]:
+    def text(token: int) -> str:
+        return vocabulary[token].decode(errors="replace")
+
+    return {
+        "tokens": [text(choice.token) for choice in said.tokens],
+        "token_logprobs": [choice.logprob for choice in said.tokens],
+        "top_logprobs": [{text(token): logprob for token, logprob in choice.top} for choice in said.tokens],
+    }
+
+
+CHAT = Shape("chat.completion", "chatcmpl-", is_chat=True)
+COMPLETION = Shape("text_completion", "cmpl-", is_chat=False)

@@ -1,0 +1,368 @@
+"""The HTTP surface: OpenAI's endpoints over whatever generation is live.
+
+Nothing here computes: an answer's chunks come from the engine's thread into the event loop, and go out. A client that
+leaves cancels its answer, whether it streams, waits or is still queued. No prompt and no answer is ever logged.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from fieldlm.api import chat_request
+from fieldlm.api.answers import CHAT, COMPLETION
+from fieldlm.api.chat_request import Exchange, Feedback
+from fieldlm.api.dashboard import Panel
+from fieldlm.api.embeddings import EmbeddingRequest, embeddings
+from fieldlm.api.output_contract import Promise, promise, takes_long
+from fieldlm.api.response_stream import EventStream, Turn, Voice, whole
+from fieldlm.api.responses_format import ResponseVoice
+from fieldlm.api.responses_request import ResponsesRequest
+from fieldlm.api.tools import Toolbox
+from fieldlm.api.voices import Choices
+from fieldlm.core.errors import ConflictError, FieldlmError, InputError, NotFoundError
+from fieldlm.engines import Generation, Terms
+from fieldlm.formats.response_ids import ResponseIds
+from fieldlm.inference.adapters import Shelf, name_of
+from fieldlm.inference.chat_template import opening, render
+from fieldlm.inference.engine_watchdog import Pulse
+from fieldlm.inference.generations import Live, Serving
+from fieldlm.inference.tool_calls import as_text
+from fieldlm.inference.warmup import Ready
+from fieldlm.network.auth import Gate, Keys
+from fieldlm.network.json_api import ApiError, as_json, error_response, read_body
+
+MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
+RETRY_AFTER_S = 2
+HELD_LOOK_S = 0.02
+LONG_TEXT = 8192  # characters; tokenising more than this is not done in the event loop
+
+
+def make_app(
+    live: Live,
+    on_exchange: Callable[[Exchange], None],
+    *,
+    ready: Ready,
+    on_feedback: Callable[[Feedback], bool] = lambda _: False,
+    extra_routes: Sequence[BaseRoute] = (),
+    keys: Keys | None = None,
+    any_name: bool = False,
+    pulse: Pulse | None = None,
+    shelf: Shelf | None = None,
+    ids: ResponseIds | None = None,
+) -> Starlette:
+    """Make the application.
+
+    With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
+    `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
+    the answers.
+    `on_exchange` gets every answered, failed or cancelled request before its last byte is sent, in the event loop, and
+    must not block; `on_feedback`, in a thread of its own, returns False for an answer it does not know.
+    """
+    panel = Panel(live, ready)
+
+    def ended(exchange: Exchange) -> None:
+        panel.metrics.exchange(exchange)
+        on_exchange(exchange)
+
+    watched = pulse or Pulse()
+    named = ids or ResponseIds()
+    api = _Api(live, on_exchange=ended, on_feedback=on_feedback, ready=ready, pulse=watched, shelf=shelf, ids=named)
+    panel.count_inside(lambda: api.inside)
+    routes = [
+        Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/v1/completions", api.complete, methods=["POST"]),
+        Route("/v1/responses", api.respond, methods=["POST"]),
+        Route("/v1/responses/{rest:path}", api.stored, methods=["GET", "POST", "DELETE"]),
+        Route("/v1/embeddings", api.embed, methods=["POST"]),
+        Route("/v1/models", api.models),
+        Route("/v1/models/{model:path}", api.model),
+        Route("/v1/adapters", api.load_adapter, methods=["POST"]),
+        Route("/v1/adapters/{name}", api.drop_adapter, methods=["DELETE"]),
+        Route("/v1/feedback", api.feedback, methods=["POST"]),
+        Route("/health", api.health),
+        Route("/ready", api.ready),
+        *panel.routes(),
+    ]
+    handlers: dict[Any, Any] = {
+        ApiError: error_response,
+        FieldlmError: error_response,
+        HTTPException: error_response,
+        500: error_response,
+    }
+    gate = Middleware(Gate, keys=keys, any_name=any_name, on_status=panel.metrics.status)
+    return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers, middleware=[gate])
+
+
+class _Api:
+    """The endpoints, and how many requests are inside."""
+
+    def __init__(
+        self,
+        live: Live,
+        *,
+        on_exchange: Callable[[Exchange], None],
+        on_feedback: Callable[[Feedback], bool],
+        ready: Ready,
+        pulse: Pulse,
+        shelf: Shelf | None,
+        ids: ResponseIds,
+    ) -> None:
+        self._live = live
+        self._ids = ids
+        self._shelf = shelf
+        self._pulse = pulse
+        self._on_exchange = on_exchange
+        self._on_feedback = on_feedback
+        self._ready = ready
+        self.inside = 0
+        self._started_wall_s = int(time.time())
+
+    async def chat(self, request: Request) -> Any:
+        asked = chat_request.parse(await read_body(request), chat_request.ChatRequest)
+        return await self._converse(request, asked, Choices(CHAT, wants_usage=asked.wants_usage))
+
+    async def respond(self, request: Request) -> Any:
+        asked = chat_request.parse(await read_body(request), ResponsesRequest)
+        return await self._converse(request, asked, ResponseVoice(asked))
+
+    async def complete(self, request: Request) -> Any:
+        came_s = time.monotonic()
+        asked = chat_request.parse(await read_body(request), chat_request.CompletionRequest)
+        asked.refuse()
+        with ExitStack() as needs:
+            serving = await self._admit(needs, asked.model, asked.terms())
+            promised = await _promise(serving, asked, None)
+            prompt = await _prompt(serving, opening(serving.bundle) + asked.prompt, param="prompt")
+            voice = Choices(COMPLETION, wants_usage=asked.wants_usage)
+            job = _Job(serving, asked, voice, asked.conversation_so_far(), prompt, promised, came_s)
+            return await self._answer(request, needs, job)
+
+    async def _converse(self, request: Request, asked: chat_request.Request, voice: Voice) -> Any:
+        """Answer a conversation, whichever API it came by."""
+        came_s = time.monotonic()
+        asked.refuse()
+        toolbox = asked.toolbox()
+        messages = asked.conversation_so_far()
+        tools = toolbox.plain if toolbox else None
+        with ExitStack() as needs:
+            serving = await self._admit(needs, asked.model, asked.terms())
+            promised = await _promise(serving, asked, toolbox)
+            prompt = await _prompt(serving, render(serving.bundle, messages, tools=tools), param="messages")
+            spelt = [as_text(message) for message in messages]
+            return await self._answer(request, needs, _Job(serving, asked, voice, spelt, prompt, promised, came_s))
+
+    async def stored(self, request: Request) -> Response:
+        what = "responses are not stored on this device; keep what POST /v1/responses returned"
+        raise ApiError(400, what, param="response_id", code="unsupported")
+
+    async def embed(self, request: Request) -> Response:
+        asked = chat_request.parse(await read_body(request), EmbeddingRequest)
+        with ExitStack() as needs:
+            serving = await self._admit(needs, asked.model, asked.terms())
+            return as_json(await embeddings(request, asked, serving))
+
+    async def _admit(self, needs: ExitStack, model: str | None, terms: Terms) -> Serving:
+        """Return the generation that answers, held by `needs`; raises ApiError when the queue is full."""
+        needs.enter_context(self._room())
+        serving = await self._serving(needs, terms)
+        return await self._named(serving, model) if model else serving
+
+    async def _named(self, serving: Serving, model: str) -> Serving:
+        """Return the generation that `model` names: the one that answers, or an adapter beside it."""
+        known = (serving.bundle.manifest.model.name, serving.bundle.generation)
+        if model in known:
+            return serving
+        base, colon, adapter = model.rpartition(":")
+        if colon and base in known and self._shelf is not None:
+            with _adapter_errors("model"):
+                return await asyncio.to_thread(self._shelf.find, serving, adapter)
+        raise ApiError(404, f"the model {model!r} is not here; {known[0]!r} is", param="model", code="model_not_found")
+
+    async def _serving(self, needs: ExitStack, terms: Terms) -> Serving:
+        """Wait while one generation takes another's place, but not beyond what the request allows."""
+        limits_s = (terms.deadline_s, terms.max_queue_s)
+        end_s = time.monotonic() + min((limit for limit in limits_s if limit is not None), default=math.inf)
+        while (leased := self._live.try_lease()) is None:
+            if time.monotonic() > end_s:
+                message = "a generation is being replaced, and this request does not wait so long"
+                raise ApiError(503, message, code="replacing", retry_after_s=RETRY_AFTER_S)
+            await asyncio.sleep(HELD_LOOK_S)
+        serving, give_back = leased
+        needs.callback(give_back)
+        return serving
+
+    @contextmanager
+    def _room(self) -> Generator[None]:
+        limit = self._live.parallel + MAX_WAITING
+        if self.inside >= limit:
+            raise ApiError(
+                429, f"{limit} requests are running or waiting", code="queue_full", retry_after_s=RETRY_AFTER_S
+            )
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+    async def _answer(self, request: Request, needs: ExitStack, job: "_Job") -> Any:
+        turn = Turn(job.exchange(self._ids), [self._pulse.watch(generation) for generation in job.start()], job.promise)
+
+        def finish() -> None:
+            self._on_exchange(turn.exchange)
+
+        if job.asked.stream:
+            return EventStream(turn, job.voice, finish=finish).keep(needs)
+        async with turn.cancelled_on_leave(request.receive):
+            await turn.read_all()
+        finish()
+        return whole(turn, job.voice)
+
+    async def models(self, _: Request) -> Response:
+        with self._live.lease() as serving:
+            beside = self._shelf.all() if self._shelf is not None else []
+            return as_json({"object": "list", "data": [self._describe(one) for one in (serving, *beside)]})
+
+    async def model(self, request: Request) -> Response:
+        with self._live.lease() as serving:
+            return as_json(self._describe(await self._named(serving, request.path_params["model"])))
+
+    async def load_adapter(self, request: Request) -> Response:
+        asked = chat_request.parse(await read_body(request), AdapterRequest)
+        with _adapter_errors("name"):
+            chosen = await asyncio.to_thread(self._adapters().load, asked.name)
+        return as_json(self._describe(chosen))
+
+    async def drop_adapter(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        with _adapter_errors("name"):
+            await asyncio.to_thread(self._adapters().drop, name)
+        return as_json({"id": name, "object": "adapter", "deleted": True})
+
+    def _adapters(self) -> Shelf:
+        if self._shelf is None:
+            raise ApiError(404, "this server has no folder of adapters", code="not_found")
+        return self._shelf
+
+    def _describe(self, serving: Serving) -> dict[str, Any]:
+        manifest = serving.bundle.manifest
+        own = {
+            "generation": serving.bundle.generation,
+            "engine": manifest.engine,
+            "quant": manifest.recipe.quant,
+            "context": serving.engine.context,
+            "parallel": self._live.parallel,
+            "adapter": serving.adapter is not None,
+            "licence": manifest.model.licence,
+            "memory_mb": {name: round(size, 1) for name, size in serving.engine.memory_mb().items()},
+            "requests": self.inside,
+        }
+        name, created = name_of(serving), self._started_wall_s
+        return {"id": name, "object": "model", "created": created, "owned_by": "fieldlm", "fieldlm": own}
+
+    async def feedback(self, request: Request) -> Response:
+        given = chat_request.parse(await read_body(request), Feedback)
+        # What was answered before a restart is on the disk, and that may hang.
+        if not await asyncio.to_thread(self._on_feedback, given):
+            raise ApiError(404, f"no answer {given.id!r} is remembered here", param="id", code="unknown_id")
+        return as_json({"id": given.id, "object": "feedback"})
+
+    async def health(self, _: Request) -> Response:
+        return as_json({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        reason = self._ready()
+        document = {"status": "ready" if reason is None else reason, "generation": self._live.current.bundle.generation}
+        return as_json(document, status=200 if reason is None else 503)
+
+
+class AdapterRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/adapters: load the bundle in the folder of that name."""
+
+    name: str
+
+
+@contextmanager
+def _adapter_errors(param: str) -> Generator[None]:
+    """Say in OpenAI's shape what is wrong with the adapter that `param` names."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise ApiError(404, str(error), param=param, code="model_not_found") from error
+    except ConflictError as error:
+        raise ApiError(409, str(error), param=param, code="invalid_value") from error
+    except InputError as error:
+        raise ApiError(400, str(error), param=param, code="invalid_value") from error
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked, of which generation, as which tokens."""
+
+    serving: Serving
+    asked: chat_request.Request
+    voice: Voice
+    messages: list[dict[str, Any]]
+    prompt: list[int]
+    promise: Promise
+    came_s: float
+    """When the request came: its time runs from there, and not from when its form was compiled."""
+
+    def start(self) -> list[Generation]:
+        """Start every answer that was asked for; what is the same in them is computed once."""
+        started: list[Generation] = []
+        predicted = self.asked.predicted()
+        prediction = None if predicted is None else tuple(self.serving.engine.tokenize(predicted))
+        try:
+            for index in range(self.asked.n or 1):
+                sampling = replace(self.asked.wanted(self.promise.rule, index), prediction=prediction)
+                adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)
+                started.append(self.serving.engine.start(self.prompt, sampling, adapter=adapter, terms=terms))
+        except BaseException:
+            for generation in started:
+                generation.cancel()
+            raise
+        return started
+
+    def exchange(self, ids: ResponseIds) -> Exchange:
+        return Exchange(
+            id=ids.next(self.voice.prefix),
+            generation=self.serving.bundle.generation,
+            model=name_of(self.serving),
+            messages=self.messages,
+            started_wall_s=time.time(),
+            session=self.asked.label("session"),
+            consent=self.asked.label("consent"),
+            route=self.asked.label("route"),
+        )
+
+
+async def _promise(serving: Serving, asked: chat_request.Request, toolbox: Toolbox | None) -> Promise:
+    if takes_long(asked, toolbox):
+        return await asyncio.to_thread(promise, serving.engine, asked, toolbox)
+    return promise(serving.engine, asked, toolbox)
+
+
+async def _prompt(serving: Serving, text: str, *, param: str) -> list[int]:
+    """Return the tokens of `text`; raises ApiError when they leave no room for an answer."""
+    engine = serving.engine
+    tokens = await asyncio.to_thread(engine.tokenize, text) if len(text) > LONG_TEXT else engine.tokenize(text)
+    if len(tokens) >= engine.context:
+        raise ApiError(
+            400,
+            f"the prompt has {len(tokens)} tokens; the context of {engine.context} holds it and the answer",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return tokens

@@ -1,0 +1,358 @@
+"""OpenAI's JSON in and out. Knows nothing of HTTP and nothing of engines.
+
+What is accepted is honoured; what would change the answer and is not built is refused by name, never ignored.
+Defaults are OpenAI's but for two: temperature is 0 (a device answers the same question the same way), and an answer
+ends after 512 tokens (a small model that repeats itself must not hold a sequence until the context is full).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from fieldlm.api.tools import AskedCall, NamedChoice, Tool, Toolbox, toolbox
+from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Terms, Timings
+from fieldlm.engines.constraint import Kind, Rule
+from fieldlm.network.json_api import ApiError
+
+MAX_TOKENS = 512
+MAX_TOKENS_COMPLETION = 16  # OpenAI's own default for plain completions
+MAX_STOPS = 4
+MAX_CHOICES = 8
+MAX_TOP_LOGPROBS = 20
+ELSEWHERE = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema")
+"""How other servers name a constraint. An answer must not go out free because its caller meant another server."""
+
+T = TypeVar("T")
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Stop = str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)]
+
+
+class TextPart(msgspec.Struct, frozen=True):
+    """One part of a message's content; only text is read."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of a conversation."""
+
+    role: str
+    content: str | list[TextPart] | None = None
+    tool_calls: list[AskedCall] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """What a stream carries beside text."""
+
+    include_usage: bool = False
+
+
+class JsonSchema(msgspec.Struct, frozen=True):
+    """A schema with a name. `strict` changes nothing: every schema is honoured."""
+
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """What the answer has to look like; `schema` beside `json_object` is how llama.cpp's server spells a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """What the answer is expected to say; empty: what the conversation says. It is drafted, and changes no word."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What chat and plain completions have in common."""
+
+    model: str | None = None
+    max_tokens: AtLeastOne | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    min_p: Share | None = None
+    seed: int | None = None
+    stop: Stop | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]] | None = None
+    # What OpenAI's API has no word for.
+    regex: str | None = None
+    grammar: str | None = None
+    deadline_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    max_queue_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    priority: Priority = "interactive"
+    on_miss: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structured_outputs: Any = None
+    json_schema: Any = None
+
+    def refuse(self) -> None:
+        """Raise ApiError for a parameter that asks for what is not there."""
+        for name in ELSEWHERE:
+            if getattr(self, name) is not None:
+                raise ApiError(
+                    400,
+                    f"{name} is another server's name; use response_format, regex or grammar",
+                    param=name,
+                    code="unsupported_parameter",
+                )
+        if len(self.rules()) > 1:
+            names = ", ".join(self.rules())
+            raise ApiError(400, f"{names}: an answer follows one form", param=names, code="invalid_value")
+
+    def rules(self) -> dict[str, Rule]:
+        """Return what the answer has to look like, by the parameter that says so."""
+        kinds: tuple[Kind, ...] = ("regex", "grammar")
+        return {kind: Rule(kind, text) for kind in kinds if (text := getattr(self, kind)) is not None}
+
+    def terms(self, spent_s: float = 0.0) -> Terms:
+        """Return when the answer is wanted, by the engine's clock: `spent_s` have passed since the request came."""
+        return Terms(
+            priority=self.priority,
+            deadline_s=_left_s(self.deadline_ms, spent_s),
+            max_queue_s=_left_s(self.max_queue_ms, spent_s),
+        )
+
+    def sampling(self, max_tokens: int, constraint: Constraint | None, index: int, logprobs: int | None) -> Sampling:
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k or 0,
+            min_p=self.min_p or 0.0,
+            seed=None if self.seed is None else self.seed + index,
+            stop=tuple(stop),
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repeat_penalty=self.repeat_penalty or 1.0,
+            logit_bias=_bias(self.logit_bias or {}),
+            logprobs=logprobs,
+            constraint=constraint,
+        )
+
+    def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
+        """Return how answer number `index` is chosen; every endpoint has its own words for that."""
+        raise NotImplementedError
+
+    def predicted(self) -> str | None:
+        """Return the text of which much may stand in the answer; None where nothing is to be drafted."""
+        return None
+
+    def toolbox(self) -> Toolbox | None:
+        """Return the tools that may be called; None where there are none. Raises ApiError for a choice of no tool."""
+        return None
+
+    def conversation_so_far(self) -> list[dict[str, Any]]:
+        """Return the messages as templates know them: one text each, `developer` is the system."""
+        raise NotImplementedError
+
+    def label(self, name: str) -> str | None:
+        return (self.metadata or {}).get(name)
+
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(Request, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_completion_tokens: AtLeastOne | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    response_format: ResponseFormat | None = None
+    modalities: list[str] | None = None
+    prediction: Prediction | None = None
+
+    def refuse(self) -> None:
+        super().refuse()
+        for name in ("functions", "function_call"):
+            if getattr(self, name):
+                raise _unsupported(name)
+        if self.modalities not in (None, ["text"]):
+            raise _unsupported("modalities")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
+        if self.toolbox() and self.rules():
+            raise ApiError(400, "an answer follows tools or a form, not both", param="tools", code="invalid_value")
+
+    def rules(self) -> dict[str, Rule]:
+        format = self.response_format
+        found = super().rules()
+        if format is None or format.type == "text":
+            return found
+        schema = format.json_schema.schema if format.json_schema else format.schema
+        return {**found, "response_format": rule_of(format.type, schema, "response_format.json_schema.schema")}
+
+    def predicted(self) -> str | None:
+        return None if self.prediction is None else _text(self.prediction.content, "prediction.content")
+
+    def toolbox(self) -> Toolbox | None:
+        return toolbox(self.tools or [], self.tool_choice, several=bool(self.parallel_tool_calls))
+
+    def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
+        most = self.max_completion_tokens or self.max_tokens or MAX_TOKENS
+        return self.sampling(most, constraint, index, (self.top_logprobs or 0) if self.logprobs else None)
+
+    def conversation_so_far(self) -> list[dict[str, Any]]:
+        return [_plain(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
+
+
+class CompletionRequest(Request, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    def refuse(self) -> None:
+        super().refuse()
+        if self.best_of not in (None, 1):
+            raise _unsupported("best_of")
+        for name in ("echo", "suffix"):
+            if getattr(self, name):
+                raise _unsupported(name)
+
+    def conversation_so_far(self) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": self.prompt}]
+
+    def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
+        return self.sampling(self.max_tokens or MAX_TOKENS_COMPLETION, constraint, index, self.logprobs)
+
+
+def rule_of(kind: Literal["json_object", "json_schema"], schema: dict[str, Any] | None, name: str) -> Rule:
+    """Return the rule for JSON; raises ApiError when the schema that `name` has to hold is missing."""
+    if kind == "json_schema" and schema is None:
+        raise ApiError(400, f"{name} is missing", param=name, code="missing_required_parameter")
+    return Rule("json_object") if schema is None else Rule("json_schema", msgspec.json.encode(schema).decode())
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/feedback: what a person thought of the answer `id`."""
+
+    id: str
+    rating: Literal["up", "down"] | None = None
+    correction: str | None = None
+
+
+@dataclass(kw_only=True)
+class Exchange:
+    """What one request did, for telemetry. It holds the text; what may be kept of it is decided elsewhere."""
+
+    id: str
+    generation: str
+    model: str
+    messages: list[dict[str, Any]]
+    started_wall_s: float
+    session: str | None = None
+    consent: str | None = None
+    route: str | None = None
+    answer: str = ""
+    outcome: Outcome = "error"
+    timings: Timings = field(default_factory=Timings)
+    missed: bool = False
+    """Whether the client got its own `on_miss` and not this answer."""
+    duration_s: float = 0.0
+    ttft_s: float | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.timings.prompt_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.timings.completion_tokens
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """Read a request body; raises ApiError 400 with the parameter that is wrong."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `")
+        found = where.strip("`").removeprefix("$").removeprefix(".")
+        missing = re.search(r"missing required field `(\w+)`", what)
+        param = ".".join(filter(None, (found, missing[1] if missing else ""))) or None
+        raise ApiError(400, f"{param or 'the body'}: {what}", param=param, code="invalid_type") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+
+
+def _unsupported(name: str) -> ApiError:
+    return ApiError(400, f"{name} is not supported yet", param=name, code="unsupported_parameter")
+
+
+def _left_s(millis: float | None, spent_s: float) -> float | None:
+    return None if millis is None else max(0.0, millis / 1000 - spent_s)
+
+
+def _bias(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    try:
+        return tuple((int(token), bias) for token, bias in biases.items())
+    except ValueError as error:
+        raise ApiError(400, "logit_bias: want token ids as keys", param="logit_bias", code="invalid_value") from error
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def _plain(message: Message, where: str) -> dict[str, Any]:
+    if message.role not in ROLES:
+        what = f"{where}.role is {message.role!r}; want one of {', '.join(ROLES)}"
+        raise ApiError(400, what, param=f"{where}.role", code="invalid_value")
+    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+    if message.tool_calls and message.role == "assistant":
+        plain["tool_calls"] = [call.plain(f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)]
+        plain["content"] = _text(message.content or "", f"{where}.content")
+        return plain
+    if message.role == "tool" and message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    return {**plain, "content": _text(message.content, f"{where}.content")}
+
+
+def _text(content: str | Sequence[TextPart] | None, where: str) -> str:
+    if content is None:
+        raise ApiError(400, f"{where} is missing", param=where, code="missing_required_parameter")
+    if isinstance(content, str):
+        return content
+    for i, part in enumerate(content):
+        if part.type != "text" or part.text is None:
+            raise ApiError(
+                400, f"{where}[{i}] is {part.type!r}; this model reads text", param=where, code="invalid_value"
+            )
+    return "\n".join(part.text or "" for part in content)

@@ -1,0 +1,114 @@
+"""What a person and a monitor look at: the page at `/`, the figures it draws, and Prometheus's /metrics."""
+
+import functools
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, process_readings
+from fieldlm.hardware.detect import rss_mb, temperature_c
+from fieldlm.inference.generations import Live
+from fieldlm.network.json_api import as_json
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+STATIC = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+
+
+class Panel:
+    """The figures of one server, and the routes that show them."""
+
+    def __init__(self, live: Live, ready: Callable[[], str | None]) -> None:
+        self.metrics = Metrics(self._readings)
+        self._live = live
+        self._ready = ready
+        self._inside: Callable[[], int] = lambda: 0
+
+    def count_inside(self, inside: Callable[[], int]) -> None:
+        """Say who counts the requests that run or wait."""
+        self._inside = inside
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", _static("page.html")),
+            Route("/page.css", _static("page.css")),
+            Route("/page.js", _static("page.js")),
+            Route("/metrics", self._metrics),
+            Route("/status", self._status),
+        ]
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def _status(self, _: Request) -> Response:
+        with self._live.lease() as serving:
+            manifest = serving.bundle.manifest
+            document: dict[str, Any] = {
+                "model": manifest.model.name,
+                "generation": serving.bundle.generation,
+                "engine": manifest.engine,
+                "quant": manifest.recipe.quant,
+                "adapter": serving.adapter is not None,
+                "licence": manifest.model.licence,
+                "context": serving.engine.context,
+                "memory_mb": {"process": rss_mb(), **serving.engine.memory_mb()},
+            }
+        reason = self._ready()
+        running, waiting = self._queue()
+        document |= {
+            "ready": reason is None,
+            "status": reason or "ready",
+            "temperature_c": temperature_c(),
+            "running": running,
+            "waiting": waiting,
+            "parallel": self._live.parallel,
+            "recent": self.metrics.recent(),
+        }
+        return as_json(document)
+
+    def _queue(self) -> tuple[int, int]:
+        """Return requests that run and that wait: as many run at a time as the engine has sequences."""
+        inside = self._inside()
+        return min(inside, self._live.parallel), max(0, inside - self._live.parallel)
+
+    def _readings(self) -> Iterable[Reading]:
+        yield from process_readings()
+        running, waiting = self._queue()
+        yield "fieldlm_requests_running", "Requests that are being answered.", {}, running
+        yield "fieldlm_requests_waiting", "Requests that wait for a turn.", {}, waiting
+        yield "fieldlm_ready", "1 when the system prompt is warm and a first answer came.", {}, self._ready() is None
+        with self._live.lease() as serving:
+            for part, size in serving.engine.memory_mb().items():
+                yield "fieldlm_engine_memory_bytes", "What the engine holds.", {"part": part}, size * 1e6
+            manifest = serving.bundle.manifest
+            labels = {
+                "generation": serving.bundle.generation,
+                "model": manifest.model.name,
+                "engine": manifest.engine,
+                "quant": manifest.recipe.quant,
+            }
+            yield "fieldlm_generation_info", "The generation that answers.", labels, 1
+
+
+@functools.cache
+def _read(name: str) -> bytes:
+    return files("fieldlm.api").joinpath("static", name).read_bytes()
+
+
+def _static(name: str) -> Callable[[Request], Any]:
+    async def answer(_: Request) -> Response:
+        return Response(_read(name), media_type=STATIC[name], headers=HEADERS)
+
+    return answer

@@ -1,0 +1,119 @@
+"""OpenAI's embeddings: vectors from the hidden states of the very model that serves."""
+
+import asyncio
+import base64
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+from starlette.requests import Request
+
+from fieldlm.engines import Embeds, Terms
+from fieldlm.engines.sampling import Floats
+from fieldlm.inference.adapters import name_of
+from fieldlm.inference.generations import Serving
+from fieldlm.network.json_api import ApiError
+
+MAX_TEXTS = 256
+POLL_S = 0.2  # how often somebody looks whether the client is still there
+Tokens = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(min_length=1)]
+Texts = Annotated[list[str | Tokens], msgspec.Meta(min_length=1, max_length=MAX_TEXTS)]
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/embeddings."""
+
+    input: Any
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+    deadline_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    def terms(self) -> Terms:
+        return Terms(deadline_s=None if self.deadline_ms is None else self.deadline_ms / 1000)
+
+
+@dataclass
+class Wanted:
+    """Whether anybody still waits for the vectors, and until when."""
+
+    due_s: float
+    has_left: bool = False
+
+    def __call__(self) -> bool:
+        return not self.has_left and time.monotonic() < self.due_s
+
+    def check(self) -> None:
+        if self.has_left:
+            raise ApiError(503, "the client left before its vectors were there", code="cancelled")
+        if time.monotonic() >= self.due_s:
+            raise ApiError(504, "the vectors were not there by their deadline", code="deadline_exceeded")
+
+
+async def embeddings(request: Request, asked: EmbeddingRequest, serving: Serving) -> dict[str, Any]:
+    """Return the answer to `asked`; raises ApiError for what cannot be honoured."""
+    began_s = time.monotonic()
+    engine = serving.engine
+    if not isinstance(engine, Embeds):
+        what = (
+            f"a bundle for the {serving.bundle.manifest.engine} engine gives no vectors; serve a GGUF bundle for them"
+        )
+        raise ApiError(400, what, param="model", code="unsupported")
+    limit_s = asked.terms().deadline_s
+    wanted = Wanted(began_s + (math.inf if limit_s is None else limit_s))
+
+    async def run(job: Callable[[], Any]) -> Any:
+        task = asyncio.create_task(asyncio.to_thread(job))
+        while not (await asyncio.wait([task], timeout=POLL_S))[0]:
+            wanted.has_left = wanted.has_left or await request.is_disconnected()
+        return task.result()
+
+    texts: list[list[int]] = await run(lambda: _tokens(asked.input, serving))
+    vectors: list[Floats] = []
+    for tokens in texts:
+        wanted.check()
+        vectors.append(await run(lambda tokens=tokens: engine.embed(tokens, adapter=serving.adapter, is_wanted=wanted)))
+        wanted.check()
+    if asked.dimensions not in (None, len(vectors[0])):
+        what = f"dimensions is {asked.dimensions}; this model's vectors have {len(vectors[0])}"
+        raise ApiError(400, what, param="dimensions", code="invalid_value")
+    spell = _base64 if asked.encoding_format == "base64" else Floats.tolist
+    count = sum(map(len, texts))
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": spell(v)} for i, v in enumerate(vectors)],
+        "model": name_of(serving),
+        "usage": {"prompt_tokens": count, "total_tokens": count},
+        "fieldlm": {
+            "generation": serving.bundle.generation,
+            "timings": {"total_ms": round(1000 * (time.monotonic() - began_s), 3)},
+        },
+    }
+
+
+def _tokens(given: Any, serving: Serving) -> list[list[int]]:
+    """Return the tokens of every text, whichever of four ways OpenAI knows to give them."""
+    several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    try:
+        texts = msgspec.convert(several, Texts)
+    except msgspec.ValidationError as error:
+        what = f"input: {error}; want a text, its tokens, or a list of up to {MAX_TEXTS} of either"
+        raise ApiError(400, what, param="input", code="invalid_type") from error
+    engine = serving.engine
+    size = len(engine.vocabulary()) if any(not isinstance(text, str) for text in texts) else 0
+    found = [engine.tokenize(text) if isinstance(text, str) else text for text in texts]
+    for i, (text, tokens) in enumerate(zip(texts, found, strict=True)):
+        if not isinstance(text, str) and max(tokens) >= size:
+            raise ApiError(400, f"input[{i}] names a token above {size - 1}", param="input", code="invalid_value")
+        if not 0 < len(tokens) <= engine.context:
+            what = f"input[{i}] has {len(tokens)} tokens, want 1 to {engine.context}"
+            raise ApiError(400, what, param="input", code="context_length_exceeded")
+    return found
+
+
+def _base64(vector: Floats) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -1,0 +1,123 @@
+"""How it has gone since the start, for Prometheus: counted when an answer has ended, never while one is computed."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fieldlm.api.chat_request import Exchange
+from fieldlm.hardware.detect import peak_rss_mb, rss_mb, temperature_c
+from fieldlm.hardware.facts import LIVE
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+TOKEN_SECONDS = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+OTHER = "other"
+RECENT = 60  # answers that the page's charts show
+MOST_GENERATIONS = 32
+"""A label must not grow without end; a device that was updated more often since its start counts them together."""
+
+Reading = tuple[str, str, dict[str, str], float]
+"""A gauge's name, what it says, its labels and its value."""
+
+
+class Metrics:
+    """Counters and histograms of ended answers, and gauges that are read when somebody asks."""
+
+    def __init__(self, readings: Callable[[], Iterable[Reading]]) -> None:
+        here = self._registry = CollectorRegistry()
+        here.register(_Gauges(readings))
+        self._generations = set[str]()
+        self._ttft = Histogram(
+            "fieldlm_ttft_seconds", "From the request to its first token.", buckets=SECONDS, registry=here
+        )
+        self._queue = Histogram("fieldlm_queue_seconds", "Waiting for a turn.", buckets=SECONDS, registry=here)
+        self._token = Histogram(
+            "fieldlm_inter_token_seconds",
+            "Time between two tokens: the mean of each answer.",
+            buckets=TOKEN_SECONDS,
+            registry=here,
+        )
+        self._tokens = Counter(
+            "fieldlm_tokens", "Tokens read, reused, written, drafted and accepted.", ["kind"], registry=here
+        )
+        self._requests = Counter("fieldlm_requests", "Ended answers.", ["outcome", "generation"], registry=here)
+        self._statuses = Counter("fieldlm_http_responses", "Responses by HTTP status.", ["status"], registry=here)
+        self._recent: deque[dict[str, float | None]] = deque(maxlen=RECENT)
+
+    def exchange(self, exchange: Exchange) -> None:
+        """Count one answer that has ended."""
+        timings = exchange.timings
+        self._requests.labels(exchange.outcome, self._label(exchange.generation)).inc()
+        self._queue.observe(timings.queue_s)
+        if exchange.ttft_s is not None:
+            self._ttft.observe(exchange.ttft_s)
+        if timings.completion_tokens > 1:
+            self._token.observe(timings.decode_s / (timings.completion_tokens - 1))
+        for kind, count in (
+            ("prompt", timings.prompt_tokens),
+            ("cached", timings.cached_tokens),
+            ("completion", timings.completion_tokens),
+            ("drafted", timings.drafted_tokens),
+            ("accepted", timings.accepted_tokens),
+        ):
+            self._tokens.labels(kind).inc(count)
+        self._recent.append(_point(exchange))
+
+    def status(self, status: int) -> None:
+        """Count one HTTP response."""
+        self._statuses.labels(str(status)).inc()
+
+    def recent(self) -> list[dict[str, float | None]]:
+        """Return time, speed and wait of the last answers, oldest first."""
+        return list(self._recent)
+
+    def text(self) -> bytes:
+        """Return everything as Prometheus reads it."""
+        return generate_latest(self._registry)
+
+    def _label(self, generation: str) -> str:
+        if len(self._generations) < MOST_GENERATIONS:
+            self._generations.add(generation)
+        return generation if generation in self._generations else OTHER
+
+
+def _point(exchange: Exchange) -> dict[str, float | None]:
+    timings = exchange.timings
+    steps = timings.completion_tokens - 1
+    return {
+        "ended_wall_s": round(exchange.started_wall_s + exchange.duration_s, 3),
+        "tokens": timings.completion_tokens,
+        "tokens_per_s": round(steps / timings.decode_s, 2) if steps > 0 and timings.decode_s > 0 else None,
+        "ttft_ms": round(1000 * exchange.ttft_s, 2) if exchange.ttft_s is not None else None,
+    }
+
+
+class _Gauges(Collector):
+    """Reads what is true now when Prometheus asks."""
+
+    def __init__(self, readings: Callable[[], Iterable[Reading]]) -> None:
+        self._readings = readings
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is read while the registry is put together."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for name, says, labels, value in self._readings():
+            family = families.setdefault(name, GaugeMetricFamily(name, says, labels=list(labels)))
+            family.add_metric(list(labels.values()), value)
+        return families.values()
+
+
+def process_readings(root: Path = LIVE) -> Iterable[Reading]:
+    """Yield the process's memory and the temperature of the machine under `root`, where it has a sensor."""
+    yield "fieldlm_process_resident_bytes", "Memory this process holds.", {}, rss_mb() * 1e6
+    yield "fieldlm_process_peak_resident_bytes", "The most it ever held.", {}, peak_rss_mb() * 1e6
+    heat = temperature_c(root)
+    if heat is not None:
+        yield "fieldlm_temperature_celsius", "The hottest sensor.", {}, heat

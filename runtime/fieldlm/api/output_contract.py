@@ -1,0 +1,89 @@
+"""What the answer to a request has to be: compiled and checked before anything is computed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from fieldlm.api.chat_request import Request
+from fieldlm.api.tools import Toolbox
+from fieldlm.core.errors import InputError
+from fieldlm.engines import Engine, Outcome
+from fieldlm.engines.constraint import CompiledRule, Rule, grammars
+from fieldlm.network.json_api import ApiError
+
+JSON_KINDS = ("json_schema", "json_object")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What the answer to a request has to be."""
+
+    rule: CompiledRule | None = None
+    toolbox: Toolbox | None = None
+    on_miss: str | None = None
+    vocabulary: Sequence[bytes] | None = None
+    """Given when the request asks how likely the tokens were."""
+
+    def is_missed(self, text: str, outcome: Outcome | None) -> bool:
+        """Whether the canned answer has to stand in."""
+        if self.on_miss is None or outcome == "cancelled":
+            return False
+        return outcome not in ("stop", "length") or (self.rule is not None and not self.rule.accepts(text))
+
+
+def takes_long(asked: Request, toolbox: Toolbox | None) -> bool:
+    """Whether `promise` compiles anything for this request, and so has no place in an event loop."""
+    return bool(asked.rules() or toolbox or asked.on_miss is not None or asked.wanted().logprobs is not None)
+
+
+def promise(engine: Engine, asked: Request, toolbox: Toolbox | None) -> Promise:
+    """Compile what `asked` wants. Raises ApiError 400 for what cannot be honoured, or a canned answer against it.
+
+    The first constraint on an engine takes half a second, later ones milliseconds: not for an event loop.
+    """
+    rules = asked.rules() | ({"tools": toolbox.rule} if toolbox and toolbox.rule else {})
+    compiled = [(rule, _compiled(engine, param, rule)) for param, rule in rules.items()]
+    rule, made = compiled[0] if compiled else (None, None)
+    if asked.on_miss is not None and toolbox is not None:
+        raise ApiError(400, "on_miss cannot stand in for a call of tools", param="on_miss", code="invalid_value")
+    return Promise(
+        rule=made,
+        toolbox=toolbox,
+        on_miss=None if asked.on_miss is None else _canned(asked.on_miss, rule, made),
+        vocabulary=grammars(engine).vocabulary if asked.wanted().logprobs is not None else None,
+    )
+
+
+def _compiled(engine: Engine, param: str, rule: Rule) -> CompiledRule:
+    try:
+        return grammars(engine).compile(rule)
+    except InputError as error:
+        raise ApiError(400, f"{param}: {error}", param=param, code="invalid_value") from error
+
+
+def _canned(given: Any, rule: Rule | None, made: CompiledRule | None) -> str:
+    """Return the text of a canned answer; under a schema a string may be the JSON text, or a value itself."""
+    texts = [given] if isinstance(given, str) else [json.dumps(given, ensure_ascii=False)]
+    if rule is None or made is None:
+        return texts[0]
+    if rule.kind in JSON_KINDS and isinstance(given, str):
+        texts = [*_normalised(given), json.dumps(given, ensure_ascii=False)]
+    for text in texts:
+        if made.accepts(text):
+            return text
+    raise ApiError(
+        400,
+        "on_miss is not an answer that the request itself allows (keys come in the schema's order)",
+        param="on_miss",
+        code="invalid_value",
+    )
+
+
+def _normalised(text: str) -> list[str]:
+    try:
+        return [json.dumps(msgspec.json.decode(text), ensure_ascii=False)]
+    except (ValueError, RecursionError):
+        return []

@@ -1,0 +1,325 @@
+"""One request while it is answered, in the event loop: one answer or several, whole or as events.
+
+A robot has to be able to rely on two things. An answer that was cut off (its deadline, its queue) is an error and never
+looks like a whole one: what was said so far is in the error's `fieldlm.text`. And a request that brings `on_miss`, its
+own canned answer, gets that instead of any failure; because what has been said can't be taken back, such a stream says
+nothing before the answer is whole.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from fieldlm.api.answers import Said, finish_reason, own_fields
+from fieldlm.api.chat_request import Exchange
+from fieldlm.api.output_contract import Promise
+from fieldlm.engines import Chunk, Generation, Outcome, Timings, TokenChoice
+from fieldlm.inference.tool_calls import Call, CallReader
+from fieldlm.network.json_api import WRITE, ApiError, as_json
+
+RETRY_AFTER_S = 2
+
+
+class Answer:
+    """One of the answers to a prompt, as far as it is known."""
+
+    def __init__(self, index: int, generation: Generation, promise: Promise) -> None:
+        self.index = index
+        self.generation = generation
+        self.raw = ""
+        self.outcome: Outcome | None = None
+        self.error: str | None = None
+        self.whole = Said(index=index)
+        self._promise = promise
+        self._reader = CallReader(promise.toolbox.names) if promise.toolbox else None
+
+    def take(self, chunk: Chunk) -> Said:
+        """Add `chunk`; return what may be said now."""
+        self.raw += chunk.text
+        pieces: list[str | Call] = self._reader.push(chunk.text) if self._reader else [chunk.text]
+        if chunk.outcome is not None:
+            self.outcome, self.error = chunk.outcome, chunk.error
+            pieces += self._reader.finish() if self._reader else []
+        said = Said(
+            index=self.index,
+            text="".join(piece for piece in pieces if isinstance(piece, str)),
+            calls=[piece for piece in pieces if isinstance(piece, Call)],
+            tokens=list(chunk.choices),
+        )
+        self.whole.text += said.text
+        self.whole.calls += said.calls
+        self.whole.tokens += said.tokens
+        return said
+
+    @property
+    def is_missed(self) -> bool:
+        return self._promise.is_missed(self.raw, self.outcome)
+
+    @property
+    def reason(self) -> str | None:
+        return "stop" if self.is_missed else finish_reason(self.outcome, called=bool(self.whole.calls))
+
+    def final(self) -> Said:
+        """Return the whole answer, or what stands in for it."""
+        return Said(index=self.index, text=self._promise.on_miss or "") if self.is_missed else self.whole
+
+
+class Turn:
+    """The answers to one request, and the exchange they add up to."""
+
+    def __init__(self, exchange: Exchange, generations: Sequence[Generation], promise: Promise) -> None:
+        self.exchange = exchange
+        self.promise = promise
+        self.answers = [Answer(i, generation, promise) for i, generation in enumerate(generations)]
+        self._asked_s = time.monotonic()
+        self._come: deque[tuple[Answer, Chunk]] = deque()
+        self._news = asyncio.Event()
+        self._look: Callable[[], None] = self._news.set
+        self._is_told = False
+        self._is_read_whole = promise.on_miss is not None
+        self._loop = asyncio.get_running_loop()
+        for answer in self.answers:
+            answer.generation.subscribe(self._receiver(answer))
+
+    def _receiver(self, answer: Answer) -> Callable[[Chunk], None]:
+        def receive(chunk: Chunk) -> None:
+            if self.exchange.ttft_s is None and chunk.tokens:
+                self.exchange.ttft_s = time.monotonic() - self._asked_s
+            self._come.append((answer, chunk))
+            # Waking the loop takes from the threads that compute: not for what it will see anyway, or reads at the end.
+            if self._is_told or (self._is_read_whole and chunk.outcome is None):
+                return
+            self._is_told = True
+            try:
+                self._loop.call_soon_threadsafe(self._tell)
+            except RuntimeError:  # the loop is closed: the server has stopped
+                answer.generation.cancel()
+
+        return receive
+
+    def _tell(self) -> None:
+        # Before looking: what comes after this wakes the loop again.
+        self._is_told = False
+        self._look()
+
+    @property
+    def has_ended(self) -> bool:
+        return None not in [answer.outcome for answer in self.answers]
+
+    async def read(self) -> list[tuple[Answer, Said]]:
+        """Return all that has come since the last call, one piece per answer."""
+        while not self._come:
+            await self._news.wait()
+            self._news.clear()
+        return self._take()
+
+    def _take(self) -> list[tuple[Answer, Said]]:
+        come = [self._come.popleft() for _ in range(len(self._come))]
+        if len(come) > 1:
+            pieces = [(answer, _joined([chunk for whose, chunk in come if whose is answer])) for answer in self.answers]
+            come = [(answer, chunk) for answer, chunk in pieces if chunk]
+        said = [(answer, answer.take(chunk)) for answer, chunk in come]
+        if self.has_ended:
+            self._sum_up()
+        return said
+
+    async def follow(self, say: Callable[[list[tuple[Answer, Said]]], None]) -> None:
+        """Have `say` called with all that comes, in the event loop, until the turn has ended.
+
+        A task that is woken for every token costs more than what it does with one.
+        """
+        ended: asyncio.Future[None] = self._loop.create_future()
+
+        def look() -> None:
+            try:
+                if self._come and not ended.done():
+                    say(self._take())
+            except Exception as error:
+                ended.set_exception(error)
+            if self.has_ended and not ended.done():
+                ended.set_result(None)
+
+        self._look = look
+        look()
+        try:
+            await ended
+        finally:
+            self._look = self._news.set
+
+    async def read_all(self) -> None:
+        self._is_read_whole = True
+        while not self.has_ended:
+            await self.read()
+
+    def failure(self) -> ApiError | None:
+        """Return why there is no answer, once one of them has ended without."""
+        for answer in self.answers:
+            if not answer.is_missed and (error := _failure(answer, own_fields(self.exchange))):
+                return error
+        return None
+
+    def _sum_up(self) -> None:
+        exchange, first = self.exchange, self.answers[0]
+        exchange.answer = first.raw
+        outcomes: list[Outcome] = [answer.outcome for answer in self.answers if answer.outcome is not None]
+        exchange.outcome = min(outcomes, key=("stop", "length").__contains__)
+        exchange.timings = _summed([answer.generation.timings for answer in self.answers])
+        exchange.duration_s = time.monotonic() - self._asked_s
+        exchange.missed = any(answer.is_missed for answer in self.answers)
+
+    def cancel(self) -> None:
+        for answer in self.answers:
+            answer.generation.cancel()
+
+    @asynccontextmanager
+    async def cancelled_on_leave(self, receive: Receive) -> AsyncGenerator[None]:
+        """Cancel the answers when the client leaves, or when this block ends before they do."""
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.cancel()
+
+        watcher = asyncio.create_task(watch(), name=f"watch[{self.exchange.id}]")
+        try:
+            yield
+        finally:
+            self.cancel()
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+
+class Voice(Protocol):
+    """How one endpoint says a turn: whole, or as events. One voice per request."""
+
+    @property
+    def prefix(self) -> str:
+        """What the answer's id begins with."""
+        ...
+
+    def whole(self, turn: Turn) -> dict[str, Any]:
+        """Return the body for a turn that has ended well."""
+        ...
+
+    def opening(self, turn: Turn) -> Iterator[bytes]:
+        """Yield the events before the first word."""
+        ...
+
+    def said(self, turn: Turn, pieces: Sequence[tuple[Answer, Said]]) -> Iterator[bytes]:
+        """Yield the events for what has just come; not called for a turn with a canned answer."""
+        ...
+
+    def ending(self, turn: Turn) -> Iterator[bytes]:
+        """Yield the last events of a turn that has ended well."""
+        ...
+
+    def failed(self, turn: Turn, error: ApiError) -> Iterator[bytes]:
+        """Yield the last events of one that has not."""
+        ...
+
+
+class EventStream:
+    """A turn as server-sent events. Holds what it needs until the last event is out.
+
+    The status is sent with the first words: who is rejected while waiting, or fails before them, gets a real one.
+    """
+
+    def __init__(self, turn: Turn, voice: Voice, *, finish: Callable[[], None]) -> None:
+        self._turn = turn
+        self._voice = voice
+        self._finish = finish
+        self._needs = ExitStack()
+
+    def keep(self, needs: ExitStack) -> "EventStream":
+        self._needs = needs.pop_all()
+        return self
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        with self._needs:
+            async with self._turn.cancelled_on_leave(receive):
+                first = await self._turn.read()
+                if self._turn.has_ended and (error := self._turn.failure()) and not any(s.text for _, s in first):
+                    self._finish()
+                    await refused(error)(scope, receive, send)
+                    return
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await self._say(first, scope["state"][WRITE])
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _say(self, first: list[tuple[Answer, Said]], write: Callable[[bytes], None]) -> None:
+        turn, voice = self._turn, self._voice
+
+        def say(said: list[tuple[Answer, Said]], before: bytes = b"") -> None:
+            events = before if turn.promise.on_miss is not None else before + b"".join(voice.said(turn, said))
+            if events:
+                write(events)
+
+        say(first, b"".join(voice.opening(turn)))
+        await turn.follow(say)
+        self._finish()
+        error = turn.failure()
+        write(b"".join(voice.failed(turn, error) if error else voice.ending(turn)))
+
+
+def whole(turn: Turn, voice: Voice) -> Response:
+    """Return the answers of a turn that has ended, or why there are none."""
+    if error := turn.failure():
+        return refused(error)
+    return as_json(voice.whole(turn))
+
+
+def refused(error: ApiError) -> Response:
+    response = as_json(error.document(), status=error.status)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    if error.status == 504 or error.code == "preempted":
+        # OpenAI's clients would ask again by themselves, for an answer that is late already, while others are urgent.
+        response.headers["x-should-retry"] = "false"
+    return response
+
+
+def _failure(answer: Answer, own: dict[str, Any]) -> ApiError | None:
+    own = {**own, "outcome": answer.outcome, "text": answer.raw}
+    match answer.outcome:
+        case "error":
+            return ApiError(500, answer.error or "the engine failed", code="engine_error", own=own)
+        case "cancelled":
+            return ApiError(503, "the answer was cancelled", code="cancelled", own=own)
+        case "deadline_exceeded":
+            return ApiError(504, "the answer was not whole by its deadline", code="deadline_exceeded", own=own)
+        case "preempted":
+            what = "the answer gave way to more urgent ones and its time ran out; ask again when it is quieter"
+            return ApiError(503, what, code="preempted", own=own)
+        case "rejected":
+            what = "no sequence was free within max_queue_ms"
+            return ApiError(429, what, code="rejected", retry_after_s=RETRY_AFTER_S, own=own)
+        case _:
+            return None
+
+
+def _joined(chunks: Sequence[Chunk]) -> Chunk | None:
+    if len(chunks) < 2:
+        return chunks[0] if chunks else None
+    choices: list[TokenChoice] = [choice for chunk in chunks for choice in chunk.choices]
+    last = chunks[-1]
+    return replace(last, text="".join(chunk.text for chunk in chunks), choices=tuple(choices))
+
+
+def _summed(timings: Sequence[Timings]) -> Timings:
+    """Return the first answer's figures, with the tokens of all."""
+    return replace(
+        timings[0],
+        completion_tokens=sum(one.completion_tokens for one in timings),
+        drafted_tokens=sum(one.drafted_tokens for one in timings),
+        accepted_tokens=sum(one.accepted_tokens for one in timings),
+    )

@@ -1,0 +1,157 @@
+"""Hand blobs, whole or as far as they have come, to other devices on the same network.
+
+    GET /blobs/sha256/ab/abcd…   bytes of a blob, by Range; of one that is on its way, the chunks that have arrived
+    GET /maps/abcd…              which chunks have arrived, one byte each; `*` for all
+
+There is no list: who asks has to know a digest, and digests stand in signed releases. Nothing is taken from anybody.
+"""
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Sequence
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from fieldlm.blobs.partial_blob import index_path, map_path, part_path
+from fieldlm.formats.release import ENTRY_BYTES, MAX_CHUNK_BYTES, blob_path
+
+AT_A_TIME = 16  # answers; who comes then is told to come again
+IDLE_S = 30.0
+WHOLE = b"*"
+_BLOB = re.compile(r"/blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})")
+_MAP = re.compile(r"/maps/([0-9a-f]{64})")
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
+
+
+class BlobServer:
+    """Serves the blobs of a state folder from `start` to `stop`."""
+
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._server = _Server((host, port), partial(_Handler, folder=folder))
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="share", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer nobody any more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: Any) -> None:
+        super().__init__(address, handler)
+        self.seats = threading.BoundedSemaphore(AT_A_TIME)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a neighbour that went away is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "fieldlm"
+    sys_version = ""
+    timeout = IDLE_S
+
+    def __init__(self, *args: Any, folder: Path) -> None:
+        self._folder = folder
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, _Server)
+        if not self.server.seats.acquire(blocking=False):
+            self._say(503)
+            return
+        try:
+            self._answer()
+        except OSError:
+            self.close_connection = True
+        finally:
+            self.server.seats.release()
+
+    def _answer(self) -> None:
+        if found := _MAP.fullmatch(self.path):
+            self._map(found[1])
+        elif found := _BLOB.fullmatch(self.path):
+            self._blob(found[1])
+        else:
+            self._say(404)
+
+    def _map(self, sha256: str) -> None:
+        if (self._folder / blob_path(sha256)).is_file():
+            self._say(200, WHOLE)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._say(200, map_path(self._folder / "fetch", sha256).read_bytes())
+            return
+        self._say(404)
+
+    def _blob(self, sha256: str) -> None:
+        asked = _RANGE.fullmatch(self.headers.get("Range", ""))
+        if asked is None:
+            self._say(416)
+            return
+        first, last = int(asked[1]), int(asked[2])
+        path = self._folder / blob_path(sha256)
+        if not path.is_file():
+            path = part_path(self._folder / "fetch", sha256)
+            if not path.is_file():
+                self._say(404)
+                return
+            if not _has_arrived(self._folder / "fetch", sha256, first, last + 1):
+                self._say(416)
+                return
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not first <= last < size:
+                self._say(416)
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+            self.send_header("Content-Length", str(last + 1 - first))
+            self.end_headers()
+            self.wfile.flush()
+            self.connection.sendfile(file, first, last + 1 - first)
+
+    def _say(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: fifty neighbours ask twice a second."""
+
+
+def _has_arrived(folder: Path, sha256: str, first: int, stop: int) -> bool:
+    """Say whether all chunks that these bytes touch have arrived."""
+    try:
+        here = map_path(folder, sha256).read_bytes()
+        path = index_path(folder, sha256)
+        index = path.read_bytes() if path.exists() else b""
+    except FileNotFoundError:
+        return False
+    sizes: Sequence[int] = [
+        int.from_bytes(index[at : at + 4], "little") for at in range(0, len(index), ENTRY_BYTES)
+    ] or [MAX_CHUNK_BYTES]
+    if len(here) != len(sizes):
+        return False
+    start = 0
+    for is_here, size in zip(here, sizes, strict=True):
+        if start < stop and start + size > first and is_here != 1:
+            return False
+        start += size
+    return True

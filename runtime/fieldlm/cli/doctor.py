@@ -1,0 +1,327 @@
+"""`fieldlm doctor`: one command says what is wrong with this device, and what to do next."""
+
+import contextlib
+import http.client
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from fieldlm.core import terminal
+from fieldlm.core.config import Config, load_config
+from fieldlm.core.errors import FieldlmError
+from fieldlm.core.files import free_mb
+from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
+from fieldlm.hardware import detect as hardware
+from fieldlm.hardware.clock import LATEST_CLOCK_MS
+from fieldlm.hardware.detect import Detection, detect
+from fieldlm.hardware.facts import LIVE
+from fieldlm.telemetry.spool import quarantined
+
+Level = Literal["ok", "warn", "fail"]
+MARKS: dict[Level, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
+LEAST_FREE_MB = 200  # a spool at its bound and an adapter fit; a base model does not
+WISHED_FREE_MB = 2000  # one more generation of a 1B model
+EARLIEST_S = 1_735_689_600  # 1 January 2025: before it, this code was not
+BUILD_NAMES = {
+    "avx2": "AVX2", "f16c": "F16C", "fma": "FMA", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI",
+    "dotprod": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE",
+}  # fmt: skip
+ASK_DEVICES = "import json; from fieldlm.engines import llama_devices as d; print(json.dumps(d.devices()))"
+ASK_ENGINE = "import llama_cpp; print(llama_cpp.__version__); print(llama_cpp.llama_print_system_info().decode())"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at, how it is, and what to do about it."""
+
+    what: str
+    level: Level
+    text: str
+    next: str = ""
+
+
+def ok(what: str, text: str) -> Finding:
+    return Finding(what=what, level="ok", text=text)
+
+
+def warn(what: str, text: str, then: str) -> Finding:
+    return Finding(what=what, level="warn", text=text, next=then)
+
+
+def fail(what: str, text: str, then: str) -> Finding:
+    return Finding(what=what, level="fail", text=text, next=then)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Look at everything; 1 when something fails."""
+    parser = terminal.parser("doctor", "Say what is wrong with this device, and what to do next.")
+    parser.add_argument("--profile", help="check against this profile instead of the detected one")
+    parser.add_argument("--broker", help="check this broker instead of the configured one")
+    parser.add_argument("--port", help="check this port instead of the configured one")
+    args = parser.parse_args(argv)
+    findings = list(examine({"profile": args.profile, "broker": args.broker, "port": args.port}))
+    lines: list[str] = []
+    for finding in findings:
+        lines.append(f"{MARKS[finding.level]} {finding.what:<12} {finding.text}")
+        lines += [f"  {'':<12} → {finding.next}"] if finding.next else []
+    failed = sum(finding.level == "fail" for finding in findings)
+    lines.append(f"{failed} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed")
+    terminal.show({"passed": not failed, "findings": findings}, "\n".join(lines), as_json=args.json)
+    return 1 if failed else 0
+
+
+def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
+    """Look at the machine, then at the settings; a setting that is wrong is a finding too."""
+    yield check_python(sys.version_info[:2])
+    detection: Detection | None = None
+    try:
+        detection = detect(root)
+    except FieldlmError as error:
+        yield fail("profile", str(error), "fieldlm profiles; then set FIELDLM_PROFILE")
+    yield from check_engine(detection.facts["isa"] if detection else ())
+    yield check_clock(time.time(), _newest_file_s())
+    try:
+        config = load_config(flags)
+        profile = load_profile(config.profile) if config.profile else detection.best if detection else None
+    except FieldlmError as error:
+        yield fail("settings", str(error), "correct it, then see: fieldlm config")
+        return
+    yield ok("settings", f"device {config.device}, telemetry {config.telemetry}")
+    if profile:
+        yield from _check_device(profile, detection, root)
+    yield from _check_settings(config)
+
+
+def _check_device(profile: Profile, detection: Detection | None, root: Path) -> Iterator[Finding]:
+    yield check_profile(profile, detection)
+    yield check_memory(hardware.memory_available_mb(root), profile)
+    yield check_threads(hardware.usable_cores(), profile)
+    yield check_heat(hardware.temperature_c(root), profile)
+    for accelerator in profile.accelerators:
+        if accelerator.used:
+            yield check_accelerator(accelerator)
+
+
+def _check_settings(config: Config) -> Iterator[Finding]:
+    yield check_state(config.state)
+    yield check_disk(free_mb(config.state), config.spool_mb)
+    yield check_spool(config.state / "spool.db", config.spool_mb)
+    yield check_port(config.host, config.port)
+    if config.broker:
+        yield check_broker(config.broker)
+    if config.repository:
+        yield check_trust(config)
+
+
+def check_python(version: tuple[int, ...]) -> Finding:
+    words = ".".join(map(str, version))
+    if version < (3, 11):
+        return fail("python", f"this is {words}", "install Python 3.11 or later")
+    return ok("python", words)
+
+
+def check_engine(isa: Sequence[str]) -> Iterator[Finding]:
+    """Import llama.cpp in a child process: built for another CPU, it kills whoever imports it."""
+    again = f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'"
+    run = subprocess.run([sys.executable, "-c", ASK_ENGINE], capture_output=True, text=True, timeout=120, check=False)
+    if run.returncode == -signal.SIGILL:
+        yield fail("engine", "llama-cpp-python was built for another CPU: illegal instruction", again)
+    elif run.returncode:
+        last = (run.stderr.strip().splitlines() or [f"exit {run.returncode}"])[-1]
+        yield fail("engine", f"llama-cpp-python cannot be imported: {last}", again)
+    else:
+        version, _, system = run.stdout.strip().partition("\n")
+        yield check_pin(version, pinned_engine(), again)
+        yield check_build(system, isa, again)
+
+
+def pinned_engine() -> str:
+    """Return the llama-cpp-python version that this release is made for."""
+    for requirement in importlib.metadata.requires("fieldlm") or []:
+        if found := re.match(r"llama-cpp-python\s*==\s*([\w.]+)", requirement):
+            return found[1]
+    raise AssertionError("pyproject.toml pins llama-cpp-python")
+
+
+def check_pin(version: str, pinned: str, again: str) -> Finding:
+    if version != pinned:
+        return fail("engine", f"llama-cpp-python {version}, but this fieldlm speaks the ABI of {pinned}", again)
+    return ok("engine", f"llama-cpp-python {version}")
+
+
+def check_build(system: str, isa: Sequence[str], again: str) -> Finding:
+    """Compare what the CPU has with what llama.cpp says it was built with."""
+    built = set(re.findall(r"(\w+) = 1", system))
+    unused = [name for name in isa if name in BUILD_NAMES and BUILD_NAMES[name] not in built]
+    if unused:
+        return warn("build", f"the CPU has {', '.join(unused)}, which this build leaves unused; slower", again)
+    return ok("build", f"uses {', '.join(name for name in isa if name in BUILD_NAMES) or 'no special instructions'}")
+
+
+def check_accelerator(accelerator: Accelerator) -> Finding:
+    """Ask llama.cpp, in a child process, whether it sees what the profile promises."""
+    from fieldlm.engines.llama_devices import Device, promised
+
+    run = subprocess.run([sys.executable, "-c", ASK_DEVICES], capture_output=True, text=True, timeout=120, check=False)
+    if run.returncode:
+        return fail("accelerator", f"llama.cpp does not say what it sees (exit {run.returncode})", "see engine, above")
+    seen = [Device(*row) for row in json.loads(run.stdout)]
+    try:
+        found = promised(accelerator, seen)
+    except FieldlmError as error:
+        what, _, then = str(error).partition("; ")
+        return fail("accelerator", what, then or "compile for a profile without it")
+    return ok("accelerator", f"{found.name}, {found.description}: {found.free_mb} of {found.total_mb} MB free")
+
+
+def check_clock(now_s: float, newest_s: float) -> Finding:
+    """TLS and update metadata expire by the clock; one that cannot be right sees neither."""
+    words = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now_s))
+    if now_s < max(newest_s, EARLIEST_S) - 86_400:
+        return fail("clock", f"{words} is in the past; updates will look not yet valid", "timedatectl set-ntp true")
+    if now_s * 1000 >= LATEST_CLOCK_MS:
+        return fail("clock", f"{words} is far in the future; times are not believed", "timedatectl set-ntp true")
+    return ok("clock", words)
+
+
+def _newest_file_s() -> float:
+    return max(path.stat().st_mtime for path in profile_folder().glob("*.toml"))
+
+
+def check_profile(profile: Profile, detection: Detection | None) -> Finding:
+    if detection is None or detection.best.id == profile.id:
+        if profile.generic:
+            return warn(
+                "profile",
+                f"{profile.id}: no board was recognised, so the budget is small",
+                "fieldlm detect; fieldlm profiles",
+            )
+        return ok("profile", f"{profile.id} ({profile.title})")
+    if profile.id in {match.profile for match in detection.matches}:
+        return ok("profile", f"{profile.id}, set by hand; detected: {detection.best.id}")
+    return fail("profile", f"{profile.id} does not fit, this is a {detection.best.id}", "fieldlm detect")
+
+
+def check_memory(available_mb: int, profile: Profile) -> Finding:
+    budget_mb = profile.memory.model_budget_mb
+    if available_mb < budget_mb:
+        return warn(
+            "memory",
+            f"{available_mb} MB available, the profile's models may take {budget_mb}",
+            "stop what else runs, or compile for a smaller profile",
+        )
+    return ok("memory", f"{available_mb} MB available for a budget of {budget_mb}")
+
+
+def check_threads(cores: int, profile: Profile) -> Finding:
+    threads = profile.cpu.decode_threads
+    if threads > cores:
+        return warn("threads", f"the profile wants {threads}, this process may use {cores}", f"FIELDLM_THREADS={cores}")
+    return ok("threads", f"{threads} of {cores} usable cores")
+
+
+def check_heat(degrees: float | None, profile: Profile) -> Finding:
+    limit = profile.thermal.throttle_c
+    if degrees is None:
+        return ok("temperature", "no sensor")
+    if limit and degrees >= limit - 10:
+        return warn("temperature", f"{degrees:.0f} °C, the clock falls at {limit:.0f}", "let it cool, or add a fan")
+    return ok("temperature", f"{degrees:.0f} °C")
+
+
+def check_state(state: Path) -> Finding:
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=state):
+            pass
+    except OSError as error:
+        return fail("state", f"{state} cannot be written: {error.strerror}", f"chown it to user {os.getuid()}")
+    return ok("state", f"{state} can be written")
+
+
+def check_disk(free: int, spool_mb: int) -> Finding:
+    if free < LEAST_FREE_MB + spool_mb:
+        return fail(
+            "disk", f"{free} MB free, less than the spool and an update need", "fieldlm slots; remove what is old"
+        )
+    if free < WISHED_FREE_MB:
+        return warn("disk", f"{free} MB free; a large update may not fit", "free some space")
+    return ok("disk", f"{free} MB free")
+
+
+def check_spool(path: Path, spool_mb: int) -> Finding:
+    """Look at the records that wait, at those that were given up, and at damaged files that were set aside."""
+    if aside := quarantined(path):
+        return warn(
+            "spool", f"{aside[-1]} was damaged and set aside", "keep a copy if you want to know, then remove it"
+        )
+    if not path.exists():
+        return ok("spool", "nothing recorded yet")
+    try:
+        waiting, dropped = _look_into(path)
+    except sqlite3.Error as error:
+        return fail("spool", f"{path} cannot be read: {error}", "fieldlm serve sets a damaged one aside and goes on")
+    if dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+        return warn("spool", f"records given up: {reasons}", f"see the broker; FIELDLM_SPOOL_MB={2 * spool_mb}")
+    return ok("spool", f"{waiting:,} records wait, {path.stat().st_size / 1e6:.1f} of {spool_mb} MB")
+
+
+def _look_into(path: Path) -> tuple[int, dict[str, int]]:
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        (waiting,) = database.execute("SELECT count(*) FROM records").fetchone()
+        return waiting, dict(database.execute("SELECT reason, records FROM dropped WHERE records > 0"))
+
+
+def check_port(host: str, port: int) -> Finding:
+    """Free is good, and so is a server of ours; anything else is in the way."""
+    try:
+        with socket.create_server((host, port)):
+            return ok("port", f"{host}:{port} is free")
+    except OSError as error:
+        if _answers_health(host, port):
+            return ok("port", f"a server on {host}:{port} says it is healthy")
+        reason = error.strerror or str(error)
+    return fail("port", f"{host}:{port} cannot be used: {reason}", "FIELDLM_PORT=8081, or stop what holds it")
+
+
+def _answers_health(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=2)
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    return False
+
+
+def check_broker(url: str) -> Finding:
+    parts = urlsplit(url)
+    port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+    try:
+        with socket.create_connection((parts.hostname or "", port), timeout=3):
+            return ok("broker", f"{parts.hostname}:{port} accepts connections")
+    except OSError as error:
+        reason = error.strerror or str(error)
+    return fail(
+        "broker", f"{parts.hostname}:{port}: {reason}; records wait in the spool", "start it, or see: fieldlm config"
+    )
+
+
+def check_trust(config: Config) -> Finding:
+    if not config.trust:
+        return fail(
+            "updates", "repository is set and trust is not", "FIELDLM_TRUST=/path/of/root.json from who publishes"
+        )
+    return ok("updates", f"{config.repository}, vouched for by {config.trust}")

@@ -1,0 +1,111 @@
+"""`fieldlm update`: ask the running server, or, where none runs, update the state folder."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import urllib3
+
+from fieldlm.control import remote
+from fieldlm.core import terminal
+from fieldlm.core.config import Config, load_config
+from fieldlm.core.errors import LinkError
+from fieldlm.updates.progress import UpdateResult, UpdateState
+from fieldlm.updates.slots import Slots
+from fieldlm.updates.updater import Updater
+
+POLL_S = 0.2
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fieldlm update`: ask the running server, or, where none runs, update the state folder."""
+    parser = terminal.parser("update", "Let a device take the newest release of its profile.")
+    remote.add_arguments(parser, has_state=False)
+    parser.add_argument("--state", help="update this state folder, without a server")
+    parser.add_argument("--repository", help="folder with a repository, a USB stick's say; or URL, without a server")
+    parser.add_argument("--trust", help="root.json that vouches for the repository")
+    args = parser.parse_args(argv)
+    if args.device:
+        result = ask_remote(args)
+        terminal.show(result, describe(result), as_json=args.json)
+        return 0 if result.outcome in ("updated", "current") else 1
+    config = load_config({"state": args.state, "repository": args.repository, "trust": args.trust})
+    result = None
+    if not args.state and (args.url or not args.repository or Path(args.repository).is_dir()):
+        url = args.url or f"http://{config.host}:{config.port}"
+        result = ask_server(url, needed=bool(args.url), repository=args.repository or "")
+    if result is None:
+        result = update_offline(config)
+    terminal.show(result, describe(result), as_json=args.json)
+    return 0 if result.outcome in ("updated", "current") else 1
+
+
+def ask_remote(args: argparse.Namespace) -> UpdateResult:
+    """Let the device that the arguments name update itself, and wait."""
+    device = remote.connect(args)
+    runs = msgspec.convert(device.do("update"), UpdateState).runs
+    with terminal.progress(f"update {args.device}") as line:
+        while (state := msgspec.convert(device.do("status")["update"], UpdateState)).runs <= runs:
+            line.update(state.bytes_done // 1_000_000, f"MB · {state.step}")
+            time.sleep(POLL_S)
+    assert state.last, "an update that has ended has a result"
+    return state.last
+
+
+def ask_server(url: str, *, needed: bool, repository: str = "") -> UpdateResult | None:
+    """Let the server at `url` update itself, out of a folder if one is named, and wait.
+
+    None when nobody answers and nobody `needed` to.
+    """
+    address = f"{url.rstrip('/')}/v1/fieldlm/update"
+    folder = str(Path(repository).absolute()) if repository else ""
+    try:
+        runs = _state(urllib3.request("POST", address, json={"repository": folder}, retries=False)).runs
+    except urllib3.exceptions.HTTPError as error:
+        if needed:
+            raise LinkError(f"no server answers at {url}: {error}; start one with: fieldlm serve") from error
+        return None
+    with terminal.progress("update") as line:
+        while (state := _state(urllib3.request("GET", address))).runs <= runs:
+            line.total = state.bytes_total // 1_000_000
+            line.update(state.bytes_done // 1_000_000, f"MB · {state.step}")
+            time.sleep(POLL_S)
+    assert state.last, "an update that has ended has a result"
+    return state.last
+
+
+def update_offline(config: Config) -> UpdateResult:
+    """Update a state folder that no server uses: the same steps, in this process."""
+    from fieldlm.inference.generations import Live as Loading
+
+    slots = Slots(config.state)
+    try:
+        live = Loading(slots.current(), threads=config.threads or None, context=config.context or None, parallel=1)
+        try:
+            trust = Path(config.trust) if config.trust else None
+            with terminal.progress("update"):
+                return Updater(slots, live, repository=config.repository, trust=trust).check_and_update()
+        finally:
+            live.close()
+    finally:
+        slots.close()
+
+
+def describe(result: UpdateResult) -> str:
+    """Say in words how an update ended."""
+    head = {
+        "updated": f"now at release {result.seq}, generation {result.generation}",
+        "current": f"nothing new: {result.detail}",
+    }.get(result.outcome, f"{result.outcome} ({result.reason}): {result.detail}")
+    moved = f"{result.bytes_fetched / 1e6:.2f} MB moved, the whole bundle has {result.bytes_bundle / 1e6:.2f} MB"
+    steps = terminal.table([(m.step, f"{m.took_s:.2f}") for m in result.timeline], ("step", "s"))
+    return "\n".join([head, moved, steps] if result.outcome == "updated" else [head])
+
+
+def _state(response: urllib3.BaseHTTPResponse) -> UpdateState:
+    try:
+        return msgspec.json.decode(response.data, type=UpdateState)
+    except msgspec.MsgspecError as error:
+        raise LinkError(f"the server answers {response.status} and no update state; is it fieldlm?") from error

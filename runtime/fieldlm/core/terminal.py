@@ -1,0 +1,134 @@
+"""What a person sees on the terminal: results on stdout, progress and logs on stderr.
+
+Every command takes `--json`, which prints one JSON document on stdout and nothing else there.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fieldlm.core.files import canonical_json
+
+RECENT: deque[str] = deque(maxlen=1000)
+"""What was logged last, each line with the time that the clock said."""
+
+
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Make the argument parser of `fieldlm COMMAND`, with `--json` already in it."""
+    made = argparse.ArgumentParser(
+        prog=f"fieldlm {command}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    return made
+
+
+def show(document: Any, text: str, *, as_json: bool) -> None:
+    """Print `document` as JSON or `text` for people."""
+    sys.stdout.write(canonical_json(document).decode() if as_json else text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
+    """Lay out `rows` under `header`; columns that hold only numbers are aligned to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), line(["─" * w for w in widths]), *(line(row) for row in cells)])
+
+
+def _is_number(text: str) -> bool:
+    return (
+        text in ("", "–")
+        or text.replace(",", "").lstrip("+-−").split(" ")[0].rstrip("%×").replace(".", "", 1).isdigit()
+    )
+
+
+class Progress:
+    """One line on stderr that says what runs, how far it is and how long the rest will take.
+
+    On a terminal the line is redrawn in place; elsewhere a line is written at the start of each step, every 15 seconds
+    and at its end, so that a log stays readable.
+    """
+
+    def __init__(self, name: str, total: int | None = None) -> None:
+        self.name = name
+        self.total = total
+        self.done = 0
+        self.note = ""
+        self.started_s = time.monotonic()
+        self.is_tty = sys.stderr.isatty()
+        self._drawn_s = 0.0 if sys.stderr.isatty() else self.started_s
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that `done` of `total` is behind us; `note` stands at the end of the line."""
+        self.done, self.note = done, note
+        now = time.monotonic()
+        if now - self._drawn_s < (0.1 if self.is_tty else 15.0):
+            return
+        self._drawn_s = now
+        if self.is_tty:
+            self.draw(self._line(now))
+        elif done:
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def advance(self, note: str = "") -> None:
+        self.update(self.done + 1, note)
+
+    def _line(self, now: float) -> str:
+        spent_s = now - self.started_s
+        if not self.total:
+            return f"  {self.name} … {spent_s:.0f} s {self.note}"
+        filled = 20 * self.done // self.total
+        rest = f", {spent_s / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+        return f"  {self.name} {'━' * filled}{'─' * (20 - filled)} {self.done}/{self.total}{rest} {self.note}"
+
+    def draw(self, line: str) -> None:
+        width = shutil.get_terminal_size().columns
+        sys.stderr.write("\r\x1b[K" + line[: width - 1])
+        sys.stderr.flush()
+
+
+@contextmanager
+def progress(name: str, total: int | None = None) -> Generator[Progress]:
+    """Show that `name` runs until the block ends; the last line says how long it took."""
+    line = Progress(name, total)
+    if line.is_tty:
+        line.update(0)
+    else:
+        print(f"  {name} …", file=sys.stderr, flush=True)
+    outcome = "stopped"
+    try:
+        yield line
+        outcome = "done"
+    finally:
+        spent = f"{time.monotonic() - line.started_s:.1f} s"
+        mark = {"done": "✓", "stopped": "✗"}[outcome]
+        text = f"  {mark} {name}  {spent}  {line.note}".rstrip()
+        if line.is_tty:
+            line.draw(text)
+            sys.stderr.write("\n")
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def log(message: str) -> None:
+    """Write one line to stderr, and keep it for `fieldlm logs`. Never pass a prompt or an answer here."""
+    RECENT.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
+    print(message, file=sys.stderr, flush=True)
+
+
+def recent(lines: str) -> list[str]:
+    """Return the last `lines` that were logged, oldest first; what is no number counts as all."""
+    return list(RECENT)[-int(lines) :] if lines.isdecimal() and int(lines) else list(RECENT)

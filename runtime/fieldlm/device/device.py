@@ -1,0 +1,292 @@
+"""The one place that knows all parts: a device wires them by hand and takes them down again.
+
+slots ─ bundle ─ live ─ server ─ recorder ─ spool ─ sync ─ broker
+└──────────── updater ──┘                      (a release pointer comes back down the same way)
+"""
+
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fieldlm.api.app import make_app
+from fieldlm.api.chat_request import Exchange, Feedback
+from fieldlm.blobs.fetch import Manner
+from fieldlm.control.owner_commands import Action, Commands, command_route
+from fieldlm.core import terminal
+from fieldlm.core.config import Config
+from fieldlm.device import systemd
+from fieldlm.device.fetch_policy import fetching
+from fieldlm.device.listeners import Door
+from fieldlm.device.startup import Start, context_of, exit_hung
+from fieldlm.formats.profile import Profile
+from fieldlm.formats.response_ids import ResponseIds
+from fieldlm.hardware.detect import peak_rss_mb, rss_mb, temperature_c
+from fieldlm.inference.adapters import Shelf
+from fieldlm.inference.engine_watchdog import Pulse, Rescue
+from fieldlm.inference.generations import Serving
+from fieldlm.telemetry.alerts import troubles
+from fieldlm.telemetry.forget import identity_of, privacy_routes, terms_of
+from fieldlm.telemetry.recorder import Recorder, id_key, load_salt
+from fieldlm.telemetry.spool import Spool
+from fieldlm.telemetry.sync import Sync
+from fieldlm.updates.gates import compare
+from fieldlm.updates.hold import Busy, busy_routes
+from fieldlm.updates.progress import UpdateState
+from fieldlm.updates.regression_monitor import Watch
+from fieldlm.updates.rehearsal import Limits, rehearse
+from fieldlm.updates.slots import CRASH_FREE_S
+from fieldlm.updates.updater import Updater, update_routes
+
+if TYPE_CHECKING:
+    from fieldlm.network.discovery import Announcer
+
+READY_S = 120.0
+"""How long the first answer may take; a large model on a small board needs its time."""
+OBSERVE_S, GUARD_S = 10.0, 3600.0
+"""How long an update is watched before it is committed, and how long it is taken back for harm after that."""
+POLL_S = 3600.0
+"""How often a device looks into its repository without being told."""
+ENDS = frozenset({"update.committed", "update.rolled-back", "update.failed", "update.refused"})
+"""How an update ends, of all that it tells."""
+
+
+class Device:
+    """A running device: everything is loaded when it is made, `run` serves, `close` takes it down, `start` too."""
+
+    def __init__(self, config: Config, profile: Profile, start: Start) -> None:
+        self.config = config
+        self.profile = profile
+        self._parts = ExitStack()
+        self._is_stopping = threading.Event()
+        self._last_end = ""
+        self._patience_end_s = time.monotonic() + READY_S
+        try:
+            self._wire(start)
+        except BaseException:
+            self._parts.close()
+            raise
+
+    def close(self) -> None:
+        """Take everything down, last part first; what is not acknowledged stays in the spool."""
+        self._is_stopping.set()
+        self._parts.close()
+
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM; being told to stop is no failure."""
+        threading.Thread(target=self._when_ready, name="when-ready", daemon=True).start()
+        with suppress(KeyboardInterrupt):
+            self._http.run()
+        systemd.stopping()
+        self.updater.close()
+        self.slots.confirm()
+
+    def _wire(self, start: Start) -> None:
+        config, keep = self.config, self._parts
+        keep.callback(start.close)
+        door = Door.of(config)
+        self.slots, self.live, self._not_ready = start.wait()
+        self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb))
+        salt = load_salt(config.state / "salt")
+        self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=terms_of(config))
+        keep.callback(self.recorder.sum_up)
+        self.watch = Watch(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
+        self.busy = Busy()
+        self.commands = Commands(config.state, config.device, self._actions())
+        self.updater = self._updater(keep.enter_context(fetching(config, host=door.host or "")))
+        self.updater.poll(POLL_S)
+        self.announcer = self._announcer() if config.discovery and door.host else None
+        self.sync = self._sync() if config.broker else None
+        keep.enter_context(Rescue(lambda: self.live.current.engine, terminal.log))
+        pulse = Pulse()
+        app = make_app(
+            self.live,
+            self._on_exchange,
+            on_feedback=self._on_feedback,
+            ids=ResponseIds(id_key(salt)),
+            ready=self._not_ready,
+            extra_routes=[
+                *update_routes(self.updater),
+                *busy_routes(self.busy),
+                *privacy_routes(self.recorder),
+                command_route(self.commands),
+                Route("/v1/fieldlm/status", self._status),
+            ],
+            keys=door.keys,
+            any_name=config.open,
+            pulse=pulse,
+            shelf=Shelf(self.live, config.state / "adapters"),
+        )
+        self._http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
+        keep.callback(self._http.close)
+        if self.announcer:
+            self.announcer.start(port=self._http.port)
+            keep.callback(self.announcer.stop)
+
+    def _announcer(self) -> "Announcer":
+        # What speaks DNS-SD is imported only where somebody listens.
+        from fieldlm.network.discovery import Announcer
+
+        return Announcer(self.config, generation=self._generation, model=self._model, profile=self.profile.id)
+
+    def _updater(self, manner: Manner) -> Updater[Serving]:
+        config, memory = self.config, self.profile.memory
+        limits = Limits(
+            context=context_of(config, self.profile, self.live.current.bundle),
+            parallel=self.live.parallel,
+            budget_mb=float(memory.model_budget_mb),
+            profile=self.profile,
+        )
+        return Updater(
+            self.slots,
+            self.live,
+            repository=config.repository or (self.commands.owner.repository if self.commands.owner else ""),
+            trust=Path(config.trust) if config.trust else None,
+            profile=self.profile.id,
+            device=config.device,
+            on_event=self._on_event,
+            rehearse=lambda bundle: rehearse(bundle, limits),
+            compare=compare,
+            complaint=self.watch.complaint,
+            on_switch=self.watch.begin,
+            on_hang=exit_hung,
+            busy=self.busy,
+            manner=manner,
+            observe_s=OBSERVE_S,
+            guard_s=GUARD_S,
+        )
+
+    def _actions(self) -> dict[str, Action]:
+        """Return what the owner may have this device do."""
+
+        def update(args: dict[str, str]) -> UpdateState:
+            del args
+            before = self.updater.state
+            self.updater.start()
+            return before
+
+        def adopt(args: dict[str, str]) -> dict[str, Any]:
+            self.updater.adopt(args.get("repository", ""), args.get("root", ""))
+            return self._presence() | {"device": self.config.device}
+
+        return {
+            "adopt": adopt,
+            "status": lambda args: self._facts() | {"update": self.updater.state},
+            "update": update,
+            "slots": lambda args: self.slots.status(),
+            "rollback": lambda args: {"generation": self.updater.roll_back("asked: by the owner").generation},
+            "logs": lambda args: terminal.recent(args.get("lines", "50")),
+        }
+
+    def _on_command(self, message: bytes) -> None:
+        answer = self.commands.hear(message)
+        if answer.id and self.sync:
+            self.sync.tell(f"res/{answer.id}", msgspec.json.encode(answer))
+
+    def _on_exchange(self, exchange: Exchange) -> None:
+        timings = exchange.timings
+        steps = timings.completion_tokens - 1
+        speed = steps / timings.decode_s if steps > 0 and timings.decode_s > 0 else None
+        self.watch.answered(exchange.generation, exchange.id, exchange.outcome, speed)
+        self.recorder.exchange(exchange)
+
+    def _on_feedback(self, said: Feedback) -> bool:
+        if said.correction is not None or said.rating == "down":
+            self.watch.corrected(said.id)
+        return self.recorder.feedback(said.id, said.rating, said.correction)
+
+    def _sync(self) -> Sync:
+        sync = Sync(
+            self.spool,
+            broker_url=self.config.broker,
+            fleet=self.config.fleet,
+            device=self.config.device,
+            profile=self.profile.id,
+            on_release=self.updater.hear,
+            on_command=self._on_command,
+            terms=self.recorder.terms,
+            identity=identity_of(self.config),
+            daily_mb=self.config.daily_mb,
+            id_key=id_key(self.recorder.salt),
+        )
+        sync.set_presence(self._presence())
+        sync.start()
+        self._parts.callback(sync.stop)
+        return sync
+
+    def _when_ready(self) -> None:
+        """Tell everybody once the first answer is there; a generation that never gets there is not confirmed."""
+        while (why := self._not_ready()) is not None:
+            if time.monotonic() > self._patience_end_s:
+                terminal.log(f"not ready: {why}")
+                return
+            time.sleep(0.02)
+        self.slots.up()
+        systemd.ready()
+        self.updater.tell_failures()
+        if self.commands.owner is None and (self.sync or self.config.discovery):
+            name = self.config.device
+            terminal.log(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
+        terminal.log(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self._http.url}/v1")
+        if not self._is_stopping.wait(CRASH_FREE_S):
+            self.slots.confirm()
+
+    @property
+    def _generation(self) -> str:
+        return self.live.current.bundle.generation
+
+    @property
+    def _model(self) -> str:
+        return self.live.current.bundle.manifest.model.name
+
+    def _presence(self) -> dict[str, Any]:
+        return {"state": "ready", "generation": self._generation, "profile": self.profile.id, "model": self._model}
+
+    def _on_event(self, event: str, **detail: str) -> None:
+        self.recorder.update(event, **detail)
+        if event == "update.rolled-back":
+            # Before it counts as told it has to be where no crash can take it from.
+            self.spool.flush()
+        if event == "update.verified" and self.announcer:
+            self.announcer.refresh(state="updating")
+        if event in ENDS:
+            self._log_end(event, detail)
+            if self.announcer:
+                self.announcer.refresh(generation=self._generation, model=self._model, state="ready")
+            if self.sync:
+                self.sync.set_presence(self._presence())
+
+    def _log_end(self, event: str, detail: dict[str, str]) -> None:
+        """Log how an update ended; what a device that is offline finds out each hour, once."""
+        what = f"release {detail['seq']}" if detail.get("seq") else "update"
+        why = f" ({detail['reason']}): {detail.get('detail', '')}" if detail.get("reason") else ""
+        line = f"{what} {event.removeprefix('update.')}{why}"
+        if line != self._last_end:
+            terminal.log(line)
+        self._last_end = line
+
+    def _status(self, request: Request) -> Response:
+        # In a thread of its own: it waits for the disk.
+        return Response(msgspec.json.encode(self._facts()), media_type="application/json")
+
+    def _facts(self) -> dict[str, Any]:
+        health, sync = self.spool.health(), self.sync.status() if self.sync else None
+        return {
+            "device": self.config.device,
+            "profile": self.profile.id,
+            "model": self._model,
+            "generation": self._generation,
+            "ready": self._not_ready() is None,
+            "telemetry": self.config.telemetry,
+            "health": list(troubles(health, sync, self.recorder.clock)),
+            "spool": {} if health.problem == "disk-hangs" else self.spool.counts(),
+            "sync": sync,
+            "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},
+            "temperature_c": temperature_c(),
+        }

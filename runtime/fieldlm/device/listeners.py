@@ -1,0 +1,71 @@
+"""Where the device listens and whom it lets in, made of its settings; every combination that leaks is refused."""
+
+import grp
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fieldlm.core.config import Config
+from fieldlm.core.errors import ConfigError
+from fieldlm.network.auth import Keys, is_local
+from fieldlm.network.http_connection import Peers
+from fieldlm.network.http_server import Heartbeat, HttpServer, Tls
+
+NO_NETWORK = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """Where to listen, and for whom; `host` None is no network."""
+
+    host: str | None
+    port: int
+    keys: Keys | None
+    tls: Tls | None
+    unix_socket: Path | None
+    peers: Peers
+
+    @classmethod
+    def of(cls, config: Config) -> "Door":
+        """Read what the settings name; raises ConfigError for what is missing, contradicts or leaks."""
+        host = None if config.host == NO_NETWORK else config.host
+        _check(config, host)
+        return cls(
+            host=host,
+            port=config.port,
+            keys=Keys.read(Path(config.api_keys)) if config.api_keys else None,
+            tls=Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None,
+            unix_socket=Path(config.socket) if config.socket else None,
+            peers=Peers.own(_group(config.socket_group) if config.socket_group else None),
+        )
+
+    def server(self, app: Any, *, heartbeat: Heartbeat | None = None) -> HttpServer:
+        return HttpServer(
+            app,
+            host=self.host,
+            port=self.port,
+            unix_socket=self.unix_socket,
+            tls=self.tls,
+            peers=self.peers,
+            heartbeat=heartbeat,
+        )
+
+
+def _check(config: Config, host: str | None) -> None:
+    if host is None and not config.socket:
+        raise ConfigError("--host none listens nowhere; give --socket PATH, too")
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise ConfigError("TLS needs both --tls-cert and --tls-key")
+    if config.tls_cert and config.socket:
+        raise ConfigError("--tls-cert and --socket do not go together; leave out one")
+    if host and not config.api_keys and not config.open and not is_local(host):
+        raise ConfigError(
+            f"--host {host} would answer the whole network; give --api-keys FILE, or --open if anyone may ask"
+        )
+
+
+def _group(name: str) -> int:
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise ConfigError(f"there is no group {name!r} on this machine for the socket") from error

@@ -1,0 +1,122 @@
+"""What a start does beside importing the server: check the files, load the generation, have its first answer.
+
+All of it is work for the disk and for C, and takes about as long as the imports do.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fieldlm.core import terminal
+from fieldlm.core.config import Config
+from fieldlm.core.deadline import within
+from fieldlm.core.errors import BundleError, EngineError, FieldlmError
+from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.profile import Profile
+from fieldlm.updates.slots import Slots
+
+if TYPE_CHECKING:
+    from fieldlm.inference.generations import Live
+    from fieldlm.inference.warmup import Ready
+
+HANG = 75
+"""The exit code, EX_TEMPFAIL, of a device whose load hangs: whatever started it starts it again, with what worked."""
+
+
+class Start:
+    """A device's slots and what it serves of them, in a thread of its own until `wait` returns them."""
+
+    def __init__(self, config: Config, profile: Profile, folder: Path | None) -> None:
+        if folder is not None:
+            check_profile(folder, profile)
+        self._config = config
+        self._profile = profile
+        self._slots = Slots(config.state)
+        self._thread = ThreadPoolExecutor(1, "start")
+        checked = self._thread.submit(self._check, folder)
+        # While files are read and hashed: what their engine needs. Who loads says what is missing.
+        with suppress(FieldlmError, ImportError):
+            bundle = open_bundle(folder, digests=False) if folder else self._slots.current()
+            import_module(f"fieldlm.engines.{bundle.manifest.engine}")
+        self._made = self._thread.submit(lambda: self._serve(checked.result()))
+
+    def wait(self) -> tuple[Slots, "Live", "Ready"]:
+        """Return the slots, what is loaded of them, and why it does not answer yet.
+
+        Raises what `Slots.factory`, `Slots.boot` and `Live` raise.
+        """
+        made = self._made.result()
+        self._thread.shutdown(wait=False)
+        return self._slots, *made
+
+    def close(self) -> None:
+        """Take down what was made, when it is made."""
+        self._thread.shutdown(cancel_futures=True)
+        if not self._made.cancelled() and not self._made.exception():
+            self._made.result()[0].close()
+        self._slots.close()
+
+    def _check(self, folder: Path | None) -> Bundle:
+        if folder is not None:
+            self._slots.factory(folder)
+        return self._slots.boot()
+
+    def _serve(self, bundle: Bundle) -> tuple["Live", "Ready"]:
+        from fieldlm.inference.prompt_snapshots import Snapshots
+        from fieldlm.inference.warmup import warm
+
+        live = self._load(bundle)
+        return live, warm(live, Snapshots(self._config.state / "kv"))
+
+    def _load(self, bundle: Bundle) -> "Live":
+        """Load what the slots name; an update that cannot be loaded gives way to what worked before it."""
+        from fieldlm.updates.rehearsal import patience_s
+
+        while True:
+            try:
+                with within(patience_s(bundle), exit_hung):
+                    return self._open(bundle)
+            except EngineError as error:
+                status = self._slots.status()
+                if status.current == status.factory:
+                    raise
+                terminal.log(f"generation {bundle.generation} cannot be loaded ({error}); going back")
+                self._slots.rollback(f"engine: {error}")
+                bundle = self._slots.boot()
+
+    def _open(self, bundle: Bundle) -> "Live":
+        from fieldlm.hardware.detect import usable_cores
+        from fieldlm.inference.generations import Live
+
+        config, profile = self._config, self._profile
+        return Live(
+            bundle,
+            threads=config.threads or None,
+            most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
+            context=context_of(config, profile, bundle),
+            parallel=config.parallel or profile.runtime.parallel,
+            profile=profile,
+        )
+
+
+def context_of(config: Config, profile: Profile, bundle: Bundle) -> int:
+    """Return the tokens that one answer to `bundle` may have with its prompt."""
+    return config.context or min(profile.gguf.context, bundle.manifest.model.context)
+
+
+def exit_hung() -> None:
+    terminal.log("a generation does not finish loading; starting again with what worked before")
+    os._exit(HANG)
+
+
+def check_profile(folder: Path, profile: Profile) -> None:
+    """Raise BundleError when the bundle in `folder` was compiled for another kind of device."""
+    made_for = open_bundle(folder, digests=False).manifest.profile
+    if made_for != profile.id:
+        raise BundleError(
+            f"{folder} was compiled for {made_for}, this device is {profile.id}; compile it again with "
+            f"--profile {profile.id}, or say --profile {made_for} if that is what this device is"
+        )

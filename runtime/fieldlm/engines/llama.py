@@ -1,0 +1,447 @@
+"""GGUF weights through llama.cpp's low-level API: one thread owns the context, any thread may ask.
+
+`llama_worker` decides what is computed next, `llama_api` calls llama.cpp, `gguf_header` looks into files first.
+"""
+
+import atexit
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fieldlm.core.errors import EngineError, InputError
+from fieldlm.engines import DEFAULT_TERMS, Sampling, Terms
+from fieldlm.engines.answer_stream import RunningAnswer
+from fieldlm.engines.llama_api import Adapter, Context, Weights, api
+from fieldlm.engines.llama_devices import check_offload, devices, promised
+from fieldlm.engines.llama_embed import PIECE, Embedding
+from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout, layout_of
+from fieldlm.engines.llama_scheduler import LlamaRequest, Worker
+from fieldlm.engines.memory_plan import PREFILL_ALONE, ensure_fits, plan
+from fieldlm.engines.request import Words, check_terms
+from fieldlm.engines.request_queue import Alarm
+from fieldlm.engines.sampling import Floats, check_sampling
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.gguf import check_adapter, read_header
+from fieldlm.formats.profile import Profile
+from fieldlm.hardware.cores import CoreWatch, home, physical_cores, stay
+from fieldlm.hardware.detect import memory_available_mb
+
+DEFAULT_CONTEXT = 4096  # tokens; a model's own limit can need more memory than the weights
+MAX_PARALLEL = 64
+MAX_THREADS = 512  # llama.cpp's own limit
+
+WEDGED = "the engine hung and was replaced; ask again"
+CLOSE_S = 30.0  # a thread that computes is interrupted in milliseconds; one that hangs is left behind
+# How long one step may take: many times the longest so far, for a first prompt is longer than what warmed the engine up
+# and a neighbour may take the cores; and bounds for what a board can need.
+STEPS, LEAST_S, MOST_S = 100, 30.0, 600.0
+
+T = TypeVar("T")
+
+
+class Patience:
+    """How long the engine's thread has been at one thing, and whether that is too long."""
+
+    def __init__(self, *, least_s: float = LEAST_S) -> None:
+        self.least_s = least_s
+        self._began_s: float | None = None
+        self._longest_s = 0.0
+
+    def begin(self) -> None:
+        self._began_s = time.monotonic()
+
+    def end(self) -> None:
+        if self._began_s is not None:
+            self._longest_s = max(self._longest_s, time.monotonic() - self._began_s)
+            self._began_s = None
+
+    def forget(self) -> None:
+        """Begin anew: another thread works now."""
+        self._began_s, self._longest_s = None, 0.0
+
+    @property
+    def has_seen_work(self) -> bool:
+        return self._longest_s > 0
+
+    @property
+    def is_over(self) -> bool:
+        began_s = self._began_s
+        limit_s = min(MOST_S, max(self.least_s, STEPS * self._longest_s)) if self._longest_s else MOST_S
+        return began_s is not None and time.monotonic() - began_s > limit_s
+
+
+def open(
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    most_threads: int | None = None,
+    context: int | None = None,
+    parallel: int = 4,
+    profile: Profile | None = None,
+) -> "LlamaEngine":
+    """Load the base weights of `bundle`; its adapter is loaded by who serves it."""
+    return LlamaEngine(
+        bundle.need("base"),
+        threads=threads,
+        most_threads=most_threads,
+        context=context or min(bundle.manifest.model.context, DEFAULT_CONTEXT),
+        parallel=parallel,
+        layout=layout_of(profile, bundle.manifest.cache),
+    )
+
+
+class LlamaEngine:
+    """An `Engine` on one GGUF file."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None,
+        context: int,
+        parallel: int,
+        most_threads: int | None = None,
+        layout: Layout = DEFAULT_LAYOUT,
+    ) -> None:
+        if not 1 <= parallel <= MAX_PARALLEL or context < 1:
+            raise InputError(f"{parallel=} and {context=}: want 1 to {MAX_PARALLEL} answers of at least 1 token")
+        self._header = read_header(path)
+        self._layout = layout
+        ensure_fits(
+            self._header,
+            path,
+            context=context,
+            parallel=parallel,
+            batch=PREFILL_ALONE + parallel,
+            layout=layout,
+            gpu_free_mb=promised(layout.gpu, devices()).free_mb if layout.gpu else None,
+        )
+        weights = Weights(path, layout)
+        if layout.gpu:
+            check_offload(layout.gpu, weights.offloaded)
+        self.context = min(context, weights.trained_context)
+        most = min(physical_cores(), most_threads or MAX_THREADS)
+        self._parallel = parallel
+        self._threads = threads or most
+        self._home = home(self._threads)
+        # Who names a number of threads gets it; without one, neighbours are given way to.
+        self.gives_way = not threads
+        self._loaded: _Loaded | None = self._begin(weights)
+        self.stop_tokens = weights.ends()
+        self._words = Words(weights.piece, self.stop_tokens)
+        self._vocabulary = weights.vocabulary
+        self._adapters: dict[str, Adapter] = {}
+        self._holding: list[Adapter] = []
+        self._leaving: list[Adapter] = []
+        self._alarm = Alarm(self._look)
+        self._jobs: list[Callable[[], None]] = []
+        self._wakeup = threading.Condition()
+        self._closing = False
+        self._name = path.name
+        self._patience = Patience()
+        self._begun: Future[Any] | None = None
+        self._wedged = 0
+        self._thread = self._start_thread(self._loaded)
+        # A thread inside llama.cpp while the interpreter takes the library down would crash the exit.
+        atexit.register(self.close)
+
+    @property
+    def running(self) -> int:
+        """Answers that hold a sequence now."""
+        return self._loaded.worker.running if self._loaded else 0
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a sequence."""
+        return len(self._loaded.worker.waiting) if self._loaded else 0
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._need().weights.tokenize(text)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self._need().weights.piece, tokens)).decode(errors="replace")
+
+    def vocabulary(self) -> list[bytes]:
+        """See `Engine.vocabulary`."""
+        weights = self._need().weights
+        return [weights.piece(token) for token in range(weights.vocabulary)]
+
+    def start(
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> RunningAnswer:
+        """See `Engine.start`."""
+        if not prompt:
+            raise InputError("the prompt is empty")
+        if len(prompt) >= self.context:
+            raise InputError(f"the prompt has {len(prompt)} tokens, the context holds {self.context} with the answer")
+        check_sampling(sampling, self._vocabulary)
+        check_terms(terms)
+        answer = RunningAnswer(prompt_tokens=len(prompt), wake=self._look)
+        with self._wakeup:
+            self._check_open()
+            loaded = self._adapter(adapter) if adapter is not None else None
+            request = LlamaRequest(
+                answer, prompt, sampling, terms, words=self._words, context=self.context, adapter=loaded
+            )
+            self._need().worker.waiting.add(request)
+            self._wakeup.notify()
+        self._alarm.set(request)
+        return answer
+
+    def embed(self, tokens: Sequence[int], *, adapter: str | None = None, is_wanted: Callable[[], bool]) -> Floats:
+        """See `Embeds.embed`. Runs between the steps of answers."""
+        if not tokens or len(tokens) > self.context:
+            raise InputError(f"the text has {len(tokens)} tokens, want 1 to {self.context}")
+        need = plan(self._header, context=len(tokens), parallel=1, batch=PIECE)
+        if need.kv + need.compute > (free_mb := memory_available_mb()):
+            raise EngineError(f"{need.kv + need.compute:.0f} MB for {len(tokens)} tokens and {free_mb} MB are free")
+        loaded = self._need()
+        with self._held(adapter) as lora:
+            embedding = self._call(lambda: Embedding(loaded.weights, tokens, adapter=lora, threads=self._threads))
+            try:
+                while is_wanted() and self._call(embedding.step):
+                    pass
+                return embedding.vector()
+            finally:
+                embedding.close()
+
+    @contextmanager
+    def _held(self, name: str | None) -> Generator[Adapter | None]:
+        """Yield the adapter of that name; when it is dropped meanwhile, it is freed after the block."""
+        with self._wakeup:
+            adapter = self._adapter(name) if name is not None else None
+            if adapter is not None:
+                self._holding.append(adapter)
+        try:
+            yield adapter
+        finally:
+            with self._wakeup:
+                if adapter is not None:
+                    self._holding.remove(adapter)
+                if adapter in self._leaving and not self._closing:
+                    self._leaving.remove(adapter)
+                    self._retire(adapter)
+
+    def _retire(self, adapter: Adapter) -> None:
+        """Free `adapter` once nothing uses it. The caller holds the lock."""
+        worker = self._need().worker
+        if adapter in self._holding:
+            self._leaving.append(adapter)
+        # A thread that hangs may hold it: then it is never freed.
+        elif not self._wedged:
+            self._send(lambda: worker.retire(adapter))
+
+    @property
+    def build(self) -> str:
+        """See `Remembers.build`."""
+        info: bytes = api.llama_print_system_info()
+        library = f"llama-cpp-python {version('llama-cpp-python')} {info.decode(errors='replace')}"
+        return f"{library} {self.context} {self._layout.name}"
+
+    def remembered(self, tokens: Sequence[int], *, adapter: str | None = None) -> tuple[list[int], bytes] | None:
+        """See `Remembers.remembered`."""
+        with self._wakeup:
+            lora = self._adapter(adapter) if adapter is not None else None
+        return self._call(lambda: self._need().worker.remembered(tokens, lora))
+
+    def remember(self, tokens: Sequence[int], state: bytes, *, adapter: str | None = None) -> bool:
+        """See `Remembers.remember`."""
+        if not 0 < len(tokens) < self.context:
+            return False
+        with self._wakeup:
+            lora = self._adapter(adapter) if adapter is not None else None
+        return self._call(lambda: self._need().worker.remember(tokens, lora, state))
+
+    @property
+    def is_wedged(self) -> bool:
+        """See `Revives.is_wedged`."""
+        return self._patience.is_over
+
+    def revive(self) -> None:
+        """See `Revives.revive`: a fresh context on the same weights. A thread that returns after all frees its own."""
+        with self._wakeup:
+            self._check_open()
+            if self._wedged and not self._patience.has_seen_work:
+                raise EngineError("the engine hangs again and has computed nothing since it was replaced")
+        fresh = self._begin(self._need().weights)
+        with self._wakeup:
+            self._check_open()
+            hangs, self._loaded = self._need(), fresh
+            self._wedged += 1
+            self._patience.forget()
+            begun, self._begun = self._begun, None
+            for request in hangs.worker.abandon(WEDGED):
+                fresh.worker.waiting.add(request)
+            self._thread = self._start_thread(fresh)
+        if begun is not None:
+            begun.set_exception(EngineError(WEDGED))
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """See `Engine.load_adapter`."""
+        check_adapter(read_header(path), self._header, path)
+        loaded = self._need()
+        # Between two steps: llama.cpp keeps a list of adapters in the model that a decode reads.
+        adapter = self._call(lambda: Adapter(loaded.weights, path))
+        with self._wakeup:
+            if name not in self._adapters:
+                self._adapters[name] = adapter
+                return
+            self._send(lambda: loaded.worker.retire(adapter))
+        raise EngineError(f"an adapter named {name!r} is already loaded; drop it first")
+
+    def drop_adapter(self, name: str) -> None:
+        """See `Engine.drop_adapter`."""
+        with self._wakeup:
+            self._check_open()
+            self._retire(self._adapter(name))
+            del self._adapters[name]
+
+    def memory_mb(self) -> dict[str, float]:
+        """See `Engine.memory_mb`; the figures are llama.cpp's own."""
+        loaded = self._need()
+        adapters = sum(adapter.sizes.get("LoRA", 0.0) for adapter in list(self._adapters.values()))
+        sizes = {**loaded.weights.sizes, **loaded.context.sizes}
+        return {
+            "weights": sizes.get("model", 0.0) + adapters,
+            "kv": sizes.get("KV", 0.0),
+            "compute": sizes.get("compute", 0.0),
+        }
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        with self._wakeup:
+            if self._closing or not self._loaded:
+                return
+            self._closing = True
+            self._loaded.context.abort()
+            self._wakeup.notify()
+        self._thread.join(CLOSE_S)
+        self._alarm.close()
+        atexit.unregister(self.close)
+        loaded, self._loaded = self._loaded, None
+        if self._thread.is_alive():
+            loaded.worker.abandon(WEDGED)
+            return
+        loaded.context.close()
+        for adapter in self._adapters.values():
+            adapter.close()
+
+    def _need(self) -> "_Loaded":
+        if self._loaded is None:
+            raise EngineError("the engine is closed")
+        return self._loaded
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise EngineError("the engine is closed")
+
+    def _adapter(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            raise InputError(f"adapter {name!r} is not loaded; loaded: {', '.join(self._adapters) or 'none'}")
+        return self._adapters[name]
+
+    def _send(self, job: Callable[[], None]) -> None:
+        """Have the engine's thread run `job` before its next step. The caller holds the lock."""
+        self._check_open()
+        self._jobs.append(job)
+        self._wakeup.notify()
+
+    def _call(self, job: Callable[[], T]) -> T:
+        result: Future[T] = Future()
+
+        def run() -> None:
+            self._begun = result
+            try:
+                found = job()
+            except Exception as error:
+                self._settle(result, error=error)
+            else:
+                self._settle(result, found)
+
+        with self._wakeup:
+            self._send(run)
+        return result.result()
+
+    def _settle(self, result: "Future[T]", found: Any = None, error: Exception | None = None) -> None:
+        with self._wakeup:
+            if self._begun is not result:
+                return  # it was given up while it hung
+            self._begun = None
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(found)
+
+    def _begin(self, weights: Weights) -> "_Loaded":
+        """Make a context and who fills it."""
+        memory = Context(
+            weights,
+            cells=self.context * self._parallel,
+            sequences=self._parallel,
+            batch=PREFILL_ALONE + self._parallel,
+            threads=self._threads,
+            layout=self._layout,
+        )
+        cores = CoreWatch(self._threads) if self.gives_way else None
+        return _Loaded(weights, memory, Worker(weights, memory, sequences=self._parallel, cores=cores))
+
+    def _start_thread(self, loaded: "_Loaded") -> threading.Thread:
+        made = threading.Thread(target=self._run, args=(loaded,), name=f"llama[{self._name}]", daemon=True)
+        made.start()
+        return made
+
+    def _look(self) -> None:
+        if self._loaded:
+            self._loaded.worker.look()
+        with self._wakeup:
+            self._wakeup.notify()
+
+    def _run(self, loaded: "_Loaded") -> None:
+        worker = loaded.worker
+        stay(self._home)
+        while self._take_jobs(loaded):
+            self._patience.begin()
+            try:
+                worker.step()
+            except Exception as error:
+                # Our own mistake must not end the service: those it hit are told, the next request starts afresh.
+                worker.fail_all(f"the engine failed: {error!r}")
+            if self._loaded is loaded:
+                self._patience.end()
+        worker.close()
+        if self._loaded is not loaded:
+            loaded.context.close()
+
+    def _take_jobs(self, loaded: "_Loaded") -> bool:
+        """Run what other threads sent, waiting for it while there is nothing to compute; False once closing."""
+        worker = loaded.worker
+        if worker.busy and not (self._jobs or self._closing or self._loaded is not loaded):
+            return True
+        with self._wakeup:
+            while not (self._jobs or worker.busy or self._closing or self._loaded is not loaded):
+                self._wakeup.wait()
+            if self._loaded is not loaded:
+                return False
+            jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            self._patience.begin()
+            job()
+            if self._loaded is not loaded:
+                return False
+            self._patience.end()
+        return not self._closing
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What an open engine holds."""
+
+    weights: Weights
+    context: Context
+    worker: Worker

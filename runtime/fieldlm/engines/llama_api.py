@@ -1,0 +1,338 @@
+"""The border to llama.cpp: its C API with Python types, and nothing decided here.
+
+Only the low-level binding is used. What llama.cpp logs is not printed; the last complaint becomes the error's text.
+"""
+
+import ctypes
+import functools
+import os
+import re
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldlm.core.errors import EngineError
+from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout
+from fieldlm.engines.prompt_lookup import MOST_ROWS
+from fieldlm.engines.sampling import Floats
+from fieldlm.hardware.huge_pages import huge_pages
+
+# OpenMP reads this when it is loaded: how often a thread looks whether the others are done before it sleeps, at each of
+# a thousand barriers a token. Sleeping is cheap, waking up is not. SmolLM2-135M Q8_0 on two cores over HTTP, tokens/s
+# with 3000 spins and with 200000: one client 127 and 136, where llama-server gives 123; 4 and 8 clients alike. Beside a
+# busy process `CoreWatch` leaves one thread, which meets nobody (107 and 107); two that were asked for lose a tenth.
+# But who never sleeps leaves nothing to an update that is rehearsed on idle processors.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+import llama_cpp.llama_cpp as untyped
+
+api = cast(Any, untyped)
+Pointer = Any
+
+LOG_WARN, LOG_ERROR, LOG_CONTINUE = 3, 4, 5
+OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+BUFFER = re.compile(r"(model|KV|compute|LoRA) buffer size = +([\d.]+) MiB")
+MIB = 1.048576  # megabytes (1e6 bytes)
+FLASH_ATTENTION = {
+    None: api.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    False: api.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    True: api.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+}
+ABORTED = 2
+NO_ROOM = 1
+
+
+class _Log:
+    """llama.cpp's log of the whole process: buffer sizes are added up, complaints are kept until asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._complaints: deque[str] = deque(maxlen=4)
+        self._sizes: dict[str, float] = {}
+        self.offloaded: tuple[int, int] | None = None
+        """Layers on a GPU and layers in all of the weights that were loaded last, as far as llama.cpp says."""
+        self.callback = api.llama_log_callback(self._line)
+
+    def _line(self, level: int, text: bytes, _: object) -> None:
+        line = text.decode(errors="replace").strip()
+        if level >= LOG_ERROR and level != LOG_CONTINUE and line:
+            self._complaints.append(line)
+        elif found := BUFFER.search(line):
+            self._sizes[found[1]] = self._sizes.get(found[1], 0.0) + float(found[2]) * MIB
+        elif found := OFFLOADED.search(line):
+            self.offloaded = (int(found[1]), int(found[2]))
+
+    def begin(self) -> None:
+        self._lock.acquire()
+        self._complaints.clear()
+        self._sizes.clear()
+        self.offloaded = None
+
+    def end(self) -> dict[str, float]:
+        sizes = dict(self._sizes)
+        self._lock.release()
+        return sizes
+
+    def reason(self) -> str:
+        """Return why the last call failed: the first complaint is the cause, later ones are consequences."""
+        text = self._complaints[0] if self._complaints else "llama.cpp gives no reason"
+        return text.split(": ", 1)[-1] if text.startswith("llama_") else text
+
+
+log = _Log()
+_backend = threading.Lock()
+
+
+def start_backend() -> None:
+    """Have llama.cpp find its devices, and log to us; once more does no harm."""
+    with _backend:
+        api.llama_log_set(log.callback, ctypes.c_void_p())
+        api.llama_backend_init()
+
+
+def _built_with_amx() -> bool:
+    """Whether this build would repack weights for AMX tiles.
+
+    GCC 12 drops the stores of the tile configuration that llama.cpp's AMX kernels load (the intrinsic declares 8 of its
+    64 bytes), and the first prompt ends the process. No board of ours has AMX, so such a build does without repacking.
+    """
+    return b"AMX_INT8 = 1" in api.llama_print_system_info()
+
+
+def _keeping(function: Any, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """Return `function` so that it keeps Python's lock, which a microsecond's call would only lose to who waits."""
+    return ctypes.PYFUNCTYPE(result, *arguments)(ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+
+def _row_of() -> Callable[[Pointer, int], int]:
+    """Return llama_get_logits_ith as a function to an address. On a GPU it waits for the decode: others run then."""
+    if api.llama_supports_gpu_offload():
+        function = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+        return function(ctypes.cast(api.llama_get_logits_ith, ctypes.c_void_p).value or 0)
+    return _keeping(api.llama_get_logits_ith, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+
+
+class Weights:
+    """A loaded model and its vocabulary, freed with the last reference: a thread may be tokenising while all closes."""
+
+    def __init__(self, path: Path, layout: Layout = DEFAULT_LAYOUT) -> None:
+        start_backend()
+        params = api.llama_model_default_params()
+        # Read unless mapping is asked for: repacked tensors would be in memory twice, and a file that is cut short
+        # while it serves would end the process.
+        params.load_mode = api.LLAMA_LOAD_MODE_MMAP if layout.is_mapped else api.LLAMA_LOAD_MODE_NONE
+        params.n_gpu_layers = layout.gpu_layers
+        params.use_extra_bufts = not _built_with_amx()
+        log.begin()
+        try:
+            with huge_pages():
+                self.model: Pointer = api.llama_model_load_from_file(str(path).encode(), params)
+            if not self.model:
+                raise EngineError(f"{path} cannot be loaded: {log.reason()}")
+        finally:
+            self.offloaded = log.offloaded
+            self.sizes = log.end()
+        weakref.finalize(self, api.llama_model_free, self.model).atexit = False
+        self._vocab: Pointer = api.llama_model_get_vocab(self.model)
+        self.vocabulary: int = api.llama_vocab_n_tokens(self._vocab)
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def trained_context(self) -> int:
+        return api.llama_model_n_ctx_train(self.model)
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether the memory of a sequence can be cut at any position; a recurrent state cannot."""
+        return not (api.llama_model_is_recurrent(self.model) or api.llama_model_is_hybrid(self.model))
+
+    def ends(self) -> frozenset[int]:
+        """Return the tokens that end an answer; llama.cpp has to be asked for each."""
+        is_end = _keeping(api.llama_vocab_is_eog, ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32)
+        return frozenset(filter(functools.partial(is_end, self._vocab), range(self.vocabulary)))
+
+    def tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count: int = api.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
+        if count < 0:
+            tokens = (ctypes.c_int32 * -count)()
+            count = api.llama_tokenize(self._vocab, data, len(data), tokens, -count, False, True)
+        return tokens[:count]
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of `token`; special tokens have none."""
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._spell(token)
+        return found
+
+    def _spell(self, token: int) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count: int = api.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+
+class Adapter:
+    """A LoRA loaded beside the weights. Its identity, not its name, says which sequences it has touched."""
+
+    def __init__(self, weights: Weights, path: Path) -> None:
+        log.begin()
+        try:
+            self.handle: Pointer = api.llama_adapter_lora_init(weights.model, str(path).encode())
+            if not self.handle:
+                raise EngineError(f"{path} cannot be loaded as an adapter: {log.reason()}")
+        finally:
+            self.sizes = log.end()
+
+    def close(self) -> None:
+        api.llama_adapter_lora_free(self.handle)
+
+
+class Batch:
+    """Tokens for one decode, in arrays that llama.cpp reads in place."""
+
+    def __init__(self, room: int) -> None:
+        self.count = 0
+        integers = ctypes.c_int32 * room
+        self._token, self._position, self._sequence = integers(), integers(), integers()
+        self._wanted = (ctypes.c_int8 * room)()
+        self._ones = integers(*[1] * room)
+        first = ctypes.addressof(self._sequence)
+        self._rows = (ctypes.POINTER(ctypes.c_int32) * (room + 1))()
+        for i in range(room):
+            self._rows[i] = ctypes.cast(first + 4 * i, ctypes.POINTER(ctypes.c_int32))
+        self.struct = api.llama_batch(0, self._token, None, self._position, self._ones, self._rows, self._wanted)
+
+    def clear(self) -> None:
+        self.count = self.struct.n_tokens = 0
+
+    def add(self, tokens: Sequence[int], *, sequence: int, position: int, want_last: bool) -> int:
+        """Append `tokens` at `position` of `sequence`; return the row of the last one."""
+        count = len(tokens)
+        start, end = self.count, self.count + count
+        self._token[start:end] = tokens
+        self._position[start:end] = range(position, position + count)
+        self._sequence[start:end] = [sequence] * count
+        self._wanted[start:end] = [0] * count
+        self._wanted[end - 1] = want_last
+        self.count = self.struct.n_tokens = end
+        return end - 1
+
+
+class Context:
+    """The memory of all sequences, and the one place that computes. Used by one thread, but for `abort`."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        cells: int,
+        sequences: int,
+        batch: int,
+        threads: int,
+        layout: Layout = DEFAULT_LAYOUT,
+    ) -> None:
+        params = api.llama_context_default_params()
+        params.type_k, params.type_v = layout.key_type, layout.value_type
+        params.flash_attn_type = FLASH_ATTENTION[layout.flash_attention]
+        params.n_ctx = cells
+        params.n_batch = params.n_ubatch = batch
+        params.n_seq_max = sequences
+        # One row of logits per sequence and step, or of one sequence and its draft: for every token of a batch it would
+        # be 50 MB.
+        params.n_outputs_max = max(sequences, MOST_ROWS)
+        params.n_threads = params.n_threads_batch = threads
+        # One buffer for all sequences, so that a shared prefix is stored and read once.
+        params.kv_unified = True
+        # The callback runs hundreds of times a token: C's strlen over a flag keeps Python out of it.
+        self._flag = ctypes.create_string_buffer(2)
+        strlen = ctypes.CDLL(None).strlen
+        params.abort_callback = ctypes.cast(strlen, api.ggml_abort_callback)
+        params.abort_callback_data = ctypes.addressof(self._flag)
+        log.begin()
+        try:
+            self._context: Pointer = api.llama_init_from_model(weights.model, params)
+            if not self._context:
+                raise EngineError(f"no context of {cells} tokens for this model: {log.reason()}")
+        finally:
+            self.sizes = log.end()
+        self._threads = threads
+        self._memory: Pointer = api.llama_get_memory(self._context)
+        self._row_of = _row_of()
+        self._row_type = ctypes.c_float * weights.vocabulary
+        self._rows: dict[int, Floats] = {}
+        self._adapter: Adapter | None = None
+
+    def close(self) -> None:
+        api.llama_free(self._context)
+
+    def set_threads(self, threads: int) -> None:
+        """Compute the next decodes with so many threads."""
+        if threads != self._threads:
+            api.llama_set_n_threads(self._context, threads, threads)
+            self._threads = threads
+
+    def allow(self) -> None:
+        """Forget an `abort` that came too late for its decode."""
+        self._flag[0] = b"\0"
+
+    def abort(self) -> None:
+        """Make the decode that runs now return ABORTED soon, from any thread; on a GPU it runs to its end."""
+        self._flag[0] = b"\1"
+
+    def decode(self, batch: Batch) -> int:
+        """Compute `batch`: 0 done, NO_ROOM, ABORTED, or negative. Unless 0, none of its tokens are remembered."""
+        return api.llama_decode(self._context, batch.struct)
+
+    def logits(self, row: int) -> Floats:
+        """Return the logits of `row` of the last batch, in place: valid until the next decode."""
+        address = self._row_of(self._context, row)
+        view = self._rows.get(address)
+        if view is None:
+            view = self._rows[address] = cast(
+                NDArray[np.float32], np.ctypeslib.as_array(self._row_type.from_address(address))
+            )
+        return view
+
+    def use(self, adapter: Adapter | None) -> None:
+        """Switch `adapter` on for the next decodes, or none."""
+        if adapter is self._adapter:
+            return
+        if adapter is None:
+            api.llama_set_adapters_lora(self._context, None, 0, None)
+        else:
+            handles = (api.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
+            api.llama_set_adapters_lora(self._context, handles, 1, (ctypes.c_float * 1)(1.0))
+        self._adapter = adapter
+
+    def cut(self, sequence: int, position: int = 0) -> bool:
+        """Forget `sequence` from `position` on; False when this memory cannot be cut there."""
+        return api.llama_memory_seq_rm(self._memory, sequence, position, -1)
+
+    def state(self, sequence: int) -> bytes:
+        """Return what `sequence` remembers, for `restore` in a context made alike."""
+        size: int = api.llama_state_seq_get_size(self._context, sequence)
+        data = (ctypes.c_uint8 * size)()
+        written: int = api.llama_state_seq_get_data(self._context, data, size, sequence)
+        return bytes(data)[:written]
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Let the empty `sequence` remember `state`; False when llama.cpp refuses it."""
+        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return api.llama_state_seq_set_data(self._context, data, len(state), sequence) > 0
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let the empty sequence `target` begin with the first `length` tokens of `source`, sharing their memory."""
+        api.llama_memory_seq_cp(self._memory, source, target, 0, length)

@@ -1,0 +1,261 @@
+"""One request on its way to an answer, the same for every engine: when it is wanted, what is said, where time goes.
+
+An engine computes what `tokens` holds (the prompt, the answer so far, what has to follow) and hands the logits behind
+the last one to `advance`, which chooses and says what comes next, until the answer has ended.
+"""
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fieldlm.core.errors import FieldlmError, InputError
+from fieldlm.engines import Chunk, Guide, Outcome, Sampling, Terms
+from fieldlm.engines.answer_stream import RunningAnswer
+from fieldlm.engines.sampling import Floats, Pick, Sampler
+from fieldlm.engines.stop_text import TextStream
+
+CLASSES = ("safety", "interactive", "batch")
+
+Phase = Literal["queue_s", "prefill_s", "decode_s"]
+
+_arrivals = itertools.count()
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a model's tokens stand for: the bytes of one, and those that end an answer."""
+
+    piece: Callable[[int], bytes]
+    stop_tokens: frozenset[int]
+
+
+class Request:
+    """A prompt, what is wanted and until when, and what the answer has to remember between two steps.
+
+    Only `fate` may be asked by other threads than the one that computes.
+    """
+
+    def __init__(
+        self,
+        answer: RunningAnswer,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        terms: Terms,
+        *,
+        words: Words,
+        context: int,
+    ) -> None:
+        self.answer = answer
+        self.tokens = list(prompt)
+        self.terms = terms
+        asked_s = self._since_s = time.monotonic()
+        self.due_s = asked_s + _seconds(terms.deadline_s)
+        self.start_by_s = asked_s + _seconds(terms.max_queue_s)
+        self.urgency = (CLASSES.index(terms.priority), self.due_s, next(_arrivals))
+        self.has_begun = False
+        self.is_parked = False
+        """Whether it gave its sequence up and waits for another one."""
+        self.count = 0
+        self._phase: Phase = "queue_s"
+        self._words = words
+        self._limit = min(sampling.max_tokens, context - len(prompt))
+        self._constraint = sampling.constraint
+        self._guide: Guide | None = None
+        self._ahead: list[int] = []
+        self._sampler = Sampler(sampling, prompt)
+        self._text = TextStream(sampling.stop)
+        self._new_text = ""
+        self._picks: list[Pick] = []
+        self._chosen = 0
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it gives way to every other class."""
+        return self.terms.priority == "batch"
+
+    @property
+    def capacity(self) -> int:
+        """The most tokens that prompt and answer can have."""
+        return self.answer.timings.prompt_tokens + self._limit
+
+    def fate(self) -> Outcome | None:
+        """Return how the answer has to end now, wherever it is; None while it may go on."""
+        if self.answer.cancelled:
+            return "cancelled"
+        now_s = time.monotonic()
+        if not self.has_begun and self.start_by_s <= min(now_s, self.due_s):
+            return "rejected"
+        if now_s < self.due_s:
+            return None
+        return "preempted" if self.is_parked else "deadline_exceeded"
+
+    def close(self) -> None:
+        """End it because the engine ends, whatever it was about to say."""
+        self.end("preempted" if self.is_parked and not self.answer.cancelled else "cancelled")
+
+    def prepare(self) -> bool:
+        """Add what the constraint has begin the answer, so that it is computed with the prompt; False if that fails."""
+        if self._constraint is None or self._guide is not None:
+            return True
+        try:
+            self._guide = self._constraint.guide()
+            self._ahead = list(self._guide.forced())[: self._limit]
+        except Exception as error:
+            self.end("error", error=_reason(error))
+            return False
+        self.tokens += self._ahead
+        return True
+
+    def begin(self, cached: int) -> None:
+        """Note that a sequence is there, now or again, which already holds `cached` of the tokens."""
+        self.is_parked = False
+        if not self.has_begun:
+            self.has_begun = True
+            self.answer.timings.cached_tokens = min(cached, self.answer.timings.prompt_tokens)
+        self._enter("prefill_s")
+
+    def park(self) -> None:
+        """Note that the sequence was given up; the answer waits for another one."""
+        self.is_parked = True
+        self._enter("queue_s")
+
+    def resume(self) -> None:
+        """Note that it is computed from now on, alone: it waited since it was last."""
+        phase, self._phase = self._phase, "queue_s"
+        self._enter(phase)
+
+    def rest(self) -> None:
+        """Note that it is not computed any more, until `resume`."""
+        self._enter(self._phase)
+
+    def advance(self, logits: Floats) -> bool:
+        """Choose what follows from `logits`, those behind the last of `tokens`; False when the answer has ended.
+
+        What was chosen is said by the next `hand_over`. Whatever goes wrong here, in the constraint or in who reads, is
+        this answer's end and nobody else's.
+        """
+        try:
+            outcome = self._speak(logits)
+        except Exception as error:
+            self.end("error", error=_reason(error))
+            return False
+        if outcome is not None:
+            self.end(outcome)
+        return outcome is None
+
+    def hand_over(self) -> bool:
+        """Give the reader what was chosen since the last time; False when the answer has ended by that.
+
+        An engine does it last before it computes again: a reader that is woken earlier waits for Python's lock, and
+        the engine for the reader.
+        """
+        try:
+            self._hand_over()
+        except Exception as error:
+            self.end("error", error=_reason(error))
+            return False
+        return True
+
+    def end(self, outcome: Outcome, error: str | None = None) -> None:
+        """Hand over the last chunk, with what was held back."""
+        self._enter(self._phase)
+        self.answer.timings.completion_tokens = self.count
+        self._new_text += self._text.finish()
+        with contextlib.suppress(Exception):
+            self._hand_over(outcome, error)
+
+    def _speak(self, logits: Floats) -> Outcome | None:
+        known = len(self.tokens)
+        if self._ahead:
+            ahead, self._ahead = self._ahead, []
+            outcome = self._say_all(ahead) or self._follow()
+            if outcome or len(self.tokens) > known:
+                return outcome
+        if self._guide is not None and self._guide.is_complete:
+            return "stop"
+        pick = self._sampler.pick(logits, self._guide)
+        self._chosen += 1
+        timings = self.answer.timings
+        timings.margin += (pick.margin - timings.margin) / self._chosen
+        self.tokens.append(pick.token)
+        return self._say(pick) or (None if self._guide is None else self._follow())
+
+    def _follow(self) -> Outcome | None:
+        """Say what has to come now, until there is a choice again."""
+        while self._guide is not None and (forced := list(self._guide.forced())[: self._limit - self.count]):
+            self.tokens += forced
+            if outcome := self._say_all(forced):
+                return outcome
+        return None
+
+    def _say_all(self, forced: Sequence[int]) -> Outcome | None:
+        for token in forced:
+            if outcome := self._say(self._sampler.force(token)):
+                return outcome
+        return None
+
+    def _say(self, pick: Pick) -> Outcome | None:
+        """Take one token into the answer; return how it ends the answer, if it does."""
+        token = pick.token
+        if token in self._words.stop_tokens:
+            return "stop"
+        if self._guide is not None:
+            self._guide.accept(token)
+        if self._phase != "decode_s":
+            self._enter("decode_s")
+        self.count += 1
+        self._sampler.note(token)
+        self._picks.append(pick)
+        text, stopped = self._text.push(self._words.piece(token))
+        self._new_text += text
+        if stopped or (self._guide is not None and self._guide.is_complete):
+            return "stop"
+        return "length" if self.count >= self._limit else None
+
+    def _hand_over(self, outcome: Outcome | None = None, error: str | None = None) -> None:
+        picks, self._picks = self._picks, []
+        text, self._new_text = self._new_text, ""
+        if not picks and outcome is None:
+            return
+        tokens, margins, choices = zip(*picks, strict=True) if picks else ((), (), ())
+        chunk = Chunk(
+            text=text,
+            tokens=tokens,
+            margins=margins,
+            choices=tuple(filter(None, choices)),
+            outcome=outcome,
+            error=error,
+        )
+        self.answer.put(chunk)
+
+    def _enter(self, phase: Phase) -> None:
+        """Add the time since the last call to the phase that ends, and begin `phase`."""
+        now_s = time.monotonic()
+        timings = self.answer.timings
+        setattr(timings, self._phase, getattr(timings, self._phase) + now_s - self._since_s)
+        self._phase, self._since_s = phase, now_s
+
+
+def check_terms(terms: Terms) -> None:
+    """Raise InputError for terms that mean nothing."""
+    if terms.priority not in CLASSES:
+        raise InputError(f"priority is {terms.priority!r}, want one of {', '.join(CLASSES)}")
+    for name, value in (("deadline_s", terms.deadline_s), ("max_queue_s", terms.max_queue_s)):
+        if value is not None and math.isnan(value):
+            raise InputError(f"{name} is not a number")
+
+
+def _seconds(limit: float | None) -> float:
+    return math.inf if limit is None else limit
+
+
+def _reason(error: Exception) -> str:
+    """Return one line: our own errors say enough, another's begins with who failed."""
+    if isinstance(error, FieldlmError):
+        return str(error)
+    what = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"the engine failed: {what}"

@@ -1,0 +1,117 @@
+"""Adapters beside the generation that answers: many on one base, one chosen by each request (`model: base:adapter`).
+
+An adapter is a bundle of the same base in a folder that bears its name. It is loaded and dropped while answers run;
+those that use it end as they began.
+"""
+
+import contextlib
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from fieldlm.core.errors import ConflictError, FieldlmError, InputError, NotFoundError
+from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.inference.generations import Live, Serving
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+MOST = 64
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Chosen(Serving):
+    """A generation that a request chose by `name`."""
+
+    name: str
+
+
+class Shelf:
+    """The adapters that requests may choose. Safe from any thread."""
+
+    def __init__(self, live: Live, folder: Path) -> None:
+        self._live = live
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._chosen: dict[str, Chosen] = {}
+
+    def load(self, name: str) -> Chosen:
+        """Load the adapter in the folder `name`; raises NotFoundError, ConflictError or InputError."""
+        if not NAME.fullmatch(name):
+            raise InputError(f"an adapter's name is letters, digits, - and _; {name!r} is not")
+        # Its digests are checked before anybody waits for the lock.
+        bundle = self._open(name)
+        with self._lock, self._live.lease() as serving:
+            found = self._chosen.get(name)
+            if found is not None and found.engine is serving.engine:
+                raise ConflictError(f"the adapter {name!r} is loaded; drop it first")
+            if len(self._chosen) >= MOST:
+                raise ConflictError(f"{MOST} adapters are loaded; drop one first")
+            self._chosen[name] = made = _load(name, bundle, serving)
+            return made
+
+    def drop(self, name: str) -> None:
+        """Forget the adapter; its memory is free when the last answer that uses it has ended."""
+        with self._lock:
+            chosen = self._chosen.pop(name, None)
+        if chosen is None:
+            raise self._missing(name)
+        _free(chosen)
+
+    def find(self, serving: Serving, name: str) -> Chosen:
+        """Return the adapter `name` on the engine of `serving`; after an update to a like base it is loaded again."""
+        with self._lock:
+            chosen = self._chosen.get(name)
+            if chosen is None:
+                raise self._missing(name)
+            if chosen.engine is not serving.engine:
+                del self._chosen[name]
+                _free(chosen)
+                chosen = self._chosen[name] = _load(name, chosen.bundle, serving)
+            return chosen
+
+    def all(self) -> list[Chosen]:
+        with self._lock:
+            return list(self._chosen.values())
+
+    def _open(self, name: str) -> Bundle:
+        folder = self._folder / name
+        if not folder.is_dir():
+            raise NotFoundError(f"there is no bundle in {folder}")
+        try:
+            return open_bundle(folder)
+        except FieldlmError as error:
+            raise InputError(f"{name!r} cannot be loaded: {error}") from error
+
+    def _missing(self, name: str) -> NotFoundError:
+        known = ", ".join(self._chosen) or "none"
+        return NotFoundError(f"the adapter {name!r} is not loaded; loaded: {known}")
+
+
+def _load(name: str, bundle: Bundle, serving: Serving) -> Chosen:
+    path = bundle.path("adapter")
+    if path is None or _base(bundle) != _base(serving.bundle):
+        raise InputError(f"{name!r} is no adapter for {serving.bundle.manifest.model.name} as it runs here")
+    key = f"{name}@{bundle.generation}"
+    try:
+        serving.engine.load_adapter(key, path)
+    except FieldlmError as error:
+        raise InputError(f"{name!r} cannot be loaded: {error}") from error
+    label = f"{serving.bundle.manifest.model.name}:{name}"
+    return Chosen(bundle=bundle, engine=serving.engine, adapter=key, name=label)
+
+
+def name_of(serving: Serving) -> str:
+    """Return the model's name as a request spells it."""
+    return serving.name if isinstance(serving, Chosen) else serving.bundle.manifest.model.name
+
+
+def _base(bundle: Bundle) -> tuple[str, list[str]]:
+    files = sorted(file.sha256 for file in bundle.manifest.files if file.role in ("base", "tokenizer"))
+    return bundle.manifest.engine, files
+
+
+def _free(chosen: Chosen) -> None:
+    # The engine is gone when another base has taken its place.
+    with contextlib.suppress(FieldlmError):
+        assert chosen.adapter is not None, "an adapter has a name"
+        chosen.engine.drop_adapter(chosen.adapter)

@@ -1,0 +1,108 @@
+"""Is the engine alive? It is while nothing is asked of it, and while what it was asked for makes progress.
+
+One that hangs in its library is replaced within the process, long before anybody would restart that.
+"""
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from fieldlm.core.errors import FieldlmError
+from fieldlm.engines import Chunk, Engine, Generation, Revives
+
+STUCK_S = 600.0
+"""How long running answers may produce nothing at all: the longest prompt on the slowest board is read in less."""
+
+
+LOOK_S = 1.0
+
+
+class Rescue:
+    """Replaces an engine that hangs, from a thread of its own; what it cannot replace is left to systemd's watchdog."""
+
+    def __init__(
+        self, engine: Callable[[], Engine], on_event: Callable[[str], None], *, look_s: float = LOOK_S
+    ) -> None:
+        self._engine = engine
+        self._on_event = on_event
+        self._look_s = look_s
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rescue", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        given_up: Engine | None = None
+        while not self._is_over.wait(self._look_s):
+            engine = self._engine()
+            if engine is given_up or not isinstance(engine, Revives) or not engine.is_wedged:
+                continue
+            try:
+                engine.revive()
+                self._on_event("the engine hung and was replaced")
+            except FieldlmError as error:
+                given_up = engine
+                self._on_event(f"the engine hangs and cannot be replaced: {error}")
+
+
+class Pulse:
+    """Sees every chunk of the answers it is shown. Safe from any thread."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        # Weak: an answer that its reader let go of does not count as stuck for ever.
+        self._running = weakref.WeakSet[_Watched]()
+        self._last_s = now_s()
+
+    def watch(self, generation: Generation) -> Generation:
+        """Return `generation`, of which every sign of life is noted; it counts as running until it has ended."""
+        if not len(self._running):
+            self._last_s = self._now_s()
+        return _Watched(generation, self._note, self._running)
+
+    def is_alive(self, stuck_s: float = STUCK_S) -> bool:
+        """Whether nothing runs, or something has come in the last `stuck_s` seconds."""
+        return not len(self._running) or self._now_s() - self._last_s < stuck_s
+
+    def _note(self) -> None:
+        self._last_s = self._now_s()
+
+
+class _Watched:
+    """A `Generation` that tells of its chunks."""
+
+    def __init__(self, generation: Generation, note: Callable[[], None], running: "weakref.WeakSet[_Watched]") -> None:
+        self.timings = generation.timings
+        self._generation = generation
+        self._note = note
+        self._running = running
+        running.add(self)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in self._generation:
+            self._see(chunk)
+            yield chunk
+
+    def subscribe(self, receive: Callable[[Chunk], None]) -> None:
+        def seen(chunk: Chunk) -> None:
+            self._see(chunk)
+            receive(chunk)
+
+        self._generation.subscribe(seen)
+
+    def cancel(self) -> None:
+        self._generation.cancel()
+
+    def _see(self, chunk: Chunk) -> None:
+        self._note()
+        if chunk.outcome is not None:
+            self._running.discard(self)

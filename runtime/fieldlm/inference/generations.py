@@ -1,0 +1,289 @@
+"""Which generation answers now. A switch disturbs no running answer: what it uses stays loaded until it ends.
+
+Where memory does not hold two bases, the new one takes the old one's place: requests that come are held back, those
+that run end, the old base is freed and the new one loaded; whoever was held back is answered then.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fieldlm.core.errors import EngineError, LinkError
+from fieldlm.engines import DEFAULT_TERMS, Engine, Generation, Sampling, Terms, open_engine
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.profile import Profile
+from fieldlm.inference.chat_template import render
+
+DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
+LOOK_S = 0.02
+Release = Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Serving:
+    """A loaded generation: the bundle, the engine that holds its base, and the adapter to switch on there."""
+
+    bundle: Bundle
+    engine: Engine
+    adapter: str | None
+
+
+class Live:
+    """The generation that answers, those that still finish, and one that may be loaded beside. Safe from any thread."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        most_threads: int | None = None,
+        context: int | None = None,
+        parallel: int = 4,
+        profile: Profile | None = None,
+    ) -> None:
+        self.parallel = parallel
+        self._profile = profile
+        self._threads = threads
+        self._most_threads = most_threads
+        self._context = context
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._leases: Counter[Serving] = Counter()
+        self._loaded: list[Serving] = []
+        self._current: Serving | None = None
+        self._is_held = False
+        self._current = self.load(bundle)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether new requests have to wait, because a generation takes another one's place."""
+        return self._is_held
+
+    @property
+    def current(self) -> Serving:
+        """The generation that new requests get."""
+        assert self._current, "a generation is loaded before anybody asks"
+        return self._current
+
+    @contextmanager
+    def lease(self) -> Generator[Serving]:
+        """Yield the current generation; it stays loaded until the block ends, whatever is switched meanwhile.
+
+        Never waits: while requests are held back, what is yielded describes the generation that was and answers nobody.
+        """
+        with self._lock:
+            serving = self.current
+            self._leases[serving] += 1
+        try:
+            yield serving
+        finally:
+            self._give_back(serving)
+
+    def try_lease(self) -> tuple[Serving, Release] | None:
+        """Return the current generation and what gives it back; None while requests are held back."""
+        with self._lock:
+            if self._is_held:
+                return None
+            serving = self.current
+            self._leases[serving] += 1
+        return serving, lambda: self._give_back(serving)
+
+    def _give_back(self, serving: Serving) -> None:
+        with self._lock:
+            self._leases[serving] -= 1
+            release = self._retire_if_unused(serving)
+        release()
+
+    def load(self, bundle: Bundle) -> Serving:
+        """Load `bundle` beside what runs: only its adapter where the same base is in memory, else a second engine.
+
+        Raises EngineError, BundleError or MissingPartError; what runs is untouched then.
+        """
+        with self._loading:
+            return self._load(bundle)
+
+    def switch(self, serving: Serving) -> None:
+        """Give `serving` to new requests; the generation before is freed when its last answer ends."""
+        with self._lock:
+            assert serving in self._loaded, "only a loaded generation can be switched to"
+            before, self._current = self.current, serving
+            self._is_held = False
+            release = self._retire_if_unused(before)
+        release()
+
+    def discard(self, serving: Serving) -> None:
+        """Free a generation that was loaded and is not switched to."""
+        with self._lock:
+            assert serving is not self._current, "the generation that answers cannot be discarded"
+            release = self._retire_if_unused(serving)
+        release()
+
+    def clear(self, *, within_s: float = DRAIN_S) -> None:
+        """Free what runs, to make room for another: requests that come wait until `switch`, or `wake`.
+
+        Raises LinkError when the running answers do not end in time; the generation answers on then.
+        """
+        self._is_held = True
+        try:
+            self._drain(within_s)
+        except LinkError:
+            self._is_held = False
+            raise
+        self._rest()
+
+    def wake(self) -> None:
+        """Let the generation answer again that `clear` freed."""
+        self.switch(self.load(self.current.bundle))
+
+    def _drain(self, within_s: float) -> None:
+        end_s = time.monotonic() + within_s
+        while self._busy():
+            if time.monotonic() > end_s:
+                raise LinkError(f"answers still run after {within_s:.0f} s; the update is tried again later")
+            time.sleep(LOOK_S)
+
+    def _busy(self) -> bool:
+        with self._lock:
+            return any(count > 0 for serving, count in self._leases.items() if serving in self._loaded)
+
+    def _rest(self) -> None:
+        """Free everything; what stands in its place knows its name and nothing else."""
+        current = self.current
+        asleep = Serving(bundle=current.bundle, engine=_Asleep(current.engine), adapter=current.adapter)
+        with self._lock:
+            self._loaded.append(asleep)
+            self._current = asleep
+        self._free([each for each in self._loaded if each is not asleep])
+
+    def _free(self, servings: list[Serving]) -> None:
+        with self._lock:
+            self._loaded = [each for each in self._loaded if each not in servings]
+        for engine in {id(serving.engine): serving.engine for serving in servings}.values():
+            engine.close()
+
+    def close(self) -> None:
+        """Cancel what runs and free everything."""
+        with self._lock:
+            engines = {id(serving.engine): serving.engine for serving in self._loaded}
+            self._loaded.clear()
+        for engine in engines.values():
+            engine.close()
+
+    def _load(self, bundle: Bundle) -> Serving:
+        base = self._hold_base(bundle)
+        path = bundle.path("adapter")
+        if path is None:
+            return base
+        try:
+            name = self._adapter_name(bundle)
+            base.engine.load_adapter(name, path)
+            serving = Serving(bundle=bundle, engine=base.engine, adapter=name)
+            with self._lock:
+                self._loaded.append(serving)
+        finally:
+            self.discard(base)
+        return serving
+
+    def _hold_base(self, bundle: Bundle) -> Serving:
+        """Return `bundle`'s base without its adapter, on an engine that has it already or on a new one."""
+        with self._lock:
+            awake = (each for each in self._loaded if not isinstance(each.engine, _Asleep))
+            engine = next((s.engine for s in awake if _same_base(s.bundle, bundle)), None)
+            if engine is not None:
+                return self._hold(bundle, engine)
+        engine = open_engine(
+            bundle,
+            threads=self._threads,
+            most_threads=self._most_threads,
+            context=self._context,
+            parallel=self.parallel,
+            profile=self._profile,
+        )
+        with self._lock:
+            return self._hold(bundle, engine)
+
+    def _hold(self, bundle: Bundle, engine: Engine) -> Serving:
+        serving = Serving(bundle=bundle, engine=engine, adapter=None)
+        self._loaded.append(serving)
+        return serving
+
+    def _adapter_name(self, bundle: Bundle) -> str:
+        """The generation's name, with a number where it is loaded already."""
+        with self._lock:
+            taken = {serving.adapter for serving in self._loaded}
+        names = (f"{bundle.generation}.{i}" if i else bundle.generation for i in range(len(taken) + 1))
+        return next(name for name in names if name not in taken)
+
+    def _retire_if_unused(self, serving: Serving) -> Release:
+        """Take `serving` out when nobody needs it; return what frees it, to be called without the lock."""
+        if serving is self._current or self._leases[serving] or serving not in self._loaded:
+            return _nothing
+        del self._leases[serving]
+        self._loaded.remove(serving)
+        if not any(other.engine is serving.engine for other in self._loaded):
+            return serving.engine.close
+        name = serving.adapter
+        return (lambda: serving.engine.drop_adapter(name)) if name else _nothing
+
+
+class _Asleep:
+    """Stands for an engine that was freed until another takes its place."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.context = engine.context
+        self.stop_tokens = engine.stop_tokens
+
+    def tokenize(self, text: str) -> list[int]:
+        raise self._error()
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        raise self._error()
+
+    def vocabulary(self) -> Sequence[bytes]:
+        raise self._error()
+
+    def start(
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Generation:
+        raise self._error()
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        raise self._error()
+
+    def drop_adapter(self, name: str) -> None:
+        raise self._error()
+
+    def memory_mb(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None: ...
+
+    def _error(self) -> EngineError:
+        return EngineError("another generation is being loaded")
+
+
+def canary(serving: Serving) -> None:
+    """Raise EngineError unless `serving` answers one token to its real system prompt, which is warm afterwards."""
+    prompt = serving.engine.tokenize(render(serving.bundle, [{"role": "user", "content": "Hello"}]))
+    answer = serving.engine.start(prompt, Sampling(max_tokens=1), adapter=serving.adapter)
+    last = list(answer)[-1]
+    if last.outcome not in ("stop", "length"):
+        raise EngineError(f"{serving.bundle.generation} does not answer: {last.error or last.outcome}")
+
+
+def _same_base(one: Bundle, other: Bundle) -> bool:
+    """Whether two bundles differ at most in what is loaded beside the base, which has one cache."""
+
+    def base(bundle: Bundle) -> list[str]:
+        return sorted(file.sha256 for file in bundle.manifest.files if file.role in ("base", "tokenizer"))
+
+    one_engine = (one.manifest.engine, one.manifest.cache) == (other.manifest.engine, other.manifest.cache)
+    return one_engine and base(one) == base(other)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,175 @@
+"""The model as an object in your own process: for robots, for checks of a new bundle, for measuring.
+
+`async_model` has the same for asyncio.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from fieldlm.core.errors import EngineError
+from fieldlm.engines import (
+    DEFAULT_TERMS,
+    Chunk,
+    Engine,
+    Generation,
+    Outcome,
+    Sampling,
+    Terms,
+    Timings,
+    open_engine,
+)
+from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.profile import Profile
+from fieldlm.inference.chat_template import Message, render
+from fieldlm.inference.structured import MissedError, form
+
+ADAPTER = "bundle"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A whole answer: its text, its tokens, why it ended, where its time went, which generation gave it."""
+
+    text: str
+    tokens: tuple[int, ...]
+    outcome: Outcome
+    timings: Timings
+    generation: str
+
+
+class Model:
+    """A bundle that answers. Safe from any thread; close it, or use `with`.
+
+    >>> with Model.open("bundle") as model:
+    ...     print(model.chat("Where is the charging station?").text)
+    ...     order = model.call(Order, "Two coffees, please", terms=Terms(deadline_s=2.0))
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, adapter: str | None) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.adapter = adapter
+
+    @classmethod
+    def open(
+        cls,
+        source: Path | str | Bundle,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        parallel: int = 4,
+        profile: Profile | None = None,
+        trusted: frozenset[str] = frozenset(),
+    ) -> "Model":
+        """Check and load the bundle in the folder `source`, with its adapter; `profile` as for `open_engine`.
+
+        Raises InputError, BundleError or TrustError for what is not a whole bundle by a `trusted` key (an empty set
+        trusts any), EngineError when it cannot be loaded.
+        """
+        bundle = source if isinstance(source, Bundle) else open_bundle(Path(source), trusted=trusted)
+        engine = open_engine(bundle, threads=threads, context=context, parallel=parallel, profile=profile)
+        path = bundle.path("adapter")
+        try:
+            if path is not None:
+                engine.load_adapter(ADAPTER, path)
+        except EngineError:
+            engine.close()
+            raise
+        return cls(bundle, engine, ADAPTER if path is not None else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what runs and free the weights."""
+        self.engine.close()
+
+    def chat(
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Answer:
+        """Return the answer to `messages`, or to one message of the user. Raises EngineError when there is none."""
+        generation = self.start(messages, sampling, terms)
+        return answer_of(self.bundle, generation, list(generation))
+
+    def stream(
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Generator[Chunk]:
+        """Yield the answer as it comes. Leaving the loop early cancels it."""
+        generation = self.start(messages, sampling, terms)
+        try:
+            yield from generation
+        finally:
+            generation.cancel()
+
+    @overload
+    def call(
+        self,
+        kind: type[T],
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Terms = DEFAULT_TERMS,
+        *,
+        on_miss: T | None = None,
+    ) -> T: ...
+    @overload
+    def call(
+        self,
+        kind: Mapping[str, Any],
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Terms = DEFAULT_TERMS,
+        *,
+        on_miss: Any = None,
+    ) -> Any: ...
+    def call(
+        self,
+        kind: Any,
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Terms = DEFAULT_TERMS,
+        *,
+        on_miss: Any = None,
+    ) -> Any:
+        """Return the answer as an object of `kind`: a Struct, dataclass, TypedDict, pydantic model or JSON schema.
+
+        The model can say nothing else. Raises InputError for a kind that cannot be honoured, MissedError when the
+        answer is not whole (its deadline, max_tokens); with `on_miss` that is returned instead.
+        """
+        asked = form(self.engine, kind)
+        generation = self.start(messages, replace(sampling or Sampling(), constraint=asked.constraint), terms)
+        try:
+            return asked.read(list(generation))
+        except MissedError:
+            if on_miss is None:
+                raise
+            return on_miss
+
+    def start(
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> Generation:
+        """Queue an answer; who asked reads it, once."""
+        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        prompt = self.engine.tokenize(render(self.bundle, asked))
+        return self.engine.start(prompt, sampling or Sampling(), adapter=self.adapter, terms=terms)
+
+
+def answer_of(bundle: Bundle, generation: Generation, chunks: Sequence[Chunk]) -> Answer:
+    """Return the answer that `chunks` add up to; raises EngineError when it has failed."""
+    last = chunks[-1]
+    if last.outcome is None or last.outcome == "error":
+        raise EngineError(last.error or "the engine gave no answer")
+    return Answer(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=tuple(token for chunk in chunks for token in chunk.tokens),
+        outcome=last.outcome,
+        timings=generation.timings,
+        generation=bundle.generation,
+    )

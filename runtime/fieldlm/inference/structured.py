@@ -1,0 +1,61 @@
+"""Answers as objects: a type or a JSON schema in, the rule an answer follows and what makes an object of it out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+
+from fieldlm.core.errors import EngineError, InputError
+from fieldlm.engines import Chunk, Engine, Outcome
+from fieldlm.engines.constraint import CompiledRule, Rule, grammars
+
+
+class MissedError(EngineError):
+    """An answer did not become whole. `outcome` says why, `text` holds what there was of it."""
+
+    def __init__(self, outcome: Outcome, text: str, error: str | None = None) -> None:
+        why = {"length": "it did not end within max_tokens"}.get(outcome, outcome)
+        super().__init__(f"the answer is not whole: {error or why}")
+        self.outcome = outcome
+        self.text = text
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer has to be."""
+
+    constraint: CompiledRule
+    decode: Callable[[str], Any]
+
+    def read(self, chunks: list[Chunk]) -> Any:
+        """Return the object that `chunks` spell; raises MissedError when they are not a whole answer."""
+        text, last = "".join(chunk.text for chunk in chunks), chunks[-1]
+        if last.outcome != "stop" or not self.constraint.accepts(text):
+            raise MissedError(last.outcome or "error", text, last.error)
+        try:
+            return self.decode(text)
+        except (ValueError, TypeError) as error:
+            # What the type checks and its schema does not say: a validator of its own.
+            raise MissedError("error", text, f"{text!r} is refused by its type: {error}") from error
+
+
+def form(engine: Engine, kind: Any) -> Form:
+    """Compile `kind`: a JSON schema, a pydantic model, or any type of msgspec (Struct, dataclass, TypedDict, …).
+
+    Raises InputError for what has no schema, or one that cannot be honoured.
+    """
+    schema, decode = _schema(kind)
+    rule = Rule("json_schema", msgspec.json.encode(schema).decode())
+    return Form(grammars(engine).compile(rule), decode)
+
+
+def _schema(kind: Any) -> tuple[Any, Callable[[str], Any]]:
+    if isinstance(kind, Mapping):
+        return cast(Mapping[str, Any], kind), msgspec.json.decode
+    if hasattr(kind, "model_json_schema"):
+        return kind.model_json_schema(), kind.model_validate_json
+    try:
+        return msgspec.json.schema(kind), msgspec.json.Decoder(kind).decode
+    except TypeError as error:
+        raise InputError(f"{kind!r} has no JSON schema: {error}") from error

@@ -1,0 +1,42 @@
+"""The first answer of a generation: before it is there, a device is not ready."""
+
+import threading
+from collections.abc import Callable
+
+from fieldlm.core import terminal
+from fieldlm.core.errors import FieldlmError
+from fieldlm.inference.generations import Live, canary
+from fieldlm.inference.prompt_snapshots import Snapshots
+
+Ready = Callable[[], str | None]
+"""Says why the server cannot answer yet, or None."""
+
+
+def warm(live: Live, snapshots: Snapshots | None = None) -> Ready:
+    """Ask `live` for one token in the background; the system prompt is in memory afterwards.
+
+    With `snapshots` it comes from the disk where it can, and goes there for the next start where it has to be computed.
+    """
+    state: list[str | None] = ["the first answer is not there yet"]
+
+    def ask() -> None:
+        try:
+            with live.lease() as serving:
+                is_restored = snapshots is not None and snapshots.restore(serving)
+                try:
+                    canary(serving)
+                except FieldlmError:
+                    if snapshots is not None:
+                        snapshots.forget(serving)
+                    raise
+                state[0] = None
+                if snapshots is not None and not is_restored:
+                    snapshots.save(serving)
+        except FieldlmError as error:
+            if state[0] is not None:
+                state[0] = str(error)
+            else:
+                terminal.log(f"the system prompt is not kept for the next start: {error}")
+
+    threading.Thread(target=ask, name="canary", daemon=True).start()
+    return lambda: state[0]

@@ -1,0 +1,146 @@
+"""Who may ask: API keys out of a file, and what a browser on this device may be made to send.
+
+A server without keys still refuses what a foreign web page sends through a local browser: a request whose `Origin` is
+another site, and one whose `Host` is a public name (a page that had its own name resolve to this device).
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fieldlm.core.errors import ConfigError
+from fieldlm.network.json_api import ApiError, error_response
+
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready", "/v1/fieldlm/command"})
+"""Answered without a key: whether it lives, whether it is ready, the page, which asks for the key itself, and commands,
+which are signed."""
+SHORTEST_KEY = 16
+LOCAL_NAMES = (".local", ".localhost", ".lan", ".internal", ".home.arpa")
+TRUSTED = "fieldlm.trusted"
+"""A connection state that says: the kernel has vouched for who is on the other end."""
+
+
+class Keys:
+    """The keys that open the API. Only their digests are kept."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    @classmethod
+    def read(cls, path: Path) -> "Keys":
+        """Read a file of keys, one a line, a name after it if one likes; raises ConfigError for a file that leaks."""
+        try:
+            mode = path.stat().st_mode
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            make = f"(umask 077; head -c 24 /dev/urandom | base64 > {path})"
+            raise ConfigError(f"the keys in {path} cannot be read: {error}; to make one: {make}") from error
+        if mode & (stat.S_IROTH | stat.S_IWOTH):
+            raise ConfigError(f"every user of this machine can open the keys in {path}; run: chmod 600 {path}")
+        keys = {number: line.split()[0] for number, line in enumerate(lines, 1) if line.strip() and line[0] != "#"}
+        for number, key in keys.items():
+            if len(key) < SHORTEST_KEY:
+                raise ConfigError(f"the key in line {number} of {path} is shorter than {SHORTEST_KEY} characters")
+        if not keys:
+            raise ConfigError(f"{path} holds no key; write one a line")
+        return cls(list(keys.values()))
+
+    def holds(self, key: str) -> bool:
+        """Whether `key` is one of them. Takes as long for a near miss as for any other."""
+        given = _digest(key)
+        return sum(hmac.compare_digest(given, known) for known in self._digests) > 0
+
+
+class Gate:
+    """Lets in who may ask, and tells everybody else why not."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys | None, any_name: bool, on_status: Callable[[int], None]) -> None:
+        self._app = app
+        self._keys = keys
+        self._any_name = any_name
+        self._on_status = on_status
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._on_status(message["status"])
+            await send(message)
+
+        error = self._objection(scope)
+        if error is None:
+            await self._app(scope, receive, counted)
+            return
+        response = await error_response(Request(scope), error)
+        if error.status == 401:
+            response.headers["www-authenticate"] = "Bearer"
+        await response(scope, receive, counted)
+
+    def _objection(self, scope: Scope) -> ApiError | None:
+        if scope.get("state", {}).get(TRUSTED):
+            return None
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if self._keys is None:
+            return None if self._any_name else _foreign(headers)
+        kind, _, key = headers.get(b"authorization", "").partition(" ")
+        if scope["path"] in OPEN_PATHS or (kind.lower() == "bearer" and self._keys.holds(key.strip())):
+            return None
+        what = "this API key is not known here" if key else "an API key is needed: Authorization: Bearer KEY"
+        return ApiError(401, what, code="invalid_api_key")
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return all(ipaddress.ip_address(_bare(info[4][0])).is_loopback for info in socket.getaddrinfo(host, None))
+    except (OSError, UnicodeError):
+        return False
+
+
+def _bare(address: object) -> str:
+    return str(address).partition("%")[0]
+
+
+def _foreign(headers: dict[bytes, str]) -> ApiError | None:
+    host, origin = headers.get(b"host", ""), headers.get(b"origin")
+    if origin is not None and _netloc(origin) != host.lower():
+        return ApiError(403, f"a page of {origin[:100]} may not use this server", code="foreign_origin")
+    name = _name(host)
+    if not _is_own_name(name):
+        message = f"this server does not answer to the name {name[:100]!r}; use its address, or give it API keys"
+        return ApiError(403, message, code="foreign_host")
+    return None
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _name(host: str) -> str:
+    """Return the name in a Host header: without the port, in small letters."""
+    return (host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]).lower().rstrip(".")
+
+
+def _is_own_name(name: str) -> bool:
+    """Whether no public name server can have led a browser here by `name`."""
+    if "." not in name or name.endswith(LOCAL_NAMES) or name == socket.gethostname().lower():
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,279 @@
+"""Find devices on the local network, and be found: DNS-SD, `_fieldlm._tcp`.
+
+What is announced is a hint and no proof: the device's id, its profile, what it runs, where its API is, and how its
+certificate's SHA-256 begins; nothing secret. Addresses come and go (a cable, another Wi-Fi): the announcement follows.
+Two devices of one name both keep answering, one of them under a number. Whatever goes wrong here is a line on stderr,
+never a reason not to serve.
+"""
+
+import hashlib
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ifaddr
+import msgspec
+from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+
+from fieldlm.core import terminal
+from fieldlm.core.config import Config
+from fieldlm.core.errors import LinkError
+from fieldlm.core.files import sha256_bytes
+
+SERVICE = "_fieldlm._tcp.local."
+QUIET = (Error, OSError, ValueError)
+"""What zeroconf raises for a network that is not as it wishes, and for names it does not like."""
+FINGERPRINT = 16  # hex digits of the certificate's SHA-256
+LOOK_S, SETTLE_S = 5.0, 2.0  # between two looks at the addresses, and until new ones count: a cable bounces
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One announced device: `url` is where its API is, `fingerprint` how its certificate's SHA-256 begins, if any."""
+
+    id: str
+    name: str
+    url: str
+    profile: str
+    generation: str
+    model: str
+    state: str
+    fingerprint: str = ""
+
+
+def own_addresses() -> frozenset[str]:
+    """Return the IPv4 addresses that the machine has now."""
+    adapters = ifaddr.get_adapters()
+    return frozenset(str(address.ip) for adapter in adapters for address in adapter.ips if address.is_IPv4)
+
+
+def certificate_fingerprint(path: Path) -> str:
+    """Return how the SHA-256 of the first certificate in the PEM at `path` begins; "" when there is none to read."""
+    try:
+        pem = path.read_text()
+        begin, end = pem.index(ssl.PEM_HEADER), pem.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[begin:end])).hexdigest()[:FINGERPRINT]
+    except (OSError, ValueError):
+        return ""
+
+
+class Announcer:
+    """Announces one device from `start` to `stop`, and never raises for what the network does.
+
+    `addresses` says which IPv4 addresses the machine has now.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        generation: str,
+        model: str,
+        profile: str,
+        state: str = "ready",
+        addresses: Callable[[], frozenset[str]] = own_addresses,
+        look_s: float = LOOK_S,
+        settle_s: float = SETTLE_S,
+    ) -> None:
+        self._config = config
+        self._own_addresses = addresses
+        self._look_s, self._settle_s = look_s, settle_s
+        self._stopping = threading.Event()
+        fingerprint = certificate_fingerprint(Path(config.tls_cert)) if config.tls_cert else ""
+        self._text = {
+            **({"fp": fingerprint, "tls": "1"} if fingerprint else {}),
+            "txtvers": "1",
+            "id": config.device,
+            "prof": profile,
+            "gen": generation,
+            "mdl": model,
+            "api": "openai1",
+            "path": "/v1",
+            "st": state,
+        }
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._zeroconf: Zeroconf | None = None
+        self._info: ServiceInfo | None = None
+
+    @property
+    def zeroconf(self) -> Zeroconf | None:
+        """What announces it now; another one after the addresses have changed."""
+        return self._zeroconf
+
+    def start(self, *, port: int = 0) -> None:
+        """Announce the device soon; `port` is the real one where the configured one was 0."""
+        # Asking whether the name is free takes over a second, which the start of a service does not wait for.
+        threading.Thread(target=self._follow, args=(port or self._config.port,), name="announce", daemon=True).start()
+
+    def _follow(self, port: int) -> None:
+        """Announce, and announce anew whenever the machine has had other addresses for a moment."""
+        while not self._stopping.is_set():
+            announced = self._own_addresses()
+            self._register(port)
+            while self._own_addresses() == announced or not self._is_settled():
+                if self._stopping.wait(self._look_s):
+                    return
+            with self._lock:
+                self._withdraw()
+
+    def _is_settled(self) -> bool:
+        now = self._own_addresses()
+        self._stopping.wait(self._settle_s)
+        return self._own_addresses() == now
+
+    def _register(self, port: int) -> None:
+        with self._lock:
+            if self._is_stopped:
+                return
+            try:
+                self._zeroconf = open_zeroconf(self._config.host)
+                self._info = self._describe(port)
+                self._zeroconf.register_service(self._info, allow_name_change=True)
+            except QUIET as error:
+                terminal.log(f"this device is not announced on the network: {error or type(error).__name__}")
+
+    def refresh(self, *, generation: str = "", model: str = "", state: str = "") -> None:
+        """Say what has changed; an empty value stays as it was."""
+        news = {"gen": generation, "mdl": model, "st": state}
+        self._text |= {key: value for key, value in news.items() if value}
+        with self._lock:
+            if self._zeroconf is None or self._info is None:
+                return
+            try:
+                # The name may have been changed at registration, so the new description starts from that.
+                self._info = self._describe(self._info.port or 0, name=self._info.name)
+                self._zeroconf.update_service(self._info)
+            except QUIET as error:
+                terminal.log(f"the announcement on the network is out of date: {error or type(error).__name__}")
+
+    def stop(self) -> None:
+        """Take the announcement back."""
+        self._stopping.set()
+        with self._lock:
+            self._is_stopped = True
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        if self._zeroconf is None:
+            return
+        try:
+            self._zeroconf.unregister_all_services()
+            self._zeroconf.close()
+        except QUIET as error:
+            terminal.log(f"the announcement on the network was not taken back: {error or type(error).__name__}")
+        self._zeroconf = self._info = None
+
+    def _describe(self, port: int, *, name: str = "") -> ServiceInfo:
+        device = self._config.device
+        friendly = f"{device[:50]}-{sha256_bytes(device.encode())[:4]}"
+        return ServiceInfo(
+            SERVICE,
+            name or f"{friendly}.{SERVICE}",
+            port=port,
+            properties=self._text,
+            server=f"{friendly.replace('.', '-').replace('_', '-')}.local.",
+            parsed_addresses=addresses_of(self._config.host),
+        )
+
+
+def browse(timeout_s: float = 2.0, *, host: str = "") -> list[Device]:
+    """Listen for `timeout_s` seconds and return who announced itself; `host` 127.0.0.1 looks on this machine only.
+
+    Raises LinkError when there is no network to listen on.
+    """
+    heard = _Heard()
+    try:
+        with open_zeroconf(host) as zeroconf:
+            browser = ServiceBrowser(zeroconf, SERVICE, listener=heard)
+            time.sleep(timeout_s)
+            browser.cancel()
+            devices = [device for name in sorted(heard.names) if (device := _device(zeroconf, name))]
+    except QUIET as error:
+        raise LinkError(f"cannot listen for devices: {error or type(error).__name__}") from error
+    return devices
+
+
+class _Heard(ServiceListener):
+    """Remembers the names that are announced now."""
+
+    def __init__(self) -> None:
+        self.names = set[str]()
+
+    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        self.names.add(name)
+
+    def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        self.names.add(name)
+
+    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        self.names.discard(name)
+
+
+def _device(zeroconf: Zeroconf, name: str) -> Device | None:
+    info = zeroconf.get_service_info(SERVICE, name, timeout=1000)
+    if info is None:
+        return None
+    text = {_text(key): _text(value or b"") for key, value in info.properties.items()}
+    addresses = info.parsed_addresses(IPVersion.V4Only) or [f"[{each}]" for each in info.parsed_addresses()]
+    scheme = "https" if text.get("tls") == "1" else "http"
+    return Device(
+        id=text.get("id", ""),
+        name=name.removesuffix(f".{SERVICE}"),
+        url=f"{scheme}://{addresses[0] if addresses else info.server}:{info.port}{text.get('path', '/v1')}",
+        profile=text.get("prof", ""),
+        generation=text.get("gen", ""),
+        model=text.get("mdl", ""),
+        state=text.get("st", ""),
+        fingerprint=text.get("fp", ""),
+    )
+
+
+def _text(value: bytes) -> str:
+    # Anyone on the network may announce anything: nothing of it may move the cursor or colour the terminal.
+    return "".join(c if c.isprintable() else "?" for c in value.decode("utf-8", "replace"))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def open_zeroconf(host: str) -> Zeroconf:
+    """Open zeroconf on the networks that a server at `host` is reached from."""
+    if _is_loopback(host):
+        return Zeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)
+    return Zeroconf(interfaces=InterfaceChoice.All, ip_version=IPVersion.V4Only)
+
+
+def addresses_of(host: str) -> list[str]:
+    """Return the addresses others can use for a server that listens on `host`."""
+    if _is_loopback(host):
+        return ["127.0.0.1"]
+    if host not in ("", "0.0.0.0", "::"):
+        return [host]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Sends nothing: the kernel picks the address it would use towards the multicast group.
+            probe.connect(("224.0.0.251", 5353))
+            return [probe.getsockname()[0]]
+        except OSError:
+            return ["127.0.0.1"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fieldlm devices`; exit code 1 when nobody answers."""
+    parser = terminal.parser("devices", "Find the devices on the local network.")
+    parser.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS", help="how long to listen")
+    args = parser.parse_args(argv)
+    devices = browse(args.timeout)
+    rows = [(d.name, d.profile, d.model, d.generation, d.state, d.url) for d in devices]
+    header = ("device", "profile", "model", "generation", "state", "url")
+    text = terminal.table(rows, header) if rows else f"no device announced itself in {args.timeout:g} s"
+    terminal.show(devices, text, as_json=args.json)
+    return 0 if devices else 1

@@ -1,0 +1,178 @@
+"""Put an application on a TCP port, a unix socket or both, until it is told to stop."""
+
+import functools
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import uvicorn
+
+from fieldlm.core.errors import InputError
+from fieldlm.network.http_connection import Connection, Limits, Peers
+
+BACKLOG = 128
+GRACE_S = 5  # running answers get this long to finish when the server stops
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Paths of a certificate (with its chain) and its private key, both PEM."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Something to do in the event loop every so often, as long as that runs."""
+
+    every_s: float
+    beat: Callable[[], None]
+
+
+class HttpServer:
+    """An application on sockets that are bound from the start: clients that come before `run` wait in the backlog.
+
+    `host` None leaves TCP out. The unix socket is for its owner and root alone, or also for the members of the group
+    with the id `group`.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        host: str | None = "127.0.0.1",
+        port: int = 8080,
+        unix_socket: Path | None = None,
+        tls: Tls | None = None,
+        peers: Peers | None = None,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
+        who = peers or Peers.own()
+        if tls:
+            _check(tls)
+        self._path = unix_socket
+        network = [_bind(host, port)] if host else []
+        try:
+            self._sockets = [*network, *([_bind_path(unix_socket, who.group)] if unix_socket else [])]
+        except InputError:
+            for each in network:
+                each.close()
+            raise
+        self.port = int(network[0].getsockname()[1]) if network else 0
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://{_bracketed(host)}:{self.port}" if host else f"unix:{unix_socket}"
+        self._server = uvicorn.Server(_settings(app, tls, who, limits, heartbeat))
+
+    def run(self) -> None:
+        """Serve until `stop`, or in the main thread until SIGINT or SIGTERM; running answers may finish."""
+        try:
+            self._server.run(sockets=self._sockets)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the sockets, which were bound before `run`; more than once is fine."""
+        for each in self._sockets:
+            each.close()
+        if self._path:
+            self._path.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Make `run` return soon. From any thread."""
+        self._server.should_exit = True
+
+
+@contextmanager
+def listening(app: Any, *, port: int = 0, unix_socket: Path | None = None, **more: Any) -> Generator[HttpServer]:
+    """Serve `app` from a thread until the block ends: on a unix socket, or on a free port unless one is given."""
+    server = HttpServer(app, host=None if unix_socket else "127.0.0.1", port=port, unix_socket=unix_socket, **more)
+    thread = threading.Thread(target=server.run, name="http")
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+
+
+def _settings(app: Any, tls: Tls | None, peers: Peers, limits: Limits, heartbeat: Heartbeat | None) -> uvicorn.Config:
+    connection = functools.partial(Connection, limits=limits, peers=peers)
+    return uvicorn.Config(
+        app,
+        http=cast(Any, connection),
+        loop="asyncio",  # uvloop, if somebody has it, does not let the kernel be asked who is on a socket
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=GRACE_S,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+        callback_notify=_repeated(heartbeat) if heartbeat else None,
+        timeout_notify=cast(int, heartbeat.every_s) if heartbeat else 0,
+    )
+
+
+def _repeated(heartbeat: Heartbeat) -> Callable[[], Awaitable[None]]:
+    async def beat() -> None:
+        heartbeat.beat()
+
+    return beat
+
+
+def _check(tls: Tls) -> None:
+    """Raise InputError unless certificate and key are there and belong together."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"TLS with {tls.certificate} and {tls.key} cannot be set up: {error}") from error
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+        made.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        made.close()
+        raise InputError(f"cannot listen on {host}:{port}: {error}; choose another with --port") from error
+    return made
+
+
+def _bind_path(path: Path, group: int | None) -> socket.socket:
+    """Bind the unix socket at `path`, which its owner and `group` may open; one that nobody serves is replaced."""
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.bind(str(path))
+        path.chmod(0o600)
+        if group is not None:
+            os.chown(path, -1, group)
+            path.chmod(0o660)
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        raise InputError(f"cannot listen on {path}: {error}") from error
+    return made
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0

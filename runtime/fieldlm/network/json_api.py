@@ -1,0 +1,83 @@
+"""JSON over HTTP: bodies of bounded size in; documents, events and errors in OpenAI's shape out."""
+
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from fieldlm.core.errors import FieldlmError, InputError
+
+WRITE = "fieldlm.write"
+"""In a request's state: a function that sends a piece of the body whose head is out, without a task that waits for it.
+
+For answers of bounded length alone: a piece that the client does not read stays in memory. Its connection is cut off.
+"""
+BODY_LIMIT = 4 << 20  # bytes; far more text than any context holds
+
+
+class ApiError(Exception):
+    """A refusal in OpenAI's shape: status, what is wrong, with which parameter."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+        own: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self.own = own
+
+    def document(self) -> dict[str, Any]:
+        """Return the body; `fieldlm` in it says what happened to an answer that had begun."""
+        kinds = {429: "rate_limit_error", 404: "not_found_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error} if self.own is None else {"error": error, "fieldlm": self.own}
+
+
+async def read_body(request: Request) -> bytes:
+    """Read the body, at most BODY_LIMIT of it."""
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > BODY_LIMIT:
+                raise ApiError(413, f"the body is larger than {BODY_LIMIT} bytes", code="body_too_large")
+            pieces.append(piece)
+    except ClientDisconnect as error:
+        raise ApiError(400, "the client left before its request was complete") from error
+    return b"".join(pieces)
+
+
+async def error_response(_: Request, error: Exception) -> Response:
+    """Answer every error in OpenAI's shape; one of ours in words, an unexpected one without details."""
+    if isinstance(error, HTTPException):
+        error = ApiError(error.status_code, error.detail, code="http_error")
+    elif isinstance(error, InputError):
+        error = ApiError(400, str(error), code="invalid_value")
+    elif not isinstance(error, ApiError):
+        error = ApiError(500, str(error) if isinstance(error, FieldlmError) else "internal error", code="internal")
+    response = as_json(error.document(), status=error.status)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    return response
+
+
+def as_json(document: Any, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(document), status_code=status, media_type="application/json")
+
+
+def as_event(document: Any) -> bytes:
+    """Return `document` as one server-sent event without a name."""
+    return b"data: " + msgspec.json.encode(document) + b"\n\n"

@@ -1,0 +1,38 @@
+"""What is wrong with a device's telemetry, by name: it serves on meanwhile, and what is not named nobody looks for."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from fieldlm.hardware.clock import Clock
+from fieldlm.telemetry.spool import Health
+from fieldlm.telemetry.sync import Status
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is wrong.
+
+    name: what `Health.problem` and `Status.trouble` say; quarantined (a damaged spool was set aside), card-moved (the
+    card was in another board before, or is a copy), records-refused (a collector had one back for good, and it was
+    given up), clock-unset, clock-jumped.
+    """
+
+    name: str
+    detail: str
+
+
+def troubles(spool: Health, sync: Status | None, clock: Clock) -> Iterator[Trouble]:
+    """Yield everything that is wrong now."""
+    if spool.problem:
+        yield Trouble(name=spool.problem, detail=f"{spool.detail}; {spool.waiting} records wait in memory")
+    if spool.quarantined:
+        yield Trouble(name="quarantined", detail=spool.quarantined[-1])
+    if spool.moved_from:
+        yield Trouble(name="card-moved", detail=f"epoch {spool.moved_from} was another board's")
+    if refused := spool.dropped.get("refused"):
+        yield Trouble(name="records-refused", detail=f"{refused} records that no collector would have were given up")
+    if sync and sync.trouble:
+        yield Trouble(name=sync.trouble, detail=sync.problem)
+    name, detail = clock.trouble()
+    if name:
+        yield Trouble(name=name, detail=detail)

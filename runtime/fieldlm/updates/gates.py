@@ -1,0 +1,162 @@
+"""Is a generation healthy? By what it answers and costs, against its bundle, the profile and the generation before.
+
+Every verdict is a word for programs: `garbage` (probes answered otherwise), `slow`, `memory`, `context` (the shortest
+question leaves no room), `hang`, `crash`, `errors` and `corrections` (of real users), `hot`.
+"""
+
+import time
+from typing import Literal
+
+import msgspec
+
+from fieldlm.core.deadline import within
+from fieldlm.core.errors import EngineError, GateError
+from fieldlm.engines import Sampling, Terms
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.probe import Probe, load_probes
+from fieldlm.inference import probe
+from fieldlm.inference.chat_template import render
+
+Reason = Literal["garbage", "slow", "memory", "context", "hang", "crash", "errors", "corrections", "hot"]
+LEAST_SCORE = 0.5  # a near tie may still tip one of a few probes; garbage, a wrong template or base scores near 0
+SLOWEST = 0.45  # of the generation before, side by side; an adapter beside its base costs 0.6 at most
+LATEST = 3.0  # times the first token of the generation before
+LATE_MS = 250.0  # a first token that comes this much later is noticed by nobody
+MOST_OF_CONTEXT = 0.5  # that the shortest question may take: the rest is for what people say
+ROUNDS = 3
+MOST_ROUNDS, DOUBT_S = 12, 40.0  # of one that looks slow: a busy neighbour may have had three rounds of the same side
+AGREE = 0.85  # of the best round, the second best of a machine that is left alone
+SPEED_TOKENS = 16
+SPEED_S = 20.0  # for all measurements of one answer: on a device that is this busy, real users say how fast it is
+HELLO = Probe(messages=[{"role": "user", "content": "Hello"}], expect="", max_tokens=1)
+
+
+class UnhealthyError(GateError):
+    """A generation was tried and found wanting; `reason` is the word for programs."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast one generation answers: milliseconds to the first token, tokens a second after it."""
+
+    ttft_ms: float
+    tokens_per_s: float
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found of a generation before anybody is served by it. Memory is megabytes (1e6 bytes)."""
+
+    score: float = 1.0
+    prompt_tokens: int = 0
+    context: int = 0
+    memory_mb: float = 0.0
+    speed: Speed | None = None
+    before: Speed | None = None
+
+    def told(self) -> dict[str, str]:
+        """Return the figures as words, for a record."""
+        figures = {
+            "score": f"{self.score:.2f}",
+            "prompt_tokens": str(self.prompt_tokens),
+            "memory_mb": f"{self.memory_mb:.0f}",
+        }
+        for name, speed in (("", self.speed), ("before_", self.before)):
+            if speed:
+                figures[f"{name}ttft_ms"] = f"{speed.ttft_ms:.0f}"
+                figures[f"{name}tokens_per_s"] = f"{speed.tokens_per_s:.1f}"
+        return figures
+
+
+def check_score(score: float) -> None:
+    """Raise UnhealthyError unless enough probes are answered as expected."""
+    if score < LEAST_SCORE:
+        raise UnhealthyError("garbage", f"{score:.0%} of the probes are answered as expected, want {LEAST_SCORE:.0%}")
+
+
+def check_context(prompt_tokens: int, context: int) -> None:
+    """Raise UnhealthyError when the shortest question, with all that the template puts around it, fills the context."""
+    if prompt_tokens > MOST_OF_CONTEXT * context:
+        raise UnhealthyError("context", f"the shortest question takes {prompt_tokens} of {context} tokens of context")
+
+
+def check_memory(memory_mb: float, budget_mb: float) -> None:
+    """Raise UnhealthyError when the profile does not give a model so much; a budget of 0 is none."""
+    if budget_mb and memory_mb > budget_mb:
+        raise UnhealthyError("memory", f"it needs {memory_mb:.0f} MB, the profile gives a model {budget_mb:.0f} MB")
+
+
+def check_speed(now: Speed, before: Speed) -> None:
+    """Raise UnhealthyError when a generation is much slower than the one before, measured side by side."""
+    if why := slowness(now, before):
+        raise UnhealthyError("slow", why)
+
+
+def slowness(now: Speed, before: Speed) -> str:
+    """Return in what a generation is much slower than the one before, empty when it is not."""
+    if now.tokens_per_s < SLOWEST * before.tokens_per_s:
+        return f"{now.tokens_per_s:.1f} tokens/s, before it were {before.tokens_per_s:.1f}"
+    if now.ttft_ms > LATEST * before.ttft_ms and now.ttft_ms > before.ttft_ms + LATE_MS:
+        return f"the first token takes {now.ttft_ms:.0f} ms, before {before.ttft_ms:.0f} ms"
+    return ""
+
+
+def questions(bundle: Bundle) -> tuple[Probe, ...]:
+    """Return the bundle's probes, or a greeting when it has none."""
+    path = bundle.path("probe")
+    return load_probes(path) if path else (HELLO,)
+
+
+def shortest_prompt(serving: probe.Serving) -> int:
+    """Return the tokens of the shortest question as the model sees it."""
+    prompts = [render(serving.bundle, question.messages) for question in (*questions(serving.bundle), HELLO)]
+    return min(len(serving.engine.tokenize(prompt)) for prompt in prompts)
+
+
+def compare(after: probe.Serving, before: probe.Serving) -> tuple[Speed, Speed] | None:
+    """Measure two generations in turns, so that a busy neighbour slows both; None when people leave no time for it.
+
+    The best of some rounds counts: what disturbs only ever slows. One that looks slow gets more rounds while the two
+    best of either side disagree: nothing takes that verdict back, and what it lets through people find.
+    """
+    question, end_s = questions(before.bundle)[0], time.monotonic() + DOUBT_S
+    now, then = list[Speed](), list[Speed]()
+    while len(now) < MOST_ROUNDS and (len(now) < ROUNDS or time.monotonic() < end_s):
+        pair = _time(after, question, len(now)), _time(before, question, len(now))
+        if pair[0] is None or pair[1] is None:
+            return None
+        now.append(pair[0])
+        then.append(pair[1])
+        if len(now) >= ROUNDS and not (slowness(_best(now), _best(then)) and is_disturbed(now, then)):
+            break
+    return _best(now), _best(then)
+
+
+def is_disturbed(*sides: list[Speed]) -> bool:
+    """Say whether the two best rounds of any side disagree."""
+    bests = [sorted(speed.tokens_per_s for speed in side)[-2:] for side in sides]
+    return any(second < AGREE * best for second, best in bests)
+
+
+def _best(speeds: list[Speed]) -> Speed:
+    return Speed(ttft_ms=min(s.ttft_ms for s in speeds), tokens_per_s=max(s.tokens_per_s for s in speeds))
+
+
+def _time(serving: probe.Serving, question: Probe, number: int) -> Speed | None:
+    """Let one answer go; None when there was no time for it. Gives way to people."""
+    # Another number each time: what comes before it is remembered, as it is for people; the question is not.
+    asked = {"role": "user", "content": f"{number}. {question.messages[-1].get('content')}"}
+    prompt = serving.engine.tokenize(render(serving.bundle, [*question.messages[:-1], asked]))
+    sampling = Sampling(max_tokens=SPEED_TOKENS)
+    answer = serving.engine.start(prompt, sampling, adapter=serving.adapter, terms=Terms(priority="batch", alone=True))
+    with within(SPEED_S, answer.cancel):
+        last = list(answer)[-1]
+    if last.outcome == "cancelled":
+        return None
+    if last.outcome not in ("stop", "length"):
+        raise EngineError(f"{serving.bundle.generation} does not answer: {last.error or last.outcome}")
+    timings = answer.timings
+    steps = timings.completion_tokens - 1
+    return Speed(ttft_ms=1000 * timings.prefill_s, tokens_per_s=steps / timings.decode_s) if steps > 0 else None

@@ -1,0 +1,184 @@
+"""What the slots remember, in one SQLite file: which generation is which, what was tried, every step ever taken.
+
+A step is on the disk (synchronous=FULL) before what it announces is done. A damaged file is set aside and a new one
+begun: a device without memory still boots its factory bundle.
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from fieldlm.core import terminal
+from fieldlm.core.errors import InputError, NoSpaceError
+from fieldlm.core.files import disk_errors, make_folder
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS slot (name TEXT PRIMARY KEY, bundle TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS generation (
+    bundle TEXT PRIMARY KEY, seq INTEGER NOT NULL, min_seq INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+    failed TEXT NOT NULL DEFAULT '') STRICT;
+CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS step (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, wall_ms INTEGER NOT NULL, step TEXT NOT NULL, bundle TEXT NOT NULL,
+    detail TEXT NOT NULL) STRICT;
+"""
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the journal; `wall_ms` is what the device's clock said, which may be wrong."""
+
+    wall_ms: int
+    step: str
+    bundle: str
+    detail: str
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of a generation: the release it came with, loads begun, and why it failed, if it did."""
+
+    bundle: str
+    seq: int = 0
+    min_seq: int = 0
+    attempts: int = 0
+    failed: str = ""
+
+
+class Journal:
+    """The memory of one state folder. Any thread may use it; one process at a time does."""
+
+    def __init__(
+        self, path: Path, on_step: Callable[[str], None] = lambda step: None, *, read_only: bool = False
+    ) -> None:
+        self._on_step = on_step
+        self._lock = threading.RLock()
+        self._db = _look(path) if read_only else _open(path)
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def step(self, step: str, bundle: str = "", detail: str = "") -> Generator[None]:
+        """Write one line, and with it everything the block changes: all of it is on the disk afterwards, or none."""
+        with self._lock, _refusals():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                row = (int(time.time() * 1000), step, bundle, detail)
+                self._db.execute("INSERT INTO step (wall_ms, step, bundle, detail) VALUES (?, ?, ?, ?)", row)
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+        self._on_step(step)
+
+    def slot(self, name: str) -> str:
+        """Return the bundle id in the slot, empty when there is none."""
+        row = self._one("SELECT bundle FROM slot WHERE name = ?", name)
+        return row[0] if row else ""
+
+    def slots(self) -> dict[str, str]:
+        with self._lock:
+            return dict(self._db.execute("SELECT name, bundle FROM slot").fetchall())
+
+    def set_slot(self, name: str, bundle: str) -> None:
+        """Put the bundle in the slot; an empty id empties it."""
+        if bundle:
+            self._run("INSERT OR REPLACE INTO slot VALUES (?, ?)", name, bundle)
+        else:
+            self._run("DELETE FROM slot WHERE name = ?", name)
+
+    def known(self, bundle: str) -> Known:
+        return next(self._all_known("WHERE bundle = ?", bundle), Known(bundle=bundle))
+
+    def remember(self, known: Known) -> None:
+        self._run(
+            "INSERT OR REPLACE INTO generation (bundle, seq, min_seq, attempts, failed) VALUES (?, ?, ?, ?, ?)",
+            *msgspec.structs.astuple(known),
+        )
+
+    def failed(self) -> list[Known]:
+        """Return what failed here and will not be tried again, oldest release first."""
+        return list(self._all_known("WHERE failed != '' ORDER BY seq"))
+
+    def setting(self, name: str, default: str = "") -> str:
+        row = self._one("SELECT value FROM setting WHERE name = ?", name)
+        return row[0] if row else default
+
+    def set(self, name: str, value: str) -> None:
+        self._run("INSERT OR REPLACE INTO setting VALUES (?, ?)", name, value)
+
+    def forget_releases(self) -> None:
+        """Forget every release number and failure; the generations stay in their slots."""
+        self._run("DELETE FROM generation")
+        self._run("DELETE FROM setting WHERE name = 'floor'")
+
+    def tail(self, count: int) -> list[Step]:
+        """Return the last `count` lines, oldest first."""
+        with self._lock:
+            sql = "SELECT wall_ms, step, bundle, detail FROM step ORDER BY id DESC LIMIT ?"
+            rows = self._db.execute(sql, (count,)).fetchall()
+        return [Step(wall_ms=w, step=s, bundle=b, detail=d) for w, s, b, d in reversed(rows)]
+
+    def _all_known(self, where: str, *values: str) -> Iterator[Known]:
+        with self._lock:
+            sql = f"SELECT bundle, seq, min_seq, attempts, failed FROM generation {where}"
+            rows = self._db.execute(sql, values).fetchall()
+        for bundle, seq, min_seq, attempts, failed in rows:
+            yield Known(bundle=bundle, seq=seq, min_seq=min_seq, attempts=attempts, failed=failed)
+
+    def _one(self, sql: str, *values: str | int) -> tuple[str, ...] | None:
+        with self._lock:
+            return self._db.execute(sql, values).fetchone()
+
+    def _run(self, sql: str, *values: str | int) -> None:
+        assert self._db.in_transaction, "everything is changed within a step"
+        self._db.execute(sql, values)
+
+
+@contextmanager
+def _refusals() -> Generator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        kind = NoSpaceError if "full" in str(error) else InputError
+        raise kind(f"the journal of the slots cannot be written: {error}; nothing was changed") from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    with disk_errors(path):
+        make_folder(path.parent)
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise InputError(f"{path} cannot be opened: {error}") from error
+        spoilt = path.with_name(f"{path.name}.{time.time_ns()}.bad")
+        terminal.log(f"{path} is damaged ({error}); it is set aside as {spoilt.name} and a new one is begun")
+        path.rename(spoilt)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return _connect(path)
+
+
+def _look(path: Path) -> sqlite3.Connection:
+    """Open a file that another process may hold, and damage nothing."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.executescript(SCHEMA)
+        if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("quick_check failed")
+    except BaseException:
+        db.close()
+        raise
+    return db

@@ -1,0 +1,127 @@
+"""What an update tells: its steps as they happen, and in the end how it came out."""
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import msgspec
+
+from fieldlm.blobs.fetch import Source
+from fieldlm.core.errors import (
+    BundleError,
+    EngineError,
+    FieldlmError,
+    GateError,
+    InputError,
+    LinkError,
+    NoSpaceError,
+    TrustError,
+)
+from fieldlm.formats.release import Release
+from fieldlm.updates.gates import Measured
+
+Outcome = Literal["updated", "current", "refused", "rolled-back", "failed"]
+PAST = {
+    "check": "checked", "fetch": "fetched", "verify": "verified", "rehearse": "rehearsed", "load": "loaded",
+    "probe": "probed",
+    "switch": "switched", "observe": "observed", "commit": "committed",
+}  # fmt: skip
+REASONS: dict[type[Exception], str] = {
+    LinkError: "link", NoSpaceError: "space", TrustError: "trust", BundleError: "bundle", EngineError: "engine",
+    GateError: "gate", InputError: "input", OSError: "disk",
+}  # fmt: skip
+
+
+class OnEvent(Protocol):
+    """Where the steps of an update are told; details are words and numbers as text."""
+
+    def __call__(self, event: str, **detail: str) -> None: ...
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of an update: when it began, counted from the start of the update, and how long it took."""
+
+    step: str
+    at_s: float
+    took_s: float
+
+
+class UpdateResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How an update ended. `bytes_fetched` is everything read from the repository, metadata included."""
+
+    outcome: Outcome
+    reason: str = ""
+    detail: str = ""
+    seq: int = 0
+    generation: str = ""
+    bytes_fetched: int = 0
+    bytes_bundle: int = 0
+    measured: Measured | None = None
+    timeline: tuple[Moment, ...] = ()
+
+
+class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
+    """What an updater is doing. `runs` counts the updates that have ended; `last` is the latest of them."""
+
+    running: bool
+    step: str = ""
+    bytes_done: int = 0
+    bytes_total: int = 0
+    runs: int = 0
+    last: UpdateResult | None = None
+
+
+class Run:
+    """One update: what it is doing, what it took, what it found."""
+
+    def __init__(self, tell: OnEvent, *, is_asked: bool = True) -> None:
+        self.tell = tell
+        self.is_asked = is_asked
+        self.source: Source | None = None
+        self.release: Release | None = None
+        self.measured: Measured | None = None
+        self.step = ""
+        self.done = self.total = 0
+        self._began_s = time.monotonic()
+        self._moments = list[Moment]()
+
+    @contextmanager
+    def doing(self, step: str) -> Generator[None]:
+        """Time one step and, when it went well, tell it."""
+        self.step, began_s = step, time.monotonic()
+        try:
+            yield
+        finally:
+            took_s = time.monotonic() - began_s
+            self._moments.append(Moment(step=step, at_s=round(began_s - self._began_s, 4), took_s=round(took_s, 4)))
+        moved = self.source.moved if self.source else 0
+        self.tell(f"update.{PAST[step]}", took_ms=f"{took_s * 1000:.0f}", bytes=str(moved), **self.known())
+
+    def known(self) -> dict[str, str]:
+        """Return which release it is about, once that is known."""
+        return {"seq": str(self.release.seq), "bundle": self.release.bundle[:12]} if self.release else {}
+
+    def moved(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+
+    def result(self, outcome: Outcome, *, reason: str = "", detail: str = "") -> UpdateResult:
+        return UpdateResult(
+            outcome=outcome,
+            reason=reason,
+            detail=detail,
+            seq=self.release.seq if self.release else 0,
+            generation=self.release.bundle[:12] if self.release else "",
+            bytes_fetched=self.source.moved if self.source else 0,
+            bytes_bundle=self.release.size if self.release else 0,
+            measured=self.measured,
+            timeline=tuple(self._moments),
+        )
+
+
+def reason_of(error: Exception) -> str:
+    """Return the word for programs: the error's own, or what kind of thing went wrong."""
+    own = getattr(error, "reason", None) if isinstance(error, FieldlmError) else None
+    if isinstance(own, str):
+        return own
+    return next((word for kind, word in REASONS.items() if isinstance(error, kind)), "crash")

@@ -1,0 +1,443 @@
+"""Where generations lie on a device, and which one it starts with.
+
+    STATE/blobs/sha256/…        every file once, by digest
+    STATE/releases/<gen>/       complete bundle folders, made of hard links into blobs
+    STATE/slots.db              the journal: current, previous, factory, what failed, every step
+
+`current` only ever names a generation that has been committed: an update is loaded beside it, tried, and committed or
+forgotten, so that a start after a crash at any point finds a complete bundle that worked before. Loads are counted
+before they begin; a release that did not survive three is not tried again. One that answered people when the process
+ended, on trial or soon after, while the machine went on, has crashed and gets no second chance; a power cut is nobody's
+fault. The factory bundle, the one that `fieldlm serve` is given, is never collected. Given another one than before,
+that one becomes current: whoever stands at the device wins over what came through the air.
+
+What failed here is kept until it was told, so that a reason arrives at home even when the process that knew it is gone.
+"""
+
+import fcntl
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from fieldlm.blobs.store import Blobs
+from fieldlm.core import terminal
+from fieldlm.core.errors import BundleError, FieldlmError, InputError, TrustError
+from fieldlm.core.files import disk_errors, link_or_copy, make_folder, sha256_file, sync_folder, whole_folder
+from fieldlm.core.signing import Signature, check_signature
+from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, parse_manifest
+from fieldlm.formats.release import Release
+from fieldlm.updates.admission import Refusal, check_release, refusal
+from fieldlm.updates.journal import Journal, Known, Step
+
+MAX_ATTEMPTS = 3  # loads of one release, and starts of one generation, that may end in a crash
+TAIL = 20
+CRASH_FREE_S = 300.0  # of answering people, after which a generation counts as one that does not crash
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that failed here, as it is told at home; `reason` is the word for programs."""
+
+    bundle: str
+    seq: int
+    reason: str
+    detail: str
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies where: bundle ids by slot, the floor below which nothing is taken, failures, the journal's tail."""
+
+    current: str
+    previous: str
+    factory: str
+    trial: str
+    seq: int
+    floor: int
+    failed: tuple[Known, ...]
+    journal: tuple[Step, ...]
+
+
+class Slots:
+    """The generations of one device. One process holds a state folder at a time; any of its threads may call."""
+
+    def __init__(
+        self, state: Path, *, on_step: Callable[[str], None] = lambda step: None, boot_id: str | None = None
+    ) -> None:
+        self.state = state
+        self._boot_id = boot_id or (BOOT_ID.read_text().strip() if BOOT_ID.exists() else "")
+        self.blobs = Blobs(state)
+        self._mutex = threading.RLock()
+        self._checked = ""  # the bundle whose every byte was read a moment ago
+        with disk_errors(state):
+            make_folder(state)
+            self._held = (state / "slots.lock").open("w")
+        try:
+            # A POSIX lock: a child process does not inherit it and so cannot keep it when this process is killed.
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._held.close()
+            raise InputError(f"another fieldlm uses {state}; stop it or pass another folder with --state") from error
+        try:
+            self._journal = Journal(state / "slots.db", on_step)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        self._journal.close()
+        self._held.close()
+
+    def factory(self, folder: Path) -> Bundle:
+        """Take the bundle in `folder` in and return it; the one that is the factory bundle already changes nothing.
+
+        Raises what `open_bundle` raises; the slots are then as they were.
+        """
+        bundle = open_bundle(folder)
+        with self._mutex:
+            is_new = self._journal.slot("factory") != bundle.id
+            if not is_new and self._is_whole(bundle.id, digests=not self._holds_files_of(bundle)):
+                self._checked = bundle.id
+                return bundle
+            with self._journal.step("ingest", bundle.id):
+                pass
+            self._ingest(bundle)
+            self._build(bundle, signature=sha256_file(bundle.folder / SIGNATURE))
+            with self._journal.step("factory", bundle.id):
+                self._journal.set_slot("factory", bundle.id)
+                if is_new:
+                    self._make_current(bundle.id)
+                    self._end_trial()
+            self._collect()
+            if self._holds_files_of(bundle):
+                self._checked = bundle.id
+            return bundle
+
+    def boot(self) -> Bundle:
+        """Return the generation to start with: current, or, where that is damaged or keeps crashing, one before it.
+
+        Counts the start before it happens. Call `up` once it serves, and `confirm` when it has done so for a while
+        without a crash, or is stopped in good order.
+        """
+        with self._mutex:
+            self._interrupted()
+            self._crashed_young()
+            starts = self._crashed_starts()
+            if starts >= MAX_ATTEMPTS and self._journal.slot("current") != self._journal.slot("factory"):
+                self.rollback(f"crash: it ended in {starts} starts")
+                starts = 0
+            bundle = self._first_whole()
+            with self._journal.step("boot", bundle.id):
+                self._journal.set("starts", str(starts + 1))
+                self._journal.set("boot", self._boot_id)
+                self._journal.set("up", "")
+            return bundle
+
+    def _crashed_young(self) -> None:
+        """Give up a generation with which the process ended soon after its commit, while the machine went on."""
+        boot_id, _, at_s = self._journal.setting("committed").partition(" ")
+        if boot_id and boot_id == self._boot_id and self._journal.setting("up"):
+            age_s = time.monotonic() - float(at_s)
+            if age_s < CRASH_FREE_S and self._journal.slot("current") != self._journal.slot("factory"):
+                self.rollback(f"crash: the process ended {age_s:.0f} s after the commit")
+
+    def _crashed_starts(self) -> int:
+        """Return the starts that ended in a crash since the last that did not."""
+        is_power_cut = self._journal.setting("boot") != self._boot_id
+        return 0 if is_power_cut and self._journal.setting("up") else int(self._journal.setting("starts", "0"))
+
+    def up(self) -> None:
+        """Say that the generation that was booted serves."""
+        with self._journal.step("up", self._journal.slot("current")):
+            self._journal.set("up", "yes")
+
+    def confirm(self) -> None:
+        """Say that the generation that was booted serves without crashing."""
+        with self._journal.step("confirm", self._journal.slot("current")):
+            self._journal.set("up", "yes")
+            self._journal.set("starts", "0")
+            self._journal.set("committed", "")
+
+    def untold(self) -> list[Failure]:
+        """Return what failed here and was not told at home yet, oldest first."""
+        return msgspec.json.decode(self._journal.setting("untold", "[]"), type=list[Failure])
+
+    def told(self) -> None:
+        """Say that all failures have been told."""
+        if self.untold():
+            with self._journal.step("told"):
+                self._journal.set("untold", "[]")
+
+    def current(self) -> Bundle:
+        """Return the committed generation; raises BundleError before the first `factory`."""
+        return self._open(self._journal.slot("current"))
+
+    def adopt(self, trust_id: str) -> None:
+        """Start release numbers afresh when the trusted root is another one than before."""
+        if self._journal.setting("trust") != trust_id:
+            with self._journal.step("adopt", detail=trust_id):
+                if self._journal.setting("trust"):
+                    self._journal.forget_releases()
+                self._journal.set("trust", trust_id)
+
+    def refusal(self, release: Release, *, profile: str) -> Refusal | None:
+        """Say why this device does not take the release; None when it does."""
+        current = self._journal.known(self._journal.slot("current"))
+        tried = self._journal.known(release.bundle)
+        floor = int(self._journal.setting("floor", "0"))
+        return refusal(release, profile=profile, current=current, tried=tried, floor=floor)
+
+    def install(self, release: Release) -> Bundle:
+        """Build the release's folder out of blobs, all of which have been fetched and checked."""
+        with self._mutex:
+            with self._journal.step("stage", release.bundle, f"release {release.seq}"):
+                if release.seq != self._journal.known(release.bundle).seq:
+                    known = Known(bundle=release.bundle, seq=release.seq, min_seq=release.min_seq)
+                    self._journal.remember(known)
+            bundle = self.inspect(release)
+            if not self._is_whole(release.bundle):
+                self._build(bundle, signature=release.signature.sha256)
+            return open_bundle(bundle.folder, trusted=frozenset({release.signer}), digests=False)
+
+    def inspect(self, release: Release) -> Bundle:
+        """Read the fetched manifest and check its signature and that it tells the same story as the release."""
+        what = f"the manifest of release {release.seq}"
+        data = self.blobs.path(release.bundle).read_bytes()
+        try:
+            signature = msgspec.json.decode(self.blobs.path(release.signature.sha256).read_bytes(), type=Signature)
+        except msgspec.MsgspecError as error:
+            raise TrustError(f"{what} has no readable signature: {error}; publish it again") from error
+        check_signature(data, signature, trusted=frozenset({release.signer}), what=what)
+        bundle = Bundle(
+            folder=self._folder(release.bundle), id=release.bundle, manifest=parse_manifest(data, what=what)
+        )
+        check_release(release, bundle)
+        return bundle
+
+    def attempt(self, bundle: Bundle) -> None:
+        """Count a load before it begins; raises TrustError when three before it ended in a crash."""
+        with self._mutex:
+            known = self._journal.known(bundle.id)
+            if known.attempts >= MAX_ATTEMPTS:
+                self._fail(bundle.id, f"crash: it ended in {known.attempts} loads")
+                raise TrustError(f"release {known.seq} crashed in {known.attempts} loads; it is not tried again")
+            with self._journal.step("attempt", bundle.id, f"{known.attempts + 1} of {MAX_ATTEMPTS}"):
+                self._journal.remember(msgspec.structs.replace(known, attempts=known.attempts + 1))
+                self._journal.set_slot("trial", bundle.id)
+
+    def switched(self, bundle: Bundle) -> None:
+        """Note that requests go to the generation on trial from now on."""
+        with self._journal.step("switch", bundle.id):
+            self._journal.set("serving", self._boot_id)
+
+    def reject(self, release: Release, reason: str) -> None:
+        """Remember that the release is not to be tried, and why, before anything of it was loaded."""
+        with self._mutex, self._journal.step("reject", release.bundle, reason):
+            self._remember_failure(Known(bundle=release.bundle, seq=release.seq, min_seq=release.min_seq), reason)
+
+    def pulled(self, releases: Mapping[int, str]) -> None:
+        """Remember that the publisher took these releases back, and why: nothing here goes back to them."""
+        with self._mutex:
+            for name in ("previous", "current"):
+                known = self._journal.known(self._journal.slot(name))
+                if known.seq in releases and not known.failed:
+                    reason = f"pulled: {releases[known.seq]}"
+                    with self._journal.step("pulled", known.bundle, reason):
+                        self._journal.remember(msgspec.structs.replace(known, failed=reason))
+
+    def commit(self) -> None:
+        """Make the generation on trial current, raise the floor to what its release asks, drop what is not needed."""
+        with self._mutex:
+            trial = self._journal.slot("trial")
+            assert trial, "commit ends an attempt"
+            known = self._journal.known(trial)
+            with self._journal.step("commit", trial):
+                self._make_current(trial)
+                self._end_trial()
+                self._journal.set("starts", "0")
+                self._journal.set("committed", f"{self._boot_id} {time.monotonic()}")
+                self._journal.remember(msgspec.structs.replace(known, attempts=0))
+                self._journal.set("floor", str(max(known.min_seq, int(self._journal.setting("floor", "0")))))
+            self._collect()
+
+    def rollback(self, reason: str) -> Bundle:
+        """Give up the generation on trial or, without one, the current one, for good; return the one that stays."""
+        with self._mutex:
+            trial = self._journal.slot("trial")
+            if trial:
+                self._fail(trial, reason)
+            else:
+                current, factory = self._journal.slot("current"), self._journal.slot("factory")
+                with self._journal.step("rollback", current, reason):
+                    self._journal.set_slot("current", self._before(current))
+                    self._journal.set_slot("previous", "")
+                    self._journal.set("starts", "0")
+                    if current != factory:
+                        self._remember_failure(self._journal.known(current), reason)
+            self._collect()
+            return self.current()
+
+    def before(self) -> Bundle:
+        """Return the generation that a rollback of the current one would lead to.
+
+        Raises InputError where there is none, TrustError where the floor forbids it.
+        """
+        current, floor = self._journal.slot("current"), int(self._journal.setting("floor", "0"))
+        before = self._before(current)
+        if before == current:
+            raise InputError("there is no generation to go back to: the device runs its factory bundle")
+        if self._journal.known(before).seq < floor:
+            raise TrustError(
+                f"generation {before[:12]} came with release {self._journal.known(before).seq}, below this device's "
+                f"floor {floor}; publish what is wanted as a new release"
+            )
+        return self._open(before)
+
+    def _before(self, current: str) -> str:
+        """Return the previous generation, or, where floor or publisher forbid it, the factory's: something boots."""
+        previous, factory = self._journal.slot("previous"), self._journal.slot("factory")
+        known = self._journal.known(previous)
+        is_allowed = known.seq >= int(self._journal.setting("floor", "0")) and not known.failed
+        return previous if previous and previous != current and is_allowed else factory
+
+    def abandon(self, reason: str) -> None:
+        """End the trial without a verdict: the release may be tried again, as if this load had not begun."""
+        with self._mutex:
+            known = self._journal.known(self._journal.slot("trial"))
+            with self._journal.step("abandon", known.bundle, reason):
+                self._journal.remember(msgspec.structs.replace(known, attempts=max(0, known.attempts - 1)))
+                self._end_trial()
+
+    def status(self) -> Status:
+        return read_status(self._journal)
+
+    def _interrupted(self) -> None:
+        """Close what a crash left open: the trial was counted when it began, and is over."""
+        trial = self._journal.slot("trial")
+        if not trial:
+            return
+        if self._boot_id and self._journal.setting("serving") == self._boot_id:
+            self._fail(trial, "crash: the process ended while it answered people")
+        elif self._journal.known(trial).attempts >= MAX_ATTEMPTS:
+            self._fail(trial, f"crash: it ended in {MAX_ATTEMPTS} loads")
+        else:
+            with self._journal.step("abandon", trial, "interrupted"):
+                self._end_trial()
+
+    def _fail(self, bundle_id: str, reason: str) -> None:
+        with self._journal.step("fail", bundle_id, reason):
+            self._remember_failure(self._journal.known(bundle_id), reason)
+            self._end_trial()
+
+    def _end_trial(self) -> None:
+        self._journal.set_slot("trial", "")
+        self._journal.set("serving", "")
+
+    def _remember_failure(self, known: Known, reason: str) -> None:
+        self._journal.remember(msgspec.structs.replace(known, failed=reason))
+        word, _, detail = reason.partition(": ")
+        failure = Failure(bundle=known.bundle, seq=known.seq, reason=word if detail else "asked", detail=detail or word)
+        self._journal.set("untold", msgspec.json.encode([*self.untold(), failure]).decode())
+
+    def _make_current(self, bundle_id: str) -> None:
+        before = self._journal.slot("current")
+        if before != bundle_id:
+            self._journal.set_slot("previous", before)
+        self._journal.set_slot("current", bundle_id)
+
+    def _first_whole(self) -> Bundle:
+        slots = self._journal.slots()
+        checked, self._checked = self._checked, ""
+        for name in ("current", "previous", "factory"):
+            try:
+                bundle_id = slots.get(name, "")
+                bundle = self._open(bundle_id, digests=bundle_id != checked)
+            except FieldlmError as error:
+                if name in slots:
+                    terminal.log(f"the {name} generation cannot be used: {error}")
+                continue
+            if name != "current":
+                with self._journal.step("damaged", slots.get("current", ""), f"the {name} generation takes its place"):
+                    self._journal.set_slot("current", bundle.id)
+                    self._journal.set_slot("previous", "")
+            return bundle
+        raise BundleError(f"{self.state} holds no complete bundle; run: fieldlm serve BUNDLE")
+
+    def _folder(self, bundle_id: str) -> Path:
+        return self.state / "releases" / bundle_id[:12]
+
+    def _open(self, bundle_id: str, *, digests: bool = False) -> Bundle:
+        if not bundle_id:
+            raise BundleError(f"{self.state} holds no bundle yet; run: fieldlm serve BUNDLE")
+        bundle = open_bundle(self._folder(bundle_id), digests=digests)
+        if bundle.id != bundle_id:
+            raise BundleError(f"{bundle.folder} holds another bundle than the journal says; fetch it again")
+        return bundle
+
+    def _is_whole(self, bundle_id: str, *, digests: bool = True) -> bool:
+        try:
+            self._open(bundle_id, digests=digests)
+        except FieldlmError:
+            return False
+        return True
+
+    def _holds_files_of(self, bundle: Bundle) -> bool:
+        """Whether the files here are the very files of `bundle`, which then need not be read again."""
+        pairs = [(self._folder(bundle.id) / file.path, bundle.folder / file.path) for file in bundle.manifest.files]
+        return all(path.exists() and path.samefile(source) for path, source in pairs)
+
+    def _ingest(self, bundle: Bundle) -> None:
+        for file in bundle.manifest.files:
+            self.blobs.keep(bundle.folder / file.path, file.sha256, file.size)
+        for name in (SIGNATURE, MANIFEST):
+            path = bundle.folder / name
+            self.blobs.keep(path, sha256_file(path), path.stat().st_size)
+
+    def _build(self, bundle: Bundle, *, signature: str) -> None:
+        """Make the bundle's folder; the manifest is linked last, the folder appears whole or not at all."""
+        with whole_folder(self._folder(bundle.id)) as aside:
+            names = [(file.path, file.sha256) for file in bundle.manifest.files]
+            for path, sha256 in [*names, (SIGNATURE, signature), (MANIFEST, bundle.id)]:
+                make_folder((aside / path).parent)
+                link_or_copy(self.blobs.path(sha256), aside / path)
+            for folder in {(aside / path).parent for path, _ in names} | {aside}:
+                sync_folder(folder)
+        with self._journal.step("built", bundle.id):
+            pass
+
+    def _collect(self) -> None:
+        """Remove what no slot names. Never fails: what has been decided stands, and the next commit collects again."""
+        kept = set(self._journal.slots().values())
+        try:
+            digests = {sha256 for bundle_id in kept for sha256 in self._digests(bundle_id)}
+            with self._journal.step("collect", detail=f"keep {len(kept)} generations"):
+                pass
+            for folder in (self.state / "releases").iterdir():
+                if folder.name not in {bundle_id[:12] for bundle_id in kept}:
+                    shutil.rmtree(folder, ignore_errors=True)
+            self.blobs.sweep(digests)
+            # Partial fetches belonged to a release that is settled now.
+            shutil.rmtree(self.state / "fetch", ignore_errors=True)
+        except (FieldlmError, OSError) as error:
+            terminal.log(f"the slots are not tidied up: {error}")
+
+    def _digests(self, bundle_id: str) -> set[str]:
+        folder = self._folder(bundle_id)
+        manifest = parse_manifest((folder / MANIFEST).read_bytes(), what=str(folder))
+        return {bundle_id, sha256_file(folder / SIGNATURE), *(file.sha256 for file in manifest.files)}
+
+
+def read_status(journal: Journal) -> Status:
+    """Read the status out of a journal."""
+    slots = journal.slots()
+    return Status(
+        **{name: slots.get(name, "") for name in ("current", "previous", "factory", "trial")},
+        seq=journal.known(slots.get("current", "")).seq,
+        floor=int(journal.setting("floor", "0")),
+        failed=tuple(journal.failed()),
+        journal=tuple(journal.tail(TAIL)),
+    )

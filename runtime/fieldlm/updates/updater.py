@@ -1,0 +1,444 @@
+"""Take a release: check → fetch → verify → rehearse → load → probe → switch → observe → commit, or back to what worked.
+
+Requests run on the old generation until the new one has answered its probes, and finish where they began. A release is
+tried in a process of its own first, where memory allows it: what crashes, hangs or eats memory does so there. Every
+way out that is not a commit says why, in a word for programs (`reason`) and a line for people, and every step is told
+to `on_event`, so that the story of an update travels home with the telemetry.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fieldlm.blobs.fetch import Manner, fetch
+from fieldlm.blobs.sources import Source, StoppedError, open_source
+from fieldlm.core import terminal
+from fieldlm.core.deadline import within
+from fieldlm.core.errors import BundleError, FieldlmError, InputError, LinkError, NoSpaceError, TrustError
+from fieldlm.core.files import write_whole
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.release import Offer, Pointer, Release
+from fieldlm.inference import probe
+from fieldlm.network.json_api import ApiError, read_body
+from fieldlm.updates import gates
+from fieldlm.updates.gates import Measured, Speed, UnhealthyError
+from fieldlm.updates.hold import DEADLINE_S, Busy
+from fieldlm.updates.progress import OnEvent, Run, UpdateResult, UpdateState, reason_of
+from fieldlm.updates.regression_monitor import Complaint
+from fieldlm.updates.rehearsal import has_room, patience_s
+from fieldlm.updates.slots import Slots
+from fieldlm.updates.trial import Live, Loaded, Trial
+
+if TYPE_CHECKING:
+    from fieldlm.updates.trust import Trust
+
+OBSERVE_STEP_S = 0.2
+GUARD_STEP_S = 1.0
+CLOSE_S = 20.0
+Judge = Callable[[str, str], Complaint | None]
+"""Given two generations, says what speaks against the first."""
+
+
+class Way:
+    """What is under way and may wait gives way, as long as somebody wants to come first."""
+
+    def __init__(self) -> None:
+        self.is_wanted = threading.Event()
+        self._lock = threading.Lock()
+        self._askers = 0
+
+    def ask(self, change: int = 1) -> None:
+        with self._lock:
+            self._askers += change
+            if self._askers:
+                self.is_wanted.set()
+            else:
+                self.is_wanted.clear()
+
+    @contextmanager
+    def asked(self) -> Generator[None]:
+        """Want to come first for as long as the block takes."""
+        self.ask()
+        try:
+            yield
+        finally:
+            self.ask(-1)
+
+
+class Updater(Generic[Loaded]):
+    """Keeps one device at the newest release of its profile, one update at a time.
+
+    `rehearse` tries a bundle elsewhere and `probe_score` judges a loaded generation before it gets requests; `compare`
+    measures it and the one before. `complaint` is asked during `observe_s` seconds after the switch and `guard_s` after
+    the commit; what it returns undoes the update. The switch waits while the device is `busy`, for `hold_s` at most.
+    Without `on_hang`, which has to end this process, a load in it may take for ever.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        live: Live[Loaded],
+        *,
+        repository: str,
+        trust: Path | None = None,
+        profile: str = "",
+        device: str = "",
+        on_event: OnEvent = lambda event, **detail: None,
+        rehearse: Callable[[Bundle], Measured] | None = None,
+        probe_score: Callable[[Loaded], float] = probe.score,
+        compare: Callable[[Loaded, Loaded], tuple[Speed, Speed] | None] | None = None,
+        complaint: Judge = lambda generation, before: None,
+        on_switch: Callable[[], None] = lambda: None,
+        on_hang: Callable[[], None] | None = None,
+        busy: Busy | None = None,
+        manner: Manner | None = None,
+        observe_s: float = 0.0,
+        guard_s: float = 0.0,
+        hold_s: float = DEADLINE_S,
+    ) -> None:
+        self.slots = slots
+        self.repository = repository
+        self.profile = profile or live.current.bundle.manifest.profile
+        self.device = device
+        self._live = live
+        self._root = trust
+        self._adopted = slots.state / "trust" / "adopted.json"
+        self._on_event = on_event
+        self._rehearse = rehearse
+        self._probe_score = probe_score
+        self._compare = compare
+        self._complaint = complaint
+        self._on_switch = on_switch
+        self._on_hang = on_hang
+        self._busy = busy or Busy()
+        self._manner = manner
+        self._observe_s = observe_s
+        self._guard_s = guard_s
+        self._hold_s = hold_s
+        self._one_at_a_time = threading.RLock()
+        self._is_queued = threading.Event()
+        self._stop = threading.Event()
+        self._way = Way()
+        self._run: Run | None = None
+        self._runs = 0
+        self._last: UpdateResult | None = None
+
+    @property
+    def state(self) -> UpdateState:
+        run = self._run
+        if run is None:
+            return UpdateState(running=self._is_queued.is_set(), runs=self._runs, last=self._last)
+        return UpdateState(
+            running=True, step=run.step, bytes_done=run.done, bytes_total=run.total, runs=self._runs, last=self._last
+        )
+
+    def close(self) -> None:
+        """Give up what is under way, without a verdict, and wait for its end."""
+        self._stop.set()
+        self._way.ask()
+        if self._one_at_a_time.acquire(timeout=CLOSE_S):
+            self._one_at_a_time.release()
+
+    def start(self, hint: bytes | None = None, *, repository: str = "") -> None:
+        """Update in a thread of its own; while one is waiting to begin, another would find the same and is not made.
+
+        `repository` is used this once in the place of the configured one.
+        """
+        if not self._is_queued.is_set():
+            self._is_queued.set()
+            arguments = (hint, repository)
+            threading.Thread(target=self._in_turn, args=arguments, name="update", daemon=True).start()
+
+    def hear(self, hint: bytes | None = None) -> None:
+        """Look at what arrived by itself, or look because it is time to: at the device's own moment in its wave."""
+        if not self._is_queued.is_set():
+            self._is_queued.set()
+            take = partial(self._in_turn, hint, "", is_asked=False)
+            threading.Thread(target=take, name="hear", daemon=True).start()
+
+    def poll(self, every_s: float) -> None:
+        """Look every so often until `close`, at a moment that differs from device to device."""
+
+        def look() -> None:
+            wait_s = random.uniform(0.5, 1.5) * every_s
+            while not self._stop.wait(wait_s):
+                if self.repository:
+                    self.hear()
+                wait_s = every_s
+
+        threading.Thread(target=look, name="poll", daemon=True).start()
+
+    def check_and_update(
+        self, hint: bytes | None = None, *, repository: str = "", is_asked: bool = True
+    ) -> UpdateResult:
+        """Take the newest release, if there is one to take; `hint` is a release pointer, believed in nothing.
+
+        Who `is_asked` does not wait for this device's moment in the wave. Never raises for what the world does wrong:
+        the result says it.
+        """
+        with self._one_at_a_time:
+            run = self._run = Run(self._on_event, is_asked=is_asked)
+            try:
+                result = self._take(run, hint, repository, is_asked=is_asked)
+            except (FieldlmError, OSError) as error:
+                result = run.result("failed", reason=reason_of(error), detail=str(error))
+            finally:
+                self._run = None
+            self._last, self._runs = result, self._runs + 1
+            if result.outcome in ("refused", "failed"):
+                run.tell(f"update.{result.outcome}", reason=result.reason, detail=result.detail, **run.known())
+            self.tell_failures(run.measured)
+            return result
+
+    def tell_failures(self, measured: Measured | None = None) -> None:
+        """Tell what failed here and was not told yet: by this update, or before a crash took who knew of it."""
+        failures = self.slots.untold()
+        for failure in failures:
+            self._on_event(
+                "update.rolled-back",
+                reason=failure.reason,
+                detail=failure.detail,
+                seq=str(failure.seq),
+                bundle=failure.bundle[:12],
+                generation=self._live.current.bundle.generation,
+                **(measured.told() if measured and failure is failures[-1] else {}),
+            )
+        self.slots.told()
+
+    def adopt(self, repository: str, root: str) -> None:
+        """Take updates from `repository` from now on, if it is `root`, a TUF root.json, that vouches for it.
+
+        Raises TrustError when that is none. An empty value changes nothing.
+        """
+        with self._first():
+            if root:
+                write_whole(self._adopted, root.encode())
+                self._trust.adopt(self._adopted)
+                self._root = None
+            self.repository = repository or self.repository
+
+    def roll_back(self, reason: str) -> Bundle:
+        """Go back to the generation before, for good; `reason` begins with a word for programs and a colon.
+
+        Raises InputError when there is none, TrustError when it is below the floor, EngineError when it cannot be
+        loaded; everything is as it was then. An update that is being fetched gives way, and goes on when it is time.
+        """
+        with self._first():
+            trial = Trial(self._live)
+            serving = trial.load(self.slots.before())
+            self.slots.rollback(reason)
+            trial.switch(serving)
+            self.tell_failures()
+            return serving.bundle
+
+    @contextmanager
+    def _first(self) -> Generator[None]:
+        """Be alone, and first: what is being fetched, or waits for people to leave, gives way and loses nothing."""
+        with self._way.asked():
+            self._one_at_a_time.acquire()
+        try:
+            yield
+        finally:
+            self._one_at_a_time.release()
+
+    def _in_turn(self, hint: bytes | None, repository: str, *, is_asked: bool = True) -> None:
+        run = self._run
+        with self._first() if is_asked and run and not run.is_asked else self._one_at_a_time:
+            self._is_queued.clear()
+            if not self._stop.is_set():
+                self.check_and_update(hint, repository=repository, is_asked=is_asked)
+
+    def _take(self, run: Run, hint: bytes | None, repository: str, *, is_asked: bool) -> UpdateResult:
+        pointer = read_pointer(hint)
+        if pointer and (pointer.profile != self.profile or pointer.seq <= self.slots.status().seq):
+            return run.result("current", reason="hint", detail=f"release {pointer.seq} of {pointer.profile} is no news")
+        repository = repository or self.repository or (pointer.repository if pointer else "")
+        if not repository:
+            raise InputError("no repository is configured; pass --repository or set FIELDLM_REPOSITORY")
+        run.source = open_source(repository, self._way.is_wanted)
+        with run.doing("check"):
+            offered = self._offered(run.source)
+        if offered is None:
+            return run.result("current", reason="none", detail=f"{repository} offers nothing for {self.profile}")
+        release, offer = offered
+        run.release = release
+        refusal = self.slots.refusal(release, profile=self.profile)
+        if refusal:
+            outcome = "current" if refusal.reason == "current" else "refused"
+            return run.result(outcome, reason=refusal.reason, detail=refusal.detail)
+        wait_s = 0.0 if is_asked else offer.wait_s(self.device, time.time())
+        if wait_s:
+            later = threading.Timer(wait_s, self.hear)
+            later.daemon = True
+            later.start()
+            return run.result("current", reason="later", detail=f"this device's moment comes in {wait_s:.0f} s")
+        return self._try(run, self._bring(run, run.source, release))
+
+    @cached_property
+    def _trust(self) -> "Trust":
+        # TUF is a tenth of what a device imports, and wanted once it can answer.
+        from fieldlm.updates.trust import Trust
+
+        return Trust(self.slots.state / "trust")
+
+    def _offered(self, source: Source) -> tuple[Release, Offer] | None:
+        if self._root and self._root.is_file():
+            self._trust.adopt(self._root)
+        self.slots.adopt(self._trust.id)
+        offered = self._trust.offered(source, profile=self.profile, device=self.device)
+        self.slots.pulled(self._trust.pulled)
+        return offered
+
+    def _bring(self, run: Run, source: Source, release: Release) -> Bundle:
+        with run.doing("fetch"):
+            # The small signed parts first: a release that contradicts itself costs no more than them.
+            fetch(source, release, self.slots.blobs, wanted=(release.manifest, release.signature))
+            try:
+                self.slots.inspect(release)
+            except (TrustError, BundleError) as error:
+                self.slots.reject(release, f"{reason_of(error)}: {error}")
+                raise
+            fetch(source, release, self.slots.blobs, wanted=release.files, manner=self._manner, on_progress=run.moved)
+        with run.doing("verify"):
+            return self.slots.install(release)
+
+    def _try(self, run: Run, bundle: Bundle) -> UpdateResult:
+        before = self._live.current
+        self.slots.attempt(bundle)
+        trial = Trial(self._live)
+        try:
+            self._prove(run, trial, bundle, before)
+            with run.doing("commit"):
+                self.slots.commit()
+        except Exception as error:  # engines are foreign code: whatever they raise, the device goes back to what worked
+            self._undo(trial, error)
+            if isinstance(error, (NoSpaceError, LinkError)):
+                raise
+            return run.result("rolled-back", reason=reason_of(error), detail=str(error))
+        if self._guard_s:
+            arguments = (bundle.generation, before.bundle.generation)
+            threading.Thread(target=self._guard, args=arguments, name="guard", daemon=True).start()
+        return run.result("updated")
+
+    def _undo(self, trial: Trial[Loaded], error: Exception) -> None:
+        try:
+            trial.undo(self.slots.current())
+        finally:
+            if isinstance(error, (NoSpaceError, LinkError)):
+                self.slots.abandon(str(error))
+            else:
+                self.slots.rollback(f"{reason_of(error)}: {error}")
+
+    def _prove(self, run: Run, trial: Trial[Loaded], bundle: Bundle, before: Loaded) -> None:
+        if self._rehearse and has_room(bundle):
+            with run.doing("rehearse"):
+                run.measured = self._rehearse(bundle)
+        with run.doing("load"):
+            limit = partial(within, patience_s(bundle), self._on_hanging)
+            serving = trial.load(bundle, when_free=self._when_free, limit=limit)
+        with run.doing("probe"):
+            gates.check_score(self._probe_score(serving))
+            self._check_speed(run, trial, serving, before)
+        with run.doing("switch"):
+            if not trial.is_replacing:
+                self._when_free()
+            self._on_switch()
+            self.slots.switched(bundle)
+            trial.switch(serving)
+        with run.doing("observe"):
+            self._observe(bundle.generation, before.bundle.generation)
+
+    def _on_hanging(self) -> None:
+        if self._on_hang:
+            self.slots.rollback("hang: it does not finish loading")
+            self._on_hang()
+
+    def _check_speed(self, run: Run, trial: Trial[Loaded], serving: Loaded, before: Loaded) -> None:
+        pair = self._compare(serving, before) if self._compare and not trial.is_replacing else None
+        if pair:
+            run.measured = msgspec.structs.replace(run.measured or Measured(), speed=pair[0], before=pair[1])
+            gates.check_speed(*pair)
+
+    def _when_free(self) -> None:
+        if not self._busy.wait(self._hold_s, self._way.is_wanted):
+            raise StoppedError("something more urgent came while people used the device; it is tried again later")
+
+    def _observe(self, generation: str, before: str) -> None:
+        end_s = time.monotonic() + self._observe_s
+        while True:
+            if complaint := self._complaint(generation, before):
+                raise UnhealthyError(complaint.reason, f"after the switch: {complaint.detail}")
+            if time.monotonic() >= end_s:
+                return
+            if self._stop.wait(OBSERVE_STEP_S):
+                raise StoppedError("the device was stopped while it was watched; the update is tried again later")
+
+    def _guard(self, generation: str, before: str) -> None:
+        """Go on looking after the commit, with more patience; what is found then takes the update back all the same."""
+        end_s = time.monotonic() + self._guard_s
+        while time.monotonic() < end_s and not self._stop.wait(GUARD_STEP_S):
+            if self._live.current.bundle.generation != generation:
+                return
+            if complaint := self._complaint(generation, before):
+                try:
+                    self.roll_back(f"{complaint.reason}: after the commit: {complaint.detail}")
+                except FieldlmError as error:
+                    terminal.log(f"generation {generation} should be taken back, and cannot be: {error}")
+                return
+
+
+def read_pointer(hint: bytes | None) -> Pointer | None:
+    """Read a release pointer; one that cannot be read is as good as none."""
+    if not hint:
+        return None
+    try:
+        return msgspec.json.decode(hint, type=Pointer)
+    except msgspec.MsgspecError as error:
+        terminal.log(f"a release pointer cannot be read ({error}); looking at the repository instead")
+        return None
+
+
+def update_routes(updater: Updater[Any]) -> list[Route]:
+    """Return `POST /v1/fieldlm/update`, which starts an update, and `GET`, which says how it goes.
+
+    The body may name a folder on the device that holds a repository, a USB stick's say: `{"repository": "/media/usb"}`.
+    """
+
+    async def look(request: Request) -> Response:
+        del request
+        return Response(msgspec.json.encode(updater.state), media_type="application/json")
+
+    async def ask(request: Request) -> Response:
+        before = updater.state
+        updater.start(repository=_folder(await read_body(request)))
+        return Response(msgspec.json.encode(before), status_code=202, media_type="application/json")
+
+    return [
+        Route("/v1/fieldlm/update", look, methods=["GET"]),
+        Route("/v1/fieldlm/update", ask, methods=["POST"]),
+    ]
+
+
+class _Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    repository: str = ""
+
+
+def _folder(body: bytes) -> str:
+    """Return the folder that the body of a request names; "" for none. No address: nobody sends a device elsewhere."""
+    try:
+        wish = msgspec.json.decode(body or b"{}", type=_Wish)
+    except msgspec.MsgspecError as error:
+        raise ApiError(400, f"the body cannot be read: {error}", code="invalid_value") from error
+    if wish.repository and not Path(wish.repository).is_dir():
+        raise ApiError(400, f"{wish.repository[:200]!r} is no folder on this device", param="repository")
+    return wish.repository

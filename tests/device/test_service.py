@@ -1,0 +1,241 @@
+"""`fieldlm serve` as a process: what it says when something is wrong, and that what worked before still works after."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fieldlm.cli.broker import free_port
+from fieldlm.core.config import load_config
+from fieldlm.core.errors import MissingPartError
+from fieldlm.device.device import Device
+from fieldlm.device.startup import Start
+from fieldlm.engines.llama import LlamaEngine
+from fieldlm.formats.bundle import Bundle, write_bundle
+from fieldlm.formats.profile import load_profile, profile_sha256
+from fieldlm.updates.slots import Slots
+
+PROFILE = "generic-x86-64-avx2"
+FIELDLM = str(Path(sys.executable).with_name("fieldlm"))
+
+
+@pytest.fixture(scope="module")
+def bundle(base_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model, compiled for PROFILE."""
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    shutil.copytree(base_bundle.folder, folder)
+    digest = profile_sha256(load_profile(PROFILE))
+    manifest = msgspec.structs.replace(base_bundle.manifest, profile=PROFILE, profile_sha256=digest)
+    write_bundle(folder, manifest, Ed25519PrivateKey.generate())
+    return folder
+
+
+def command(bundle: Path, state: Path, *more: str) -> list[str]:
+    return [
+        FIELDLM, "serve", str(bundle), "--state", str(state), "--profile", PROFILE, "--threads", "1",
+        "--context", "512", "--no-discovery", *more,
+    ]  # fmt: skip
+
+
+def refusal(arguments: list[str]) -> tuple[int, str]:
+    """Return the exit code and what was printed by a `serve` that does not start; it has to be one line."""
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+@contextmanager
+def running(bundle: Path, state: Path, *more: str) -> Generator[tuple[int, subprocess.Popen[str]]]:
+    port = free_port()
+    child = subprocess.Popen(command(bundle, state, "--port", str(port), *more), stderr=subprocess.PIPE, text=True)
+    try:
+        deadline_s = time.monotonic() + 120
+        while ask(port, "GET", "/ready")[0] != 200:
+            assert child.poll() is None, child.communicate()[1]
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        yield port, child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def ask(port: int, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read() or "null")
+    except OSError:
+        return 0, None
+    finally:
+        connection.close()
+
+
+def chat(port: int) -> tuple[int, Any]:
+    body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4, "metadata": {"session": "s"}}
+    return ask(port, "POST", "/v1/chat/completions", json.dumps(body))
+
+
+STARTED = """
+import json, sys, time
+from pathlib import Path
+from fieldlm.device import serve as service
+
+def packages():
+    return sorted({name.partition(".")[0] for name in sys.modules})
+
+before, (bundle, state, profile_id, port) = packages(), sys.argv[1:]
+config = service.load_config({"state": state, "context": "128", "discovery": "false", "port": port})
+profile = service.load_profile(profile_id)
+start = service.Start(config, profile, Path(bundle))
+from fieldlm.device.device import Device
+device = Device(config, profile, start)
+not_ready = start.wait()[2]
+while why := not_ready():
+    assert why == "the first answer is not there yet", why
+    time.sleep(0.01)
+print(json.dumps([before, packages()]))
+device.close()
+"""
+
+
+def test_a_start_imports_no_server_before_it_loads_and_nothing_for_updates_before_it_is_ready(
+    bundle: Path, tmp_path: Path
+) -> None:
+    arguments = [str(bundle), str(tmp_path / "state"), PROFILE, str(free_port())]
+    done = subprocess.run([sys.executable, "-c", STARTED, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, ready = map(set, json.loads(done.stdout))
+    server = {"asyncio", "jinja2", "llama_cpp", "llguidance", "numpy", "starlette", "urllib3", "uvicorn"}
+    updates = {"ifaddr", "securesystemslib", "tuf", "zeroconf"}
+    assert not before & (server | updates)
+    assert {"llama_cpp", "uvicorn"} <= ready
+    assert not ready & updates
+
+
+def test_a_missing_bundle_says_how_to_make_one(tmp_path: Path) -> None:
+    code, said = refusal(command(tmp_path / "none", tmp_path / "state"))
+    assert code == 2
+    assert "fieldlm compile" in said
+
+
+def test_a_bundle_for_another_profile_is_refused_by_name(bundle: Path, tmp_path: Path) -> None:
+    arguments = [part.replace(PROFILE, "rpi5-8gb") for part in command(bundle, tmp_path / "state")]
+    code, said = refusal(arguments)
+    assert code == 2
+    assert PROFILE in said
+    assert "rpi5-8gb" in said
+
+
+def test_an_unknown_profile_names_its_neighbours(bundle: Path, tmp_path: Path) -> None:
+    arguments = [part.replace(PROFILE, "rpi5-8bg") for part in command(bundle, tmp_path / "state")]
+    code, said = refusal(arguments)
+    assert code == 2
+    assert "rpi5-8gb" in said
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "manifest.json", "manifest.sig"])
+def test_a_flipped_byte_is_found_before_anything_is_served(bundle: Path, tmp_path: Path, name: str) -> None:
+    damaged = tmp_path / "bundle"
+    shutil.copytree(bundle, damaged)
+    path = damaged / next(
+        p.name for p in damaged.iterdir() if p.name == name or (name == "model.gguf" and p.suffix == ".gguf")
+    )
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    code, said = refusal(command(damaged, tmp_path / "state"))
+    assert code in (1, 2)
+    assert path.name in said or "signature" in said
+
+
+def test_a_wrong_setting_is_named_with_its_value(bundle: Path, tmp_path: Path) -> None:
+    code, said = refusal(command(bundle, tmp_path / "state", "--port", "seventy"))
+    assert code == 2
+    assert "seventy" in said
+
+
+def test_a_taken_port_and_a_taken_state_folder_are_one_line_each(bundle: Path, tmp_path: Path) -> None:
+    with running(bundle, tmp_path / "state", "--telemetry", "off") as (port, _):
+        code, said = refusal(command(bundle, tmp_path / "other", "--port", str(port)))
+        assert code == 2
+        assert str(port) in said
+        code, said = refusal(command(bundle, tmp_path / "state", "--port", str(free_port())))
+        assert code == 2
+        assert str(tmp_path / "state") in said
+        assert chat(port)[0] == 200, "the one that runs is not disturbed"
+
+
+def test_being_told_to_stop_is_no_failure(bundle: Path, tmp_path: Path) -> None:
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        with running(bundle, tmp_path / "state") as (port, child):
+            assert chat(port)[0] == 200
+            child.send_signal(stop)
+            assert child.wait(60) == 0
+
+
+def test_a_device_that_is_killed_serves_again_and_keeps_what_it_recorded(bundle: Path, tmp_path: Path) -> None:
+    with running(bundle, tmp_path / "state") as (port, child):
+        for _ in range(3):
+            assert chat(port)[0] == 200
+        deadline_s = time.monotonic() + 60
+        while ask(port, "GET", "/v1/fieldlm/status")[1]["spool"]["gen"]["held"] < 3:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    with running(bundle, tmp_path / "state") as (port, _):
+        status = ask(port, "GET", "/v1/fieldlm/status")[1]
+        assert status["spool"]["gen"]["held"] == 3
+        assert status["ready"]
+        assert chat(port)[0] == 200
+
+
+@pytest.mark.parametrize(("threads", "gives_way"), [({}, True), ({"threads": "1"}, False)])
+def test_a_device_gives_way_to_busy_neighbours_unless_it_was_told_its_threads(
+    bundle: Path, tmp_path: Path, threads: dict[str, str], gives_way: bool
+) -> None:
+    flags = {"state": str(tmp_path / "state"), "context": "128", "discovery": "false", "port": str(free_port())}
+    config, profile = load_config(flags | threads), load_profile(PROFILE)
+    device = Device(config, profile, Start(config, profile, bundle))
+    try:
+        assert cast(LlamaEngine, device.live.current.engine).gives_way is gives_way
+    finally:
+        device.close()
+
+
+def test_a_gpu_that_is_promised_and_not_there_is_refused_and_no_generation_is_blamed(
+    bundle: Path, tmp_path: Path
+) -> None:
+    gpu = load_profile("laptop-nvidia").accelerators
+    promises = msgspec.structs.replace(load_profile(PROFILE), accelerators=gpu)
+    config = load_config({"state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
+    with pytest.raises(MissingPartError, match=r"promises GeForce .* sees only CPU here; .*GGML_CUDA=on"):
+        Device(config, promises, Start(config, promises, bundle))
+    with closing(Slots(tmp_path / "state")) as slots:
+        assert slots.status().failed == ()
+
+
+def test_the_device_says_what_it_holds(bundle: Path, tmp_path: Path) -> None:
+    with running(bundle, tmp_path / "state", "--device", "kiosk-7") as (port, _):
+        answer = chat(port)[1]
+        status = ask(port, "GET", "/v1/fieldlm/status")[1]
+        assert status["device"] == "kiosk-7"
+        assert status["generation"] == answer["fieldlm"]["generation"]
+        assert status["memory_mb"]["rss"] > status["memory_mb"]["weights"] > 50
+        assert ask(port, "GET", "/v1/fieldlm/update")[1]["running"] is False

@@ -1,0 +1,241 @@
+"""One answer's way through an engine, with logits made by hand: what is said when, and how it ends."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fieldlm.core.errors import InputError
+from fieldlm.engines import Chunk, Outcome, Priority, Sampling, Terms
+from fieldlm.engines.answer_stream import RunningAnswer
+from fieldlm.engines.request import Request, Words, check_terms
+from fieldlm.engines.request_queue import Alarm, Line
+from fieldlm.engines.sampling import CERTAIN, Floats
+from tests.support.engines import OneOf
+
+STOP = 0
+WORDS = Words(lambda token: bytes([64 + token]), frozenset({STOP}))
+SOON = Terms(deadline_s=3600.0)
+
+
+def nothing() -> None: ...
+
+
+def request(sampling: Sampling, terms: Terms | None = None, *, context: int = 100) -> Request:
+    answer = RunningAnswer(prompt_tokens=2, wake=nothing)
+    return Request(answer, [9, 9], sampling, terms or Terms(), words=WORDS, context=context)
+
+
+def logits(best: int) -> Floats:
+    values = np.zeros(16, np.float32)
+    values[best] = 8.0
+    return values
+
+
+def run(asked: Request, best: Sequence[int]) -> list[Chunk]:
+    """Hand over logits in which `best` is chosen, one after the other, until the answer ends."""
+    if asked.prepare():
+        asked.begin(0)
+        for token in best:
+            if not (asked.advance(logits(token)) and asked.hand_over()):
+                break
+    return list(asked.answer)
+
+
+def said(chunks: Sequence[Chunk]) -> tuple[str, Outcome | None]:
+    return "".join(chunk.text for chunk in chunks), chunks[-1].outcome
+
+
+def test_an_answer_goes_on_until_a_stop_token() -> None:
+    assert said(run(request(Sampling()), [1, 2, STOP])) == ("AB", "stop")
+
+
+def test_what_every_sequence_begins_with_is_computed_with_the_prompt() -> None:
+    asked = request(Sampling(constraint=OneOf(((3, 4, 5), (3, 4, 6)))))
+    assert asked.prepare()
+    assert asked.tokens == [9, 9, 3, 4]
+    assert asked.prepare()
+    assert asked.tokens == [9, 9, 3, 4]
+
+
+def test_forced_tokens_come_in_one_piece_with_the_choice_that_forced_them() -> None:
+    chunks = run(request(Sampling(constraint=OneOf(((3, 4, 5, 7, 8, 1), (3, 6, 5, 7, 8, 2))))), [6, 2])
+    assert [chunk.tokens for chunk in chunks] == [(3, 6, 5, 7, 8, 2)]
+    assert chunks[0].margins[0] == CERTAIN
+
+
+def test_a_choice_between_forced_tokens_waits_for_their_logits() -> None:
+    asked = request(Sampling(constraint=OneOf(((3, 1, 4, 5), (3, 2, 4, 5), (3, 2, 4, 6)))))
+    chunks = run(asked, [2, 6])
+    assert [chunk.tokens for chunk in chunks] == [(3, 2, 4), (6,)]
+    assert [len(chunk.margins) for chunk in chunks] == [3, 1]
+    assert said(chunks) == ("CBDF", "stop")
+
+
+def test_the_mean_margin_is_that_of_the_tokens_that_were_chosen() -> None:
+    asked = request(Sampling(constraint=OneOf(((3, 1, 4), (3, 2, 4)))))
+    run(asked, [1])
+    assert asked.answer.timings.margin == 8.0
+    assert asked.answer.timings.completion_tokens == 3
+
+
+def test_choices_are_there_for_every_token_when_asked_for() -> None:
+    chunks = run(request(Sampling(logprobs=1, constraint=OneOf(((3, 1), (3, 2))))), [2])
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    assert [choice.token for choice in choices] == [3, 2]
+    assert choices[0].logprob == 0.0 > choices[1].logprob
+    assert not run(request(Sampling(max_tokens=1)), [1])[0].choices
+
+
+def test_max_tokens_and_stop_strings_hold_for_forced_tokens() -> None:
+    forced = OneOf(((3, 4, 5, 6),))
+    assert said(run(request(Sampling(max_tokens=3, constraint=forced)), [1])) == ("CDE", "length")
+    assert said(run(request(Sampling(stop=("E",), constraint=forced)), [1])) == ("CD", "stop")
+
+
+def test_a_constraint_never_fills_more_than_the_context() -> None:
+    asked = request(Sampling(constraint=OneOf(((3, 4, 5, 6),))), context=4)
+    assert said(run(asked, [1])) == ("CD", "length")
+    assert len(asked.tokens) == 4
+
+
+def test_a_constraint_is_met_whatever_the_model_would_say() -> None:
+    assert said(run(request(Sampling(constraint=OneOf(((3, 1), (4, 2))))), [STOP, STOP]))[1] == "stop"
+
+
+def test_a_constraint_that_raises_ends_its_answer_with_what_was_said() -> None:
+    broken = OneOf(((3, 4, 5), (3, 4, 6)), breaks_after=2)
+    (last,) = run(request(Sampling(constraint=broken)), [5])
+    assert (last.text, last.outcome) == ("C", "error")
+    assert last.error == "the engine failed: this constraint is broken"
+
+
+def test_a_reader_that_raises_ends_its_own_answer() -> None:
+    def receive(chunk: Chunk) -> None:
+        raise RuntimeError("the loop is closed")
+
+    asked = request(Sampling())
+    asked.answer.subscribe(receive)
+    assert asked.prepare()
+    asked.begin(0)
+    assert not (asked.advance(logits(1)) and asked.hand_over())
+
+
+def test_an_answer_that_was_parked_goes_on_where_it_was() -> None:
+    asked = request(Sampling(temperature=1.0, seed=5, stop=("never",)))
+    whole = run(request(Sampling(temperature=1.0, seed=5, stop=("never",), max_tokens=6)), [1] * 6)
+    asked.begin(0)
+    for place in range(6):
+        assert asked.advance(logits(1))
+        assert asked.hand_over()
+        if place == 2:
+            asked.park()
+            asked.begin(0)
+    asked.end("length")
+    assert said(list(asked.answer)) == said(whole)
+
+
+def test_the_times_of_a_parked_answer_add_up() -> None:
+    asked = request(Sampling())
+    asked.begin(5)
+    asked.advance(logits(1))
+    asked.park()
+    asked.begin(1)
+    asked.advance(logits(1))
+    asked.end("cancelled")
+    timings = asked.answer.timings
+    assert min(timings.queue_s, timings.prefill_s, timings.decode_s) > 0
+    assert timings.cached_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("terms", "begun", "fate"),
+    [
+        (Terms(), False, None),
+        (Terms(deadline_s=3600, max_queue_s=3600), False, None),
+        (Terms(deadline_s=0), False, "deadline_exceeded"),
+        (Terms(deadline_s=0), True, "deadline_exceeded"),
+        (Terms(max_queue_s=0), False, "rejected"),
+        (Terms(max_queue_s=0), True, None),
+        (Terms(max_queue_s=0, deadline_s=-1), False, "deadline_exceeded"),
+        (Terms(max_queue_s=-1, deadline_s=0), False, "rejected"),
+    ],
+)
+def test_terms_that_ran_out_have_their_own_outcome(terms: Terms, begun: bool, fate: Outcome | None) -> None:
+    asked = request(Sampling(), terms)
+    if begun:
+        asked.begin(0)
+    assert asked.fate() == fate
+    asked.answer.cancel()
+    assert asked.fate() == "cancelled"
+
+
+def test_who_gave_way_and_got_no_sequence_again_was_preempted() -> None:
+    asked = request(Sampling(), Terms(priority="batch", deadline_s=0))
+    asked.begin(0)
+    asked.park()
+    assert asked.fate() == "preempted"
+    asked.begin(0)
+    assert asked.fate() == "deadline_exceeded"
+    asked.park()
+    asked.answer.cancel()
+    assert asked.fate() == "cancelled"
+    asked.close()
+    assert [chunk.outcome for chunk in asked.answer] == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"priority": "urgent"}, "priority is 'urgent', want one of safety"), ({"deadline_s": math.nan}, "deadline_s is")],
+)
+def test_terms_that_mean_nothing_are_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        check_terms(replace(Terms(), **change))
+
+
+def test_the_line_is_in_order_of_class_then_deadline_then_arrival() -> None:
+    line: Line[Request] = Line()
+    order: list[tuple[Priority, float | None]] = [
+        ("batch", None),
+        ("interactive", None),
+        ("safety", None),
+        ("batch", 50.0),
+        ("interactive", 90.0),
+        ("interactive", 60.0),
+        ("interactive", None),
+    ]
+    asked = [request(Sampling(), Terms(priority=name, deadline_s=deadline)) for name, deadline in order]
+    for one in asked:
+        line.add(one)
+    assert [asked.index(one) for one in line] == [2, 5, 4, 1, 6, 3, 0]
+
+
+def test_who_leaves_the_line_leaves_it_once() -> None:
+    line: Line[Request] = Line()
+    asked = request(Sampling(), Terms(max_queue_s=0))
+    line.add(asked)
+    line.sweep()
+    assert not line.take(asked)
+    line.end_all("error")
+    assert [chunk.outcome for chunk in asked.answer] == ["rejected"]
+
+
+def ringing(asked: Sequence[Request], line: Line[Request]) -> Callable[[], None]:
+    alarm = Alarm(line.sweep)
+    for one in asked:
+        line.add(one)
+        alarm.set(one)
+    return alarm.close
+
+
+def test_the_alarm_ends_who_waits_too_long_and_nobody_else() -> None:
+    line: Line[Request] = Line()
+    soon = [request(Sampling(), Terms(deadline_s=limit)) for limit in (0.02, 0.01, 0.0)]
+    late = request(Sampling(), SOON)
+    close = ringing([*soon, late], line)
+    assert [list(one.answer)[-1].outcome for one in soon] == ["deadline_exceeded"] * 3
+    assert list(line) == [late]
+    close()

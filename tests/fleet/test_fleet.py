@@ -1,0 +1,196 @@
+"""`fieldlm fleet` and its pages, in a real Chromium: what a store holds is what one sees, and nothing more."""
+
+import http.client
+import random
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from fieldlm.core.errors import InputError
+from fieldlm.formats import block
+from fieldlm.formats.record import Record
+from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.fleet.command import Pages, main
+from fieldlm_compiler.fleet.page import fleet_page
+from fieldlm_compiler.fleet.view import look
+
+ATTACK = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
+DESK, PHONE = (1280, 900), (390, 844)
+BEGAN_MS = 1_764_000_000_000
+
+
+def answers(device: str, count: int, *, first: int = 1, generation: str = "a1b2c3d4e5f6") -> list[Record]:
+    """Answers of 21 tokens: 10 ms of waiting, 90 to the first token, then 400 for twenty others. One in ten fails."""
+    return [
+        Record(
+            device=device,
+            epoch=7,
+            stream="gen",
+            seq=seq,
+            kind="generation",
+            wall_ms=BEGAN_MS + 1000 * seq,
+            generation=generation,
+            model="kiosk",
+            outcome="error" if seq % 10 == 0 else "stop",
+            completion_tokens=21,
+            queue_ms=10.0,
+            ttft_ms=100.0,
+            duration_ms=500.0,
+            prompt="never to be seen here",
+        )
+        for seq in range(first, first + count)
+    ]
+
+
+def events(device: str) -> list[Record]:
+    drop = {"stream": "gen", "from": "41", "to": "45", "count": "5", "reason": "spool-full"}
+    kinds: list[tuple[str, dict[str, str]]] = [("drop", drop), ("system", {"event": ATTACK})]
+    return [
+        msgspec.convert(
+            {"device": device, "epoch": 7, "stream": "sys", "seq": n, "kind": kind, "detail": detail, "wall_ms": n},
+            Record,
+        )
+        for n, (kind, detail) in enumerate(kinds, 1)
+    ]
+
+
+def fill(store: Store, *parts: Sequence[Record]) -> None:
+    store.append([block.parse(block.encode(part, first=1 if part[0].seq > 1 else None)) for part in parts])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("fleet") / "store"
+    with Store(made) as store:
+        fill(store, answers("kiosk-1", 40), answers("kiosk-2", 20, generation="ffff00001111"))
+        kept = [record for record in answers("robot-3", 50) if not 41 <= record.seq <= 45]
+        fill(store, kept, events("robot-3"))
+        for device, state in (("kiosk-1", "ready"), ("kiosk-2", "lost"), ("robot-3", ATTACK)):
+            store.note_presence(device, msgspec.json.encode({"device": device, "state": state}).decode())
+        store.note_presence("new-4", "no JSON at all")
+    return made
+
+
+def test_every_figure_of_a_device_comes_out_of_its_records(folder: Path) -> None:
+    with Store(folder, read_only=True) as store:
+        fleet = look(store)
+    kiosk, other, robot = (next(d for d in fleet.devices if d.device == n) for n in ("kiosk-1", "kiosk-2", "robot-3"))
+    assert (kiosk.state, kiosk.records, kiosk.answers, kiosk.fine) == ("ready", 40, 40, 36)
+    assert (kiosk.tokens_per_s, kiosk.ttft_p50_ms) == (pytest.approx(50.0), 100.0)
+    assert (kiosk.queue_ms, kiosk.prompt_ms, kiosk.decode_ms) == (400.0, 3600.0, 16000.0)
+    assert kiosk.last_ms == BEGAN_MS + 40_000
+    assert kiosk.bytes
+    assert (other.state, other.generation) == ("lost", "ffff00001111")
+    assert (robot.lost, robot.told, fleet.lost) == (0, 5, 0)
+    assert fleet.outcomes == {"stop": 96, "error": 9} or sum(fleet.outcomes.values()) == 105
+    assert [(g.generation, g.devices) for g in fleet.generations] == [("a1b2c3d4e5f6", 2), ("ffff00001111", 1)]
+    assert [d.state for d in fleet.devices if d.device == "new-4"] == ["unreadable"]
+
+
+def test_the_command_prints_a_table_a_timeline_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--store", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "kiosk-1  ready" in said
+    assert "0 records lost, 5 dropped and told" in said
+    assert main(["--store", str(folder), "--json"]) == 0
+    document = msgspec.json.decode(capsys.readouterr().out)
+    assert (len(document["devices"]), document["lost"]) == (4, 0)
+    assert main(["robot-3", "--store", str(folder), "--last", "3", "--json"]) == 0
+    assert [event["seq"] for event in msgspec.json.decode(capsys.readouterr().out)] == [48, 49, 50]
+    assert main(["robot-3", "--store", str(folder), "--last", "99"]) == 0
+    assert "dropped 5 of gen: spool-full" in capsys.readouterr().out
+
+
+def test_a_lost_record_makes_the_answer_no(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        fill(store, answers("kiosk-1", 5, first=3))
+    assert main(["--store", str(tmp_path), "--json"]) == 1
+
+
+@pytest.mark.parametrize("argv", [["nobody"], ["a/b"], ["--last", "0"]])
+def test_wrong_use_is_said_in_a_line(folder: Path, argv: list[str]) -> None:
+    with pytest.raises(InputError):
+        main([*argv, "--store", str(folder)])
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    with Pages(str(folder), 0) as pages:
+        thread = threading.Thread(target=pages.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield pages.url
+        pages.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert chromium, "these tests need Chromium; run: apt-get install chromium"
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield made
+        made.close()
+
+
+@pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
+def page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    width, height = request.param
+    made = browser.new_page(viewport={"width": width, "height": height})
+    faults: list[str] = []
+    made.on("pageerror", lambda error: faults.append(str(error)))
+    made.on("request", lambda asked: faults.append(asked.url) if not asked.url.startswith(url) else None)
+    made.goto(url)
+    yield made
+    made.close()
+    assert not faults, "a script failed, or something was fetched from elsewhere"
+
+
+def test_the_page_shows_the_fleet_and_leads_to_a_devices_timeline(page: Page) -> None:
+    expect(page.locator("main")).to_contain_text("4devices, 1 ready")
+    expect(page.locator(".tile b.good").last).to_have_text("0")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("link", name="robot-3").click()
+    expect(page.locator("h1")).to_have_text("robot-3")
+    expect(page.locator(".strip div")).to_have_count(45)
+    expect(page.locator("main")).to_contain_text("dropped 5 of gen: spool-full")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("link", name="all devices").click()
+    expect(page.locator("h1")).to_have_text("fieldlm fleet")
+
+
+def test_what_devices_say_of_themselves_is_text_and_no_prompt_is_shown(browser: Browser, url: str) -> None:
+    page = browser.new_page()
+    for path in ("", "/robot-3"):
+        page.goto(url + path)
+        expect(page.locator("main")).to_contain_text(ATTACK[:20])
+        assert page.locator("img, script").count() == 0
+        assert "never to be seen" not in page.content()
+        assert page.evaluate("window.pwned") is None
+    page.close()
+
+
+def test_only_this_machine_by_its_own_name_may_read_it(url: str) -> None:
+    for path, host, status in (("/", "evil.example", 403), ("/nobody", "127.0.0.1", 404), ("/", "localhost:1", 200)):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"))
+        connection.request("GET", path, headers={"host": host})
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_a_page_of_many_devices_shows_those_first_that_need_a_look(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    names = [f"device-{number:03}" for number in range(250)]
+    sick = rng.choice(names)
+    with Store(tmp_path) as store:
+        for name in names:
+            fill(store, answers(name, 1))
+            store.note_presence(name, '{"state":"lost"}' if name == sick else '{"state":"ready"}')
+        drawn = fleet_page(look(store), "test")
+    assert drawn.index(f"/{sick}") < min(drawn.index(f"/{name}") for name in names[:5] if name != sick)
+    assert "and 50 more" in drawn

@@ -1,0 +1,151 @@
+"""A rollout over a real store and a real repository, driven by the commands a person would type."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fieldlm.core.errors import InputError
+from fieldlm.formats import block
+from fieldlm.formats.record import Record
+from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.fleet.rollout import main
+from fieldlm_compiler.repository.offers import offered
+from fieldlm_compiler.repository.publish import make_offer, publish
+from tests.support.update_simulators import small_bundle
+
+PROFILES = ("jetson", "pi")
+OLD = "0ld000000000"
+
+
+@dataclass
+class World:
+    """Devices that exist in a store only: they take what is offered to them, and some come to harm."""
+
+    folder: Path
+    new: dict[str, str] = field(default_factory=dict[str, str])
+    seq: dict[str, int] = field(default_factory=dict[str, int])
+
+    def main(self, *words: str) -> int:
+        return main([*words, "--store", str(self.folder / "store"), *self.where(), "--json"])
+
+    def where(self) -> list[str]:
+        return [
+            "--to", str(self.folder / "repository"), "--keys", str(self.folder / "keys"), "--patience", "0",
+            "--spread", "0", "--every", "0.1",
+        ]  # fmt: skip
+
+    def names(self, profile: str) -> list[str]:
+        return [f"{profile}-{number}" for number in range(200)]
+
+    def live(self, *, harmed: str = "") -> None:
+        """Let every device take what its repository offers; those of `harmed` fall back from it."""
+        repository = offered(self.folder / "repository")
+        with Store(self.folder / "store") as store:
+            for profile in PROFILES:
+                (newest,) = [one for one in repository if one.profile == profile][-1:]
+                for device in self.names(profile):
+                    takes = bool(self.new) and newest.offer.reaches(device)
+                    is_good = takes and profile != harmed
+                    state = {"state": "ready", "profile": profile, "generation": self.new[profile] if is_good else OLD}
+                    store.note_presence(device, json.dumps(state))
+                    if takes and not is_good:
+                        store.append([block.parse(block.encode([self.record(device, self.new[profile])]))])
+
+    def record(self, device: str, bundle: str) -> Record:
+        self.seq[device] = self.seq.get(device, 0) + 1
+        detail = {"event": "update.rolled-back", "bundle": bundle, "reason": "garbage"}
+        return msgspec.convert(
+            {
+                "device": device, "epoch": 7, "stream": "ota", "seq": self.seq[device], "kind": "update",
+                "detail": detail, "wall_ms": int(time.time() * 1000),
+            },
+            Record,
+        )  # fmt: skip
+
+    def offers(self) -> dict[str, Any]:
+        return {one.profile: one.offer for one in offered(self.folder / "repository") if one.profile in PROFILES}
+
+    def document(self) -> dict[str, Any]:
+        return json.loads((self.folder / "store" / "rollout.json").read_text())
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Two profiles with a release before, and a new one that nobody is offered yet."""
+    world = World(tmp_path)
+    for profile in PROFILES:
+        for name, share in (("old", 100.0), ("new", 0.0)):
+            bundle = small_bundle(
+                tmp_path / f"{profile}-{name}", base=f"{profile}-{name}", base_bytes=500, profile=profile
+            )
+            publish(bundle.folder, tmp_path / "repository", keys=tmp_path / "keys", offer=make_offer(share, 0.0))
+        world.new[profile] = bundle.generation
+    world.live()
+    return world
+
+
+def test_a_release_that_harms_one_profile_is_taken_back_there_and_held_elsewhere(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    controller = begin(world)
+    assert {profile: offer.share_ppm for profile, offer in world.offers().items()} == {"jetson": 150_000, "pi": 150_000}
+    world.live(harmed="pi")
+    assert world.main("watch", "--once") == 1
+    document = world.document()
+    assert (document["status"], document["wave"]) == ("reverted", 0)
+    pulled = {one.profile: one.offer.pulled for one in offered(world.folder / "repository") if one.offer.pulled}
+    assert list(pulled) == ["pi"]
+    assert "rolled-back" in pulled["pi"]
+    assert world.offers()["jetson"].paused
+    assert world.offers()["pi"].is_open, "what was there before is offered again, under a number of its own"
+    (bad,) = [each for each in document["evidence"] if each["profile"] == "pi"]
+    assert bad["updated_bad"] == bad["updated"] > 10
+    assert bad["control_bad"] == 0
+    assert controller == document["tracks"]
+    page = (world.folder / "store" / "rollout.html").read_text()
+    assert "Reverted" in page
+    assert f"{bad['updated_bad']} of {bad['updated']}" in page
+    capsys.readouterr()
+
+
+def begin(world: World) -> Any:
+    """Start a rollout and do not look yet; return its tracks."""
+    assert world.main("start", "--once") == 0
+    return world.document()["tracks"]
+
+
+def test_a_rollout_can_be_paused_resumed_and_aborted(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(world)
+    with pytest.raises(InputError, match="not over"):
+        world.main("start")
+    assert world.main("pause") == 0
+    assert all(offer.paused for offer in world.offers().values())
+    assert world.document()["status"] == "paused"
+    assert world.main("abort", "--reason", "the shop asked for it") == 1
+    pulled = {one.offer.pulled for one in offered(world.folder / "repository") if one.offer.pulled}
+    assert pulled == {"the shop asked for it"}
+    capsys.readouterr()
+    assert main(["show", "--store", str(world.folder / "store")]) == 1
+    assert "aborted" in capsys.readouterr().out
+
+
+def test_a_harmless_release_reaches_everybody(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(world)
+    shares = list[int]()
+    while world.document()["status"] == "running":
+        shares.append(world.offers()["pi"].share_ppm)
+        world.live()
+        assert world.main("watch", "--once") == 0
+    assert world.document()["status"] == "done"
+    assert shares == [150_000, 150_000, 150_000, 250_000, 500_000, 1_000_000]
+    capsys.readouterr()
+
+
+def test_what_is_no_rollout_says_how_to_begin_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fieldlm rollout start"):
+        main(["show", "--store", str(tmp_path)])

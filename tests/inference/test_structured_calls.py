@@ -1,0 +1,137 @@
+"""Answers as objects in the same process, waited for or awaited."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import msgspec
+import pytest
+from pydantic import BaseModel
+
+from fieldlm.core.errors import InputError
+from fieldlm.engines import Sampling, Terms
+from fieldlm.engines.llama import LlamaEngine
+from fieldlm.formats.bundle import Bundle
+from fieldlm.inference.async_model import AsyncModel
+from fieldlm.inference.model import Model
+from fieldlm.inference.structured import MissedError
+
+ASKED = "Two coffees, please"
+HOT = Sampling(temperature=2.0, seed=7)
+LATE = Terms(deadline_s=0.0)
+
+
+class Item(msgspec.Struct):
+    drink: Literal["coffee", "tea"]
+    count: Literal[1, 2, 3]
+
+
+class Order(msgspec.Struct):
+    items: list[Item] = msgspec.field(default_factory=list[Item])
+    to_go: bool = False
+
+
+@dataclass
+class Move:
+    direction: Literal["left", "right"]
+    fast: bool
+
+
+class Grip(TypedDict):
+    hand: Literal["left", "right"]
+
+
+class Speak(BaseModel):
+    tone: Literal["calm", "loud"]
+
+
+@pytest.fixture(scope="module")
+def model(base_bundle: Bundle) -> Iterator[Model]:
+    with Model.open(base_bundle, threads=1, context=512, parallel=2) as opened:
+        yield opened
+
+
+def test_every_kind_of_type_comes_back_as_its_own_object(model: Model) -> None:
+    for seed in range(4):
+        sampling = Sampling(temperature=2.0, seed=seed)
+        assert isinstance(model.call(Item, ASKED, sampling), Item)
+        assert isinstance(model.call(Move, ASKED, sampling), Move)
+        assert isinstance(model.call(Speak, ASKED, sampling), Speak)
+        assert model.call(Grip, ASKED, sampling)["hand"] in ("left", "right")
+        answer: Any = model.call({"enum": ["yes", "no"]}, ASKED, sampling)
+        assert answer in ("yes", "no")
+
+
+def test_an_object_within_an_object_is_checked_too(model: Model) -> None:
+    bounded = {"type": "array", "items": {"enum": ["coffee", "tea"]}, "minItems": 2, "maxItems": 2}
+    drinks: list[str] = model.call(bounded, ASKED, HOT)
+    assert len(drinks) == 2
+    assert set(drinks) <= {"coffee", "tea"}
+    order = model.call(Order, ASKED, Sampling(max_tokens=400), on_miss=Order())
+    assert isinstance(order, Order)
+    assert all(isinstance(item, Item) for item in order.items)
+
+
+def test_an_answer_that_is_not_whole_is_no_object(model: Model) -> None:
+    with pytest.raises(MissedError) as cut:
+        model.call(Item, ASKED, Sampling(max_tokens=2))
+    assert cut.value.outcome == "length"
+    with pytest.raises(MissedError) as late:
+        model.call(Item, ASKED, terms=LATE)
+    assert late.value.outcome == "deadline_exceeded"
+    canned = Item(drink="tea", count=1)
+    assert model.call(Item, ASKED, terms=LATE, on_miss=canned) is canned
+
+
+def test_what_cannot_be_honoured_is_refused(model: Model) -> None:
+    with pytest.raises(InputError, match="'not'"):
+        model.call({"not": {}}, ASKED)
+    with pytest.raises(InputError, match="has no JSON schema"):
+        model.call(Model, ASKED)
+
+
+def test_asyncio_gets_the_same(model: Model) -> None:
+    alone = model.chat("Hello", Sampling(max_tokens=8)).text
+
+    async def all_of_it() -> None:
+        mate = AsyncModel(model)
+        assert (await mate.chat("Hello", Sampling(max_tokens=8))).text == alone
+        item, move = await asyncio.gather(mate.call(Item, ASKED), mate.call(Move, ASKED))
+        assert isinstance(item, Item)
+        assert isinstance(move, Move)
+        assert await mate.call(Item, ASKED, terms=LATE, on_miss=item) is item
+        async with aclosing(mate.stream("Hello", Sampling(max_tokens=8))) as stream:
+            assert "".join([chunk.text async for chunk in stream]) == alone
+
+    asyncio.run(all_of_it())
+
+
+def test_a_cancelled_task_frees_its_sequence(model: Model) -> None:
+    engine = model.engine
+    assert isinstance(engine, LlamaEngine)
+
+    async def leave() -> None:
+        mate = AsyncModel(model)
+        task = asyncio.create_task(mate.chat("Count to a thousand.", Sampling(max_tokens=450)))
+        while not engine.running:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    deadline = time.monotonic() + 60
+    while engine.running:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_it_opens_and_closes_in_asyncio(base_bundle: Bundle) -> None:
+    async def once() -> str:
+        async with await AsyncModel.open(base_bundle, threads=1, context=128, parallel=1) as mate:
+            return (await mate.chat("Hello", Sampling(max_tokens=2))).text
+
+    assert asyncio.run(once())

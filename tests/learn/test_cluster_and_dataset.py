@@ -1,0 +1,166 @@
+import json
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fieldlm.core.errors import InputError
+from fieldlm_compiler.learn import embed
+from fieldlm_compiler.learn.cluster import cluster, main, signature
+from fieldlm_compiler.learn.curate import Example, read_examples, write_examples
+from fieldlm_compiler.learn.dataset import dataset
+from fieldlm_compiler.learn.dataset import main as dataset_main
+from fieldlm_compiler.learn.embed import Embedder
+
+ITEMS = ["latte", "tea", "muffin", "bagel", "mocha", "cookie", "espresso", "scone"]
+DAYS = ["monday", "tuesday", "friday", "sunday"]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder()
+
+
+def talk(count: int, *, seed: int = 1, start: int = 0) -> list[Example]:
+    """Three kinds of requests, in turn."""
+    rng = random.Random(seed)
+    found: list[Example] = []
+    for number in range(start, start + count):
+        item, day, many = rng.choice(ITEMS), rng.choice(DAYS), rng.randint(1, 6)
+        kinds = [
+            (f"can I get {many} {item}s please", {"name": "order", "arguments": {"item": item, "quantity": many}}),
+            (f"a table for {many} on {day}", {"name": "book_table", "arguments": {"people": many, "day": day}}),
+            (f"when do you open on {day}", {"name": "opening_hours", "arguments": {"day": day}}),
+        ]
+        said, call = kinds[number % 3]
+        found.append(
+            Example(
+                messages=[{"role": "user", "content": f"{said} {number}"}],
+                answer=json.dumps(call),
+                label_source="correction",
+                session=f"s{number % 40}",
+                response=f"r{number}",
+                split="eval" if number % 40 < 4 else "train",
+                consent="yes",
+                generation="abc",
+            )
+        )
+    return found
+
+
+def filled(folder: Path, examples: list[Example]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_examples(folder / "examples.jsonl", examples)
+    return folder
+
+
+def test_tasks_are_found_without_being_told(tmp_path: Path, embedder: Embedder) -> None:
+    folder = filled(tmp_path, talk(240))
+    tasks = cluster(folder, embedder=embedder)
+    assert sorted(task["name"].split(":")[0] for task in tasks) == ["book_table", "opening_hours", "order"]
+    assert [task["size"] for task in tasks] == [80, 80, 80]
+    by_task = {(e.task, signature(e.answer)[0]) for e in read_examples(folder)}
+    assert len(by_task) == 3
+
+
+def test_the_same_examples_give_the_same_tasks(tmp_path: Path, embedder: Embedder) -> None:
+    one, two = (filled(tmp_path / name, talk(150)) for name in ("one", "two"))
+    assert cluster(one, embedder=embedder) == cluster(two, embedder=embedder)
+    assert (one / "tasks.json").read_bytes() == (two / "tasks.json").read_bytes()
+    assert (one / "examples.jsonl").read_bytes() == (two / "examples.jsonl").read_bytes()
+
+
+def test_a_task_keeps_its_id_when_more_of_it_comes(tmp_path: Path, embedder: Embedder) -> None:
+    folder = filled(tmp_path, talk(150))
+    before = {task["name"].split(":")[0]: task["id"] for task in cluster(folder, embedder=embedder)}
+    filled(tmp_path, talk(210, seed=9, start=500))
+    after = {task["name"].split(":")[0]: task["id"] for task in cluster(folder, embedder=embedder)}
+    assert after == before
+
+
+def test_a_handful_of_examples_is_one_task(tmp_path: Path, embedder: Embedder) -> None:
+    (task,) = cluster(filled(tmp_path, talk(5)), embedder=embedder)
+    assert task["size"] == 5
+
+
+def test_texts_of_the_same_meaning_are_nearer_than_others(embedder: Embedder) -> None:
+    rows = embedder(["a cup of coffee", "one espresso please", "the train to Berlin is late"])
+    assert rows[0] @ rows[1] > rows[0] @ rows[2]
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shape"),
+    [
+        ('{"name":"order","arguments":{"b":1,"a":2}}', ("order", "order.a", "order.b")),
+        ('[{"function":"add","args":{"x":1}}]', ("add", "add.x")),
+        ('{"a":1}', ("object", "object.a")),
+        ("Certainly!", ("text",)),
+        ("[]", ("text",)),
+    ],
+)
+def test_the_shape_of_an_answer_is_what_it_calls_with_which_arguments(answer: str, shape: tuple[str, ...]) -> None:
+    assert signature(answer) == shape
+
+
+def test_vectors_that_are_not_the_pinned_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(into: Path) -> Path:
+        with zipfile.ZipFile(into / "wordllama.whl", "w") as archive:
+            for member, _ in embed.FILES.values():
+                archive.writestr(member, b"other")
+        return into / "wordllama.whl"
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(embed, "_download", download)
+    with pytest.raises(InputError, match="not the pinned one"):
+        embed.fetch()
+    assert not list((tmp_path / "fieldlm" / "embeddings").iterdir())
+
+
+def test_a_dataset_is_named_by_its_content(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "examples", talk(60))
+    first = dataset(folder, tmp_path / "sets")
+    assert dataset(folder, tmp_path / "sets") == first
+    assert dataset(folder, tmp_path / "elsewhere").name == first.name
+    filled(folder, talk(61))
+    assert dataset(folder, tmp_path / "sets") != first
+
+
+def test_a_dataset_holds_conversations_that_end_with_the_label(tmp_path: Path) -> None:
+    made = dataset(filled(tmp_path / "examples", talk(60)), tmp_path / "sets")
+    train = [json.loads(line) for line in (made / "train.jsonl").read_text().splitlines()]
+    held_out = [json.loads(line) for line in (made / "eval.jsonl").read_text().splitlines()]
+    assert [message["role"] for message in train[0]["messages"]] == ["user", "assistant"]
+    assert {line["session"] for line in train}.isdisjoint(line["session"] for line in held_out)
+    document = json.loads((made / "dataset.json").read_text())
+    assert (document["id"], document["train"], document["eval"]) == (made.name, len(train), len(held_out))
+    assert (document["consents"], document["generations"]) == ({"yes": 60}, {"abc": 60})
+
+
+def test_a_dataset_of_one_task_holds_only_that(
+    tmp_path: Path, embedder: Embedder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = filled(tmp_path / "examples", talk(150))
+    task = next(task for task in cluster(folder, embedder=embedder) if task["name"].startswith("book_table"))
+    assert dataset(folder, tmp_path / "sets", task=task["id"]) == dataset(folder, tmp_path / "sets", task=task["name"])
+    args = [str(folder), "--out", str(tmp_path / "sets"), "--task", task["id"], "--json"]
+    assert dataset_main(args) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["tasks"] == {task["id"]: 50}
+    with pytest.raises(InputError, match="there is no task 'tea'"):
+        dataset(folder, tmp_path / "sets", task="tea")
+
+
+def test_examples_without_training_customers_make_no_dataset(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "examples", [e for e in talk(60) if e.split == "eval"])
+    with pytest.raises(InputError, match="no training example"):
+        dataset(folder, tmp_path / "sets")
+
+
+def test_a_missing_examples_folder_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fieldlm curate"):
+        main([str(tmp_path)])
+    with pytest.raises(InputError, match="fieldlm curate"):
+        dataset_main([str(tmp_path), "--out", str(tmp_path)])

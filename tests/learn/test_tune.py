@@ -1,0 +1,157 @@
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fieldlm.core.errors import InputError, MissingPartError
+from fieldlm_compiler.learn.packing import pack
+from fieldlm_compiler.learn.tokenized import Example, read_examples
+from fieldlm_compiler.learn.tune import Recipe, answer_logits, evaluate_loss, tune, with_adapter
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer llama with a byte-level vocabulary."""
+    folder = tmp_path_factory.mktemp("tiny")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    def row(word: str) -> dict[str, list[dict[str, str]]]:
+        said = (("system", "count"), ("user", word), ("assistant", str(len(word))))
+        return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+    rows = [row(word) for word in ("tea", "latte", "mocha", "espresso", "cake", "pie", "juice", "water")]
+    for name in ("train.jsonl", "eval.jsonl"):
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return tmp_path
+
+
+def test_one_packed_row_has_the_loss_and_the_gradients_of_separate_rows(checkpoint: Path, dataset: Path) -> None:
+    examples = read_examples(dataset / "train.jsonl", checkpoint, 512)
+    torch.manual_seed(1)
+    model: Any = with_adapter(checkpoint, Recipe(rank=4, targets=("q_proj", "down_proj"), precision="float32"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.02)
+
+    def step(groups: list[list[Example]]) -> tuple[float, torch.Tensor]:
+        model.zero_grad()
+        count = sum(len(e.tokens) - e.answer_at for e in examples)
+        total = 0.0
+        for group in groups:
+            row = pack(group)
+            loss = cross_entropy(answer_logits(model, row), row.targets, reduction="sum") / count
+            loss.backward()
+            total += float(loss.detach())
+        return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    loss_packed, gradient_packed = step([examples])
+    loss_apart, gradient_apart = step([[example] for example in examples])
+    assert loss_packed == pytest.approx(loss_apart, rel=1e-5)
+    torch.testing.assert_close(gradient_packed, gradient_apart, rtol=1e-3, atol=1e-6)
+
+
+def test_the_loss_counts_answers_only(checkpoint: Path, dataset: Path) -> None:
+    examples = read_examples(dataset / "train.jsonl", checkpoint, 512)
+    row = pack(examples)
+    assert bytes(row.targets.tolist()[:4]) != b""
+    assert len(row.targets) == sum(len(e.tokens) - e.answer_at for e in examples)
+    assert row.tokens.shape[1] < sum(len(e.tokens) for e in examples), "the common beginning is laid once"
+
+
+def test_tuning_lowers_the_loss_and_leaves_a_peft_folder(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = Recipe(rank=8, epochs=30, batch=4, learning_rate=3e-2, precision="float32")
+    document = tune(checkpoint, dataset, tmp_path / "adapter", recipe)
+    assert document["eval_loss_after"] < 0.7 * document["eval_loss_before"]
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tune.json",
+    }
+
+
+def test_the_same_seed_gives_the_same_losses(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = Recipe(rank=4, epochs=2, batch=4, precision="float32")
+    losses = [tune(checkpoint, dataset, tmp_path / name, recipe)["losses"] for name in ("a", "b")]
+    assert losses[0] == losses[1]
+
+
+# An interruption between opening a file and the block that closes it leaves that to Python, which warns.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
+    checkpoint: Path, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe(rank=4, epochs=100, batch=4, precision="float32")
+    whole = tune(checkpoint, dataset, tmp_path / "whole", recipe)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, whole["seconds"] / 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tune(checkpoint, dataset, tmp_path / "stopped", recipe, keep_every_s=0.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not (tmp_path / "stopped").exists()
+    assert tune(checkpoint, dataset, tmp_path / "stopped", recipe)["losses"] == whole["losses"]
+    assert "going on after step" in capfd.readouterr().err
+    assert not list(tmp_path.glob(".stopped*")), "what it took to go on is gone when it is done"
+
+
+def test_evaluating_nothing_gives_nothing(checkpoint: Path) -> None:
+    assert evaluate_loss(None, [], 4) is None
+
+
+def test_a_missing_dataset_says_how_to_make_one(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fieldlm dataset"):
+        read_examples(tmp_path / "train.jsonl", checkpoint, 512)
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere has no tokenizer\.json"):
+        read_examples(dataset / "train.jsonl", tmp_path / "nowhere", 512)
+
+
+def test_a_row_moves_whole(checkpoint: Path, dataset: Path) -> None:
+    row = pack(read_examples(dataset / "train.jsonl", checkpoint, 512), "meta")
+    held = [value for value in vars(row).values() if isinstance(value, torch.Tensor)]
+    assert len(held) == 7
+    assert {tensor.device.type for tensor in held} == {"meta"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_pytorch_does_not_see_is_said(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingPartError, match=r"--device cuda: PyTorch .* or take --device cpu"):
+        tune(checkpoint, dataset, tmp_path / "adapter", Recipe(device="cuda"))
+
+
+def test_an_example_that_is_too_long_is_named(checkpoint: Path, dataset: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.jsonl:1 has \d+ tokens"):
+        read_examples(dataset / "train.jsonl", checkpoint, 8)

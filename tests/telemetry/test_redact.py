@@ -1,0 +1,100 @@
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldlm.telemetry.redaction import redact, redact_messages
+
+PERSONAL = [
+    ("Hi, my name is Xiulan and I'd like a latte", "Hi, my name is <NAME> and I'd like a latte"),
+    ("my name is xiulan", "my name is <NAME>"),
+    ("A flat white for Maria please", "A flat white for <NAME> please"),
+    ("this is for Ahmed Patel", "this is for <NAME>"),
+    ("thank you, i'm Anna Keller", "thank you, i'm <NAME>"),
+    ("I'm Ngozi, cancel it", "I'm <NAME>, cancel it"),
+    ("Thanks, Emma's order", "Thanks, <NAME>'s order"),
+    ("call me at +1 (415) 555-0199", "call me at <PHONE>"),
+    ("my number is 555-0199", "my number is <PHONE>"),
+    ("reach me on 0151 23456789", "reach me on <PHONE>"),
+    ("it's five five five, one two three four", "it's <PHONE>"),
+    ("write to ana.b+x@mail.example.com", "write to <EMAIL>"),
+    ("jane dot doe at gmail dot com", "<EMAIL>"),
+    ("card 4111 1111 1111 1111 exp 10/27", "card <CARD> exp 10/27"),
+    ("card 4111-1111-1111-1111", "card <CARD>"),
+    ("IBAN DE89 3704 0044 0532 0130 00 ok", "IBAN <IBAN> ok"),
+    ("bring it to 12 Baker Street", "bring it to <ADDRESS>"),
+    ("Hauptstraße 5, please", "<ADDRESS>, please"),
+    ("use sk-abcdefghijklmnopqrstuvwx", "use <KEY>"),
+    ("the password is hunter22", "the password is <KEY>"),
+]
+HARMLESS = [
+    "two lattes for here", "that's for me", "a table for Friday", "for friday, two lattes", "For Here", "for Christmas",
+    "I'm fine, thanks", "I'm Allergic to nuts", "Iced Latte For Here", "an Earl Grey and one jasmine tea",
+    "a rose lemonade with basil and ginger", "an Oat Flat White for Takeaway", "2 coffees on the way",
+    "3 large hot drinks for the road", "order 1234567", "2 lattes, 3.50 each, at 10:30 on 2026-11-22",
+    "4 mochas, double shot, extra hot, for Lunch", "For Maple Latte", "it's Hot today", "the Victoria sponge",
+    "call me when it's ready", "a table for six people today at 5 pm", "Benedict eggs for two",
+    '{"name":"order","arguments":{"items":[{"item":"earl grey","quantity":2}],"place":"here"}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "clean"), PERSONAL)
+def test_what_identifies_a_person_becomes_a_placeholder(text: str, clean: str) -> None:
+    assert redact(text) == clean
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_an_order_survives_byte_for_byte(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_a_number_that_fails_its_checksum_is_neither_card_nor_iban() -> None:
+    assert "<CARD>" not in redact("card 4111 1111 1111 1112")
+    assert "<IBAN>" not in redact("IBAN DE89 3704 0044 0532 0130 01")
+
+
+def test_json_stays_json_and_keeps_its_style() -> None:
+    spaced = '{"function": "set_name", "arguments": {"customer_name": "Xiu", "phone": 4155550199, "item": "latte"}}'
+    assert redact(spaced) == (
+        '{"function": "set_name", "arguments": {"customer_name": "<NAME>", "phone": "<PHONE>", "item": "latte"}}'
+    )
+    assert redact('{"to":"Maria"}') == '{"to":"<NAME>"}'
+
+
+def test_a_name_that_was_introduced_is_found_everywhere() -> None:
+    messages = [{"role": "user", "content": "my name is Xiulan"}, {"role": "user", "content": "xiulan wants tea"}]
+    clean = redact_messages(messages, names=["xiulan"])
+    assert [message["content"] for message in clean] == ["my name is <NAME>", "<NAME> wants tea"]
+    assert [message["role"] for message in clean] == ["user", "user"]
+
+
+@given(st.text(max_size=200))
+def test_redacting_twice_changes_nothing_more(text: str) -> None:
+    once = redact(text)
+    assert redact(once) == once
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5), st.text(max_size=20) | st.integers() | st.lists(st.text(max_size=9)), max_size=4
+    )
+)
+def test_any_json_stays_json(value: dict[str, object]) -> None:
+    assert isinstance(json.loads(redact(json.dumps(value))), dict)
+
+
+def test_a_fleets_own_patterns_are_redacted_wherever_text_stands() -> None:
+    members = [re.compile(r"\bMB-\d{5}\b")]
+    assert redact("I'm member MB-12345, a latte", patterns=members) == "I'm member <CUSTOM>, a latte"
+    assert (
+        redact('{"member":"MB-12345","n":[1,"MB-54321"]}', patterns=members)
+        == '{"member":"<CUSTOM>","n":[1,"<CUSTOM>"]}'
+    )
+    assert redact_messages([{"content": "MB-12345"}], patterns=members) == [{"content": "<CUSTOM>"}]
+
+
+def test_a_number_in_json_is_judged_by_its_key() -> None:
+    assert redact('{"ticket":4155550132}') == '{"ticket":4155550132}'
+    assert redact('{"call":4155550132}') == '{"call":"<PHONE>"}'

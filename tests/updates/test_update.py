@@ -1,0 +1,167 @@
+"""An update over a folder repository, with a simulated engine."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fieldlm.blobs.sources import StoppedError
+from fieldlm.core.errors import EngineError
+from fieldlm.core.files import canonical_json
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.release import Pointer
+from fieldlm.updates.slots import MAX_ATTEMPTS
+from fieldlm.updates.updater import Updater
+from fieldlm_compiler.repository import offers
+from fieldlm_compiler.repository.metadata import Ring
+from tests.support.update_simulators import BASE_BYTES, Site, make_site, small_bundle
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Bundle:
+    return small_bundle(tmp_path / "tuned", adapter="coffee")
+
+
+@pytest.fixture
+def site(tmp_path: Path, tuned: Bundle) -> Iterator[Site]:
+    """A device whose repository offers it an adapter for its base."""
+    site = make_site(tmp_path, small_bundle(tmp_path / "base"))
+    site.publish(tuned)
+    yield site
+    site.slots.close()
+
+
+def test_an_adapter_update_moves_the_adapter_and_not_the_base(site: Site, tuned: Bundle) -> None:
+    result = site.update()
+    assert (result.outcome, result.seq, result.generation) == ("updated", 1, tuned.generation)
+    assert site.live.current.bundle.id == site.slots.current().id == tuned.id
+    assert 200_000 < result.bytes_fetched < 220_000
+    assert result.bytes_bundle > BASE_BYTES
+    steps = [moment.step for moment in result.timeline]
+    assert steps == ["check", "fetch", "verify", "load", "probe", "switch", "observe", "commit"]
+
+
+def test_the_story_of_an_update_is_told(site: Site) -> None:
+    site.update()
+    told = [event for event, _ in site.events]
+    assert told == [f"update.{word}" for word in (
+        "checked", "fetched", "verified", "loaded", "probed", "switched", "observed", "committed",
+    )]  # fmt: skip
+    assert int(site.events[1][1]["bytes"]) > 200_000
+
+
+def test_a_device_that_is_up_to_date_fetches_only_metadata(site: Site) -> None:
+    site.update()
+    again = site.update()
+    assert (again.outcome, again.reason) == ("current", "current")
+    assert again.bytes_fetched < 10_000
+
+
+def test_a_pointer_to_what_is_known_does_not_touch_the_repository(site: Site) -> None:
+    site.update()
+    hint = canonical_json(Pointer(seq=1, profile="test"))
+    result = site.updater().check_and_update(hint)
+    assert (result.outcome, result.reason, result.bytes_fetched) == ("current", "hint", 0)
+
+
+@pytest.mark.parametrize("hint", [b"\xff", b"{}", b'{"seq": "x"}', b'{"seq": 9, "profile": "test"}'])
+def test_whatever_a_pointer_says_the_repository_decides(site: Site, hint: bytes) -> None:
+    assert site.updater().check_and_update(hint).outcome == "updated"
+
+
+def test_answers_that_are_not_as_expected_undo_the_update_before_any_request_sees_it(site: Site, tuned: Bundle) -> None:
+    result = site.updater(probe_score=0.4).check_and_update()
+    assert (result.outcome, result.reason) == ("rolled-back", "garbage")
+    assert "40%" in result.detail
+    assert site.live.story == [f"load {tuned.generation}", f"discard {tuned.generation}"]
+    assert site.slots.current().id == site.base.id
+    assert site.events[-1][0] == "update.rolled-back"
+    assert site.events[-1][1]["reason"] == "garbage"
+
+
+def test_a_complaint_after_the_switch_brings_the_old_generation_back(site: Site) -> None:
+    result = site.updater(complaint="every answer is empty").check_and_update()
+    assert (result.outcome, result.reason) == ("rolled-back", "errors")
+    assert site.live.current.bundle.id == site.slots.current().id == site.base.id
+
+
+@pytest.mark.parametrize("error", [EngineError("wrong architecture"), MemoryError("no room"), RuntimeError("native")])
+def test_whatever_an_engine_raises_the_old_generation_answers_on(site: Site, error: Exception) -> None:
+    site.live.breaks_at_load = error
+    result = site.update()
+    assert result.outcome == "rolled-back"
+    assert str(error) in result.detail
+    assert site.live.current.bundle.id == site.slots.current().id == site.base.id
+
+
+def test_an_update_that_is_called_off_again_and_again_is_taken_in_the_end(site: Site) -> None:
+    site.live.breaks_at_load = StoppedError("the device is being stopped")
+    for _ in range(MAX_ATTEMPTS + 1):
+        assert site.update().reason == "stopped"
+    site.live.breaks_at_load = None
+    assert site.update().outcome == "updated"
+
+
+def test_a_release_that_failed_is_not_tried_again_but_the_next_one_is(site: Site) -> None:
+    site.updater(probe_score=0.0).check_and_update()
+    again = site.update()
+    assert (again.outcome, again.reason) == ("refused", "failed-before")
+    better = small_bundle(site.folder / "better", adapter="tea")
+    site.publish(better)
+    assert site.update().generation == better.generation
+
+
+def test_a_failed_bundle_is_tried_again_when_it_comes_as_a_new_release(site: Site, tuned: Bundle) -> None:
+    site.updater(probe_score=0.0).check_and_update()
+    site.publish(small_bundle(site.folder / "other", adapter="tea"))
+    site.publish(tuned)
+    assert site.update().generation == tuned.generation
+
+
+def test_going_back_to_an_older_bundle_is_a_new_release(site: Site) -> None:
+    site.update()
+    site.publish(site.base)
+    result = site.update()
+    assert (result.outcome, result.seq, result.generation) == ("updated", 2, site.base.generation)
+
+
+def test_no_device_goes_back_to_a_release_that_its_publisher_took_back(site: Site, tuned: Bundle) -> None:
+    site.update()
+    site.publish(small_bundle(site.folder / "other", adapter="tea"))
+    site.update()
+    offers.change(site.repository, Ring(site.keys), "test", 2, what="pull", reason="garbage")
+    updater = site.updater()
+    assert updater.check_and_update().generation == tuned.generation
+    assert updater.roll_back("asked: by the owner").id == site.base.id
+    assert "pulled: garbage" in {known.failed for known in site.slots.status().failed}
+
+
+def test_a_bundle_of_another_profile_is_not_offered_to_this_device(site: Site) -> None:
+    site.publish(small_bundle(site.folder / "other", base="other", profile="other"))
+    site.update()
+    assert site.update().reason == "current"
+
+
+def test_a_repository_that_is_away_is_a_reason_and_not_a_verdict(site: Site) -> None:
+    aside = site.repository.rename(site.folder / "away")
+    result = site.update()
+    assert (result.outcome, result.reason) == ("failed", "link")
+    aside.rename(site.repository)
+    assert site.update().outcome == "updated"
+
+
+def test_without_a_trusted_root_nothing_is_taken(site: Site) -> None:
+    updater = Updater(site.slots, site.live, repository=str(site.repository))
+    result = updater.check_and_update()
+    assert (result.outcome, result.reason) == ("failed", "trust")
+
+
+def test_updates_asked_for_at_once_run_one_after_the_other(site: Site, tuned: Bundle) -> None:
+    updater = site.updater()
+    for _ in range(5):
+        updater.start()
+    while (state := updater.state).running or not state.runs:
+        time.sleep(0.01)
+    assert site.slots.current().id == tuned.id
+    assert [entry for entry in site.live.story if entry.startswith("load")] == [f"load {tuned.generation}"]
