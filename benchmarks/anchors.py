@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.core.errors import EngineError, FieldlmError, InputError, LinkError, MissingPartError
+from fieldlm.core.errors import EngineError, FieldlmError, InputError, MissingDependencyError, UnavailableError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
 from fieldlm.core.terminal import log, progress
 from fieldlm.hardware.detect import usable_cores
@@ -60,7 +60,9 @@ def llama_tool(name: str) -> Path:
     """
     found = sorted(anchors_root().glob(f"llama.cpp-{version('llama-cpp-python')}-*/{DONE}"), key=_written)
     if not found:
-        raise MissingPartError(f"{name} of llama.cpp {version('llama-cpp-python')} is not built; run: make anchors")
+        raise MissingDependencyError(
+            f"{name} of llama.cpp {version('llama-cpp-python')} is not built; run: make anchors"
+        )
     return found[-1].parent / "bin" / name
 
 
@@ -68,7 +70,7 @@ def genai_overlay() -> Path:
     """Return the folder to put on PYTHONPATH for onnxruntime-genai; raises MissingPartError while there is none."""
     folder = anchors_root() / GENAI.replace("==", "-")
     if not folder.is_dir():
-        raise MissingPartError(f"{GENAI} is not installed beside the environment; run: make anchors")
+        raise MissingDependencyError(f"{GENAI} is not installed beside the environment; run: make anchors")
     return folder
 
 
@@ -124,13 +126,15 @@ def _pip_install(requirement: str, into: Path) -> None:
     )
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["pip said nothing"]
-        raise LinkError(f"pip cannot install {requirement}: {errors[-1].strip()}; check the index (pip config list)")
+        raise UnavailableError(
+            f"pip cannot install {requirement}: {errors[-1].strip()}; check the index (pip config list)"
+        )
 
 
 def _sdist(made: Built) -> Path:
     """Return the source distribution, fetched into the cache and checked against the compiler's pin."""
     if not made.sdist_sha256:
-        raise MissingPartError(f"no source distribution is pinned for llama-cpp-python {made.release}")
+        raise MissingDependencyError(f"no source distribution is pinned for llama-cpp-python {made.release}")
     folder = anchors_root() / f"sdist-{made.release}"
     if not folder.exists():
         with whole_folder(folder) as aside:
@@ -145,7 +149,7 @@ def _compiler() -> str:
     """Return the first line of what the C++ compiler says about itself."""
     name = os.environ.get("CXX", "c++")
     if not shutil.which(name) or not shutil.which("cmake"):
-        raise MissingPartError("building llama-server needs cmake and a C++ compiler; install both and run again")
+        raise MissingDependencyError("building llama-server needs cmake and a C++ compiler; install both and run again")
     return subprocess.run([name, "--version"], capture_output=True, text=True, check=True).stdout.partition("\n")[0]
 
 

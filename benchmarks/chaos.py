@@ -30,7 +30,7 @@ from fieldlm.engines import Outcome
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.hardware.detect import rss_mb
 from fieldlm.inference.adapters import Shelf
-from fieldlm.inference.generations import Live
+from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
 
 AT_ONCE = 12
@@ -176,7 +176,7 @@ async def storm(url: str, count: int, models: Sequence[str], seed: int, seen: Se
     return progress.done
 
 
-def settled(url: str, live: Live) -> State:
+def settled(url: str, live: Generations) -> State:
     """Return the state once nothing runs any more, or after SETTLE_S."""
     engine = live.current.engine
     assert isinstance(engine, LlamaEngine)
@@ -212,7 +212,7 @@ def complaints(seen: Seen, ended: Sequence[tuple[str, str]], count: int) -> list
     return found
 
 
-def run(live: Live, shelf: Shelf, adapters: Sequence[str], count: int, seed: int) -> dict[str, Any]:
+def run(live: Generations, shelf: Shelf, adapters: Sequence[str], count: int, seed: int) -> dict[str, Any]:
     """Let the storm pass over `live`; return outcomes, states before and after, and complaints."""
     # No more than is needed of each: this process's memory is what is measured.
     ended: list[tuple[str, str]] = []
@@ -249,7 +249,7 @@ def main() -> int:
     args = parser.parse_args()
     from fieldlm.formats.bundle import open_bundle
 
-    live = Live(open_bundle(args.bundle), context=512, parallel=4)
+    live = Generations(open_bundle(args.bundle), context=512, parallel=4)
     names = sorted(path.name for path in args.adapters.iterdir() if path.is_dir())
     report = run(live, Shelf(live, args.adapters), names, args.requests, args.seed)
     live.close()

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import msgspec
 
-from fieldlm.blobs.fetch import FolderSource, Manner, Reader, fetch
+from fieldlm.blobs.fetch import ByteReader, FetchPolicy, FolderSource, fetch
 from fieldlm.blobs.server import BlobServer
-from fieldlm.blobs.sources import Bucket, PacedSource
+from fieldlm.blobs.sources import PacedSource, TokenBucket
 from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.swarm import Neighbour, Swarm
 from fieldlm.core import terminal
@@ -70,11 +70,11 @@ class DeadlySource(FolderSource):
         self._left = after
 
     @contextmanager
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
+    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:
         with super().open(path, start, stop) as reader:
             yield _DeadlyReader(self, reader)
 
-    def read(self, reader: Reader, size: int) -> bytes:
+    def read(self, reader: ByteReader, size: int) -> bytes:
         data = reader.read(min(size, self._left) if self._left else size)
         (before,) = struct.unpack("q", self._counter[:8])
         self._counter[:8] = struct.pack("q", before + len(data))
@@ -86,7 +86,7 @@ class DeadlySource(FolderSource):
 
 
 class _DeadlyReader:
-    def __init__(self, source: DeadlySource, reader: Reader) -> None:
+    def __init__(self, source: DeadlySource, reader: ByteReader) -> None:
         self._source = source
         self._reader = reader
 
@@ -131,7 +131,7 @@ def _in_a_child(folder: Path, release: Release, counter: mmap.mmap, after: int) 
 
 def one_site(folder: Path, *, devices: int, size: int, line_bytes_s: float) -> Site:
     """Let `devices` fetch the same file at the same moment over one line."""
-    release, line = offer(folder, size), Bucket(line_bytes_s)
+    release, line = offer(folder, size), TokenBucket(line_bytes_s)
     around, sources, swarms = list[Neighbour](), list[FolderSource](), list[Swarm]()
     with ExitStack() as stack:
         for number in range(devices):
@@ -146,7 +146,7 @@ def one_site(folder: Path, *, devices: int, size: int, line_bytes_s: float) -> S
 
         def run(number: int) -> None:
             source = PacedSource(sources[number], bucket=line, window=None)
-            blobs, manner = Blobs(folder / f"device-{number}"), Manner(neighbours=swarms[number])
+            blobs, manner = Blobs(folder / f"device-{number}"), FetchPolicy(neighbours=swarms[number])
             fetch(source, release, blobs, wanted=[release.files[0]], manner=manner)
 
         began_s = time.monotonic()

@@ -31,7 +31,7 @@ from benchmarks.spool import ID_KEY, morning
 from fieldlm.core import terminal
 from fieldlm.formats import block, topics
 from fieldlm.telemetry.sync_session import WINDOW, Timing
-from fieldlm_compiler.collect.collect import Message, Totals, take_in
+from fieldlm_compiler.collect.collect import CollectTotals, MqttMessage, take_in
 from fieldlm_compiler.collect.parquet import Store
 from tests.support.brokers import Mosquitto
 
@@ -303,7 +303,7 @@ def virtual(devices: int, minutes: float, block_records: int) -> Result:
             for second in range(round(minutes * 60)):
                 who = rng.integers(devices, size=rng.poisson(per_s)).tolist()
                 batch = list(_messages(who, ends, blocks))
-                take_in(store, FLEET, batch, Totals())
+                take_in(store, FLEET, batch, CollectTotals())
                 store.tidy()
                 sent += len(who) * block_records
                 size += sum(len(message.payload) for message in batch)
@@ -334,13 +334,13 @@ def virtual(devices: int, minutes: float, block_records: int) -> Result:
     )
 
 
-def _messages(who: Sequence[int], ends: dict[int, int], blocks: Blocks) -> Iterator[Message]:
+def _messages(who: Sequence[int], ends: dict[int, int], blocks: Blocks) -> Iterator[MqttMessage]:
     for number in who:
         name, end = f"device-{number}", ends.get(number, 0)
         if not end:
             hello = topics.Hello(device=name, epoch=EPOCH, first={"gen": 1}, last={"gen": 0})
-            yield Message(topics.hello_topic(FLEET, name), msgspec.json.encode(hello))
-        yield Message(topics.block_topic(FLEET, name, "gen"), blocks.make(name, end + 1))
+            yield MqttMessage(topics.hello_topic(FLEET, name), msgspec.json.encode(hello))
+        yield MqttMessage(topics.block_topic(FLEET, name, "gen"), blocks.make(name, end + 1))
         ends[number] = end + blocks.count
 
 

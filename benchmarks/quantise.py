@@ -41,13 +41,13 @@ from fieldlm_compiler.export.artefact import Artefact, lower, shrink
 from fieldlm_compiler.pipeline.pack import draft
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search.calibrate import IMATRIX
-from fieldlm_compiler.search.frontier import Point
+from fieldlm_compiler.search.frontier import FrontierPoint
 from fieldlm_compiler.search.search import Search
 from fieldlm_compiler.verify import gates
 from fieldlm_compiler.verify.against_source import Answers, weigh_serving
 from fieldlm_compiler.verify.corpus import read_corpus, read_task
-from fieldlm_compiler.verify.divergence import Measured, measure
-from fieldlm_compiler.verify.limits import Limits, Request
+from fieldlm_compiler.verify.divergence import Divergences, measure
+from fieldlm_compiler.verify.limits import Limits, SearchRequest
 
 MIB = 1 << 20
 SYSTEM_PROMPT = "Answer with one JSON call."
@@ -76,16 +76,16 @@ class Bench:
 
     def search(self, *calibration: str, without: Sequence[str] = UNFAIR) -> Search:
         """Return a search that is calibrated on those of `files`, and ready to make points of its frontier."""
-        request = Request(calibration=tuple(self.files[name] for name in calibration), without=tuple(without))
+        request = SearchRequest(calibration=tuple(self.files[name] for name in calibration), without=tuple(without))
         manifest = draft_manifest(self.checkpoint, self.profile)
         found = Search(manifest, self.full, self.checkpoint, request=request, profile=self.profile, stages=self.stages)
         found.prepare(self.answers)
         return found
 
-    def measure(self, artefacts: Sequence[Artefact], *, examples: int | None = None) -> list[Measured]:
+    def measure(self, artefacts: Sequence[Artefact], *, examples: int | None = None) -> list[Divergences]:
         """Hold `artefacts` against full weights on held-out text and the first `examples` of the test split."""
         pairs = self.examples[:examples]
-        found: list[Measured] = []
+        found: list[Divergences] = []
         for at in range(0, len(artefacts), AT_ONCE):
             some = artefacts[at : at + AT_ONCE]
             asked = {
@@ -95,7 +95,7 @@ class Bench:
             }
             make = partial(self._measure, some, pairs)
             _, made = self.stages.run("bench-measured", asked, make)
-            found += msgspec.convert(made.value, list[Measured])
+            found += msgspec.convert(made.value, list[Divergences])
         return found
 
     def _measure(self, some: Sequence[Artefact], pairs: Sequence[tuple[list[int], list[int]]], _: Path) -> Any:
@@ -113,7 +113,7 @@ class Bench:
 
         folder, made = self.stages.run(f"imatrix-{quant}", asked, make)
         part = replace(next(part for part in self.full.parts if part.role == "base"), source=folder / "model.gguf")
-        size = msgspec.convert(made.value, quantize.Size)
+        size = msgspec.convert(made.value, quantize.WeightsSize)
         return replace(
             self.full, quant=f"{quant}+imatrix", parts=(part,), size=size, sha256=made.files["model.gguf"][2]
         )
@@ -170,7 +170,7 @@ def with_full(
     )
 
 
-def point_within(search: Search, limit_bytes: float) -> Point:
+def point_within(search: Search, limit_bytes: float) -> FrontierPoint:
     """Return the best point whose file has at most `limit_bytes`."""
     points = search.frontier.points
     return next(
@@ -280,7 +280,7 @@ def divisible_part(bench: Bench) -> Table:
 def compile_part(bench: Bench, out: Path, data: Path) -> Table:
     """The whole command, nothing cached but the unpacked wheel, and once more; seconds on the clock and of cores."""
     limits = Limits(max_bundle_mb=SMALL_MIB * MIB / 1e6)
-    request = Request(
+    request = SearchRequest(
         calibration=(bench.files["text"], bench.files["traffic"]), task=bench.files["choose"], limits=limits
     )
     open_checkpoint(DEFAULT_MODEL, Stages(out / "compile"))
@@ -318,7 +318,7 @@ def _computed_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _details(artefacts: Sequence[Artefact], found: dict[str, Measured]) -> str:
+def _details(artefacts: Sequence[Artefact], found: dict[str, Divergences]) -> str:
     rows: list[tuple[str, ...]] = []
     for each in sorted(artefacts, key=lambda each: each.size.bytes):
         one = found[each.sha256]
@@ -330,7 +330,7 @@ def _details(artefacts: Sequence[Artefact], found: dict[str, Measured]) -> str:
     return terminal.table(rows, ("what", "MiB", "mean KL (95 %)", "same top %", "right % (95 %)")) + f"\n{note}"
 
 
-def _kept(found: Measured) -> float:
+def _kept(found: Divergences) -> float:
     assert found.task is not None, "measured with a task"
     assert found.task_full is not None, "measured with a task"
     return found.task.value / found.task_full.value
@@ -344,7 +344,7 @@ def _verdict(passed: bool) -> str:
     return "met" if passed else "MISSED"
 
 
-def _spread(points: Sequence[Point]) -> list[Point]:
+def _spread(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     """Return points whose predictions are equal factors apart."""
     first, last = math.log(points[0].divergence), math.log(max(points[-1].divergence, 1e-5))
     wanted = [math.exp(first + (last - first) * at / (POINTS - 1)) for at in range(POINTS)]

@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from fieldlm_compiler.fleet.waves import Block, Decision, Group, Plan, Rollout, Trouble
+from fieldlm_compiler.fleet.waves import Decision, EvidenceBlock, Group, Rollout, RolloutPlan, Trouble
 
 SHARES = (0.335, 0.2, 0.15, 0.1, 0.08, 0.06, 0.04, 0.02, 0.01, 0.005)
 USUAL = (0.01, 0.04)  # devices in trouble whatever they run, by profile
@@ -56,7 +56,7 @@ def simulate(devices: list[Device], bad: str, harm: float, seed: int) -> Result:
     sizes = dict.fromkeys(sorted({device.profile for device in devices}), 0)
     for device in devices:
         sizes[device.profile] += 1
-    rollout = Rollout(Plan(salt=str(seed), sizes=sizes))
+    rollout = Rollout(RolloutPlan(salt=str(seed), sizes=sizes))
     taken = dict.fromkeys(sizes, 0)
     updated = set[str]()
     while True:
@@ -87,7 +87,7 @@ def live_through(
     """Let one wave happen, a look at a time, until it is over or the rollout is paused."""
     decision = rollout.see({}, is_wave_over=False)
     for look in range(LOOKS):
-        blocks = {profile: Block() for profile in taken}
+        blocks = {profile: EvidenceBlock() for profile in taken}
         for device, group in heard[look::LOOKS]:
             is_updated = group == "updated"
             if is_updated:

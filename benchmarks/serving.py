@@ -23,7 +23,7 @@ from benchmarks import anchors, serving_engine, serving_lookup, serving_onnx, se
 from benchmarks.serving_calls import Calls, kiosk, snips
 from benchmarks.serving_rows import Figure, Job
 from benchmarks.serving_sides import Setting
-from fieldlm.bench.environment import Moment, environment, moment, steal_percent
+from fieldlm.bench.environment import EnvironmentSample, environment, moment, steal_percent
 from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm.core.files import canonical_json, write_whole
@@ -57,8 +57,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     figures: tuple[Figure, ...] = ()
     skipped: str = ""
     seconds: float = 0.0
-    before: Moment | None = None
-    after: Moment | None = None
+    before: EnvironmentSample | None = None
+    after: EnvironmentSample | None = None
 
 
 class Report(msgspec.Struct, kw_only=True):

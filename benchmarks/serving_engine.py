@@ -15,7 +15,7 @@ from benchmarks.serving_rows import Figure, Job, alternate, ratio, story
 from benchmarks.serving_sides import Setting, fieldlm_server, llama_server
 from fieldlm.bench.bench import interval
 from fieldlm.core.errors import EngineError
-from fieldlm.engines import Engine, Generation, Sampling, Terms, open_engine
+from fieldlm.engines import Engine, RunningAnswer, Sampling, Schedule, open_engine
 from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.gguf import read_header
 from fieldlm.hardware.detect import rss_mb
@@ -96,7 +96,7 @@ def _longest(what: str, waits_ms: Sequence[float]) -> Figure:
 def _stopped(engine: Engine, pool: Sequence[int], job: Job, *, by_deadline: bool) -> float:
     """Stop an answer at a moment of its prefill; return the milliseconds until its last chunk."""
     after_s = random.uniform(0.02, 0.4)
-    terms = Terms(deadline_s=after_s) if by_deadline else Terms()
+    terms = Schedule(deadline_s=after_s) if by_deadline else Schedule()
     started_s = time.monotonic()
     generation = engine.start(random.choices(pool, k=LONG_PROMPT), SHORT, terms=terms)
     if not by_deadline:
@@ -171,7 +171,7 @@ def _pool(engine: Engine) -> list[int]:
     return sorted(set(engine.tokenize(text)) - engine.stop_tokens)
 
 
-def _finish(generation: Generation) -> str | None:
+def _finish(generation: RunningAnswer) -> str | None:
     return [chunk.outcome for chunk in generation][-1]
 
 

@@ -22,7 +22,7 @@ from benchmarks.serving_sides import (
     llama_server,
 )
 from fieldlm.bench.bench import Interval, interval
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.core.terminal import Progress
 
 QUESTIONS = (
@@ -206,7 +206,7 @@ def _rate(server: Server, clients: int, asked: Calls) -> Callable[[int], float]:
         replies, spent_s = server.chat_all(asked.bodies(turn + 1, 2 * clients + 2), clients)
         for reply in replies:
             if why := asked.fault(reply.text):
-                raise LinkError(f"{server.name} breaks the schema: {why} in {reply.text[:200]!r}")
+                raise UnavailableError(f"{server.name} breaks the schema: {why} in {reply.text[:200]!r}")
         return len(replies) / spent_s
 
     return measure

@@ -21,9 +21,9 @@ import httptools
 import msgspec
 
 from benchmarks.anchors import llama_tool
-from fieldlm.bench.measure import Line, Spec
+from fieldlm.bench.measure import MeasureLine, Spec
 from fieldlm.cli.broker import free_port
-from fieldlm.core.errors import EngineError, LinkError
+from fieldlm.core.errors import EngineError, UnavailableError
 from fieldlm.formats.bundle import Bundle
 
 COMMAND = "from fieldlm.cli.main import main; raise SystemExit(main())"
@@ -89,7 +89,7 @@ class Server:
         while not self._is_well(path):
             if self._child.poll() is not None or time.monotonic() > end_s:
                 lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-                raise LinkError(f"{self.name} does not answer: {lines[-1]} (log: {self.log})")
+                raise UnavailableError(f"{self.name} does not answer: {lines[-1]} (log: {self.log})")
             time.sleep(0.005)
 
     def _is_well(self, path: str) -> bool:
@@ -145,7 +145,7 @@ def chat(name: str, port: int, body: Body) -> Reply:
             while piece := connection.recv(1 << 16):
                 pieces.append((time.monotonic(), piece))
     except OSError as error:
-        raise LinkError(f"{name} broke off: {error}") from error
+        raise UnavailableError(f"{name} broke off: {error}") from error
     return _read(name, pieces, asked_s)
 
 
@@ -182,9 +182,9 @@ def _read(name: str, received: Sequence[tuple[float, bytes]], asked_s: float) ->
             parser.feed_data(data)
         status = parser.get_status_code() if received else 0
     except httptools.HttpParserError as error:
-        raise LinkError(f"{name} does not speak HTTP: {error}") from error
+        raise UnavailableError(f"{name} does not speak HTTP: {error}") from error
     if status != 200:
-        raise LinkError(f"{name} answers {status}: {_reason(lines.text)}")
+        raise UnavailableError(f"{name} answers {status}: {_reason(lines.text)}")
     pieces: list[tuple[float, str]] = []
     tokens = 0
     for at_s, line in lines.found:
@@ -192,7 +192,7 @@ def _read(name: str, received: Sequence[tuple[float, bytes]], asked_s: float) ->
             continue
         event = msgspec.json.decode(line[6:])
         if "error" in event:
-            raise LinkError(f"the answer failed: {event['error']['message']}")
+            raise UnavailableError(f"the answer failed: {event['error']['message']}")
         text = "".join((choice.get("delta") or {}).get("content") or "" for choice in event.get("choices") or ())
         pieces += [(at_s, text)] * bool(text)
         tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
@@ -282,7 +282,7 @@ def in_process(bundle: Bundle, threads: int, tokens: int) -> float:
     )
     command = [sys.executable, "-m", "fieldlm.bench.measure", msgspec.json.encode(spec).decode()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [msgspec.json.decode(text, type=Line) for text in done.stdout.splitlines() if text.startswith("{")]
+    lines = [msgspec.json.decode(text, type=MeasureLine) for text in done.stdout.splitlines() if text.startswith("{")]
     if not lines or (measured := lines[-1].measured) is None:
         raise EngineError(f"measuring failed: {lines[-1].error if lines else done.stderr.strip()[-200:]}")
     steps = sum(sample.decode_tokens for sample in measured.samples)

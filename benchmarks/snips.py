@@ -23,7 +23,7 @@ from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoi
 from fieldlm_compiler.compile.build import compile_model
 from fieldlm_compiler.demo.processes import device
 from fieldlm_compiler.learn.evaluate import score
-from fieldlm_compiler.learn.tune import Recipe, tune
+from fieldlm_compiler.learn.tune import TrainingRecipe, tune
 
 SYSTEM_PROMPT = "Answer with one JSON call."
 CANDIDATES = (("gguf", "F16"), ("gguf", "Q8_0"), ("gguf", "Q4_K_M"), ("gguf", "Q4_0"), ("onnx", ""))
@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train", type=int, default=1500)
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--batch", type=int, default=Recipe.batch, help="examples a step; a GPU is idle below 100")
+    parser.add_argument(
+        "--batch", type=int, default=TrainingRecipe.batch, help="examples a step; a GPU is idle below 100"
+    )
     parser.add_argument("--test", type=int, default=700)
     parser.add_argument("--out", type=Path, default=Path("build/snips"))
     parser.add_argument("--profile", default="")
@@ -102,7 +104,12 @@ def main() -> None:
     adapter = args.out / f"adapter-{args.train}"
     if not (adapter / "tune.json").exists():
         dataset = write_dataset(args.data, args.train, args.out / f"dataset-{args.train}")
-        tune(open_checkpoint(DEFAULT_MODEL).folder, dataset, adapter, Recipe(epochs=args.epochs, batch=args.batch))
+        tune(
+            open_checkpoint(DEFAULT_MODEL).folder,
+            dataset,
+            adapter,
+            TrainingRecipe(epochs=args.epochs, batch=args.batch),
+        )
     bundles = compile_all(args.out, profile, adapter)
     rows = [json.loads(line) for line in (args.data / "snips-test.jsonl").read_text().splitlines()[: args.test]]
     results = [examine(name, bundle, args.out, profile, rows) for name, bundle in bundles.items()]

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from fieldlm.api.app import make_app
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Live
+from fieldlm.inference.generations import Generations
 from fieldlm.network.auth import Keys
 from fieldlm.network.http_server import listening
 
@@ -22,14 +22,14 @@ KIOSK, LOW, PHONE = (1280, 800), (1024, 600), (390, 844)
 
 
 @pytest.fixture(scope="module")
-def live(base_bundle: Bundle) -> Iterator[Live]:
-    made = Live(base_bundle, threads=1, context=1024, parallel=2)
+def live(base_bundle: Bundle) -> Iterator[Generations]:
+    made = Generations(base_bundle, threads=1, context=1024, parallel=2)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def url(live: Live) -> Iterator[str]:
+def url(live: Generations) -> Iterator[str]:
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         yield server.url
 
@@ -63,7 +63,7 @@ def ask(page: Page, question: str) -> None:
     page.locator("#send").tap()
 
 
-def test_it_shows_what_runs_and_holds_a_conversation(page: Page, live: Live) -> None:
+def test_it_shows_what_runs_and_holds_a_conversation(page: Page, live: Generations) -> None:
     expect(page.locator("#state")).to_have_text("ready", timeout=PATIENCE_MS)
     expect(page.locator("#facts")).to_contain_text(live.current.bundle.generation)
     for question in ("Say hello.", "And again."):
@@ -115,14 +115,14 @@ def test_a_long_message_is_seen_whole(page: Page) -> None:
 
 
 @pytest.fixture
-def fresh_url(live: Live) -> Iterator[str]:
+def fresh_url(live: Generations) -> Iterator[str]:
     """A server that has answered nobody yet."""
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         yield server.url
 
 
 def test_an_answer_is_timed_while_it_is_written_and_stop_really_stops_it(
-    browser: Browser, fresh_url: str, live: Live
+    browser: Browser, fresh_url: str, live: Generations
 ) -> None:
     engine = cast(LlamaEngine, live.current.engine)
     page = browser.new_page(has_touch=True)
@@ -168,7 +168,7 @@ def test_what_the_model_says_is_text_and_never_runs(browser: Browser, url: str) 
     page.close()
 
 
-def test_a_locked_server_asks_for_the_key_once(browser: Browser, live: Live) -> None:
+def test_a_locked_server_asks_for_the_key_once(browser: Browser, live: Generations) -> None:
     with listening(make_app(live, lambda _: None, ready=lambda: None, keys=Keys([KEY]))) as server:
         page = browser.new_page()
         page.goto(server.url)

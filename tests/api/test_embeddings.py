@@ -14,7 +14,7 @@ from fieldlm.api.app import make_app
 from fieldlm.engines import Sampling
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Live
+from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
 from tests.support.material import lora_gguf
 
@@ -23,14 +23,14 @@ TEXTS = ["The cat sleeps on the warm sofa.", "A kitten naps on the couch.", "Int
 
 
 @pytest.fixture(scope="module")
-def live(base_bundle: Bundle) -> Iterator[Live]:
-    made = Live(base_bundle, threads=1, context=256, parallel=2)
+def live(base_bundle: Bundle) -> Iterator[Generations]:
+    made = Generations(base_bundle, threads=1, context=256, parallel=2)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def url(live: Live) -> Iterator[str]:
+def url(live: Generations) -> Iterator[str]:
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         yield server.url
 
@@ -51,7 +51,7 @@ def test_texts_that_mean_the_same_lie_closer(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > 10
 
 
-def test_floats_and_base64_and_tokens_give_the_same_vector(client: openai.OpenAI, live: Live) -> None:
+def test_floats_and_base64_and_tokens_give_the_same_vector(client: openai.OpenAI, live: Generations) -> None:
     tokens = live.current.engine.tokenize(TEXTS[0])
     floats, packed = (
         client.embeddings.create(model=MODEL, input=TEXTS[0], encoding_format=form) for form in ("float", "base64")
@@ -64,7 +64,7 @@ def test_floats_and_base64_and_tokens_give_the_same_vector(client: openai.OpenAI
     assert by_tokens == in_a_list == by_default
 
 
-def test_a_long_text_goes_through_in_pieces_beside_an_answer(live: Live) -> None:
+def test_a_long_text_goes_through_in_pieces_beside_an_answer(live: Generations) -> None:
     engine = live.current.engine
     assert isinstance(engine, LlamaEngine)
     tokens = engine.tokenize("A long text about nothing in particular. " * 40)[:250]
@@ -80,7 +80,7 @@ def test_a_long_text_goes_through_in_pieces_beside_an_answer(live: Live) -> None
     assert vector @ engine.embed(tokens[192:], is_wanted=lambda: True) < 0.999
 
 
-def test_an_adapter_changes_the_vectors(live: Live, tmp_path: Path) -> None:
+def test_an_adapter_changes_the_vectors(live: Generations, tmp_path: Path) -> None:
     engine = live.current.engine
     assert isinstance(engine, LlamaEngine)
     engine.load_adapter("other", lora_gguf(tmp_path / "a.gguf", scale=0.5))
@@ -90,7 +90,9 @@ def test_an_adapter_changes_the_vectors(live: Live, tmp_path: Path) -> None:
     assert plain @ tuned < 0.99
 
 
-def test_an_adapter_that_is_dropped_in_the_middle_of_a_text_is_freed_after_it(live: Live, tmp_path: Path) -> None:
+def test_an_adapter_that_is_dropped_in_the_middle_of_a_text_is_freed_after_it(
+    live: Generations, tmp_path: Path
+) -> None:
     engine = live.current.engine
     assert isinstance(engine, LlamaEngine)
     engine.load_adapter("leaving", lora_gguf(tmp_path / "l.gguf", scale=0.5))
@@ -108,7 +110,7 @@ def test_an_adapter_that_is_dropped_in_the_middle_of_a_text_is_freed_after_it(li
     assert asked > 3
 
 
-def test_a_text_that_nobody_wants_any_more_costs_nothing_and_is_no_failure(live: Live) -> None:
+def test_a_text_that_nobody_wants_any_more_costs_nothing_and_is_no_failure(live: Generations) -> None:
     engine = live.current.engine
     assert isinstance(engine, LlamaEngine)
     assert not engine.embed(engine.tokenize(TEXTS[0]), is_wanted=lambda: False).any()

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fieldlm.api.app import make_app
 from fieldlm.api.metrics import process_readings
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Live
+from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -19,8 +19,8 @@ PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
-def live(base_bundle: Bundle) -> Iterator[Live]:
-    made = Live(base_bundle, threads=1, context=256, parallel=2)
+def live(base_bundle: Bundle) -> Iterator[Generations]:
+    made = Generations(base_bundle, threads=1, context=256, parallel=2)
     yield made
     made.close()
 
@@ -32,7 +32,7 @@ def samples(url: str) -> dict[tuple[str, str], float]:
     return {(sample.name, next(iter(sample.labels.values()), "")): sample.value for sample in found}
 
 
-def test_metrics_count_what_was_answered(live: Live) -> None:
+def test_metrics_count_what_was_answered(live: Generations) -> None:
     app = make_app(live, lambda _: None, ready=lambda: None)
     with listening(app) as server:
         body = {"messages": HELLO, "max_tokens": 5}
@@ -71,7 +71,7 @@ NAMES = {
 }
 
 
-def test_what_a_dashboard_is_built_on_is_there_from_the_start(live: Live) -> None:
+def test_what_a_dashboard_is_built_on_is_there_from_the_start(live: Generations) -> None:
     app = make_app(live, lambda _: None, ready=lambda: None)
     with listening(app) as server:
         body = {"messages": HELLO, "max_tokens": 3}

@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 from fieldlm.api.app import make_app
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Live
+from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
 
 MODEL = "smollm2-135m-instruct"
@@ -21,14 +21,14 @@ ENDLESS: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Repeat
 
 
 @pytest.fixture(scope="module")
-def live(base_bundle: Bundle) -> Iterator[Live]:
-    made = Live(base_bundle, threads=1, context=512, parallel=3)
+def live(base_bundle: Bundle) -> Iterator[Generations]:
+    made = Generations(base_bundle, threads=1, context=512, parallel=3)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def url(live: Live) -> Iterator[str]:
+def url(live: Generations) -> Iterator[str]:
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         yield server.url + "/v1"
 
@@ -112,7 +112,7 @@ def test_its_errors_are_typed(client: openai.OpenAI) -> None:
     assert refused.value.param == "n"
 
 
-def test_leaving_a_stream_in_the_middle_frees_its_sequence(client: openai.OpenAI, live: Live) -> None:
+def test_leaving_a_stream_in_the_middle_frees_its_sequence(client: openai.OpenAI, live: Generations) -> None:
     engine = cast(LlamaEngine, live.current.engine)
     stream = client.chat.completions.create(model=MODEL, messages=ENDLESS, max_tokens=450, stream=True)
     for _ in zip(range(3), stream, strict=False):

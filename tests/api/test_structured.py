@@ -17,7 +17,7 @@ from fieldlm.api.chat_request import Exchange
 from fieldlm.engines import Engine, Sampling
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Live
+from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
 
 MODEL = "smollm2-135m-instruct"
@@ -66,7 +66,7 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
-    live = Live(base_bundle, threads=1, context=1024, parallel=3)
+    live = Generations(base_bundle, threads=1, context=1024, parallel=3)
     exchanges: list[Exchange] = []
     with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
         made = Kiosk(server.url, exchanges, live.current.engine)

@@ -9,8 +9,8 @@ import pytest
 
 from fieldlm.bench import bench
 from fieldlm.bench.bench import Result, interval, remarks
-from fieldlm.bench.environment import Moment, moment, steal_percent
-from fieldlm.bench.measure import Measured, Sample, Spec
+from fieldlm.bench.environment import EnvironmentSample, moment, steal_percent
+from fieldlm.bench.measure import BenchResult, Sample, Spec
 from fieldlm.bench.roofline import Reading, reading, tensor_bytes
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.formats.bundle import Bundle
@@ -23,7 +23,7 @@ LLAMA_BENCH_FIELDS = {
     "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts",
 }  # fmt: skip
 SYSROOTS = Path(__file__).parents[1] / "fixtures/sysroots"
-QUIET = Moment(
+QUIET = EnvironmentSample(
     load_average=0.0, temperature_c=None, memory_available_mb=1000, busy_ticks=1000, steal_ticks=10, throttled=0
 )
 SPEC = Spec(bundle="b", prompt_tokens=512, gen_tokens=128, repetitions=3, threads=4, seed=1)
@@ -32,7 +32,7 @@ SAMPLE = Sample(ttft_s=5.1, prefill_s=5.0, prefill_tokens=512, decode_s=16.0, de
 
 def result(**changes: Any) -> Result:
     """A calm run on a Pi 5: 8 tokens/s of 1 GB at 10 GB/s are 80 %."""
-    measured = Measured(
+    measured = BenchResult(
         load_s=1.0,
         samples=changes.pop("samples", (SAMPLE,) * 3),
         before_load_mb=30.0,

@@ -9,8 +9,8 @@ import pytest
 
 from fieldlm.bench.calibration import (
     Figure,
+    ForeseenPoint,
     Overlay,
-    Point,
     foreseen_tokens_per_s,
     instead,
     judge,
@@ -31,7 +31,7 @@ from fieldlm.hardware.detect import detect
 from tests.support import material
 
 FRONTIER = [{"bytes": size * 1_000_000, "predicted_kl": 1 / size} for size in (60, 70, 80, 93, 110, 140)]
-KNOWN = tuple(Point(bytes=size * 1_000_000) for size in (60, 80, 100, 120))
+KNOWN = tuple(ForeseenPoint(bytes=size * 1_000_000) for size in (60, 80, 100, 120))
 
 
 def profile_with(**memory: float) -> Profile:
@@ -71,7 +71,7 @@ def test_the_point_to_take_gives_what_was_foreseen_of_this_one(
     measured: float, over_mb: float, megabytes: int | None
 ) -> None:
     found = instead(KNOWN, 100_000_000, near(measured), over_mb)
-    assert found == (None if megabytes is None else Point(bytes=megabytes * 1_000_000))
+    assert found == (None if megabytes is None else ForeseenPoint(bytes=megabytes * 1_000_000))
 
 
 def test_speed_is_foreseen_by_what_was_reached_on_the_device_else_by_the_band_of_what_is_measured() -> None:
@@ -112,7 +112,7 @@ def test_a_device_that_is_slower_than_every_point_is_told_so(judged: Callable[..
 def test_a_faster_device_is_told_the_larger_point(judged: Callable[..., Overlay]) -> None:
     overlay = judged(read_gb_s=FEARFUL)
     assert overlay.holds
-    assert overlay.instead == Point(bytes=140_000_000, predicted_kl=1 / 140)
+    assert overlay.instead == ForeseenPoint(bytes=140_000_000, predicted_kl=1 / 140)
     assert "fieldlm compile … --max-bundle-mb 140.3" in words(overlay)
 
 
@@ -121,7 +121,7 @@ def test_too_small_a_budget_is_told_the_point_that_fits(judged: Callable[..., Ov
     over_mb = weights_mb - 72
     overlay = judged(read_gb_s=FEARFUL, model_budget_mb=judged().serving_mb - over_mb)
     assert not overlay.holds
-    assert overlay.instead == Point(bytes=70_000_000, predicted_kl=1 / 70)
+    assert overlay.instead == ForeseenPoint(bytes=70_000_000, predicted_kl=1 / 70)
 
 
 def test_memory_is_foreseen_from_the_header(judged: Callable[..., Overlay]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import anchors
-from fieldlm.core.errors import EngineError, InputError, MissingPartError
+from fieldlm.core.errors import EngineError, InputError, MissingDependencyError
 from fieldlm.core.files import canonical_json
 
 MADE = anchors.Built(release="1", sdist_sha256="0" * 64, flags=("-DX=ON",), compiler="c++ 1")
@@ -60,15 +60,15 @@ def test_another_source_distribution_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_built_is_named_with_what_to_run() -> None:
-    with pytest.raises(MissingPartError, match=r"llama-bench of llama\.cpp .* is not built; run: make anchors"):
+    with pytest.raises(MissingDependencyError, match=r"llama-bench of llama\.cpp .* is not built; run: make anchors"):
         anchors.llama_tool("llama-bench")
-    with pytest.raises(MissingPartError, match="run: make anchors"):
+    with pytest.raises(MissingDependencyError, match="run: make anchors"):
         anchors.genai_overlay()
 
 
 def test_an_unfinished_build_is_not_taken(cache: Path) -> None:
     (cache / f"llama.cpp-{version('llama-cpp-python')}-abc/build/bin").mkdir(parents=True)
-    with pytest.raises(MissingPartError):
+    with pytest.raises(MissingDependencyError):
         anchors.llama_tool("llama-server")
 
 

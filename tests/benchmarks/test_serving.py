@@ -16,7 +16,7 @@ from benchmarks.serving_engine import write_adapter
 from benchmarks.serving_rows import Figure, ratio
 from benchmarks.serving_sides import chat
 from fieldlm.bench.bench import interval
-from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json
 from fieldlm.engines import Sampling
 from fieldlm.engines.llama import LlamaEngine
@@ -125,7 +125,7 @@ def test_the_first_text_is_not_the_event_that_opens_the_answer() -> None:
 def test_a_refusal_is_one_line_with_the_servers_reason() -> None:
     with (
         server(400, json.dumps({"error": {"message": "response_format is not supported yet"}}).encode()) as port,
-        pytest.raises(LinkError, match="it answers 400: response_format is not supported yet"),
+        pytest.raises(UnavailableError, match="it answers 400: response_format is not supported yet"),
     ):
         chat("it", port, {"messages": []})
 
@@ -133,7 +133,7 @@ def test_a_refusal_is_one_line_with_the_servers_reason() -> None:
 def test_an_answer_that_fails_in_its_middle_is_no_answer() -> None:
     with (
         server(200, events(delta("Hel"), {"error": {"message": "out of memory"}})) as port,
-        pytest.raises(LinkError, match="the answer failed: out of memory"),
+        pytest.raises(UnavailableError, match="the answer failed: out of memory"),
     ):
         chat("it", port, {"messages": []})
 

@@ -11,7 +11,7 @@ import pytest
 
 from fieldlm.blobs import sources
 from fieldlm.blobs.sources import WebSource
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.updates.updater import Updater
 from tests.support.update_simulators import ServingSimulator, Site, make_site, small_bundle
 
@@ -110,14 +110,14 @@ def test_a_repository_that_trickles_for_ever_is_given_up_and_a_better_one_is_tak
 def test_a_connection_that_trickles_says_how_little_came(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LEAST_WITHIN_S", 0.3)
     source = WebSource(start(TrickleAll))
-    with source.open("large") as reader, pytest.raises(LinkError, match=r"no more than \d+ bytes came in \d+ s"):
+    with source.open("large") as reader, pytest.raises(UnavailableError, match=r"no more than \d+ bytes came in \d+ s"):
         reader.read(1_000_000)
 
 
 def under_way(updater: Updater[ServingSimulator], address: str) -> threading.Thread:
     """Let the device find a release by itself, and wait until it comes from a repository that takes days for it."""
     updater.repository = address
-    updater.hear()
+    updater.on_hint()
     while updater.state.step != "fetch" or not updater.state.running:
         time.sleep(0.01)
     return next(thread for thread in threading.enumerate() if thread.name == "hear")

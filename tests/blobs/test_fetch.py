@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.blobs.fetch import FolderSource, Reader, WebSource, fetch, open_source
-from fieldlm.blobs.sources import Bucket, PacedSource, read_window
+from fieldlm.blobs.fetch import ByteReader, FolderSource, WebSource, fetch, open_source
+from fieldlm.blobs.sources import PacedSource, TokenBucket, read_window
 from fieldlm.blobs.store import Blobs
-from fieldlm.core.errors import InputError, LinkError, NoSpaceError, TrustError
+from fieldlm.core.errors import InputError, NoSpaceError, TrustError, UnavailableError
 from fieldlm.core.files import CHUNK_BYTES
 from fieldlm.formats.release import Blob, Release, blob_path
 from fieldlm_compiler.repository.publish import publish
@@ -162,18 +162,18 @@ def test_a_connection_that_breaks_costs_no_chunk_that_arrived(shop: Shop, serve:
 
 
 def test_a_server_in_trouble_is_a_reason_to_try_later(shop: Shop, serve: Serve) -> None:
-    with pytest.raises(LinkError, match="answers 500"):
+    with pytest.raises(UnavailableError, match="answers 500"):
         shop.fetch(serve(Broken))
 
 
 def test_a_server_that_is_not_there_is_a_reason_to_try_later(shop: Shop) -> None:
-    with pytest.raises(LinkError, match="try again later"):
+    with pytest.raises(UnavailableError, match="try again later"):
         shop.fetch(WebSource("http://127.0.0.1:9"))
 
 
 def test_a_blob_that_the_repository_lacks_is_named(shop: Shop, serve: Serve) -> None:
     (shop.repository / blob_path(shop.base.sha256)).unlink()
-    with pytest.raises(LinkError, match=shop.base.sha256):
+    with pytest.raises(UnavailableError, match=shop.base.sha256):
         shop.fetch(serve(Ranged))
 
 
@@ -222,7 +222,7 @@ class CutSource(FolderSource):
         self.left = after
 
     @contextmanager
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
+    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:
         with super().open(path, start, stop) as reader:
             yield CutReader(self, reader)
 
@@ -230,7 +230,7 @@ class CutSource(FolderSource):
 @dataclass
 class CutReader:
     source: CutSource
-    reader: Reader
+    reader: ByteReader
 
     def read(self, size: int) -> bytes:
         data = self.reader.read(min(size, self.source.left))
@@ -287,7 +287,7 @@ def test_progress_counts_up_to_the_size_of_what_is_missing(shop: Shop) -> None:
 
 def test_a_reader_fills_what_it_is_asked_for(shop: Shop, serve: Serve) -> None:
     source = serve(Ranged)
-    reader: Reader
+    reader: ByteReader
     with source.open(blob_path(shop.base.sha256), 10, 2_000_010) as reader:
         assert len(reader.read(2_000_000)) == 2_000_000
 
@@ -302,7 +302,7 @@ def test_a_repository_is_a_folder_or_an_address(tmp_path: Path) -> None:
 
 def test_a_cap_makes_the_reader_wait_as_long_as_the_bytes_take(shop: Shop) -> None:
     slept = list[float]()
-    bucket = Bucket(1e6, sleep=slept.append)
+    bucket = TokenBucket(1e6, sleep=slept.append)
     source = PacedSource(FolderSource(shop.repository), bucket=bucket, window=None)
     with source.open(blob_path(shop.base.sha256)) as reader:
         assert len(reader.read(BASE_BYTES)) == BASE_BYTES == source.moved

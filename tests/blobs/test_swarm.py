@@ -14,14 +14,14 @@ import pytest
 import urllib3
 from zeroconf import IPVersion, Zeroconf
 
-from fieldlm.blobs.fetch import FolderSource, Manner, Source, fetch
+from fieldlm.blobs.fetch import BlobSource, FetchPolicy, FolderSource, fetch
 from fieldlm.blobs.partial_blob import CLAIMED, map_path
 from fieldlm.blobs.server import BlobServer
-from fieldlm.blobs.sources import Bucket, PacedSource, Window
+from fieldlm.blobs.sources import PacedSource, TokenBucket, Window
 from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.swarm import Nearby, Neighbour, Swarm, is_local
 from fieldlm.core.config import load_config
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import CHUNK_BYTES
 from fieldlm.device.fetch_policy import fetching
 from fieldlm.formats.release import Blob, Release, blob_path
@@ -54,7 +54,7 @@ class Place:
     folder: Path
     release: Release
     stack: ExitStack
-    line: Bucket = field(default_factory=lambda: Bucket(WAN_BYTES_S))
+    line: TokenBucket = field(default_factory=lambda: TokenBucket(WAN_BYTES_S))
     around: list[Neighbour] = field(default_factory=list[Neighbour])
 
     @property
@@ -73,9 +73,9 @@ class Place:
             self.around.append(device.neighbour)
         return device
 
-    def fetch(self, device: Device, *, wan: Source | None = None) -> None:
+    def fetch(self, device: Device, *, wan: BlobSource | None = None) -> None:
         source = wan or PacedSource(device.wan, bucket=self.line, window=None)
-        manner = Manner(neighbours=device.swarm)
+        manner = FetchPolicy(neighbours=device.swarm)
         fetch(source, self.release, device.blobs, wanted=[self.base], manner=manner)
         assert device.blobs.holds(self.base.sha256, self.base.size)
 
@@ -117,7 +117,7 @@ def together(tasks: Sequence[Callable[[], object]]) -> None:
 
 
 def test_eight_devices_that_begin_together_bring_one_model_over_the_line(place: Place) -> None:
-    place.line = Bucket(10e6)
+    place.line = TokenBucket(10e6)
     devices = [place.device(f"kiosk-{number}") for number in range(8)]
     together([partial(place.fetch, device) for device in devices])
     indices = len(devices) * place.base.index_blob.size
@@ -245,7 +245,7 @@ class Away(FolderSource):
 
     def open(self, path: str, start: int = 0, stop: int | None = None):
         if stop is not None and stop - start >= CHUNK_BYTES:
-            raise LinkError("the line is cut; try again later")
+            raise UnavailableError("the line is cut; try again later")
         return super().open(path, start, stop)
 
 
@@ -259,7 +259,7 @@ def test_a_site_that_is_cut_off_shares_what_it_has(place: Place) -> None:
 def test_a_site_that_is_cut_off_says_so_when_nobody_has_it(place: Place) -> None:
     place.device("other")
     device = place.device("kiosk")
-    with pytest.raises(LinkError, match="the line is cut"):
+    with pytest.raises(UnavailableError, match="the line is cut"):
         place.fetch(device, wan=Away(place.folder / "repository"))
 
 
@@ -267,7 +267,7 @@ def test_two_that_do_not_reach_the_repository_any_more_complete_each_other(place
     whole = (place.folder / "repository" / blob_path(place.base.sha256)).read_bytes()
     devices = [place.device(f"half-{number}") for number in range(2)]
     for number, device in enumerate(devices):
-        with pytest.raises(LinkError):
+        with pytest.raises(UnavailableError):
             fetch(
                 Away(place.folder / "repository"),
                 place.release,
@@ -289,7 +289,7 @@ def test_two_that_do_not_reach_the_repository_any_more_complete_each_other(place
 def test_a_device_hands_out_chunks_that_are_here_and_nothing_else(place: Place) -> None:
     device = place.device("kiosk")
     folder, sha256 = device.blobs.folder / "fetch", place.base.sha256
-    with pytest.raises(LinkError):
+    with pytest.raises(UnavailableError):
         fetch(Away(place.folder / "repository"), place.release, device.blobs, wanted=[place.base])
     here = bytearray(map_path(folder, sha256).read_bytes())
     here[3], here[4] = 1, CLAIMED[0]
@@ -353,7 +353,7 @@ def test_outside_its_hours_a_device_takes_what_its_neighbours_have(place: Place)
     now = datetime.now()
     minute = now.hour * 60 + now.minute
     closed = Window(opens=(minute + 600) % 1440, closes=(minute + 660) % 1440)
-    manner = Manner(window=closed, neighbours=late.swarm)
+    manner = FetchPolicy(window=closed, neighbours=late.swarm)
     fetch(late.wan, place.release, late.blobs, wanted=[place.base], manner=manner)
     assert late.swarm.moved == SIZE
     assert late.wan.moved == place.base.index_blob.size

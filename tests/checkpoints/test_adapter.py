@@ -12,7 +12,7 @@ from fieldlm.core.errors import GateError, InputError
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.merge import merge
-from fieldlm_compiler.checkpoints.peft_adapter import Adapter, check_shippable, open_adapter, true_scale
+from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, check_shippable, open_adapter, true_scale
 from fieldlm_compiler.compile.assemble import draft_manifest
 from fieldlm_compiler.export.artefact import lower
 from fieldlm_compiler.export.gguf import export_adapter
@@ -30,24 +30,24 @@ ODD_SCALES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def plain(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
+def plain(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> PeftAdapter:
     return open_adapter(tiny_models.tiny_adapter(tmp_path_factory.mktemp("plain") / "lora", tiny.folder), tiny)
 
 
 @pytest.fixture(scope="module")
-def odd(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
+def odd(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> PeftAdapter:
     folder = tmp_path_factory.mktemp("odd") / "lora"
     return open_adapter(tiny_models.tiny_adapter(folder, tiny.folder, **ODD_SCALES), tiny)
 
 
-Prove = Callable[[Adapter, Adapter], None]
+Prove = Callable[[PeftAdapter, PeftAdapter], None]
 
 
 @pytest.fixture
 def prove(tiny: Checkpoint, stages: Stages, profile: Profile, tmp_path: Path) -> Prove:
     """Hold the GGUF of the second adapter against what peft says with the first."""
 
-    def hold(adapter: Adapter, shown: Adapter) -> None:
+    def hold(adapter: PeftAdapter, shown: PeftAdapter) -> None:
         export_adapter(shown, tiny, tmp_path / "a.gguf")
         fitted = Fitted(adapter=adapter, gguf=tmp_path / "a.gguf")
         gates.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), tiny, stages, fitted=fitted)
@@ -55,19 +55,19 @@ def prove(tiny: Checkpoint, stages: Stages, profile: Profile, tmp_path: Path) ->
     return hold
 
 
-def test_a_plain_adapter_answers_as_with_peft(prove: Prove, plain: Adapter) -> None:
+def test_a_plain_adapter_answers_as_with_peft(prove: Prove, plain: PeftAdapter) -> None:
     prove(plain, plain)
 
 
 def test_scales_by_root_rank_and_by_pattern_are_folded_so_that_the_answers_are_those_of_peft(
-    prove: Prove, odd: Adapter
+    prove: Prove, odd: PeftAdapter
 ) -> None:
     assert not odd.is_plain
     prove(odd, odd)
 
 
 def test_a_scale_taken_at_its_word_would_be_caught(
-    prove: Prove, odd: Adapter, tiny: Checkpoint, tmp_path: Path
+    prove: Prove, odd: PeftAdapter, tiny: Checkpoint, tmp_path: Path
 ) -> None:
     """Without the fold this is what llama.cpp's converter makes of it."""
     naive = Path(shutil.copytree(odd.folder, tmp_path / "naive"))
@@ -79,7 +79,7 @@ def test_a_scale_taken_at_its_word_would_be_caught(
 
 
 def test_a_merged_adapter_answers_as_with_peft(
-    odd: Adapter, tiny: Checkpoint, stages: Stages, profile: Profile
+    odd: PeftAdapter, tiny: Checkpoint, stages: Stages, profile: Profile
 ) -> None:
     merged = merge(tiny, odd, stages)
     assert merged.sha256 != tiny.sha256
@@ -98,7 +98,7 @@ def test_a_merged_adapter_answers_as_with_peft(
         ("model.layers.0.mlp.down_proj", 1, 8 / 1),
     ],
 )
-def test_each_module_has_the_scale_that_peft_gives_it(odd: Adapter, module: str, rank: int, scale: float) -> None:
+def test_each_module_has_the_scale_that_peft_gives_it(odd: PeftAdapter, module: str, rank: int, scale: float) -> None:
     assert true_scale(odd.config, module, rank) == pytest.approx(scale)
 
 
@@ -112,7 +112,7 @@ def test_each_module_has_the_scale_that_peft_gives_it(odd: Adapter, module: str,
     ],
 )
 def test_what_a_gguf_adapter_cannot_carry_is_refused(
-    plain: Adapter, tiny: Checkpoint, tmp_path: Path, change: dict[str, Any], name: str
+    plain: PeftAdapter, tiny: Checkpoint, tmp_path: Path, change: dict[str, Any], name: str
 ) -> None:
     folder = Path(shutil.copytree(plain.folder, tmp_path / "lora"))
     config = json.loads((folder / "adapter_config.json").read_bytes())
@@ -121,7 +121,7 @@ def test_what_a_gguf_adapter_cannot_carry_is_refused(
         check_shippable(open_adapter(folder, tiny))
 
 
-def test_an_adapter_for_another_base_is_refused(plain: Adapter, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_an_adapter_for_another_base_is_refused(plain: PeftAdapter, tiny: Checkpoint, tmp_path: Path) -> None:
     wider = open_checkpoint(str(tiny_models.tiny_llama(tmp_path / "wider", hidden=96)))
     with pytest.raises(InputError, match=r"of shape \(64, 128\), wider has \(96, 128\); it is for another model"):
         open_adapter(plain.folder, wider)
@@ -131,7 +131,7 @@ def test_an_adapter_for_another_base_is_refused(plain: Adapter, tiny: Checkpoint
 
 
 def test_an_adapter_tuned_on_other_weights_of_the_same_shape_is_refused(
-    plain: Adapter, tiny: Checkpoint, tmp_path: Path
+    plain: PeftAdapter, tiny: Checkpoint, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(plain.folder, tmp_path / "lora"))
     (folder / "tune.json").write_text(json.dumps({"base_sha256": "f" * 64}))
@@ -139,7 +139,7 @@ def test_an_adapter_tuned_on_other_weights_of_the_same_shape_is_refused(
         open_adapter(folder, tiny)
 
 
-def test_a_folder_that_is_no_adapter_is_refused(plain: Adapter, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_adapter_is_refused(plain: PeftAdapter, tiny: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no adapter_config\.json"):
         open_adapter(tmp_path, tiny)
     folder = Path(shutil.copytree(plain.folder, tmp_path / "lora"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.core.errors import EngineError, InputError, LinkError
+from fieldlm.core.errors import EngineError, InputError, UnavailableError
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, chat_template, find_gguf, folder_digest, open_checkpoint
 from fieldlm_compiler.pipeline.stages import Stages
 from tests.support import tiny_models
@@ -91,7 +91,7 @@ def test_a_hub_name_that_is_none(name: str, stages: Stages) -> None:
 
 def test_a_hub_out_of_reach_is_one_line(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(LinkError, match="the hub does not hand out some/model"):
+    with pytest.raises(UnavailableError, match="the hub does not hand out some/model"):
         open_checkpoint("hf:some/model@main", stages)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.cli.broker import EmbeddedBroker, check_free, free_port, main
-from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.network.mqtt import Closed, Inbox, Link, Received
 
 
@@ -57,14 +57,14 @@ def test_a_killed_broker_ends_its_links_and_starts_again_on_the_same_port(broker
 
 
 def test_a_taken_port_is_a_clear_error(broker: EmbeddedBroker) -> None:
-    with pytest.raises(LinkError, match=f"port {broker.port} .* is taken"):
+    with pytest.raises(UnavailableError, match=f"port {broker.port} .* is taken"):
         main(["--port", str(broker.port)])
 
 
 def test_a_broker_that_is_away_is_a_clear_error() -> None:
     port = free_port()
     away = Link(f"mqtt://127.0.0.1:{port}", client_id="x", session_expiry_s=0, inbox=queue.SimpleQueue())
-    with pytest.raises(LinkError, match=f"127.0.0.1:{port} is away"):
+    with pytest.raises(UnavailableError, match=f"127.0.0.1:{port} is away"):
         away.__enter__()
 
 

@@ -20,9 +20,9 @@ import pytest
 
 from fieldlm.api.app import make_app
 from fieldlm.cli.chat import HELP, main, ps_main, run_main
-from fieldlm.core.errors import FieldlmError, InputError, LinkError
+from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Live
+from fieldlm.inference.generations import Generations
 from fieldlm.network.auth import Keys
 from fieldlm.network.http_client import events
 from fieldlm.network.http_server import listening
@@ -36,7 +36,7 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module")
 def url(base_bundle: Bundle) -> Iterator[str]:
-    live = Live(base_bundle, threads=1, context=512, parallel=1)
+    live = Generations(base_bundle, threads=1, context=512, parallel=1)
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         yield server.url
     live.close()
@@ -87,7 +87,7 @@ def test_an_answer_that_fails_is_no_answer(
     base_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tiny_bundle(tmp_path / "b", adapter=lora_gguf(tmp_path / "nan.gguf", scale=float("nan")))
-    with pytest.raises(LinkError, match="damaged"):
+    with pytest.raises(UnavailableError, match="damaged"):
         run_main([str(broken.folder), "Hello", "--max-tokens", "4", *FAST])
 
 
@@ -120,7 +120,7 @@ def test_a_message_may_have_several_lines(
 def test_a_locked_server_is_talked_to_with_the_key_of_the_environment(
     base_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    live = Live(base_bundle, threads=1, context=512, parallel=1)
+    live = Generations(base_bundle, threads=1, context=512, parallel=1)
     path = tmp_path / "s"
     app = make_app(live, lambda _: None, ready=lambda: None, keys=Keys(["a-key-of-fair-length"]))
     with listening(app) as server:
@@ -204,7 +204,7 @@ def test_a_strangers_answer_is_one_clear_line(answer: bytes, line: str) -> None:
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(url: str) -> None:
-    with pytest.raises(LinkError, match=r"no server answers at http://127\.0\.0\.1:9: .*fieldlm serve"):
+    with pytest.raises(UnavailableError, match=r"no server answers at http://127\.0\.0\.1:9: .*fieldlm serve"):
         ps_main(["--url", "http://127.0.0.1:9"])
     with pytest.raises(InputError, match="is not the address of a server"):
         ps_main(["--url", "kiosk"])

@@ -5,7 +5,7 @@ import pytest
 
 from fieldlm.cli.policy import main
 from fieldlm.core.errors import InputError
-from fieldlm.telemetry.effective_policy import Terms
+from fieldlm.telemetry.effective_policy import EffectivePolicy
 
 
 def test_a_policy_is_signed_and_a_device_that_trusts_the_key_takes_it(
@@ -15,7 +15,7 @@ def test_a_policy_is_signed_and_a_device_that_trusts_the_key_takes_it(
     key, out = tmp_path / "key.pem", tmp_path / "policy.json"
     assert main([str(tmp_path / "policy.toml"), "--key", str(key), "--out", str(out), "--json"]) == 0
     signer = json.loads(capsys.readouterr().out)["signer"]
-    terms = Terms("full", fleet="shop", signer=signer)
+    terms = EffectivePolicy("full", fleet="shop", signer=signer)
     assert terms.take(out.read_bytes())
     assert (terms.mode, terms.version, terms.policy.sample) == ("redacted", 4, 0.5)
 

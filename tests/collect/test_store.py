@@ -10,7 +10,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.formats import block, topics
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record
-from fieldlm_compiler.collect.collect import Message, Totals, main, parse_shards, take_in
+from fieldlm_compiler.collect.collect import CollectTotals, MqttMessage, main, parse_shards, take_in
 from fieldlm_compiler.collect.parquet import Store
 
 
@@ -22,12 +22,12 @@ def records(first: int, last: int, *, device: str = "kiosk-1", stream: str = "ge
     ]
 
 
-def message(made: Sequence[Record], *, first: int | None = None, device: str = "") -> Message:
+def message(made: Sequence[Record], *, first: int | None = None, device: str = "") -> MqttMessage:
     topic = topics.block_topic("shop", device or made[0].device, made[0].stream)
-    return Message(topic, block.encode(made, first=first))
+    return MqttMessage(topic, block.encode(made, first=first))
 
 
-def blocks(*messages: Message) -> list[Block]:
+def blocks(*messages: MqttMessage) -> list[Block]:
     return [block.parse(message.payload) for message in messages]
 
 
@@ -158,29 +158,29 @@ def test_a_body_that_is_damaged_is_kept_raw_too(tmp_path: Path) -> None:
         assert store.counts()[0].raw == 3
 
 
-def hello(device: str, first: int, *, speaks_for: str = "") -> Message:
+def hello(device: str, first: int, *, speaks_for: str = "") -> MqttMessage:
     said = topics.Hello(device=speaks_for or device, epoch=7, first={"gen": first}, last={"gen": 9}, nonce="n")
-    return Message(topics.hello_topic("shop", device), msgspec.json.encode(said))
+    return MqttMessage(topics.hello_topic("shop", device), msgspec.json.encode(said))
 
 
 def test_a_hello_is_answered_with_the_watermark_after_the_blocks_before_it(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        replies = take_in(store, "shop", [message(records(1, 3)), hello("kiosk-1", 1)], Totals())
+        replies = take_in(store, "shop", [message(records(1, 3)), hello("kiosk-1", 1)], CollectTotals())
         assert [(reply.ack.upto, reply.ack.nonce) for reply in replies] == [({"gen": 3}, ""), ({"gen": 3}, "n")]
         assert replies[0].topic == "fieldlm/1/shop/kiosk-1/d/ack"
 
 
 def test_what_a_device_no_longer_has_is_stepped_over_and_counts_as_lost(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        take_in(store, "shop", [hello("kiosk-1", 5)], Totals())
-        take_in(store, "shop", [message(records(5, 6))], Totals())
+        take_in(store, "shop", [hello("kiosk-1", 5)], CollectTotals())
+        take_in(store, "shop", [message(records(5, 6))], CollectTotals())
         assert seqs(store) == [5, 6]
         assert [(gap.lost, gap.ranges) for gap in store.gaps()] == [(4, ((1, 4),))]
 
 
-def foreign_shard() -> Message:
+def foreign_shard() -> MqttMessage:
     good = message(records(1, 1))
-    return Message(good.topic.replace("/9/", "/10/"), good.payload)
+    return MqttMessage(good.topic.replace("/9/", "/10/"), good.payload)
 
 
 @pytest.mark.parametrize(
@@ -189,15 +189,18 @@ def foreign_shard() -> Message:
         (message(records(1, 1), device="kiosk-2"), "kiosk-2 speaks for 'kiosk-1'"),
         (hello("kiosk-2", 1, speaks_for="kiosk-1"), "kiosk-2 speaks for 'kiosk-1'"),
         (foreign_shard(), "belongs to shard 9"),
-        (Message(topics.block_topic("shop", "kiosk-1", "ota"), message(records(1, 1)).payload), "on the topic of ota"),
-        (Message(topics.block_topic("shop", "kiosk-1", "gen"), b"junk"), "not a block"),
-        (Message(topics.hello_topic("shop", "kiosk-1"), b"{}"), "not a Hello"),
+        (
+            MqttMessage(topics.block_topic("shop", "kiosk-1", "ota"), message(records(1, 1)).payload),
+            "on the topic of ota",
+        ),
+        (MqttMessage(topics.block_topic("shop", "kiosk-1", "gen"), b"junk"), "not a block"),
+        (MqttMessage(topics.hello_topic("shop", "kiosk-1"), b"{}"), "not a Hello"),
     ],
 )
 def test_a_message_that_does_not_fit_its_topic_is_refused_and_the_rest_taken(
-    tmp_path: Path, bad: Message, why: str
+    tmp_path: Path, bad: MqttMessage, why: str
 ) -> None:
-    totals = Totals()
+    totals = CollectTotals()
     with Store(tmp_path) as store:
         replies = take_in(store, "shop", [bad, message(records(1, 2, device="kiosk-3"))], totals)
         assert [reply.topic for reply in replies] == ["fieldlm/1/shop/kiosk-3/d/ack"]

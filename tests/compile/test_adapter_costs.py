@@ -16,7 +16,7 @@ from fieldlm_compiler.compile.assemble import report_path
 from fieldlm_compiler.compile.build import compile_model, main
 from fieldlm_compiler.compile.unpack import unpack
 from fieldlm_compiler.pipeline.stages import Stages
-from fieldlm_compiler.verify.limits import Limits, Request
+from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from tests.support import tiny_models
 
 Build = Callable[..., Bundle]
@@ -51,7 +51,7 @@ def test_an_adapter_is_judged_on_the_quantised_base_and_measured_beside_merging_
     taught: Path, task: Path, base: Bundle, build: Build, tmp_path: Path
 ) -> None:
     lora = adapter(tmp_path / "lora", taught, strength=1e-4)
-    asked = {"adapter": lora, "base_bundle": base.folder, "request": Request(task=task)}
+    asked = {"adapter": lora, "base_bundle": base.folder, "request": SearchRequest(task=task)}
     bundle = build(taught, tmp_path / "out", compare=True, **asked)
     gates = {gate.name: gate for gate in bundle.manifest.gates}
     assert gates["task-served"].value >= 0.98
@@ -69,7 +69,7 @@ def test_an_adapter_for_another_task_makes_no_bundle(
 ) -> None:
     lora = adapter(tmp_path / "lora", taught, strength=5.0)
     with pytest.raises(GateError, match="answers none of the task right on full weights"):
-        build(taught, tmp_path / "out", adapter=lora, base_bundle=base.folder, request=Request(task=task))
+        build(taught, tmp_path / "out", adapter=lora, base_bundle=base.folder, request=SearchRequest(task=task))
     assert not (tmp_path / "out").exists()
 
 
@@ -90,7 +90,7 @@ def test_the_search_is_refused_where_the_types_are_fixed(tiny: Checkpoint, base:
     with pytest.raises(InputError, match="the base has its types already"):
         compile_model(
             str(tiny.folder), adapter=tmp_path, base_bundle=base.folder,
-            request=Request(limits=Limits(max_kl=0.1)), **options,
+            request=SearchRequest(limits=Limits(max_kl=0.1)), **options,
         )  # fmt: skip
 
 

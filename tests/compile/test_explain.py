@@ -9,14 +9,14 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm.formats.bundle import Bundle
 from fieldlm_compiler.compile.explain import main, page
-from fieldlm_compiler.verify.limits import Limits, Request
+from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from tests.search.test_search import SMALL_MB, Build
 
 
 def test_the_page_shows_every_tensor_every_gate_and_every_trial_and_fetches_nothing(
     build: Build, tiny_folder: Path, text: Path, tmp_path: Path
 ) -> None:
-    request = Request(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB))
+    request = SearchRequest(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB))
     bundle = build(tiny_folder, tmp_path / "bundle", request=request)
     assert main([str(bundle.folder)]) == 0
     html = (tmp_path / "bundle.html").read_text()

@@ -17,7 +17,7 @@ from fieldlm.control.owner_commands import NONCE_S, Action, Commands
 from fieldlm.control.remote import Remote, adopt_main, logs_main, rollback_main
 from fieldlm.core.errors import InputError, TrustError
 from fieldlm.formats import command as wire
-from fieldlm.formats.command import Answer, Command, Verb
+from fieldlm.formats.command import Command, CommandResult, Verb
 from tests.support.bad_releases import Workshop
 from tests.support.device_process import DEVICE, FLEET, DeviceProcess, Home
 
@@ -148,7 +148,7 @@ def test_a_command_whose_bytes_were_changed_is_refused_wherever_they_were(desk: 
 @pytest.mark.parametrize("message", [b"", b"{}", b"\xff" * 100, b'{"question": "' + b"a" * 100 + b'"}', b"[" * 70_000])
 def test_whatever_comes_is_answered_and_nothing_is_done(desk: Desk, message: bytes) -> None:
     answer = desk.commands.hear(message)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, CommandResult)
     assert not answer.ok
     assert desk.done == []
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.cli.broker import free_port
 from fieldlm.core.config import load_config
-from fieldlm.core.errors import MissingPartError
+from fieldlm.core.errors import MissingDependencyError
 from fieldlm.device.device import Device
 from fieldlm.device.startup import Start
 from fieldlm.engines.llama import LlamaEngine
@@ -225,7 +225,7 @@ def test_a_gpu_that_is_promised_and_not_there_is_refused_and_no_generation_is_bl
     gpu = load_profile("laptop-nvidia").accelerators
     promises = msgspec.structs.replace(load_profile(PROFILE), accelerators=gpu)
     config = load_config({"state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
-    with pytest.raises(MissingPartError, match=r"promises GeForce .* sees only CPU here; .*GGML_CUDA=on"):
+    with pytest.raises(MissingDependencyError, match=r"promises GeForce .* sees only CPU here; .*GGML_CUDA=on"):
         Device(config, promises, Start(config, promises, bundle))
     with closing(Slots(tmp_path / "state")) as slots:
         assert slots.status().failed == ()

@@ -2,11 +2,11 @@
 
 from collections import Counter
 
-from fieldlm.engines.fair_share import STEPS, STEPS_AHEAD, STEPS_BEHIND, Turns
+from fieldlm.engines.fair_share import STEPS, STEPS_AHEAD, STEPS_BEHIND, FairShare
 
 
 def served(groups: dict[str, bool], steps: int) -> list[str]:
-    turns = Turns[str]()
+    turns = FairShare[str]()
     return [turns.next(groups) for _ in range(steps)]
 
 
@@ -40,7 +40,7 @@ def test_two_adapters_of_people_both_come_on_beside_who_gives_way() -> None:
 
 
 def test_who_comes_first_again_does_not_wait_for_the_turn_of_one_that_gives_way() -> None:
-    turns = Turns[str]()
+    turns = FairShare[str]()
     for _ in range(STEPS):
         turns.next({"probe": True})
     assert turns.next({"probe": True, "people": False}) == "people"

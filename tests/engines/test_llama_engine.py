@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.engines import Chunk, Generation, Sampling, Terms
+from fieldlm.engines import Chunk, RunningAnswer, Sampling, Schedule
 from fieldlm.engines.llama import LlamaEngine
 from tests.support.material import lora_gguf
 
@@ -31,18 +31,18 @@ def narrow(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
     made.close()
 
 
-def ask(engine: LlamaEngine, text: str, sampling: Sampling | None = None, adapter: str | None = None) -> Generation:
+def ask(engine: LlamaEngine, text: str, sampling: Sampling | None = None, adapter: str | None = None) -> RunningAnswer:
     return engine.start(engine.tokenize(ASK.format(text)), sampling or Sampling(max_tokens=12), adapter=adapter)
 
 
-def read(generation: Generation) -> tuple[str, list[int], Chunk]:
+def read(generation: RunningAnswer) -> tuple[str, list[int], Chunk]:
     """Return text, tokens and the last chunk, without its margins: they move with what is computed beside them."""
     chunks = list(generation)
     last = replace(chunks[-1], margins=())
     return "".join(c.text for c in chunks), [token for c in chunks for token in c.tokens], last
 
 
-def endless(engine: LlamaEngine, adapter: str | None = None) -> Generation:
+def endless(engine: LlamaEngine, adapter: str | None = None) -> RunningAnswer:
     """An answer that runs until it is cancelled or its context is full: it loops."""
     return ask(engine, "Repeat the word tea for ever: tea tea tea tea tea tea", LONG, adapter)
 
@@ -54,7 +54,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def first_text(generation: Generation) -> Iterator[Chunk]:
+def first_text(generation: RunningAnswer) -> Iterator[Chunk]:
     chunks = iter(generation)
     next(chunks)
     return chunks
@@ -286,7 +286,7 @@ def test_closing_cancels_what_runs_and_refuses_what_comes(smollm2_gguf: Path) ->
         ask(engine, "Hello")
 
 
-def clear_beginning(generation: Generation) -> list[int]:
+def clear_beginning(generation: RunningAnswer) -> list[int]:
     """The answer's tokens before the first near tie, which rounding tips otherwise in another batch; one at least."""
     chunks = list(generation)
     tokens = [token for chunk in chunks for token in chunk.tokens]
@@ -315,7 +315,7 @@ def test_who_is_measured_waits_for_people_and_is_told_only_what_its_own_steps_to
     engine.load_adapter("tried", lora_gguf(tmp_path / "tried.gguf", scale=0.001))
     people = endless(engine)
     next(iter(people))
-    terms = Terms(priority="batch", alone=True)
+    terms = Schedule(priority="batch", alone=True)
     tried = engine.start(engine.tokenize("1, 2, 3,"), Sampling(max_tokens=12), adapter="tried", terms=terms)
     *_, last = tried
     people.cancel()

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines import Chunk, Generation, Outcome, Sampling, Terms
+from fieldlm.engines import Chunk, Outcome, RunningAnswer, Sampling, Schedule
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.sampling import CERTAIN
 from tests.support.engines import OneOf
 from tests.support.material import lora_gguf
 
-BATCH, NOW = Terms(priority="batch"), Terms(priority="safety")
+BATCH, NOW = Schedule(priority="batch"), Schedule(priority="safety")
 # The model goes on counting, and every token of it is chosen clearly.
 COUNT = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,"
 LETTERS = "a, b, c, d, e, f, g, h, i,"
@@ -28,15 +28,15 @@ def engine(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
     made.close()
 
 
-def start(engine: LlamaEngine, text: str, tokens: int, terms: Terms | None = None) -> Generation:
-    return engine.start(engine.tokenize(text), Sampling(max_tokens=tokens), terms=terms or Terms())
+def start(engine: LlamaEngine, text: str, tokens: int, terms: Schedule | None = None) -> RunningAnswer:
+    return engine.start(engine.tokenize(text), Sampling(max_tokens=tokens), terms=terms or Schedule())
 
 
 def text_of(chunks: Sequence[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
-def outcome(generation: Generation) -> Outcome | None:
+def outcome(generation: RunningAnswer) -> Outcome | None:
     return list(generation)[-1].outcome
 
 
@@ -48,7 +48,7 @@ class Order:
         self._count = count
         self._done = threading.Event()
 
-    def note(self, name: str, generation: Generation) -> None:
+    def note(self, name: str, generation: RunningAnswer) -> None:
         def receive(chunk: Chunk) -> None:
             if chunk.outcome:
                 self.names.append(name)
@@ -87,7 +87,7 @@ def test_a_batch_answer_ends_after_those_it_gave_way_to(engine: LlamaEngine) -> 
     chunks = iter(batch)
     next(chunks)
     # It has 59 tokens to go; whoever comes now is before it.
-    others = {"interactive": Terms(), "again": Terms(), "safety": NOW}
+    others = {"interactive": Schedule(), "again": Schedule(), "safety": NOW}
     for name, generation in [(name, start(engine, LETTERS, 3, terms)) for name, terms in others.items()]:
         order.note(name, generation)
     order.note("batch", batch)
@@ -100,9 +100,9 @@ def test_who_waits_is_taken_in_order_of_urgency(engine: LlamaEngine) -> None:
     next(iter(running))
     wanted = {
         "batch": BATCH,
-        "any time": Terms(),
-        "by tonight": Terms(deadline_s=20000),
-        "by noon": Terms(deadline_s=10000),
+        "any time": Schedule(),
+        "by tonight": Schedule(deadline_s=20000),
+        "by noon": Schedule(deadline_s=10000),
         "safety": NOW,
     }
     for name, terms in wanted.items():
@@ -113,7 +113,7 @@ def test_who_waits_is_taken_in_order_of_urgency(engine: LlamaEngine) -> None:
 
 def test_a_deadline_ends_an_answer_in_the_middle_of_its_prompt(engine: LlamaEngine) -> None:
     prompt = engine.tokenize("Seven brown foxes and a lazy dog. " * 100)[:600]
-    late = engine.start(prompt, Sampling(), terms=Terms(deadline_s=0.02))
+    late = engine.start(prompt, Sampling(), terms=Schedule(deadline_s=0.02))
     assert [chunk.outcome for chunk in late] == ["deadline_exceeded"]
     assert late.timings.completion_tokens == 0
     # The first piece of 256 tokens takes longer than that: it was interrupted, and nothing of it is remembered.
@@ -128,7 +128,7 @@ def test_a_deadline_ends_an_answer_in_the_middle_of_its_prompt(engine: LlamaEngi
 def test_a_deadline_ends_an_answer_that_is_being_written_with_what_there_is(engine: LlamaEngine) -> None:
     ends: list[Chunk] = []
     for limit_s in (0.5, 2.0, 8.0, 32.0):
-        generation = start(engine, COUNT, 960, Terms(deadline_s=limit_s))
+        generation = start(engine, COUNT, 960, Schedule(deadline_s=limit_s))
         chunks = list(generation)
         ends.append(chunks[-1])
         if len(chunks) > 1:
@@ -143,7 +143,9 @@ def test_limits_hold_while_an_answer_waits(engine: LlamaEngine) -> None:
     running = start(engine, COUNT, 900)
     chunks = iter(running)
     next(chunks)
-    late, refused = (start(engine, LETTERS, 2, terms) for terms in (Terms(deadline_s=0.05), Terms(max_queue_s=0.05)))
+    late, refused = (
+        start(engine, LETTERS, 2, terms) for terms in (Schedule(deadline_s=0.05), Schedule(max_queue_s=0.05))
+    )
     assert [list(late), list(refused)] == [
         [Chunk(text="", tokens=(), outcome="deadline_exceeded")],
         [Chunk(text="", tokens=(), outcome="rejected")],
@@ -155,7 +157,7 @@ def test_limits_hold_while_an_answer_waits(engine: LlamaEngine) -> None:
 
 
 def test_a_batch_answer_that_has_begun_is_not_rejected_when_it_waits_again(engine: LlamaEngine) -> None:
-    batch = start(engine, COUNT, 8, Terms(priority="batch", max_queue_s=600))
+    batch = start(engine, COUNT, 8, Schedule(priority="batch", max_queue_s=600))
     chunks = iter(batch)
     next(chunks)
     assert outcome(start(engine, LETTERS, 2)) == "length"
@@ -177,7 +179,7 @@ def test_a_parked_answer_can_be_cancelled_and_has_its_text(engine: LlamaEngine) 
 
 
 def test_an_answer_that_was_pushed_out_until_its_deadline_says_so_and_has_its_text(engine: LlamaEngine) -> None:
-    batch = start(engine, COUNT, 900, Terms(priority="batch", deadline_s=1.0))
+    batch = start(engine, COUNT, 900, Schedule(priority="batch", deadline_s=1.0))
     chunks = iter(batch)
     first = next(chunks)
     running = start(engine, COUNT, 1000)

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from fieldlm.core.errors import BundleError, EngineError, MissingPartError, ProfileError
+from fieldlm.core.errors import BundleError, EngineError, MissingDependencyError, ProfileError
 from fieldlm.engines import Sampling, onnx, open_engine
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.llama_api import LOG_WARN, log
-from fieldlm.engines.llama_devices import Device, check_offload, devices, promised
+from fieldlm.engines.llama_devices import ComputeDevice, check_offload, devices, promised
 from fieldlm.engines.llama_layout import ALL_LAYERS, F16, KV_TYPES, NO_LAYERS, Layout, layout_of
-from fieldlm.formats.bundle import Bundle, Cache
+from fieldlm.formats.bundle import Bundle, CacheTypes
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_names
 from fieldlm.hardware.facts import LIVE, meminfo_mb
 
@@ -115,24 +115,26 @@ def test_llama_cpp_says_what_it_can_compute_on() -> None:
 
 def test_a_gpu_that_this_build_does_not_see_is_refused_before_the_weights_are_read(base_bundle: Bundle) -> None:
     promises = msgspec.structs.replace(PROFILE, accelerators=(GEFORCE,))
-    with pytest.raises(MissingPartError, match=r"promises GeForce .*\(cuda\), .* sees only CPU here") as caught:
+    with pytest.raises(MissingDependencyError, match=r"promises GeForce .*\(cuda\), .* sees only CPU here") as caught:
         open_engine(base_bundle, threads=1, context=256, profile=promises)
     assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_the_gpu_that_is_promised_is_told_from_another() -> None:
-    cpu, vulkan = Device("CPU", "AMD EPYC", 1, 2), Device("Vulkan0", "llvmpipe", 1, 2)
-    cuda = Device("CUDA0", "Orin", 5000, 7600)
+    cpu, vulkan = ComputeDevice("CPU", "AMD EPYC", 1, 2), ComputeDevice("Vulkan0", "llvmpipe", 1, 2)
+    cuda = ComputeDevice("CUDA0", "Orin", 5000, 7600)
     assert promised(GEFORCE, [cpu, vulkan, cuda]) == cuda
-    with pytest.raises(MissingPartError, match="built without and sees only CPU here") as caught:
+    with pytest.raises(MissingDependencyError, match="built without and sees only CPU here") as caught:
         promised(GEFORCE, [cpu], can_offload=False)
     assert caught.value.exit_code == 2, "starting again would not help"
-    with pytest.raises(MissingPartError, match=r"could use a GPU, sees only CPU, Vulkan0 here; .* driver") as caught:
+    with pytest.raises(
+        MissingDependencyError, match=r"could use a GPU, sees only CPU, Vulkan0 here; .* driver"
+    ) as caught:
         promised(GEFORCE, [cpu, vulkan], can_offload=True)
     assert caught.value.exit_code == 1, "the driver may only be late"
     npu = Accelerator(kind="npu", name="RKNPU2", memory="unified", used=True, source="x")
-    with pytest.raises(MissingPartError, match=r"RKNPU2, and llama.cpp has no way to use it \(npu\)"):
+    with pytest.raises(MissingDependencyError, match=r"RKNPU2, and llama.cpp has no way to use it \(npu\)"):
         promised(npu, [cpu])
 
 
@@ -152,20 +154,22 @@ def test_layers_that_stayed_behind_are_an_error() -> None:
 
 def test_an_onnx_bundle_is_refused_where_a_gpu_would_stand_idle(base_bundle: Bundle) -> None:
     promises = msgspec.structs.replace(PROFILE, accelerators=(GEFORCE,))
-    with pytest.raises(MissingPartError, match="ONNX bundles are computed on the CPU; compile for the llama engine"):
+    with pytest.raises(
+        MissingDependencyError, match="ONNX bundles are computed on the CPU; compile for the llama engine"
+    ):
         onnx.open(base_bundle, profile=promises)
-    with pytest.raises(MissingPartError, match=r"promises CUDAExecutionProvider, and this onnxruntime has .*CPU"):
+    with pytest.raises(MissingDependencyError, match=r"promises CUDAExecutionProvider, and this onnxruntime has .*CPU"):
         onnx.open(base_bundle, profile=with_("onnx", providers=("CUDAExecutionProvider", "CPUExecutionProvider")))
 
 
 def test_a_cache_that_the_profile_leaves_open_is_the_bundles(base_bundle: Bundle, opened: list[LlamaEngine]) -> None:
-    coarse = Cache(keys="q8_0", values="q8_0")
+    coarse = CacheTypes(keys="q8_0", values="q8_0")
     assert layout_of(PROFILE, coarse).key_type == Q8_0
     assert layout_of(with_("gguf", kv_k="f16"), coarse) == Layout(key_type=F16, value_type=Q8_0, gpu_layers=NO_LAYERS)
     without = layout_of(with_("gguf", flash_attention=False), coarse)
     assert (without.key_type, without.value_type) == (Q8_0, F16), "llama.cpp reads coarse values with it alone"
     with pytest.raises(BundleError, match="the bundle wants keys and values as 'q3_k'; want one of f32, f16"):
-        layout_of(None, Cache(keys="q3_k", values="f16"))
+        layout_of(None, CacheTypes(keys="q3_k", values="f16"))
     manifest = msgspec.structs.replace(base_bundle.manifest, cache=coarse)
     small = engine_for(PROFILE, msgspec.structs.replace(base_bundle, manifest=manifest), opened)
     plain = engine_for(PROFILE, base_bundle, opened)

@@ -10,7 +10,7 @@ from fieldlm.core.errors import EngineError
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.llama_layout import Layout
 from fieldlm.engines.llama_scheduler import PREFILL_ALONE
-from fieldlm.engines.memory_plan import NoRoomError, Plan, ensure_caches_fit, ensure_fits, kv_bytes, plan
+from fieldlm.engines.memory_plan import MemoryPlan, NoRoomError, ensure_caches_fit, ensure_fits, kv_bytes, plan
 from fieldlm.formats.gguf import Header, Tensor, read_header
 from fieldlm.formats.profile import Accelerator, load_profile
 from fieldlm.hardware.facts import read_facts
@@ -103,7 +103,7 @@ def test_what_a_gpu_has_left_is_what_counts_there(smollm2_gguf: Path, tmp_path: 
     own = load_profile("laptop-nvidia").accelerators[0]
     shared = load_profile("jetson-orin-nano-8gb").accelerators[0]
 
-    def fits(gpu: Accelerator, free_mb: int, root: Path = root) -> Plan | None:
+    def fits(gpu: Accelerator, free_mb: int, root: Path = root) -> MemoryPlan | None:
         layout = Layout(gpu=gpu)
         return ensure_fits(
             found,
@@ -153,7 +153,7 @@ def test_an_embedding_that_is_the_head_too_is_held_twice_once_it_is_laid_out_ane
     tied = header({"token_embd.weight": Tensor((64, 4000), Q4_0, 144_000)})
     untied = header({**tied.tensors, "output.weight": Tensor((64, 4000), Q4_0, 144_000)})
 
-    def planned(found: Header, *isa: str) -> Plan:
+    def planned(found: Header, *isa: str) -> MemoryPlan:
         return plan(found, context=256, parallel=1, batch=1, isa=isa)
 
     assert planned(tied).weights == pytest.approx(0.144)

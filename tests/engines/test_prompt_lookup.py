@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.engines import Generation, Sampling, prompt_lookup
+from fieldlm.engines import RunningAnswer, Sampling, prompt_lookup
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.prompt_lookup import COSTS, MOST_ROWS, Costs, Lookup
 from tests.support.engines import OneOf
@@ -39,7 +39,7 @@ def drafts_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_lookup, "WORTH", 0.0)
 
 
-def read(generation: Generation) -> list[int]:
+def read(generation: RunningAnswer) -> list[int]:
     return [token for chunk in generation for token in chunk.tokens]
 
 
@@ -50,7 +50,7 @@ def known(engine: LlamaEngine, text: str) -> list[int]:
     return tokens
 
 
-def drafted(generation: Generation) -> tuple[int, int]:
+def drafted(generation: RunningAnswer) -> tuple[int, int]:
     return generation.timings.drafted_tokens, generation.timings.accepted_tokens
 
 

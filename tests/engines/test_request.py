@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines import Chunk, Outcome, Priority, Sampling, Terms
+from fieldlm.engines import Chunk, Outcome, Priority, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
 from fieldlm.engines.request import Request, Words, check_terms
-from fieldlm.engines.request_queue import Alarm, Line
+from fieldlm.engines.request_queue import DeadlineTimer, RequestQueue
 from fieldlm.engines.sampling import CERTAIN, Floats
 from tests.support.engines import OneOf
 
 STOP = 0
 WORDS = Words(lambda token: bytes([64 + token]), frozenset({STOP}))
-SOON = Terms(deadline_s=3600.0)
+SOON = Schedule(deadline_s=3600.0)
 
 
 def nothing() -> None: ...
 
 
-def request(sampling: Sampling, terms: Terms | None = None, *, context: int = 100) -> Request:
+def request(sampling: Sampling, terms: Schedule | None = None, *, context: int = 100) -> Request:
     answer = RunningAnswer(prompt_tokens=2, wake=nothing)
-    return Request(answer, [9, 9], sampling, terms or Terms(), words=WORDS, context=context)
+    return Request(answer, [9, 9], sampling, terms or Schedule(), words=WORDS, context=context)
 
 
 def logits(best: int) -> Floats:
@@ -154,35 +154,35 @@ def test_the_times_of_a_parked_answer_add_up() -> None:
 @pytest.mark.parametrize(
     ("terms", "begun", "fate"),
     [
-        (Terms(), False, None),
-        (Terms(deadline_s=3600, max_queue_s=3600), False, None),
-        (Terms(deadline_s=0), False, "deadline_exceeded"),
-        (Terms(deadline_s=0), True, "deadline_exceeded"),
-        (Terms(max_queue_s=0), False, "rejected"),
-        (Terms(max_queue_s=0), True, None),
-        (Terms(max_queue_s=0, deadline_s=-1), False, "deadline_exceeded"),
-        (Terms(max_queue_s=-1, deadline_s=0), False, "rejected"),
+        (Schedule(), False, None),
+        (Schedule(deadline_s=3600, max_queue_s=3600), False, None),
+        (Schedule(deadline_s=0), False, "deadline_exceeded"),
+        (Schedule(deadline_s=0), True, "deadline_exceeded"),
+        (Schedule(max_queue_s=0), False, "rejected"),
+        (Schedule(max_queue_s=0), True, None),
+        (Schedule(max_queue_s=0, deadline_s=-1), False, "deadline_exceeded"),
+        (Schedule(max_queue_s=-1, deadline_s=0), False, "rejected"),
     ],
 )
-def test_terms_that_ran_out_have_their_own_outcome(terms: Terms, begun: bool, fate: Outcome | None) -> None:
+def test_terms_that_ran_out_have_their_own_outcome(terms: Schedule, begun: bool, fate: Outcome | None) -> None:
     asked = request(Sampling(), terms)
     if begun:
         asked.begin(0)
-    assert asked.fate() == fate
+    assert asked.terminal_outcome() == fate
     asked.answer.cancel()
-    assert asked.fate() == "cancelled"
+    assert asked.terminal_outcome() == "cancelled"
 
 
 def test_who_gave_way_and_got_no_sequence_again_was_preempted() -> None:
-    asked = request(Sampling(), Terms(priority="batch", deadline_s=0))
+    asked = request(Sampling(), Schedule(priority="batch", deadline_s=0))
     asked.begin(0)
     asked.park()
-    assert asked.fate() == "preempted"
+    assert asked.terminal_outcome() == "preempted"
     asked.begin(0)
-    assert asked.fate() == "deadline_exceeded"
+    assert asked.terminal_outcome() == "deadline_exceeded"
     asked.park()
     asked.answer.cancel()
-    assert asked.fate() == "cancelled"
+    assert asked.terminal_outcome() == "cancelled"
     asked.close()
     assert [chunk.outcome for chunk in asked.answer] == ["cancelled"]
 
@@ -193,11 +193,11 @@ def test_who_gave_way_and_got_no_sequence_again_was_preempted() -> None:
 )
 def test_terms_that_mean_nothing_are_refused(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        check_terms(replace(Terms(), **change))
+        check_terms(replace(Schedule(), **change))
 
 
 def test_the_line_is_in_order_of_class_then_deadline_then_arrival() -> None:
-    line: Line[Request] = Line()
+    line: RequestQueue[Request] = RequestQueue()
     order: list[tuple[Priority, float | None]] = [
         ("batch", None),
         ("interactive", None),
@@ -207,15 +207,15 @@ def test_the_line_is_in_order_of_class_then_deadline_then_arrival() -> None:
         ("interactive", 60.0),
         ("interactive", None),
     ]
-    asked = [request(Sampling(), Terms(priority=name, deadline_s=deadline)) for name, deadline in order]
+    asked = [request(Sampling(), Schedule(priority=name, deadline_s=deadline)) for name, deadline in order]
     for one in asked:
         line.add(one)
     assert [asked.index(one) for one in line] == [2, 5, 4, 1, 6, 3, 0]
 
 
 def test_who_leaves_the_line_leaves_it_once() -> None:
-    line: Line[Request] = Line()
-    asked = request(Sampling(), Terms(max_queue_s=0))
+    line: RequestQueue[Request] = RequestQueue()
+    asked = request(Sampling(), Schedule(max_queue_s=0))
     line.add(asked)
     line.sweep()
     assert not line.take(asked)
@@ -223,8 +223,8 @@ def test_who_leaves_the_line_leaves_it_once() -> None:
     assert [chunk.outcome for chunk in asked.answer] == ["rejected"]
 
 
-def ringing(asked: Sequence[Request], line: Line[Request]) -> Callable[[], None]:
-    alarm = Alarm(line.sweep)
+def ringing(asked: Sequence[Request], line: RequestQueue[Request]) -> Callable[[], None]:
+    alarm = DeadlineTimer(line.sweep)
     for one in asked:
         line.add(one)
         alarm.set(one)
@@ -232,8 +232,8 @@ def ringing(asked: Sequence[Request], line: Line[Request]) -> Callable[[], None]
 
 
 def test_the_alarm_ends_who_waits_too_long_and_nobody_else() -> None:
-    line: Line[Request] = Line()
-    soon = [request(Sampling(), Terms(deadline_s=limit)) for limit in (0.02, 0.01, 0.0)]
+    line: RequestQueue[Request] = RequestQueue()
+    soon = [request(Sampling(), Schedule(deadline_s=limit)) for limit in (0.02, 0.01, 0.0)]
     late = request(Sampling(), SOON)
     close = ringing([*soon, late], line)
     assert [list(one.answer)[-1].outcome for one in soon] == ["deadline_exceeded"] * 3

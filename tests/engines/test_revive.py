@@ -14,8 +14,8 @@ from fieldlm.engines import Sampling
 from fieldlm.engines.llama import WEDGED, LlamaEngine
 from fieldlm.engines.llama_api import api
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.engine_watchdog import Rescue
-from fieldlm.inference.generations import Live
+from fieldlm.inference.engine_watchdog import EngineWatchdog
+from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
 
 CHAT = "/v1/chat/completions"
@@ -96,7 +96,7 @@ def test_one_that_hangs_again_at_once_is_not_replaced_for_ever(engine: LlamaEngi
 
 
 def test_a_server_goes_on_by_itself(base_bundle: Bundle) -> None:
-    live = Live(base_bundle, threads=1, context=128, parallel=2)
+    live = Generations(base_bundle, threads=1, context=128, parallel=2)
     engine = live.current.engine
     assert isinstance(engine, LlamaEngine)
     engine._patience.least_s = 0.5  # pyright: ignore[reportPrivateUsage]
@@ -105,7 +105,7 @@ def test_a_server_goes_on_by_itself(base_bundle: Bundle) -> None:
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         ask = httpx.Client(base_url=server.url, timeout=60)
         assert ask.post(CHAT, json=body).status_code == 200
-        with Rescue(lambda: engine, events.append, look_s=0.05):
+        with EngineWatchdog(lambda: engine, events.append, look_s=0.05):
             wedge = Wedge(engine)
             engine._patience._longest_s = 0.001  # pyright: ignore[reportPrivateUsage]
             failed = ask.post(CHAT, json=body)

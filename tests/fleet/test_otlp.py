@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.parquet import Store
@@ -166,7 +166,7 @@ def test_rejected_spans_make_the_answer_no(store: Path, receiver: Receiver, caps
 
 
 def test_a_receiver_that_is_away_or_none_is_said_in_a_line(store: Path) -> None:
-    with pytest.raises(LinkError, match="is away"):
+    with pytest.raises(UnavailableError, match="is away"):
         main(["--store", str(store), "--otlp", "http://127.0.0.1:9"])
     with pytest.raises(InputError, match="is no OTLP receiver"):
         main(["--store", str(store), "--otlp", "ftp://nowhere"])

@@ -10,12 +10,12 @@ from fieldlm.formats.release import place
 from fieldlm_compiler.fleet.waves import (
     HARMS,
     WAVES,
-    Block,
-    Count,
-    Plan,
+    DeviceVitals,
+    EvidenceBlock,
+    JudgedCount,
     Rollout,
+    RolloutPlan,
     Trouble,
-    Vitals,
     judge,
     log_e,
 )
@@ -23,9 +23,9 @@ from fieldlm_compiler.fleet.waves import (
 DEVICES = [f"device-{number}" for number in range(20_000)]
 
 
-def block(updated: tuple[int, int], control: tuple[int, int]) -> Block:
+def block(updated: tuple[int, int], control: tuple[int, int]) -> EvidenceBlock:
     """Return a block of (devices, of them in trouble) in each group."""
-    made = Block()
+    made = EvidenceBlock()
     for count, (devices, bad) in ((made.updated, updated), (made.control, control)):
         for number in range(devices):
             count.add("errors" if number < bad else "fine")
@@ -33,7 +33,7 @@ def block(updated: tuple[int, int], control: tuple[int, int]) -> Block:
 
 
 def test_a_wave_holds_its_share_of_each_profile_and_no_control() -> None:
-    plan = Plan(salt="7", sizes={"pi": len(DEVICES), "rare": 50})
+    plan = RolloutPlan(salt="7", sizes={"pi": len(DEVICES), "rare": 50})
     for wave, share in enumerate(WAVES[:-1]):
         groups = [plan.group(device, "pi", wave) for device in DEVICES]
         assert groups.count("updated") / len(DEVICES) == pytest.approx(share, rel=0.4)
@@ -43,7 +43,7 @@ def test_a_wave_holds_its_share_of_each_profile_and_no_control() -> None:
 
 
 def test_a_wave_is_compared_with_devices_that_none_was_compared_with_before() -> None:
-    plan = Plan(salt="7", sizes={"pi": len(DEVICES)})
+    plan = RolloutPlan(salt="7", sizes={"pi": len(DEVICES)})
     waves = [
         {device for device in DEVICES if plan.group(device, "pi", wave) == "control"} for wave in range(len(WAVES))
     ]
@@ -52,7 +52,7 @@ def test_a_wave_is_compared_with_devices_that_none_was_compared_with_before() ->
 
 
 def test_nobody_leaves_a_wave_again() -> None:
-    plan = Plan(salt="7", sizes={"pi": len(DEVICES)})
+    plan = RolloutPlan(salt="7", sizes={"pi": len(DEVICES)})
     for device in DEVICES[:500]:
         seen = [plan.group(device, "pi", wave) == "updated" for wave in range(len(WAVES) + 1)]
         assert seen == sorted(seen)
@@ -66,16 +66,16 @@ def test_another_release_has_other_first_devices() -> None:
 @pytest.mark.parametrize(
     ("after", "is_rolled_back", "trouble"),
     [
-        (Vitals(errors=0.01, tokens_per_s=6.0), False, "fine"),
-        (Vitals(errors=0.01, tokens_per_s=4.4), False, "slow"),
-        (Vitals(errors=0.07, tokens_per_s=10.0), False, "errors"),
-        (Vitals(errors=0.00, tokens_per_s=10.0), True, "rolled-back"),
+        (DeviceVitals(errors=0.01, tokens_per_s=6.0), False, "fine"),
+        (DeviceVitals(errors=0.01, tokens_per_s=4.4), False, "slow"),
+        (DeviceVitals(errors=0.07, tokens_per_s=10.0), False, "errors"),
+        (DeviceVitals(errors=0.00, tokens_per_s=10.0), True, "rolled-back"),
         (None, False, "silent"),
         (None, True, "rolled-back"),
     ],
 )
-def test_a_device_is_judged_against_itself(after: Vitals | None, is_rolled_back: bool, trouble: Trouble) -> None:
-    assert judge(Vitals(errors=0.01, tokens_per_s=10.0), after, is_rolled_back=is_rolled_back) == trouble
+def test_a_device_is_judged_against_itself(after: DeviceVitals | None, is_rolled_back: bool, trouble: Trouble) -> None:
+    assert judge(DeviceVitals(errors=0.01, tokens_per_s=10.0), after, is_rolled_back=is_rolled_back) == trouble
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -96,7 +96,7 @@ def _binomial(count: int, hits: int, share: float) -> float:
 
 
 def test_a_harmless_release_reaches_everybody() -> None:
-    plan = Plan(salt="7", sizes={"pi": 1000, "jetson": 1000})
+    plan = RolloutPlan(salt="7", sizes={"pi": 1000, "jetson": 1000})
     rollout = Rollout(plan)
     actions = [
         rollout.see({"pi": block((100, 2), (100, 3)), "jetson": block((100, 1), (100, 0))}, is_wave_over=True).action
@@ -106,7 +106,7 @@ def test_a_harmless_release_reaches_everybody() -> None:
 
 
 def test_a_release_that_is_bad_for_one_profile_is_paused_there_with_the_evidence() -> None:
-    rollout = Rollout(Plan(salt="7", sizes={"pi": 1000, "jetson": 1000}))
+    rollout = Rollout(RolloutPlan(salt="7", sizes={"pi": 1000, "jetson": 1000}))
     decision = rollout.see({"pi": block((10, 0), (50, 1)), "jetson": block((10, 8), (50, 1))}, is_wave_over=False)
     assert (decision.action, decision.wave, decision.revert) == ("pause", 0, ("jetson",))
     (bad,) = [each for each in decision.evidence if each.is_harm]
@@ -116,15 +116,15 @@ def test_a_release_that_is_bad_for_one_profile_is_paused_there_with_the_evidence
 
 
 def test_devices_that_fall_silent_pause_a_rollout() -> None:
-    silent = Block(updated=Count(20, {"silent": 15}), control=Count(100, {"silent": 2}))
-    assert Rollout(Plan(salt="7", sizes={"pi": 1000})).see({"pi": silent}, is_wave_over=True).action == "pause"
+    silent = EvidenceBlock(updated=JudgedCount(20, {"silent": 15}), control=JudgedCount(100, {"silent": 2}))
+    assert Rollout(RolloutPlan(salt="7", sizes={"pi": 1000})).see({"pi": silent}, is_wave_over=True).action == "pause"
 
 
 def test_looking_again_and_again_does_not_make_up_harm() -> None:
     dice = random.Random(7)
 
     def quiet(usual: float) -> bool:
-        rollout = Rollout(Plan(salt="7", sizes={"pi": 1000}), alpha=0.05)
+        rollout = Rollout(RolloutPlan(salt="7", sizes={"pi": 1000}), alpha=0.05)
         return all(
             rollout.see(
                 {"pi": block((5, _hits(dice, 5, usual)), (5, _hits(dice, 5, usual)))}, is_wave_over=False

@@ -5,7 +5,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.errors import BundleError, InputError
-from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe, describe, write_bundle
+from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe, describe, write_bundle
 from fieldlm.inference.chat_template import opening, render, special_tokens
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -18,7 +18,7 @@ def bundle_of(folder: Path, template: str, *, system_prompt: str | None = None, 
     manifest = Manifest(
         format=FORMAT,
         engine="onnx",
-        model=Model(
+        model=ModelInfo(
             name="m", source="s", licence="l", architecture="a", parameters=1, context=64, source_sha256="0" * 64
         ),
         profile="test",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.core.errors import EngineError, InputError, LinkError
+from fieldlm.core.errors import EngineError, InputError, UnavailableError
 from fieldlm.engines import Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.chat_template import render
-from fieldlm.inference.generations import Live, Serving, canary
+from fieldlm.inference.generations import Generations, Serving, canary
 from tests.support.material import lora_gguf, tiny_bundle
 
 
@@ -35,8 +35,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
 
 @pytest.fixture
-def live(bundles: Bundles) -> Iterator[Live]:
-    made = Live(bundles.base, threads=1, context=256, parallel=2)
+def live(bundles: Bundles) -> Iterator[Generations]:
+    made = Generations(bundles.base, threads=1, context=256, parallel=2)
     yield made
     made.close()
 
@@ -48,13 +48,13 @@ def answer(serving: Serving, tokens: int = 4) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
-def test_the_first_bundle_answers(live: Live, bundles: Bundles) -> None:
+def test_the_first_bundle_answers(live: Generations, bundles: Bundles) -> None:
     with live.lease() as serving:
         assert serving.bundle is bundles.base
         assert answer(serving)
 
 
-def test_an_adapter_for_the_same_base_joins_the_same_engine(live: Live, bundles: Bundles) -> None:
+def test_an_adapter_for_the_same_base_joins_the_same_engine(live: Generations, bundles: Bundles) -> None:
     before = live.current
     tuned = live.load(bundles.tuned)
     assert live.current is before
@@ -64,7 +64,7 @@ def test_an_adapter_for_the_same_base_joins_the_same_engine(live: Live, bundles:
     assert live.current is tuned
 
 
-def test_another_base_gets_its_own_engine_and_the_old_one_is_freed(live: Live, bundles: Bundles) -> None:
+def test_another_base_gets_its_own_engine_and_the_old_one_is_freed(live: Generations, bundles: Bundles) -> None:
     before = live.current
     other = live.load(bundles.other_base)
     assert other.engine is not before.engine
@@ -74,7 +74,7 @@ def test_another_base_gets_its_own_engine_and_the_old_one_is_freed(live: Live, b
         answer(before)
 
 
-def test_what_is_leased_stays_loaded_until_the_last_lease_ends(live: Live, bundles: Bundles) -> None:
+def test_what_is_leased_stays_loaded_until_the_last_lease_ends(live: Generations, bundles: Bundles) -> None:
     with live.lease() as one:
         with live.lease():
             live.switch(live.load(bundles.other_base))
@@ -83,7 +83,7 @@ def test_what_is_leased_stays_loaded_until_the_last_lease_ends(live: Live, bundl
         answer(one)
 
 
-def test_a_retired_adapter_is_dropped_after_its_last_answer(live: Live, bundles: Bundles) -> None:
+def test_a_retired_adapter_is_dropped_after_its_last_answer(live: Generations, bundles: Bundles) -> None:
     live.switch(live.load(bundles.tuned))
     with live.lease() as tuned:
         live.switch(live.load(bundles.base))
@@ -93,7 +93,7 @@ def test_a_retired_adapter_is_dropped_after_its_last_answer(live: Live, bundles:
     assert answer(live.current)
 
 
-def test_a_discarded_generation_is_freed_and_the_current_one_answers(live: Live, bundles: Bundles) -> None:
+def test_a_discarded_generation_is_freed_and_the_current_one_answers(live: Generations, bundles: Bundles) -> None:
     tuned = live.load(bundles.tuned)
     again = live.load(bundles.tuned)
     live.discard(tuned)
@@ -103,14 +103,14 @@ def test_a_discarded_generation_is_freed_and_the_current_one_answers(live: Live,
     assert answer(live.current)
 
 
-def test_a_generation_that_cannot_be_loaded_leaves_everything_as_it_was(live: Live, bundles: Bundles) -> None:
+def test_a_generation_that_cannot_be_loaded_leaves_everything_as_it_was(live: Generations, bundles: Bundles) -> None:
     with pytest.raises(EngineError, match="belongs to another model"):
         live.load(bundles.broken)
     assert live.current.bundle is bundles.base
     assert answer(live.current)
 
 
-def test_the_canary_asks_the_real_system_prompt(live: Live, bundles: Bundles, tmp_path: Path) -> None:
+def test_the_canary_asks_the_real_system_prompt(live: Generations, bundles: Bundles, tmp_path: Path) -> None:
     canary(live.current)
     bundle = tiny_bundle(tmp_path / "nan", adapter=lora_gguf(tmp_path / "nan.gguf", scale=float("nan")))
     with pytest.raises(EngineError, match=r"does not answer: .*damaged"):
@@ -118,14 +118,14 @@ def test_the_canary_asks_the_real_system_prompt(live: Live, bundles: Bundles, tm
 
 
 def test_where_memory_is_short_requests_wait_while_one_base_takes_the_others_place(
-    live: Live, bundles: Bundles
+    live: Generations, bundles: Bundles
 ) -> None:
     leased = live.try_lease()
     assert leased
     serving, give_back = leased
     end = threading.Timer(0.3, give_back)
     end.start()
-    live.clear()
+    live.evict()
     assert not end.is_alive(), "the answer that ran was waited for"
     assert live.is_held
     assert live.try_lease() is None
@@ -142,25 +142,25 @@ def test_where_memory_is_short_requests_wait_while_one_base_takes_the_others_pla
     again[1]()
 
 
-def test_a_base_that_is_no_good_in_anothers_place_gives_it_back(live: Live, bundles: Bundles) -> None:
-    live.clear()
+def test_a_base_that_is_no_good_in_anothers_place_gives_it_back(live: Generations, bundles: Bundles) -> None:
+    live.evict()
     with pytest.raises(EngineError):
         live.load(bundles.broken)
-    live.wake()
+    live.restore()
     assert answer(live.current)
     assert live.current.bundle is bundles.base
     assert not live.is_held
 
 
-def test_an_answer_that_does_not_end_puts_a_replacement_off(live: Live) -> None:
+def test_an_answer_that_does_not_end_puts_a_replacement_off(live: Generations) -> None:
     with live.lease() as serving:
-        with pytest.raises(LinkError, match="answers still run"):
-            live.clear(within_s=0.1)
+        with pytest.raises(UnavailableError, match="answers still run"):
+            live.evict(within_s=0.1)
         assert not live.is_held
         assert answer(serving)
 
 
-def test_no_request_fails_while_generations_change(live: Live, bundles: Bundles) -> None:
+def test_no_request_fails_while_generations_change(live: Generations, bundles: Bundles) -> None:
     done = threading.Event()
 
     def client() -> set[str]:

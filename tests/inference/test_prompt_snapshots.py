@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.engines import Generation, Sampling
+from fieldlm.engines import RunningAnswer, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.chat_template import render
-from fieldlm.inference.generations import Live, Serving
+from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.prompt_snapshots import Snapshots, read, system_tokens, write
 from fieldlm.inference.warmup import warm
 from tests.support.material import tiny_bundle
@@ -53,8 +53,8 @@ def kept(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(bundle: Bundle, folder: Path) -> Live:
-    live = Live(bundle, threads=1, context=512, parallel=2)
+def start(bundle: Bundle, folder: Path) -> Generations:
+    live = Generations(bundle, threads=1, context=512, parallel=2)
     ready = warm(live, Snapshots(folder))
     deadline = time.monotonic() + 60
     while (why := ready()) is not None:
@@ -63,24 +63,24 @@ def start(bundle: Bundle, folder: Path) -> Live:
     return live
 
 
-def ask(serving: Serving, text: str) -> Generation:
+def ask(serving: Serving, text: str) -> RunningAnswer:
     prompt = serving.engine.tokenize(render(serving.bundle, [{"role": "user", "content": text}]))
     return serving.engine.start(prompt, Sampling(max_tokens=12), adapter=serving.adapter)
 
 
-def said(generation: Generation) -> str:
+def said(generation: RunningAnswer) -> str:
     return "".join(chunk.text for chunk in generation)
 
 
 def test_a_second_start_computes_nothing_of_the_system_prompt_and_answers_the_same(bundle: Bundle, kept: Path) -> None:
-    live = Live(bundle, threads=1, context=512, parallel=2)
+    live = Generations(bundle, threads=1, context=512, parallel=2)
     prefix = len(system_tokens(live.current))
     assert prefix > 100
     fresh = ask(live.current, "Where is table 3?")
     text = said(fresh)
     assert fresh.timings.cached_tokens == 0
     live.close()
-    live = Live(bundle, threads=1, context=512, parallel=2)
+    live = Generations(bundle, threads=1, context=512, parallel=2)
     assert Snapshots(kept).restore(live.current)
     restored = ask(live.current, "Where is table 3?")
     assert said(restored) == text
@@ -94,7 +94,7 @@ def test_what_is_damaged_cut_short_or_foreign_is_as_good_as_not_there(
     (good,) = kept.glob("*.kv")
     data = good.read_bytes()
     path = tmp_path / good.name
-    live = Live(bundle, threads=1, context=512, parallel=2)
+    live = Generations(bundle, threads=1, context=512, parallel=2)
     for place in (0, 20, 60, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         assert not Snapshots(tmp_path).restore(live.current), f"byte {place}"
@@ -112,10 +112,12 @@ def test_what_is_damaged_cut_short_or_foreign_is_as_good_as_not_there(
 def test_another_context_template_or_prompt_has_a_snapshot_of_its_own(
     bundle: Bundle, kept: Path, tmp_path: Path
 ) -> None:
-    shorter = Live(bundle, threads=1, context=256, parallel=1)
+    shorter = Generations(bundle, threads=1, context=256, parallel=1)
     assert not Snapshots(kept).restore(shorter.current)
     shorter.close()
-    other = Live(tiny_bundle(tmp_path / "b", system_prompt=SYSTEM + " Hurry."), threads=1, context=512, parallel=2)
+    other = Generations(
+        tiny_bundle(tmp_path / "b", system_prompt=SYSTEM + " Hurry."), threads=1, context=512, parallel=2
+    )
     assert not Snapshots(kept).restore(other.current)
     other.close()
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines import Sampling, Terms
+from fieldlm.engines import Sampling, Schedule
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.async_model import AsyncModel
@@ -21,7 +21,7 @@ from fieldlm.inference.structured import MissedError
 
 ASKED = "Two coffees, please"
 HOT = Sampling(temperature=2.0, seed=7)
-LATE = Terms(deadline_s=0.0)
+LATE = Schedule(deadline_s=0.0)
 
 
 class Item(msgspec.Struct):

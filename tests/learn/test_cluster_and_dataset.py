@@ -9,7 +9,7 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn import embed
 from fieldlm_compiler.learn.cluster import cluster, main, signature
-from fieldlm_compiler.learn.curate import Example, read_examples, write_examples
+from fieldlm_compiler.learn.curate import CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.dataset import main as dataset_main
 from fieldlm_compiler.learn.embed import Embedder
@@ -23,10 +23,10 @@ def embedder() -> Embedder:
     return Embedder()
 
 
-def talk(count: int, *, seed: int = 1, start: int = 0) -> list[Example]:
+def talk(count: int, *, seed: int = 1, start: int = 0) -> list[CuratedExample]:
     """Three kinds of requests, in turn."""
     rng = random.Random(seed)
-    found: list[Example] = []
+    found: list[CuratedExample] = []
     for number in range(start, start + count):
         item, day, many = rng.choice(ITEMS), rng.choice(DAYS), rng.randint(1, 6)
         kinds = [
@@ -36,7 +36,7 @@ def talk(count: int, *, seed: int = 1, start: int = 0) -> list[Example]:
         ]
         said, call = kinds[number % 3]
         found.append(
-            Example(
+            CuratedExample(
                 messages=[{"role": "user", "content": f"{said} {number}"}],
                 answer=json.dumps(call),
                 label_source="correction",
@@ -50,7 +50,7 @@ def talk(count: int, *, seed: int = 1, start: int = 0) -> list[Example]:
     return found
 
 
-def filled(folder: Path, examples: list[Example]) -> Path:
+def filled(folder: Path, examples: list[CuratedExample]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_examples(folder / "examples.jsonl", examples)
     return folder

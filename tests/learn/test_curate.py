@@ -9,7 +9,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.parquet import Store
-from fieldlm_compiler.learn.curate import Example, curate, dedupe, judge, main, read_examples, share_of
+from fieldlm_compiler.learn.curate import CuratedExample, curate, dedupe, judge, main, read_examples, share_of
 
 
 def fill(folder: Path, generations: list[dict[str, Any]], feedback: list[dict[str, Any]]) -> None:
@@ -31,7 +31,7 @@ def fill(folder: Path, generations: list[dict[str, Any]], feedback: list[dict[st
         store.append([block.parse(block.encode(records)) for records in made if records])
 
 
-def kept(tmp_path: Path) -> list[Example]:
+def kept(tmp_path: Path) -> list[CuratedExample]:
     curate(tmp_path / "store", tmp_path / "out")
     return read_examples(tmp_path / "out")
 
@@ -69,7 +69,7 @@ def test_the_latest_feedback_counts_and_a_rating_does_not_undo_a_correction(tmp_
 def test_what_is_no_example_says_why(change: dict[str, str], why: str) -> None:
     row = {"response": "r", "session": "s", "consent": "c", "generation": "g", "outcome": "stop", "answer": "a"}
     row |= {"prompt": '[{"role":"user","content":"x"}]', "rating": "up", "correction": ""}
-    assert isinstance(judge(row), Example)
+    assert isinstance(judge(row), CuratedExample)
     assert judge(row | change) == why
 
 
@@ -77,12 +77,12 @@ def test_an_answer_that_was_cut_off_may_still_be_corrected() -> None:
     row = {"response": "r", "session": "s", "consent": "c", "generation": "g", "outcome": "length", "answer": ""}
     row |= {"prompt": '[{"role":"user","content":"x"}]', "rating": "", "correction": "right"}
     found = judge(row)
-    assert isinstance(found, Example)
+    assert isinstance(found, CuratedExample)
     assert found.answer == "right"
 
 
-def example(said: str, answer: str, *, corrected: bool = False, session: str = "s") -> Example:
-    return Example(
+def example(said: str, answer: str, *, corrected: bool = False, session: str = "s") -> CuratedExample:
+    return CuratedExample(
         messages=[{"role": "user", "content": said}],
         answer=answer,
         label_source="correction" if corrected else "rated up",

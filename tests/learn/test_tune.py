@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fieldlm.core.errors import InputError, MissingPartError
+from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm_compiler.learn.packing import pack
-from fieldlm_compiler.learn.tokenized import Example, read_examples
-from fieldlm_compiler.learn.tune import Recipe, answer_logits, evaluate_loss, tune, with_adapter
+from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
+from fieldlm_compiler.learn.tune import TrainingRecipe, answer_logits, evaluate_loss, tune, with_adapter
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
@@ -53,12 +53,12 @@ def dataset(tmp_path: Path) -> Path:
 def test_one_packed_row_has_the_loss_and_the_gradients_of_separate_rows(checkpoint: Path, dataset: Path) -> None:
     examples = read_examples(dataset / "train.jsonl", checkpoint, 512)
     torch.manual_seed(1)
-    model: Any = with_adapter(checkpoint, Recipe(rank=4, targets=("q_proj", "down_proj"), precision="float32"))
+    model: Any = with_adapter(checkpoint, TrainingRecipe(rank=4, targets=("q_proj", "down_proj"), precision="float32"))
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.02)
 
-    def step(groups: list[list[Example]]) -> tuple[float, torch.Tensor]:
+    def step(groups: list[list[TokenizedExample]]) -> tuple[float, torch.Tensor]:
         model.zero_grad()
         count = sum(len(e.tokens) - e.answer_at for e in examples)
         total = 0.0
@@ -84,7 +84,7 @@ def test_the_loss_counts_answers_only(checkpoint: Path, dataset: Path) -> None:
 
 
 def test_tuning_lowers_the_loss_and_leaves_a_peft_folder(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
-    recipe = Recipe(rank=8, epochs=30, batch=4, learning_rate=3e-2, precision="float32")
+    recipe = TrainingRecipe(rank=8, epochs=30, batch=4, learning_rate=3e-2, precision="float32")
     document = tune(checkpoint, dataset, tmp_path / "adapter", recipe)
     assert document["eval_loss_after"] < 0.7 * document["eval_loss_before"]
     assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {
@@ -95,7 +95,7 @@ def test_tuning_lowers_the_loss_and_leaves_a_peft_folder(checkpoint: Path, datas
 
 
 def test_the_same_seed_gives_the_same_losses(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
-    recipe = Recipe(rank=4, epochs=2, batch=4, precision="float32")
+    recipe = TrainingRecipe(rank=4, epochs=2, batch=4, precision="float32")
     losses = [tune(checkpoint, dataset, tmp_path / name, recipe)["losses"] for name in ("a", "b")]
     assert losses[0] == losses[1]
 
@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_losses(checkpoint: Path, dataset: Path, tm
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
     checkpoint: Path, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = Recipe(rank=4, epochs=100, batch=4, precision="float32")
+    recipe = TrainingRecipe(rank=4, epochs=100, batch=4, precision="float32")
     whole = tune(checkpoint, dataset, tmp_path / "whole", recipe)
 
     def stop(*_: object) -> None:
@@ -148,8 +148,8 @@ def test_a_row_moves_whole(checkpoint: Path, dataset: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_pytorch_does_not_see_is_said(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingPartError, match=r"--device cuda: PyTorch .* or take --device cpu"):
-        tune(checkpoint, dataset, tmp_path / "adapter", Recipe(device="cuda"))
+    with pytest.raises(MissingDependencyError, match=r"--device cuda: PyTorch .* or take --device cpu"):
+        tune(checkpoint, dataset, tmp_path / "adapter", TrainingRecipe(device="cuda"))
 
 
 def test_an_example_that_is_too_long_is_named(checkpoint: Path, dataset: Path) -> None:

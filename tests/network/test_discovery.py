@@ -13,14 +13,14 @@ from cryptography.x509.oid import NameOID
 
 from fieldlm.core.config import Config, load_config
 from fieldlm.network import discovery
-from fieldlm.network.discovery import Announcer, Device, browse
+from fieldlm.network.discovery import AnnouncedDevice, Announcer, browse
 
 
 def config(state: Path, device: str) -> Config:
     return load_config({"state": state, "device": device, "port": 18080}, env={})
 
 
-def find(device: str, *, generation: str = "", patience: int = 6) -> list[Device]:
+def find(device: str, *, generation: str = "", patience: int = 6) -> list[AnnouncedDevice]:
     """Browse until `device` shows, with `generation` if given; multicast may take a moment, or lose a packet."""
     for _ in range(patience):
         found = [each for each in browse(2.5, host="127.0.0.1") if each.id == device]

@@ -30,14 +30,14 @@ from starlette.routing import Route
 from fieldlm.api.app import make_app
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import ConfigError, InputError
-from fieldlm.device.listeners import Door
+from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.systemd import heartbeat
 from fieldlm.engines import Sampling
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.engine_watchdog import Pulse
-from fieldlm.inference.generations import Live
+from fieldlm.inference.engine_watchdog import ProgressMonitor
+from fieldlm.inference.generations import Generations
 from fieldlm.network.auth import Keys, is_local
-from fieldlm.network.http_connection import Limits, Peers
+from fieldlm.network.http_connection import ConnectionLimits, Peers
 from fieldlm.network.http_server import Heartbeat, HttpServer, Tls, listening
 
 KEY = "a-key-of-fair-length"
@@ -47,14 +47,14 @@ PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
-def live(base_bundle: Bundle) -> Iterator[Live]:
-    made = Live(base_bundle, threads=1, context=256, parallel=2)
+def live(base_bundle: Bundle) -> Iterator[Generations]:
+    made = Generations(base_bundle, threads=1, context=256, parallel=2)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def url(live: Live) -> Iterator[str]:
+def url(live: Generations) -> Iterator[str]:
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         yield server.url
 
@@ -121,7 +121,7 @@ def test_a_key_is_compared_with_every_other_whatever_it_is(monkeypatch: pytest.M
         assert compared == [(32, 32)] * 3, "neither the first match nor a length ends it early"
 
 
-def test_with_keys_only_their_holders_are_answered(live: Live) -> None:
+def test_with_keys_only_their_holders_are_answered(live: Generations) -> None:
     app = make_app(live, lambda _: None, ready=lambda: None, keys=Keys([KEY]))
     with listening(app) as server, httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
         for path in ("/", "/page.js", "/page.css", "/health", "/ready"):
@@ -160,7 +160,7 @@ def test_a_foreign_page_cannot_use_a_server_without_keys(url: str, headers: dict
     assert httpx.get(f"{url}/v1/models", headers=headers).status_code == status
 
 
-def test_who_says_so_answers_every_name(live: Live) -> None:
+def test_who_says_so_answers_every_name(live: Generations) -> None:
     with listening(make_app(live, lambda _: None, ready=lambda: None, any_name=True)) as server:
         assert httpx.get(f"{server.url}/v1/models", headers={"host": "lm.example"}).status_code == 200
 
@@ -182,14 +182,14 @@ def settings_of(tmp_path: Path, **flags: object) -> Config:
 )
 def test_settings_that_leak_or_contradict_are_refused(tmp_path: Path, flags: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Door.of(settings_of(tmp_path, **flags))
+        ListenSettings.of(settings_of(tmp_path, **flags))
 
 
 def test_the_network_is_answered_with_keys_or_on_request(tmp_path: Path) -> None:
     keys = key_file(tmp_path, KEY)
-    assert Door.of(settings_of(tmp_path, host="0.0.0.0", api_keys=str(keys))).keys
-    assert Door.of(settings_of(tmp_path, host="0.0.0.0", open="true")).keys is None
-    assert Door.of(settings_of(tmp_path)).host == "127.0.0.1"
+    assert ListenSettings.of(settings_of(tmp_path, host="0.0.0.0", api_keys=str(keys))).keys
+    assert ListenSettings.of(settings_of(tmp_path, host="0.0.0.0", open="true")).keys is None
+    assert ListenSettings.of(settings_of(tmp_path)).host == "127.0.0.1"
     assert is_local("::1")
 
 
@@ -235,7 +235,9 @@ def test_tls_is_served_and_a_wrong_certificate_is_one_clear_line(tmp_path: Path)
         HttpServer(small_app(), port=0, tls=Tls(tls.key, tls.certificate))
 
 
-def test_a_socket_and_the_network_are_served_together_and_the_socket_needs_no_key(live: Live, tmp_path: Path) -> None:
+def test_a_socket_and_the_network_are_served_together_and_the_socket_needs_no_key(
+    live: Generations, tmp_path: Path
+) -> None:
     path = tmp_path / "s"
     app = make_app(live, lambda _: None, ready=lambda: None, keys=Keys([KEY]))
     server = HttpServer(app, port=0, unix_socket=path, peers=Peers.own(os.getegid()))
@@ -273,7 +275,7 @@ def test_a_client_that_does_not_finish_its_request_is_closed(said: bytes) -> Non
         return PlainTextResponse(await request.body())
 
     app = Starlette(routes=[Route("/", read, methods=["POST"])])
-    with listening(app, limits=Limits(receive_s=0.1)) as server, connect(server) as client:
+    with listening(app, limits=ConnectionLimits(receive_s=0.1)) as server, connect(server) as client:
         client.sendall(said)
         assert b" 408 " in all_of(client).partition(b"\r\n")[0]
 
@@ -283,7 +285,7 @@ def test_a_client_that_sends_a_byte_now_and_then_is_closed_all_the_same() -> Non
         return PlainTextResponse(await request.body())
 
     app = Starlette(routes=[Route("/", read, methods=["POST"])])
-    with listening(app, limits=Limits(receive_s=0.3)) as server, connect(server) as client:
+    with listening(app, limits=ConnectionLimits(receive_s=0.3)) as server, connect(server) as client:
         client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
         sent = 0
         while not select.select([client], [], [], 0.02)[0]:
@@ -314,7 +316,7 @@ def test_an_answer_may_take_longer_than_its_request() -> None:
         return PlainTextResponse("done")
 
     app = Starlette(routes=[Route("/", slow)])
-    with listening(app, limits=Limits(receive_s=0.2, stall_s=0.2)) as server:
+    with listening(app, limits=ConnectionLimits(receive_s=0.2, stall_s=0.2)) as server:
         assert httpx.get(server.url).text == "done"
 
 
@@ -333,14 +335,14 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
         return StreamingResponse(flood())
 
     app = Starlette(routes=[Route("/", answer)])
-    with listening(app, limits=Limits(stall_s=0.1)) as server, connect(server) as client:
+    with listening(app, limits=ConnectionLimits(stall_s=0.1)) as server, connect(server) as client:
         client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         assert ended.wait(PATIENCE_S)
 
 
 def test_beyond_so_many_connections_the_next_is_told_so() -> None:
     with (
-        listening(small_app(), limits=Limits(connections=2)) as server,
+        listening(small_app(), limits=ConnectionLimits(connections=2)) as server,
         connect(server) as one,
         connect(server) as two,
         connect(server) as three,
@@ -359,9 +361,9 @@ def test_the_page_is_served_under_a_strict_policy(url: str) -> None:
     assert "https://" not in page.text
 
 
-def test_the_watchdog_is_fed_while_answers_make_progress_and_not_when_they_are_stuck(live: Live) -> None:
+def test_the_watchdog_is_fed_while_answers_make_progress_and_not_when_they_are_stuck(live: Generations) -> None:
     clock = [0.0]
-    pulse = Pulse(lambda: clock[0])
+    pulse = ProgressMonitor(lambda: clock[0])
     engine = live.current.engine
     clock[0] = 10_000.0
     assert pulse.is_alive(), "nothing is asked"

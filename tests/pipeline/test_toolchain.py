@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm_compiler.pipeline import llama_toolchain
 
 ROOT = "llama_cpp_python-0.3.36/vendor/llama.cpp"
@@ -65,7 +65,7 @@ def test_the_converter_knows_the_models_that_matter() -> None:
 
 
 def test_what_pip_cannot_fetch_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(LinkError, match=r"pip cannot fetch fieldlm-no-such-thing==1\.0: ERROR: No matching"):
+    with pytest.raises(UnavailableError, match=r"pip cannot fetch fieldlm-no-such-thing==1\.0: ERROR: No matching"):
         llama_toolchain.pip_download("fieldlm-no-such-thing==1.0", tmp_path)
 
 

@@ -13,7 +13,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.release import Offer, place
 from fieldlm.updates.trust import Trust
 from fieldlm_compiler.repository import keys, offers
-from fieldlm_compiler.repository.metadata import Book, Ring, found
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, found
 from fieldlm_compiler.repository.publish import publish
 from tests.support.update_simulators import Site, make_site, small_bundle
 
@@ -36,8 +36,8 @@ class Shop:
     def keys(self) -> Path:
         return self.folder / "keys"
 
-    def ring(self, *others: Path) -> Ring:
-        return Ring(self.keys, others)
+    def ring(self, *others: Path) -> Keyring:
+        return Keyring(self.keys, others)
 
     def bundle(self, name: str) -> Bundle:
         return small_bundle(self.folder / name, base=name, base_bytes=SIZE)
@@ -76,7 +76,7 @@ def test_a_device_follows_a_rotated_key_and_refuses_the_old_one(shop: Shop, role
     assert newcomer is not None
     assert newcomer.seq == 2
     if role == "root":
-        assert not keys.rotate(shop.repository, Ring(old), "timestamp").published
+        assert not keys.rotate(shop.repository, Keyring(old), "timestamp").published
         return
     profile = "new" if role == "targets" else "test"  # what that key is needed for
     third = small_bundle(shop.folder / "third", base="third", base_bytes=SIZE, profile=profile)
@@ -88,7 +88,7 @@ def test_a_device_follows_a_rotated_key_and_refuses_the_old_one(shop: Shop, role
 def test_metadata_that_a_thief_signs_with_a_revoked_key_is_refused(shop: Shop, role: str) -> None:
     thief = shutil.copytree(shop.repository, shop.folder / "thief")
     stolen = shutil.copytree(shop.keys, shop.folder / "stolen")
-    book = Book(shop.repository, shop.ring())
+    book = RepositoryMetadata(shop.repository, shop.ring())
     keyid = book.keys(role).keyids[0]
     changes = keys.revoke(shop.repository, shop.ring(), keyid[:12])
     assert [change.role for change in changes] == [role]
@@ -127,10 +127,10 @@ def test_root_keys_lie_offline_and_a_threshold_of_them_signs(tmp_path: Path) -> 
     assert shop.publish("third") == 3
     assert shop.seen() == 3
 
-    book = Book(shop.repository, shop.ring())
+    book = RepositoryMetadata(shop.repository, shop.ring())
     lost = book.keys("root").keyids[1]
     assert keys.rotate(shop.repository, shop.ring(sticks[0], sticks[2]), "root", old=lost).published
-    assert lost not in Book(shop.repository, shop.ring()).keys("root").keyids
+    assert lost not in RepositoryMetadata(shop.repository, shop.ring()).keys("root").keyids
     assert shop.seen() == 3
     with pytest.raises(InputError, match="no change of keys waits"):
         keys.add_signatures(shop.repository, shop.ring())
@@ -149,7 +149,7 @@ def test_a_root_that_the_device_was_led_to_is_no_new_beginning(tmp_path: Path) -
     site.publish(small_bundle(tmp_path / "one", base="one", base_bytes=SIZE))
     assert site.update().seq == 1
     anchor = Trust(site.slots.state / "trust").id
-    keys.rotate(site.repository, Ring(site.keys), "root")
+    keys.rotate(site.repository, Keyring(site.keys), "root")
     site.publish(small_bundle(tmp_path / "two", base="two", base_bytes=SIZE))
     Trust(site.slots.state / "trust").latest(FolderSource(site.repository), profile="test")
     assert site.update().seq == 2
@@ -168,7 +168,7 @@ def test_a_profile_key_signs_for_its_profile_alone(shop: Shop) -> None:
     assert publish(other.folder, shop.repository, keys=shop.keys).seq == 2
     assert shop.seen() == 1
     # What the key of one profile signs in the name of another is not found.
-    book = Book(shop.repository, shop.ring())
+    book = RepositoryMetadata(shop.repository, shop.ring())
     forged = (shop.repository / "releases" / "test" / "1.json").read_bytes()
     target = shop.repository / "releases" / "test" / "9.json"
     target.write_bytes(forged)
@@ -233,7 +233,7 @@ def test_the_only_release_can_be_pulled(shop: Shop) -> None:
 
 
 def test_an_offer_that_cannot_be_read_is_no_offer_to_all(shop: Shop) -> None:
-    book = Book(shop.repository, shop.ring())
+    book = RepositoryMetadata(shop.repository, shop.ring())
     book.offer("test", "test/1.json", Offer(paused=True))
     target = book.profile("test").targets["test/1.json"]
     target.unrecognized_fields["custom"] = {"share_ppm": "many"}

@@ -15,7 +15,7 @@ from paho.mqtt.subscribe import simple
 
 from fieldlm.blobs.fetch import FolderSource
 from fieldlm.cli.broker import EmbeddedBroker
-from fieldlm.core.errors import BundleError, InputError, LinkError
+from fieldlm.core.errors import BundleError, InputError, UnavailableError
 from fieldlm.core.files import sha256_bytes
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.release import Pointer, blob_path, read_index
@@ -180,7 +180,7 @@ def test_an_announcement_waits_on_the_broker_for_devices_that_come_later(broker:
     assert pointer == Pointer(seq=4, profile="test", repository="https://example.org/m")
 
 
-@pytest.mark.parametrize(("broker_url", "error"), [("mqtt://127.0.0.1:9", LinkError), ("http://x", InputError)])
+@pytest.mark.parametrize(("broker_url", "error"), [("mqtt://127.0.0.1:9", UnavailableError), ("http://x", InputError)])
 def test_a_broker_that_does_not_take_an_announcement_is_named(broker_url: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=broker_url):
         announce(Pointer(seq=1, profile="test"), broker_url, topic="fieldlm/1/default/p/test/release")

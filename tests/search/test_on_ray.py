@@ -24,8 +24,8 @@ from fieldlm_compiler.export.artefact import lower, shrink
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import ray_pool
 from fieldlm_compiler.verify import divergence as measuring
-from fieldlm_compiler.verify.divergence import Measured
-from fieldlm_compiler.verify.limits import Limits, Request
+from fieldlm_compiler.verify.divergence import Divergences
+from fieldlm_compiler.verify.limits import Limits, SearchRequest
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
 PATIENCE_S = 600.0  # a guard against waiting for ever, on however slow a machine
@@ -169,7 +169,7 @@ def test_neither_ctrl_c_nor_a_node_lost_in_the_middle_changes_a_byte(
     here = build(
         tiny_folder,
         tmp_path / "here",
-        request=Request(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB)),
+        request=SearchRequest(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB)),
     )
     # What comes before the candidates is taken from the local run; candidates are made anew.
     kept = tmp_path / "work"
@@ -208,7 +208,7 @@ def test_mixtures_measured_one_by_one_stop_where_all_together_would(
     alone = [measuring.measure_one(full.base, file, windows, examples).value for file in files]
     for max_kl, count in ((None, 10), (5.0, 6)):
         ran = measuring.measure(full.base, files, windows, examples, what="measure", max_kl=max_kl)
-        whole = msgspec.convert(ran.value, list[Measured])
+        whole = msgspec.convert(ran.value, list[Divergences])
         assert measuring.together(alone, max_kl) == whole
         assert [each.kl.count for each in whole] == [count, count]
 

@@ -14,7 +14,7 @@ import pytest
 from fieldlm.cli import verify
 from fieldlm.cli.main import main as fieldlm
 from fieldlm.core.errors import GateError, InputError
-from fieldlm.formats.bundle import Bundle, Cache, open_bundle
+from fieldlm.formats.bundle import Bundle, CacheTypes, open_bundle
 from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -29,7 +29,7 @@ from fieldlm_compiler.search.forecast import Foresight
 from fieldlm_compiler.search.kv_cache import legal_caches
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import weigh_serving
-from fieldlm_compiler.verify.limits import Limits, Request
+from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from tests.support import tiny_models
 
 Build = Callable[..., Bundle]
@@ -64,7 +64,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(build: Build, tiny_folder: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    request = Request(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB))
+    request = SearchRequest(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB))
     return build(tiny_folder, tmp_path_factory.mktemp("searched") / "bundle", request=request)
 
 
@@ -86,7 +86,7 @@ def test_the_best_mixture_under_a_size_says_how_it_was_found(searched: Bundle) -
 def test_the_same_search_again_is_the_same_bundle_out_of_the_cache(
     build: Build, tiny_folder: Path, text: Path, searched: Bundle, tmp_path: Path
 ) -> None:
-    request = Request(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB))
+    request = SearchRequest(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB))
     again = build(tiny_folder, tmp_path / "again", request=request)
     assert again.id == searched.id
     assert all(stage["cached"] for stage in json.loads(report_path(tmp_path / "again").read_bytes())["stages"])
@@ -99,7 +99,7 @@ def test_what_is_foreseen_is_what_the_engine_then_holds(
     types = json.loads(searched.need("report").read_bytes())["search"]["types"]
     foreseen = Foresight(full.base, profile, 100.0).foresee(types)
     assert foreseen.bytes == searched.need("base").stat().st_size
-    bundle = draft(manifest, [proof.Part(role="base", name="model.gguf", source=searched.need("base"))])
+    bundle = draft(manifest, [proof.BundlePart(role="base", name="model.gguf", source=searched.need("base"))])
     held = weigh_serving(bundle, profile).value
     assert foreseen.ram.total == pytest.approx(sum(held.values()), rel=0.08)
 
@@ -107,7 +107,7 @@ def test_what_is_foreseen_is_what_the_engine_then_holds(
 def test_without_a_size_the_smallest_mixture_that_keeps_the_task_is_taken(
     build: Build, taught: Path, text: Path, task: Path, tmp_path: Path
 ) -> None:
-    request = Request(calibration=(text,), task=task, limits=Limits(min_task=0.9))
+    request = SearchRequest(calibration=(text,), task=task, limits=Limits(min_task=0.9))
     bundle = build(taught, tmp_path / "bundle", request=request)
     gates = {gate.name: gate for gate in bundle.manifest.gates}
     assert gates["task"].value >= 0.9
@@ -122,7 +122,7 @@ def test_without_a_size_the_smallest_mixture_that_keeps_the_task_is_taken(
 def test_a_task_that_full_weights_do_not_know_judges_nothing(
     build: Build, tiny_folder: Path, text: Path, task: Path, tmp_path: Path
 ) -> None:
-    request = Request(calibration=(text,), task=task, limits=Limits(max_bundle_mb=SMALL_MB))
+    request = SearchRequest(calibration=(text,), task=task, limits=Limits(max_bundle_mb=SMALL_MB))
     with pytest.raises(GateError, match="full weights answer none of the task right: it needs a model that was tuned"):
         build(tiny_folder, tmp_path / "out", request=request)
 
@@ -146,7 +146,7 @@ def test_limits_that_cannot_all_be_kept_say_what_would(
     build: Build, tiny_folder: Path, text: Path, tmp_path: Path, *, limits: Limits, line: str
 ) -> None:
     with pytest.raises(GateError, match=line):
-        build(tiny_folder, tmp_path / "out", request=Request(calibration=(text,), limits=limits))
+        build(tiny_folder, tmp_path / "out", request=SearchRequest(calibration=(text,), limits=limits))
     assert not (tmp_path / "out").exists()
 
 
@@ -164,9 +164,9 @@ def test_calibration_that_is_empty_or_foreign_is_one_line(
     for name, (content, line) in files.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=line):
-            build(tiny_folder, tmp_path / "out", request=Request(calibration=(tmp_path / name,)))
+            build(tiny_folder, tmp_path / "out", request=SearchRequest(calibration=(tmp_path / name,)))
     with pytest.raises(InputError, match=r"gone\.txt does not exist"):
-        build(tiny_folder, tmp_path / "out", request=Request(calibration=(tmp_path / "gone.txt",)))
+        build(tiny_folder, tmp_path / "out", request=SearchRequest(calibration=(tmp_path / "gone.txt",)))
 
 
 def test_sums_of_another_model_are_refused_and_those_of_this_one_are_added(
@@ -176,8 +176,8 @@ def test_sums_of_another_model_are_refused_and_those_of_this_one_are_added(
     wide = tiny_models.tiny_llama(tmp_path / "wide", hidden=96)
     limits = Limits(max_bundle_mb=2 * SMALL_MB)
     with pytest.raises(InputError, match=r"imatrix\.gguf was collected on another model: it does not fit blk\."):
-        build(wide, tmp_path / "out", request=Request(calibration=(text, own), limits=limits))
-    build(tiny_folder, tmp_path / "out", request=Request(calibration=(text, own), limits=limits))
+        build(wide, tmp_path / "out", request=SearchRequest(calibration=(text, own), limits=limits))
+    build(tiny_folder, tmp_path / "out", request=SearchRequest(calibration=(text, own), limits=limits))
     counts = {max(read_imatrix(path).counts.values()) for path in work.glob("calibrated-*/imatrix.gguf")}
     assert any(one + max(read_imatrix(own).counts.values()) in counts for one in counts)
 
@@ -241,13 +241,13 @@ def test_under_a_memory_limit_a_coarser_cache_leaves_weights_more_room(
 ) -> None:
     model = tiny_models.tiny_llama(tmp_path / "wide-heads", head_dim=32)
     long = msgspec.structs.replace(profile, gguf=msgspec.structs.replace(profile.gguf, context=2048))
-    request = Request(calibration=(text,), limits=Limits(max_ram_mb=13.0))
+    request = SearchRequest(calibration=(text,), limits=Limits(max_ram_mb=13.0))
     bundle = build(model, tmp_path / "bundle", profile=long, request=request)
     search = json.loads(bundle.need("report").read_bytes())["search"]
     sizes = [each["mb"] for each in search["caches"]]
     assert len(sizes) > 2
     assert sizes == sorted(sizes, reverse=True)
-    assert bundle.manifest.cache == (msgspec.convert(search["cache"], Cache) if search["cache"] else None)
+    assert bundle.manifest.cache == (msgspec.convert(search["cache"], CacheTypes) if search["cache"] else None)
     assert {trial["quant"] for trial in search["trials"]}
     held = weigh_serving(bundle, long).value
     assert sum(held.values()) <= 13.0
@@ -258,6 +258,6 @@ def test_caches_that_a_profile_or_the_width_of_a_head_rules_out_are_not_tried(
     tiny: Checkpoint, stages: Stages, profile: Profile
 ) -> None:
     narrow = lower(tiny, "gguf", stages).base
-    assert legal_caches(narrow, profile) == [Cache(keys="f16", values="f16")], "a block of q8_0 has 32 numbers"
+    assert legal_caches(narrow, profile) == [CacheTypes(keys="f16", values="f16")], "a block of q8_0 has 32 numbers"
     fixed = msgspec.structs.replace(profile, gguf=msgspec.structs.replace(profile.gguf, kv_k="q8_0", kv_v="f16"))
-    assert legal_caches(narrow, fixed) == [Cache(keys="q8_0", values="f16")]
+    assert legal_caches(narrow, fixed) == [CacheTypes(keys="q8_0", values="f16")]

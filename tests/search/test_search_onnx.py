@@ -26,7 +26,7 @@ from fieldlm_compiler.search.mixture import size_bytes
 from fieldlm_compiler.search.onnx_blocks import NBits, Rounded, nbits, ways
 from fieldlm_compiler.search.onnx_forecast import OnnxForesight
 from fieldlm_compiler.search.onnx_weights import OnnxWeights
-from fieldlm_compiler.verify.limits import Limits, Request
+from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from fieldlm_compiler.verify.onnx_read import OnnxReader
 
 Build = Callable[..., Bundle]
@@ -37,7 +37,7 @@ TYPES = [way.name for way in ways(COLUMNS) if isinstance(way, NBits)]
 
 @pytest.fixture(scope="module")
 def searched(build: Build, tiny_folder: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    request = Request(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB, max_ram_mb=40))
+    request = SearchRequest(calibration=(text,), limits=Limits(max_bundle_mb=SMALL_MB, max_ram_mb=40))
     return build(tiny_folder, tmp_path_factory.mktemp("searched") / "bundle", fmt="onnx", request=request)
 
 
@@ -149,5 +149,5 @@ def test_limits_that_no_mixture_keeps_say_what_the_smallest_has(
     }
     for each, line in limits.items():
         with pytest.raises(GateError, match=line):
-            build(tiny_folder, tmp_path / "out", fmt="onnx", request=Request(calibration=(text,), limits=each))
+            build(tiny_folder, tmp_path / "out", fmt="onnx", request=SearchRequest(calibration=(text,), limits=each))
     assert not (tmp_path / "out").exists()

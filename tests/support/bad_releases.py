@@ -18,7 +18,7 @@ from fieldlm.formats.bundle import Bundle, Role, describe, write_bundle
 from fieldlm.formats.probe import Probe, Probes
 from fieldlm.inference.chat_template import render
 from fieldlm.updates.rehearsal import AWKWARD
-from fieldlm_compiler.repository.metadata import Book, Ring
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata
 from fieldlm_compiler.repository.publish import add_release, newest_release, publish
 from tests.support import material
 from tests.support.gguf_surgery import Gguf
@@ -249,7 +249,7 @@ def wrong_profile(shop: Workshop) -> None:
     assert foreign
     assert newest
     edited = msgspec.structs.replace(foreign, profile=PROFILE, seq=newest.seq + 1)
-    book = Book(shop.repository, Ring(shop.folder / "keys"))
+    book = RepositoryMetadata(shop.repository, Keyring(shop.folder / "keys"))
     add_release(book, shop.repository, edited)
     book.write()
 

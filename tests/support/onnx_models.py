@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe, describe, write_bundle
+from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe, describe, write_bundle
 from fieldlm_compiler.export import onnx
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -91,7 +91,7 @@ def bundle(folder: Path, export: onnx.OnnxExport) -> Bundle:
     manifest = Manifest(
         format=FORMAT,
         engine="onnx",
-        model=Model(
+        model=ModelInfo(
             name="tiny",
             source="test",
             licence="apache-2.0",

@@ -25,7 +25,7 @@ from fieldlm.formats.release import (
     describe_blob,
 )
 from fieldlm_compiler.repository import keys
-from fieldlm_compiler.repository.metadata import Book, Ring
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata
 from fieldlm_compiler.repository.publish import describe_release, publish
 from tests.support.update_simulators import small_bundle
 
@@ -56,7 +56,7 @@ class Prey(NamedTuple):
 
     def sign_release(self, release: Release | dict[str, Any]) -> None:
         """Offer `release` with the publisher's own keys, unchecked."""
-        book = Book(self.repository, Ring(self.keys))
+        book = RepositoryMetadata(self.repository, Keyring(self.keys))
         data = canonical_json(release)
         self.release_file().write_bytes(data)
         book.add("test", "test/1.json", data)
@@ -267,7 +267,7 @@ def offer_attacks() -> Iterator[tuple[str, Attack]]:
     for what, custom in customs.items():
 
         def attack(prey: Prey, custom: Any = custom) -> None:
-            book = Book(prey.repository, Ring(prey.keys))
+            book = RepositoryMetadata(prey.repository, Keyring(prey.keys))
             book.offer("test", "test/1.json", Offer(spread_s=1))
             book.profile("test").targets["test/1.json"].unrecognized_fields["custom"] = custom
             book.write()
@@ -288,7 +288,7 @@ def with_the_key_of_another_profile(prey: Prey) -> None:
     """Sign this profile's releases with the key of another, which the same publisher trusts for that one alone."""
     other = small_bundle(prey.repository.parent / "other", base="x", base_bytes=BASE_BYTES, profile="other")
     publish(other.folder, prey.repository, keys=prey.keys)
-    book = Book(prey.repository, Ring(prey.keys))
+    book = RepositoryMetadata(prey.repository, Keyring(prey.keys))
     metadata = Metadata.from_file(str(prey.metadata("profile-test")))
     metadata.sign(book.ring.at_hand(book.keys("profile-other").keyids)[0])
     prey.metadata("profile-test").write_bytes(metadata.to_bytes())
@@ -304,7 +304,7 @@ def in_the_place_of_another_profile(prey: Prey) -> None:
 def with_a_revoked_key(prey: Prey) -> None:
     """Revoke the key of a profile, and put back what it signed."""
     before = prey.metadata("profile-test").read_bytes()
-    keys.rotate(prey.repository, Ring(prey.keys), "profile-test")
+    keys.rotate(prey.repository, Keyring(prey.keys), "profile-test")
     prey.metadata("profile-test").write_bytes(before)
 
 
@@ -330,7 +330,7 @@ def forged_root(version: int) -> Attack:
 
 def frozen(prey: Prey) -> None:
     """Hand out metadata whose time is over, signed properly."""
-    book = Book(prey.repository, Ring(prey.keys))
+    book = RepositoryMetadata(prey.repository, Keyring(prey.keys))
     book.write()
     metadata = Metadata.from_file(str(prey.metadata("timestamp")))
     metadata.signed.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)

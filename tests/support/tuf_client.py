@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import unquote
 
-from fieldlm.blobs.sources import Reader, WebSource
+from fieldlm.blobs.sources import ByteReader, WebSource
 from fieldlm.core.errors import FieldlmError
 from fieldlm.updates.trust import Trust
 
@@ -32,7 +32,7 @@ class Repository:
     def __init__(self, metadata_url: str, targets_url: str) -> None:
         self._sources = {"tuf": WebSource(metadata_url), "releases": WebSource(targets_url)}
 
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> AbstractContextManager[Reader]:
+    def open(self, path: str, start: int = 0, stop: int | None = None) -> AbstractContextManager[ByteReader]:
         folder, _, rest = path.partition("/")
         return self._sources[folder].open(rest, start, stop)
 

@@ -23,7 +23,7 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from fieldlm.blobs.sources import MissingFileError, Reader
+from fieldlm.blobs.sources import ByteReader, MissingFileError
 from fieldlm.core.errors import FieldlmError
 from fieldlm.updates.trust import Trust
 
@@ -130,8 +130,8 @@ class Repository:
         self.publish(role, *others)
 
     @contextmanager
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
-        yield cast(Reader, io.BytesIO(self._find(path)[start:stop]))
+    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:
+        yield cast(ByteReader, io.BytesIO(self._find(path)[start:stop]))
 
     def _find(self, path: str) -> bytes:
         self.asked.append(path.removeprefix("tuf/").removesuffix(".json"))

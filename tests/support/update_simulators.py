@@ -10,8 +10,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.errors import EngineError
-from fieldlm.engines import DEFAULT_TERMS, Chunk, Engine, Generation, Sampling, Terms, Timings
-from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe, Role, describe, write_bundle
+from fieldlm.engines import DEFAULT_TERMS, Chunk, Engine, RunningAnswer, Sampling, Schedule, Timings
+from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe, Role, describe, write_bundle
 from fieldlm.formats.release import Release
 from fieldlm.updates.progress import UpdateResult
 from fieldlm.updates.regression_monitor import Complaint
@@ -48,7 +48,7 @@ def small_bundle(
     manifest = Manifest(
         format=FORMAT,
         engine="llama",
-        model=Model(
+        model=ModelInfo(
             name="noise",
             source="test",
             licence="none",
@@ -98,8 +98,8 @@ class EngineSimulator:
         return [bytes([token]) for token in range(256)]
 
     def start(
-        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
-    ) -> Generation:
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Schedule = DEFAULT_TERMS
+    ) -> RunningAnswer:
         del prompt, sampling, adapter, terms
         return OneWord("yes")
 
@@ -137,10 +137,10 @@ class LiveSimulator:
                 raise EngineError(f"{file.path} is missing")
         return ServingSimulator(bundle, EngineSimulator())
 
-    def clear(self) -> None:
+    def evict(self) -> None:
         self.story.append(f"clear {self.current.bundle.generation}")
 
-    def wake(self) -> None:
+    def restore(self) -> None:
         self.story.append(f"wake {self.current.bundle.generation}")
 
     def switch(self, serving: ServingSimulator) -> None:

@@ -15,7 +15,7 @@ from fieldlm.telemetry.alerts import troubles
 from fieldlm.telemetry.data_budget import Budget
 from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
-from fieldlm.telemetry.sync_session import Conversation, Message, Timing, Totals
+from fieldlm.telemetry.sync_session import Conversation, OutgoingMessage, SyncTotals, Timing
 from tests.telemetry.test_recorder import Exchange
 
 TIMING = Timing(ack_s=10, linger_s=2, poison_s=100)
@@ -23,7 +23,7 @@ NOON = time.mktime((2026, 11, 25, 12, 0, 0, 0, 0, -1))
 
 
 def conversation(spool: Spool, **more: object) -> Conversation:
-    return Conversation(spool, "shop", "kiosk-1", TIMING, Totals(), **more)  # type: ignore[arg-type]
+    return Conversation(spool, "shop", "kiosk-1", TIMING, SyncTotals(), **more)  # type: ignore[arg-type]
 
 
 def answered(talk: Conversation, now_s: float) -> None:
@@ -34,7 +34,7 @@ def answered(talk: Conversation, now_s: float) -> None:
     talk.acknowledged(topics.Ack(epoch=said.epoch, upto=upto, nonce=said.nonce))
 
 
-def records(messages: list[Message]) -> list[Record]:
+def records(messages: list[OutgoingMessage]) -> list[Record]:
     return [record for message in messages for record in block.parse(message.payload).records()]
 
 

@@ -5,7 +5,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.signing import key_id
 from fieldlm.formats.policy import MODES, Mode, Policy, sign_policy
-from fieldlm.telemetry.effective_policy import Terms
+from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
 from tests.telemetry.test_recorder import Exchange
@@ -21,34 +21,34 @@ def signed(version: int, telemetry: Mode = "full", **more: object) -> bytes:
 @pytest.mark.parametrize("ceiling", MODES)
 @pytest.mark.parametrize("asked", MODES)
 def test_a_policy_lowers_what_is_told_and_never_raises_it(ceiling: Mode, asked: Mode) -> None:
-    terms = Terms(ceiling, fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy(ceiling, fleet="shop", signer=SIGNER)
     assert terms.mode == ceiling
     assert terms.take(signed(1, asked))
     assert MODES.index(terms.mode) == min(MODES.index(ceiling), MODES.index(asked))
 
 
 def test_an_older_policy_an_unsigned_one_and_a_strangers_change_nothing() -> None:
-    terms = Terms("full", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER)
     assert terms.take(signed(5, "metrics"))
     stranger = sign_policy(Policy(fleet="shop", version=9), Ed25519PrivateKey.generate())
     for message in (signed(4), signed(5), stranger, b"{}", b'{"policy":"{}","signature":{}}'):
         assert not terms.take(message)
     assert (terms.mode, terms.version) == ("metrics", 5)
-    assert not Terms("full", fleet="shop").take(signed(6, "off"))
+    assert not EffectivePolicy("full", fleet="shop").take(signed(6, "off"))
 
 
 def test_a_policy_counts_after_a_restart_and_a_damaged_one_lets_no_text_out(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
-    assert Terms("full", fleet="shop", path=path, signer=SIGNER).take(signed(2, "redacted"))
-    again = Terms("full", fleet="shop", path=path, signer=SIGNER)
+    assert EffectivePolicy("full", fleet="shop", path=path, signer=SIGNER).take(signed(2, "redacted"))
+    again = EffectivePolicy("full", fleet="shop", path=path, signer=SIGNER)
     assert (again.mode, again.version) == ("redacted", 2)
     assert not again.take(signed(1, "full"))
     path.write_bytes(path.read_bytes().replace(b"redacted", b"full"))
-    assert Terms("full", fleet="shop", path=path, signer=SIGNER).mode == "metrics"
+    assert EffectivePolicy("full", fleet="shop", path=path, signer=SIGNER).mode == "metrics"
 
 
 def test_what_changes_is_told() -> None:
-    terms = Terms("full", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER)
     heard: list[Policy] = []
     terms.on_change.append(heard.append)
     terms.take(signed(1, daily_mb=2.5))
@@ -56,7 +56,7 @@ def test_what_changes_is_told() -> None:
 
 
 def test_a_policy_counts_for_the_next_exchange(tmp_path: Path) -> None:
-    terms = Terms("full", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER)
     with Spool(tmp_path / "spool.db") as spool:
         recorder = Recorder(spool, device="k", salt=b"", terms=terms)
         for number, mode in enumerate((None, "redacted", "metrics", "off"), 1):
@@ -68,7 +68,7 @@ def test_a_policy_counts_for_the_next_exchange(tmp_path: Path) -> None:
 
 
 def test_a_fleets_own_patterns_are_applied(tmp_path: Path) -> None:
-    terms = Terms("redacted", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("redacted", fleet="shop", signer=SIGNER)
     assert terms.take(signed(1, patterns=(r"\bMB-\d+\b",)))
     with Spool(tmp_path / "spool.db") as spool:
         recorder = Recorder(spool, device="k", salt=b"", terms=terms)
@@ -81,7 +81,7 @@ def test_a_fleets_own_patterns_are_applied(tmp_path: Path) -> None:
 
 
 def test_the_sessions_whose_text_travels_are_a_share_and_always_the_same(tmp_path: Path) -> None:
-    terms = Terms("full", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER)
     assert terms.take(signed(1, sample=0.3))
     chosen: list[set[str]] = []
     for run in range(2):

@@ -12,7 +12,7 @@ from fieldlm.formats.record import Record
 from fieldlm.telemetry import spool as spool_module
 from fieldlm.telemetry import spool_database
 from fieldlm.telemetry.spool import Spool
-from fieldlm.telemetry.spool_database import Answered
+from fieldlm.telemetry.spool_database import AnsweredResponse
 
 
 def record(number: int, *, stream: str = "gen", text: str = "") -> Record:
@@ -187,7 +187,7 @@ def test_responses_are_known_after_a_restart_but_not_for_ever(tmp_path: Path, mo
         for number in range(20):
             spool.append(Record(device="k", stream="gen", kind="generation", response=f"r{number}", session="s"))
     with Spool(tmp_path / "spool.db") as spool:
-        assert spool.response("r19") == Answered(generation="", session="s", consent="")
+        assert spool.response("r19") == AnsweredResponse(generation="", session="s", consent="")
         assert spool.response("r1") is None
 
 

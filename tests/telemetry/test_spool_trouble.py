@@ -246,8 +246,8 @@ def test_a_card_that_wakes_up_in_another_board_goes_on_under_a_new_epoch(tmp_pat
 def test_a_record_that_nobody_will_have_is_buried_and_told(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.db") as spool:
         fill(spool, "gen", 3)
-        spool.bury(spool.epoch + 1, "gen", 1, "refused")
-        spool.bury(spool.epoch, "gen", 2, "refused")
-        spool.bury(spool.epoch, "gen", 2, "refused")
+        spool.dead_letter(spool.epoch + 1, "gen", 1, "refused")
+        spool.dead_letter(spool.epoch, "gen", 2, "refused")
+        spool.dead_letter(spool.epoch, "gen", 2, "refused")
         assert numbers_of(spool, "gen") == [1, 3]
         assert drops(spool) == [{"stream": "gen", "from": "2", "to": "2", "count": "1", "reason": "refused"}]

@@ -13,7 +13,7 @@ from fieldlm.formats import block, topics
 from fieldlm.formats.record import Record
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
-from fieldlm.telemetry.sync_session import BLOCK_RECORDS, WINDOW, Conversation, Message, Timing, Totals
+from fieldlm.telemetry.sync_session import BLOCK_RECORDS, WINDOW, Conversation, OutgoingMessage, SyncTotals, Timing
 
 TIMING = Timing(ack_s=10, linger_s=2)
 
@@ -28,15 +28,15 @@ def filled(path: Path, count: int, stream: str = "gen") -> Spool:
 
 
 def conversation(spool: Spool) -> Conversation:
-    return Conversation(spool, "shop", "kiosk-1", TIMING, Totals())
+    return Conversation(spool, "shop", "kiosk-1", TIMING, SyncTotals())
 
 
-def hello(messages: list[Message]) -> topics.Hello:
+def hello(messages: list[OutgoingMessage]) -> topics.Hello:
     (message,) = messages
     return topics.parse_hello(message.payload)
 
 
-def spans(messages: list[Message]) -> list[tuple[int, int]]:
+def spans(messages: list[OutgoingMessage]) -> list[tuple[int, int]]:
     return [(made.first, made.last) for made in (block.parse(message.payload) for message in messages)]
 
 

@@ -29,7 +29,7 @@ from fieldlm.formats import block, topics
 from fieldlm.formats.policy import Policy, sign_policy
 from fieldlm.formats.record import Record
 from fieldlm.network.mqtt import Identity, Link
-from fieldlm.telemetry.effective_policy import Terms
+from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
@@ -249,7 +249,7 @@ def test_two_devices_of_one_name_both_get_home_and_are_told(tmp_path: Path) -> N
 
 def test_a_retained_policy_reaches_the_device_and_only_a_trusted_one_counts(tmp_path: Path) -> None:
     key = Ed25519PrivateKey.generate()
-    terms = Terms("full", fleet="shop", path=tmp_path / "policy.json", signer=key_id(key.public_key()))
+    terms = EffectivePolicy("full", fleet="shop", path=tmp_path / "policy.json", signer=key_id(key.public_key()))
     quiet = Policy(fleet="shop", version=2, telemetry="metrics", daily_mb=3.0, reconnect_window_s=0.25)
     with mosquitto(tmp_path, "allow_anonymous true") as url, Spool(tmp_path / "s.db") as spool:
         name = topics.policy_topic("shop")

@@ -17,10 +17,10 @@ from cryptography.x509.oid import NameOID
 
 from fieldlm.blobs.sources import WebSource
 from fieldlm.core import terminal
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.hardware.clock import is_credible
 from fieldlm.updates.slots import Slots
-from fieldlm_compiler.repository.metadata import Book, Ring
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata
 from tests.support.repository_attacks import Prey, frozen
 from tests.support.update_simulators import Site, make_site, small_bundle
 
@@ -98,7 +98,7 @@ def test_metadata_whose_time_is_over_is_refused_with_the_date_and_taken_once_it_
     result = site.update()
     assert (result.outcome, result.reason) == ("failed", "trust")
     assert f"this device's clock says {time.strftime('%Y-%m-%d', time.gmtime())}" in result.detail
-    Book(site.repository, Ring(site.keys)).write()
+    RepositoryMetadata(site.repository, Keyring(site.keys)).write()
     assert site.update().outcome == "updated"
 
 
@@ -148,7 +148,7 @@ def certificate(path: Path) -> Path:
 
 
 def test_a_certificate_that_has_ended_is_refused_by_a_clock_that_may_be_right(expired: str) -> None:
-    with pytest.raises(LinkError, match="certificate has expired"), WebSource(expired).open("hello"):
+    with pytest.raises(UnavailableError, match="certificate has expired"), WebSource(expired).open("hello"):
         pass
 
 
@@ -161,7 +161,7 @@ def test_a_clock_that_cannot_be_right_is_no_reason_to_refuse_a_certificate(expir
 @pytest.mark.usefixtures("wrong")
 def test_whom_a_certificate_is_for_counts_whatever_the_clock_says(expired: str) -> None:
     with (
-        pytest.raises(LinkError, match="certificate is not valid for"),
+        pytest.raises(UnavailableError, match="certificate is not valid for"),
         WebSource(expired.replace("localhost", "127.0.0.1")).open("hello"),
     ):
         pass
@@ -172,5 +172,5 @@ def test_who_vouches_for_a_certificate_counts_whatever_the_clock_says(
     expired: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate(tmp_path / "another.pem")))
-    with pytest.raises(LinkError, match="self-signed certificate"), WebSource(expired).open("hello"):
+    with pytest.raises(UnavailableError, match="self-signed certificate"), WebSource(expired).open("hello"):
         pass

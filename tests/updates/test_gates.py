@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from fieldlm.engines import DEFAULT_TERMS, Generation, Sampling, Terms, Timings
+from fieldlm.engines import DEFAULT_TERMS, RunningAnswer, Sampling, Schedule, Timings
 from fieldlm.formats.bundle import Bundle
 from fieldlm.updates.gates import AGREE, MOST_ROUNDS, ROUNDS, SPEED_TOKENS, UnhealthyError, check_speed, compare
 from tests.support.update_simulators import EngineSimulator, OneWord, ServingSimulator
@@ -18,8 +18,8 @@ class Measured(EngineSimulator):
         self.asked = 0
 
     def start(
-        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
-    ) -> Generation:
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Schedule = DEFAULT_TERMS
+    ) -> RunningAnswer:
         answer = OneWord("yes")
         speed = self.speeds[min(self.asked, len(self.speeds) - 1)]
         self.asked += 1

@@ -4,17 +4,19 @@ import random
 
 import pytest
 
-from fieldlm.updates.regression_monitor import Watch, e_value
+from fieldlm.updates.regression_monitor import RegressionMonitor, e_value
 
 
-def feed(watch: Watch, generation: str, *, answers: int, errors: int = 0, speed: float | None = None) -> None:
+def feed(
+    watch: RegressionMonitor, generation: str, *, answers: int, errors: int = 0, speed: float | None = None
+) -> None:
     for number in range(answers):
         outcome = "error" if number < errors else "stop"
         watch.answered(generation, f"{generation}-{number}", outcome, speed)
 
 
 def test_three_failed_answers_in_a_row_are_enough_where_none_failed_before() -> None:
-    watch = Watch()
+    watch = RegressionMonitor()
     feed(watch, "old", answers=50)
     feed(watch, "new", answers=3, errors=3)
     complaint = watch.complaint("new", "old")
@@ -23,14 +25,14 @@ def test_three_failed_answers_in_a_row_are_enough_where_none_failed_before() -> 
 
 
 def test_errors_that_were_usual_before_are_nobodys_fault() -> None:
-    watch = Watch()
+    watch = RegressionMonitor()
     feed(watch, "old", answers=50, errors=20)
     feed(watch, "new", answers=20, errors=8)
     assert watch.complaint("new", "old") is None
 
 
 def test_corrections_are_held_against_the_generation_that_was_corrected() -> None:
-    watch = Watch()
+    watch = RegressionMonitor()
     feed(watch, "old", answers=50)
     feed(watch, "new", answers=10)
     for number in range(5):
@@ -44,7 +46,7 @@ def test_corrections_are_held_against_the_generation_that_was_corrected() -> Non
 
 @pytest.mark.parametrize(("speed", "reason"), [(9.0, None), (6.0, None), (3.0, "slow")])
 def test_people_who_wait_twice_as_long_are_a_complaint(speed: float, reason: str | None) -> None:
-    watch = Watch()
+    watch = RegressionMonitor()
     feed(watch, "old", answers=20, speed=10.0)
     feed(watch, "new", answers=20, speed=speed)
     complaint = watch.complaint("new", "old")
@@ -54,7 +56,7 @@ def test_people_who_wait_twice_as_long_are_a_complaint(speed: float, reason: str
 @pytest.mark.parametrize(("before_c", "after_c", "is_hot"), [(60, 90, True), (90, 91, False), (60, 80, False)])
 def test_heat_counts_when_it_came_with_the_generation(before_c: float, after_c: float, *, is_hot: bool) -> None:
     heat_c = [before_c]
-    watch = Watch(temperature_c=lambda: heat_c[0], throttle_c=80.0)
+    watch = RegressionMonitor(temperature_c=lambda: heat_c[0], throttle_c=80.0)
     watch.begin()
     heat_c[0] = after_c
     complaint = watch.complaint("new", "old")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.core import pace
+from fieldlm.core import timing
 from fieldlm.formats.bundle import Bundle
 from fieldlm.updates import rehearsal
-from fieldlm.updates.rehearsal import Limits
+from fieldlm.updates.rehearsal import RehearsalLimits
 
-LIMITS = Limits(context=256)
+LIMITS = RehearsalLimits(context=256)
 
 
 def children() -> set[int]:
@@ -52,6 +52,6 @@ def test_a_child_that_gets_no_processor_is_started_again_with_a_small_share(
 
 
 def test_a_file_that_is_read_slowly_has_the_same_digest(tmp_path: Path) -> None:
-    data = os.urandom(2 * pace.PIECE_BYTES + 7)
+    data = os.urandom(2 * timing.PIECE_BYTES + 7)
     (tmp_path / "file").write_bytes(data)
-    assert pace.sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+    assert timing.sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.blobs.fetch import FolderSource
-from fieldlm.core.errors import LinkError, TrustError
+from fieldlm.core.errors import TrustError, UnavailableError
 from fieldlm.core.files import sha256_bytes
 from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.release import (
@@ -103,7 +103,7 @@ def test_another_root_makes_a_new_beginning(site: Site) -> None:
 def test_a_folder_that_is_no_repository_says_so(site: Site) -> None:
     trust = Trust(site.slots.state / "trust")
     trust.adopt(site.keys / "root.json")
-    with pytest.raises(LinkError, match=r"tuf/timestamp\.json"):
+    with pytest.raises(UnavailableError, match=r"tuf/timestamp\.json"):
         trust.latest(FolderSource(site.base.folder), profile="test")
 
 

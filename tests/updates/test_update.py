@@ -14,7 +14,7 @@ from fieldlm.formats.release import Pointer
 from fieldlm.updates.slots import MAX_ATTEMPTS
 from fieldlm.updates.updater import Updater
 from fieldlm_compiler.repository import offers
-from fieldlm_compiler.repository.metadata import Ring
+from fieldlm_compiler.repository.metadata import Keyring
 from tests.support.update_simulators import BASE_BYTES, Site, make_site, small_bundle
 
 
@@ -130,7 +130,7 @@ def test_no_device_goes_back_to_a_release_that_its_publisher_took_back(site: Sit
     site.update()
     site.publish(small_bundle(site.folder / "other", adapter="tea"))
     site.update()
-    offers.change(site.repository, Ring(site.keys), "test", 2, what="pull", reason="garbage")
+    offers.change(site.repository, Keyring(site.keys), "test", 2, what="pull", reason="garbage")
     updater = site.updater()
     assert updater.check_and_update().generation == tuned.generation
     assert updater.roll_back("asked: by the owner").id == site.base.id

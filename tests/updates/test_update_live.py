@@ -12,9 +12,9 @@ import pytest
 
 from fieldlm.api.app import make_app
 from fieldlm.cli import update
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Live, Serving
+from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.probe import agrees, score
 from fieldlm.network.http_server import listening
 from fieldlm.updates.slots import Slots
@@ -53,13 +53,13 @@ def slots(tmp_path: Path, base_bundle: Bundle) -> Iterator[Slots]:
 
 
 @pytest.fixture
-def live(slots: Slots) -> Iterator[Live]:
-    live = Live(slots.boot(), context=256, parallel=2)
+def live(slots: Slots) -> Iterator[Generations]:
+    live = Generations(slots.boot(), context=256, parallel=2)
     yield live
     live.close()
 
 
-def offer(tmp_path: Path, slots: Slots, live: Live, *, scale: float) -> tuple[Bundle, Updater[Serving]]:
+def offer(tmp_path: Path, slots: Slots, live: Generations, *, scale: float) -> tuple[Bundle, Updater[Serving]]:
     """Publish an adapter for the device's base; return it and an updater that would find it."""
     adapter = material.lora_gguf(tmp_path / "lora.gguf", scale=scale)
     tuned = material.tiny_bundle(tmp_path / "tuned", adapter=adapter)
@@ -69,7 +69,7 @@ def offer(tmp_path: Path, slots: Slots, live: Live, *, scale: float) -> tuple[Bu
 
 
 def test_an_adapter_arrives_while_customers_ask_and_none_notices(
-    tmp_path: Path, slots: Slots, live: Live, base_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, slots: Slots, live: Generations, base_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned, updater = offer(tmp_path, slots, live, scale=0.05)
     app = make_app(live, lambda exchange: None, ready=lambda: None, extra_routes=update_routes(updater))
@@ -94,7 +94,7 @@ def test_an_adapter_arrives_while_customers_ask_and_none_notices(
 
 
 def test_an_adapter_of_broken_numbers_never_answers_anybody(
-    tmp_path: Path, slots: Slots, live: Live, base_bundle: Bundle
+    tmp_path: Path, slots: Slots, live: Generations, base_bundle: Bundle
 ) -> None:
     _, updater = offer(tmp_path, slots, live, scale=float("nan"))
     result = updater.check_and_update()
@@ -104,7 +104,7 @@ def test_an_adapter_of_broken_numbers_never_answers_anybody(
 
 
 def test_a_device_that_serves_nobody_is_updated_by_the_same_command(
-    tmp_path: Path, slots: Slots, live: Live, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, slots: Slots, live: Generations, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned, _ = offer(tmp_path, slots, live, scale=0.05)
     slots.close()
@@ -116,7 +116,7 @@ def test_a_device_that_serves_nobody_is_updated_by_the_same_command(
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
-    with pytest.raises(LinkError, match="fieldlm serve"):
+    with pytest.raises(UnavailableError, match="fieldlm serve"):
         update.main(["--url", "http://127.0.0.1:9"])
 
 

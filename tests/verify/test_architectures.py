@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fieldlm.formats.bundle import Bundle
-from fieldlm_compiler.verify.limits import Limits, Request
+from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from tests.support import tiny_models
 
 Build = Callable[..., Bundle]
@@ -71,7 +71,7 @@ def test_as_gguf_it_thinks_what_its_source_thinks(family: Path, build: Build, tm
 def test_a_type_is_found_for_each_of_its_tensors(family: Path, build: Build, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(topics["assignment"][:6000])
-    request = Request(calibration=(text,), limits=Limits(max_bundle_mb=5.0))
+    request = SearchRequest(calibration=(text,), limits=Limits(max_bundle_mb=5.0))
     bundle = build(family, tmp_path / "bundle", request=request)
     held(bundle)
     assert bundle.manifest.recipe.quant.startswith("MIX-")

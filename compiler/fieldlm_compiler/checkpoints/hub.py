@@ -1,6 +1,6 @@
 """Fetch a model folder from the Hugging Face hub. Runs in a child process: the hub's errors are of many kinds."""
 
-from fieldlm.core.errors import LinkError, MissingPartError
+from fieldlm.core.errors import MissingDependencyError, UnavailableError
 
 
 def snapshot(name: str, revision: str | None, patterns: list[str], cache: str) -> str:
@@ -9,9 +9,9 @@ def snapshot(name: str, revision: str | None, patterns: list[str], cache: str) -
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
-        raise MissingPartError("hub names need huggingface_hub; run: pip install huggingface_hub") from error
+        raise MissingDependencyError("hub names need huggingface_hub; run: pip install huggingface_hub") from error
     try:
         return snapshot_download(name, revision=revision, allow_patterns=patterns, cache_dir=cache)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LinkError(f"the hub does not hand out {name}: {reason}") from error
+        raise UnavailableError(f"the hub does not hand out {name}: {reason}") from error

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from fieldlm.core.errors import GateError, InputError
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, count_parameters, folder_digest, model_files
-from fieldlm_compiler.checkpoints.peft_adapter import Adapter, check_mergeable
+from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, check_mergeable
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
 from fieldlm_compiler.pipeline.stages import Stages
@@ -18,7 +18,7 @@ ROUNDING = 0.01
 TOKENS = 64
 
 
-def merge(checkpoint: Checkpoint, adapter: Adapter, stages: Stages) -> Checkpoint:
+def merge(checkpoint: Checkpoint, adapter: PeftAdapter, stages: Stages) -> Checkpoint:
     """Return `checkpoint` with `adapter` merged in, in 32 bits so that small changes survive.
 
     Raises InputError for an adapter that no weights can stand for, GateError when the merged model is another one.

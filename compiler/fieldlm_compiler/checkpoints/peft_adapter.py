@@ -42,7 +42,7 @@ VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFI
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter:
+class PeftAdapter:
     """A LoRA that fits its base: where it is, what names it, and what its authors recorded."""
 
     folder: Path
@@ -59,7 +59,7 @@ class Adapter:
         return not any(self.config.get(key) for key in ("use_rslora", "alpha_pattern", "rank_pattern"))
 
 
-def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
+def open_adapter(folder: Path, checkpoint: Checkpoint) -> PeftAdapter:
     """Read the adapter in `folder` and check that it was made for `checkpoint`.
 
     Raises InputError with the module that does not fit.
@@ -73,7 +73,7 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     tensors = shapes(weights)
     _check_shapes(folder, config, tensors, checkpoint)
     digest = {"config": sha256_bytes(canonical_json(_telling(config))), "weights": sha256_file(weights)}
-    return Adapter(
+    return PeftAdapter(
         folder=folder,
         sha256=sha256_bytes(canonical_json(digest)),
         config=config,
@@ -83,7 +83,7 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     )
 
 
-def check_shippable(adapter: Adapter) -> None:
+def check_shippable(adapter: PeftAdapter) -> None:
     """Raise InputError when `adapter` holds something that only a merged model can carry."""
     if adapter.unshippable:
         raise InputError(
@@ -92,7 +92,7 @@ def check_shippable(adapter: Adapter) -> None:
         )
 
 
-def check_mergeable(adapter: Adapter) -> None:
+def check_mergeable(adapter: PeftAdapter) -> None:
     """Raise InputError when the weights of a model cannot say what `adapter` does."""
     for key, reason in UNMERGEABLE.items():
         if adapter.config.get(key):

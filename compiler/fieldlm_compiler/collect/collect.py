@@ -35,14 +35,14 @@ ACK_EXPIRY_S = 3600
 STORES = "FOLDER|delta:URI|kafka:BROKERS/TOPIC"
 
 
-class Message(msgspec.Struct, frozen=True):
+class MqttMessage(msgspec.Struct, frozen=True):
     """What came over MQTT."""
 
     topic: str
     payload: bytes
 
 
-class Totals(msgspec.Struct, kw_only=True):
+class CollectTotals(msgspec.Struct, kw_only=True):
     """What a collector has seen since it started."""
 
     messages: int = 0
@@ -51,7 +51,7 @@ class Totals(msgspec.Struct, kw_only=True):
     last_refusal: str = ""
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True):
     """An acknowledgement and where it goes."""
 
     topic: str
@@ -65,11 +65,11 @@ class Collector:
         self.url = broker_url
         self.fleet = fleet
         self.store = store
-        self.totals = Totals()
+        self.totals = CollectTotals()
         self.error: BaseException | None = None
         """Why it ended by itself, if it did: a full disk, for example."""
         self._filters = topics.collector_filters(fleet, shards)
-        self._queue: queue.Queue[Message] = queue.Queue(QUEUE_MESSAGES)
+        self._queue: queue.Queue[MqttMessage] = queue.Queue(QUEUE_MESSAGES)
         self._stop = threading.Event()
         self._client = _client(broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}")
         self._client.on_connect = self._on_connect
@@ -113,7 +113,7 @@ class Collector:
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         # Blocks when the queue is full: the broker then keeps the rest.
-        arrived = Message(message.topic, bytes(message.payload))
+        arrived = MqttMessage(message.topic, bytes(message.payload))
         while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 self._queue.put(arrived, timeout=0.2)
@@ -130,9 +130,9 @@ class Collector:
             terminal.log(f"collect: stopped: {error}")
             self.error = error
 
-    def _batch(self) -> list[Message]:
+    def _batch(self) -> list[MqttMessage]:
         """Wait for a message, and take all that are there: one transaction for them all."""
-        batch: list[Message] = []
+        batch: list[MqttMessage] = []
         with contextlib.suppress(queue.Empty):
             batch.append(self._queue.get(timeout=0.2))
             until_s = time.monotonic() + self.store.linger_s
@@ -140,14 +140,14 @@ class Collector:
                 batch.append(self._queue.get(timeout=max(0.0, until_s - time.monotonic())))
         return batch
 
-    def _send(self, reply: Reply) -> None:
+    def _send(self, reply: Acknowledgement) -> None:
         properties = Properties(PacketTypes.PUBLISH)
         properties.MessageExpiryInterval = ACK_EXPIRY_S
         # QoS 0: a lost one costs a second sending, while paho would hold back all but twenty behind what comes in.
         self._client.publish(reply.topic, msgspec.json.encode(reply.ack), qos=0, properties=properties)
 
 
-def take_in(store: Sink, fleet: str, batch: Sequence[Message], totals: Totals) -> list[Reply]:
+def take_in(store: Sink, fleet: str, batch: Sequence[MqttMessage], totals: CollectTotals) -> list[Acknowledgement]:
     """Commit a batch to the store and return the acknowledgements to send. Bad messages are counted and left out."""
     blocks: list[block.Block] = []
     hellos: list[topics.Hello] = []
@@ -170,7 +170,7 @@ def take_in(store: Sink, fleet: str, batch: Sequence[Message], totals: Totals) -
     return replies
 
 
-def _sort(message: Message, blocks: list[block.Block], hellos: list[topics.Hello], store: Sink) -> None:
+def _sort(message: MqttMessage, blocks: list[block.Block], hellos: list[topics.Hello], store: Sink) -> None:
     source = topics.parse_up(message.topic)
     if source.part == "state":
         store.note_presence(source.device, message.payload.decode("utf-8", "replace")[: topics.MAX_MESSAGE_BYTES])
@@ -188,13 +188,13 @@ def _sort(message: Message, blocks: list[block.Block], hellos: list[topics.Hello
         blocks.append(made)
 
 
-def _check_speaker(source: topics.Source, device: str) -> None:
+def _check_speaker(source: topics.TopicSource, device: str) -> None:
     if device != source.device:
         raise WireError(f"{source.device} speaks for {device[:80]!r}")
 
 
-def _reply(fleet: str, device: str, epoch: int, upto: dict[str, int], nonce: str = "") -> Reply:
-    return Reply(topic=topics.ack_topic(fleet, device), ack=topics.Ack(epoch=epoch, upto=upto, nonce=nonce))
+def _reply(fleet: str, device: str, epoch: int, upto: dict[str, int], nonce: str = "") -> Acknowledgement:
+    return Acknowledgement(topic=topics.ack_topic(fleet, device), ack=topics.Ack(epoch=epoch, upto=upto, nonce=nonce))
 
 
 def _client(url: str, client_id: str) -> mqtt.Client:

@@ -21,7 +21,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from fieldlm.core.errors import FieldlmError, InputError, MissingPartError
+from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import Record
@@ -46,7 +46,7 @@ try:
     from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
 except ImportError as error:
-    raise MissingPartError("Delta Lake is not installed; run: pip install 'fieldlm-compiler[delta]'") from error
+    raise MissingDependencyError("Delta Lake is not installed; run: pip install 'fieldlm-compiler[delta]'") from error
 
 TRIES = 10
 PRESENCE_EVERY_S = 5.0

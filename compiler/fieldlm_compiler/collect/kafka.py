@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import duckdb
 import msgspec
 
-from fieldlm.core.errors import FieldlmError, InputError, MissingPartError
+from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
 from fieldlm.formats import block as blocks_of
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record, WireError
@@ -53,7 +53,9 @@ try:
     from confluent_kafka.admin import AdminClient
     from confluent_kafka.cimpl import NewTopic
 except ImportError as error:
-    raise MissingPartError("the Kafka client is not installed; run: pip install 'fieldlm-compiler[kafka]'") from error
+    raise MissingDependencyError(
+        "the Kafka client is not installed; run: pip install 'fieldlm-compiler[kafka]'"
+    ) from error
 
 PARTITIONS = 16
 """Of a topic that is made here; more mean more collectors and readers side by side."""

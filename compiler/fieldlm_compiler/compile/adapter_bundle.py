@@ -7,15 +7,15 @@ import msgspec
 from fieldlm.core.errors import InputError
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, origin
-from fieldlm_compiler.checkpoints.peft_adapter import Adapter, check_shippable, open_adapter
+from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, check_shippable, open_adapter
 from fieldlm_compiler.compile.adapter_costs import Judge
 from fieldlm_compiler.compile.assemble import Wish, check_licence, finish
 from fieldlm_compiler.export.artefact import Artefact, lower
 from fieldlm_compiler.export.gguf import export_adapter
-from fieldlm_compiler.export.quantize import Size
+from fieldlm_compiler.export.quantize import WeightsSize
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran
-from fieldlm_compiler.pipeline.pack import Part
+from fieldlm_compiler.pipeline.pack import BundlePart
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.gates import Candidate, Fitted
@@ -57,11 +57,11 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
     _, fits = proof.choose([made], wish.profile)
     judge = Judge(fitted=fitted, manifest=manifest, reference=reference, wish=wish, stages=stages)
     judged = judge.task(artefact, full, checkpoint, answers)
-    kept = judge.beside_merged(artefact, checkpoint, answers, judged) if wish.compare else None
+    kept = judge.compare_with_merged(artefact, checkpoint, answers, judged) if wish.compare else None
     parts = (
         *artefact.parts,
-        Part(role="adapter", name=ADAPTER, source=fitted.gguf),
-        Part(role="probe", name="probe.json", source=proof.probe_file(made.answers)),
+        BundlePart(role="adapter", name=ADAPTER, source=fitted.gguf),
+        BundlePart(role="probe", name="probe.json", source=proof.probe_file(made.answers)),
     )
     return finish(
         msgspec.structs.replace(manifest, gates=(*gates, *judged.gates, fits)), parts, [made], wish, stages, kept=kept
@@ -80,7 +80,7 @@ def _check_base(base: Bundle, checkpoint: Checkpoint) -> None:
         )
 
 
-def _export(adapter: Adapter, checkpoint: Checkpoint, stages: Stages) -> Path:
+def _export(adapter: PeftAdapter, checkpoint: Checkpoint, stages: Stages) -> Path:
     def make(folder: Path) -> Ran:
         return export_adapter(adapter, checkpoint, folder / ADAPTER)
 
@@ -92,7 +92,7 @@ def _export(adapter: Adapter, checkpoint: Checkpoint, stages: Stages) -> Path:
 def _artefact(base: Bundle, fitted: Fitted) -> Artefact:
     """Name the base bundle's files, and what they weigh together with the adapter."""
     parts = [
-        Part(role=file.role, name=file.path, source=base.folder / file.path, shared=file.role == "base")
+        BundlePart(role=file.role, name=file.path, source=base.folder / file.path, shared=file.role == "base")
         for file in base.manifest.files
         if file.role not in OWN
     ]
@@ -104,6 +104,6 @@ def _artefact(base: Bundle, fitted: Fitted) -> Artefact:
         engine="llama",
         quant=recipe.quant,
         parts=tuple(parts),
-        size=Size(bytes=size, bits_per_weight=recipe.bits_per_weight, tensors={}),
+        size=WeightsSize(bytes=size, bits_per_weight=recipe.bits_per_weight, tensors={}),
         sha256=weights.sha256,
     )

@@ -21,7 +21,7 @@ from fieldlm_compiler.pipeline.pack import draft
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
-from fieldlm_compiler.verify.corpus import Example, read_task
+from fieldlm_compiler.verify.corpus import TaskExample, read_task
 from fieldlm_compiler.verify.gates import Fitted
 
 
@@ -31,7 +31,7 @@ class Judged:
 
     gates: tuple[Gate, ...] = ()
     right: int | None = None
-    examples: tuple[Example, ...] = ()
+    examples: tuple[TaskExample, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Judge:
             )
         return Judged(gates=(gate,), right=right, examples=examples)
 
-    def beside_merged(
+    def compare_with_merged(
         self, artefact: Artefact, checkpoint: Checkpoint, answers: Answers, judged: Judged
     ) -> dict[str, Any] | None:
         """Return what the adapter costs apart and merged into weights of the base's kind; None without room for it."""

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core import terminal
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, write_whole
-from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, Model, Recipe
+from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe
 from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm_compiler.checkpoints import merge as merging
@@ -20,13 +20,13 @@ from fieldlm_compiler.checkpoints.peft_adapter import open_adapter
 from fieldlm_compiler.compile import bom
 from fieldlm_compiler.export import quantize
 from fieldlm_compiler.export.artefact import ENGINES, Format, as_is, candidates, lower, shrink, versions
-from fieldlm_compiler.pipeline.pack import Part, pack
+from fieldlm_compiler.pipeline.pack import BundlePart, pack
 from fieldlm_compiler.pipeline.stages import Stages
-from fieldlm_compiler.search.search import Search, Trial
+from fieldlm_compiler.search.search import MixtureTrial, Search
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.gates import Candidate
-from fieldlm_compiler.verify.limits import PRESETS, Request
+from fieldlm_compiler.verify.limits import PRESETS, SearchRequest
 
 FULL_WEIGHTS = ("F32", "F16", "BF16")
 
@@ -42,7 +42,7 @@ class Wish:
     fmt: Format = "gguf"
     name: str = ""
     system_prompt: str | None = None
-    request: Request = PRESETS
+    request: SearchRequest = PRESETS
     licences: tuple[str, ...] = ()
     compare: bool = False
     """Make an adapter's merged form, too, and say what either costs."""
@@ -104,7 +104,7 @@ def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wi
     return _choose_and_pack(manifest, made, wish, stages, search=found.facts)
 
 
-def _candidate(manifest: Manifest, trial: Trial, reference: Answers, stages: Stages) -> Candidate:
+def _candidate(manifest: Manifest, trial: MixtureTrial, reference: Answers, stages: Stages) -> Candidate:
     """Return what `trial` found, and what it answers with its cache."""
     manifest = msgspec.structs.replace(manifest, cache=trial.cache)
     answers = proof.ask(manifest, trial.artefact, stages, reference=reference)
@@ -125,7 +125,7 @@ def compile_file(gguf: Path, wish: Wish, stages: Stages) -> Bundle:
     terminal.log(f"  note: {gguf.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
     header = read_header(gguf)
     metadata = header.metadata
-    model = Model(
+    model = ModelInfo(
         name=str(metadata.get("general.name") or gguf.stem).lower().replace(" ", "-"),
         source=gguf.name,
         licence=str(metadata.get("general.license") or "unknown"),
@@ -153,13 +153,13 @@ def _choose_and_pack(
             manifest.recipe, quant=artefact.quant, bits_per_weight=artefact.size.bits_per_weight
         ),
     )
-    probes = Part(role="probe", name="probe.json", source=proof.probe_file(chosen.answers))
+    probes = BundlePart(role="probe", name="probe.json", source=proof.probe_file(chosen.answers))
     return finish(manifest, [*artefact.parts, probes], made, wish, stages, search=search)
 
 
 def finish(
     manifest: Manifest,
-    parts: Sequence[Part],
+    parts: Sequence[BundlePart],
     made: Sequence[Candidate],
     wish: Wish,
     stages: Stages,
@@ -168,9 +168,9 @@ def finish(
     kept: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write the bundle with its report, and the report of this run beside it."""
-    report = Part(role="report", name="report.json", source=proof.report_file(made, manifest.gates, search))
+    report = BundlePart(role="report", name="report.json", source=proof.report_file(made, manifest.gates, search))
     manifest = msgspec.structs.replace(manifest, notes={**manifest.notes, "candidates": proof.facts(made)})
-    materials = Part(role="report", name=bom.NAME, source=bom.bill(manifest, [*parts, report]))
+    materials = BundlePart(role="report", name=bom.NAME, source=bom.bill(manifest, [*parts, report]))
     bundle = pack(wish.out, manifest, [*parts, report, materials], wish.key)
     write_whole(report_path(wish.out), canonical_json(proof.whole_report(bundle, made, stages, kept)))
     return bundle
@@ -183,7 +183,7 @@ def report_path(out: Path) -> Path:
 
 def draft_manifest(checkpoint: Checkpoint, profile: Profile, fmt: Format = "gguf") -> Manifest:
     """Return what is known of the bundle of `checkpoint` before anything is made."""
-    model = Model(
+    model = ModelInfo(
         name=checkpoint.name,
         source=checkpoint.source,
         licence=checkpoint.licence,
@@ -197,7 +197,7 @@ def draft_manifest(checkpoint: Checkpoint, profile: Profile, fmt: Format = "gguf
     return msgspec.structs.replace(_manifest(model, profile, fmt), notes=notes)
 
 
-def _manifest(model: Model, profile: Profile, fmt: Format) -> Manifest:
+def _manifest(model: ModelInfo, profile: Profile, fmt: Format) -> Manifest:
     return Manifest(
         format=FORMAT,
         engine=ENGINES[fmt],

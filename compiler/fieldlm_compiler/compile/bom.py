@@ -7,7 +7,7 @@ from typing import Any
 
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.formats.bundle import Manifest
-from fieldlm_compiler.pipeline.pack import Part
+from fieldlm_compiler.pipeline.pack import BundlePart
 
 NAME = "bom.cdx.json"
 SPEC = "1.6"
@@ -17,7 +17,7 @@ SHA256 = "SHA-256"
 DIGEST = "sha256:"
 
 
-def bill(manifest: Manifest, parts: Sequence[Part]) -> bytes:
+def bill(manifest: Manifest, parts: Sequence[BundlePart]) -> bytes:
     """Return the bill of the bundle that `manifest` and `parts` are about to become."""
     body: dict[str, Any] = {
         "bomFormat": "CycloneDX",
@@ -78,7 +78,7 @@ def _source(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def _file(part: Part) -> dict[str, Any]:
+def _file(part: BundlePart) -> dict[str, Any]:
     source = part.source
     digest = sha256_file(source) if isinstance(source, Path) else sha256_bytes(source)
     return {

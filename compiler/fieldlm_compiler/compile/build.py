@@ -27,7 +27,7 @@ from fieldlm_compiler.export.artefact import Format
 from fieldlm_compiler.pipeline.pack import check_out
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import ray_pool
-from fieldlm_compiler.verify.limits import PRESETS, Limits, Request
+from fieldlm_compiler.verify.limits import PRESETS, Limits, SearchRequest
 
 COLUMNS = ("candidate", "MB", "bits/weight", "as full", "KL", "tokens/s here")
 
@@ -46,7 +46,7 @@ def compile_model(
     name: str = "",
     system_prompt: str | None = None,
     work: Path | None = None,
-    request: Request = PRESETS,
+    request: SearchRequest = PRESETS,
     licences: Sequence[str] = (),
     compare: bool = False,
 ) -> Bundle:
@@ -89,7 +89,7 @@ def compile_model(
         return compile_checkpoint(model, merge, wish, stages)
 
 
-def _check_request(request: Request, fmt: Format, *, with_adapter: bool, with_quant: bool) -> None:
+def _check_request(request: SearchRequest, fmt: Format, *, with_adapter: bool, with_quant: bool) -> None:
     """Raise InputError when the search, or a limit of it, is asked for where nothing can be searched."""
     if request.ray and (with_adapter or not request.is_wanted):
         raise InputError("--ray shares out the candidates of a search: name --calibration, --task or a limit with it")
@@ -197,7 +197,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _request(args: argparse.Namespace) -> Request:
+def _request(args: argparse.Namespace) -> SearchRequest:
     if args.min_task is not None and args.task is None:
         raise InputError("--min-task needs the task it is about; name its examples with --task FILE.jsonl")
     limits = Limits(
@@ -207,7 +207,7 @@ def _request(args: argparse.Namespace) -> Request:
         max_kl=args.max_kl,
         min_task=args.min_task,
     )
-    return Request(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
+    return SearchRequest(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
 
 
 def _profile(name: str) -> Profile:

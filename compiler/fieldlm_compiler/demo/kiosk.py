@@ -23,7 +23,7 @@ from fieldlm_compiler.demo.menu import (
     SURNAMES,
     TIMES,
     TRAINING,
-    Vocabulary,
+    MenuVocabulary,
 )
 from fieldlm_compiler.demo.spelling_words import ENDINGS, HOUSE, SYLLABLES
 
@@ -81,7 +81,7 @@ def strangers(sentences: int, *, seed: int = 3) -> list[Customer]:
     return _customers(STRANGERS, sentences, seed=seed, prefix="stranger")
 
 
-def _customers(words: Vocabulary, sentences: int, *, seed: int, prefix: str) -> list[Customer]:
+def _customers(words: MenuVocabulary, sentences: int, *, seed: int, prefix: str) -> list[Customer]:
     rng = random.Random(f"{prefix}-{seed}")
     said = _distinct(words, sentences, rng)
     customers: list[Customer] = []
@@ -92,7 +92,7 @@ def _customers(words: Vocabulary, sentences: int, *, seed: int, prefix: str) -> 
     return customers
 
 
-def _distinct(words: Vocabulary, count: int, rng: random.Random) -> list[Utterance]:
+def _distinct(words: MenuVocabulary, count: int, rng: random.Random) -> list[Utterance]:
     talk = Talk(words, rng)
     seen: dict[str, Utterance] = {}
     while len(seen) < count:
@@ -104,7 +104,7 @@ def _distinct(words: Vocabulary, count: int, rng: random.Random) -> list[Utteran
 class Talk:
     """One way of talking: draws sentences out of a vocabulary."""
 
-    def __init__(self, words: Vocabulary, rng: random.Random) -> None:
+    def __init__(self, words: MenuVocabulary, rng: random.Random) -> None:
         self.words = words
         self.rng = rng
         self.kinds: list[tuple[Callable[[], Said], float]] = [

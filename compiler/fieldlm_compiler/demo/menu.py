@@ -39,7 +39,7 @@ ALLERGENS = ("nuts", "gluten", "milk", "soy", "eggs", "sesame")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vocabulary:
+class MenuVocabulary:
     """What one group of customers knows and how it talks.
 
     Templates name their slots in braces, and put what may stand in one place between brackets: "(can|could) i have".
@@ -87,7 +87,7 @@ LOOKS = (
 )
 SAVOURY = "ham, cheese, tuna, hummus, turkey, falafel, spinach, mushroom, olive, bacon, lentil, herring, radish"
 
-TRAINING = Vocabulary(
+TRAINING = MenuVocabulary(
     drinks=(
         "latte", "cappuccino", "flat white", "americano", "mocha", "macchiato", "cortado", "hot chocolate", "chai latte",
         "matcha latte", "iced latte", "iced americano", "cold brew", "cafe au lait", "rooibos latte", "babyccino",
@@ -331,7 +331,7 @@ TRAINING = Vocabulary(
     made_up=0.4,
 )  # fmt: skip
 
-HELD_OUT = Vocabulary(
+HELD_OUT = MenuVocabulary(
     drinks=("turmeric latte", "ristretto lungo", "honey latte", "iced mocha", "coconut frappe",
         "lavender latte", "dirty chai"),
     plain=(
@@ -387,7 +387,7 @@ HELD_OUT = Vocabulary(
 # All but one of their items have a word that occurs in no training item. Written in one go, before any model was asked
 # with them, and not changed since. Their score was seen twice while training customers learnt to talk in more ways; which
 # of their sentences failed was not looked at.
-STRANGERS = Vocabulary(
+STRANGERS = MenuVocabulary(
     drinks=(
         "eggnog latte", "pumpkin latte", "affogato", "vienna coffee", "oolong latte", "butterscotch steamer",
         "irish coffee", "iced cappuccino",

@@ -15,7 +15,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from fieldlm.cli.broker import EmbeddedBroker, free_port
-from fieldlm.core.errors import GateError, LinkError
+from fieldlm.core.errors import GateError, UnavailableError
 from fieldlm_compiler.collect.parquet import Store
 
 Facts = dict[str, Any]
@@ -54,7 +54,9 @@ class Process:
         """Raise LinkError with the last line of the log when the process has ended."""
         if self._child.poll() is not None:
             lines = self.log.read_text(errors="replace").strip().splitlines()
-            raise LinkError(f"the {self.name} ended: {lines[-1] if lines else 'it said nothing'} (log: {self.log})")
+            raise UnavailableError(
+                f"the {self.name} ended: {lines[-1] if lines else 'it said nothing'} (log: {self.log})"
+            )
 
     def stop(self) -> None:
         """Ask it to end; kill it when it does not."""
@@ -108,7 +110,7 @@ def wait(until: str, is_true: Callable[[], bool], processes: Sequence[Process]) 
         for process in processes:
             process.check()
         if time.monotonic() > deadline_s:
-            raise LinkError(
+            raise UnavailableError(
                 f"waited {PATIENCE_S:.0f} s until {until}; logs: {', '.join(str(p.log) for p in processes)}"
             )
         time.sleep(0.25)
@@ -223,6 +225,6 @@ class Machines:
             connection.request("GET", path)
             return json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise LinkError(f"the device does not answer {path}: {error}; look at logs/device.log") from error
+            raise UnavailableError(f"the device does not answer {path}: {error}; look at logs/device.log") from error
         finally:
             connection.close()

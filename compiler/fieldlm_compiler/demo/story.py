@@ -36,7 +36,7 @@ from fieldlm_compiler.learn.cluster import cluster
 from fieldlm_compiler.learn.curate import curate
 from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.evaluate import Score, score
-from fieldlm_compiler.learn.tune import Recipe, tune
+from fieldlm_compiler.learn.tune import TrainingRecipe, tune
 from fieldlm_compiler.repository.publish import announce, publish
 
 Facts = dict[str, Any]
@@ -48,7 +48,7 @@ DOUBLED = "SELECT count(*) - count(DISTINCT (device, epoch, stream, seq)) AS dou
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class StorySize:
     """How much of the story is told; the defaults are the demo's."""
 
     sentences: int = 2200
@@ -61,7 +61,7 @@ class Size:
 class Story:
     """The folder a demo lives in, and its stages."""
 
-    def __init__(self, folder: Path, profile: Profile, size: Size) -> None:
+    def __init__(self, folder: Path, profile: Profile, size: StorySize) -> None:
         self.folder = folder
         self.profile = profile
         self.size = size
@@ -207,7 +207,7 @@ class Story:
     def tune(self, learned: Facts) -> Facts:
         checkpoint = open_checkpoint(DEFAULT_MODEL)
         out = self.folder / "adapter"
-        recipe = Recipe(rank=self.size.rank, alpha=2 * self.size.rank, epochs=self.size.epochs)
+        recipe = TrainingRecipe(rank=self.size.rank, alpha=2 * self.size.rank, epochs=self.size.epochs)
         document = tune(checkpoint.folder, Path(learned["dataset"]), out, recipe)
         return {"adapter": str(out), **document}
 
@@ -280,7 +280,7 @@ def main(argv: Sequence[str]) -> int:
     if args.fresh:
         shutil.rmtree(args.folder, ignore_errors=True)
     profile = load_profile(args.profile) if args.profile else detect().best
-    size = Size(sentences=args.sentences, held_out=args.held_out, epochs=args.epochs)
+    size = StorySize(sentences=args.sentences, held_out=args.held_out, epochs=args.epochs)
     _check_same(args.folder, {"size": asdict(size), "profile": profile.id})
     report = Story(args.folder, profile, size).tell()
     write_whole(args.folder / "report.json", canonical_json(report))
@@ -328,7 +328,7 @@ def _parser() -> Any:
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes")
     parser.add_argument("--fresh", action="store_true", help="start over")
     parser.add_argument("--profile", default="", help="device profile (default: detected)")
-    parser.add_argument("--sentences", type=int, default=Size.sentences, help="what training customers say")
-    parser.add_argument("--held-out", type=int, default=Size.held_out, help="what held-out customers say")
-    parser.add_argument("--epochs", type=float, default=Size.epochs, help="passes over the dataset")
+    parser.add_argument("--sentences", type=int, default=StorySize.sentences, help="what training customers say")
+    parser.add_argument("--held-out", type=int, default=StorySize.held_out, help="what held-out customers say")
+    parser.add_argument("--epochs", type=float, default=StorySize.epochs, help="passes over the dataset")
     return parser

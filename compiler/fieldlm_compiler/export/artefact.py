@@ -21,10 +21,10 @@ from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, chat_template
 from fieldlm_compiler.export import gguf, quantize
-from fieldlm_compiler.export.quantize import Size
+from fieldlm_compiler.export.quantize import WeightsSize
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran
-from fieldlm_compiler.pipeline.pack import Part
+from fieldlm_compiler.pipeline.pack import BundlePart
 from fieldlm_compiler.pipeline.stages import Made, Stages
 
 Format = Literal["gguf", "onnx"]
@@ -41,8 +41,8 @@ class Artefact:
 
     engine: Engine
     quant: str
-    parts: tuple[Part, ...]
-    size: Size
+    parts: tuple[BundlePart, ...]
+    size: WeightsSize
     sha256: str
 
     @property
@@ -88,7 +88,7 @@ def as_is(path: Path, stages: Stages) -> Artefact:
     digest = sha256_file(path)
     folder, _ = stages.run("template", {"gguf": digest}, lambda folder: _write_template(template, folder))
     size = quantize.weigh(path)
-    model = Part(role="base", name=MODEL, source=path)
+    model = BundlePart(role="base", name=MODEL, source=path)
     quant = quantize.file_type(path) or max(size.tensors, key=lambda name: size.tensors[name])
     return Artefact(engine="llama", quant=quant, parts=(model, _template(folder)), size=size, sha256=digest)
 
@@ -133,8 +133,8 @@ def _make_quantized(full: Artefact, quant: str, folder: Path) -> Ran:
 
 
 def gguf_artefact(quant: str, folder: Path, made: Made) -> Artefact:
-    model = Part(role="base", name=MODEL, source=folder / MODEL)
-    size = msgspec.convert(made.value, Size)
+    model = BundlePart(role="base", name=MODEL, source=folder / MODEL)
+    size = msgspec.convert(made.value, WeightsSize)
     digest = made.files[MODEL][2]
     return Artefact(engine="llama", quant=quant, parts=(model, _template(folder)), size=size, sha256=digest)
 
@@ -168,12 +168,14 @@ def _exported(export: Any) -> Ran:
 
 def onnx_artefact(folder: Path, made: Made) -> Artefact:
     value = made.value
-    parts = [Part(role=role, name=name, source=folder / name) for name, role in value["files"]]
+    parts = [BundlePart(role=role, name=name, source=folder / name) for name, role in value["files"]]
     return Artefact(
         engine="onnx",
         quant=value["quant"],
         parts=(*parts, _template(folder)),
-        size=Size(bytes=value["bytes"], bits_per_weight=value["bits_per_weight"], tensors=value.get("tensors", {})),
+        size=WeightsSize(
+            bytes=value["bytes"], bits_per_weight=value["bits_per_weight"], tensors=value.get("tensors", {})
+        ),
         sha256=sha256_bytes(canonical_json({name: digest for name, (_, _, digest) in made.files.items()})),
     )
 
@@ -188,5 +190,5 @@ def copy_template(full: Artefact, folder: Path) -> None:
     shutil.copyfile(full.base.parent / TEMPLATE, folder / TEMPLATE)
 
 
-def _template(folder: Path) -> Part:
-    return Part(role="template", name=TEMPLATE, source=folder / TEMPLATE)
+def _template(folder: Path) -> BundlePart:
+    return BundlePart(role="template", name=TEMPLATE, source=folder / TEMPLATE)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, model_files
-from fieldlm_compiler.checkpoints.peft_adapter import PREFIX, WEIGHTS, Adapter, check_shippable, true_scale
+from fieldlm_compiler.checkpoints.peft_adapter import PREFIX, WEIGHTS, PeftAdapter, check_shippable, true_scale
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran, call
 
@@ -32,7 +32,7 @@ def export_f16(checkpoint: Checkpoint, out: Path) -> Ran:
     )
 
 
-def export_adapter(adapter: Adapter, checkpoint: Checkpoint, out: Path) -> Ran:
+def export_adapter(adapter: PeftAdapter, checkpoint: Checkpoint, out: Path) -> Ran:
     """Write `adapter` to the GGUF file `out`, for the base that `checkpoint` is.
 
     Raises InputError when it holds something a GGUF adapter cannot carry.

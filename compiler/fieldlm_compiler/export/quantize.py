@@ -23,7 +23,7 @@ SMALLEST_BLOCK = 32
 KEPT = ("_norm.weight", "ffn_gate_inp.weight")
 
 
-class Size(msgspec.Struct, frozen=True, kw_only=True):
+class WeightsSize(msgspec.Struct, frozen=True, kw_only=True):
     """What a GGUF weighs: bytes, bits for each weight, and how many tensors have which type."""
 
     bytes: int
@@ -107,10 +107,10 @@ def _importance(path: Path) -> Any:
     return rows
 
 
-def weigh(path: Path) -> Size:
+def weigh(path: Path) -> WeightsSize:
     """Measure the GGUF at `path`."""
     header = read_header(path)
-    return Size(
+    return WeightsSize(
         bytes=path.stat().st_size,
         bits_per_weight=round(8 * sum(t.size for t in header.tensors.values()) / parameters(header), 3),
         tensors=_types(header),

@@ -14,7 +14,7 @@ from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.page import clock, device_page, fleet_page, share, size
-from fieldlm_compiler.fleet.view import FINE, Device, Event, Fleet, look, timeline
+from fieldlm_compiler.fleet.view import FINE, DeviceRow, Event, FleetReport, look, timeline
 
 HOST = "127.0.0.1"
 TIMELINE = 200
@@ -46,7 +46,7 @@ class Pages(ThreadingHTTPServer):
             raise InputError(f"port {port} of {HOST} cannot be had: {error}; choose another with --port") from error
         self.where = where
         self._lock = threading.Lock()
-        self._fleet: tuple[float, Fleet] | None = None
+        self._fleet: tuple[float, FleetReport] | None = None
 
     @property
     def url(self) -> str:
@@ -152,7 +152,7 @@ def _serve(where: str, port: int) -> int:
     return 0
 
 
-def describe(fleet: Fleet) -> str:
+def describe(fleet: FleetReport) -> str:
     """Return the fleet as a table for a terminal, and its sums below."""
     head = ("device", "state", "generation", "answers", "as asked", "tok/s", "first token", "waiting", "reading",
             "writing", "lost", "bytes", "last heard")  # fmt: skip
@@ -166,7 +166,7 @@ def describe(fleet: Fleet) -> str:
     )
 
 
-def _cells(device: Device) -> tuple[str, ...]:
+def _cells(device: DeviceRow) -> tuple[str, ...]:
     spent = device.queue_ms + device.prompt_ms + device.decode_ms
     ttft, speed = device.ttft_p50_ms, device.tokens_per_s
     parts = (share(part, spent) for part in (device.queue_ms, device.prompt_ms, device.decode_ms))

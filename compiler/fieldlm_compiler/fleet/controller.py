@@ -16,8 +16,8 @@ import msgspec
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.formats.release import place
-from fieldlm_compiler.fleet.observation import Fleet
-from fieldlm_compiler.fleet.waves import Block, Count, Decision, Evidence, Plan, Rollout
+from fieldlm_compiler.fleet.observation import FleetSnapshot
+from fieldlm_compiler.fleet.waves import Decision, Evidence, EvidenceBlock, JudgedCount, Rollout, RolloutPlan
 
 FORMAT = "fieldlm.rollout/1"
 LOOKS = 10  # in a wave: devices are judged in the order of their starts, whatever came of them
@@ -70,8 +70,8 @@ class State(msgspec.Struct, kw_only=True):
     acts: list[Act] = []
     evidence: tuple[Evidence, ...] = ()
 
-    def plan(self) -> Plan:
-        return Plan(
+    def plan(self) -> RolloutPlan:
+        return RolloutPlan(
             salt="", sizes={t.profile: t.size for t in self.tracks}, salts={t.profile: t.salt for t in self.tracks}
         )
 
@@ -97,7 +97,7 @@ class Controller:
         self._act("begin", ", ".join(f"{t.profile} {t.seq}" for t in self.state.tracks))
         self._offer_wave()
 
-    def look(self, fleet: Fleet) -> Decision | None:
+    def look(self, fleet: FleetSnapshot) -> Decision | None:
         """Judge the devices whose time has come and do what follows from it; None when there is nothing to look at."""
         state = self.state
         if state.status != "running":
@@ -179,7 +179,7 @@ class Controller:
             return 0
         return min(LOOKS, 1 + int(LOOKS * age_s / self.state.spread_s)) if self.state.spread_s else LOOKS
 
-    def _judge(self, fleet: Fleet, look: Look, first: int, last: int) -> None:
+    def _judge(self, fleet: FleetSnapshot, look: Look, first: int, last: int) -> None:
         plan = self.state.plan()
         tracks = {track.profile: track for track in self.state.tracks}
         for device, found in fleet.presence.items():
@@ -234,16 +234,16 @@ def publisher(repository: Path, keys: str) -> Release:
     return release
 
 
-def _blocks(look: Look) -> dict[str, Block]:
+def _blocks(look: Look) -> dict[str, EvidenceBlock]:
     return {
-        profile: Block(updated=_count(look.updated[profile]), control=_count(look.control[profile]))
+        profile: EvidenceBlock(updated=_count(look.updated[profile]), control=_count(look.control[profile]))
         for profile in look.updated
     }
 
 
-def _count(told: dict[str, int]) -> Count:
+def _count(told: dict[str, int]) -> JudgedCount:
     troubles = {word: number for word, number in told.items() if word != "fine"}
-    return Count(devices=sum(told.values()), troubles=troubles)
+    return JudgedCount(devices=sum(told.values()), troubles=troubles)
 
 
 def _words(each: Evidence) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from fieldlm_compiler.collect.parquet import Store
-from fieldlm_compiler.fleet.waves import Group, Trouble, Vitals, judge
+from fieldlm_compiler.fleet.waves import DeviceVitals, Group, Trouble, judge
 
 LEAST_ANSWERS = 8  # of a device, before it is judged by them; one that is used less is fine while it is heard of
 AWAY = ("lost", "stopped")
@@ -32,25 +32,25 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerCounts:
     """How a device answered in one stretch: with which generation, before the wave or since."""
 
     generation: str
     is_since: bool
     answers: int
-    vitals: Vitals
+    vitals: DeviceVitals
 
 
 @dataclass
-class Fleet:
+class FleetSnapshot:
     """All devices of the profiles that take part, at one moment."""
 
     presence: dict[str, Presence]
-    answered: dict[str, list[Answered]] = field(default_factory=dict[str, list[Answered]])
+    answered: dict[str, list[AnswerCounts]] = field(default_factory=dict[str, list[AnswerCounts]])
     failures: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
 
     @classmethod
-    def read(cls, store: Store, *, since_ms: int) -> "Fleet":
+    def read(cls, store: Store, *, since_ms: int) -> "FleetSnapshot":
         """Read it; `since_ms` is when the wave began."""
         presence = {device: _presence(state) for device, state in store.presence().items()}
         fleet = cls({device: found for device, found in presence.items() if found and found.profile})
@@ -73,7 +73,7 @@ class Fleet:
         is_rolled_back = group == "updated" and (device, bundle) in self.failures
         is_heard = found.state not in AWAY and (group == "control" or found.generation == bundle)
         if is_rolled_back or not is_heard:
-            return judge(Vitals(errors=0, tokens_per_s=0), None, is_rolled_back=is_rolled_back)
+            return judge(DeviceVitals(errors=0, tokens_per_s=0), None, is_rolled_back=is_rolled_back)
         rows = self.answered.get(device, [])
         if group == "updated":
             after, before = _sum(rows, lambda r: r.generation == bundle), _sum(rows, lambda r: r.generation != bundle)
@@ -89,18 +89,18 @@ def _presence(state: str) -> Presence | None:
         return None
 
 
-def _answered(row: dict[str, Any]) -> Answered:
-    vitals = Vitals(errors=float(row["errors"]), tokens_per_s=float(row["tokens_per_s"]))
-    return Answered(row["generation"], bool(row["is_since"]), int(row["answers"]), vitals)
+def _answered(row: dict[str, Any]) -> AnswerCounts:
+    vitals = DeviceVitals(errors=float(row["errors"]), tokens_per_s=float(row["tokens_per_s"]))
+    return AnswerCounts(row["generation"], bool(row["is_since"]), int(row["answers"]), vitals)
 
 
-def _sum(rows: list[Answered], counts: Callable[[Answered], bool]) -> Vitals | None:
+def _sum(rows: list[AnswerCounts], counts: Callable[[AnswerCounts], bool]) -> DeviceVitals | None:
     """Return the vitals of the stretches that count, weighted by their answers; None for too few of them."""
     kept = [row for row in rows if counts(row)]
     total = sum(row.answers for row in kept)
     if total < LEAST_ANSWERS:
         return None
-    return Vitals(
+    return DeviceVitals(
         errors=sum(row.answers * row.vitals.errors for row in kept) / total,
         tokens_per_s=sum(row.answers * row.vitals.tokens_per_s for row in kept) / total,
     )

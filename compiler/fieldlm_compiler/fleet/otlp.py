@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-from fieldlm.core.errors import InputError, LinkError, MissingPartError
+from fieldlm.core.errors import InputError, MissingDependencyError, UnavailableError
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.view import FINE
 
@@ -28,7 +28,7 @@ try:
     from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
     from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 except ImportError as error:
-    raise MissingPartError("OTLP is not installed; run: pip install 'fieldlm-compiler[otlp]'") from error
+    raise MissingDependencyError("OTLP is not installed; run: pip install 'fieldlm-compiler[otlp]'") from error
 
 BATCH = 512
 TRIES = 4
@@ -150,10 +150,12 @@ def _send(target: str, message: ExportTraceServiceRequest) -> int:
         except urllib.error.HTTPError as error:
             with error:
                 if error.code not in _BUSY or failures == TRIES - 1:
-                    raise LinkError(f"the OTLP receiver {target} answered {error.code} {error.reason}") from error
+                    raise UnavailableError(
+                        f"the OTLP receiver {target} answered {error.code} {error.reason}"
+                    ) from error
                 time.sleep(_patience_s(error.headers.get("retry-after"), failures))
         except OSError as error:
-            raise LinkError(f"the OTLP receiver {target} is away: {error}") from error
+            raise UnavailableError(f"the OTLP receiver {target} is away: {error}") from error
     raise AssertionError("the last try returns or raises")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from urllib.parse import quote
 
-from fieldlm_compiler.fleet.view import Device, Event, Fleet
+from fieldlm_compiler.fleet.view import DeviceRow, Event, FleetReport
 
 RELOAD_S = 30
 SHOWN = 200
@@ -54,7 +54,7 @@ tr:last-child td { border-bottom: 0 } .number { text-align: right; white-space: 
 """
 
 
-def fleet_page(fleet: Fleet, fleet_name: str) -> str:
+def fleet_page(fleet: FleetReport, fleet_name: str) -> str:
     """Return the page of all devices."""
     shown = sorted(fleet.devices, key=_needs_a_look)[:SHOWN]
     rest = len(fleet.devices) - len(shown)
@@ -83,7 +83,7 @@ _HEAD = ("device", "state", "generation", "#answers", "#as asked", "#tok/s", "#f
          "#bytes", "last heard")  # fmt: skip
 
 
-def _row(device: Device) -> str:
+def _row(device: DeviceRow) -> str:
     ttft = device.ttft_p50_ms
     return (
         f'<td class=wide><a href="/{quote(device.device)}">{escape(device.device)}</a></td>'
@@ -98,7 +98,7 @@ def _row(device: Device) -> str:
     )
 
 
-def device_page(device: Device, events: Sequence[Event], answers: Sequence[tuple[float, float, float, bool]]) -> str:
+def device_page(device: DeviceRow, events: Sequence[Event], answers: Sequence[tuple[float, float, float, bool]]) -> str:
     """Return the page of one device. `answers` are its newest ones: ms waiting, to the first token, after it, fine."""
     tiles = (
         _tile(device.state, "state", "good" if device.state == "ready" else "bad"),
@@ -133,7 +133,7 @@ def device_page(device: Device, events: Sequence[Event], answers: Sequence[tuple
     return _page(device.device, about, f'<p><a href="/">all devices</a></p>{body}')
 
 
-def _tiles(fleet: Fleet) -> Iterable[str]:
+def _tiles(fleet: FleetReport) -> Iterable[str]:
     devices = fleet.devices
     ready = sum(device.state == "ready" for device in devices)
     answers, fine = sum(d.answers for d in devices), sum(d.fine for d in devices)
@@ -154,7 +154,7 @@ def _tile(figure: str, words: str, kind: str = "") -> str:
     return f'<div class=tile><b class="{kind}">{escape(figure)}</b><span>{escape(words)}</span></div>'
 
 
-def _fleet_bar(fleet: Fleet) -> str:
+def _fleet_bar(fleet: FleetReport) -> str:
     sums = [sum(getattr(device, name) for device in fleet.devices) for name, *_ in PARTS]
     return _bar(sums) + _key([share(part, sum(sums)) for part in sums])
 
@@ -183,7 +183,7 @@ def _bar(parts: Sequence[float]) -> str:
     return f"<div class=bar>{''.join(inner)}</div>"
 
 
-def _times(device: Device) -> list[float]:
+def _times(device: DeviceRow) -> list[float]:
     return [device.queue_ms, device.prompt_ms, device.decode_ms]
 
 
@@ -198,7 +198,7 @@ def _cell(name: str, text: str, kind: str = "") -> str:
     return f'<td class="number {kind}" data-is="{name}">{escape(text)}</td>'
 
 
-def _needs_a_look(device: Device) -> tuple[bool, bool, float, str]:
+def _needs_a_look(device: DeviceRow) -> tuple[bool, bool, float, str]:
     fine = device.fine / device.answers if device.answers else 1.0
     return device.lost == 0, device.state == "ready", fine, device.device
 

@@ -18,7 +18,7 @@ from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.formats.topics import parse_broker, release_topic
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.fleet.controller import Controller, State, Track, publisher, read
-from fieldlm_compiler.fleet.observation import Fleet
+from fieldlm_compiler.fleet.observation import FleetSnapshot
 from fieldlm_compiler.fleet.rollout_page import page
 from fieldlm_compiler.fleet.waves import Evidence
 
@@ -52,7 +52,7 @@ def watch(controller: Controller, store: Store, args: argparse.Namespace) -> Non
     """Look every so often until the rollout is over, or is paused from elsewhere."""
     while controller.state.status == "running":
         wave = controller.state.wave
-        fleet = Fleet.read(store, since_ms=controller.state.wave_began_ms)
+        fleet = FleetSnapshot.read(store, since_ms=controller.state.wave_began_ms)
         if controller.look(fleet) is not None:
             _draw(controller, args)
             if controller.state.wave != wave or controller.state.status != "running":
@@ -82,7 +82,7 @@ def _found(path: Path, args: argparse.Namespace, offered: list[dict[str, Any]]) 
     if path.exists() and read(path).status in ("running", "paused"):
         raise InputError(f"{path} is a rollout that is not over; run: fieldlm rollout watch, or abort")
     with Store(args.store, read_only=True) as store:
-        sizes = Fleet.read(store, since_ms=0).sizes()
+        sizes = FleetSnapshot.read(store, since_ms=0).sizes()
     tracks: list[Track] = []
     for profile in args.profiles or sorted({one["profile"] for one in offered}):
         known = [one for one in offered if one["profile"] == profile]

@@ -51,7 +51,7 @@ SELECT * FROM (
 """
 
 
-class Device(msgspec.Struct, frozen=True, kw_only=True):
+class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
     """One device. Times are sums over its answers; what is None nobody measured."""
 
     device: str
@@ -73,7 +73,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int | None
 
 
-class Generation(msgspec.Struct, frozen=True, kw_only=True):
+class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """One generation of the model, and how it did wherever it ran."""
 
     generation: str
@@ -83,11 +83,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     fine: int
 
 
-class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+class FleetReport(msgspec.Struct, frozen=True, kw_only=True):
     """All devices of a store."""
 
-    devices: tuple[Device, ...]
-    generations: tuple[Generation, ...]
+    devices: tuple[DeviceRow, ...]
+    generations: tuple[GenerationStats, ...]
     outcomes: dict[str, int]
 
     @property
@@ -109,7 +109,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-def look(sink: Sink) -> Fleet:
+def look(sink: Sink) -> FleetReport:
     """Return the state of every device that has a record or a presence message in `sink`."""
     rows = {row["device"]: row for row in sink.query(_DEVICES)}
     states = {device: _state(text) for device, text in sink.presence().items()}
@@ -120,11 +120,11 @@ def look(sink: Sink) -> Fleet:
     traffic = sink.traffic()
     names = sorted(rows.keys() | states.keys() | missing.keys())
     outcomes = {row["outcome"] or "–": row["n"] for row in sink.query(_OUTCOMES)}
-    return Fleet(
+    return FleetReport(
         devices=tuple(
             _device(name, rows.get(name, {}), states.get(name, "–"), missing[name], traffic.get(name)) for name in names
         ),
-        generations=tuple(msgspec.convert(row, Generation) for row in sink.query(_GENERATIONS)),
+        generations=tuple(msgspec.convert(row, GenerationStats) for row in sink.query(_GENERATIONS)),
         outcomes=outcomes,
     )
 
@@ -137,13 +137,13 @@ def timeline(sink: Sink, device: str, last: int) -> list[Event]:
     return [_event(row) for row in rows]
 
 
-def _device(name: str, row: dict[str, Any], state: str, missing: Sequence[int], size: int | None) -> Device:
+def _device(name: str, row: dict[str, Any], state: str, missing: Sequence[int], size: int | None) -> DeviceRow:
     numbers = ("records", "answers", "fine", "queue_ms", "prompt_ms", "decode_ms")
     known = {key: row.get(key) or 0 for key in numbers} | {key: row.get(key) or "" for key in ("generation", "model")}
     for key in ("last_ms", "tokens_per_s", "ttft_p50_ms", "ttft_p95_ms"):
         known[key] = row.get(key)
     known |= {"device": name, "state": state, "lost": missing[0], "told": missing[1], "bytes": size}
-    return msgspec.convert(known, Device)
+    return msgspec.convert(known, DeviceRow)
 
 
 def _state(presence: str) -> str:

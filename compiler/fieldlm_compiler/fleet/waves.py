@@ -37,7 +37,7 @@ Trouble = Literal["fine", "silent", "rolled-back", "errors", "slow"]
 Group = Literal["updated", "control", "later"]
 
 
-class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+class DeviceVitals(msgspec.Struct, frozen=True, kw_only=True):
     """How one device did for a while: what share of its answers failed, and how fast it decodes."""
 
     errors: float
@@ -70,7 +70,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     evidence: tuple[Evidence, ...]
 
 
-def judge(before: Vitals, after: Vitals | None, *, is_rolled_back: bool = False) -> Trouble:
+def judge(before: DeviceVitals, after: DeviceVitals | None, *, is_rolled_back: bool = False) -> Trouble:
     """Say how a device is doing against itself; None is a device that was not heard of in time."""
     if is_rolled_back:
         return "rolled-back"
@@ -81,7 +81,7 @@ def judge(before: Vitals, after: Vitals | None, *, is_rolled_back: bool = False)
     return "slow" if after.tokens_per_s < SLOWEST * before.tokens_per_s else "fine"
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class RolloutPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The waves of one rollout: `sizes` counts the devices of each profile; `salts` are those of their own, if any."""
 
     salt: str
@@ -114,7 +114,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass
-class Count:
+class JudgedCount:
     """Devices of one profile and group that were judged, and their troubles."""
 
     devices: int = 0
@@ -129,29 +129,29 @@ class Count:
         if trouble != "fine":
             self.troubles[trouble] = self.troubles.get(trouble, 0) + 1
 
-    def merge(self, other: "Count") -> None:
+    def merge(self, other: "JudgedCount") -> None:
         self.devices += other.devices
         for trouble, number in other.troubles.items():
             self.troubles[trouble] = self.troubles.get(trouble, 0) + number
 
 
 @dataclass
-class Block:
+class EvidenceBlock:
     """What was heard of one profile since the last look. Who is in it must not hang on how it came out."""
 
-    updated: Count = field(default_factory=Count)
-    control: Count = field(default_factory=Count)
+    updated: JudgedCount = field(default_factory=JudgedCount)
+    control: JudgedCount = field(default_factory=JudgedCount)
 
 
 @dataclass
 class _Track:
     """All that was heard of one profile, and the logarithm of the e-value for each supposed harm."""
 
-    updated: Count = field(default_factory=Count)
-    control: Count = field(default_factory=Count)
+    updated: JudgedCount = field(default_factory=JudgedCount)
+    control: JudgedCount = field(default_factory=JudgedCount)
     logs: list[float] = field(default_factory=lambda: [0.0] * len(HARMS))
 
-    def see(self, block: Block) -> None:
+    def see(self, block: EvidenceBlock) -> None:
         # From what was seen before this block: a share chosen after looking at it would prove anything.
         usual = (self.control.bad + 1) / (self.control.devices + 50)
         self.logs = [log + log_e(block, usual, harm) for log, harm in zip(self.logs, HARMS, strict=True)]
@@ -163,7 +163,7 @@ class _Track:
         return sum(math.exp(min(log, 600.0)) for log in self.logs) / len(self.logs)
 
 
-def log_e(block: Block, usual: float, harm: float) -> float:
+def log_e(block: EvidenceBlock, usual: float, harm: float) -> float:
     """Return the logarithm of the block's e-value against no harm; `usual` is the share in trouble without update."""
     controls, updates = block.control.devices, block.updated.devices
     if not controls or not updates:
@@ -173,7 +173,7 @@ def log_e(block: Block, usual: float, harm: float) -> float:
     return _log_ratio(block.control, usual, common) + _log_ratio(block.updated, worse, common)
 
 
-def _log_ratio(count: Count, own: float, common: float) -> float:
+def _log_ratio(count: JudgedCount, own: float, common: float) -> float:
     fine = count.devices - count.bad
     return count.bad * math.log(own / common) + fine * math.log((1 - own) / (1 - common))
 
@@ -181,13 +181,13 @@ def _log_ratio(count: Count, own: float, common: float) -> float:
 class Rollout:
     """One rollout as it goes: `see` what was heard since the last look, and do what the decision says."""
 
-    def __init__(self, plan: Plan, *, alpha: float = ALPHA) -> None:
+    def __init__(self, plan: RolloutPlan, *, alpha: float = ALPHA) -> None:
         self.plan = plan
         self.wave = 0
         self._limit = len(plan.sizes) / alpha
         self._tracks = {profile: _Track() for profile in plan.sizes}
 
-    def see(self, blocks: Mapping[str, Block], *, is_wave_over: bool) -> Decision:
+    def see(self, blocks: Mapping[str, EvidenceBlock], *, is_wave_over: bool) -> Decision:
         """Take in one block of each profile; `is_wave_over` when every device of the wave was judged, or is silent."""
         for profile, block in blocks.items():
             self._tracks[profile].see(block)

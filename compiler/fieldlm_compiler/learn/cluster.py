@@ -22,7 +22,7 @@ import numpy as np
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
-from fieldlm_compiler.learn.curate import EXAMPLES, Example, read_examples, write_examples
+from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.embed import Embedder, Vectors, unit
 
 TASKS = "tasks.json"
@@ -73,7 +73,7 @@ def cluster(folder: Path, *, seed: int = 0, embedder: Embedder | None = None) ->
     return [msgspec.to_builtins(msgspec.structs.replace(task, centre=[])) for task in ranked]
 
 
-def locate(examples: Sequence[Example], embedder: Embedder) -> Vectors:
+def locate(examples: Sequence[CuratedExample], embedder: Embedder) -> Vectors:
     """Return a point of length 1 per example: words, then the shape of the answer."""
     words = embedder([example.utterance for example in examples])
     return unit(np.hstack([words, np.stack([_shape(example.answer) for example in examples])]).astype(np.float32))
@@ -121,7 +121,7 @@ def group(points: Vectors, *, seed: int) -> list[int]:
 
 
 def describe(
-    examples: Sequence[Example], points: Vectors, labels: Sequence[int], *, earlier: Sequence[Task]
+    examples: Sequence[CuratedExample], points: Vectors, labels: Sequence[int], *, earlier: Sequence[Task]
 ) -> list[Task]:
     """Return the tasks in the order of their labels, with the ids of `earlier` ones where they are the same."""
     found = np.array(labels)
@@ -173,7 +173,7 @@ def _ids(centres: Vectors, earlier: Sequence[Task]) -> list[str]:
     return ids
 
 
-def _names(examples: Sequence[Example], labels: Sequence[int]) -> dict[int, str]:
+def _names(examples: Sequence[CuratedExample], labels: Sequence[int]) -> dict[int, str]:
     """Name each task by the function most of its answers call and the words it has more often than the others."""
     words: dict[int, Counter[str]] = {label: Counter() for label in set(labels)}
     functions: dict[int, Counter[str]] = {label: Counter() for label in set(labels)}

@@ -37,7 +37,7 @@ WHERE g.kind = 'generation' ORDER BY g.device, g.epoch, g.seq
 """
 
 
-class Example(msgspec.Struct, frozen=True, kw_only=True):
+class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt with the answer it should have had. `messages` end with the customer's own words."""
 
     messages: list[dict[str, Any]]
@@ -66,7 +66,7 @@ def curate(store: Path, out: Path, *, eval_share: float = EVAL_SHARE) -> dict[st
         rows = opened.query(_SQL)
     judged = [judge(row, eval_share=eval_share) for row in rows]
     dropped: Counter[str] = Counter(found for found in judged if isinstance(found, str))
-    examples, doubles = dedupe([found for found in judged if isinstance(found, Example)])
+    examples, doubles = dedupe([found for found in judged if isinstance(found, CuratedExample)])
     dropped["duplicate"] += doubles
     document = {
         "generations": len(rows),
@@ -84,7 +84,7 @@ def curate(store: Path, out: Path, *, eval_share: float = EVAL_SHARE) -> dict[st
     return document
 
 
-def judge(row: dict[str, Any], *, eval_share: float = EVAL_SHARE) -> Example | Dropped:
+def judge(row: dict[str, Any], *, eval_share: float = EVAL_SHARE) -> CuratedExample | Dropped:
     """Make an example of one joined row, or say why it is none."""
     if not row["consent"]:
         return "no consent"
@@ -98,7 +98,7 @@ def judge(row: dict[str, Any], *, eval_share: float = EVAL_SHARE) -> Example | D
     if not messages:
         return "unreadable"
     session = row["session"] or row["response"]
-    return Example(
+    return CuratedExample(
         messages=messages,
         answer=row["correction"] or row["answer"],
         label_source="correction" if row["correction"] else "rated up",
@@ -110,7 +110,7 @@ def judge(row: dict[str, Any], *, eval_share: float = EVAL_SHARE) -> Example | D
     )
 
 
-def dedupe(examples: Sequence[Example]) -> tuple[list[Example], int]:
+def dedupe(examples: Sequence[CuratedExample]) -> tuple[list[CuratedExample], int]:
     """Keep one example per conversation, letter case and spaces aside: a corrected one first, else the latest."""
     best: dict[str, int] = {}
     for index, example in enumerate(examples):
@@ -127,22 +127,22 @@ def share_of(session: str) -> float:
     return int.from_bytes(hashlib.sha256(session.encode()).digest()[:8]) / 2**64
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path) -> list[CuratedExample]:
     """Read an examples file, or the one in a folder; raises InputError."""
     file = path / EXAMPLES if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{file} does not exist; make it with: fieldlm curate STORE --out {file.parent}")
     try:
-        return [msgspec.json.decode(line, type=Example) for line in file.read_bytes().splitlines()]
+        return [msgspec.json.decode(line, type=CuratedExample) for line in file.read_bytes().splitlines()]
     except msgspec.MsgspecError as error:
         raise InputError(f"{file} is no examples file: {error}") from error
 
 
-def write_examples(path: Path, examples: Iterable[Example]) -> None:
+def write_examples(path: Path, examples: Iterable[CuratedExample]) -> None:
     write_whole(path, b"".join(msgspec.json.encode(example) + b"\n" for example in examples))
 
 
-def _rank(example: Example) -> int:
+def _rank(example: CuratedExample) -> int:
     return 1 if example.label_source == "correction" else 0
 
 

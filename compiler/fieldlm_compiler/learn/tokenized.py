@@ -9,14 +9,14 @@ from fieldlm.core.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class TokenizedExample:
     """One conversation as token ids; the loss counts from `answer_at` on."""
 
     tokens: tuple[int, ...]
     answer_at: int
 
 
-def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> list[Example]:
+def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> list[TokenizedExample]:
     """Render every line of a dataset file with the checkpoint's own chat template and tokenise it.
 
     Raises InputError when the file or what the checkpoint needs is missing, and for a line that is too long.
@@ -32,7 +32,7 @@ def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> list[Example
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((checkpoint / "chat_template.jinja").read_text())
-    examples: list[Example] = []
+    examples: list[TokenizedExample] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         messages = msgspec.json.decode(line)["messages"]
         asked = template.render(messages=messages[:-1], add_generation_prompt=True, bos_token="", eos_token="")
@@ -41,5 +41,5 @@ def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> list[Example
         tokens = tokenizer.encode(whole.rstrip("\n"), add_special_tokens=False).ids
         if tokens[: len(prompt)] != prompt or len(tokens) > max_tokens:
             raise InputError(f"{path}:{number} has {len(tokens)} tokens (at most {max_tokens}) or an ambiguous border")
-        examples.append(Example(tokens=tuple(tokens), answer_at=len(prompt)))
+        examples.append(TokenizedExample(tokens=tuple(tokens), answer_at=len(prompt)))
     return examples

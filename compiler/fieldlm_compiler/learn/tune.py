@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldlm.core import terminal
-from fieldlm.core.errors import MissingPartError
+from fieldlm.core.errors import MissingDependencyError
 from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_whole
-from fieldlm_compiler.learn.tokenized import Example, read_examples
-from fieldlm_compiler.learn.tuning_state import EVERY_S, Run, kept_memory, prepare
+from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
+from fieldlm_compiler.learn.tuning_state import EVERY_S, TuningRun, kept_memory, prepare
 
 if TYPE_CHECKING:
     from fieldlm_compiler.learn.packing import Row
@@ -30,7 +30,7 @@ FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """How to tune. The learning rate falls along a half cosine after `warmup` of the steps."""
 
     rank: int = 16
@@ -53,7 +53,12 @@ class Recipe:
 
 
 def tune(
-    checkpoint: Path, dataset: Path, out: Path, recipe: Recipe = Recipe(), *, keep_every_s: float = EVERY_S
+    checkpoint: Path,
+    dataset: Path,
+    out: Path,
+    recipe: TrainingRecipe = TrainingRecipe(),
+    *,
+    keep_every_s: float = EVERY_S,
 ) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `dataset`/train.jsonl and write a PEFT adapter folder to `out`.
 
@@ -77,7 +82,7 @@ def tune(
     with kept_memory():
         model = with_adapter(checkpoint, recipe)
         before = evaluate_loss(model, held_out, recipe.batch)
-        run = Run(out.with_name(f".{out.name}.tuning"), sources, keep_every_s)
+        run = TuningRun(out.with_name(f".{out.name}.tuning"), sources, keep_every_s)
         _train(model, examples, recipe, run)
         after = evaluate_loss(model, held_out, recipe.batch)
     document = {
@@ -102,7 +107,7 @@ def tune(
     return document
 
 
-def evaluate_loss(model: Any, examples: Sequence[Example], batch: int) -> float | None:
+def evaluate_loss(model: Any, examples: Sequence[TokenizedExample], batch: int) -> float | None:
     """Return the mean cross-entropy per answer token in nats, or None without examples."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -132,7 +137,7 @@ def answer_logits(model: Any, row: "Row") -> Any:
         return causal.lm_head(states.last_hidden_state[0, row.at])
 
 
-def _train(model: Any, examples: Sequence[Example], recipe: Recipe, run: Run) -> None:
+def _train(model: Any, examples: Sequence[TokenizedExample], recipe: TrainingRecipe, run: TuningRun) -> None:
     import torch
     from peft.optimizers import create_loraplus_optimizer
     from torch.nn.functional import cross_entropy
@@ -169,10 +174,12 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return min(rising, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
 
 
-def _batches(examples: Sequence[Example], recipe: Recipe, steps: int) -> Iterator[list[Example]]:
+def _batches(
+    examples: Sequence[TokenizedExample], recipe: TrainingRecipe, steps: int
+) -> Iterator[list[TokenizedExample]]:
     """Yield `steps` batches out of reshuffled epochs."""
     rng = random.Random(recipe.seed)
-    pool: list[Example] = []
+    pool: list[TokenizedExample] = []
     for _ in range(steps):
         while len(pool) < recipe.batch:
             pool += rng.sample(examples, len(examples))
@@ -180,7 +187,7 @@ def _batches(examples: Sequence[Example], recipe: Recipe, steps: int) -> Iterato
         pool = pool[recipe.batch :]
 
 
-def with_adapter(checkpoint: Path, recipe: Recipe) -> Any:
+def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
     """Load the checkpoint frozen, in the faster of float32 and bfloat16 on its device, with a fresh float32 LoRA."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -210,7 +217,7 @@ def choose_device(wanted: str) -> str:
     if wanted == "cuda" and not seen:
         built = torch.version.cuda
         why = f"is built for CUDA {built} and sees no GPU; look at its driver" if built else "is built without CUDA"
-        raise MissingPartError(f"--device cuda: PyTorch {torch.__version__} {why}; or take --device cpu")
+        raise MissingDependencyError(f"--device cuda: PyTorch {torch.__version__} {why}; or take --device cpu")
     return ("cuda" if seen else "cpu") if wanted == "auto" else wanted
 
 
@@ -251,15 +258,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("checkpoint", type=Path, help="Hugging Face folder of the base")
     parser.add_argument("--dataset", type=Path, required=True, help="folder with train.jsonl and eval.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="where the adapter goes")
-    parser.add_argument("--rank", type=int, default=Recipe.rank, help="LoRA rank")
-    parser.add_argument("--epochs", type=float, default=Recipe.epochs, help="passes over the examples")
-    parser.add_argument("--batch", type=int, default=Recipe.batch, help="examples a step")
-    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=Recipe.seed, help="order of examples and first weights")
+    parser.add_argument("--rank", type=int, default=TrainingRecipe.rank, help="LoRA rank")
+    parser.add_argument("--epochs", type=float, default=TrainingRecipe.epochs, help="passes over the examples")
+    parser.add_argument("--batch", type=int, default=TrainingRecipe.batch, help="examples a step")
+    parser.add_argument("--learning-rate", type=float, default=TrainingRecipe.learning_rate, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=TrainingRecipe.seed, help="order of examples and first weights")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     args = parser.parse_args(argv)
-    recipe = Recipe(
+    recipe = TrainingRecipe(
         rank=args.rank,
         alpha=2 * args.rank,
         epochs=args.epochs,

@@ -24,7 +24,7 @@ DEFAULT_THRESHOLD = 128 * 1024
 LARGE = 1 << 30
 
 
-class Run:
+class TuningRun:
     """The losses so far, and what it takes to go on from there. Kept in `folder`, for exactly these `sources`."""
 
     def __init__(self, folder: Path, sources: Mapping[str, Any], keep_every_s: float) -> None:

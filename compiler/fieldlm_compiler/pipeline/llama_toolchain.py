@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
-from fieldlm.core.errors import FieldlmError, InputError, LinkError, MissingPartError
+from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError, UnavailableError
 from fieldlm.core.files import disk_errors, sha256_file, whole_folder
 from fieldlm.core.terminal import progress
 from fieldlm_compiler.pipeline.stages import cache_root, lock
@@ -33,7 +33,7 @@ def llama_converter() -> Path:
     """
     release = version("llama-cpp-python")
     if release not in SDISTS:
-        raise MissingPartError(
+        raise MissingDependencyError(
             f"no converter is pinned for llama-cpp-python {release}; "
             f"run: pip install llama-cpp-python=={next(iter(SDISTS))}"
         )
@@ -90,7 +90,7 @@ def pip_download(requirement: str, into: Path, *options: str) -> Path:
     if done.returncode != 0 or len(files) != 1:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         reasons = [line for line in lines if re.match(r"(ERROR|error)\b", line)] or lines or ["pip said nothing"]
-        raise LinkError(
+        raise UnavailableError(
             f"pip cannot fetch {requirement}: {reasons[-1]}; check the name and the index (pip config list)"
         )
     return files[0]

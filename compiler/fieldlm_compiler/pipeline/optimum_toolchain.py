@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import disk_errors, sha256_bytes, whole_folder
 from fieldlm.core.terminal import progress
 from fieldlm_compiler.pipeline.stages import cache_root, lock
@@ -85,4 +85,4 @@ def _install(requirements: str, into: Path) -> None:
         )
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["pip said nothing"]
-        raise LinkError(f"pip cannot install Optimum: {errors[-1].strip()}; check the index (pip config list)")
+        raise UnavailableError(f"pip cannot install Optimum: {errors[-1].strip()}; check the index (pip config list)")

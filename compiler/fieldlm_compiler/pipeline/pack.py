@@ -14,7 +14,7 @@ from fieldlm.formats.bundle import MANIFEST, Bundle, File, Manifest, Role, descr
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class BundlePart:
     """One file of a bundle to be: its role, its name there, and where its bytes are.
 
     A `shared` part stays one file with its source. The others are copied, so that nobody harms the cache through a
@@ -27,7 +27,7 @@ class Part:
     shared: bool = False
 
 
-def draft(manifest: Manifest, parts: Sequence[Part]) -> Bundle:
+def draft(manifest: Manifest, parts: Sequence[BundlePart]) -> Bundle:
     """Name files that are not packed yet as a bundle, so that the runtime's own code can open them."""
     files = tuple(
         File(path=str(part.source.resolve()), role=part.role, size=0, sha256="0" * 64)
@@ -43,7 +43,7 @@ def check_out(out: Path) -> None:
         raise InputError(f"{out} exists and is not a bundle; name another place with --out")
 
 
-def pack(out: Path, manifest: Manifest, parts: Sequence[Part], key: Ed25519PrivateKey) -> Bundle:
+def pack(out: Path, manifest: Manifest, parts: Sequence[BundlePart], key: Ed25519PrivateKey) -> Bundle:
     """Write the bundle `out` from `parts` and sign it; a bundle that stood there is replaced at once."""
     check_out(out)
     with whole_folder(out) as aside:
@@ -54,7 +54,7 @@ def pack(out: Path, manifest: Manifest, parts: Sequence[Part], key: Ed25519Priva
     return Bundle(folder=out, id=bundle.id, manifest=bundle.manifest)
 
 
-def _place(part: Part, target: Path) -> None:
+def _place(part: BundlePart, target: Path) -> None:
     if isinstance(part.source, bytes):
         target.write_bytes(part.source)
     elif part.shared:

@@ -19,7 +19,7 @@ from fieldlm.core import terminal
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors, write_whole
-from fieldlm_compiler.repository.metadata import ROLES, Book, Ring, alone, found, read_root
+from fieldlm_compiler.repository.metadata import ROLES, Keyring, RepositoryMetadata, alone, found, read_root
 
 STAGED = "next-root.json"
 
@@ -47,13 +47,13 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     published: bool
 
 
-def rotate(repository: Path, ring: Ring, role: str, *, old: str = "", threshold: int = 0) -> Change:
+def rotate(repository: Path, ring: Keyring, role: str, *, old: str = "", threshold: int = 0) -> Change:
     """Let a new key sign for `role` in place of the `old` one, which may be left out when there is only one.
 
     `role` is root, targets, snapshot, timestamp or profile-NAME. `threshold` is the root's from now on, 0 for as it is.
     """
     with alone(repository):
-        book = Book(repository, ring)
+        book = RepositoryMetadata(repository, ring)
         _check_nothing_waits(book)
         dropped = _the_key(book, role, old)
         signer = ring.make(role)
@@ -63,12 +63,12 @@ def rotate(repository: Path, ring: Ring, role: str, *, old: str = "", threshold:
         return _publish(book, role, added=signer.public_key.keyid, dropped=dropped)
 
 
-def revoke(repository: Path, ring: Ring, keyid: str) -> list[Change]:
+def revoke(repository: Path, ring: Keyring, keyid: str) -> list[Change]:
     """Let no role be signed by the key any more; a role that would have too few keys left gets a new one."""
     changes = list[Change]()
     for role in _roles(repository, ring):
         with alone(repository):
-            book = Book(repository, ring)
+            book = RepositoryMetadata(repository, ring)
             found_ids = [known for known in book.keys(role).keyids if known.startswith(keyid)] if keyid else []
             if not found_ids:
                 continue
@@ -83,10 +83,10 @@ def revoke(repository: Path, ring: Ring, keyid: str) -> list[Change]:
     return changes
 
 
-def add_signatures(repository: Path, ring: Ring) -> Change:
+def add_signatures(repository: Path, ring: Keyring) -> Change:
     """Add the signatures of the root keys at hand to the root that waits, and publish it once they are enough."""
     with alone(repository):
-        book = Book(repository, ring)
+        book = RepositoryMetadata(repository, ring)
         staged = _staged(book)
         if staged is None:
             raise InputError(f"no change of keys waits in {repository}; begin one with: fieldlm keys rotate")
@@ -97,7 +97,7 @@ def add_signatures(repository: Path, ring: Ring) -> Change:
         return _finish(book, staged, old, Change(role="root", version=0, signatures=0, needed=0, published=False))
 
 
-def report(repository: Path | None, ring: Ring) -> list[KeyReport]:
+def report(repository: Path | None, ring: Keyring) -> list[KeyReport]:
     """List every key of every role; without a repository, those of the root in the keys folder."""
     if repository is None:
         anchor = ring.folder / "root.json"
@@ -106,7 +106,7 @@ def report(repository: Path | None, ring: Ring) -> list[KeyReport]:
         root = Metadata[Root].from_file(str(anchor)).signed
         roles = {name: (role, str(root.expires)) for name, role in root.roles.items() if name in ROLES}
     else:
-        book = Book(repository, ring)
+        book = RepositoryMetadata(repository, ring)
         expires = {
             "root": book.root.expires, "targets": book.targets.expires, "snapshot": book.snapshot.expires,
             "timestamp": book.timestamp.expires, **{name: signed.expires for name, signed in book.profiles.items()},
@@ -122,12 +122,12 @@ def report(repository: Path | None, ring: Ring) -> list[KeyReport]:
     ]  # fmt: skip
 
 
-def _roles(repository: Path, ring: Ring) -> list[str]:
+def _roles(repository: Path, ring: Keyring) -> list[str]:
     with alone(repository):
-        return [*ROLES, *Book(repository, ring).profiles]
+        return [*ROLES, *RepositoryMetadata(repository, ring).profiles]
 
 
-def _the_key(book: Book, role: str, old: str) -> str:
+def _the_key(book: RepositoryMetadata, role: str, old: str) -> str:
     known = book.keys(role).keyids
     found_ids = [keyid for keyid in known if keyid.startswith(old)]
     if len(found_ids) != 1:
@@ -135,14 +135,14 @@ def _the_key(book: Book, role: str, old: str) -> str:
     return found_ids[0]
 
 
-def _set_threshold(book: Book, role: str, threshold: int) -> None:
+def _set_threshold(book: RepositoryMetadata, role: str, threshold: int) -> None:
     keys = book.keys(role)
     if role != "root" or not 1 <= threshold <= len(keys.keyids):
         raise InputError(f"threshold is {threshold} for {role}; want 1 to {len(keys.keyids)}, and of root alone")
     keys.threshold = threshold
 
 
-def _publish(book: Book, role: str, *, added: str, dropped: str) -> Change:
+def _publish(book: RepositoryMetadata, role: str, *, added: str, dropped: str) -> Change:
     change = Change(
         role=role, added=added, dropped=dropped, version=book.root.version, signatures=1, needed=1, published=True
     )
@@ -155,7 +155,7 @@ def _publish(book: Book, role: str, *, added: str, dropped: str) -> Change:
     return _finish(book, book.stage_root(), old, change)
 
 
-def _finish(book: Book, staged: Metadata[Root], old: Root, change: Change) -> Change:
+def _finish(book: RepositoryMetadata, staged: Metadata[Root], old: Root, change: Change) -> Change:
     waiting = book.folder / STAGED
     write_whole(waiting, staged.to_bytes())
     new = staged.signed
@@ -175,11 +175,11 @@ def _finish(book: Book, staged: Metadata[Root], old: Root, change: Change) -> Ch
     return change
 
 
-def _is_used(book: Book, keyid: str) -> bool:
+def _is_used(book: RepositoryMetadata, keyid: str) -> bool:
     return any(keyid in book.keys(role).keyids for role in [*ROLES, *book.profiles])
 
 
-def _staged(book: Book) -> Metadata[Root] | None:
+def _staged(book: RepositoryMetadata) -> Metadata[Root] | None:
     path = book.folder / STAGED
     if not path.exists():
         return None
@@ -189,7 +189,7 @@ def _staged(book: Book) -> Metadata[Root] | None:
         raise InputError(f"{path} is damaged: {error}; remove it and rotate again") from error
 
 
-def _check_nothing_waits(book: Book) -> None:
+def _check_nothing_waits(book: RepositoryMetadata) -> None:
     if (book.folder / STAGED).exists():
         raise InputError(
             f"another change of keys waits for signatures in {book.folder.parent}; "
@@ -201,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `fieldlm keys create|show|rotate|revoke|sign`."""
     args = _parse(argv)
     keys = load_config({"keys": args.keys}).keys
-    ring = Ring(keys, args.root_keys)
+    ring = Keyring(keys, args.root_keys)
     if args.what == "create":
         anchor = found(ring, root_keys=args.root, threshold=args.threshold or 1, offline=args.root_keys)
         _show_report(report(None, ring), f"devices trust: {anchor}", args.json)

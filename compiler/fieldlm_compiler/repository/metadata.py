@@ -45,7 +45,7 @@ ANCHOR = "root.json"
 Signed = Root | Targets | Snapshot | Timestamp
 
 
-class Ring:
+class Keyring:
     """The private keys at hand, by key id. `folder` is where new ones are made."""
 
     def __init__(self, folder: Path, others: Iterable[Path] = ()) -> None:
@@ -91,7 +91,7 @@ class Ring:
         return signer
 
 
-def found(ring: Ring, *, root_keys: int = 1, threshold: int = 1, offline: Sequence[Path] = ()) -> Path:
+def found(ring: Keyring, *, root_keys: int = 1, threshold: int = 1, offline: Sequence[Path] = ()) -> Path:
     """Make all keys of a new publisher and the root that devices are handed; return its path.
 
     Root keys go to the `offline` folders in turn, or beside the others where there are none. Raises InputError when
@@ -123,10 +123,10 @@ def sign(signed: Signed, role: str, signers: Sequence[CryptoSigner]) -> Metadata
     return metadata
 
 
-class Book:
+class RepositoryMetadata:
     """Read what is current, change it, write what changed anew."""
 
-    def __init__(self, repository: Path, ring: Ring) -> None:
+    def __init__(self, repository: Path, ring: Keyring) -> None:
         self.folder = repository / "tuf"
         self.ring = ring
         if not (self.folder / "root.json").exists():
@@ -203,7 +203,7 @@ class Book:
         self._changed.add("root" if role in ROLES else "targets")
         self._changed.add(role)
 
-    def mend(self) -> None:
+    def resign_stale(self) -> None:
         """Take for changed what the keys of today do not vouch for: a rotation that was broken off, or another's."""
         checked: list[tuple[str, Signed, Signed]] = [
             ("targets", self.root, self.targets), ("snapshot", self.root, self.snapshot),
@@ -227,7 +227,7 @@ class Book:
 
     def write(self, root: Metadata[Root] | None = None) -> None:
         """Sign and write what changed, with the next `root` if there is one; visible with the last file."""
-        self.mend()
+        self.resign_stale()
         changed = [role for role in self._changed if role in self.profiles]
         for role in changed:
             self.profiles[role].version += 1

@@ -11,7 +11,7 @@ from fieldlm.core.config import load_config
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
 from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
-from fieldlm_compiler.repository.metadata import Book, Ring, alone, read_current
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, alone, read_current
 from fieldlm_compiler.repository.publish import add_release, make_offer
 
 
@@ -49,7 +49,7 @@ def offered(repository: Path) -> list[Offered]:
 
 def change(
     repository: Path,
-    ring: Ring,
+    ring: Keyring,
     profile: str,
     seq: int,
     *,
@@ -71,7 +71,7 @@ def change(
     if one.offer.pulled and what != "pull":
         raise InputError(f"release {one.seq} of {profile} was pulled ({one.offer.pulled}); publish a new one")
     with alone(repository):
-        book = Book(repository, ring)
+        book = RepositoryMetadata(repository, ring)
         book.need([role_name(profile), "snapshot", "timestamp"])
         changed = [msgspec.structs.replace(one, offer=_next_offer(one, what, percent, spread_s, reason))]
         book.offer(profile, release_path(profile, one.seq), changed[0].offer)
@@ -90,7 +90,7 @@ def _next_offer(one: Offered, what: str, percent: float, spread_s: float, reason
     return make_offer(percent, spread_s, one.offer.salt)
 
 
-def _go_back(book: Book, repository: Path, known: Sequence[Offered]) -> list[Offered]:
+def _go_back(book: RepositoryMetadata, repository: Path, known: Sequence[Offered]) -> list[Offered]:
     """Offer the last good release again under the next number."""
     bad = known[-1]
     good = [one for one in known[:-1] if one.offer.is_open and one.bundle != bad.bundle]
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
         return 0 if found else 1
     if not args.profile:
         raise InputError(f"fieldlm release {args.what} needs the profile whose release it is")
-    ring = Ring(load_config({"keys": args.keys}).keys)
+    ring = Keyring(load_config({"keys": args.keys}).keys)
     changed = change(
         args.to,
         ring,

@@ -17,7 +17,7 @@ from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.tensor_chunks import chunk_sizes, cut
 from fieldlm.core import terminal
 from fieldlm.core.config import load_config
-from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
 from fieldlm.core.signing import Signature
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
@@ -35,7 +35,7 @@ from fieldlm.formats.release import (
     role_name,
 )
 from fieldlm.formats.topics import release_topic
-from fieldlm_compiler.repository.metadata import Book, Ring, alone, read_current
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, alone, read_current
 
 
 def publish(
@@ -58,7 +58,7 @@ def publish(
     _check_profile(bundle, profile)
     with disk_errors(repository), alone(repository):
         _check_keys_at_hand(repository, keys)
-        book = Book(repository, Ring(keys))
+        book = RepositoryMetadata(repository, Keyring(keys))
         own = role_name(bundle.manifest.profile)
         book.need([*([own] if own in book.profiles else ["targets"]), "snapshot", "timestamp"])
         newest = newest_release(repository, bundle.manifest.profile)
@@ -76,7 +76,7 @@ def publish(
         return release
 
 
-def add_release(book: Book, repository: Path, release: Release, offer: Offer | None = None) -> None:
+def add_release(book: RepositoryMetadata, repository: Path, release: Release, offer: Offer | None = None) -> None:
     """Write the release's file and offer it; visible once the book is written."""
     data = canonical_json(release)
     target = release_path(release.profile, release.seq)
@@ -173,7 +173,7 @@ def announce(pointer: Pointer, broker: str, *, topic: str) -> None:
             protocol=MQTTProtocolVersion.MQTTv5,
         )
     except (OSError, MQTTException) as error:
-        raise LinkError(
+        raise UnavailableError(
             f"the release is published, but broker {broker} does not take its announcement: {error}"
         ) from error
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from fieldlm.bench.calibration import BESIDE_MB
 from fieldlm.engines.llama_layout import layout_of
-from fieldlm.engines.memory_plan import PREFILL_ALONE, Plan, plan
-from fieldlm.formats.bundle import Cache
+from fieldlm.engines.memory_plan import PREFILL_ALONE, MemoryPlan, plan
+from fieldlm.formats.bundle import CacheTypes
 from fieldlm.formats.gguf import Tensor, read_header
 from fieldlm.formats.profile import Profile, without_gpu
 from fieldlm_compiler.export.ggml import kind
@@ -24,7 +24,7 @@ class Foreseen:
     """One mixture: bytes of its file exactly, memory as the profile serves it, tokens a second for one answer here."""
 
     bytes: int
-    ram: Plan
+    ram: MemoryPlan
     tokens_per_s: float
 
     def missed(self, limits: Limits) -> str | None:
@@ -46,7 +46,7 @@ class Foreseen:
 class Foresees(Protocol):
     """What says of a mixture what it will be."""
 
-    def foresee(self, types: Mapping[str, str], cache: Cache | None = None) -> Foreseen:
+    def foresee(self, types: Mapping[str, str], cache: CacheTypes | None = None) -> Foreseen:
         """Return what the mixture `types` will be with `cache`, or with the profile's own."""
         ...
 
@@ -63,7 +63,7 @@ class Foresight:
         self._header = read_header(full)
         self._tokens_per_s = tokens_per_s
 
-    def foresee(self, types: Mapping[str, str], cache: Cache | None = None) -> Foreseen:
+    def foresee(self, types: Mapping[str, str], cache: CacheTypes | None = None) -> Foreseen:
         """Return what the mixture `types` will be with `cache`, or with the profile's own."""
         size = resized(self._header, self._bytes, types)
         tensors = {name: _retyped(each, types.get(name)) for name, each in self._header.tensors.items()}

@@ -21,7 +21,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class FrontierPoint:
     """One mixture: the sums over all tensors, and how many steps of the walk lead to it."""
 
     bytes: int
@@ -44,25 +44,25 @@ class Frontier:
         self._steps = [(name, option) for _, name, option in sorted(steps, key=lambda step: (-step[0], step[1]))]
         self.points = self._walk()
 
-    def _walk(self) -> list[Point]:
+    def _walk(self) -> list[FrontierPoint]:
         chosen = dict(self._start)
         size = sum(option.bytes for option in chosen.values())
         divergence = sum(option.divergence for option in chosen.values())
-        points = [Point(size, divergence, 0)]
+        points = [FrontierPoint(size, divergence, 0)]
         for count, (name, option) in enumerate(self._steps, 1):
             size += option.bytes - chosen[name].bytes
             divergence += option.divergence - chosen[name].divergence
             chosen[name] = option
-            points.append(Point(size, divergence, count))
+            points.append(FrontierPoint(size, divergence, count))
         return points
 
-    def mixture(self, point: Point) -> dict[str, Option]:
+    def mixture(self, point: FrontierPoint) -> dict[str, Option]:
         """Return the option of every tensor at `point`."""
         chosen = dict(self._start)
         chosen.update(self._steps[: point.steps])
         return chosen
 
-    def within(self, limit_bytes: float) -> Point | None:
+    def within(self, limit_bytes: float) -> FrontierPoint | None:
         """Return the best point of at most `limit_bytes`, or None when even the smallest is larger."""
         fitting = [point for point in self.points if point.bytes <= limit_bytes]
         return fitting[-1] if fitting else None

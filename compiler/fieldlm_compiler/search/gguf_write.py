@@ -20,7 +20,7 @@ from fieldlm_compiler.export.legal_types import FULL
 from fieldlm_compiler.export.quantize import QUANTS
 from fieldlm_compiler.pipeline.child import ONE_THREAD, Ran, call
 from fieldlm_compiler.search.gptq_rounding import factor, round_rows
-from fieldlm_compiler.search.price import Worker, in_processes
+from fieldlm_compiler.search.price import PriceWorker, in_processes
 
 ALIGNMENT = 32
 FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
@@ -118,15 +118,15 @@ def _rounded(source: str, statistics: str, types: Mapping[str, str]) -> Iterator
 
 
 def _round(name: str, type_name: str) -> Bytes:
-    weights, to = Worker.weights, kind(type_name)
+    weights, to = PriceWorker.weights, kind(type_name)
     rows = weights.rows(name).astype(np.float32)
-    upper = _factor(Worker.known.source(name))
-    return round_alone(rows, to, Worker.known.importance(name)) if upper is None else round_rows(rows, to, upper)
+    upper = _factor(PriceWorker.known.source(name))
+    return round_alone(rows, to, PriceWorker.known.importance(name)) if upper is None else round_rows(rows, to, upper)
 
 
 @lru_cache(maxsize=2)
 def _factor(name: str) -> Floats | None:
-    covariance = Worker.known.covariance(name)
+    covariance = PriceWorker.known.covariance(name)
     return None if covariance is None else factor(covariance)
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 
 from fieldlm.engines.llama_layout import F16_CACHE, KV_TYPES
-from fieldlm.formats.bundle import Cache
+from fieldlm.formats.bundle import CacheTypes
 from fieldlm.formats.gguf import BLOCKS, Header, read_header
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.profile_lint import CUDA_KV
 from fieldlm_compiler.pipeline.child import Ran, call
 from fieldlm_compiler.search.forecast import Foresees
-from fieldlm_compiler.search.frontier import Point
+from fieldlm_compiler.search.frontier import FrontierPoint
 from fieldlm_compiler.verify.divergence import GgufReader, Truth
 
 # Finest first. BF16 and F32 give a model in F16 nothing.
@@ -32,7 +32,7 @@ HOPE = 8.0
 class PricedCache:
     """A cache as the profile serves it: megabytes (1e6 bytes), and nats a token of divergence. None is F16."""
 
-    cache: Cache | None = None
+    cache: CacheTypes | None = None
     mb: float = 0.0
     divergence: float = 0.0
 
@@ -41,7 +41,7 @@ class PricedCache:
 class Choice:
     """A mixture of the frontier and the cache it is to have."""
 
-    point: Point
+    point: FrontierPoint
     priced: PricedCache = PricedCache()
 
     @property
@@ -50,26 +50,26 @@ class Choice:
         return HOPE * self.point.divergence + self.priced.divergence
 
 
-def own_cache(profile: Profile) -> Cache | None:
+def own_cache(profile: Profile) -> CacheTypes | None:
     """Return the cache that `profile` asks for, with F16 for what it leaves open; None where it leaves all open."""
     keys, values = profile.gguf.kv_k, profile.gguf.kv_v
-    return Cache(keys=keys or "f16", values=values or "f16") if keys or values else None
+    return CacheTypes(keys=keys or "f16", values=values or "f16") if keys or values else None
 
 
-def legal_caches(full: Path, profile: Profile) -> list[Cache]:
+def legal_caches(full: Path, profile: Profile) -> list[CacheTypes]:
     """Return what `profile` leaves open and llama.cpp can keep keys and values of `full` in; F16 comes first."""
     gguf, header = profile.gguf, read_header(full)
     keys = [gguf.kv_k] if gguf.kv_k else [name for name in TYPES if _holds(name, _head(header, "key_length"))]
     values = [gguf.kv_v] if gguf.kv_v else [name for name in TYPES if _holds(name, _head(header, "value_length"))]
     if gguf.flash_attention is False:
         values = [name for name in values if not name.startswith("q")] or ["f16"]
-    pairs = [Cache(keys=one, values=other) for one in keys for other in values]
+    pairs = [CacheTypes(keys=one, values=other) for one in keys for other in values]
     if any(each.kind == "cuda" and each.used for each in profile.accelerators):
         pairs = [pair for pair in pairs if pair.keys == pair.values and pair.keys in CUDA_KV]
     return pairs or [F16_CACHE]
 
 
-def price_caches(full: Path, caches: Sequence[Cache], windows: Sequence[Sequence[int]]) -> Ran:
+def price_caches(full: Path, caches: Sequence[CacheTypes], windows: Sequence[Sequence[int]]) -> Ran:
     """Return the divergence of each of `caches` from one in F16, with the weights `full` over `windows` of tokens."""
     return call(
         "fieldlm_compiler.search.kv_cache:price_all",
@@ -82,9 +82,9 @@ def price_caches(full: Path, caches: Sequence[Cache], windows: Sequence[Sequence
 
 def price_all(full: str, caches: list[dict[str, str]], windows: list[list[int]]) -> list[float]:
     """Read `windows` once with each type of keys and of values. Runs in a child process."""
-    from fieldlm.engines.llama_api import Weights
+    from fieldlm.engines.llama_api import LlamaWeights
 
-    wanted, weights = msgspec.convert(caches, list[Cache]), Weights(Path(full))
+    wanted, weights = msgspec.convert(caches, list[CacheTypes]), LlamaWeights(Path(full))
     lost = {half: 0.0 for each in wanted for half in _halves(each)}
     coarse = [half for half in lost if half != F16_CACHE]
     for window in windows:
@@ -100,7 +100,7 @@ def price_all(full: str, caches: list[dict[str, str]], windows: list[list[int]])
     return [round(sum(lost[half] for half in _halves(each)), 7) for each in wanted]
 
 
-def priced(caches: Sequence[Cache], divergences: Sequence[float], foresight: Foresees) -> list[PricedCache]:
+def priced(caches: Sequence[CacheTypes], divergences: Sequence[float], foresight: Foresees) -> list[PricedCache]:
     """Return those of `caches` that no other beats in both bytes and divergence, the finest first."""
     each_mb = [foresight.foresee({}, cache).ram.kv for cache in caches]
     rows = zip(caches, each_mb, divergences, strict=True)
@@ -122,9 +122,9 @@ def cache_facts(each: PricedCache) -> dict[str, Any]:
     return {"keys": cache.keys, "values": cache.values, "mb": round(each.mb, 1), "predicted_kl": each.divergence}
 
 
-def _halves(cache: Cache) -> tuple[Cache, Cache]:
+def _halves(cache: CacheTypes) -> tuple[CacheTypes, CacheTypes]:
     """Return a cache with only the keys of `cache`, and one with only its values; the other half is F16."""
-    return Cache(keys=cache.keys, values="f16"), Cache(keys="f16", values=cache.values)
+    return CacheTypes(keys=cache.keys, values="f16"), CacheTypes(keys="f16", values=cache.values)
 
 
 def _head(header: Header, key: str) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from fieldlm.engines.memory_plan import Plan
-from fieldlm.formats.bundle import Cache
+from fieldlm.engines.memory_plan import MemoryPlan
+from fieldlm.formats.bundle import CacheTypes
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.export.artefact import Artefact
 from fieldlm_compiler.export.onnx_graph import MICROSOFT
@@ -40,11 +40,11 @@ class OnnxForesight:
         self._weights = opened(full.base)
         self._ns: dict[str, float] = {}
 
-    def foresee(self, types: Mapping[str, str], cache: Cache | None = None) -> Foreseen:
+    def foresee(self, types: Mapping[str, str], cache: CacheTypes | None = None) -> Foreseen:
         """Return what the mixture `types` will be; its cache has the graph's own type."""
         size = size_bytes(self._full, types, self._profile)
         kv = self._weights.token_bytes * self._context * self._profile.runtime.parallel
-        ram = Plan(weights=(size - self._full.tokenizer_bytes) / MB, kv=kv / MB, compute=0.0, loading=0.0)
+        ram = MemoryPlan(weights=(size - self._full.tokenizer_bytes) / MB, kv=kv / MB, compute=0.0, loading=0.0)
         return Foreseen(bytes=size, ram=ram, tokens_per_s=self._speed(types))
 
     @property

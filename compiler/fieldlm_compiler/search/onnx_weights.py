@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from fieldlm.engines.onnx import METADATA
 from fieldlm_compiler.export.onnx_graph import MICROSOFT, prune
 from fieldlm_compiler.search.onnx_blocks import WHOLE, NBits, Whole, nbits, ways
-from fieldlm_compiler.search.weights import Part
+from fieldlm_compiler.search.weights import RowSlice
 
 WEIGHTS = "model.onnx.data"
 ALIGNMENT = 64
@@ -41,7 +41,7 @@ class _Matrix:
     """One tensor of weights: [columns, rows] in front of a product, [rows, columns] as a table to look up in."""
 
     tensor: TensorProto
-    parts: list[Part]
+    parts: list[RowSlice]
     product: NodeProto | None = None
     lookup: NodeProto | None = None
 
@@ -73,7 +73,7 @@ class OnnxWeights:
         data = self._read(matrix.tensor)
         return data if matrix.lookup else data.T
 
-    def parts(self, name: str) -> Sequence[Part]:
+    def parts(self, name: str) -> Sequence[RowSlice]:
         return self._matrices[name].parts
 
     def ways(self, name: str, isa: Sequence[str]) -> Sequence[NBits | Whole]:
@@ -154,13 +154,13 @@ def _matrices(model: ModelProto) -> dict[str, _Matrix]:
     return {_joined_name(matrix.parts): matrix for matrix in found.values()}
 
 
-def _parts(node: NodeProto, tensor: TensorProto, rows: int) -> list[Part]:
+def _parts(node: NodeProto, tensor: TensorProto, rows: int) -> list[RowSlice]:
     """Return whose rows `tensor` holds: the names of the nodes before they were joined say it."""
     widths: dict[str, int] = json.loads(tensor.doc_string) if tensor.doc_string else {node.name: rows}
-    parts: list[Part] = []
+    parts: list[RowSlice] = []
     for name, width in widths.items():
         first = parts[-1].last if parts else 0
-        parts.append(Part(name_of(name.strip("/").replace("/", ".").rpartition(".")[0]), first, first + width))
+        parts.append(RowSlice(name_of(name.strip("/").replace("/", ".").rpartition(".")[0]), first, first + width))
     return parts
 
 
@@ -173,7 +173,7 @@ def name_of(path: str) -> str:
     return table.get_name(f"{path}.weight", try_suffixes=(".weight",)) or f"{path}.weight"
 
 
-def _joined_name(parts: Sequence[Part]) -> str:
+def _joined_name(parts: Sequence[RowSlice]) -> str:
     """Return one name for all of `parts`: blk.0.attn_q+attn_k+attn_v.weight."""
     if len(parts) == 1:
         return parts[0].name

@@ -13,7 +13,7 @@ from fieldlm_compiler.pipeline.child import ONE_THREAD, Ran, call
 from fieldlm_compiler.search.gptq_rounding import factor
 from fieldlm_compiler.search.onnx_blocks import WHOLE, Rounded, nbits
 from fieldlm_compiler.search.onnx_weights import WEIGHTS, OnnxWeights
-from fieldlm_compiler.search.price import Worker, in_processes
+from fieldlm_compiler.search.price import PriceWorker, in_processes
 
 
 def write(source: Path, statistics: Path, types: Mapping[str, str], folder: Path, *, accuracy_level: int) -> Ran:
@@ -65,8 +65,8 @@ def _rounded(source: str, statistics: str, types: Mapping[str, str]) -> Iterator
 
 
 def _round(name: str, type_name: str) -> Rounded:
-    to, known = nbits(type_name), Worker.known
-    rows, part = Worker.weights.rows(name), Worker.weights.parts(name)[0]
+    to, known = nbits(type_name), PriceWorker.known
+    rows, part = PriceWorker.weights.rows(name), PriceWorker.weights.parts(name)[0]
     upper = _factor(known.source(part.name))
     if upper is not None:
         return to.round(rows, (1.0 / np.square(np.diag(upper))).astype(np.float32), upper)
@@ -76,5 +76,5 @@ def _round(name: str, type_name: str) -> Rounded:
 
 @lru_cache(maxsize=2)
 def _factor(name: str) -> Floats | None:
-    covariance = Worker.known.covariance(name)
+    covariance = PriceWorker.known.covariance(name)
     return None if covariance is None else factor(covariance)

@@ -28,7 +28,7 @@ from fieldlm_compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATR
 from fieldlm_compiler.search.frontier import Option
 from fieldlm_compiler.search.gptq_rounding import factor
 from fieldlm_compiler.search.open import open_weights
-from fieldlm_compiler.search.weights import Part, Way, Weights
+from fieldlm_compiler.search.weights import RowSlice, Weights, WeightType
 
 SAMPLED_ROWS = 256
 TRIED_ROWS = 64
@@ -74,11 +74,11 @@ def _begin(weights: str, statistics: str, parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    Worker.weights = open_weights(Path(weights))
-    Worker.known = Statistics(Path(statistics))
+    PriceWorker.weights = open_weights(Path(weights))
+    PriceWorker.known = Statistics(Path(statistics))
 
 
-class Worker:
+class PriceWorker:
     """What each process holds open."""
 
     weights: Weights
@@ -128,7 +128,7 @@ def role(name: str) -> str:
 
 
 def _options(name: str, gains: dict[str, float], isa: list[str]) -> list[tuple[str, int, float]]:
-    weights = Worker.weights
+    weights = PriceWorker.weights
     rows, ways = weights.rows(name), weights.ways(name, isa)
     count, columns = rows.shape
     lost = np.sum([_lost(rows[part.first : part.last], part, ways) for part in weights.parts(name)], axis=0)
@@ -138,11 +138,11 @@ def _options(name: str, gains: dict[str, float], isa: list[str]) -> list[tuple[s
     ]
 
 
-def _lost(data: Any, part: Part, ways: Sequence[Way]) -> list[float]:
+def _lost(data: Any, part: RowSlice, ways: Sequence[WeightType]) -> list[float]:
     """Return the divergence that each of `ways` costs the rows `data` of `part` when they are rounded one by one."""
     count, columns = data.shape
     step = max(1, count // SAMPLED_ROWS)
-    r, c = Worker.known.fisher(part.name)
+    r, c = PriceWorker.known.fisher(part.name)
     if len(c) != columns:
         r, c = np.zeros(count, np.float32), np.zeros(columns, np.float32)
     if len(r) != count or part.is_permuted:
@@ -153,7 +153,7 @@ def _lost(data: Any, part: Part, ways: Sequence[Way]) -> list[float]:
         float(r[at : at + 4096] @ (np.square(data[at : at + 4096].astype(np.float32)) @ c))
         for at in range(0, count, 4096)
     )
-    importance = Worker.known.importance(part.name)
+    importance = PriceWorker.known.importance(part.name)
     changes = [np.square(way.alone(sample, importance) - sample) for way in ways]
     return [0.5 * whole * float(r[::step] @ (changed @ c)) / mass if mass else 0.0 for changed in changes]
 
@@ -176,8 +176,8 @@ def _gains(names: Sequence[str], pool: ProcessPoolExecutor, isa: list[str]) -> d
 
 
 def _losses(name: str, isa: list[str]) -> dict[str, float]:
-    weights = Worker.weights
-    covariance = Worker.known.covariance(weights.parts(name)[0].name)
+    weights = PriceWorker.weights
+    covariance = PriceWorker.known.covariance(weights.parts(name)[0].name)
     if covariance is None:
         return {}
     data = weights.rows(name)

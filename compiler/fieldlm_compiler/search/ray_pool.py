@@ -22,10 +22,10 @@ from typing import Any
 import msgspec
 
 from fieldlm.core import errors
-from fieldlm.core.errors import EngineError, FieldlmError, LinkError, MissingPartError
+from fieldlm.core.errors import EngineError, FieldlmError, MissingDependencyError, UnavailableError
 from fieldlm.core.files import sha256_file
 from fieldlm.core.terminal import log, progress
-from fieldlm.formats.bundle import Cache
+from fieldlm.formats.bundle import CacheTypes
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.llama_toolchain import installed
 from fieldlm_compiler.pipeline.stages import cache_root, lock
@@ -67,13 +67,13 @@ def connected(address: str | None) -> Generator[None]:
     try:
         ray: Any = import_module("ray")
     except ImportError as error:
-        raise MissingPartError("--ray needs Ray; run: pip install 'fieldlm-compiler[ray]'") from error
+        raise MissingDependencyError("--ray needs Ray; run: pip install 'fieldlm-compiler[ray]'") from error
     _knock(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LinkError(f"no Ray cluster can be joined at {address}: {first[:300]}") from error
+        raise UnavailableError(f"no Ray cluster can be joined at {address}: {first[:300]}") from error
     try:
         yield
     finally:
@@ -84,12 +84,12 @@ def _knock(address: str) -> None:
     """Raise LinkError when nothing listens at `address`: Ray itself would try for a minute and say it in many lines."""
     found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)
     if found is None and address != "auto":
-        raise LinkError(f"--ray {address} is no address of a cluster; give HOST:PORT, ray://HOST:PORT or auto")
+        raise UnavailableError(f"--ray {address} is no address of a cluster; give HOST:PORT, ray://HOST:PORT or auto")
     if found:
         try:
             socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
         except (OSError, OverflowError) as error:
-            raise LinkError(
+            raise UnavailableError(
                 f"no Ray cluster answers at {address} ({error}); start one with: ray start --head, "
                 "or leave --ray out to use this machine alone"
             ) from error
@@ -134,7 +134,7 @@ class Flight:
         windows: Sequence[Sequence[int]],
         examples: Sequence[tuple[list[int], list[int]]],
         *,
-        caches: Sequence[Cache | None],
+        caches: Sequence[CacheTypes | None],
         needs: Mapping[str, str],
     ) -> None:
         self._ray: Any = import_module("ray")
@@ -181,7 +181,7 @@ class Flight:
             self._sent = tuple(_send(self._ray, path) for path in self._files)
         self._refs = [self._submit(types, cache) for types, cache in self._mixtures]
 
-    def _submit(self, types: Mapping[str, str], cache: Cache | None) -> Any:
+    def _submit(self, types: Mapping[str, str], cache: CacheTypes | None) -> Any:
         # Ray's own retries are silent; these are told.
         task = self._ray.remote(try_mixture).options(
             num_cpus=1, memory=self._memory, max_retries=0, scheduling_strategy="SPREAD"
@@ -211,7 +211,7 @@ class Flight:
         workers = [each for each in alive if each.get("CPU", 0) >= 1]
         if not any(each.get("memory", 0) >= self._memory for each in workers):
             most = max((each.get("memory", 0) for each in workers), default=0) / 1e6
-            raise LinkError(
+            raise UnavailableError(
                 f"no node of the cluster can take a candidate: it needs a processor and {self._memory / 1e6:.0f} MB, "
                 f"the largest of {len(workers)} with processors has {most:.0f} MB; add a larger one"
             )
@@ -233,7 +233,7 @@ def _send(ray: Any, path: Path) -> Sent:
 def try_mixture(
     sent: Sequence[Sent],
     types: Mapping[str, str],
-    cache: Cache | None,
+    cache: CacheTypes | None,
     texts: tuple[Sequence[Any], Sequence[Any]],
     needs: Mapping[str, str],
 ) -> dict[str, Any]:

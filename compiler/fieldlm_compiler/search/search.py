@@ -18,7 +18,7 @@ import msgspec
 from fieldlm.bench.calibration import BESIDE_MB
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
-from fieldlm.formats.bundle import Cache, Gate, Manifest
+from fieldlm.formats.bundle import CacheTypes, Gate, Manifest
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import render
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
@@ -31,15 +31,15 @@ from fieldlm_compiler.search import calibrate as calibrating
 from fieldlm_compiler.search import kv_cache as caching
 from fieldlm_compiler.search import price as pricing
 from fieldlm_compiler.search.forecast import Foresees, Foresight
-from fieldlm_compiler.search.frontier import Frontier, Option, Point
+from fieldlm_compiler.search.frontier import Frontier, FrontierPoint, Option
 from fieldlm_compiler.search.kv_cache import HOPE, Choice, PricedCache
 from fieldlm_compiler.search.mixture import mix, size_bytes
 from fieldlm_compiler.search.ray_pool import Flight
 from fieldlm_compiler.verify import divergence as measuring
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
-from fieldlm_compiler.verify.corpus import Corpus, Example, read_corpus, read_task
-from fieldlm_compiler.verify.divergence import Measured
-from fieldlm_compiler.verify.limits import MIN_TASK, Request
+from fieldlm_compiler.verify.corpus import Corpus, TaskExample, read_corpus, read_task
+from fieldlm_compiler.verify.divergence import Divergences
+from fieldlm_compiler.verify.limits import MIN_TASK, SearchRequest
 
 MB = 1e6
 # Where no limit says how good: as near to full weights as llama.cpp's Q4_K_M keeps a model of eight billion weights
@@ -58,24 +58,24 @@ JUDGES = ("fieldlm", "llama-cpp-python", "numpy", "onnxruntime", "scipy", "torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class MixtureTrial:
     """One point of the frontier, made and measured with a cache."""
 
-    point: Point
-    cache: Cache | None
+    point: FrontierPoint
+    cache: CacheTypes | None
     types: dict[str, str]
     artefact: Artefact
-    measured: Measured
+    measured: Divergences
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What the search ends with; `facts` is its part of the report."""
 
-    trials: tuple[Trial, ...]
-    chosen: Trial
+    trials: tuple[MixtureTrial, ...]
+    chosen: MixtureTrial
     gates: tuple[Gate, ...]
-    examples: tuple[Example, ...]
+    examples: tuple[TaskExample, ...]
     recipe: dict[str, str]
     facts: dict[str, Any]
 
@@ -89,14 +89,14 @@ class Search:
         full: Artefact,
         checkpoint: Checkpoint,
         *,
-        request: Request,
+        request: SearchRequest,
         profile: Profile,
         stages: Stages,
     ) -> None:
         self.full, self.checkpoint, self.request = full, checkpoint, request
         self.profile, self.stages = profile, stages
         self._render = partial(render, draft(manifest, full.parts))
-        self._trials: list[Trial] = []
+        self._trials: list[MixtureTrial] = []
 
     def run(self, reference: Answers) -> Found:
         """Return the mixture that keeps every limit; raises GateError, with what would keep them, when none does."""
@@ -122,7 +122,7 @@ class Search:
         self.foresight = _forecast_of(self.full, self.profile, reference.tokens_per_s, self.stages)
         self.caches = self._price_caches()
 
-    def make(self, point: Point, writing: Callable[[Path], Ran] | None = None) -> Artefact:
+    def make(self, point: FrontierPoint, writing: Callable[[Path], Ran] | None = None) -> Artefact:
         """Write the mixture at `point`."""
         return mix(
             self.full,
@@ -204,7 +204,7 @@ class Search:
         )
         return caching.priced(legal, made.value, self.foresight)
 
-    def _best_under(self) -> Trial:
+    def _best_under(self) -> MixtureTrial:
         """Return the best mixture under the limits; one a step smaller and the next best cache's are measured too."""
         best, *others = self._allowed()
         below = self.frontier.within(best.point.bytes * STEP_DOWN)
@@ -226,7 +226,7 @@ class Search:
         def missed(at: int, priced: PricedCache) -> str | None:
             return self.foresight.foresee(self.types(points[at]), priced.cache).missed(limits)
 
-        def largest(priced: PricedCache) -> Point:
+        def largest(priced: PricedCache) -> FrontierPoint:
             # A larger mixture never takes less.
             return points[bisect_left(range(1, len(points)), 1, key=lambda at: missed(at, priced) is not None)]
 
@@ -239,10 +239,10 @@ class Search:
         found = [Choice(point=largest(priced), priced=priced) for priced in fitting]
         return sorted(found, key=lambda choice: choice.divergence)
 
-    def _smallest_good(self) -> Trial:
+    def _smallest_good(self) -> MixtureTrial:
         """Return the smallest mixture that keeps the quality asked for: predict, measure, correct, predict again."""
-        good: Trial | None = None
-        lost: Trial | None = None
+        good: MixtureTrial | None = None
+        lost: MixtureTrial | None = None
         divergence = self._wanted_kl / HOPE
         for _ in range(MOST_TRIALS):
             between = [point for point in self.frontier.points if _lies_between(point, good, lost)]
@@ -261,7 +261,7 @@ class Search:
                 raise GateError(self._nearest(good))
         return good
 
-    def _next(self, good: Trial | None, lost: Trial | None) -> float:
+    def _next(self, good: MixtureTrial | None, lost: MixtureTrial | None) -> float:
         """Return the predicted divergence to try next, between the worst that is good and the best that is not."""
         last = self._trials[-1]
         if not self._judges_task:
@@ -280,16 +280,16 @@ class Search:
         limits = self.request.limits
         return self.request.task is not None and limits.min_task is not None and limits.max_kl is None
 
-    def _is_good(self, trial: Trial) -> bool:
+    def _is_good(self, trial: MixtureTrial) -> bool:
         near = self._judges_task or trial.measured.kl.value <= self._wanted_kl
         return near and self._keeps_quality(trial)
 
-    def _smallest(self, divergence: float) -> Point:
+    def _smallest(self, divergence: float) -> FrontierPoint:
         return next(
             (point for point in self.frontier.points if point.divergence <= divergence), self.frontier.points[-1]
         )
 
-    def _try(self, choices: Sequence[Choice]) -> list[Trial]:
+    def _try(self, choices: Sequence[Choice]) -> list[MixtureTrial]:
         """Make and measure the mixtures of `choices`, all beside full weights in one reading."""
         assert self.corpus is not None, "read before"
         points, caches = [each.point for each in choices], [each.priced.cache for each in choices]
@@ -320,10 +320,10 @@ class Search:
             return measuring.measure(self.full.base, files, hold, pairs, what=what, caches=caches, max_kl=limit)
 
         _, ran = self.stages.run("measured", asked, read)
-        results = msgspec.convert(ran.value, list[Measured])
+        results = msgspec.convert(ran.value, list[Divergences])
         rows = zip(points, caches, mixtures, made, results, strict=True)
         trials = [
-            Trial(point=point, cache=cache, types=types, artefact=artefact, measured=found)
+            MixtureTrial(point=point, cache=cache, types=types, artefact=artefact, measured=found)
             for point, cache, types, artefact, found in rows
         ]
         self._trials += trials
@@ -332,17 +332,17 @@ class Search:
     def _flight(
         self,
         mixtures: Sequence[Mapping[str, str]],
-        caches: Sequence[Cache | None],
+        caches: Sequence[CacheTypes | None],
         pairs: Sequence[tuple[list[int], list[int]]],
     ) -> Flight:
         assert self.corpus is not None, "read before"
         hold, needs = self.corpus.hold, installed(JUDGES)
         return Flight(self.full.base, self.statistics, mixtures, hold, pairs, caches=caches, needs=needs)
 
-    def _keeps_quality(self, trial: Trial) -> bool:
+    def _keeps_quality(self, trial: MixtureTrial) -> bool:
         return all(gate.passed for gate in self._gates(trial))
 
-    def _gates(self, trial: Trial) -> list[Gate]:
+    def _gates(self, trial: MixtureTrial) -> list[Gate]:
         limits, found = self.request.limits, trial.measured
         gates: list[Gate] = []
         if limits.max_kl is not None:
@@ -359,7 +359,7 @@ class Search:
             gates.append(Gate(name="task", value=kept, limit=least, passed=kept >= least, unit="of full weights"))
         return gates
 
-    def _nearest(self, trial: Trial) -> str:
+    def _nearest(self, trial: MixtureTrial) -> str:
         """Say which gates were missed, and where on the frontier they would be passed."""
         missed = [gate for gate in self._gates(trial) if not gate.passed]
         said = ", ".join(f"{gate.name} is {gate.value:.4g}, the limit {gate.limit:g} {gate.unit}" for gate in missed)
@@ -371,14 +371,14 @@ class Search:
         nearest = self._size(self._smallest(wish / hope)) / MB + BESIDE_MB
         return f"{said}: {size}; about {nearest:.0f} MB would pass, or --max-kl {trial.measured.kl.high:.3g} here"
 
-    def types(self, point: Point) -> dict[str, str]:
+    def types(self, point: FrontierPoint) -> dict[str, str]:
         """Return the type of every tensor at `point`."""
         return {name: option.type for name, option in self.frontier.mixture(point).items()}
 
-    def _size(self, point: Point) -> int:
+    def _size(self, point: FrontierPoint) -> int:
         return size_bytes(self.full, self.types(point), self.profile)
 
-    def _facts(self, chosen: Trial) -> dict[str, Any]:
+    def _facts(self, chosen: MixtureTrial) -> dict[str, Any]:
         """Return the search's part of the report: nothing in it changes from run to run."""
         points = self.frontier.points
         shown = points[:: max(1, len(points) // 60)]
@@ -394,7 +394,7 @@ class Search:
         }
 
 
-def _lies_between(point: Point, good: Trial | None, lost: Trial | None) -> bool:
+def _lies_between(point: FrontierPoint, good: MixtureTrial | None, lost: MixtureTrial | None) -> bool:
     """Say whether `point` is smaller than what is good and larger than what is not."""
     return (good is None or point.bytes < good.point.bytes) and (lost is None or point.bytes > lost.point.bytes)
 
@@ -403,7 +403,7 @@ def _apart(one: float, other: float) -> float:
     return abs(math.log(max(one, 1e-12)) - math.log(max(other, 1e-12)))
 
 
-def _trial_facts(trial: Trial) -> dict[str, Any]:
+def _trial_facts(trial: MixtureTrial) -> dict[str, Any]:
     return {
         "quant": trial.artefact.quant,
         "bytes": trial.artefact.size.bytes,

@@ -15,7 +15,7 @@ from fieldlm_compiler.export.legal_types import FULL, is_quantizable, legal_type
 from fieldlm_compiler.search.gptq_rounding import round_rows
 
 
-class Way(Protocol):
+class WeightType(Protocol):
     """One type of weights: how rows come back from it."""
 
     @property
@@ -35,7 +35,7 @@ class Way(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class RowSlice:
     """Rows `first` to `last` of a matrix, by the name that calibration knows them by.
 
     Where the file may have them in another order than the checkpoint, only sums over rows mean anything.
@@ -57,9 +57,9 @@ class Weights(Protocol):
         """Return the matrix `name` [rows, columns] as floats of any width, read from the file as it is used."""
         ...
 
-    def parts(self, name: str) -> Sequence[Part]: ...
+    def parts(self, name: str) -> Sequence[RowSlice]: ...
 
-    def ways(self, name: str, isa: Sequence[str]) -> Sequence[Way]:
+    def ways(self, name: str, isa: Sequence[str]) -> Sequence[WeightType]:
         """Return the types that `name` may have on a device with `isa`, the one it has now among them."""
         ...
 
@@ -107,10 +107,10 @@ class GgufWeights:
         data: Any = self._tensors[name].data
         return data.reshape(-1, data.shape[-1])
 
-    def parts(self, name: str) -> Sequence[Part]:
+    def parts(self, name: str) -> Sequence[RowSlice]:
         # llama.cpp's converter may have put the rows of queries and keys in another order.
         is_permuted = ".attn_q." in name or ".attn_k." in name
-        return (Part(name, 0, len(self.rows(name)), is_permuted),)
+        return (RowSlice(name, 0, len(self.rows(name)), is_permuted),)
 
-    def ways(self, name: str, isa: Sequence[str]) -> Sequence[Way]:
+    def ways(self, name: str, isa: Sequence[str]) -> Sequence[WeightType]:
         return [Ggml(each) for each in legal_types(int(self._tensors[name].shape[0]), isa)]

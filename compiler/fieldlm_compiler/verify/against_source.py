@@ -128,7 +128,7 @@ def compare_answers(
     answers: Answers,
     *,
     adapter: Path | None = None,
-    reader: "Reader | None" = None,
+    reader: "ArtefactReader | None" = None,
 ) -> Ran:
     """Return the gates that `answers`, and what `reader` thinks, are what the source in `checkpoint` says in 32 bits.
 
@@ -183,7 +183,7 @@ def _held(mean_kl: float, same_top: float) -> list[Gate]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
+class ArtefactReader:
     """An artefact, with its adapter, that reads the answers it gave and the passages of PROSE."""
 
     draft: Bundle

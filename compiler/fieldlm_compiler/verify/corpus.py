@@ -38,7 +38,7 @@ class Corpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class TaskExample:
     """One conversation of a task up to its right `answer`; both also as the tokens the model sees, end included."""
 
     messages: list[Message]
@@ -71,7 +71,7 @@ def read_corpus(paths: Sequence[Path], checkpoint: Checkpoint, render: Render) -
     return Corpus(learn=_in_turn(learn), hold=_in_turn(hold), sums=sums)
 
 
-def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequence[int]) -> list[Example]:
+def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequence[int]) -> list[TaskExample]:
     """Return the examples in the `.jsonl` file `path`: the last message of each is the right answer.
 
     Raises InputError when a line is no conversation or does not end with an answer.
@@ -90,7 +90,7 @@ def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequenc
     whole = [render(row["messages"]) for _, row in rows]
     pairs = zip(json_tokens(checkpoint.folder, asked), json_tokens(checkpoint.folder, whole), strict=True)
     return [
-        Example(
+        TaskExample(
             messages=row["messages"][:-1],
             answer=row["messages"][-1]["content"],
             prompt_tokens=prompt,

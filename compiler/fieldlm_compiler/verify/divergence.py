@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 
 from fieldlm.engines.llama_layout import layout_of
-from fieldlm.formats.bundle import Cache
+from fieldlm.formats.bundle import CacheTypes
 from fieldlm_compiler.export.ggml import Floats
 from fieldlm_compiler.pipeline.child import Ran, call
 
 if TYPE_CHECKING:
-    from fieldlm.engines.llama_api import Weights
+    from fieldlm.engines.llama_api import LlamaWeights
 
 Z95 = 1.959964
 # How sure a verdict before the end must be, in standard errors; windows are few, so 3 is about 99 %.
@@ -37,7 +37,7 @@ class Mean(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class Divergences(msgspec.Struct, frozen=True, kw_only=True):
     """One artefact beside full weights: on text, and on a task when there is one.
 
     `kl` in nats a token; `kl_p99` its 99th percentile over tokens; `same_top` the share of tokens with the same
@@ -61,7 +61,7 @@ def measure(
     examples: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
     *,
     what: str,
-    caches: Sequence[Cache | None] = (),
+    caches: Sequence[CacheTypes | None] = (),
     threads: int = 0,
     max_kl: float | None = None,
 ) -> Ran:
@@ -94,13 +94,13 @@ def measure_all(
     max_kl: float | None,
 ) -> list[dict[str, Any]]:
     """Read everything with full weights and with every artefact. Runs in a child process."""
-    others = list(zip(artefacts, msgspec.convert(caches, list[Cache | None]), strict=True))
+    others = list(zip(artefacts, msgspec.convert(caches, list[CacheTypes | None]), strict=True))
     tallies = _read_all(full, others, windows, examples, threads=threads, max_kl=max_kl)
     return [msgspec.to_builtins(text.measured(task)) for text, task in tallies]
 
 
 def measure_one(
-    full: Path, artefact: Path, windows: Sequence[Any], examples: Sequence[Any], *, cache: Cache | None = None
+    full: Path, artefact: Path, windows: Sequence[Any], examples: Sequence[Any], *, cache: CacheTypes | None = None
 ) -> Ran:
     """Read everything with one artefact and its cache; what it answers goes to `together`, with that of the others."""
     return call(
@@ -123,12 +123,12 @@ def read_one(
     cache: dict[str, str] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read everything to the end with full weights and with `artefact` and its cache. Runs in a child process."""
-    other = (artefact, msgspec.convert(cache, Cache | None))
+    other = (artefact, msgspec.convert(cache, CacheTypes | None))
     ((text, task),) = _read_all(full, [other], windows, examples, threads=0, max_kl=None)
     return text.told(), task.told()
 
 
-def together(told: Sequence[tuple[dict[str, Any], dict[str, Any]]], max_kl: float | None) -> list[Measured]:
+def together(told: Sequence[tuple[dict[str, Any], dict[str, Any]]], max_kl: float | None) -> list[Divergences]:
     """Return what `measure` would have said of artefacts that were read one by one: the same, to the last bit."""
     texts, tasks = [_heard(text) for text, _ in told], [_heard(task) for _, task in told]
     count = len(texts[0].kl)
@@ -140,7 +140,7 @@ def together(told: Sequence[tuple[dict[str, Any], dict[str, Any]]], max_kl: floa
 
 def _read_all(
     full: str,
-    artefacts: list[tuple[str, Cache | None]],
+    artefacts: list[tuple[str, CacheTypes | None]],
     windows: list[list[int]],
     examples: list[list[list[int]]],
     *,
@@ -166,7 +166,7 @@ def _read_all(
     return list(zip(texts, tasks, strict=True))
 
 
-class Reader(Protocol):
+class LogitReader(Protocol):
     """Any artefact, as its engine computes it."""
 
     def read(self, tokens: Sequence[int], start: int) -> Floats:
@@ -174,20 +174,20 @@ class Reader(Protocol):
         ...
 
 
-def _open(path: str, cache: Cache | None, room: int, threads: int) -> Reader:
+def _open(path: str, cache: CacheTypes | None, room: int, threads: int) -> LogitReader:
     if path.endswith(".onnx"):
         from fieldlm_compiler.verify.onnx_read import OnnxReader
 
         return OnnxReader(Path(path), room, threads)
-    from fieldlm.engines.llama_api import Weights
+    from fieldlm.engines.llama_api import LlamaWeights
 
-    return GgufReader(Weights(Path(path)), cache, room, threads)
+    return GgufReader(LlamaWeights(Path(path)), cache, room, threads)
 
 
 class GgufReader:
     """Loaded weights that read texts of up to `room` tokens with a cache of their own, and say the logits of each."""
 
-    def __init__(self, weights: "Weights", cache: Cache | None, room: int, threads: int = 0) -> None:
+    def __init__(self, weights: "LlamaWeights", cache: CacheTypes | None, room: int, threads: int = 0) -> None:
         from fieldlm.engines import llama_api as llama
         from fieldlm.hardware.cores import physical_cores
 
@@ -280,8 +280,8 @@ class _Tally:
             return False
         return abs(float(np.mean(means)) - limit) > CLEAR * float(np.std(means, ddof=1)) / math.sqrt(len(means))
 
-    def measured(self, task: "_Tally") -> Measured:
-        return Measured(
+    def measured(self, task: "_Tally") -> Divergences:
+        return Divergences(
             kl=_mean([float(each.mean()) for each in self.kl]),
             kl_p99=round(float(np.quantile(np.concatenate(self.kl), 0.99)), 6),
             same_top=_mean(self.same),

@@ -9,22 +9,22 @@ import msgspec
 
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
-from fieldlm.formats.bundle import Bundle, Cache, Gate, Manifest
+from fieldlm.formats.bundle import Bundle, CacheTypes, Gate, Manifest
 from fieldlm.formats.probe import Probe, Probes
 from fieldlm.formats.profile import Profile, profile_sha256, without_gpu
 from fieldlm.inference.chat_template import render
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
-from fieldlm_compiler.checkpoints.peft_adapter import Adapter
+from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter
 from fieldlm_compiler.export.artefact import Artefact
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.llama_toolchain import installed
-from fieldlm_compiler.pipeline.pack import Part, draft
+from fieldlm_compiler.pipeline.pack import BundlePart, draft
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import against_source
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
-from fieldlm_compiler.verify.corpus import Example
-from fieldlm_compiler.verify.divergence import Measured
-from fieldlm_compiler.verify.limits import MIN_TASK, Request
+from fieldlm_compiler.verify.corpus import TaskExample
+from fieldlm_compiler.verify.divergence import Divergences
+from fieldlm_compiler.verify.limits import MIN_TASK, SearchRequest
 from fieldlm_compiler.verify.task import answer_task
 
 REPORT = "fieldlm.compile-report/1"
@@ -40,15 +40,15 @@ class Candidate:
 
     artefact: Artefact
     answers: Answers
-    measured: Measured | None = None
-    cache: Cache | None = None
+    measured: Divergences | None = None
+    cache: CacheTypes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
     """A LoRA on its way into a bundle: as peft wrote it, and as GGUF."""
 
-    adapter: Adapter
+    adapter: PeftAdapter
     gguf: Path
 
 
@@ -57,7 +57,7 @@ def questions() -> list[list[dict[str, Any]]]:
     return [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 
 
-def rendered(manifest: Manifest, parts: Sequence[Part]) -> list[str]:
+def rendered(manifest: Manifest, parts: Sequence[BundlePart]) -> list[str]:
     """Return the questions as the model sees them, through the runtime's own rendering."""
     bundle = draft(manifest, parts)
     return [render(bundle, messages) for messages in questions()]
@@ -83,7 +83,7 @@ def prove(
     answers = ask(manifest, full, stages, fitted=fitted)
     asked |= {"adapter": fitted.adapter.sha256 if fitted else None, "answers": answers.tokens}
     peft, gguf = (fitted.adapter.folder, fitted.gguf) if fitted else (None, None)
-    reader = against_source.Reader(draft=bundle, adapter=gguf)
+    reader = against_source.ArtefactReader(draft=bundle, adapter=gguf)
 
     def hold(_: Path) -> Ran:
         return against_source.compare_answers(folder, texts, answers, adapter=peft, reader=reader)
@@ -141,8 +141,8 @@ def hold_limits(
     full: Artefact,
     manifest: Manifest,
     *,
-    examples: Sequence[Example],
-    request: Request,
+    examples: Sequence[TaskExample],
+    request: SearchRequest,
     profile: Profile,
     stages: Stages,
 ) -> tuple[Gate, ...]:
@@ -171,7 +171,7 @@ def hold_limits(
     return tuple(gate for gate in gates if gate.name == "task-served")
 
 
-def task_gate(right: int, full_right: int, request: Request) -> Gate:
+def task_gate(right: int, full_right: int, request: SearchRequest) -> Gate:
     """Return the gate of the task's answers as served: how many of those that full weights give right stay right."""
     return _at_least(
         "task-served", round(right / max(full_right, 1), 4), request.limits.min_task or MIN_TASK, "of full weights"
@@ -207,7 +207,7 @@ def _at_least(name: str, value: float, limit: float, unit: str) -> Gate:
 def count_right(
     manifest: Manifest,
     artefact: Artefact,
-    examples: Sequence[Example],
+    examples: Sequence[TaskExample],
     stages: Stages,
     *,
     fitted: Fitted | None = None,

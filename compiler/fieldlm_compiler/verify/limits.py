@@ -43,7 +43,7 @@ NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class SearchRequest:
     """What the search is to go by: text to calibrate on, a task to be judged by, limits; types that are not wanted.
 
     `ray` is the address of a Ray cluster whose nodes make and measure the candidates; none: this machine does.
@@ -60,4 +60,4 @@ class Request:
         return bool(self.calibration or self.task) or self.limits != NO_LIMITS
 
 
-PRESETS = Request()
+PRESETS = SearchRequest()

@@ -10,12 +10,12 @@ import msgspec
 from fieldlm.engines import Sampling, open_engine
 from fieldlm.formats.bundle import Bundle, Manifest
 from fieldlm_compiler.pipeline.child import Ran, call
-from fieldlm_compiler.verify.corpus import Example
+from fieldlm_compiler.verify.corpus import TaskExample
 
 SPARE_TOKENS = 16
 
 
-def answer_task(draft: Bundle, examples: Sequence[Example], *, what: str, adapter: Path | None = None) -> Ran:
+def answer_task(draft: Bundle, examples: Sequence[TaskExample], *, what: str, adapter: Path | None = None) -> Ran:
     """Return for each of `examples` whether the artefact in `draft`, with `adapter`, answers it exactly right."""
     return call(
         "fieldlm_compiler.verify.task:answer_all",

@@ -21,26 +21,26 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fieldlm.api import chat_request
-from fieldlm.api.answers import CHAT, COMPLETION
+from fieldlm.api.chat_format import Choices
 from fieldlm.api.chat_request import Exchange, Feedback
+from fieldlm.api.choices import CHAT, COMPLETION
 from fieldlm.api.dashboard import Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
-from fieldlm.api.output_contract import Promise, promise, takes_long
-from fieldlm.api.response_stream import EventStream, Turn, Voice, whole
+from fieldlm.api.output_contract import OutputContract, needs_compiling, output_contract
+from fieldlm.api.response_stream import EventStream, ResponseFormat, ResponseStream, whole
 from fieldlm.api.responses_format import ResponseVoice
 from fieldlm.api.responses_request import ResponsesRequest
 from fieldlm.api.tools import Toolbox
-from fieldlm.api.voices import Choices
 from fieldlm.core.errors import ConflictError, FieldlmError, InputError, NotFoundError
-from fieldlm.engines import Generation, Terms
+from fieldlm.engines import RunningAnswer, Schedule
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.inference.adapters import Shelf, name_of
 from fieldlm.inference.chat_template import opening, render
-from fieldlm.inference.engine_watchdog import Pulse
-from fieldlm.inference.generations import Live, Serving
+from fieldlm.inference.engine_watchdog import ProgressMonitor
+from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.tool_calls import as_text
-from fieldlm.inference.warmup import Ready
-from fieldlm.network.auth import Gate, Keys
+from fieldlm.inference.warmup import UnreadyReason
+from fieldlm.network.auth import AuthMiddleware, Keys
 from fieldlm.network.json_api import ApiError, as_json, error_response, read_body
 
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
@@ -50,15 +50,15 @@ LONG_TEXT = 8192  # characters; tokenising more than this is not done in the eve
 
 
 def make_app(
-    live: Live,
+    live: Generations,
     on_exchange: Callable[[Exchange], None],
     *,
-    ready: Ready,
+    ready: UnreadyReason,
     on_feedback: Callable[[Feedback], bool] = lambda _: False,
     extra_routes: Sequence[BaseRoute] = (),
     keys: Keys | None = None,
     any_name: bool = False,
-    pulse: Pulse | None = None,
+    pulse: ProgressMonitor | None = None,
     shelf: Shelf | None = None,
     ids: ResponseIds | None = None,
 ) -> Starlette:
@@ -76,7 +76,7 @@ def make_app(
         panel.metrics.exchange(exchange)
         on_exchange(exchange)
 
-    watched = pulse or Pulse()
+    watched = pulse or ProgressMonitor()
     named = ids or ResponseIds()
     api = _Api(live, on_exchange=ended, on_feedback=on_feedback, ready=ready, pulse=watched, shelf=shelf, ids=named)
     panel.count_inside(lambda: api.inside)
@@ -101,7 +101,7 @@ def make_app(
         HTTPException: error_response,
         500: error_response,
     }
-    gate = Middleware(Gate, keys=keys, any_name=any_name, on_status=panel.metrics.status)
+    gate = Middleware(AuthMiddleware, keys=keys, any_name=any_name, on_status=panel.metrics.status)
     return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers, middleware=[gate])
 
 
@@ -110,12 +110,12 @@ class _Api:
 
     def __init__(
         self,
-        live: Live,
+        live: Generations,
         *,
         on_exchange: Callable[[Exchange], None],
         on_feedback: Callable[[Feedback], bool],
-        ready: Ready,
-        pulse: Pulse,
+        ready: UnreadyReason,
+        pulse: ProgressMonitor,
         shelf: Shelf | None,
         ids: ResponseIds,
     ) -> None:
@@ -149,7 +149,7 @@ class _Api:
             job = _Job(serving, asked, voice, asked.conversation_so_far(), prompt, promised, came_s)
             return await self._answer(request, needs, job)
 
-    async def _converse(self, request: Request, asked: chat_request.Request, voice: Voice) -> Any:
+    async def _converse(self, request: Request, asked: chat_request.CompletionParams, voice: ResponseFormat) -> Any:
         """Answer a conversation, whichever API it came by."""
         came_s = time.monotonic()
         asked.refuse()
@@ -173,7 +173,7 @@ class _Api:
             serving = await self._admit(needs, asked.model, asked.terms())
             return as_json(await embeddings(request, asked, serving))
 
-    async def _admit(self, needs: ExitStack, model: str | None, terms: Terms) -> Serving:
+    async def _admit(self, needs: ExitStack, model: str | None, terms: Schedule) -> Serving:
         """Return the generation that answers, held by `needs`; raises ApiError when the queue is full."""
         needs.enter_context(self._room())
         serving = await self._serving(needs, terms)
@@ -190,7 +190,7 @@ class _Api:
                 return await asyncio.to_thread(self._shelf.find, serving, adapter)
         raise ApiError(404, f"the model {model!r} is not here; {known[0]!r} is", param="model", code="model_not_found")
 
-    async def _serving(self, needs: ExitStack, terms: Terms) -> Serving:
+    async def _serving(self, needs: ExitStack, terms: Schedule) -> Serving:
         """Wait while one generation takes another's place, but not beyond what the request allows."""
         limits_s = (terms.deadline_s, terms.max_queue_s)
         end_s = time.monotonic() + min((limit for limit in limits_s if limit is not None), default=math.inf)
@@ -217,7 +217,9 @@ class _Api:
             self.inside -= 1
 
     async def _answer(self, request: Request, needs: ExitStack, job: "_Job") -> Any:
-        turn = Turn(job.exchange(self._ids), [self._pulse.watch(generation) for generation in job.start()], job.promise)
+        turn = ResponseStream(
+            job.exchange(self._ids), [self._pulse.watch(generation) for generation in job.start()], job.promise
+        )
 
         def finish() -> None:
             self._on_exchange(turn.exchange)
@@ -311,17 +313,17 @@ class _Job:
     """What was asked, of which generation, as which tokens."""
 
     serving: Serving
-    asked: chat_request.Request
-    voice: Voice
+    asked: chat_request.CompletionParams
+    voice: ResponseFormat
     messages: list[dict[str, Any]]
     prompt: list[int]
-    promise: Promise
+    promise: OutputContract
     came_s: float
     """When the request came: its time runs from there, and not from when its form was compiled."""
 
-    def start(self) -> list[Generation]:
+    def start(self) -> list[RunningAnswer]:
         """Start every answer that was asked for; what is the same in them is computed once."""
-        started: list[Generation] = []
+        started: list[RunningAnswer] = []
         predicted = self.asked.predicted()
         prediction = None if predicted is None else tuple(self.serving.engine.tokenize(predicted))
         try:
@@ -348,10 +350,10 @@ class _Job:
         )
 
 
-async def _promise(serving: Serving, asked: chat_request.Request, toolbox: Toolbox | None) -> Promise:
-    if takes_long(asked, toolbox):
-        return await asyncio.to_thread(promise, serving.engine, asked, toolbox)
-    return promise(serving.engine, asked, toolbox)
+async def _promise(serving: Serving, asked: chat_request.CompletionParams, toolbox: Toolbox | None) -> OutputContract:
+    if needs_compiling(asked, toolbox):
+        return await asyncio.to_thread(output_contract, serving.engine, asked, toolbox)
+    return output_contract(serving.engine, asked, toolbox)
 
 
 async def _prompt(serving: Serving, text: str, *, param: str) -> list[int]:

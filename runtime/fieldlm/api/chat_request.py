@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from fieldlm.api.tools import AskedCall, NamedChoice, Tool, Toolbox, toolbox
-from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Terms, Timings
+from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Schedule, Timings
 from fieldlm.engines.constraint import Kind, Rule
 from fieldlm.network.json_api import ApiError
 
@@ -40,7 +40,7 @@ class TextPart(msgspec.Struct, frozen=True):
     text: str | None = None
 
 
-class Message(msgspec.Struct, frozen=True):
+class ChatMessage(msgspec.Struct, frozen=True):
     """One message of a conversation."""
 
     role: str
@@ -78,7 +78,7 @@ class Prediction(msgspec.Struct, frozen=True):
     content: str | list[TextPart]
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     """What chat and plain completions have in common."""
 
     model: str | None = None
@@ -131,9 +131,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         kinds: tuple[Kind, ...] = ("regex", "grammar")
         return {kind: Rule(kind, text) for kind in kinds if (text := getattr(self, kind)) is not None}
 
-    def terms(self, spent_s: float = 0.0) -> Terms:
+    def terms(self, spent_s: float = 0.0) -> Schedule:
         """Return when the answer is wanted, by the engine's clock: `spent_s` have passed since the request came."""
-        return Terms(
+        return Schedule(
             priority=self.priority,
             deadline_s=_left_s(self.deadline_ms, spent_s),
             max_queue_s=_left_s(self.max_queue_ms, spent_s),
@@ -181,10 +181,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(Request, frozen=True, kw_only=True):
+class ChatRequest(CompletionParams, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
     max_completion_tokens: AtLeastOne | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -231,7 +231,7 @@ class ChatRequest(Request, frozen=True, kw_only=True):
         return [_plain(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
 
 
-class CompletionRequest(Request, frozen=True, kw_only=True):
+class CompletionRequest(CompletionParams, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str
@@ -331,7 +331,7 @@ def _bias(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def _plain(message: Message, where: str) -> dict[str, Any]:
+def _plain(message: ChatMessage, where: str) -> dict[str, Any]:
     if message.role not in ROLES:
         what = f"{where}.role is {message.role!r}; want one of {', '.join(ROLES)}"
         raise ApiError(400, what, param=f"{where}.role", code="invalid_value")

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, process_readings
 from fieldlm.hardware.detect import rss_mb, temperature_c
-from fieldlm.inference.generations import Live
+from fieldlm.inference.generations import Generations
 from fieldlm.network.json_api import as_json
 
 POLICY = (
@@ -30,7 +30,7 @@ STATIC = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/jav
 class Panel:
     """The figures of one server, and the routes that show them."""
 
-    def __init__(self, live: Live, ready: Callable[[], str | None]) -> None:
+    def __init__(self, live: Generations, ready: Callable[[], str | None]) -> None:
         self.metrics = Metrics(self._readings)
         self._live = live
         self._ready = ready

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from starlette.requests import Request
 
-from fieldlm.engines import Embeds, Terms
+from fieldlm.engines import Schedule, SupportsEmbeddings
 from fieldlm.engines.sampling import Floats
 from fieldlm.inference.adapters import name_of
 from fieldlm.inference.generations import Serving
@@ -33,8 +33,8 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     deadline_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
-    def terms(self) -> Terms:
-        return Terms(deadline_s=None if self.deadline_ms is None else self.deadline_ms / 1000)
+    def terms(self) -> Schedule:
+        return Schedule(deadline_s=None if self.deadline_ms is None else self.deadline_ms / 1000)
 
 
 @dataclass
@@ -58,7 +58,7 @@ async def embeddings(request: Request, asked: EmbeddingRequest, serving: Serving
     """Return the answer to `asked`; raises ApiError for what cannot be honoured."""
     began_s = time.monotonic()
     engine = serving.engine
-    if not isinstance(engine, Embeds):
+    if not isinstance(engine, SupportsEmbeddings):
         what = (
             f"a bundle for the {serving.bundle.manifest.engine} engine gives no vectors; serve a GGUF bundle for them"
         )

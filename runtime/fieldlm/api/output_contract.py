@@ -1,4 +1,4 @@
-"""What the answer to a request has to be: compiled and checked before anything is computed."""
+"""Structured output: what an answer has to be (schema, tools, fallback), compiled and checked before it is computed."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.api.chat_request import Request
+from fieldlm.api.chat_request import CompletionParams
 from fieldlm.api.tools import Toolbox
 from fieldlm.core.errors import InputError
 from fieldlm.engines import Engine, Outcome
@@ -18,7 +18,7 @@ JSON_KINDS = ("json_schema", "json_object")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promise:
+class OutputContract:
     """What the answer to a request has to be."""
 
     rule: CompiledRule | None = None
@@ -34,12 +34,12 @@ class Promise:
         return outcome not in ("stop", "length") or (self.rule is not None and not self.rule.accepts(text))
 
 
-def takes_long(asked: Request, toolbox: Toolbox | None) -> bool:
+def needs_compiling(asked: CompletionParams, toolbox: Toolbox | None) -> bool:
     """Whether `promise` compiles anything for this request, and so has no place in an event loop."""
     return bool(asked.rules() or toolbox or asked.on_miss is not None or asked.wanted().logprobs is not None)
 
 
-def promise(engine: Engine, asked: Request, toolbox: Toolbox | None) -> Promise:
+def output_contract(engine: Engine, asked: CompletionParams, toolbox: Toolbox | None) -> OutputContract:
     """Compile what `asked` wants. Raises ApiError 400 for what cannot be honoured, or a canned answer against it.
 
     The first constraint on an engine takes half a second, later ones milliseconds: not for an event loop.
@@ -49,7 +49,7 @@ def promise(engine: Engine, asked: Request, toolbox: Toolbox | None) -> Promise:
     rule, made = compiled[0] if compiled else (None, None)
     if asked.on_miss is not None and toolbox is not None:
         raise ApiError(400, "on_miss cannot stand in for a call of tools", param="on_miss", code="invalid_value")
-    return Promise(
+    return OutputContract(
         rule=made,
         toolbox=toolbox,
         on_miss=None if asked.on_miss is None else _canned(asked.on_miss, rule, made),

@@ -1,4 +1,4 @@
-"""One request while it is answered, in the event loop: one answer or several, whole or as events.
+"""The response to one request while it streams, in the event loop: one answer or several, whole or as events.
 
 A robot has to be able to rely on two things. An answer that was cut off (its deadline, its queue) is an error and never
 looks like a whole one: what was said so far is in the error's `fieldlm.text`. And a request that brings `on_miss`, its
@@ -18,20 +18,20 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from fieldlm.api.answers import Said, finish_reason, own_fields
 from fieldlm.api.chat_request import Exchange
-from fieldlm.api.output_contract import Promise
-from fieldlm.engines import Chunk, Generation, Outcome, Timings, TokenChoice
+from fieldlm.api.choices import Said, finish_reason, own_fields
+from fieldlm.api.output_contract import OutputContract
+from fieldlm.engines import Chunk, Outcome, RunningAnswer, Timings, TokenChoice
 from fieldlm.inference.tool_calls import Call, CallReader
 from fieldlm.network.json_api import WRITE, ApiError, as_json
 
 RETRY_AFTER_S = 2
 
 
-class Answer:
+class StreamedChoice:
     """One of the answers to a prompt, as far as it is known."""
 
-    def __init__(self, index: int, generation: Generation, promise: Promise) -> None:
+    def __init__(self, index: int, generation: RunningAnswer, promise: OutputContract) -> None:
         self.index = index
         self.generation = generation
         self.raw = ""
@@ -72,15 +72,15 @@ class Answer:
         return Said(index=self.index, text=self._promise.on_miss or "") if self.is_missed else self.whole
 
 
-class Turn:
+class ResponseStream:
     """The answers to one request, and the exchange they add up to."""
 
-    def __init__(self, exchange: Exchange, generations: Sequence[Generation], promise: Promise) -> None:
+    def __init__(self, exchange: Exchange, generations: Sequence[RunningAnswer], promise: OutputContract) -> None:
         self.exchange = exchange
         self.promise = promise
-        self.answers = [Answer(i, generation, promise) for i, generation in enumerate(generations)]
+        self.answers = [StreamedChoice(i, generation, promise) for i, generation in enumerate(generations)]
         self._asked_s = time.monotonic()
-        self._come: deque[tuple[Answer, Chunk]] = deque()
+        self._come: deque[tuple[StreamedChoice, Chunk]] = deque()
         self._news = asyncio.Event()
         self._look: Callable[[], None] = self._news.set
         self._is_told = False
@@ -89,7 +89,7 @@ class Turn:
         for answer in self.answers:
             answer.generation.subscribe(self._receiver(answer))
 
-    def _receiver(self, answer: Answer) -> Callable[[Chunk], None]:
+    def _receiver(self, answer: StreamedChoice) -> Callable[[Chunk], None]:
         def receive(chunk: Chunk) -> None:
             if self.exchange.ttft_s is None and chunk.tokens:
                 self.exchange.ttft_s = time.monotonic() - self._asked_s
@@ -114,14 +114,14 @@ class Turn:
     def has_ended(self) -> bool:
         return None not in [answer.outcome for answer in self.answers]
 
-    async def read(self) -> list[tuple[Answer, Said]]:
+    async def read(self) -> list[tuple[StreamedChoice, Said]]:
         """Return all that has come since the last call, one piece per answer."""
         while not self._come:
             await self._news.wait()
             self._news.clear()
         return self._take()
 
-    def _take(self) -> list[tuple[Answer, Said]]:
+    def _take(self) -> list[tuple[StreamedChoice, Said]]:
         come = [self._come.popleft() for _ in range(len(self._come))]
         if len(come) > 1:
             pieces = [(answer, _joined([chunk for whose, chunk in come if whose is answer])) for answer in self.answers]
@@ -131,7 +131,7 @@ class Turn:
             self._sum_up()
         return said
 
-    async def follow(self, say: Callable[[list[tuple[Answer, Said]]], None]) -> None:
+    async def follow(self, say: Callable[[list[tuple[StreamedChoice, Said]]], None]) -> None:
         """Have `say` called with all that comes, in the event loop, until the turn has ended.
 
         A task that is woken for every token costs more than what it does with one.
@@ -198,42 +198,42 @@ class Turn:
                 await watcher
 
 
-class Voice(Protocol):
-    """How one endpoint says a turn: whole, or as events. One voice per request."""
+class ResponseFormat(Protocol):
+    """How one endpoint spells a response: whole, or as events. One per request."""
 
     @property
     def prefix(self) -> str:
         """What the answer's id begins with."""
         ...
 
-    def whole(self, turn: Turn) -> dict[str, Any]:
+    def whole(self, turn: ResponseStream) -> dict[str, Any]:
         """Return the body for a turn that has ended well."""
         ...
 
-    def opening(self, turn: Turn) -> Iterator[bytes]:
+    def opening(self, turn: ResponseStream) -> Iterator[bytes]:
         """Yield the events before the first word."""
         ...
 
-    def said(self, turn: Turn, pieces: Sequence[tuple[Answer, Said]]) -> Iterator[bytes]:
+    def said(self, turn: ResponseStream, pieces: Sequence[tuple[StreamedChoice, Said]]) -> Iterator[bytes]:
         """Yield the events for what has just come; not called for a turn with a canned answer."""
         ...
 
-    def ending(self, turn: Turn) -> Iterator[bytes]:
+    def ending(self, turn: ResponseStream) -> Iterator[bytes]:
         """Yield the last events of a turn that has ended well."""
         ...
 
-    def failed(self, turn: Turn, error: ApiError) -> Iterator[bytes]:
+    def failed(self, turn: ResponseStream, error: ApiError) -> Iterator[bytes]:
         """Yield the last events of one that has not."""
         ...
 
 
 class EventStream:
-    """A turn as server-sent events. Holds what it needs until the last event is out.
+    """A response as server-sent events (SSE). Holds what it needs until the last event is out.
 
     The status is sent with the first words: who is rejected while waiting, or fails before them, gets a real one.
     """
 
-    def __init__(self, turn: Turn, voice: Voice, *, finish: Callable[[], None]) -> None:
+    def __init__(self, turn: ResponseStream, voice: ResponseFormat, *, finish: Callable[[], None]) -> None:
         self._turn = turn
         self._voice = voice
         self._finish = finish
@@ -256,10 +256,10 @@ class EventStream:
                 await self._say(first, scope["state"][WRITE])
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _say(self, first: list[tuple[Answer, Said]], write: Callable[[bytes], None]) -> None:
+    async def _say(self, first: list[tuple[StreamedChoice, Said]], write: Callable[[bytes], None]) -> None:
         turn, voice = self._turn, self._voice
 
-        def say(said: list[tuple[Answer, Said]], before: bytes = b"") -> None:
+        def say(said: list[tuple[StreamedChoice, Said]], before: bytes = b"") -> None:
             events = before if turn.promise.on_miss is not None else before + b"".join(voice.said(turn, said))
             if events:
                 write(events)
@@ -271,7 +271,7 @@ class EventStream:
         write(b"".join(voice.failed(turn, error) if error else voice.ending(turn)))
 
 
-def whole(turn: Turn, voice: Voice) -> Response:
+def whole(turn: ResponseStream, voice: ResponseFormat) -> Response:
     """Return the answers of a turn that has ended, or why there are none."""
     if error := turn.failure():
         return refused(error)
@@ -288,7 +288,7 @@ def refused(error: ApiError) -> Response:
     return response
 
 
-def _failure(answer: Answer, own: dict[str, Any]) -> ApiError | None:
+def _failure(answer: StreamedChoice, own: dict[str, Any]) -> ApiError | None:
     own = {**own, "outcome": answer.outcome, "text": answer.raw}
     match answer.outcome:
         case "error":

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from fieldlm.api.answers import Said, own_fields, token_logprobs
-from fieldlm.api.response_stream import Answer, Turn
+from fieldlm.api.choices import Said, own_fields, token_logprobs
+from fieldlm.api.response_stream import ResponseStream, StreamedChoice
 from fieldlm.api.responses_request import ResponsesRequest
 from fieldlm.engines import Timings
 from fieldlm.inference.tool_calls import Call
@@ -32,7 +32,7 @@ class ResponseVoice:
         self._held_space = ""
         self._number = 0
 
-    def whole(self, turn: Turn) -> dict[str, Any]:
+    def whole(self, turn: ResponseStream) -> dict[str, Any]:
         said = turn.answers[0].final()
         status = _status(turn)
         # The same items as in a stream; their events go nowhere.
@@ -40,15 +40,15 @@ class ResponseVoice:
         deque(chain(begun, self._write(turn, said), self._close(status)), maxlen=0)
         return self._response(turn, status, items=self._items)
 
-    def opening(self, turn: Turn) -> Iterator[bytes]:
+    def opening(self, turn: ResponseStream) -> Iterator[bytes]:
         for kind in ("created", "in_progress"):
             yield self._event(f"response.{kind}", response=self._response(turn, "in_progress"))
 
-    def said(self, turn: Turn, pieces: Sequence[tuple[Answer, Said]]) -> Iterator[bytes]:
+    def said(self, turn: ResponseStream, pieces: Sequence[tuple[StreamedChoice, Said]]) -> Iterator[bytes]:
         for _, said in pieces:
             yield from self._write(turn, said)
 
-    def ending(self, turn: Turn) -> Iterator[bytes]:
+    def ending(self, turn: ResponseStream) -> Iterator[bytes]:
         if turn.promise.on_miss is not None:
             yield from self._write(turn, turn.answers[0].final())
         if not self._items:
@@ -57,13 +57,13 @@ class ResponseVoice:
         yield from self._close(status)
         yield self._event(f"response.{status}", response=self._response(turn, status, items=self._items))
 
-    def failed(self, turn: Turn, error: ApiError) -> Iterator[bytes]:
+    def failed(self, turn: ResponseStream, error: ApiError) -> Iterator[bytes]:
         yield from self._close("incomplete")
         document = self._response(turn, "failed", items=self._items)
         document |= {"error": {"code": error.code, "message": str(error)}, "fieldlm": error.own}
         yield self._event("response.failed", response=document)
 
-    def _write(self, turn: Turn, said: Said) -> Iterator[bytes]:
+    def _write(self, turn: ResponseStream, said: Said) -> Iterator[bytes]:
         """Yield the events of text, then of calls. Space alone between calls is not said."""
         text = self._held_space + said.text
         if turn.promise.toolbox and not self._is_writing and not text.strip():
@@ -85,7 +85,7 @@ class ResponseVoice:
         yield self._event("response.output_item.added", output_index=self._at, item=begun)
         yield self._event("response.content_part.added", **self._place, part=_part(""))
 
-    def _text_delta(self, turn: Turn, said: Said, text: str) -> bytes:
+    def _text_delta(self, turn: ResponseStream, said: Said, text: str) -> bytes:
         part = self._part
         part["text"] += text
         logprobs = token_logprobs(said, turn.promise.vocabulary) if turn.promise.vocabulary is not None else []
@@ -136,7 +136,7 @@ class ResponseVoice:
         self._number += 1
         return b"event: " + kind.encode() + b"\ndata: " + msgspec.json.encode(event) + b"\n\n"
 
-    def _response(self, turn: Turn, status: Status, items: Sequence[Item] = ()) -> dict[str, Any]:
+    def _response(self, turn: ResponseStream, status: Status, items: Sequence[Item] = ()) -> dict[str, Any]:
         exchange, asked = turn.exchange, self._asked
         has_ended = status != "in_progress"
         format = asked.text.format if asked.text else None
@@ -166,7 +166,7 @@ class ResponseVoice:
         }
 
 
-def _status(turn: Turn) -> Status:
+def _status(turn: ResponseStream) -> Status:
     return "completed" if turn.answers[0].reason in ("stop", "tool_calls") else "incomplete"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, ROLES, AtLeastOne, Request, rule_of
+from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, ROLES, AtLeastOne, CompletionParams, rule_of
 from fieldlm.api.tools import AskedCall, Function, NamedChoice, Tool, Toolbox, toolbox
 from fieldlm.engines import Constraint, Sampling
 from fieldlm.engines.constraint import Rule
@@ -22,7 +22,7 @@ TEXTS = ("input_text", "output_text", "text")
 Plain = dict[str, Any]
 
 
-class Part(msgspec.Struct, frozen=True):
+class ContentPart(msgspec.Struct, frozen=True):
     """One part of an item's content; only text is read."""
 
     type: str
@@ -34,11 +34,11 @@ class Item(msgspec.Struct, frozen=True):
 
     type: str | None = None
     role: str | None = None
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[Part] | None = None
+    output: str | list[ContentPart] | None = None
 
 
 class FunctionTool(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ class TextSettings(msgspec.Struct, frozen=True):
     verbosity: str | None = None
 
 
-class ResponsesRequest(Request, frozen=True, kw_only=True):
+class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
     """POST /v1/responses."""
 
     input: str | Annotated[list[Item], msgspec.Meta(min_length=1)]
@@ -178,7 +178,7 @@ def _call(item: Item, where: str) -> Plain:
     return msgspec.convert({"id": item.call_id, "function": function}, AskedCall).plain(where)
 
 
-def _text(content: str | list[Part] | None, where: str) -> str:
+def _text(content: str | list[ContentPart] | None, where: str) -> str:
     if content is None:
         raise _invalid(where, "is missing")
     if isinstance(content, str):

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fieldlm.bench.environment import Moment, environment, moment, steal_percent
-from fieldlm.bench.measure import Line, Measured, Spec
+from fieldlm.bench.environment import EnvironmentSample, environment, moment, steal_percent
+from fieldlm.bench.measure import BenchResult, MeasureLine, Spec
 from fieldlm.bench.roofline import Reading, reading, tensor_bytes
 from fieldlm.core import terminal
 from fieldlm.core.errors import EngineError
@@ -44,11 +44,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was found out about one bundle."""
 
     spec: Spec
-    measured: Measured
+    measured: BenchResult
     bandwidth: Bandwidth
     reading: Reading
-    before: Moment
-    after: Moment
+    before: EnvironmentSample
+    after: EnvironmentSample
 
     @property
     def prefill(self) -> Interval:
@@ -132,17 +132,17 @@ def bench(bundle: Bundle, spec: Spec, bandwidth: Bandwidth) -> Result:
     )
 
 
-def _measure(spec: Spec, name: str) -> Measured:
+def _measure(spec: Spec, name: str) -> BenchResult:
     """Run `measure` in a process of its own; raises EngineError with the child's reason, or with how it ended."""
     command = [sys.executable, "-m", "fieldlm.bench.measure", msgspec.json.encode(spec).decode()]
-    last = Line()
+    last = MeasureLine()
     with (
         terminal.progress(f"bench {name}", spec.repetitions) as progress,
         subprocess.Popen(command, stdout=subprocess.PIPE) as child,
     ):
         assert child.stdout, "a pipe was asked for"
         for text in child.stdout:
-            last = msgspec.json.decode(text, type=Line)
+            last = msgspec.json.decode(text, type=MeasureLine)
             if last.step:
                 progress.update(last.step)
             elif last.error:

@@ -34,7 +34,7 @@ MB = 1e6
 BESIDE_MB = 0.3
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
+class ForeseenPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One way to write the weights that the compiler knew of: its bytes, and its divergence in nats as foreseen."""
 
     bytes: int
@@ -42,13 +42,13 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Search(msgspec.Struct, frozen=True, kw_only=True):
-    frontier: tuple[Point, ...] = ()
+    frontier: tuple[ForeseenPoint, ...] = ()
 
 
 class _Report(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of the compiler's report."""
 
-    candidates: tuple[Point, ...]
+    candidates: tuple[ForeseenPoint, ...]
     search: _Search | None = None
 
 
@@ -90,7 +90,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
     prefill: Interval
     read_gb_s: float
     bandwidth_percent: float
-    instead: Point | None
+    instead: ForeseenPoint | None
     remarks: tuple[str, ...]
 
     @property
@@ -204,7 +204,7 @@ def foreseen_mb(bundle: Bundle, *, context: int, parallel: int, isa: Sequence[st
     return round(need.total + (adapter.size / MB if adapter else 0.0), 1)
 
 
-def points(bundle: Bundle) -> tuple[Point, ...]:
+def points(bundle: Bundle) -> tuple[ForeseenPoint, ...]:
     """Return the frontier in the bundle's report, the candidates where no mixture was searched, smallest first."""
     path = bundle.folder / REPORT
     if all(file.path != REPORT for file in bundle.manifest.files):
@@ -216,7 +216,7 @@ def points(bundle: Bundle) -> tuple[Point, ...]:
     return tuple(sorted(report.search.frontier if report.search else report.candidates, key=lambda point: point.bytes))
 
 
-def instead(known: Sequence[Point], weights: int, speed: Figure, over_mb: float) -> Point | None:
+def instead(known: Sequence[ForeseenPoint], weights: int, speed: Figure, over_mb: float) -> ForeseenPoint | None:
     """Return the best of `known` that here is as fast as was foreseen of one with `weights` bytes, and fits.
 
     None where this one is what was foreseen, or where there is no better one.

@@ -14,7 +14,7 @@ from fieldlm.hardware.facts import LIVE, read_text
 PACKAGES = ("fieldlm", "llama-cpp-python", "numpy", "onnxruntime")
 
 
-class Moment(msgspec.Struct, frozen=True, kw_only=True):
+class EnvironmentSample(msgspec.Struct, frozen=True, kw_only=True):
     """What changes while one measures; `busy_ticks` and `steal_ticks` are of all CPUs since boot."""
 
     load_average: float
@@ -25,7 +25,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     throttled: int | None
 
 
-def moment(root: Path = LIVE) -> Moment:
+def moment(root: Path = LIVE) -> EnvironmentSample:
     """Look at the machine now."""
     # user nice system idle iowait irq softirq steal …
     ticks = [int(word) for word in read_text(root, "proc/stat").partition("\n")[0].split()[1:9] if word.isdigit()]
@@ -36,7 +36,7 @@ def moment(root: Path = LIVE) -> Moment:
         if (text := read_text(path.parent, path.name)).isdigit()
     ]
     load = read_text(root, "proc/loadavg").split()
-    return Moment(
+    return EnvironmentSample(
         load_average=float(load[0]) if load else 0.0,
         temperature_c=temperature_c(root),
         memory_available_mb=memory_available_mb(root),
@@ -46,7 +46,7 @@ def moment(root: Path = LIVE) -> Moment:
     )
 
 
-def steal_percent(before: Moment, after: Moment) -> float:
+def steal_percent(before: EnvironmentSample, after: EnvironmentSample) -> float:
     """Return the share of all CPU time between two moments that the hypervisor gave to others."""
     spent = after.busy_ticks - before.busy_ticks
     return 100 * (after.steal_ticks - before.steal_ticks) / spent if spent > 0 else 0.0

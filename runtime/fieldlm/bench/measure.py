@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.core.errors import EngineError, FieldlmError
-from fieldlm.engines import Engine, Generation, Sampling, open_engine
+from fieldlm.engines import Engine, RunningAnswer, Sampling, open_engine
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.hardware.detect import peak_rss_mb, rss_mb
 
@@ -46,7 +46,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """All repetitions (the warm-up left out), what loading took, and megabytes of the process."""
 
     load_s: float
@@ -62,15 +62,15 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     gpu_layers: int = 0
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class MeasureLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the child's output."""
 
     step: int = 0
-    measured: Measured | None = None
+    measured: BenchResult | None = None
     error: str = ""
 
 
-def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Measured:
+def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> BenchResult:
     """Load `bundle` and time `spec.repetitions` prompts and answers after one warm-up."""
     before_mb = rss_mb()
     started_s = time.perf_counter()
@@ -96,7 +96,7 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Me
         engine.close()
     version, system, batch = _engine_facts(bundle.manifest.engine)
     gpu, gpu_layers = _gpu_facts() if bundle.manifest.engine == "llama" else ("", 0)
-    return Measured(
+    return BenchResult(
         load_s=load_s,
         samples=tuple(samples),
         before_load_mb=before_mb,
@@ -137,15 +137,15 @@ class _Timing:
             cached_tokens=prefill.timings.cached_tokens,
         )
 
-    def _long_answer(self) -> Generation:
-        answers: list[Generation] = []
+    def _long_answer(self) -> RunningAnswer:
+        answers: list[RunningAnswer] = []
         while len(answers) < TRIES:
             answers.append(self._answer(1, self._spec.gen_tokens + 1)[0])
             if answers[-1].timings.completion_tokens > self._spec.gen_tokens:
                 break
         return max(answers, key=lambda answer: answer.timings.completion_tokens)
 
-    def _answer(self, prompt_tokens: int, max_tokens: int) -> tuple[Generation, float]:
+    def _answer(self, prompt_tokens: int, max_tokens: int) -> tuple[RunningAnswer, float]:
         prompt = self._random.choices(self._pool, k=prompt_tokens)
         started_s = time.perf_counter()
         answer = self._engine.start(prompt, Sampling(max_tokens=max_tokens), adapter=self._adapter)
@@ -185,7 +185,7 @@ def _gpu_facts() -> tuple[str, int]:
     return ", ".join(f"{d.name} ({d.description})" for d in devices() if d.name != "CPU") if layers else "", layers
 
 
-def say(line: Line) -> None:
+def say(line: MeasureLine) -> None:
     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
 
@@ -195,9 +195,9 @@ def main(argv: Sequence[str]) -> int:
     spec = msgspec.json.decode(argv[0], type=Spec)
     try:
         bundle = open_bundle(Path(spec.bundle), digests=False)
-        say(Line(measured=measure(bundle, spec, on_step=lambda done: say(Line(step=done)))))
+        say(MeasureLine(measured=measure(bundle, spec, on_step=lambda done: say(MeasureLine(step=done)))))
     except FieldlmError as error:
-        say(Line(error=str(error)))
+        say(MeasureLine(error=str(error)))
         return error.exit_code
     return 0
 

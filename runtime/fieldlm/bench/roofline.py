@@ -7,7 +7,7 @@ import msgspec
 
 from fieldlm.engines.llama_layout import layout_of
 from fieldlm.engines.memory_plan import row_bytes
-from fieldlm.formats.bundle import Bundle, Cache
+from fieldlm.formats.bundle import Bundle, CacheTypes
 from fieldlm.formats.gguf import Header, read_header
 
 
@@ -51,7 +51,7 @@ def _read_weights(header: Header) -> int:
     return sum(tensor.size for name, tensor in header.tensors.items() if tied or name != "token_embd.weight")
 
 
-def _kv_bytes(header: Header, cache: Cache | None) -> int:
+def _kv_bytes(header: Header, cache: CacheTypes | None) -> int:
     """Return the bytes of one token's keys and values in `cache`; 0 when the header does not say their shape."""
     heads_at = _number(header, "attention.head_count")
     layers, width = _number(header, "block_count"), _number(header, "embedding_length")

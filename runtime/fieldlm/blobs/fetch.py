@@ -13,28 +13,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fieldlm.blobs.partial_blob import Part, index_path, part_path, reserve, runs
+from fieldlm.blobs.partial_blob import PartialBlob, index_path, part_path, reserve, runs
 from fieldlm.blobs.sources import (
-    Bucket,
+    BlobSource,
+    ByteReader,
     FolderSource,
     MissingFileError,
     PacedSource,
-    Reader,
-    Source,
     StoppedError,
+    TokenBucket,
     WebSource,
     Window,
     open_source,
 )
 from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.tensor_chunks import borrow
-from fieldlm.core import pace
-from fieldlm.core.errors import LinkError, NoSpaceError, TrustError
+from fieldlm.core import timing
+from fieldlm.core.errors import NoSpaceError, TrustError, UnavailableError
 from fieldlm.core.files import CHUNK_BYTES, disk_errors, make_folder, sha256_bytes
 from fieldlm.formats.release import Blob, Release, blob_path
 
 __all__ = [
-    "FolderSource", "Manner", "MissingFileError", "Neighbours", "Reader", "Source", "WebSource", "fetch", "open_source",
+    "BlobSource",
+    "ByteReader",
+    "FetchPolicy",
+    "FolderSource",
+    "MissingFileError",
+    "Neighbours",
+    "WebSource",
+    "fetch",
+    "open_source",
 ]  # fmt: skip
 
 RESERVE_BYTES = 64_000_000  # left free for the spool and the journal
@@ -47,7 +55,7 @@ OnBytes = Callable[[int], None]
 class Neighbours(Protocol):
     """Others nearby who may have what is wanted, and who want the same."""
 
-    def fill(self, part: Part, source: Source, on_bytes: OnBytes) -> None:
+    def fill(self, part: PartialBlob, source: BlobSource, on_bytes: OnBytes) -> None:
         """Bring what can be had together: from each other, and each a share from `source`.
 
         Raises LinkError when `source` is needed and away; others' faults are no errors.
@@ -56,27 +64,27 @@ class Neighbours(Protocol):
 
 
 @dataclass(frozen=True)
-class Manner:
+class FetchPolicy:
     """How a device fetches: how much of the line it takes, 0 for all, at which hours, and whom it asks first."""
 
     most_bytes_s: float = 0
     window: Window | None = None
     neighbours: Neighbours | None = None
 
-    def pace(self, source: Source) -> Source:
+    def pace(self, source: BlobSource) -> BlobSource:
         if not self.most_bytes_s and not self.window:
             return source
-        bucket = Bucket(self.most_bytes_s) if self.most_bytes_s else None
+        bucket = TokenBucket(self.most_bytes_s) if self.most_bytes_s else None
         return PacedSource(source, bucket=bucket, window=self.window)
 
 
 def fetch(
-    source: Source,
+    source: BlobSource,
     release: Release,
     blobs: Blobs,
     *,
     wanted: Sequence[Blob],
-    manner: Manner | None = None,
+    manner: FetchPolicy | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     reserve_bytes: int = RESERVE_BYTES,
 ) -> None:
@@ -85,15 +93,15 @@ def fetch(
     `on_progress` gets bytes here and bytes in all. Raises NoSpaceError before the first byte when the disk is too
     small, LinkError when the source goes away, TrustError when what it hands out is not what the release names.
     """
-    manner = manner or Manner()
+    manner = manner or FetchPolicy()
     paced = manner.pace(source)
     named = {blob.sha256: blob for blob in wanted}.values()
-    missing = [blob for blob in named if not blobs.holds(blob.sha256, blob.size, digest=pace.sha256_file)]
+    missing = [blob for blob in named if not blobs.holds(blob.sha256, blob.size, digest=timing.sha256_file)]
     folder = blobs.folder / "fetch"
     _take_space(folder, missing, release, reserve_bytes)
     done, total = 0, sum(blob.size for blob in missing)
     with ExitStack() as stack:
-        parts = [stack.enter_context(Part(folder, blob, _index(source, folder, blob))) for blob in missing]
+        parts = [stack.enter_context(PartialBlob(folder, blob, _index(source, folder, blob))) for blob in missing]
         for part in parts:
             base = done
             _fill(paced, part, blobs, manner, lambda here, base=base: on_progress(base + here, total))
@@ -130,7 +138,7 @@ def _need_and_free(folder: Path, missing: Sequence[Blob]) -> tuple[int, int]:
     return sum(blob.size for blob in missing) + indices - allocated, disk.f_bavail * disk.f_frsize
 
 
-def _index(source: Source, folder: Path, blob: Blob) -> bytes:
+def _index(source: BlobSource, folder: Path, blob: Blob) -> bytes:
     """Return the list of the blob's chunks, from an earlier call or from the source."""
     if not blob.index:
         return b""
@@ -147,7 +155,7 @@ def _index(source: Source, folder: Path, blob: Blob) -> bytes:
     raise TrustError(f"{source.name} hands out another index for blob {blob.sha256} than the release names")
 
 
-def _fill(source: Source, part: Part, blobs: Blobs, manner: Manner, on_bytes: OnBytes) -> None:
+def _fill(source: BlobSource, part: PartialBlob, blobs: Blobs, manner: FetchPolicy, on_bytes: OnBytes) -> None:
     if not any(part.here):
         # The likeliest first: another version of the same file has nearly its size.
         borrow(part, sorted(blobs.large(CHUNK_BYTES), key=lambda path: abs(path.stat().st_size - part.blob.size)))
@@ -169,7 +177,7 @@ def _fill(source: Source, part: Part, blobs: Blobs, manner: Manner, on_bytes: On
                     break  # the rest comes in one go
         except (MissingFileError, StoppedError):
             raise
-        except LinkError:
+        except UnavailableError:
             if fruitless + 1 >= ROUNDS:
                 raise
         fruitless = 0 if sum(part.here) > before else fruitless + 1
@@ -180,19 +188,19 @@ def _fill(source: Source, part: Part, blobs: Blobs, manner: Manner, on_bytes: On
             )
 
 
-def _stretches(source: Source, part: Part) -> list[tuple[int, int]]:
+def _stretches(source: BlobSource, part: PartialBlob) -> list[tuple[int, int]]:
     """Return what to ask for; a source that begins at the start each time is read through once."""
     gaps = runs(part.missing())
     return gaps if source.has_ranges else [(gaps[0][0], gaps[-1][1])]
 
 
-def pull(source: Source, part: Part, start: int, stop: int, on_bytes: OnBytes) -> None:
+def pull(source: BlobSource, part: PartialBlob, start: int, stop: int, on_bytes: OnBytes) -> None:
     """Read chunks `start` to `stop`, and keep those that are what they should be."""
     first, last = part.chunks[start].start, part.chunks[stop - 1].start + part.chunks[stop - 1].size
-    work = pace.Pace()
+    work = timing.Throttle()
     with source.open(blob_path(part.blob.sha256), first, last) as reader:
         for index in range(start, stop):
             data = reader.read(part.chunks[index].size)
             if not part.here[index] and part.put(index, data):
                 on_bytes(part.bytes_here)
-            work.rest()
+            work.pause()

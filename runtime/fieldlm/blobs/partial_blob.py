@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from fieldlm.core.files import disk_errors, write_whole
-from fieldlm.core.pace import Pace, sha256_file
-from fieldlm.formats.release import Blob, Chunk, read_index
+from fieldlm.core.timing import Throttle, sha256_file
+from fieldlm.formats.release import Blob, BlobChunk, read_index
 
 CLAIMED = b"\2"  # in a map: not here, but on its way from the repository
 SETTLE_BYTES = 1 << 20  # synced together at most, so that a power cut costs no more
@@ -43,13 +43,13 @@ def reserve(folder: Path, blob: Blob) -> None:
             os.close(handle)
 
 
-class Part:
+class PartialBlob:
     """A file of the blob's full size, and beside it a map with one byte for each chunk that has arrived."""
 
     def __init__(self, folder: Path, blob: Blob, index: bytes) -> None:
         self.folder = folder
         self.blob = blob
-        self.chunks: Sequence[Chunk] = read_index(blob, index)
+        self.chunks: Sequence[BlobChunk] = read_index(blob, index)
         self.path = part_path(folder, blob.sha256)
         self._map_path = map_path(folder, blob.sha256)
         if index:
@@ -125,11 +125,11 @@ class Part:
     def recheck(self) -> None:
         """Forget every chunk whose bytes on the disk are not what they were when they came."""
         self.settle()
-        pace = Pace()
+        pace = Throttle()
         for index, chunk in enumerate(self.chunks):
             data = os.pread(self._file, chunk.size, chunk.start)
             self.here[index] = hashlib.sha256(data).digest() == chunk.digest
-            pace.rest()
+            pace.pause()
         os.pwrite(self._map, self.here, 0)
         self.bytes_here = sum(chunk.size for chunk, is_here in zip(self.chunks, self.here, strict=True) if is_here)
 

@@ -13,9 +13,9 @@ from urllib.request import url2pathname
 import msgspec
 import urllib3
 
-from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.hardware.clock import is_set
-from fieldlm.network.bounded_http import Patience, connections
+from fieldlm.network.bounded_http import MinimumRate, connections
 
 CONNECT_S, READ_S = 10.0, 30.0
 LEAST_BYTES, LEAST_WITHIN_S = 16 << 10, 60.0  # GPRS brings ten times as much; what is slower only holds the device
@@ -23,17 +23,17 @@ SLICE_BYTES = 32 << 10  # read at a time under a cap, so that the line is never 
 LOOK_S = 20.0  # how often a closed window is looked at: the clock may be set at any time
 
 
-class StoppedError(LinkError):
+class StoppedError(UnavailableError):
     """Who reads is told to stop, by somebody whose wish comes first; what has arrived is no better or worse for it."""
 
     reason = "stopped"
 
 
-class MissingFileError(LinkError):
+class MissingFileError(UnavailableError):
     """The repository answers, and has no such file."""
 
 
-class Source(Protocol):
+class BlobSource(Protocol):
     """Where a repository is read from.
 
     `moved` counts every payload byte that came from there; `has_ranges` is False once it has turned out that each
@@ -48,12 +48,12 @@ class Source(Protocol):
     def has_ranges(self) -> bool: ...
     @property
     def stop(self) -> threading.Event: ...
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> AbstractContextManager["Reader"]:
+    def open(self, path: str, start: int = 0, stop: int | None = None) -> AbstractContextManager["ByteReader"]:
         """Open bytes `start` to `stop` of the file at `path`; raises MissingFileError or LinkError."""
         ...
 
 
-class Reader(Protocol):
+class ByteReader(Protocol):
     """Bytes on their way."""
 
     def read(self, size: int) -> bytes:
@@ -61,7 +61,7 @@ class Reader(Protocol):
         ...
 
 
-def open_source(repository: str, stop: threading.Event | None = None) -> Source:
+def open_source(repository: str, stop: threading.Event | None = None) -> BlobSource:
     """Open the repository at a folder, a file:// or an http(s):// address; nothing is read yet."""
     scheme = urlsplit(repository).scheme
     if scheme in ("http", "https"):
@@ -75,7 +75,7 @@ def open_source(repository: str, stop: threading.Event | None = None) -> Source:
     return FolderSource(Path(repository), stop)
 
 
-def check_stop(source: Source) -> None:
+def check_stop(source: BlobSource) -> None:
     """Raise StoppedError when who reads from `source` is told to stop; what has arrived stays."""
     if source.stop.is_set():
         raise StoppedError(f"reading {source.name} gives way to something more urgent; goes on later")
@@ -93,7 +93,7 @@ class FolderSource:
         self.stop = stop or threading.Event()
 
     @contextmanager
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
+    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:
         """Open bytes `start` to `stop` of the file."""
         del stop
         try:
@@ -101,7 +101,7 @@ class FolderSource:
         except FileNotFoundError as error:
             raise MissingFileError(f"{self.folder} has no {path}; is it a repository?") from error
         except OSError as error:
-            raise LinkError(f"{self.folder / path} cannot be read: {error.strerror or error}") from error
+            raise UnavailableError(f"{self.folder / path} cannot be read: {error.strerror or error}") from error
         with file:
             file.seek(start)
             yield _Counted(self, file.read)
@@ -119,7 +119,7 @@ class WebSource:
         self._pool = connections(tls=urlsplit(url).scheme == "https", timeout=timeout)
 
     @contextmanager
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
+    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:
         """Open bytes `start` to `stop` of the file."""
         headers = {"Accept-Encoding": "identity"}
         if start or stop is not None:
@@ -128,7 +128,7 @@ class WebSource:
         try:
             response = self._pool.request("GET", url, headers=headers, preload_content=False)
         except urllib3.exceptions.HTTPError as error:
-            raise LinkError(f"{self.name} does not answer: {error}; try again later") from error
+            raise UnavailableError(f"{self.name} does not answer: {error}; try again later") from error
         is_read = False
         try:
             reader = _Counted(self, lambda size: response.read1(size, decode_content=False))
@@ -139,18 +139,18 @@ class WebSource:
             # A connection that was read to its end serves the next range, too.
             response.release_conn() if is_read else response.close()
 
-    def _settle(self, response: urllib3.BaseHTTPResponse, reader: Reader, path: str, start: int) -> None:
+    def _settle(self, response: urllib3.BaseHTTPResponse, reader: ByteReader, path: str, start: int) -> None:
         if response.status in (403, 404, 410):
             raise MissingFileError(f"{self.name} has no {path} ({response.status}); is it a repository?")
         if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             return
         if response.status != 200:
-            raise LinkError(f"{self.name} answers {response.status} for {path}; try again later")
+            raise UnavailableError(f"{self.name} answers {response.status} for {path}; try again later")
         self.has_ranges = start == 0 and self.has_ranges
         while start > 0:
             skipped = len(reader.read(min(start, 1 << 20)))
             if not skipped:
-                raise LinkError(f"{self.name} ends {path} early; try again later")
+                raise UnavailableError(f"{self.name} ends {path} early; try again later")
             start -= skipped
 
 
@@ -160,7 +160,7 @@ class _Counted:
     def __init__(self, source: FolderSource | WebSource, read: Callable[[int], bytes]) -> None:
         self._source = source
         self._read = read
-        self._patience = Patience(LEAST_BYTES, LEAST_WITHIN_S)
+        self._patience = MinimumRate(LEAST_BYTES, LEAST_WITHIN_S)
 
     def read(self, size: int) -> bytes:
         parts, left = list[bytes](), size
@@ -176,7 +176,7 @@ class _Counted:
                 parts.append(part)
                 left -= len(part)
         except (OSError, urllib3.exceptions.HTTPError) as error:
-            raise LinkError(f"{self._source.name} broke off: {error}; try again later") from error
+            raise UnavailableError(f"{self._source.name} broke off: {error}; try again later") from error
         return b"".join(parts)
 
 
@@ -208,8 +208,8 @@ def read_window(text: str) -> Window | None:
     return Window(opens=opens.hour * 60 + opens.minute, closes=closes.hour * 60 + closes.minute)
 
 
-class Bucket:
-    """Hands out bytes at a rate; whoever takes more than there is waits. For any number of threads."""
+class TokenBucket:
+    """A token bucket: hands out bytes at a rate; whoever takes more than there is waits. For any number of threads."""
 
     def __init__(self, bytes_s: float, *, sleep: Callable[[float], object] = time.sleep) -> None:
         self._bytes_s = bytes_s
@@ -230,7 +230,7 @@ class Bucket:
 class PacedSource:
     """A source that is read no faster than its bucket allows, and only while its window is open."""
 
-    def __init__(self, source: Source, *, bucket: Bucket | None, window: Window | None) -> None:
+    def __init__(self, source: BlobSource, *, bucket: TokenBucket | None, window: Window | None) -> None:
         self._source = source
         self._bucket = bucket
         self._window = window
@@ -256,7 +256,7 @@ class PacedSource:
         return not self._window or self._window.is_open(time.time())
 
     @contextmanager
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[Reader]:
+    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:
         """Open bytes `start` to `stop` of the file, as soon as the window is open."""
         self._wait()
         with self._source.open(path, start, stop) as reader:
@@ -270,16 +270,16 @@ class PacedSource:
     def check_window(self) -> None:
         """Raise LinkError when the window has closed meanwhile; what has arrived stays, and the next read waits."""
         if not self.is_open:
-            raise LinkError(f"the hours in which {self.name} may be read are over; goes on when they begin")
+            raise UnavailableError(f"the hours in which {self.name} may be read are over; goes on when they begin")
 
 
-def is_open(source: Source) -> bool:
+def is_open(source: BlobSource) -> bool:
     """Say whether the source may be read now; one without hours always may."""
     return not isinstance(source, PacedSource) or source.is_open
 
 
 class _Paced:
-    def __init__(self, source: PacedSource, reader: Reader, bucket: Bucket | None) -> None:
+    def __init__(self, source: PacedSource, reader: ByteReader, bucket: TokenBucket | None) -> None:
         self._source = source
         self._reader = reader
         self._bucket = bucket

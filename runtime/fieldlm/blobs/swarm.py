@@ -1,10 +1,10 @@
-"""Fetch together: what a neighbour has is taken from there, and what nobody has is fetched by one of us.
+"""A swarm of neighbours: what one of them has is taken from there, and what nobody has is fetched by one of us.
 
 Neighbours are found by zeroconf and trusted in nothing: each chunk is checked against the digest in the signed
 release, whoever hands it out. Who wants the same file shares the way out to the repository. A file is cut in
-stretches, and a stretch belongs to the neighbour whose name, hashed with it, comes first: all who see each other agree
-on that without a word; what somebody has begun is marked in the map that the others read. One that lies costs a chunk,
-one that is slow two seconds, one that claims and does nothing half a minute; after that it is asked no more.
+stretches, and rendezvous (HRW) hashing assigns each to a neighbour: all who see each other agree on that without a
+word; what somebody has begun is marked in the map that the others read. One that lies costs a chunk, one that is slow
+two seconds, one that claims and does nothing half a minute; after that it is asked no more.
 """
 
 import ipaddress
@@ -21,11 +21,11 @@ import urllib3
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
 from fieldlm.blobs.fetch import OnBytes, pull
-from fieldlm.blobs.partial_blob import CLAIMED, Part, runs
+from fieldlm.blobs.partial_blob import CLAIMED, PartialBlob, runs
 from fieldlm.blobs.server import WHOLE
-from fieldlm.blobs.sources import Source, StoppedError, check_stop, is_open
+from fieldlm.blobs.sources import BlobSource, StoppedError, check_stop, is_open
 from fieldlm.core import terminal
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.formats.release import blob_path
 from fieldlm.network.bounded_http import TricklingError, connections
 
@@ -81,7 +81,7 @@ class _Peer:
     def claims(self, index: int) -> bool:
         return self.is_fetching and not self.is_out and self.map[index] == CLAIMED[0]
 
-    def look(self, part: Part) -> None:
+    def look(self, part: PartialBlob) -> None:
         """Ask what it has; for one that does not answer, what it had the last time counts."""
         try:
             with self._get(f"maps/{part.blob.sha256}") as response:
@@ -96,7 +96,7 @@ class _Peer:
         if known != self.map:
             self.map, self.changed_s = known, time.monotonic()
 
-    def pull(self, part: Part, start: int, stop: int, on_bytes: OnBytes) -> None:
+    def pull(self, part: PartialBlob, start: int, stop: int, on_bytes: OnBytes) -> None:
         """Bring chunks `start` to `stop`; raises Lying, or an error of the network."""
         first, last = part.chunks[start].start, part.chunks[stop - 1].start + part.chunks[stop - 1].size
         headers = {"Range": f"bytes={first}-{last - 1}"}
@@ -153,7 +153,7 @@ class Swarm:
         self.claim_s = claim_s
         self.moved = 0  # bytes that came from neighbours
 
-    def fill(self, part: Part, source: Source, on_bytes: OnBytes) -> None:
+    def fill(self, part: PartialBlob, source: BlobSource, on_bytes: OnBytes) -> None:
         """Bring what is missing of `part`; returns early when there is nobody to share it with."""
         _Together(self, part, source, on_bytes).run()
 
@@ -161,7 +161,7 @@ class Swarm:
 class _Together:
     """One part on its way, with everybody who wants it too."""
 
-    def __init__(self, swarm: Swarm, part: Part, source: Source, on_bytes: OnBytes) -> None:
+    def __init__(self, swarm: Swarm, part: PartialBlob, source: BlobSource, on_bytes: OnBytes) -> None:
         self._swarm = swarm
         self._part = part
         self._source = source
@@ -252,7 +252,7 @@ class _Together:
             pull(self._source, self._part, start, stop, self._on_bytes)
         except StoppedError:
             raise
-        except LinkError:
+        except UnavailableError:
             self._failures += 1
             if self._failures >= FAILURES:
                 raise

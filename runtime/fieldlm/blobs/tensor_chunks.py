@@ -11,10 +11,10 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
-from fieldlm.blobs.partial_blob import Part
+from fieldlm.blobs.partial_blob import PartialBlob
 from fieldlm.core.errors import EngineError
 from fieldlm.core.files import CHUNK_BYTES
-from fieldlm.core.pace import Pace
+from fieldlm.core.timing import Throttle
 from fieldlm.formats.gguf import MAGIC, read_header
 
 LEAST_BYTES = 64 << 10  # smaller neighbours share a chunk
@@ -57,7 +57,7 @@ def cut(places: Iterable[int], size: int) -> Iterator[int]:
         yield small
 
 
-def borrow(part: Part, files: Iterable[Path]) -> int:
+def borrow(part: PartialBlob, files: Iterable[Path]) -> int:
     """Fill what is missing of `part` with equal stretches of `files`; return the bytes that need not be fetched.
 
     A file that cannot be read is as good as none: what is not found here is fetched.
@@ -73,12 +73,12 @@ def borrow(part: Part, files: Iterable[Path]) -> int:
     return part.bytes_here - before
 
 
-def _borrow_tensors(part: Part, path: Path) -> None:
+def _borrow_tensors(part: PartialBlob, path: Path) -> None:
     wanted: dict[int, dict[bytes, list[int]]] = {}
     for index in part.missing():
         chunk = part.chunks[index]
         wanted.setdefault(chunk.size, {}).setdefault(chunk.digest, []).append(index)
-    start, pace = 0, Pace()
+    start, pace = 0, Throttle()
     with path.open("rb") as file:
         for size in chunk_sizes(path):
             if size in wanted:
@@ -86,14 +86,14 @@ def _borrow_tensors(part: Part, path: Path) -> None:
                 data = file.read(size)
                 for index in wanted[size].get(sha256(data).digest(), ()):
                     part.put(index, data)
-                pace.rest()
+                pace.pause()
             start += size
 
 
-def _borrow_in_place(part: Part, path: Path) -> None:
-    pace = Pace()
+def _borrow_in_place(part: PartialBlob, path: Path) -> None:
+    pace = Throttle()
     with path.open("rb") as file:
         for index in part.missing():
             file.seek(part.chunks[index].start)
             part.put(index, file.read(part.chunks[index].size))
-            pace.rest()
+            pace.pause()

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from fieldlm.core import terminal
-from fieldlm.core.errors import InputError, LinkError, MissingPartError
+from fieldlm.core.errors import InputError, MissingDependencyError, UnavailableError
 
 MAX_PAYLOAD_BYTES = 4 << 20
 # rumqttd speaks MQTT 5 only on listeners that stand under [v5.…].
@@ -75,7 +75,7 @@ class EmbeddedBroker:
         self._process = subprocess.Popen([sys.executable, "-c", _CHILD, str(config)], stdin=subprocess.PIPE)
         try:
             wait_until_open(self.host, self.port, timeout_s=timeout_s, is_alive=self._is_running)
-        except LinkError:
+        except UnavailableError:
             self.stop()
             raise
 
@@ -115,7 +115,9 @@ def serve(config: str) -> None:
     try:
         from iotcore import IotCoreBroker
     except ModuleNotFoundError as error:
-        raise MissingPartError("the embedded broker is not installed; run: pip install 'fieldlm[broker]'") from error
+        raise MissingDependencyError(
+            "the embedded broker is not installed; run: pip install 'fieldlm[broker]'"
+        ) from error
     # It labels every packet's trace as an error.
     logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
     threading.Thread(target=IotCoreBroker(config_path=config).run_forever, daemon=True).start()
@@ -133,7 +135,7 @@ def check_free(host: str, port: int) -> None:
     if not 0 < port < 65536:
         raise InputError(f"{port} is no port; use 1 to 65535")
     if _accepts(host, port):
-        raise LinkError(f"port {port} on {host} is taken, perhaps by another broker; stop it or use --port")
+        raise UnavailableError(f"port {port} on {host} is taken, perhaps by another broker; stop it or use --port")
 
 
 def wait_until_open(
@@ -143,7 +145,7 @@ def wait_until_open(
     deadline = time.monotonic() + timeout_s
     while not _accepts(host, port):
         if not is_alive() or time.monotonic() > deadline:
-            raise LinkError(f"no broker came up on {host}:{port}; its messages are above")
+            raise UnavailableError(f"no broker came up on {host}:{port}; its messages are above")
         time.sleep(0.02)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.core import terminal
-from fieldlm.core.errors import FieldlmError, InputError, LinkError
+from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
 from fieldlm.engines import Outcome, Sampling
 from fieldlm.inference.model import Model
 from fieldlm.network import http_client
@@ -276,7 +276,7 @@ def _in_process(model: Model) -> Say:
         try:
             for chunk in generation:
                 if chunk.error:
-                    raise LinkError(chunk.error)
+                    raise UnavailableError(chunk.error)
                 if chunk.outcome is None:
                     yield Piece(text=chunk.text)
                     continue

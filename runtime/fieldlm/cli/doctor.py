@@ -173,12 +173,12 @@ def check_build(system: str, isa: Sequence[str], again: str) -> Finding:
 
 def check_accelerator(accelerator: Accelerator) -> Finding:
     """Ask llama.cpp, in a child process, whether it sees what the profile promises."""
-    from fieldlm.engines.llama_devices import Device, promised
+    from fieldlm.engines.llama_devices import ComputeDevice, promised
 
     run = subprocess.run([sys.executable, "-c", ASK_DEVICES], capture_output=True, text=True, timeout=120, check=False)
     if run.returncode:
         return fail("accelerator", f"llama.cpp does not say what it sees (exit {run.returncode})", "see engine, above")
-    seen = [Device(*row) for row in json.loads(run.stdout)]
+    seen = [ComputeDevice(*row) for row in json.loads(run.stdout)]
     try:
         found = promised(accelerator, seen)
     except FieldlmError as error:

@@ -10,7 +10,7 @@ from fieldlm.core import terminal
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import InputError
 from fieldlm.updates.journal import Journal
-from fieldlm.updates.slots import Status, read_status
+from fieldlm.updates.slots import SlotStatus, read_status
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     remote.add_arguments(parser)
     args = parser.parse_args(argv)
     if args.device:
-        status = msgspec.convert(remote.connect(args).do("slots"), Status)
+        status = msgspec.convert(remote.connect(args).do("slots"), SlotStatus)
         terminal.show(status, _page(status), as_json=args.json)
         return 0
     state = load_config({"state": args.state}).state
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _page(status: Status) -> str:
+def _page(status: SlotStatus) -> str:
     slots = [(name, getattr(status, name)[:12] or "–") for name in ("current", "previous", "factory", "trial")]
     parts = [terminal.table(slots, ("slot", "generation")), f"release {status.seq}, floor {status.floor}"]
     if status.failed:

@@ -11,7 +11,7 @@ import urllib3
 from fieldlm.control import remote
 from fieldlm.core import terminal
 from fieldlm.core.config import Config, load_config
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.updates.progress import UpdateResult, UpdateState
 from fieldlm.updates.slots import Slots
 from fieldlm.updates.updater import Updater
@@ -65,7 +65,7 @@ def ask_server(url: str, *, needed: bool, repository: str = "") -> UpdateResult 
         runs = _state(urllib3.request("POST", address, json={"repository": folder}, retries=False)).runs
     except urllib3.exceptions.HTTPError as error:
         if needed:
-            raise LinkError(f"no server answers at {url}: {error}; start one with: fieldlm serve") from error
+            raise UnavailableError(f"no server answers at {url}: {error}; start one with: fieldlm serve") from error
         return None
     with terminal.progress("update") as line:
         while (state := _state(urllib3.request("GET", address))).runs <= runs:
@@ -78,7 +78,7 @@ def ask_server(url: str, *, needed: bool, repository: str = "") -> UpdateResult 
 
 def update_offline(config: Config) -> UpdateResult:
     """Update a state folder that no server uses: the same steps, in this process."""
-    from fieldlm.inference.generations import Live as Loading
+    from fieldlm.inference.generations import Generations as Loading
 
     slots = Slots(config.state)
     try:
@@ -108,4 +108,4 @@ def _state(response: urllib3.BaseHTTPResponse) -> UpdateState:
     try:
         return msgspec.json.decode(response.data, type=UpdateState)
     except msgspec.MsgspecError as error:
-        raise LinkError(f"the server answers {response.status} and no update state; is it fieldlm?") from error
+        raise UnavailableError(f"the server answers {response.status} and no update state; is it fieldlm?") from error

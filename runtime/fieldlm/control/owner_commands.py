@@ -25,7 +25,7 @@ from fieldlm.core.errors import FieldlmError, InputError, TrustError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.signing import key_id, load_or_create_key
 from fieldlm.formats import command as wire
-from fieldlm.formats.command import Answer, Command, Envelope, Question
+from fieldlm.formats.command import Command, CommandResult, Envelope, Question
 from fieldlm.formats.record import WireError
 from fieldlm.network.json_api import as_json, read_body
 
@@ -66,7 +66,7 @@ class Commands:
         self._local = key_id(load_or_create_key(state / LOCAL_KEY).public_key())
         self.owner = _read_owner(self._path)
 
-    def hear(self, message: bytes) -> Answer:
+    def hear(self, message: bytes) -> CommandResult:
         """Answer one message, whatever is in it. Never raises."""
         name = ""
         try:
@@ -77,22 +77,22 @@ class Commands:
             name = command.id
             self._check(command, envelope)
             data = self._adopt(command) if command.do == "adopt" else self._actions[command.do](command.args)
-            return Answer(id=name, ok=True, data=msgspec.Raw(msgspec.json.encode(data)))
+            return CommandResult(id=name, ok=True, data=msgspec.Raw(msgspec.json.encode(data)))
         except (TrustError, WireError) as error:
             reason = "trust" if isinstance(error, TrustError) else "wire"
             terminal.log(f"a command was refused: {error}")
-            return Answer(id=name, ok=False, reason=reason, detail=str(error))
+            return CommandResult(id=name, ok=False, reason=reason, detail=str(error))
         except (FieldlmError, OSError) as error:
-            return Answer(id=name, ok=False, reason="failed", detail=str(error))
+            return CommandResult(id=name, ok=False, reason="failed", detail=str(error))
 
-    def _nonce(self, asked: Question) -> Answer:
+    def _nonce(self, asked: Question) -> CommandResult:
         nonce = secrets.token_hex(16)
         with self._lock:
             self._nonces[nonce] = self._now_s() + NONCE_S
             while len(self._nonces) > MOST_NONCES:
                 del self._nonces[next(iter(self._nonces))]
         data = {"device": self.device, "nonce": nonce, "owner": self.owner.id if self.owner else ""}
-        return Answer(id=asked.question, ok=True, data=msgspec.Raw(msgspec.json.encode(data)))
+        return CommandResult(id=asked.question, ok=True, data=msgspec.Raw(msgspec.json.encode(data)))
 
     def _check(self, command: Command, envelope: Envelope) -> None:
         """Raise TrustError unless this command may be done here and now; its nonce is used up then."""

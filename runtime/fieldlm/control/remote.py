@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.control.owner_commands import LOCAL_KEY, PATH
 from fieldlm.core import terminal
 from fieldlm.core.config import Config, load_config
-from fieldlm.core.errors import FieldlmError, InputError, LinkError, TrustError
+from fieldlm.core.errors import FieldlmError, InputError, TrustError, UnavailableError
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats import command as wire
 from fieldlm.formats import topics
-from fieldlm.formats.command import Answer, Command, Verb
+from fieldlm.formats.command import Command, CommandResult, Verb
 from fieldlm.network.discovery import browse
 from fieldlm.network.mqtt import Closed, Inbox, Link
 
@@ -33,7 +33,7 @@ ANSWER_S = 60.0
 COMMAND_EXPIRY_S = 120
 OWNER_KEY = "owner.pem"
 
-Post = Callable[[bytes], Answer]
+Post = Callable[[bytes], CommandResult]
 """Sends one message to a device and returns its answer; raises LinkError when none comes."""
 
 
@@ -55,7 +55,7 @@ class Remote:
         return _data(self._post(wire.seal(command, self.key)))
 
 
-def _data(answer: Answer) -> Any:
+def _data(answer: CommandResult) -> Any:
     if not answer.ok:
         kind: type[FieldlmError] = TrustError if answer.reason == "trust" else InputError
         raise kind(answer.detail)
@@ -105,7 +105,9 @@ def _local(config: Config, url: str) -> Remote:
 def _found(name: str) -> Post:
     devices = [each for each in browse() if name in (each.id, each.name)]
     if not devices:
-        raise LinkError(f"no device {name!r} announces itself here; see: fieldlm devices, or give its URL or --broker")
+        raise UnavailableError(
+            f"no device {name!r} announces itself here; see: fieldlm devices, or give its URL or --broker"
+        )
     if len(devices) > 1:
         names = ", ".join(each.name for each in devices)
         raise InputError(f"several devices call themselves {name!r}; say which: {names}")
@@ -120,14 +122,14 @@ def _over_http(url: str, *, fingerprint: str = "") -> Post:
         pinned = pin(parts.hostname or "", parts.port or 443, fingerprint)
         pool = urllib3.PoolManager(retries=False, timeout=ANSWER_S, assert_fingerprint=pinned, cert_reqs="CERT_NONE")
 
-    def post(message: bytes) -> Answer:
+    def post(message: bytes) -> CommandResult:
         try:
             response = pool.request("POST", address, body=message, headers={"content-type": "application/json"})
-            return msgspec.json.decode(response.data, type=Answer)
+            return msgspec.json.decode(response.data, type=CommandResult)
         except urllib3.exceptions.HTTPError as error:
-            raise LinkError(f"{url} does not answer: {error}") from error
+            raise UnavailableError(f"{url} does not answer: {error}") from error
         except msgspec.MsgspecError as error:
-            raise LinkError(f"{url} answers, but is no fieldlm device of this version: {error}") from error
+            raise UnavailableError(f"{url} answers, but is no fieldlm device of this version: {error}") from error
 
     return post
 
@@ -137,7 +139,7 @@ def pin(host: str, port: int, fingerprint: str) -> str:
     try:
         pem = ssl.get_server_certificate((host, port), timeout=10)
     except OSError as error:
-        raise LinkError(f"{host}:{port} does not answer: {error}") from error
+        raise UnavailableError(f"{host}:{port} does not answer: {error}") from error
     whole = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
     if not whole.startswith(fingerprint):
         raise TrustError(f"the certificate of {host}:{port} is {whole[:16]}, the device announced {fingerprint}")
@@ -145,7 +147,7 @@ def pin(host: str, port: int, fingerprint: str) -> str:
 
 
 def _over_mqtt(broker: str, fleet: str, device: str) -> Post:
-    def post(message: bytes) -> Answer:
+    def post(message: bytes) -> CommandResult:
         inbox: Inbox = queue.SimpleQueue()
         client = f"fieldlm-owner-{secrets.token_hex(4)}"
         with Link(broker, client_id=client, session_expiry_s=0, inbox=inbox) as link:
@@ -156,7 +158,7 @@ def _over_mqtt(broker: str, fleet: str, device: str) -> Post:
     return post
 
 
-def _await(inbox: Inbox, name: str, what: str) -> Answer:
+def _await(inbox: Inbox, name: str, what: str) -> CommandResult:
     end_s = time.monotonic() + ANSWER_S
     while (left_s := end_s - time.monotonic()) > 0:
         try:
@@ -164,10 +166,10 @@ def _await(inbox: Inbox, name: str, what: str) -> Answer:
         except queue.Empty:
             break
         if isinstance(event, Closed):
-            raise LinkError(f"the broker closed the connection to {what}: {event.reason}")
+            raise UnavailableError(f"the broker closed the connection to {what}: {event.reason}")
         if event and event.topic.endswith(f"/res/{name}"):
-            return msgspec.json.decode(event.payload, type=Answer)
-    raise LinkError(f"{what} does not answer within {ANSWER_S:.0f} s")
+            return msgspec.json.decode(event.payload, type=CommandResult)
+    raise UnavailableError(f"{what} does not answer within {ANSWER_S:.0f} s")
 
 
 def _name(message: bytes) -> str:

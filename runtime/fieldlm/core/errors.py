@@ -39,7 +39,7 @@ class EngineError(FieldlmError):
     """The engine cannot load or run the model."""
 
 
-class MissingPartError(FieldlmError):
+class MissingDependencyError(FieldlmError):
     """A part that is not installed is needed; the message holds the command that installs it."""
 
 
@@ -61,7 +61,7 @@ class TrustError(FieldlmError):
     exit_code = 1
 
 
-class LinkError(FieldlmError):
+class UnavailableError(FieldlmError):
     """The other side is away; try again later."""
 
     exit_code = 1

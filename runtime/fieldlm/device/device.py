@@ -17,19 +17,19 @@ from starlette.routing import Route
 
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange, Feedback
-from fieldlm.blobs.fetch import Manner
+from fieldlm.blobs.fetch import FetchPolicy
 from fieldlm.control.owner_commands import Action, Commands, command_route
 from fieldlm.core import terminal
 from fieldlm.core.config import Config
 from fieldlm.device import systemd
 from fieldlm.device.fetch_policy import fetching
-from fieldlm.device.listeners import Door
+from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.startup import Start, context_of, exit_hung
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.hardware.detect import peak_rss_mb, rss_mb, temperature_c
 from fieldlm.inference.adapters import Shelf
-from fieldlm.inference.engine_watchdog import Pulse, Rescue
+from fieldlm.inference.engine_watchdog import EngineWatchdog, ProgressMonitor
 from fieldlm.inference.generations import Serving
 from fieldlm.telemetry.alerts import troubles
 from fieldlm.telemetry.forget import identity_of, privacy_routes, terms_of
@@ -37,10 +37,10 @@ from fieldlm.telemetry.recorder import Recorder, id_key, load_salt
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
 from fieldlm.updates.gates import compare
-from fieldlm.updates.hold import Busy, busy_routes
+from fieldlm.updates.hold import UpdateHold, busy_routes
 from fieldlm.updates.progress import UpdateState
-from fieldlm.updates.regression_monitor import Watch
-from fieldlm.updates.rehearsal import Limits, rehearse
+from fieldlm.updates.regression_monitor import RegressionMonitor
+from fieldlm.updates.rehearsal import RehearsalLimits, rehearse
 from fieldlm.updates.slots import CRASH_FREE_S
 from fieldlm.updates.updater import Updater, update_routes
 
@@ -90,21 +90,21 @@ class Device:
     def _wire(self, start: Start) -> None:
         config, keep = self.config, self._parts
         keep.callback(start.close)
-        door = Door.of(config)
+        door = ListenSettings.of(config)
         self.slots, self.live, self._not_ready = start.wait()
         self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb))
         salt = load_salt(config.state / "salt")
         self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=terms_of(config))
         keep.callback(self.recorder.sum_up)
-        self.watch = Watch(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
-        self.busy = Busy()
+        self.watch = RegressionMonitor(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
+        self.busy = UpdateHold()
         self.commands = Commands(config.state, config.device, self._actions())
         self.updater = self._updater(keep.enter_context(fetching(config, host=door.host or "")))
         self.updater.poll(POLL_S)
         self.announcer = self._announcer() if config.discovery and door.host else None
         self.sync = self._sync() if config.broker else None
-        keep.enter_context(Rescue(lambda: self.live.current.engine, terminal.log))
-        pulse = Pulse()
+        keep.enter_context(EngineWatchdog(lambda: self.live.current.engine, terminal.log))
+        pulse = ProgressMonitor()
         app = make_app(
             self.live,
             self._on_exchange,
@@ -135,9 +135,9 @@ class Device:
 
         return Announcer(self.config, generation=self._generation, model=self._model, profile=self.profile.id)
 
-    def _updater(self, manner: Manner) -> Updater[Serving]:
+    def _updater(self, manner: FetchPolicy) -> Updater[Serving]:
         config, memory = self.config, self.profile.memory
-        limits = Limits(
+        limits = RehearsalLimits(
             context=context_of(config, self.profile, self.live.current.bundle),
             parallel=self.live.parallel,
             budget_mb=float(memory.model_budget_mb),
@@ -208,7 +208,7 @@ class Device:
             fleet=self.config.fleet,
             device=self.config.device,
             profile=self.profile.id,
-            on_release=self.updater.hear,
+            on_release=self.updater.on_hint,
             on_command=self._on_command,
             terms=self.recorder.terms,
             identity=identity_of(self.config),

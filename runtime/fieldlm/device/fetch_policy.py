@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from fieldlm.blobs.fetch import Manner
+from fieldlm.blobs.fetch import FetchPolicy
 from fieldlm.blobs.sources import read_window
 from fieldlm.core import terminal
 from fieldlm.core.config import Config
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def fetching(config: Config, *, host: str) -> Generator[Manner]:
+def fetching(config: Config, *, host: str) -> Generator[FetchPolicy]:
     """Yield the manner; meanwhile this device's blobs are there for its neighbours, where it listens on a network.
 
     A port that cannot be had is a line on stderr: the device then fetches alone.
     """
     with ExitStack() as stack:
-        yield Manner(
+        yield FetchPolicy(
             most_bytes_s=config.fetch_kb_s * 1000,
             window=read_window(config.fetch_hours),
             neighbours=_swarm(config, host, stack) if config.share and config.discovery and host else None,

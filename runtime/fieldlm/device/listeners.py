@@ -1,4 +1,4 @@
-"""Where the device listens and whom it lets in, made of its settings; every combination that leaks is refused."""
+"""Listeners: where the device listens and whom it lets in; every setting that would leak is refused."""
 
 import grp
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ NO_NETWORK = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door:
+class ListenSettings:
     """Where to listen, and for whom; `host` None is no network."""
 
     host: str | None
@@ -26,7 +26,7 @@ class Door:
     peers: Peers
 
     @classmethod
-    def of(cls, config: Config) -> "Door":
+    def of(cls, config: Config) -> "ListenSettings":
         """Read what the settings name; raises ConfigError for what is missing, contradicts or leaks."""
         host = None if config.host == NO_NETWORK else config.host
         _check(config, host)

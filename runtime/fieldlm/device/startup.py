@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from fieldlm.core import terminal
 from fieldlm.core.config import Config
-from fieldlm.core.deadline import within
 from fieldlm.core.errors import BundleError, EngineError, FieldlmError
+from fieldlm.core.timing import within
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.updates.slots import Slots
 
 if TYPE_CHECKING:
-    from fieldlm.inference.generations import Live
-    from fieldlm.inference.warmup import Ready
+    from fieldlm.inference.generations import Generations
+    from fieldlm.inference.warmup import UnreadyReason
 
 HANG = 75
 """The exit code, EX_TEMPFAIL, of a device whose load hangs: whatever started it starts it again, with what worked."""
@@ -43,7 +43,7 @@ class Start:
             import_module(f"fieldlm.engines.{bundle.manifest.engine}")
         self._made = self._thread.submit(lambda: self._serve(checked.result()))
 
-    def wait(self) -> tuple[Slots, "Live", "Ready"]:
+    def wait(self) -> tuple[Slots, "Generations", "UnreadyReason"]:
         """Return the slots, what is loaded of them, and why it does not answer yet.
 
         Raises what `Slots.factory`, `Slots.boot` and `Live` raise.
@@ -64,14 +64,14 @@ class Start:
             self._slots.factory(folder)
         return self._slots.boot()
 
-    def _serve(self, bundle: Bundle) -> tuple["Live", "Ready"]:
+    def _serve(self, bundle: Bundle) -> tuple["Generations", "UnreadyReason"]:
         from fieldlm.inference.prompt_snapshots import Snapshots
         from fieldlm.inference.warmup import warm
 
         live = self._load(bundle)
         return live, warm(live, Snapshots(self._config.state / "kv"))
 
-    def _load(self, bundle: Bundle) -> "Live":
+    def _load(self, bundle: Bundle) -> "Generations":
         """Load what the slots name; an update that cannot be loaded gives way to what worked before it."""
         from fieldlm.updates.rehearsal import patience_s
 
@@ -87,12 +87,12 @@ class Start:
                 self._slots.rollback(f"engine: {error}")
                 bundle = self._slots.boot()
 
-    def _open(self, bundle: Bundle) -> "Live":
+    def _open(self, bundle: Bundle) -> "Generations":
         from fieldlm.hardware.detect import usable_cores
-        from fieldlm.inference.generations import Live
+        from fieldlm.inference.generations import Generations
 
         config, profile = self._config, self._profile
-        return Live(
+        return Generations(
             bundle,
             threads=config.threads or None,
             most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldlm.core.errors import MissingPartError
+from fieldlm.core.errors import MissingDependencyError
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 
@@ -53,7 +53,7 @@ class Constraint(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class Schedule:
     """When an answer is wanted. Seconds count from `Engine.start`; None is no limit.
 
     Within a class the earliest deadline comes first. A `batch` answer gives its sequence up to the other classes while
@@ -138,10 +138,10 @@ class Timings:
     accepted_tokens: int = 0
 
 
-DEFAULT_TERMS = Terms()
+DEFAULT_TERMS = Schedule()
 
 
-class Generation(Protocol):
+class RunningAnswer(Protocol):
     """One running answer. It is read once: by iterating over it, or by one subscriber."""
 
     timings: Timings
@@ -183,8 +183,8 @@ class Engine(Protocol):
         ...
 
     def start(
-        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
-    ) -> Generation:
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Schedule = DEFAULT_TERMS
+    ) -> RunningAnswer:
         """Queue an answer to `prompt`, with the adapter of that name switched on.
 
         Raises InputError when the prompt is empty or leaves no room in the context, or the adapter is not loaded.
@@ -209,7 +209,7 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class Embeds(Protocol):
+class SupportsEmbeddings(Protocol):
     """An engine that also makes vectors of texts."""
 
     def embed(
@@ -224,7 +224,7 @@ class Embeds(Protocol):
 
 
 @runtime_checkable
-class Remembers(Protocol):
+class SupportsStateSnapshot(Protocol):
     """An engine whose memory of a prompt can be kept and given to one like it: after a restart, from a disk."""
 
     @property
@@ -246,7 +246,7 @@ class Remembers(Protocol):
 
 
 @runtime_checkable
-class Revives(Protocol):
+class SupportsRestart(Protocol):
     """An engine that can be replaced within the process when it hangs inside its library."""
 
     @property
@@ -284,7 +284,7 @@ def open_engine(
     try:
         module = import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
-        raise MissingPartError(
+        raise MissingDependencyError(
             f"this bundle needs {error.name}, which is not installed; run: pip install 'fieldlm[{name}]'"
         ) from error
     made = module.open(

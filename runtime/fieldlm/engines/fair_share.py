@@ -1,4 +1,4 @@
-"""Whose turn it is, where one step cannot compute everybody: a batch has one adapter.
+"""Fair share (round robin) among adapter groups, where one step cannot compute everybody: a batch has one adapter.
 
 Who gives way (a batch answer, a measurement) waits for the others, and still comes on: an update that is tried while
 people never stop asking would otherwise never end.
@@ -14,8 +14,8 @@ STEPS_AHEAD = 16  # of the others before that: it costs them an eighth of their 
 Group = TypeVar("Group", bound=Hashable)
 
 
-class Turns(Generic[Group]):
-    """Shares steps among groups of answers that cannot be computed together. For one thread."""
+class FairShare(Generic[Group]):
+    """Round robin: shares steps among groups of answers that cannot be computed together. For one thread."""
 
     def __init__(self) -> None:
         self._current: Group | None = None

@@ -26,7 +26,7 @@ class _File(msgspec.Struct, frozen=True):
     decoder: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class Vocabulary:
+class HfTokenizer:
     """The tokens of one model. Safe from any thread."""
 
     def __init__(self, path: Path) -> None:

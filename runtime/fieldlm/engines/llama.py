@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.engines import DEFAULT_TERMS, Sampling, Terms
+from fieldlm.engines import DEFAULT_TERMS, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
-from fieldlm.engines.llama_api import Adapter, Context, Weights, api
+from fieldlm.engines.llama_api import Context, LlamaWeights, LoraAdapter, api
 from fieldlm.engines.llama_devices import check_offload, devices, promised
 from fieldlm.engines.llama_embed import PIECE, Embedding
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout, layout_of
-from fieldlm.engines.llama_scheduler import LlamaRequest, Worker
+from fieldlm.engines.llama_scheduler import LlamaRequest, LlamaScheduler
 from fieldlm.engines.memory_plan import PREFILL_ALONE, ensure_fits, plan
 from fieldlm.engines.request import Words, check_terms
-from fieldlm.engines.request_queue import Alarm
+from fieldlm.engines.request_queue import DeadlineTimer
 from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import check_adapter, read_header
@@ -45,7 +45,7 @@ STEPS, LEAST_S, MOST_S = 100, 30.0, 600.0
 T = TypeVar("T")
 
 
-class Patience:
+class StallClock:
     """How long the engine's thread has been at one thing, and whether that is too long."""
 
     def __init__(self, *, least_s: float = LEAST_S) -> None:
@@ -122,7 +122,7 @@ class LlamaEngine:
             layout=layout,
             gpu_free_mb=promised(layout.gpu, devices()).free_mb if layout.gpu else None,
         )
-        weights = Weights(path, layout)
+        weights = LlamaWeights(path, layout)
         if layout.gpu:
             check_offload(layout.gpu, weights.offloaded)
         self.context = min(context, weights.trained_context)
@@ -136,15 +136,15 @@ class LlamaEngine:
         self.stop_tokens = weights.ends()
         self._words = Words(weights.piece, self.stop_tokens)
         self._vocabulary = weights.vocabulary
-        self._adapters: dict[str, Adapter] = {}
-        self._holding: list[Adapter] = []
-        self._leaving: list[Adapter] = []
-        self._alarm = Alarm(self._look)
+        self._adapters: dict[str, LoraAdapter] = {}
+        self._holding: list[LoraAdapter] = []
+        self._leaving: list[LoraAdapter] = []
+        self._alarm = DeadlineTimer(self._look)
         self._jobs: list[Callable[[], None]] = []
         self._wakeup = threading.Condition()
         self._closing = False
         self._name = path.name
-        self._patience = Patience()
+        self._patience = StallClock()
         self._begun: Future[Any] | None = None
         self._wedged = 0
         self._thread = self._start_thread(self._loaded)
@@ -173,7 +173,7 @@ class LlamaEngine:
         return [weights.piece(token) for token in range(weights.vocabulary)]
 
     def start(
-        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Schedule = DEFAULT_TERMS
     ) -> RunningAnswer:
         """See `Engine.start`."""
         if not prompt:
@@ -212,7 +212,7 @@ class LlamaEngine:
                 embedding.close()
 
     @contextmanager
-    def _held(self, name: str | None) -> Generator[Adapter | None]:
+    def _held(self, name: str | None) -> Generator[LoraAdapter | None]:
         """Yield the adapter of that name; when it is dropped meanwhile, it is freed after the block."""
         with self._wakeup:
             adapter = self._adapter(name) if name is not None else None
@@ -228,7 +228,7 @@ class LlamaEngine:
                     self._leaving.remove(adapter)
                     self._retire(adapter)
 
-    def _retire(self, adapter: Adapter) -> None:
+    def _retire(self, adapter: LoraAdapter) -> None:
         """Free `adapter` once nothing uses it. The caller holds the lock."""
         worker = self._need().worker
         if adapter in self._holding:
@@ -287,7 +287,7 @@ class LlamaEngine:
         check_adapter(read_header(path), self._header, path)
         loaded = self._need()
         # Between two steps: llama.cpp keeps a list of adapters in the model that a decode reads.
-        adapter = self._call(lambda: Adapter(loaded.weights, path))
+        adapter = self._call(lambda: LoraAdapter(loaded.weights, path))
         with self._wakeup:
             if name not in self._adapters:
                 self._adapters[name] = adapter
@@ -341,7 +341,7 @@ class LlamaEngine:
         if self._closing:
             raise EngineError("the engine is closed")
 
-    def _adapter(self, name: str) -> Adapter:
+    def _adapter(self, name: str) -> LoraAdapter:
         if name not in self._adapters:
             raise InputError(f"adapter {name!r} is not loaded; loaded: {', '.join(self._adapters) or 'none'}")
         return self._adapters[name]
@@ -378,7 +378,7 @@ class LlamaEngine:
         else:
             result.set_result(found)
 
-    def _begin(self, weights: Weights) -> "_Loaded":
+    def _begin(self, weights: LlamaWeights) -> "_Loaded":
         """Make a context and who fills it."""
         memory = Context(
             weights,
@@ -389,7 +389,7 @@ class LlamaEngine:
             layout=self._layout,
         )
         cores = CoreWatch(self._threads) if self.gives_way else None
-        return _Loaded(weights, memory, Worker(weights, memory, sequences=self._parallel, cores=cores))
+        return _Loaded(weights, memory, LlamaScheduler(weights, memory, sequences=self._parallel, cores=cores))
 
     def _start_thread(self, loaded: "_Loaded") -> threading.Thread:
         made = threading.Thread(target=self._run, args=(loaded,), name=f"llama[{self._name}]", daemon=True)
@@ -442,6 +442,6 @@ class LlamaEngine:
 class _Loaded:
     """What an open engine holds."""
 
-    weights: Weights
+    weights: LlamaWeights
     context: Context
-    worker: Worker
+    worker: LlamaScheduler

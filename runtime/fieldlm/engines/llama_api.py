@@ -118,7 +118,7 @@ def _row_of() -> Callable[[Pointer, int], int]:
     return _keeping(api.llama_get_logits_ith, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 
 
-class Weights:
+class LlamaWeights:
     """A loaded model and its vocabulary, freed with the last reference: a thread may be tokenising while all closes."""
 
     def __init__(self, path: Path, layout: Layout = DEFAULT_LAYOUT) -> None:
@@ -184,10 +184,10 @@ class Weights:
             room = -count
 
 
-class Adapter:
+class LoraAdapter:
     """A LoRA loaded beside the weights. Its identity, not its name, says which sequences it has touched."""
 
-    def __init__(self, weights: Weights, path: Path) -> None:
+    def __init__(self, weights: LlamaWeights, path: Path) -> None:
         log.begin()
         try:
             self.handle: Pointer = api.llama_adapter_lora_init(weights.model, str(path).encode())
@@ -236,7 +236,7 @@ class Context:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: LlamaWeights,
         *,
         cells: int,
         sequences: int,
@@ -273,7 +273,7 @@ class Context:
         self._row_of = _row_of()
         self._row_type = ctypes.c_float * weights.vocabulary
         self._rows: dict[int, Floats] = {}
-        self._adapter: Adapter | None = None
+        self._adapter: LoraAdapter | None = None
 
     def close(self) -> None:
         api.llama_free(self._context)
@@ -306,7 +306,7 @@ class Context:
             )
         return view
 
-    def use(self, adapter: Adapter | None) -> None:
+    def use(self, adapter: LoraAdapter | None) -> None:
         """Switch `adapter` on for the next decodes, or none."""
         if adapter is self._adapter:
             return

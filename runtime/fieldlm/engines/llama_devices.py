@@ -8,7 +8,7 @@ import ctypes
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from fieldlm.core.errors import EngineError, MissingPartError
+from fieldlm.core.errors import EngineError, MissingDependencyError
 from fieldlm.engines.llama_api import api, start_backend
 from fieldlm.formats.profile import Accelerator
 
@@ -16,7 +16,7 @@ from fieldlm.formats.profile import Accelerator
 BUILDS = {"cuda": ("CUDA", "GGML_CUDA"), "metal": ("MTL", "GGML_METAL"), "vulkan": ("Vulkan", "GGML_VULKAN")}
 
 
-class Device(NamedTuple):
+class ComputeDevice(NamedTuple):
     """One thing that computes; memory in megabytes (1e6 bytes)."""
 
     name: str
@@ -25,13 +25,13 @@ class Device(NamedTuple):
     total_mb: int
 
 
-class AbsentDeviceError(MissingPartError):
+class AbsentDeviceError(MissingDependencyError):
     """The build could use the GPU and does not see it. A driver that is late at boot is there at the next try."""
 
     exit_code = 1
 
 
-def devices() -> list[Device]:
+def devices() -> list[ComputeDevice]:
     """Return what this build of llama.cpp sees, the CPU too."""
     from llama_cpp import _ggml
 
@@ -48,22 +48,24 @@ def devices() -> list[Device]:
     return [_device(ggml, ggml.ggml_backend_dev_get(index)) for index in range(ggml.ggml_backend_dev_count())]
 
 
-def _device(ggml: Any, handle: int) -> Device:
+def _device(ggml: Any, handle: int) -> ComputeDevice:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     ggml.ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
     names = (ggml.ggml_backend_dev_name(handle), ggml.ggml_backend_dev_description(handle))
     name, description = (text.decode(errors="replace") for text in names)
-    return Device(name, description, free.value // 1_000_000, total.value // 1_000_000)
+    return ComputeDevice(name, description, free.value // 1_000_000, total.value // 1_000_000)
 
 
-def promised(gpu: Accelerator, seen: list[Device], *, can_offload: bool | None = None) -> Device:
+def promised(gpu: Accelerator, seen: list[ComputeDevice], *, can_offload: bool | None = None) -> ComputeDevice:
     """Return the device among `seen` that the profile means by `gpu`; raises MissingPartError when there is none.
 
     `can_offload`: whether this build can use a GPU at all; asked of llama.cpp unless given.
     """
     prefix, flag = BUILDS.get(gpu.kind, ("", ""))
     if not prefix:
-        raise MissingPartError(f"the profile promises {gpu.name}, and llama.cpp has no way to use it ({gpu.kind})")
+        raise MissingDependencyError(
+            f"the profile promises {gpu.name}, and llama.cpp has no way to use it ({gpu.kind})"
+        )
     found = [device for device in seen if device.name.startswith(prefix)]
     if found:
         return found[0]
@@ -77,7 +79,7 @@ def promised(gpu: Accelerator, seen: list[Device], *, can_offload: bool | None =
         f'CMAKE_ARGS="-D{flag}=on" pip install --force-reinstall --no-binary llama-cpp-python '
         f"'llama-cpp-python=={version('llama-cpp-python')}'"
     )
-    raise MissingPartError(
+    raise MissingDependencyError(
         f"the profile promises {gpu.name} ({gpu.kind}), and llama.cpp is built without and sees only {names} here; "
         f"run: {again}; or compile for a profile without it"
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fieldlm.core.errors import EngineError
-from fieldlm.engines.llama_api import Adapter, Batch, Weights, api
+from fieldlm.engines.llama_api import Batch, LlamaWeights, LoraAdapter, api
 from fieldlm.engines.sampling import Floats
 
 PIECE = 64  # tokens a step: what a running answer waits between two tokens
@@ -20,7 +20,9 @@ CELL_STEP = 256  # llama.cpp rounds the cells of its cache up to this
 class Embedding:
     """One text on its way to a vector. For the engine's thread alone."""
 
-    def __init__(self, weights: Weights, tokens: Sequence[int], *, adapter: Adapter | None, threads: int) -> None:
+    def __init__(
+        self, weights: LlamaWeights, tokens: Sequence[int], *, adapter: LoraAdapter | None, threads: int
+    ) -> None:
         params = api.llama_context_default_params()
         params.n_ctx = -(-len(tokens) // CELL_STEP) * CELL_STEP
         params.n_batch = params.n_ubatch = PIECE

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from fieldlm.core.errors import BundleError, FieldlmError, ProfileError
-from fieldlm.formats.bundle import Cache
+from fieldlm.formats.bundle import CacheTypes
 from fieldlm.formats.profile import Accelerator, Profile
 
 F16 = 1  # ggml type
 KV_TYPES = {"f32": 0, "f16": F16, "bf16": 30, "q8_0": 8, "q5_0": 6, "q4_0": 2}  # name → ggml type
-F16_CACHE = Cache(keys="f16", values="f16")
+F16_CACHE = CacheTypes(keys="f16", values="f16")
 ALL_LAYERS, NO_LAYERS = -1, 0
 
 
@@ -36,7 +36,7 @@ class Layout:
 DEFAULT_LAYOUT = Layout()
 
 
-def layout_of(profile: Profile | None, cache: Cache | None = None) -> Layout:
+def layout_of(profile: Profile | None, cache: CacheTypes | None = None) -> Layout:
     """Return what `profile` asks for, with the cache of its bundle where the profile leaves that open.
 
     Raises ProfileError or BundleError for a type of keys or values that no cache has.

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fieldlm.engines import Chunk, Outcome, Sampling, Terms
+from fieldlm.engines import Chunk, Outcome, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
-from fieldlm.engines.fair_share import Turns
-from fieldlm.engines.llama_api import ABORTED, NO_ROOM, Adapter, Batch, Context, Weights
+from fieldlm.engines.fair_share import FairShare
+from fieldlm.engines.llama_api import ABORTED, NO_ROOM, Batch, Context, LlamaWeights, LoraAdapter
 from fieldlm.engines.memory_plan import PREFILL_ALONE
 from fieldlm.engines.prompt_lookup import Costs, Lookup, common_prefix
 from fieldlm.engines.request import Request, Words
-from fieldlm.engines.request_queue import Line
+from fieldlm.engines.request_queue import RequestQueue
 from fieldlm.hardware.cores import CoreWatch
 
 # Prompt tokens a step while an answer is being written: what it waits between two tokens. And of a batch prompt: what
@@ -36,11 +36,11 @@ class LlamaRequest(Request):
         answer: RunningAnswer,
         prompt: Sequence[int],
         sampling: Sampling,
-        terms: Terms,
+        terms: Schedule,
         *,
         words: Words,
         context: int,
-        adapter: Adapter | None,
+        adapter: LoraAdapter | None,
     ) -> None:
         super().__init__(answer, prompt, sampling, terms, words=words, context=context)
         self.adapter = adapter
@@ -54,13 +54,13 @@ class Slot:
     sequence: int
     tokens: list[int] = field(default_factory=list[int])
     pending: list[int] = field(default_factory=list[int])
-    adapter: Adapter | None = None
+    adapter: LoraAdapter | None = None
     request: LlamaRequest | None = None
     used: int = 0
     """The step this slot was last part of."""
 
 
-class Part(NamedTuple):
+class BatchSpan(NamedTuple):
     """What one slot computes in one step: `width` of its pending tokens; `row` is the last one's place in the batch.
 
     The tokens of `draft`, guesses at what the answer says next, stand behind it.
@@ -73,21 +73,23 @@ class Part(NamedTuple):
     draft: Sequence[int] = ()
 
 
-class Worker:
+class LlamaScheduler:
     """The sequences of one context. Everything but `look`, the line and the counts is for the engine's thread alone."""
 
-    def __init__(self, weights: Weights, context: Context, *, sequences: int, cores: CoreWatch | None = None) -> None:
-        self.waiting: Line[LlamaRequest] = Line()
+    def __init__(
+        self, weights: LlamaWeights, context: Context, *, sequences: int, cores: CoreWatch | None = None
+    ) -> None:
+        self.waiting: RequestQueue[LlamaRequest] = RequestQueue()
         self._weights = weights
         self._context = context
         self._cores = cores
         self._slots = [Slot(sequence) for sequence in range(sequences)]
         self._batch = Batch(PREFILL_ALONE + sequences)
-        self._adapter: Adapter | None = None
-        self._turns = Turns[tuple[Adapter | None, bool]]()
+        self._adapter: LoraAdapter | None = None
+        self._turns = FairShare[tuple[LoraAdapter | None, bool]]()
         self._step = 0
         self._prefilling: tuple[LlamaRequest, ...] = ()
-        self._retired: list[Adapter] = []
+        self._retired: list[LoraAdapter] = []
         self._spoke: list[Slot] = []
         self._costs = Costs()
 
@@ -105,7 +107,7 @@ class Worker:
     def look(self) -> None:
         """End who waits in vain, and interrupt the decode that computes a prompt in vain. From any thread."""
         self.waiting.sweep()
-        if any(request.fate() for request in self._prefilling):
+        if any(request.terminal_outcome() for request in self._prefilling):
             self._context.abort()
 
     def step(self) -> None:
@@ -145,7 +147,7 @@ class Worker:
                 request.answer.put(Chunk(text="", tokens=(), outcome="error", error=error))
         return [request for request in self.waiting if self.waiting.take(request)]
 
-    def remembered(self, tokens: Sequence[int], adapter: Adapter | None) -> tuple[list[int], bytes] | None:
+    def remembered(self, tokens: Sequence[int], adapter: LoraAdapter | None) -> tuple[list[int], bytes] | None:
         """Return the tokens and the memory of the sequence that begins most like `tokens`, where one does."""
         ours = [slot for slot in self._slots if slot.adapter is adapter and slot.tokens]
         best = max(ours, key=lambda slot: common_prefix(slot.tokens, tokens), default=None)
@@ -153,7 +155,7 @@ class Worker:
             return None
         return list(best.tokens), self._context.state(best.sequence)
 
-    def remember(self, tokens: Sequence[int], adapter: Adapter | None, state: bytes) -> bool:
+    def remember(self, tokens: Sequence[int], adapter: LoraAdapter | None, state: bytes) -> bool:
         """Begin a sequence that holds `tokens` with what was `remembered` of them; False when that is not possible."""
         slot = next((slot for slot in self._slots if not slot.tokens and slot.request is None), None)
         if slot is None or not self._weights.keeps_positions:
@@ -164,14 +166,14 @@ class Worker:
         slot.tokens, slot.adapter = list(tokens), adapter
         return True
 
-    def retire(self, adapter: Adapter) -> None:
+    def retire(self, adapter: LoraAdapter) -> None:
         """Free `adapter` once no answer uses it."""
         self._retired.append(adapter)
         self._free_retired()
 
     def _end_over(self) -> None:
         for slot in self._slots:
-            if slot.request is not None and (fate := slot.request.fate()):
+            if slot.request is not None and (fate := slot.request.terminal_outcome()):
                 self._finish(slot, fate)
 
     def _admit(self) -> None:
@@ -247,8 +249,8 @@ class Worker:
             self._costs.forget()
 
     def _turn(self) -> list[Slot]:
-        """Return the slots whose turn it is: those of one adapter, without or with nothing but one that is alone."""
-        groups: dict[tuple[Adapter | None, bool], list[Slot]] = {}
+        """Return the slots of the next step: all slots of one adapter; a slot that must run alone comes alone."""
+        groups: dict[tuple[LoraAdapter | None, bool], list[Slot]] = {}
         for slot in self._slots:
             if slot.request is not None:
                 groups.setdefault((slot.adapter, slot.request.terms.alone), []).append(slot)
@@ -262,7 +264,7 @@ class Worker:
     def _compute(self, slots: Sequence[Slot]) -> None:
         self._context.allow()
         parts = self._pack(slots)
-        if self._prefilling and any(request.fate() for request in self._prefilling):
+        if self._prefilling and any(request.terminal_outcome() for request in self._prefilling):
             return
         self._context.use(self._adapter)
         if not self._hand_over():
@@ -283,7 +285,7 @@ class Worker:
         if rows:
             self._costs.note(rows, time.monotonic() - began_s)
 
-    def _rows_of_one(self, parts: Sequence[Part]) -> int:
+    def _rows_of_one(self, parts: Sequence[BatchSpan]) -> int:
         """Return how many tokens of an answer that may be drafted are computed, alone; 0 for any other step."""
         part = parts[0] if len(parts) == 1 else None
         if part is None or part.request.lookup is None or not part.request.count:
@@ -299,12 +301,12 @@ class Worker:
                 slot.request, slot.pending, all_took = None, [], False
         return all_took
 
-    def _pack(self, slots: Sequence[Slot]) -> list[Part]:
+    def _pack(self, slots: Sequence[Slot]) -> list[BatchSpan]:
         """Fill the batch: a token of every answer being written, then what is longer, the most urgent first."""
         self._batch.clear()
         if len(slots) == 1 and (draft := self._draft(slots[0])):
             return [self._part_with(slots[0], draft)]
-        parts: list[Part] = []
+        parts: list[BatchSpan] = []
         longer: list[tuple[LlamaRequest, Slot]] = []
         for slot in slots:
             if len(slot.pending) == 1:
@@ -326,9 +328,9 @@ class Worker:
         # One less than is left to say: the last one follows from the logits behind the draft.
         return request.lookup.draft(len(slot.pending), request.capacity - len(request.tokens) - 1, self._costs)
 
-    def _pack_longer(self, longer: list[tuple[LlamaRequest, Slot]]) -> list[Part]:
+    def _pack_longer(self, longer: list[tuple[LlamaRequest, Slot]]) -> list[BatchSpan]:
         room = self._room([request for request, _ in longer])
-        parts: list[Part] = []
+        parts: list[BatchSpan] = []
         # Tokens that a constraint forced belong to an answer that is being written.
         for _, slot in sorted(longer, key=lambda pair: (not pair[0].count, pair[0].urgency)):
             if count := min(room, len(slot.pending)):
@@ -344,7 +346,7 @@ class Worker:
         is_writing = any(slot.request and len(slot.pending) == 1 for slot in self._slots)
         return PREFILL_BESIDE if is_writing else PREFILL_ALONE
 
-    def _part(self, slot: Slot, count: int) -> Part:
+    def _part(self, slot: Slot, count: int) -> BatchSpan:
         assert slot.request, "only a slot with a request computes"
         slot.used = self._step
         row = self._batch.add(
@@ -353,9 +355,9 @@ class Worker:
             position=len(slot.tokens),
             want_last=count == len(slot.pending),
         )
-        return Part(slot, slot.request, count, row)
+        return BatchSpan(slot, slot.request, count, row)
 
-    def _part_with(self, slot: Slot, draft: list[int]) -> Part:
+    def _part_with(self, slot: Slot, draft: list[int]) -> BatchSpan:
         """Pack all that is pending and `draft` behind it, whose logits are wanted token by token."""
         part = self._part(slot, len(slot.pending))._replace(draft=draft)
         for position, token in enumerate(draft, start=len(slot.tokens) + part.width):
@@ -363,7 +365,7 @@ class Worker:
         self._prefilling = (part.request,)
         return part
 
-    def _recover(self, status: int, parts: list[Part]) -> None:
+    def _recover(self, status: int, parts: list[BatchSpan]) -> None:
         """After a decode that remembered nothing: retry where that can help, else end the answer that cannot go on."""
         for part in parts:
             self._context.cut(part.slot.sequence, len(part.slot.tokens))
@@ -382,7 +384,7 @@ class Worker:
             self._clear(slot)
         return bool(idle)
 
-    def _advance(self, part: Part) -> None:
+    def _advance(self, part: BatchSpan) -> None:
         slot = part.slot
         slot.tokens += slot.pending[: part.width]
         slot.pending = slot.pending[part.width :]
@@ -396,7 +398,7 @@ class Worker:
         if part.draft:
             self._context.cut(slot.sequence, len(slot.tokens))
 
-    def _choose_on(self, part: Part) -> bool:
+    def _choose_on(self, part: BatchSpan) -> bool:
         """Have the answer go on while it says what was drafted; False when it has ended."""
         slot, request, row, draft = part.slot, part.request, part.row, part.draft
         timings = request.answer.timings

@@ -38,7 +38,7 @@ class NoRoomError(EngineError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryPlan:
     """Megabytes (1e6 bytes), named as `Engine.memory_mb` names them; `loading` is on top of it while weights load."""
 
     weights: float
@@ -59,7 +59,7 @@ def plan(
     batch: int,
     isa: Collection[str] = (),
     layout: Layout = DEFAULT_LAYOUT,
-) -> Plan:
+) -> MemoryPlan:
     """Foresee what the weights of `header` take with `parallel` answers of `context` tokens, `batch` tokens a step.
 
     `isa` is what the CPU has; a GPU lays nothing out anew.
@@ -67,7 +67,7 @@ def plan(
     isa = () if layout.gpu else isa
     cells = -(-context * parallel // CELL_STEP) * CELL_STEP
     doubled = _doubled(header, isa)
-    return Plan(
+    return MemoryPlan(
         weights=(sum(tensor.size for tensor in header.tensors.values()) + doubled) / MB,
         kv=cells * kv_bytes(header, layout.key_type, layout.value_type) / MB,
         compute=_compute_bytes(
@@ -92,7 +92,7 @@ def ensure_fits(
     layout: Layout = DEFAULT_LAYOUT,
     gpu_free_mb: int | None = None,
     root: Path = LIVE,
-) -> Plan | None:
+) -> MemoryPlan | None:
     """Return the plan for the weights at `path`, None where the machine does not say what memory it has.
 
     `gpu_free_mb` is what the layout's GPU has left. Raises NoRoomError with what is needed, what there is and what
@@ -104,7 +104,7 @@ def ensure_fits(
     isa = read_facts(root).isa
     context = min(context, _number(header, "context_length") or context)
 
-    def planned(context: int, parallel: int) -> Plan:
+    def planned(context: int, parallel: int) -> MemoryPlan:
         return plan(header, context=context, parallel=parallel, batch=batch, isa=isa, layout=layout)
 
     def fits(context: int, parallel: int) -> bool:

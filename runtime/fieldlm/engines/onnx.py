@@ -17,13 +17,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from fieldlm.core.errors import EngineError, InputError, MissingPartError
-from fieldlm.engines import DEFAULT_TERMS, Outcome, Sampling, Terms
+from fieldlm.core.errors import EngineError, InputError, MissingDependencyError
+from fieldlm.engines import DEFAULT_TERMS, Outcome, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
-from fieldlm.engines.hf_tokenizer import Vocabulary, first_line
+from fieldlm.engines.hf_tokenizer import HfTokenizer, first_line
 from fieldlm.engines.memory_plan import ensure_caches_fit
 from fieldlm.engines.request import Request, Words, check_terms
-from fieldlm.engines.request_queue import Alarm, Line
+from fieldlm.engines.request_queue import DeadlineTimer, RequestQueue
 from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
@@ -50,7 +50,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     stop_tokens: tuple[int, ...]
 
 
-class Cache:
+class KvCache:
     """The keys and values of one answer, bound to the session so that a step copies no more than it must."""
 
     def __init__(self, session: ort.InferenceSession, graph: Graph, capacity: int) -> None:
@@ -119,7 +119,7 @@ def _present(past: str) -> str:
 class _OnnxRequest(Request):
     """A request, and its cache while it has a place."""
 
-    cache: Cache | None = None
+    cache: KvCache | None = None
 
     def end(self, outcome: Outcome, error: str | None = None) -> None:
         """Let go of the cache first: who has read the last chunk finds its memory free."""
@@ -140,7 +140,7 @@ class OnnxEngine:
         parallel: int,
         providers: Sequence[str] = ON_CPU,
     ) -> None:
-        self._vocabulary = Vocabulary(tokenizer)
+        self._vocabulary = HfTokenizer(tokenizer)
         self._session = session_of(model, threads, providers)
         self._graph = _read_graph(self._session, model)
         self.context = min(context or self._graph.context, self._graph.context)
@@ -151,11 +151,11 @@ class OnnxEngine:
         token_bytes = _token_bytes(self._session)
         ensure_caches_fit(model.name, token_bytes=token_bytes, context=self.context, parallel=self._parallel)
         self._changed = threading.Condition()
-        self._waiting: Line[_OnnxRequest] = Line()
+        self._waiting: RequestQueue[_OnnxRequest] = RequestQueue()
         self._running: tuple[_OnnxRequest, ...] = ()
         self._computing: tuple[_OnnxRequest, RunOptions] | None = None
         self._is_closed = False
-        self._alarm = Alarm(self._look)
+        self._alarm = DeadlineTimer(self._look)
         self._worker = threading.Thread(target=self._work, name="onnx-engine", daemon=True)
         self._worker.start()
 
@@ -180,7 +180,7 @@ class OnnxEngine:
         return self._vocabulary.pieces()
 
     def start(
-        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Schedule = DEFAULT_TERMS
     ) -> RunningAnswer:
         """See `Engine.start`."""
         if adapter is not None:
@@ -228,7 +228,7 @@ class OnnxEngine:
         """End who waits in vain, and interrupt what is computed in vain. From any thread."""
         self._waiting.sweep()
         computing = self._computing
-        if computing is not None and (self._is_closed or computing[0].fate()):
+        if computing is not None and (self._is_closed or computing[0].terminal_outcome()):
             computing[1].terminate = True
         with self._changed:
             self._changed.notify_all()
@@ -281,7 +281,7 @@ class OnnxEngine:
         options = ort.RunOptions()
         self._computing = (request, options)
         try:
-            if fate := request.fate():
+            if fate := request.terminal_outcome():
                 self._end(request, fate)
                 return
             logits = self._compute(request, options)
@@ -299,7 +299,7 @@ class OnnxEngine:
         """Return the logits behind the last token of `request`, None while there is more to compute."""
         cache = request.cache
         if cache is None:
-            cache = request.cache = Cache(self._session, self._graph, request.capacity)
+            cache = request.cache = KvCache(self._session, self._graph, request.capacity)
         if request.terms.alone:
             request.resume()
         logits = cache.run(request.tokens[cache.length : cache.length + PROMPT_PIECE], options)
@@ -358,13 +358,13 @@ def _check_promise(profile: Profile | None) -> None:
         return
     for accelerator in profile.accelerators:
         if accelerator.used:
-            raise MissingPartError(
+            raise MissingDependencyError(
                 f"the profile promises {accelerator.name} ({accelerator.kind}), and ONNX bundles are computed on the "
                 "CPU; compile for the llama engine, or for a profile without it"
             )
     # onnxruntime only warns of a provider that is not there, and computes on another.
     if missing := [name for name in profile.onnx.providers if name not in ort.get_available_providers()]:
-        raise MissingPartError(
+        raise MissingDependencyError(
             f"the profile promises {', '.join(missing)}, and this onnxruntime has "
             f"{', '.join(ort.get_available_providers())}; install one with it, or take it out of onnx.providers"
         )

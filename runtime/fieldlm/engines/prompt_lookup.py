@@ -1,4 +1,6 @@
-"""What an answer may say next: what followed when its last words stood in the prompt, in a prediction, or in itself.
+"""Speculative decoding by n-gram (prompt) lookup, without a draft model.
+
+What may come next is what followed when the last words stood in the prompt, in a prediction, or in the answer itself.
 
 An extract, an edited text, a call that repeats its order: much of such an answer has been written before. Computing
 several tokens at once costs less than one after the other, so those that are likely to follow are computed beside the
@@ -46,7 +48,7 @@ class Costs:
 
 
 class Lookup:
-    """The drafts for one answer to `prompt`; `prediction` is what its author expects it to say, if anything."""
+    """Prompt lookup: the drafts for one answer to `prompt`; `prediction` is what its author expects it to be, if given."""
 
     def __init__(self, prompt: Sequence[int], prediction: Sequence[int] = ()) -> None:
         self._text: list[int] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fieldlm.core.errors import FieldlmError, InputError
-from fieldlm.engines import Chunk, Guide, Outcome, Sampling, Terms
+from fieldlm.engines import Chunk, Guide, Outcome, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
 from fieldlm.engines.sampling import Floats, Pick, Sampler
 from fieldlm.engines.stop_text import TextStream
@@ -44,7 +44,7 @@ class Request:
         answer: RunningAnswer,
         prompt: Sequence[int],
         sampling: Sampling,
-        terms: Terms,
+        terms: Schedule,
         *,
         words: Words,
         context: int,
@@ -82,7 +82,7 @@ class Request:
         """The most tokens that prompt and answer can have."""
         return self.answer.timings.prompt_tokens + self._limit
 
-    def fate(self) -> Outcome | None:
+    def terminal_outcome(self) -> Outcome | None:
         """Return how the answer has to end now, wherever it is; None while it may go on."""
         if self.answer.cancelled:
             return "cancelled"
@@ -98,7 +98,7 @@ class Request:
         self.end("preempted" if self.is_parked and not self.answer.cancelled else "cancelled")
 
     def prepare(self) -> bool:
-        """Add what the constraint has begin the answer, so that it is computed with the prompt; False if that fails."""
+        """Append the tokens that the constraint forces first; False when the constraint fails."""
         if self._constraint is None or self._guide is not None:
             return True
         try:
@@ -240,7 +240,7 @@ class Request:
         self._phase, self._since_s = phase, now_s
 
 
-def check_terms(terms: Terms) -> None:
+def check_terms(terms: Schedule) -> None:
     """Raise InputError for terms that mean nothing."""
     if terms.priority not in CLASSES:
         raise InputError(f"priority is {terms.priority!r}, want one of {', '.join(CLASSES)}")

@@ -1,4 +1,4 @@
-"""Who waits for a sequence, the most urgent first, and the clock that looks after those with a limit.
+"""The request queue, earliest deadline first within a class, and the timer that ends those whose time is over.
 
 Both are needed by every engine and by more than one thread: an engine that computes a long prompt cannot look up when
 the time of another answer has come.
@@ -19,8 +19,11 @@ from fieldlm.engines.request import Request
 Waiting = TypeVar("Waiting", bound=Request)
 
 
-class Line(Generic[Waiting]):
-    """Requests that wait. Who takes one out of it owns it: it ends or it runs, never both. Safe from any thread."""
+class RequestQueue(Generic[Waiting]):
+    """Requests that wait, the earliest deadline first within a class. Safe from any thread.
+
+    Who takes one out of it owns it: it ends or it runs, never both.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,7 +52,7 @@ class Line(Generic[Waiting]):
     def sweep(self) -> None:
         """End those whose reader or time is gone."""
         for request in self if self._requests else ():
-            fate = request.fate()
+            fate = request.terminal_outcome()
             if fate and self.take(request):
                 request.end(fate)
 
@@ -64,7 +67,7 @@ class Line(Generic[Waiting]):
                 request.close()
 
 
-class Alarm:
+class DeadlineTimer:
     """Calls `ring` from a thread of its own at the times that were set. The thread starts with the first of them."""
 
     def __init__(self, ring: Callable[[], None]) -> None:

@@ -41,7 +41,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sha256: str
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was compiled: `name` for people and clients, `source` as it was named, its licence and its shape."""
 
     name: str
@@ -73,7 +73,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str] = {}
 
 
-class Cache(msgspec.Struct, frozen=True, kw_only=True):
+class CacheTypes(msgspec.Struct, frozen=True, kw_only=True):
     """The types of keys and values in an engine's cache, by their names in ggml, such as f16 and q8_0."""
 
     keys: str
@@ -85,12 +85,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     format: str
     engine: Engine
-    model: Model
+    model: ModelInfo
     profile: str
     profile_sha256: str
     recipe: Recipe
     files: tuple[File, ...]
-    cache: Cache | None = None  # what the weights were judged with, where the profile left it open
+    cache: CacheTypes | None = None  # what the weights were judged with, where the profile left it open
     gates: tuple[Gate, ...] = ()
     toolchain: dict[str, str] = {}
     system_prompt: str | None = None

@@ -50,7 +50,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     signature: Signature
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
     """How it came out: `reason` is a word for programs when it is not `ok`, `data` a document when it is."""
 
     id: str

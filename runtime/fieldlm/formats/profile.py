@@ -37,7 +37,7 @@ Isa = Literal[
 PowerSensor = Literal["none", "rpi_pmic", "ina3221", "rapl", "nvml", "ioreport"]
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who says a number, and what kind of saying it is."""
 
     kind: Kind
@@ -206,7 +206,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     expect: Expect = Expect()
     match: Match = Match()
     references: tuple[Reference, ...] = ()
-    sources: dict[str, Source] = {}
+    sources: dict[str, Provenance] = {}
 
     @property
     def bandwidth_gb_s(self) -> float | None:
@@ -234,7 +234,7 @@ def load_profile(name_or_path: str) -> Profile:
     """
     path = _path(name_or_path)
     table = _read(path, seen=())
-    sources: dict[str, Source] = {}
+    sources: dict[str, Provenance] = {}
     try:
         plain = _take_sources(table, "", sources)
         profile = msgspec.convert({**plain, "sources": sources}, Profile)
@@ -298,7 +298,7 @@ def _is_section(value: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict) and "value" not in value
 
 
-def _take_sources(table: dict[str, Any], prefix: str, sources: dict[str, Source]) -> dict[str, Any]:
+def _take_sources(table: dict[str, Any], prefix: str, sources: dict[str, Provenance]) -> dict[str, Any]:
     """Replace every `{ value, kind, source }` by its value and note its source; `value = "unknown"` drops it."""
     plain: dict[str, Any] = {}
     for key, value in table.items():
@@ -309,7 +309,7 @@ def _take_sources(table: dict[str, Any], prefix: str, sources: dict[str, Source]
         elif value["value"] != "unknown":
             plain[key] = value["value"]
             said = {name: item for name, item in value.items() if name != "value"}
-            sources[f"{prefix}{key}"] = msgspec.convert(said, Source)
+            sources[f"{prefix}{key}"] = msgspec.convert(said, Provenance)
     return plain
 
 

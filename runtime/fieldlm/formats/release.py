@@ -34,7 +34,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PROFILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
-class Chunk(NamedTuple):
+class BlobChunk(NamedTuple):
     """A stretch of a file, and the SHA-256 of its bytes."""
 
     start: int
@@ -175,18 +175,18 @@ def describe_blob(path: Path, sizes: Iterable[int] | None = None) -> tuple[Blob,
     return blob, index
 
 
-def read_index(blob: Blob, index: bytes) -> Sequence[Chunk]:
+def read_index(blob: Blob, index: bytes) -> Sequence[BlobChunk]:
     """Return the chunks of `blob` in order; raises BundleError when `index` does not add up to it."""
     if not blob.index:
-        return (Chunk(0, blob.size, bytes.fromhex(blob.sha256)),)
+        return (BlobChunk(0, blob.size, bytes.fromhex(blob.sha256)),)
     if sha256_bytes(index) != blob.index or len(index) != blob.chunks * ENTRY_BYTES:
         raise BundleError(f"the index of blob {blob.sha256} is damaged; publish the bundle again")
-    chunks, start = list[Chunk](), 0
+    chunks, start = list[BlobChunk](), 0
     for at in range(0, len(index), ENTRY_BYTES):
         size = int.from_bytes(index[at : at + 4], "little")
         if not 1 <= size <= MAX_CHUNK_BYTES:
             raise BundleError(f"the index of blob {blob.sha256} has a chunk of {size} bytes; publish the bundle again")
-        chunks.append(Chunk(start, size, index[at + 4 : at + ENTRY_BYTES]))
+        chunks.append(BlobChunk(start, size, index[at + 4 : at + ENTRY_BYTES]))
         start += size
     if start != blob.size:
         raise BundleError(f"the index of blob {blob.sha256} covers {start} of {blob.size} bytes; publish it again")

@@ -69,7 +69,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
 Message = TypeVar("Message", Hello, Ack)
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class TopicSource(msgspec.Struct, frozen=True, kw_only=True):
     """What the topic of an upward message says: who sent it, and which part ("t/gen", "hello", "state") it is."""
 
     fleet: str
@@ -150,7 +150,7 @@ def collector_filters(fleet: str, shards: range) -> list[str]:
     return [f"{ROOT}/{check_name(fleet, 'fleet')}/{number}/+/{part}" for number in owned for part in parts]
 
 
-def parse_up(topic: str) -> Source:
+def parse_up(topic: str) -> TopicSource:
     """Read an upward topic; raises WireError when it is none or names a shard that is not its device's."""
     pieces = topic.split("/", 5)
     if len(pieces) != 6 or "/".join(pieces[:2]) != ROOT:
@@ -160,7 +160,7 @@ def parse_up(topic: str) -> Source:
         raise WireError(f"not a device's topic: {topic[:120]!r}")
     if number != str(shard(device)):
         raise WireError(f"{device} belongs to shard {shard(device)}, its message came on shard {number[:8]!r}")
-    return Source(fleet=fleet, device=device, part=part)
+    return TopicSource(fleet=fleet, device=device, part=part)
 
 
 def parse_hello(message: bytes) -> Hello:

@@ -27,7 +27,7 @@ Confidence = Literal["high", "medium", "low"]
 COMPATIBLE, MODEL, SOC, GPU, CHASSIS, ISA, MEMORY = 8, 6, 3, 3, 2, 1, 1
 
 
-class Match(msgspec.Struct, frozen=True, kw_only=True):
+class ProfileMatch(msgspec.Struct, frozen=True, kw_only=True):
     """How well one profile fits. `ruled_out` says what forbids it; empty when nothing does."""
 
     profile: str
@@ -42,8 +42,8 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
 
     best: Profile
     confidence: Confidence
-    matches: tuple[Match, ...]
-    ruled_out: tuple[Match, ...]
+    matches: tuple[ProfileMatch, ...]
+    ruled_out: tuple[ProfileMatch, ...]
     facts: dict[str, Any]
 
 
@@ -70,11 +70,11 @@ def detect(root: Path = LIVE) -> Detection:
     )
 
 
-def score(facts: Facts, profile: Profile) -> Match:
+def score(facts: Facts, profile: Profile) -> ProfileMatch:
     """Compare one machine with one profile. Touches no file."""
     rules = profile.match
     points = [*_board_points(facts, rules), *_kind_points(facts, rules)]
-    return Match(
+    return ProfileMatch(
         profile=profile.id,
         score=sum(weight for weight, _ in points),
         confidence=_confidence(profile, {weight for weight, _ in _board_points(facts, rules)}),

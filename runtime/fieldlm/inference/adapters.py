@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fieldlm.core.errors import ConflictError, FieldlmError, InputError, NotFoundError
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.inference.generations import Live, Serving
+from fieldlm.inference.generations import Generations, Serving
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 MOST = 64
@@ -28,7 +28,7 @@ class Chosen(Serving):
 class Shelf:
     """The adapters that requests may choose. Safe from any thread."""
 
-    def __init__(self, live: Live, folder: Path) -> None:
+    def __init__(self, live: Generations, folder: Path) -> None:
         self._live = live
         self._folder = folder
         self._lock = threading.Lock()

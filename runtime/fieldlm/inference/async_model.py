@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from fieldlm.engines import DEFAULT_TERMS, Chunk, Generation, Sampling, Terms
+from fieldlm.engines import DEFAULT_TERMS, Chunk, RunningAnswer, Sampling, Schedule
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.chat_template import Message
 from fieldlm.inference.model import Answer, Model, answer_of
@@ -44,14 +44,14 @@ class AsyncModel:
         await asyncio.to_thread(self.model.close)
 
     async def chat(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
     ) -> Answer:
         """See `Model.chat`."""
         generation = self.model.start(messages, sampling, terms)
         return answer_of(self.model.bundle, generation, [chunk async for chunk in _chunks(generation)])
 
     async def stream(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
     ) -> AsyncGenerator[Chunk]:
         """See `Model.stream`. Who leaves the loop early closes the generator (`contextlib.aclosing`)."""
         async for chunk in _chunks(self.model.start(messages, sampling, terms)):
@@ -63,7 +63,7 @@ class AsyncModel:
         kind: type[T],
         messages: Sequence[Message] | str,
         sampling: Sampling | None = None,
-        terms: Terms = DEFAULT_TERMS,
+        terms: Schedule = DEFAULT_TERMS,
         *,
         on_miss: T | None = None,
     ) -> T: ...
@@ -73,7 +73,7 @@ class AsyncModel:
         kind: Mapping[str, Any],
         messages: Sequence[Message] | str,
         sampling: Sampling | None = None,
-        terms: Terms = DEFAULT_TERMS,
+        terms: Schedule = DEFAULT_TERMS,
         *,
         on_miss: Any = None,
     ) -> Any: ...
@@ -82,7 +82,7 @@ class AsyncModel:
         kind: Any,
         messages: Sequence[Message] | str,
         sampling: Sampling | None = None,
-        terms: Terms = DEFAULT_TERMS,
+        terms: Schedule = DEFAULT_TERMS,
         *,
         on_miss: Any = None,
     ) -> Any:
@@ -97,7 +97,7 @@ class AsyncModel:
             return on_miss
 
 
-async def _chunks(generation: Generation) -> AsyncGenerator[Chunk]:
+async def _chunks(generation: RunningAnswer) -> AsyncGenerator[Chunk]:
     """Yield the chunks of `generation`; cancel it when nobody wants them any more."""
     loop = asyncio.get_running_loop()
     come: asyncio.Queue[Chunk] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""Is the engine alive? It is while nothing is asked of it, and while what it was asked for makes progress.
+"""The engine watchdog: an engine is alive while nothing is asked of it, and while what it was asked for makes progress.
 
 One that hangs in its library is replaced within the process, long before anybody would restart that.
 """
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from fieldlm.core.errors import FieldlmError
-from fieldlm.engines import Chunk, Engine, Generation, Revives
+from fieldlm.engines import Chunk, Engine, RunningAnswer, SupportsRestart
 
 STUCK_S = 600.0
 """How long running answers may produce nothing at all: the longest prompt on the slowest board is read in less."""
@@ -20,7 +20,7 @@ STUCK_S = 600.0
 LOOK_S = 1.0
 
 
-class Rescue:
+class EngineWatchdog:
     """Replaces an engine that hangs, from a thread of its own; what it cannot replace is left to systemd's watchdog."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Rescue:
         given_up: Engine | None = None
         while not self._is_over.wait(self._look_s):
             engine = self._engine()
-            if engine is given_up or not isinstance(engine, Revives) or not engine.is_wedged:
+            if engine is given_up or not isinstance(engine, SupportsRestart) or not engine.is_wedged:
                 continue
             try:
                 engine.revive()
@@ -54,7 +54,7 @@ class Rescue:
                 self._on_event(f"the engine hangs and cannot be replaced: {error}")
 
 
-class Pulse:
+class ProgressMonitor:
     """Sees every chunk of the answers it is shown. Safe from any thread."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
@@ -63,7 +63,7 @@ class Pulse:
         self._running = weakref.WeakSet[_Watched]()
         self._last_s = now_s()
 
-    def watch(self, generation: Generation) -> Generation:
+    def watch(self, generation: RunningAnswer) -> RunningAnswer:
         """Return `generation`, of which every sign of life is noted; it counts as running until it has ended."""
         if not len(self._running):
             self._last_s = self._now_s()
@@ -78,9 +78,11 @@ class Pulse:
 
 
 class _Watched:
-    """A `Generation` that tells of its chunks."""
+    """A `RunningAnswer` that tells of its chunks."""
 
-    def __init__(self, generation: Generation, note: Callable[[], None], running: "weakref.WeakSet[_Watched]") -> None:
+    def __init__(
+        self, generation: RunningAnswer, note: Callable[[], None], running: "weakref.WeakSet[_Watched]"
+    ) -> None:
         self.timings = generation.timings
         self._generation = generation
         self._note = note

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fieldlm.core.errors import EngineError, LinkError
-from fieldlm.engines import DEFAULT_TERMS, Engine, Generation, Sampling, Terms, open_engine
+from fieldlm.core.errors import EngineError, UnavailableError
+from fieldlm.engines import DEFAULT_TERMS, Engine, RunningAnswer, Sampling, Schedule, open_engine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import render
@@ -32,7 +32,7 @@ class Serving:
     adapter: str | None
 
 
-class Live:
+class Generations:
     """The generation that answers, those that still finish, and one that may be loaded beside. Safe from any thread."""
 
     def __init__(
@@ -122,7 +122,7 @@ class Live:
             release = self._retire_if_unused(serving)
         release()
 
-    def clear(self, *, within_s: float = DRAIN_S) -> None:
+    def evict(self, *, within_s: float = DRAIN_S) -> None:
         """Free what runs, to make room for another: requests that come wait until `switch`, or `wake`.
 
         Raises LinkError when the running answers do not end in time; the generation answers on then.
@@ -130,12 +130,12 @@ class Live:
         self._is_held = True
         try:
             self._drain(within_s)
-        except LinkError:
+        except UnavailableError:
             self._is_held = False
             raise
         self._rest()
 
-    def wake(self) -> None:
+    def restore(self) -> None:
         """Let the generation answer again that `clear` freed."""
         self.switch(self.load(self.current.bundle))
 
@@ -143,7 +143,7 @@ class Live:
         end_s = time.monotonic() + within_s
         while self._busy():
             if time.monotonic() > end_s:
-                raise LinkError(f"answers still run after {within_s:.0f} s; the update is tried again later")
+                raise UnavailableError(f"answers still run after {within_s:.0f} s; the update is tried again later")
             time.sleep(LOOK_S)
 
     def _busy(self) -> bool:
@@ -153,7 +153,7 @@ class Live:
     def _rest(self) -> None:
         """Free everything; what stands in its place knows its name and nothing else."""
         current = self.current
-        asleep = Serving(bundle=current.bundle, engine=_Asleep(current.engine), adapter=current.adapter)
+        asleep = Serving(bundle=current.bundle, engine=_Evicted(current.engine), adapter=current.adapter)
         with self._lock:
             self._loaded.append(asleep)
             self._current = asleep
@@ -191,7 +191,7 @@ class Live:
     def _hold_base(self, bundle: Bundle) -> Serving:
         """Return `bundle`'s base without its adapter, on an engine that has it already or on a new one."""
         with self._lock:
-            awake = (each for each in self._loaded if not isinstance(each.engine, _Asleep))
+            awake = (each for each in self._loaded if not isinstance(each.engine, _Evicted))
             engine = next((s.engine for s in awake if _same_base(s.bundle, bundle)), None)
             if engine is not None:
                 return self._hold(bundle, engine)
@@ -230,7 +230,7 @@ class Live:
         return (lambda: serving.engine.drop_adapter(name)) if name else _nothing
 
 
-class _Asleep:
+class _Evicted:
     """Stands for an engine that was freed until another takes its place."""
 
     def __init__(self, engine: Engine) -> None:
@@ -247,8 +247,8 @@ class _Asleep:
         raise self._error()
 
     def start(
-        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Terms = DEFAULT_TERMS
-    ) -> Generation:
+        self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Schedule = DEFAULT_TERMS
+    ) -> RunningAnswer:
         raise self._error()
 
     def load_adapter(self, name: str, path: Path) -> None:

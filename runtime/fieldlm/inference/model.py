@@ -14,10 +14,10 @@ from fieldlm.engines import (
     DEFAULT_TERMS,
     Chunk,
     Engine,
-    Generation,
     Outcome,
+    RunningAnswer,
     Sampling,
-    Terms,
+    Schedule,
     Timings,
     open_engine,
 )
@@ -93,14 +93,14 @@ class Model:
         self.engine.close()
 
     def chat(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
     ) -> Answer:
         """Return the answer to `messages`, or to one message of the user. Raises EngineError when there is none."""
         generation = self.start(messages, sampling, terms)
         return answer_of(self.bundle, generation, list(generation))
 
     def stream(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
     ) -> Generator[Chunk]:
         """Yield the answer as it comes. Leaving the loop early cancels it."""
         generation = self.start(messages, sampling, terms)
@@ -115,7 +115,7 @@ class Model:
         kind: type[T],
         messages: Sequence[Message] | str,
         sampling: Sampling | None = None,
-        terms: Terms = DEFAULT_TERMS,
+        terms: Schedule = DEFAULT_TERMS,
         *,
         on_miss: T | None = None,
     ) -> T: ...
@@ -125,7 +125,7 @@ class Model:
         kind: Mapping[str, Any],
         messages: Sequence[Message] | str,
         sampling: Sampling | None = None,
-        terms: Terms = DEFAULT_TERMS,
+        terms: Schedule = DEFAULT_TERMS,
         *,
         on_miss: Any = None,
     ) -> Any: ...
@@ -134,7 +134,7 @@ class Model:
         kind: Any,
         messages: Sequence[Message] | str,
         sampling: Sampling | None = None,
-        terms: Terms = DEFAULT_TERMS,
+        terms: Schedule = DEFAULT_TERMS,
         *,
         on_miss: Any = None,
     ) -> Any:
@@ -153,15 +153,15 @@ class Model:
             return on_miss
 
     def start(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Terms = DEFAULT_TERMS
-    ) -> Generation:
+        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
+    ) -> RunningAnswer:
         """Queue an answer; who asked reads it, once."""
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         prompt = self.engine.tokenize(render(self.bundle, asked))
         return self.engine.start(prompt, sampling or Sampling(), adapter=self.adapter, terms=terms)
 
 
-def answer_of(bundle: Bundle, generation: Generation, chunks: Sequence[Chunk]) -> Answer:
+def answer_of(bundle: Bundle, generation: RunningAnswer, chunks: Sequence[Chunk]) -> Answer:
     """Return the answer that `chunks` add up to; raises EngineError when it has failed."""
     last = chunks[-1]
     if last.outcome is None or last.outcome == "error":

@@ -7,20 +7,20 @@ near tie. So a bundle's probes end before the first token that was not chosen cl
 
 from typing import Protocol
 
-from fieldlm.core.deadline import within
 from fieldlm.core.errors import EngineError
-from fieldlm.engines import DEFAULT_TERMS, Engine, Sampling, Terms
+from fieldlm.core.timing import within
+from fieldlm.engines import DEFAULT_TERMS, Engine, Sampling, Schedule
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.probe import Probe, load_probes
 
 ANSWER_S = 120.0  # a Pi Zero needs a minute for 32 tokens; what takes longer hangs
 # People come first, unless there are so many that it would never be its turn.
-BEHIND = Terms(priority="batch", deadline_s=30.0)
+BEHIND = Schedule(priority="batch", deadline_s=30.0)
 # For a model that is hardly sure of anything: even its first token may then be a near tie.
 TRIES = 4
 
 
-class Serving(Protocol):
+class LoadedModel(Protocol):
     """A loaded generation."""
 
     @property
@@ -31,7 +31,7 @@ class Serving(Protocol):
     def adapter(self) -> str | None: ...
 
 
-def score(serving: Serving) -> float:
+def score(serving: LoadedModel) -> float:
     """Return the share of the bundle's probes that are answered as expected; 1 when it has none and still answers.
 
     Raises EngineError when the generation does not answer at all, or not in time.
@@ -44,7 +44,7 @@ def score(serving: Serving) -> float:
     return sum(_passes(serving, probe) for probe in probes) / len(probes)
 
 
-def _passes(serving: Serving, probe: Probe) -> bool:
+def _passes(serving: LoadedModel, probe: Probe) -> bool:
     return any(agrees(answer(serving, probe), probe.expect) for _ in range(TRIES))
 
 
@@ -54,7 +54,7 @@ def agrees(found: str, expected: str) -> bool:
     return found.startswith(expected) if expected else not found.strip("\ufffd")
 
 
-def answer(serving: Serving, probe: Probe) -> str:
+def answer(serving: LoadedModel, probe: Probe) -> str:
     """Return the greedy answer to one probe."""
     from fieldlm.inference.chat_template import render
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.core.files import disk_errors, write_whole
-from fieldlm.engines import Remembers
+from fieldlm.engines import SupportsStateSnapshot
 from fieldlm.inference.chat_template import render
 from fieldlm.inference.generations import Serving
 
@@ -30,7 +30,7 @@ class Snapshots:
     def restore(self, serving: Serving) -> bool:
         """Give the engine what an earlier start has computed; False when there is nothing for exactly this engine."""
         engine = serving.engine
-        if not isinstance(engine, Remembers):
+        if not isinstance(engine, SupportsStateSnapshot):
             return False
         found = read(self._path(serving, engine))
         return found is not None and engine.remember(*found, adapter=serving.adapter)
@@ -38,7 +38,7 @@ class Snapshots:
     def save(self, serving: Serving) -> None:
         """Keep what the engine has computed of the system prompt; raises NoSpaceError when the disk is full."""
         engine = serving.engine
-        if not isinstance(engine, Remembers) or len(prefix := system_tokens(serving)) < LEAST_TOKENS:
+        if not isinstance(engine, SupportsStateSnapshot) or len(prefix := system_tokens(serving)) < LEAST_TOKENS:
             return
         found = engine.remembered(prefix, adapter=serving.adapter)
         if found is not None:
@@ -48,10 +48,10 @@ class Snapshots:
 
     def forget(self, serving: Serving) -> None:
         """Drop the snapshot: the engine does not answer with it."""
-        if isinstance(serving.engine, Remembers):
+        if isinstance(serving.engine, SupportsStateSnapshot):
             self._path(serving, serving.engine).unlink(missing_ok=True)
 
-    def _path(self, serving: Serving, engine: Remembers) -> Path:
+    def _path(self, serving: Serving, engine: SupportsStateSnapshot) -> Path:
         manifest = serving.bundle.manifest
         files = sorted((file.role, file.sha256) for file in manifest.files if file.role in ROLES)
         key = msgspec.json.encode([files, manifest.system_prompt, engine.build])

@@ -1,18 +1,18 @@
-"""The first answer of a generation: before it is there, a device is not ready."""
+"""Warm-up: the first answer of a generation. Before it is there, a device is not ready."""
 
 import threading
 from collections.abc import Callable
 
 from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError
-from fieldlm.inference.generations import Live, canary
+from fieldlm.inference.generations import Generations, canary
 from fieldlm.inference.prompt_snapshots import Snapshots
 
-Ready = Callable[[], str | None]
+UnreadyReason = Callable[[], str | None]
 """Says why the server cannot answer yet, or None."""
 
 
-def warm(live: Live, snapshots: Snapshots | None = None) -> Ready:
+def warm(live: Generations, snapshots: Snapshots | None = None) -> UnreadyReason:
     """Ask `live` for one token in the background; the system prompt is in memory afterwards.
 
     With `snapshots` it comes from the disk where it can, and goes there for the next start where it has to be computed.

@@ -1,4 +1,4 @@
-"""Who may ask: API keys out of a file, and what a browser on this device may be made to send.
+"""Authentication: bearer API keys out of a file; without keys, checks of Origin and Host (CSRF, DNS rebinding).
 
 A server without keys still refuses what a foreign web page sends through a local browser: a request whose `Origin` is
 another site, and one whose `Host` is a public name (a page that had its own name resolve to this device).
@@ -59,8 +59,8 @@ class Keys:
         return sum(hmac.compare_digest(given, known) for known in self._digests) > 0
 
 
-class Gate:
-    """Lets in who may ask, and tells everybody else why not."""
+class AuthMiddleware:
+    """Middleware: bearer keys; without keys, Origin and Host checks (CSRF, DNS rebinding)."""
 
     def __init__(self, app: ASGIApp, *, keys: Keys | None, any_name: bool, on_status: Callable[[int], None]) -> None:
         self._app = app

@@ -18,7 +18,7 @@ from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolM
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import SystemTimeWarning
 
-from fieldlm.core.deadline import within
+from fieldlm.core.timing import within
 from fieldlm.hardware.clock import is_credible
 
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which Python has no name
@@ -28,7 +28,7 @@ class TricklingError(OSError):
     """Bytes come, but so slowly that waiting for them is no use."""
 
 
-class Patience:
+class MinimumRate:
     """How slowly bytes may come: at least so many in so many seconds of waiting for them."""
 
     def __init__(self, least_bytes: int, within_s: float) -> None:

@@ -21,7 +21,7 @@ from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceI
 
 from fieldlm.core import terminal
 from fieldlm.core.config import Config
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import sha256_bytes
 
 SERVICE = "_fieldlm._tcp.local."
@@ -31,7 +31,7 @@ FINGERPRINT = 16  # hex digits of the certificate's SHA-256
 LOOK_S, SETTLE_S = 5.0, 2.0  # between two looks at the addresses, and until new ones count: a cable bounces
 
 
-class Device(msgspec.Struct, frozen=True, kw_only=True):
+class AnnouncedDevice(msgspec.Struct, frozen=True, kw_only=True):
     """One announced device: `url` is where its API is, `fingerprint` how its certificate's SHA-256 begins, if any."""
 
     id: str
@@ -180,7 +180,7 @@ class Announcer:
         )
 
 
-def browse(timeout_s: float = 2.0, *, host: str = "") -> list[Device]:
+def browse(timeout_s: float = 2.0, *, host: str = "") -> list[AnnouncedDevice]:
     """Listen for `timeout_s` seconds and return who announced itself; `host` 127.0.0.1 looks on this machine only.
 
     Raises LinkError when there is no network to listen on.
@@ -193,7 +193,7 @@ def browse(timeout_s: float = 2.0, *, host: str = "") -> list[Device]:
             browser.cancel()
             devices = [device for name in sorted(heard.names) if (device := _device(zeroconf, name))]
     except QUIET as error:
-        raise LinkError(f"cannot listen for devices: {error or type(error).__name__}") from error
+        raise UnavailableError(f"cannot listen for devices: {error or type(error).__name__}") from error
     return devices
 
 
@@ -213,14 +213,14 @@ class _Heard(ServiceListener):
         self.names.discard(name)
 
 
-def _device(zeroconf: Zeroconf, name: str) -> Device | None:
+def _device(zeroconf: Zeroconf, name: str) -> AnnouncedDevice | None:
     info = zeroconf.get_service_info(SERVICE, name, timeout=1000)
     if info is None:
         return None
     text = {_text(key): _text(value or b"") for key, value in info.properties.items()}
     addresses = info.parsed_addresses(IPVersion.V4Only) or [f"[{each}]" for each in info.parsed_addresses()]
     scheme = "https" if text.get("tls") == "1" else "http"
-    return Device(
+    return AnnouncedDevice(
         id=text.get("id", ""),
         name=name.removesuffix(f".{SERVICE}"),
         url=f"{scheme}://{addresses[0] if addresses else info.server}:{info.port}{text.get('path', '/v1')}",

@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from fieldlm.core.errors import InputError, LinkError
+from fieldlm.core.errors import InputError, UnavailableError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 KEY = "FIELDLM_API_KEY"
@@ -71,18 +71,18 @@ def events(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]
                 if data:
                     event = json.loads(data)
                     if "error" in event:
-                        raise LinkError(_message(event))
+                        raise UnavailableError(_message(event))
                     yield event
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise LinkError(f"the answer of {url} broke off: {error}") from error
-    raise LinkError("the server hung up in the middle of its answer")
+            raise UnavailableError(f"the answer of {url} broke off: {error}") from error
+    raise UnavailableError("the server hung up in the middle of its answer")
 
 
 def _document(response: http.client.HTTPResponse, url: str) -> Any:
     try:
         return json.loads(response.read())
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise LinkError(f"what answers at {url} is not fieldlm: {error}") from error
+        raise UnavailableError(f"what answers at {url} is not fieldlm: {error}") from error
 
 
 def _send(
@@ -95,7 +95,7 @@ def _send(
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         return connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
-        raise LinkError(f"no server answers at {url}: {error}; start one with: fieldlm serve BUNDLE") from error
+        raise UnavailableError(f"no server answers at {url}: {error}; start one with: fieldlm serve BUNDLE") from error
 
 
 def _refused(status: int, document: Any) -> InputError:

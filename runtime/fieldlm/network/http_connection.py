@@ -26,7 +26,7 @@ MOST_HEAD = 64 << 10  # bytes of a request before its body; the parser itself ha
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ConnectionLimits:
     """What a client may hold, and for how long.
 
     connections: open at a time.   receive_s: from the first byte of a request to its last; a connection that sends
@@ -63,7 +63,7 @@ class Peers:
 class Connection(HttpToolsProtocol):
     """uvicorn's connection over httptools, bounded."""
 
-    def __init__(self, *args: Any, limits: Limits, peers: Peers, **more: Any) -> None:
+    def __init__(self, *args: Any, limits: ConnectionLimits, peers: Peers, **more: Any) -> None:
         super().__init__(*args, **more)
         self._limits = limits
         self._peers = peers

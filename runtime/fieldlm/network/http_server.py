@@ -14,7 +14,7 @@ from typing import Any, cast
 import uvicorn
 
 from fieldlm.core.errors import InputError
-from fieldlm.network.http_connection import Connection, Limits, Peers
+from fieldlm.network.http_connection import Connection, ConnectionLimits, Peers
 
 BACKLOG = 128
 GRACE_S = 5  # running answers get this long to finish when the server stops
@@ -52,7 +52,7 @@ class HttpServer:
         unix_socket: Path | None = None,
         tls: Tls | None = None,
         peers: Peers | None = None,
-        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 (frozen)
         heartbeat: Heartbeat | None = None,
     ) -> None:
         who = peers or Peers.own()
@@ -103,7 +103,9 @@ def listening(app: Any, *, port: int = 0, unix_socket: Path | None = None, **mor
         thread.join()
 
 
-def _settings(app: Any, tls: Tls | None, peers: Peers, limits: Limits, heartbeat: Heartbeat | None) -> uvicorn.Config:
+def _settings(
+    app: Any, tls: Tls | None, peers: Peers, limits: ConnectionLimits, heartbeat: Heartbeat | None
+) -> uvicorn.Config:
     connection = functools.partial(Connection, limits=limits, peers=peers)
     return uvicorn.Config(
         app,

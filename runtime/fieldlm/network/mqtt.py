@@ -14,7 +14,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from fieldlm.core.errors import LinkError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.formats import topics
 
 MAX_INFLIGHT = 16
@@ -38,7 +38,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
                 context.load_cert_chain(self.cert, self.key or None)
         except (OSError, ValueError) as error:
             names = ", ".join(filter(None, (self.ca, self.cert, self.key)))
-            raise LinkError(f"the certificates {names} cannot be used: {error}") from error
+            raise UnavailableError(f"the certificates {names} cannot be used: {error}") from error
         return context
 
 
@@ -104,11 +104,11 @@ class Link:
             self._client.connect(host, port, keepalive=KEEPALIVE_S, clean_start=False, properties=properties)
         except (OSError, ValueError) as error:
             self.close()
-            raise LinkError(f"the broker {self.address} is away: {error}") from error
+            raise UnavailableError(f"the broker {self.address} is away: {error}") from error
         self._client.loop_start()
         if not self._answer.wait(10) or self._refusal:
             self.close()
-            raise LinkError(f"the broker {self.address} refused: {self._refusal or 'no answer in 10 s'}")
+            raise UnavailableError(f"the broker {self.address} refused: {self._refusal or 'no answer in 10 s'}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -149,7 +149,7 @@ class Link:
             properties.ContentType = content_type
         done = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         if done.rc != mqtt.MQTT_ERR_SUCCESS:
-            raise LinkError(f"the broker {self.address} took no message: {mqtt.error_string(done.rc)}")
+            raise UnavailableError(f"the broker {self.address} took no message: {mqtt.error_string(done.rc)}")
         if wait_s:
             done.wait_for_publish(wait_s)
 

@@ -6,7 +6,7 @@ import msgspec
 
 from fieldlm.hardware.clock import Clock
 from fieldlm.telemetry.spool import Health
-from fieldlm.telemetry.sync import Status
+from fieldlm.telemetry.sync import SyncStatus
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +21,7 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-def troubles(spool: Health, sync: Status | None, clock: Clock) -> Iterator[Trouble]:
+def troubles(spool: Health, sync: SyncStatus | None, clock: Clock) -> Iterator[Trouble]:
     """Yield everything that is wrong now."""
     if spool.problem:
         yield Trouble(name=spool.problem, detail=f"{spool.detail}; {spool.waiting} records wait in memory")

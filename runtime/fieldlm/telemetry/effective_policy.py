@@ -14,7 +14,7 @@ from fieldlm.core.terminal import log
 from fieldlm.formats.policy import MODES, Mode, Policy, parse_policy
 
 
-class Terms:
+class EffectivePolicy:
     """The policy that counts on this device. Safe from any thread."""
 
     def __init__(self, ceiling: Mode, *, fleet: str, path: Path | None = None, signer: str = "") -> None:

@@ -8,7 +8,7 @@ from starlette.routing import Route
 from fieldlm.core.config import Config
 from fieldlm.network.json_api import ApiError, as_json, read_body
 from fieldlm.network.mqtt import Identity
-from fieldlm.telemetry.effective_policy import Terms
+from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.recorder import Recorder
 
 
@@ -16,10 +16,10 @@ class _Forget(msgspec.Struct, frozen=True):
     session: str
 
 
-def terms_of(config: Config) -> Terms:
+def terms_of(config: Config) -> EffectivePolicy:
     """Return what this device tells: the setting `telemetry` is the ceiling, the kept policy may lower it."""
     path = config.state / "policy.json"
-    return Terms(config.telemetry, fleet=config.fleet, path=path, signer=config.policy_signer)
+    return EffectivePolicy(config.telemetry, fleet=config.fleet, path=path, signer=config.policy_signer)
 
 
 def identity_of(config: Config) -> Identity:

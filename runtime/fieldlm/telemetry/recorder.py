@@ -29,12 +29,12 @@ from fieldlm.formats.response_ids import KEY_BYTES
 from fieldlm.hardware.board_id import boot_id
 from fieldlm.hardware.clock import Clock, is_set
 from fieldlm.telemetry import hard_examples
-from fieldlm.telemetry.effective_policy import Terms
+from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.quantile_sketch import Summary
 from fieldlm.telemetry.redaction import Patterns, redact, redact_messages
 from fieldlm.telemetry.redaction.names import names_in
 from fieldlm.telemetry.spool import Finish, Spool
-from fieldlm.telemetry.spool_database import RESPONSES, Answered
+from fieldlm.telemetry.spool_database import RESPONSES, AnsweredResponse
 
 TEXT_CHARS = 16_384
 """Longer texts lose their middle: both ends are kept."""
@@ -44,7 +44,7 @@ SUM_S = 300.0
 """How often the sums of what happened become a record."""
 
 
-class Timings(Protocol):
+class RecordedTimings(Protocol):
     """Where an answer's time went."""
 
     @property
@@ -55,7 +55,7 @@ class Timings(Protocol):
     def margin(self) -> float: ...
 
 
-class Exchange(Protocol):
+class RecordedExchange(Protocol):
     """One request and its answer, as the server saw it."""
 
     @property
@@ -71,7 +71,7 @@ class Exchange(Protocol):
     @property
     def outcome(self) -> str: ...
     @property
-    def timings(self) -> Timings: ...
+    def timings(self) -> RecordedTimings: ...
     @property
     def started_wall_s(self) -> float: ...
     @property
@@ -99,12 +99,12 @@ class Recorder:
     """
 
     def __init__(
-        self, spool: Spool, *, device: str, salt: bytes, mode: Mode = "metrics", terms: Terms | None = None
+        self, spool: Spool, *, device: str, salt: bytes, mode: Mode = "metrics", terms: EffectivePolicy | None = None
     ) -> None:
         """`mode` is the most that may be told; `terms` say it instead where a fleet's policy has a word."""
         self.spool = spool
         self.device = device
-        self.terms = terms or Terms(mode, fleet="")
+        self.terms = terms or EffectivePolicy(mode, fleet="")
         self.salt = salt
         self.clock = Clock()
         self._boot = boot_id()
@@ -113,13 +113,13 @@ class Recorder:
         self._summed_s = time.monotonic()
         self._lock = threading.Lock()
 
-    def exchange(self, exchange: Exchange) -> None:
+    def exchange(self, exchange: RecordedExchange) -> None:
         """Record one exchange; its text only with consent, in mode `redacted` or `full`."""
         mode = self.terms.mode
         consent = _label(exchange.consent)
         session = self._hash(exchange.session)
         margin = round(float(exchange.timings.margin), 2)
-        answered = Answered(generation=exchange.generation, session=session, consent=consent)
+        answered = AnsweredResponse(generation=exchange.generation, session=session, consent=consent)
         known = _Known(answered, margin)
         self._know(exchange.id, known)
         self._sum(exchange, margin)
@@ -243,7 +243,7 @@ class Recorder:
         place = int(hashlib.sha256(session.encode("utf-8", "replace")).hexdigest()[:8], 16) / (1 << 32)
         return place < self.terms.policy.sample
 
-    def _sum(self, exchange: Exchange, margin: float) -> None:
+    def _sum(self, exchange: RecordedExchange, margin: float) -> None:
         if self.terms.mode == "off":
             return
         numbers = {"ttft_ms": _ms(exchange.ttft_s)} if exchange.ttft_s is not None else {}
@@ -276,7 +276,7 @@ class Recorder:
 class _Known:
     """What feedback has to know of a response; `names` are there once the writer has read the text."""
 
-    answered: Answered
+    answered: AnsweredResponse
     margin: float | None = None
     names: frozenset[str] = frozenset()
 
@@ -285,7 +285,7 @@ class _Known:
 class _Text:
     """The text of one exchange, added to its record by the spool's writer."""
 
-    exchange: Exchange
+    exchange: RecordedExchange
     mode: Mode
     known: _Known
     patterns: Patterns
@@ -325,7 +325,7 @@ def id_key(salt: bytes) -> bytes:
     return hmac.new(salt, b"response ids", hashlib.sha256).digest()[:KEY_BYTES]
 
 
-def _names(exchange: Exchange) -> frozenset[str]:
+def _names(exchange: RecordedExchange) -> frozenset[str]:
     """Return the names that the customer's own words and the answer hold; a system prompt names nobody."""
     told = [text for m in exchange.messages if not _is_system(m) for text in _texts(m)]
     return names_in("\n".join([*told, exchange.answer]))

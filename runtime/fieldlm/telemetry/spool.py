@@ -28,7 +28,7 @@ from fieldlm.formats.record import CRITICAL, Record
 from fieldlm.hardware.board_id import fingerprint
 from fieldlm.telemetry.spool_database import (
     RESPONSES,
-    Answered,
+    AnsweredResponse,
     Connect,
     Database,
     Packed,
@@ -161,11 +161,11 @@ class Spool:
         with self._disk:
             return self._database.pending(stream, after, limit, max_bytes) if self._database else []
 
-    def bury(self, epoch: int, stream: str, seq: int, reason: str) -> None:
+    def dead_letter(self, epoch: int, stream: str, seq: int, reason: str) -> None:
         """Give up one record that the collector will not have; a drop record tells it."""
         with self._disk:
             if self._database and self._database.epoch == epoch:
-                self._database.bury(stream, seq, reason)
+                self._database.dead_letter(stream, seq, reason)
 
     def commit(self, epoch: int, stream: str, upto: int) -> int:
         """Delete what the collector has stored; returns how many. Another epoch's numbers mean nothing here."""
@@ -183,7 +183,7 @@ class Spool:
         with self._disk:
             return self._database.ends() if self._database else {}
 
-    def response(self, response: str) -> Answered | None:
+    def response(self, response: str) -> AnsweredResponse | None:
         """Return what is known of a response that was recorded here, also before a restart; waits for the disk."""
         with self._disk, contextlib.suppress(sqlite3.Error):
             return self._database.response(response) if self._database else None

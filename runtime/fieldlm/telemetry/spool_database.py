@@ -59,7 +59,7 @@ class StreamCount(msgspec.Struct, frozen=True, kw_only=True):
     held: int
 
 
-class Answered(msgspec.Struct, frozen=True, kw_only=True):
+class AnsweredResponse(msgspec.Struct, frozen=True, kw_only=True):
     """What feedback on a response needs to know about it."""
 
     generation: str
@@ -158,11 +158,11 @@ class Database:
         rows = self._db.execute("SELECT stream, last, committed FROM streams").fetchall()
         return {stream: (last, committed) for stream, last, committed in rows}
 
-    def response(self, response: str) -> Answered | None:
+    def response(self, response: str) -> AnsweredResponse | None:
         row = self._db.execute(
             "SELECT generation, session, consent FROM responses WHERE id = ?", (response,)
         ).fetchone()
-        return Answered(generation=row[0], session=row[1], consent=row[2]) if row else None
+        return AnsweredResponse(generation=row[0], session=row[1], consent=row[2]) if row else None
 
     def dropped(self) -> dict[str, int]:
         """Return how many records this spool has given up since it was made, by reason."""
@@ -211,7 +211,7 @@ class Database:
             # The log still has what was deleted until it is folded in and cut.
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def bury(self, stream: str, seq: int, reason: str) -> None:
+    def dead_letter(self, stream: str, seq: int, reason: str) -> None:
         """Give up one record, and tell it; nothing when it is gone already."""
         row = self._db.execute("SELECT device FROM records WHERE stream = ? AND seq = ?", (stream, seq)).fetchone()
         if row:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.core.errors import FieldlmError, LinkError
+from fieldlm.core.errors import FieldlmError, UnavailableError
 from fieldlm.core.terminal import log
 from fieldlm.formats import topics
 from fieldlm.formats.policy import Policy
@@ -25,9 +25,9 @@ from fieldlm.hardware.board_id import boot_id
 from fieldlm.network.mqtt import Closed, Identity, Inbox, Link, Received
 from fieldlm.telemetry.backoff import Backoff
 from fieldlm.telemetry.data_budget import Budget
-from fieldlm.telemetry.effective_policy import Terms
+from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.spool import Spool
-from fieldlm.telemetry.sync_session import MESSAGE_BYTES, WINDOW, Conversation, Timing, Totals
+from fieldlm.telemetry.sync_session import MESSAGE_BYTES, WINDOW, Conversation, SyncTotals, Timing
 
 SESSION_EXPIRY_S = 7 * 86_400
 """How long the broker keeps commands for a device that is away."""
@@ -45,7 +45,7 @@ HEAD_BYTES = 1024
 """Room for topic and properties beside a message."""
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a Sync has done since it was made.
 
     trouble: empty, or broker-away, name-doubled (another device connects under it), not-acknowledged (the broker takes
@@ -76,7 +76,7 @@ class Sync:
         on_release: Callable[[bytes], None] | None = None,
         on_command: Callable[[bytes], None] | None = None,
         timing: Timing | None = None,
-        terms: Terms | None = None,
+        terms: EffectivePolicy | None = None,
         identity: Identity | None = None,
         daily_mb: float = 0.0,
         id_key: bytes = b"",
@@ -93,7 +93,7 @@ class Sync:
         self.device = topics.check_name(device, "device")
         self.profile = profile and topics.check_name(profile, "profile")
         self.timing = timing or Timing()
-        self.terms = terms or Terms("full", fleet=fleet)
+        self.terms = terms or EffectivePolicy("full", fleet=fleet)
         self.identity = identity
         self.daily_mb = daily_mb
         self._id_key = id_key
@@ -110,7 +110,7 @@ class Sync:
         self._inbox: Inbox = queue.SimpleQueue()
         self._link: Link | None = None
         self._hurry = threading.Event()
-        self._totals = Totals()
+        self._totals = SyncTotals()
         self._problem, self._doubled = "not connected yet", ""
         self._heard_s = time.monotonic()
         self._is_answered = self._is_open = False
@@ -149,12 +149,12 @@ class Sync:
         """Publish `payload` under the device's own topics, now or never."""
         link = self._link
         if link:
-            with contextlib.suppress(LinkError):
+            with contextlib.suppress(UnavailableError):
                 link.publish(topics.up(self.fleet, self.device, part), payload)
 
-    def status(self) -> Status:
+    def status(self) -> SyncStatus:
         trouble, problem = self._trouble()
-        return Status(
+        return SyncStatus(
             connected=self._link is not None,
             sent_blocks=self._totals.blocks,
             sent_bytes=self._totals.bytes,
@@ -276,7 +276,7 @@ class Sync:
                 if isinstance(event, Closed):
                     if "taken over" in event.reason.casefold():
                         self._take_own_name()
-                    raise LinkError(f"the broker {self.url} closed the connection: {event.reason}")
+                    raise UnavailableError(f"the broker {self.url} closed the connection: {event.reason}")
                 if event:
                     self._sort(event, conversation)
                 event = self._inbox.get_nowait()

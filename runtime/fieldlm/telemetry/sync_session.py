@@ -39,7 +39,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """How long a collector that answers may leave one record unacknowledged before it is given up, and told."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """Something to publish with QoS 1."""
 
     topic: str
@@ -57,7 +57,7 @@ class Flying(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Totals:
+class SyncTotals:
     """Counted over all connections of one Sync."""
 
     blocks: int = 0
@@ -86,7 +86,7 @@ class Conversation:
         fleet: str,
         device: str,
         timing: Timing,
-        totals: Totals,
+        totals: SyncTotals,
         *,
         window: int = WINDOW,
         max_bytes: int = MESSAGE_BYTES,
@@ -110,7 +110,7 @@ class Conversation:
         self.id_key = id_key
         self._begin(spool.epoch)
 
-    def due(self, now_s: float, *, hurry: bool = False) -> Iterator[Message]:
+    def due(self, now_s: float, *, hurry: bool = False) -> Iterator[OutgoingMessage]:
         """Yield what is to be sent now; `hurry` lets no record wait for company."""
         if self._epoch != self.spool.epoch:
             self._begin(self.spool.epoch)
@@ -157,7 +157,7 @@ class Conversation:
         self._sent: dict[str, int] = {}
         self._waiting_since: dict[str, float] = {}
 
-    def _hello(self, now_s: float) -> Message:
+    def _hello(self, now_s: float) -> OutgoingMessage:
         ends = self.spool.ends()
         self._nonce = secrets.token_hex(4)
         self._greeted_s = now_s
@@ -170,9 +170,9 @@ class Conversation:
             last={stream: last for stream, (last, _) in ends.items()},
             nonce=self._nonce,
         )
-        return Message(topic=topics.hello_topic(self.fleet, self.device), payload=msgspec.json.encode(hello))
+        return OutgoingMessage(topic=topics.hello_topic(self.fleet, self.device), payload=msgspec.json.encode(hello))
 
-    def _blocks(self, now_s: float, *, hurry: bool) -> Iterator[Message]:
+    def _blocks(self, now_s: float, *, hurry: bool) -> Iterator[OutgoingMessage]:
         for stream in STREAMS:
             while len(self._flying) < self.window and self._is_due(stream, now_s, hurry=hurry):
                 message = self._block(stream, now_s)
@@ -188,7 +188,7 @@ class Conversation:
         waited_s = now_s - self._waiting_since.setdefault(stream, now_s)
         return hurry or stream in CRITICAL or behind >= BLOCK_RECORDS or waited_s >= self.timing.linger_s
 
-    def _block(self, stream: str, now_s: float) -> Message | None:
+    def _block(self, stream: str, now_s: float) -> OutgoingMessage | None:
         after = self._sent.get(stream, 0)
         tried = self.totals.tries.setdefault((self._epoch, stream, after + 1), Try(now_s))
         # Who answers and does not acknowledge chokes on something: smaller and smaller blocks find out on what.
@@ -197,7 +197,7 @@ class Conversation:
         if not records:
             return None
         if len(records) == 1 and tried.times > 2 * PATIENCE and now_s - tried.since_s > self.timing.poison_s:
-            self.spool.bury(self._epoch, stream, records[0].seq, "refused")
+            self.spool.dead_letter(self._epoch, stream, records[0].seq, "refused")
             del self.totals.tries[self._epoch, stream, after + 1]
             return self._block(stream, now_s)
         tried.times += 1
@@ -214,7 +214,7 @@ class Conversation:
         self.totals.reached[key] = max(last, self.totals.reached.get(key, 0))
         self._waiting_since.pop(stream, None)
         topic = topics.block_topic(self.fleet, self.device, stream)
-        return Message(topic=topic, payload=payload, expiry_s=BLOCK_EXPIRY_S, content_type=topics.CONTENT_TYPE)
+        return OutgoingMessage(topic=topic, payload=payload, expiry_s=BLOCK_EXPIRY_S, content_type=topics.CONTENT_TYPE)
 
     def _prepared(self, record: Record) -> Record:
         """Mend its time; leave its text here when bytes are scarce and it was easy."""

@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from fieldlm.core.deadline import within
 from fieldlm.core.errors import EngineError, GateError
-from fieldlm.engines import Sampling, Terms
+from fieldlm.core.timing import within
+from fieldlm.engines import Sampling, Schedule
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.probe import Probe, load_probes
 from fieldlm.inference import probe
@@ -46,7 +46,7 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class TrialMeasurements(msgspec.Struct, frozen=True, kw_only=True):
     """What was found of a generation before anybody is served by it. Memory is megabytes (1e6 bytes)."""
 
     score: float = 1.0
@@ -109,13 +109,13 @@ def questions(bundle: Bundle) -> tuple[Probe, ...]:
     return load_probes(path) if path else (HELLO,)
 
 
-def shortest_prompt(serving: probe.Serving) -> int:
+def shortest_prompt(serving: probe.LoadedModel) -> int:
     """Return the tokens of the shortest question as the model sees it."""
     prompts = [render(serving.bundle, question.messages) for question in (*questions(serving.bundle), HELLO)]
     return min(len(serving.engine.tokenize(prompt)) for prompt in prompts)
 
 
-def compare(after: probe.Serving, before: probe.Serving) -> tuple[Speed, Speed] | None:
+def compare(after: probe.LoadedModel, before: probe.LoadedModel) -> tuple[Speed, Speed] | None:
     """Measure two generations in turns, so that a busy neighbour slows both; None when people leave no time for it.
 
     The best of some rounds counts: what disturbs only ever slows. One that looks slow gets more rounds while the two
@@ -144,13 +144,15 @@ def _best(speeds: list[Speed]) -> Speed:
     return Speed(ttft_ms=min(s.ttft_ms for s in speeds), tokens_per_s=max(s.tokens_per_s for s in speeds))
 
 
-def _time(serving: probe.Serving, question: Probe, number: int) -> Speed | None:
+def _time(serving: probe.LoadedModel, question: Probe, number: int) -> Speed | None:
     """Let one answer go; None when there was no time for it. Gives way to people."""
     # Another number each time: what comes before it is remembered, as it is for people; the question is not.
     asked = {"role": "user", "content": f"{number}. {question.messages[-1].get('content')}"}
     prompt = serving.engine.tokenize(render(serving.bundle, [*question.messages[:-1], asked]))
     sampling = Sampling(max_tokens=SPEED_TOKENS)
-    answer = serving.engine.start(prompt, sampling, adapter=serving.adapter, terms=Terms(priority="batch", alone=True))
+    answer = serving.engine.start(
+        prompt, sampling, adapter=serving.adapter, terms=Schedule(priority="batch", alone=True)
+    )
     with within(SPEED_S, answer.cancel):
         last = list(answer)[-1]
     if last.outcome == "cancelled":

@@ -1,4 +1,4 @@
-"""A device in use says so, and an update's switch waits: for a while, not for ever.
+"""Update hold: a device in use says so, and an update's switch waits: for a while, not for ever.
 
 A kiosk tells with each touch that somebody stands before it (`PUT /v1/fieldlm/busy {"for_s": 60}`) and when they have
 gone (`DELETE`). What it says wears off by itself, so that a page that crashed holds nothing off.
@@ -20,13 +20,13 @@ DEADLINE_S = 3600.0  # after which an update switches whoever stands there; runn
 LOOK_S = 0.2
 
 
-class Word(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HoldRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """PUT /v1/fieldlm/busy."""
 
     for_s: float
 
 
-class Busy:
+class UpdateHold:
     """Whether the device is in use. Safe from any thread."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Busy:
         """Seconds for which it still counts as in use."""
         return max(0.0, self._until_s - self._now_s())
 
-    def say(self, for_s: float) -> None:
+    def extend(self, for_s: float) -> None:
         self._until_s = self._now_s() + for_s
 
     def wait(self, deadline_s: float, stop: threading.Event) -> bool:
@@ -50,7 +50,7 @@ class Busy:
         return not stop.is_set()
 
 
-def busy_routes(busy: Busy) -> list[Route]:
+def busy_routes(busy: UpdateHold) -> list[Route]:
     """Return `PUT`, `DELETE` and `GET /v1/fieldlm/busy`."""
 
     def answer() -> Response:
@@ -58,17 +58,17 @@ def busy_routes(busy: Busy) -> list[Route]:
 
     async def put(request: Request) -> Response:
         try:
-            word = msgspec.json.decode(await read_body(request), type=Word)
+            word = msgspec.json.decode(await read_body(request), type=HoldRequest)
         except msgspec.MsgspecError as error:
             raise ApiError(400, f'want {{"for_s": SECONDS}}: {error}', code="invalid_value") from error
         if not 0 < word.for_s <= MOST_S:
             raise ApiError(400, f"for_s is {word.for_s:g}; want more than 0 and at most {MOST_S:g}", param="for_s")
-        busy.say(word.for_s)
+        busy.extend(word.for_s)
         return answer()
 
     async def delete(request: Request) -> Response:
         del request
-        busy.say(0)
+        busy.extend(0)
         return answer()
 
     async def look(request: Request) -> Response:

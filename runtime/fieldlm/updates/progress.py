@@ -7,19 +7,19 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from fieldlm.blobs.fetch import Source
+from fieldlm.blobs.fetch import BlobSource
 from fieldlm.core.errors import (
     BundleError,
     EngineError,
     FieldlmError,
     GateError,
     InputError,
-    LinkError,
     NoSpaceError,
     TrustError,
+    UnavailableError,
 )
 from fieldlm.formats.release import Release
-from fieldlm.updates.gates import Measured
+from fieldlm.updates.gates import TrialMeasurements
 
 Outcome = Literal["updated", "current", "refused", "rolled-back", "failed"]
 PAST = {
@@ -28,7 +28,7 @@ PAST = {
     "switch": "switched", "observe": "observed", "commit": "committed",
 }  # fmt: skip
 REASONS: dict[type[Exception], str] = {
-    LinkError: "link", NoSpaceError: "space", TrustError: "trust", BundleError: "bundle", EngineError: "engine",
+    UnavailableError: "link", NoSpaceError: "space", TrustError: "trust", BundleError: "bundle", EngineError: "engine",
     GateError: "gate", InputError: "input", OSError: "disk",
 }  # fmt: skip
 
@@ -39,7 +39,7 @@ class OnEvent(Protocol):
     def __call__(self, event: str, **detail: str) -> None: ...
 
 
-class Moment(msgspec.Struct, frozen=True, kw_only=True):
+class UpdateStep(msgspec.Struct, frozen=True, kw_only=True):
     """One step of an update: when it began, counted from the start of the update, and how long it took."""
 
     step: str
@@ -57,8 +57,8 @@ class UpdateResult(msgspec.Struct, frozen=True, kw_only=True):
     generation: str = ""
     bytes_fetched: int = 0
     bytes_bundle: int = 0
-    measured: Measured | None = None
-    timeline: tuple[Moment, ...] = ()
+    measured: TrialMeasurements | None = None
+    timeline: tuple[UpdateStep, ...] = ()
 
 
 class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,19 +72,19 @@ class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
     last: UpdateResult | None = None
 
 
-class Run:
+class UpdateRun:
     """One update: what it is doing, what it took, what it found."""
 
     def __init__(self, tell: OnEvent, *, is_asked: bool = True) -> None:
         self.tell = tell
         self.is_asked = is_asked
-        self.source: Source | None = None
+        self.source: BlobSource | None = None
         self.release: Release | None = None
-        self.measured: Measured | None = None
+        self.measured: TrialMeasurements | None = None
         self.step = ""
         self.done = self.total = 0
         self._began_s = time.monotonic()
-        self._moments = list[Moment]()
+        self._moments = list[UpdateStep]()
 
     @contextmanager
     def doing(self, step: str) -> Generator[None]:
@@ -94,7 +94,7 @@ class Run:
             yield
         finally:
             took_s = time.monotonic() - began_s
-            self._moments.append(Moment(step=step, at_s=round(began_s - self._began_s, 4), took_s=round(took_s, 4)))
+            self._moments.append(UpdateStep(step=step, at_s=round(began_s - self._began_s, 4), took_s=round(took_s, 4)))
         moved = self.source.moved if self.source else 0
         self.tell(f"update.{PAST[step]}", took_ms=f"{took_s * 1000:.0f}", bytes=str(moved), **self.known())
 

@@ -1,4 +1,4 @@
-"""How real people fare with each generation: whose answers fail, which are corrected, how fast they come.
+"""Regression monitor (canary analysis): whose answers fail, which are corrected, how fast they come, by generation.
 
 A release that passed its probes may still fail what customers say. The evidence is an e-value, as in a rollout: how
 much likelier what was seen is at a supposed share of failures than at the share of the generation before. Its
@@ -33,7 +33,7 @@ class Complaint(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-class Vitals:
+class GenerationVitals:
     """What was seen of one generation."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Vitals:
         self.speeds: deque[float] = deque(maxlen=SPEEDS)
 
 
-class Watch:
+class RegressionMonitor:
     """Counts answers by generation. Safe from any thread, and quick."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Watch:
         self._temperature_c = temperature_c
         self._throttle_c = throttle_c
         self._lock = threading.Lock()
-        self._vitals: dict[str, Vitals] = {}
+        self._vitals: dict[str, GenerationVitals] = {}
         self._given: deque[tuple[str, str]] = deque(maxlen=1024)
         self._was_hot = False
 
@@ -63,7 +63,7 @@ class Watch:
     def answered(self, generation: str, response: str, outcome: str, tokens_per_s: float | None) -> None:
         """Note an answer that has ended."""
         with self._lock:
-            vitals = self._vitals.setdefault(generation, Vitals())
+            vitals = self._vitals.setdefault(generation, GenerationVitals())
             vitals.answers += 1
             vitals.errors += outcome in FAILED
             if tokens_per_s is not None:
@@ -77,9 +77,9 @@ class Watch:
             if generation is not None:
                 self._vitals[generation].corrections += 1
 
-    def of(self, generation: str) -> Vitals:
+    def of(self, generation: str) -> GenerationVitals:
         with self._lock:
-            return self._vitals.get(generation) or Vitals()
+            return self._vitals.get(generation) or GenerationVitals()
 
     def complaint(self, generation: str, before: str) -> Complaint | None:
         """Return what speaks against `generation`, compared with the one before it."""
@@ -95,7 +95,7 @@ class Watch:
                 return Complaint(reason=msgspec.convert(reason, Reason), detail=detail)
         return self._slow(now, then) or self._hot()
 
-    def _slow(self, now: Vitals, then: Vitals) -> Complaint | None:
+    def _slow(self, now: GenerationVitals, then: GenerationVitals) -> Complaint | None:
         if min(len(now.speeds), len(then.speeds)) < LEAST_SPEEDS:
             return None
         speed, usual = statistics.median(now.speeds), statistics.median(then.speeds)

@@ -26,7 +26,7 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.hardware.detect import memory_available_mb
 from fieldlm.updates import gates
-from fieldlm.updates.gates import Measured, UnhealthyError
+from fieldlm.updates.gates import TrialMeasurements, UnhealthyError
 
 PROGRAM = "from fieldlm.updates.rehearsal import child; child()"
 # Before anything else: what a child imports is a third of its work.
@@ -43,7 +43,7 @@ AWKWARD = ("Naïve café ☕ 你好 \N{GRINNING FACE}", "x" * 400, "\t\n", "{}[]
 """What customers type sooner or later. Their answers are not judged; there have to be some."""
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class RehearsalLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How the device would run the generation, and what its profile gives a model; 0 is no limit, None no profile."""
 
     context: int = 0
@@ -53,13 +53,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile | None = None
 
 
-class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ChildReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the child: how far it is, or how it came out."""
 
     step: str
     reason: str = ""
     error: str = ""
-    measured: Measured | None = None
+    measured: TrialMeasurements | None = None
 
 
 def has_room(bundle: Bundle) -> bool:
@@ -74,7 +74,7 @@ def patience_s(bundle: Bundle) -> float:
     return PATIENCE_S + bundle.manifest.size / 1e6 / SLOWEST_MB_S
 
 
-def rehearse(bundle: Bundle, limits: Limits) -> Measured:
+def rehearse(bundle: Bundle, limits: RehearsalLimits) -> TrialMeasurements:
     """Load `bundle` in a child, ask what it carries and what people type; return what was measured.
 
     Raises UnhealthyError with why it is not good enough, EngineError or BundleError when it cannot be loaded.
@@ -85,7 +85,7 @@ def rehearse(bundle: Bundle, limits: Limits) -> Measured:
         return _rehearse(bundle, limits, "nice")
 
 
-def _rehearse(bundle: Bundle, limits: Limits, way: str) -> Measured:
+def _rehearse(bundle: Bundle, limits: RehearsalLimits, way: str) -> TrialMeasurements:
     child = subprocess.Popen(
         [sys.executable, "-c", WAYS[way] + PROGRAM, str(bundle.folder), msgspec.json.encode(limits).decode()],
         stdout=subprocess.PIPE,
@@ -116,7 +116,7 @@ class _Child:
 
     def __init__(self, process: "subprocess.Popen[bytes]", patience_s: float, *, starved_s: float) -> None:
         self.step = "start"
-        self.result: Word | None = None
+        self.result: ChildReport | None = None
         self._process = process
         self._patience_s = patience_s
         self._starved_s = starved_s
@@ -128,7 +128,7 @@ class _Child:
         assert self._process.stdout, "it is a pipe"
         for line in self._process.stdout:
             with contextlib.suppress(msgspec.MsgspecError):
-                word = msgspec.json.decode(line, type=Word)
+                word = msgspec.json.decode(line, type=ChildReport)
                 self.step, self._step_began = word.step, self._spent()
                 if word.step == "end":
                     self.result = word
@@ -167,7 +167,7 @@ class _Child:
         return UnhealthyError("crash", f"tried beside the running one, it crashed at: {self.step} ({what})")
 
 
-def _listen(child: _Child) -> Measured:
+def _listen(child: _Child) -> TrialMeasurements:
     while not child.wait():
         pass
     word = child.result
@@ -193,47 +193,49 @@ def child(argv: Sequence[str] | None = None) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(word: Word) -> None:
+    def say(word: ChildReport) -> None:
         print(msgspec.json.encode(word).decode(), file=out, flush=True)
 
     try:
-        measured = _try(Path(folder), msgspec.json.decode(limits, type=Limits), say)
-        say(Word(step="end", measured=measured))
+        measured = _try(Path(folder), msgspec.json.decode(limits, type=RehearsalLimits), say)
+        say(ChildReport(step="end", measured=measured))
     except UnhealthyError as error:
-        say(Word(step="end", reason=error.reason, error=str(error)))
+        say(ChildReport(step="end", reason=error.reason, error=str(error)))
     except (BundleError, InputError) as error:
-        say(Word(step="end", reason="bundle", error=str(error)))
+        say(ChildReport(step="end", reason="bundle", error=str(error)))
     except FieldlmError as error:
-        say(Word(step="end", reason="engine", error=str(error)))
+        say(ChildReport(step="end", reason="engine", error=str(error)))
     # What is half taken down after a failure may hang; nothing here has to be kept.
     os._exit(0)
 
 
-def _try(folder: Path, limits: Limits, say: Any) -> Measured:
-    from fieldlm.inference.generations import Live
+def _try(folder: Path, limits: RehearsalLimits, say: Any) -> TrialMeasurements:
+    from fieldlm.inference.generations import Generations
     from fieldlm.inference.probe import answer, score
 
     bundle = open_bundle(folder, digests=False)
-    say(Word(step="plan"))
+    say(ChildReport(step="plan"))
     memory_mb = foreseen_mb(bundle, limits)
     gates.check_memory(memory_mb, limits.budget_mb)
-    say(Word(step="load"))
+    say(ChildReport(step="load"))
     context = min(limits.context or bundle.manifest.model.context, bundle.manifest.model.context)
-    live = Live(bundle, threads=limits.threads, context=context, parallel=1, profile=limits.profile)
+    live = Generations(bundle, threads=limits.threads, context=context, parallel=1, profile=limits.profile)
     serving = live.current
-    say(Word(step="template"))
+    say(ChildReport(step="template"))
     prompt_tokens = gates.shortest_prompt(serving)
     gates.check_context(prompt_tokens, serving.engine.context)
-    say(Word(step="probes"))
+    say(ChildReport(step="probes"))
     found = score(serving)
     gates.check_score(found)
     for number, text in enumerate(AWKWARD, start=1):
-        say(Word(step=f"request {number}"))
+        say(ChildReport(step=f"request {number}"))
         answer(serving, msgspec.structs.replace(gates.HELLO, messages=[{"role": "user", "content": text}]))
-    return Measured(score=found, prompt_tokens=prompt_tokens, context=serving.engine.context, memory_mb=memory_mb)
+    return TrialMeasurements(
+        score=found, prompt_tokens=prompt_tokens, context=serving.engine.context, memory_mb=memory_mb
+    )
 
 
-def foreseen_mb(bundle: Bundle, limits: Limits) -> float:
+def foreseen_mb(bundle: Bundle, limits: RehearsalLimits) -> float:
     """Return the megabytes that the device would give the generation with all its answers at a time; 0 if unknown."""
     if bundle.manifest.engine != "llama":
         return 0.0

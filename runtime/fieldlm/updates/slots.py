@@ -48,7 +48,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What lies where: bundle ids by slot, the floor below which nothing is taken, failures, the journal's tail."""
 
     current: str
@@ -312,7 +312,7 @@ class Slots:
                 self._journal.remember(msgspec.structs.replace(known, attempts=max(0, known.attempts - 1)))
                 self._end_trial()
 
-    def status(self) -> Status:
+    def status(self) -> SlotStatus:
         return read_status(self._journal)
 
     def _interrupted(self) -> None:
@@ -431,10 +431,10 @@ class Slots:
         return {bundle_id, sha256_file(folder / SIGNATURE), *(file.sha256 for file in manifest.files)}
 
 
-def read_status(journal: Journal) -> Status:
+def read_status(journal: Journal) -> SlotStatus:
     """Read the status out of a journal."""
     slots = journal.slots()
-    return Status(
+    return SlotStatus(
         **{name: slots.get(name, "") for name in ("current", "previous", "factory", "trial")},
         seq=journal.known(slots.get("current", "")).seq,
         floor=int(journal.setting("floor", "0")),

@@ -8,17 +8,17 @@ from fieldlm.engines.memory_plan import NoRoomError
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference import probe
 
-Loaded = TypeVar("Loaded", bound=probe.Serving)
+Loaded = TypeVar("Loaded", bound=probe.LoadedModel)
 
 
-class Live(Protocol[Loaded]):
+class ServesGenerations(Protocol[Loaded]):
     """Which generation answers now."""
 
     @property
     def current(self) -> Loaded: ...
     def load(self, bundle: Bundle) -> Loaded: ...
-    def clear(self) -> None: ...
-    def wake(self) -> None: ...
+    def evict(self) -> None: ...
+    def restore(self) -> None: ...
     def switch(self, serving: Loaded) -> None: ...
     def discard(self, serving: Loaded) -> None: ...
 
@@ -26,7 +26,7 @@ class Live(Protocol[Loaded]):
 class Trial(Generic[Loaded]):
     """One try. `is_replacing` once memory was too short for both: requests are held back until it is over."""
 
-    def __init__(self, live: Live[Loaded]) -> None:
+    def __init__(self, live: ServesGenerations[Loaded]) -> None:
         self.is_replacing = False
         self._live = live
         self._loaded: Loaded | None = None
@@ -48,7 +48,7 @@ class Trial(Generic[Loaded]):
                 self._loaded = self._live.load(bundle)
         except NoRoomError:
             when_free()
-            self._live.clear()
+            self._live.evict()
             self.is_replacing = True
             with limit():
                 self._loaded = self._live.load(bundle)
@@ -67,4 +67,4 @@ class Trial(Generic[Loaded]):
         if self._loaded is not None:
             self._live.discard(self._loaded)
         if self.is_replacing:
-            self._live.wake()
+            self._live.restore()

@@ -36,9 +36,9 @@ from tuf.api.metadata import (
 )
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from fieldlm.blobs.sources import MissingFileError, Source
+from fieldlm.blobs.sources import BlobSource, MissingFileError
 from fieldlm.core import terminal
-from fieldlm.core.errors import LinkError, TrustError
+from fieldlm.core.errors import TrustError, UnavailableError
 from fieldlm.core.files import disk_errors, sha256_bytes, write_whole
 from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
 from fieldlm.hardware.clock import OLDEST_CLOCK_MS, is_credible
@@ -76,7 +76,7 @@ class Trust:
         """Names the anchor; empty before adoption."""
         return sha256_bytes(self.anchor.read_bytes())[:16] if self.anchor.exists() else ""
 
-    def latest(self, source: Source, *, profile: str, device: str = "") -> Release | None:
+    def latest(self, source: BlobSource, *, profile: str, device: str = "") -> Release | None:
         """Return the newest release that is offered to this device of `profile`, verified from the anchor down.
 
         None when there is none. A device without a name gets what all get. Raises TrustError when anything does not
@@ -85,7 +85,7 @@ class Trust:
         offer = self.offered(source, profile=profile, device=device)
         return offer[0] if offer else None
 
-    def offered(self, source: Source, *, profile: str, device: str = "") -> tuple[Release, Offer] | None:
+    def offered(self, source: BlobSource, *, profile: str, device: str = "") -> tuple[Release, Offer] | None:
         """Return what `latest` does, and how it is offered."""
         with self._errors(source), disk_errors(self.metadata):
             updater = self._updater(source)
@@ -101,12 +101,12 @@ class Trust:
             path = Path(updater.download_target(target))
             return _read_release(path, profile=profile, seq=seq), offers[seq]
 
-    def refresh(self, source: Source) -> None:
+    def refresh(self, source: BlobSource) -> None:
         """Bring the top-level metadata up to date. Raises like `latest`."""
         with self._errors(source), disk_errors(self.metadata):
             self._updater(source).refresh()
 
-    def read_target(self, source: Source, path: str) -> bytes | None:
+    def read_target(self, source: BlobSource, path: str) -> bytes | None:
         """Return the verified file at `path` under `releases/`, None when nobody who may has signed one."""
         with self._errors(source), disk_errors(self.metadata):
             updater = self._updater(source)
@@ -120,7 +120,7 @@ class Trust:
                 file.unlink()
 
     @contextmanager
-    def _errors(self, source: Source) -> Generator[None]:
+    def _errors(self, source: BlobSource) -> Generator[None]:
         if not self.anchor.exists():
             raise TrustError(
                 f"no trusted root in {self.folder}; hand over the repository's root.json: --trust root.json"
@@ -137,9 +137,9 @@ class Trust:
         except RepositoryError as error:
             raise TrustError(f"the metadata of {source.name} does not verify: {error}") from error
         except DownloadError as error:
-            raise LinkError(f"{source.name} cannot be read: {error}; try again later") from error
+            raise UnavailableError(f"{source.name} cannot be read: {error}; try again later") from error
 
-    def _updater(self, source: Source) -> Updater:
+    def _updater(self, source: BlobSource) -> Updater:
         self.metadata.mkdir(parents=True, exist_ok=True)
         updater = Updater(
             metadata_dir=str(self.metadata),
@@ -211,7 +211,7 @@ def _check_root(data: bytes, path: Path) -> None:
 class _SourceFetcher(FetcherInterface):
     """Let python-tuf read through a Source. LinkErrors pass through it untouched."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: BlobSource) -> None:
         self._source = source
 
     def _fetch(self, url: str) -> Iterator[bytes]:

@@ -20,24 +20,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fieldlm.blobs.fetch import Manner, fetch
-from fieldlm.blobs.sources import Source, StoppedError, open_source
+from fieldlm.blobs.fetch import FetchPolicy, fetch
+from fieldlm.blobs.sources import BlobSource, StoppedError, open_source
 from fieldlm.core import terminal
-from fieldlm.core.deadline import within
-from fieldlm.core.errors import BundleError, FieldlmError, InputError, LinkError, NoSpaceError, TrustError
+from fieldlm.core.errors import BundleError, FieldlmError, InputError, NoSpaceError, TrustError, UnavailableError
 from fieldlm.core.files import write_whole
+from fieldlm.core.timing import within
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.release import Offer, Pointer, Release
 from fieldlm.inference import probe
 from fieldlm.network.json_api import ApiError, read_body
 from fieldlm.updates import gates
-from fieldlm.updates.gates import Measured, Speed, UnhealthyError
-from fieldlm.updates.hold import DEADLINE_S, Busy
-from fieldlm.updates.progress import OnEvent, Run, UpdateResult, UpdateState, reason_of
+from fieldlm.updates.gates import Speed, TrialMeasurements, UnhealthyError
+from fieldlm.updates.hold import DEADLINE_S, UpdateHold
+from fieldlm.updates.progress import OnEvent, UpdateResult, UpdateRun, UpdateState, reason_of
 from fieldlm.updates.regression_monitor import Complaint
 from fieldlm.updates.rehearsal import has_room, patience_s
 from fieldlm.updates.slots import Slots
-from fieldlm.updates.trial import Live, Loaded, Trial
+from fieldlm.updates.trial import Loaded, ServesGenerations, Trial
 
 if TYPE_CHECKING:
     from fieldlm.updates.trust import Trust
@@ -49,7 +49,7 @@ Judge = Callable[[str, str], Complaint | None]
 """Given two generations, says what speaks against the first."""
 
 
-class Way:
+class Preemption:
     """What is under way and may wait gives way, as long as somebody wants to come first."""
 
     def __init__(self) -> None:
@@ -87,21 +87,21 @@ class Updater(Generic[Loaded]):
     def __init__(
         self,
         slots: Slots,
-        live: Live[Loaded],
+        live: ServesGenerations[Loaded],
         *,
         repository: str,
         trust: Path | None = None,
         profile: str = "",
         device: str = "",
         on_event: OnEvent = lambda event, **detail: None,
-        rehearse: Callable[[Bundle], Measured] | None = None,
+        rehearse: Callable[[Bundle], TrialMeasurements] | None = None,
         probe_score: Callable[[Loaded], float] = probe.score,
         compare: Callable[[Loaded, Loaded], tuple[Speed, Speed] | None] | None = None,
         complaint: Judge = lambda generation, before: None,
         on_switch: Callable[[], None] = lambda: None,
         on_hang: Callable[[], None] | None = None,
-        busy: Busy | None = None,
-        manner: Manner | None = None,
+        busy: UpdateHold | None = None,
+        manner: FetchPolicy | None = None,
         observe_s: float = 0.0,
         guard_s: float = 0.0,
         hold_s: float = DEADLINE_S,
@@ -120,7 +120,7 @@ class Updater(Generic[Loaded]):
         self._complaint = complaint
         self._on_switch = on_switch
         self._on_hang = on_hang
-        self._busy = busy or Busy()
+        self._busy = busy or UpdateHold()
         self._manner = manner
         self._observe_s = observe_s
         self._guard_s = guard_s
@@ -128,8 +128,8 @@ class Updater(Generic[Loaded]):
         self._one_at_a_time = threading.RLock()
         self._is_queued = threading.Event()
         self._stop = threading.Event()
-        self._way = Way()
-        self._run: Run | None = None
+        self._way = Preemption()
+        self._run: UpdateRun | None = None
         self._runs = 0
         self._last: UpdateResult | None = None
 
@@ -159,7 +159,7 @@ class Updater(Generic[Loaded]):
             arguments = (hint, repository)
             threading.Thread(target=self._in_turn, args=arguments, name="update", daemon=True).start()
 
-    def hear(self, hint: bytes | None = None) -> None:
+    def on_hint(self, hint: bytes | None = None) -> None:
         """Look at what arrived by itself, or look because it is time to: at the device's own moment in its wave."""
         if not self._is_queued.is_set():
             self._is_queued.set()
@@ -173,7 +173,7 @@ class Updater(Generic[Loaded]):
             wait_s = random.uniform(0.5, 1.5) * every_s
             while not self._stop.wait(wait_s):
                 if self.repository:
-                    self.hear()
+                    self.on_hint()
                 wait_s = every_s
 
         threading.Thread(target=look, name="poll", daemon=True).start()
@@ -187,7 +187,7 @@ class Updater(Generic[Loaded]):
         the result says it.
         """
         with self._one_at_a_time:
-            run = self._run = Run(self._on_event, is_asked=is_asked)
+            run = self._run = UpdateRun(self._on_event, is_asked=is_asked)
             try:
                 result = self._take(run, hint, repository, is_asked=is_asked)
             except (FieldlmError, OSError) as error:
@@ -200,7 +200,7 @@ class Updater(Generic[Loaded]):
             self.tell_failures(run.measured)
             return result
 
-    def tell_failures(self, measured: Measured | None = None) -> None:
+    def tell_failures(self, measured: TrialMeasurements | None = None) -> None:
         """Tell what failed here and was not told yet: by this update, or before a crash took who knew of it."""
         failures = self.slots.untold()
         for failure in failures:
@@ -258,7 +258,7 @@ class Updater(Generic[Loaded]):
             if not self._stop.is_set():
                 self.check_and_update(hint, repository=repository, is_asked=is_asked)
 
-    def _take(self, run: Run, hint: bytes | None, repository: str, *, is_asked: bool) -> UpdateResult:
+    def _take(self, run: UpdateRun, hint: bytes | None, repository: str, *, is_asked: bool) -> UpdateResult:
         pointer = read_pointer(hint)
         if pointer and (pointer.profile != self.profile or pointer.seq <= self.slots.status().seq):
             return run.result("current", reason="hint", detail=f"release {pointer.seq} of {pointer.profile} is no news")
@@ -278,11 +278,11 @@ class Updater(Generic[Loaded]):
             return run.result(outcome, reason=refusal.reason, detail=refusal.detail)
         wait_s = 0.0 if is_asked else offer.wait_s(self.device, time.time())
         if wait_s:
-            later = threading.Timer(wait_s, self.hear)
+            later = threading.Timer(wait_s, self.on_hint)
             later.daemon = True
             later.start()
             return run.result("current", reason="later", detail=f"this device's moment comes in {wait_s:.0f} s")
-        return self._try(run, self._bring(run, run.source, release))
+        return self._try(run, self._download(run, run.source, release))
 
     @cached_property
     def _trust(self) -> "Trust":
@@ -291,7 +291,7 @@ class Updater(Generic[Loaded]):
 
         return Trust(self.slots.state / "trust")
 
-    def _offered(self, source: Source) -> tuple[Release, Offer] | None:
+    def _offered(self, source: BlobSource) -> tuple[Release, Offer] | None:
         if self._root and self._root.is_file():
             self._trust.adopt(self._root)
         self.slots.adopt(self._trust.id)
@@ -299,7 +299,7 @@ class Updater(Generic[Loaded]):
         self.slots.pulled(self._trust.pulled)
         return offered
 
-    def _bring(self, run: Run, source: Source, release: Release) -> Bundle:
+    def _download(self, run: UpdateRun, source: BlobSource, release: Release) -> Bundle:
         with run.doing("fetch"):
             # The small signed parts first: a release that contradicts itself costs no more than them.
             fetch(source, release, self.slots.blobs, wanted=(release.manifest, release.signature))
@@ -312,17 +312,17 @@ class Updater(Generic[Loaded]):
         with run.doing("verify"):
             return self.slots.install(release)
 
-    def _try(self, run: Run, bundle: Bundle) -> UpdateResult:
+    def _try(self, run: UpdateRun, bundle: Bundle) -> UpdateResult:
         before = self._live.current
         self.slots.attempt(bundle)
         trial = Trial(self._live)
         try:
-            self._prove(run, trial, bundle, before)
+            self._trial_run(run, trial, bundle, before)
             with run.doing("commit"):
                 self.slots.commit()
         except Exception as error:  # engines are foreign code: whatever they raise, the device goes back to what worked
             self._undo(trial, error)
-            if isinstance(error, (NoSpaceError, LinkError)):
+            if isinstance(error, (NoSpaceError, UnavailableError)):
                 raise
             return run.result("rolled-back", reason=reason_of(error), detail=str(error))
         if self._guard_s:
@@ -334,12 +334,12 @@ class Updater(Generic[Loaded]):
         try:
             trial.undo(self.slots.current())
         finally:
-            if isinstance(error, (NoSpaceError, LinkError)):
+            if isinstance(error, (NoSpaceError, UnavailableError)):
                 self.slots.abandon(str(error))
             else:
                 self.slots.rollback(f"{reason_of(error)}: {error}")
 
-    def _prove(self, run: Run, trial: Trial[Loaded], bundle: Bundle, before: Loaded) -> None:
+    def _trial_run(self, run: UpdateRun, trial: Trial[Loaded], bundle: Bundle, before: Loaded) -> None:
         if self._rehearse and has_room(bundle):
             with run.doing("rehearse"):
                 run.measured = self._rehearse(bundle)
@@ -363,10 +363,10 @@ class Updater(Generic[Loaded]):
             self.slots.rollback("hang: it does not finish loading")
             self._on_hang()
 
-    def _check_speed(self, run: Run, trial: Trial[Loaded], serving: Loaded, before: Loaded) -> None:
+    def _check_speed(self, run: UpdateRun, trial: Trial[Loaded], serving: Loaded, before: Loaded) -> None:
         pair = self._compare(serving, before) if self._compare and not trial.is_replacing else None
         if pair:
-            run.measured = msgspec.structs.replace(run.measured or Measured(), speed=pair[0], before=pair[1])
+            run.measured = msgspec.structs.replace(run.measured or TrialMeasurements(), speed=pair[0], before=pair[1])
             gates.check_speed(*pair)
 
     def _when_free(self) -> None:
