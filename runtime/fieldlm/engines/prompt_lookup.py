@@ -48,7 +48,7 @@ class Costs:
 
 
 class Lookup:
-    """Prompt lookup: the drafts for one answer to `prompt`; `prediction` is what its author expects it to be, if given."""
+    """Prompt lookup: drafts for one answer to `prompt`; `prediction` is what its author expects it to be, if given."""
 
     def __init__(self, prompt: Sequence[int], prediction: Sequence[int] = ()) -> None:
         self._text: list[int] = []
