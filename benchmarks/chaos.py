@@ -95,7 +95,7 @@ def wish(rng: random.Random, models: Sequence[str]) -> Wish:
             schema = rng.choice(SCHEMAS)
             body |= {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
         elif rng.random() < 0.1:
-            body |= {"on_miss": "Sorry"}
+            body |= {"fallback": "Sorry"}
     if rng.random() < 0.35:
         body |= {"deadline_ms": rng.choice((0, 1, 30, 300, 3000))}
     leaves = rng.random()

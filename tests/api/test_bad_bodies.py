@@ -107,7 +107,7 @@ def test_what_is_no_such_body_at_all_is_a_4xx(http: httpx.Client, path: str) -> 
     assert http.post(path, content=deep).status_code == 400
 
 
-@pytest.mark.parametrize("name", ["response_format", "tools", "messages", "stop", "logit_bias", "on_miss"])
+@pytest.mark.parametrize("name", ["response_format", "tools", "messages", "stop", "logit_bias", "fallback"])
 def test_wrong_values_of_the_richest_fields_are_a_4xx(http: httpx.Client, name: str) -> None:
     _, right = ENDPOINTS["/v1/chat/completions"]
     shapes: dict[str, st.SearchStrategy[Any]] = {
@@ -126,7 +126,7 @@ def test_wrong_values_of_the_richest_fields_are_a_4xx(http: httpx.Client, name: 
         "messages": st.lists(st.dictionaries(WORDS, VALUE, max_size=3) | st.just(MESSAGES[0]), max_size=3),
         "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=6),
         "logit_bias": st.dictionaries(st.text(max_size=6) | st.integers().map(str), LEAF, max_size=3),
-        "on_miss": VALUE,
+        "fallback": VALUE,
     }
 
     @BOUNDED

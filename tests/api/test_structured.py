@@ -120,8 +120,8 @@ def test_a_regular_expression_and_a_grammar_are_followed(kiosk: Kiosk) -> None:
         ),
         ({"regex": "(?=a)"}, "regex", "look-around"),
         ({"grammar": "root ::= nothing"}, "grammar", "nothing"),
-        ({"response_format": FORMAT, "on_miss": {"drink": "water"}}, "on_miss", "allows"),
-        ({"tools": [HONK], "on_miss": "x"}, "on_miss", "tools"),
+        ({"response_format": FORMAT, "fallback": {"drink": "water"}}, "fallback", "allows"),
+        ({"tools": [HONK], "fallback": "x"}, "fallback", "tools"),
         (
             {
                 "tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}],
@@ -216,27 +216,34 @@ def test_who_may_not_wait_is_rejected_with_a_time_to_come_back(kiosk: Kiosk) -> 
 
 @pytest.mark.parametrize("limit", [{"deadline_ms": 0}, {"max_queue_ms": 0}])
 def test_a_canned_answer_stands_in(kiosk: Kiosk, limit: dict[str, Any]) -> None:
-    wanted = {"response_format": FORMAT, "on_miss": CANNED, **limit}
+    wanted = {"response_format": FORMAT, "fallback": CANNED, **limit}
     document = kiosk.ask(**wanted).json()
     assert json.loads(document["choices"][0]["message"]["content"]) == CANNED
     assert document["choices"][0]["finish_reason"] == "stop"
-    assert document["fieldlm"]["missed"] is True
+    assert document["fieldlm"]["used_fallback"] is True
     assert document["fieldlm"]["outcome"] in ("deadline_exceeded", "rejected")
     *_, text, last = kiosk.stream(**wanted)
     assert json.loads(text["choices"][0]["delta"]["content"]) == CANNED
-    assert last["fieldlm"]["missed"] is True
+    assert last["fieldlm"]["used_fallback"] is True
+
+
+def test_the_old_name_of_a_fallback_is_still_taken_but_not_both(kiosk: Kiosk) -> None:
+    document = kiosk.ask(on_miss="Sorry", deadline_ms=0).json()
+    assert document["choices"][0]["message"]["content"] == "Sorry"
+    both = kiosk.ask(on_miss="Sorry", fallback="Sorry")
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "on_miss")
 
 
 def test_an_answer_cut_off_in_the_middle_of_its_form_is_a_miss(kiosk: Kiosk) -> None:
-    document = kiosk.ask(response_format=FORMAT, on_miss=json.dumps(CANNED), max_tokens=3).json()
+    document = kiosk.ask(response_format=FORMAT, fallback=json.dumps(CANNED), max_tokens=3).json()
     assert json.loads(document["choices"][0]["message"]["content"]) == CANNED
-    assert (document["fieldlm"]["outcome"], document["fieldlm"]["missed"]) == ("length", True)
+    assert (document["fieldlm"]["outcome"], document["fieldlm"]["used_fallback"]) == ("length", True)
 
 
 def test_a_canned_answer_is_not_needed_when_the_real_one_comes(kiosk: Kiosk) -> None:
-    document = kiosk.ask(on_miss="later").json()
-    assert "missed" not in document["fieldlm"]
-    streamed = kiosk.stream(on_miss="later")
+    document = kiosk.ask(fallback="later").json()
+    assert "used_fallback" not in document["fieldlm"]
+    streamed = kiosk.stream(fallback="later")
     texts = [choice["delta"].get("content", "") for event in streamed for choice in event["choices"]]
     assert "".join(texts) == document["choices"][0]["message"]["content"] != "later"
 

@@ -140,12 +140,14 @@ def test_a_locked_server_is_talked_to_with_the_key_of_the_environment(
 def test_a_conversation_remembers_until_it_is_cleared(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    type_in(monkeypatch, "Hello\n/help\nHello\n\n/clear\nHello\n/exit\nnever asked\n")
-    assert main(["--url", url, "--max-tokens", "6"]) == 0
-    first, *helped, second, third = capsys.readouterr().out.splitlines()
+    story = "My dog is called Rex and my cat is called Tom."
+    again = "How is my cat called?"
+    type_in(monkeypatch, f"{story}\n/help\n{again}\n\n/clear\n{again}\n/clear\n{story}\n/exit\nnever asked\n")
+    assert main(["--url", url, "--max-tokens", "8"]) == 0
+    first, *helped, remembered, forgotten, last = capsys.readouterr().out.splitlines()
     assert helped == HELP.splitlines()
-    assert first == third
-    assert second != first
+    assert first == last
+    assert remembered != forgotten
 
 
 def test_a_bundle_and_a_server_say_the_same(

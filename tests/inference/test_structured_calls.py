@@ -17,7 +17,7 @@ from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.async_model import AsyncModel
 from fieldlm.inference.model import Model
-from fieldlm.inference.structured import MissedError
+from fieldlm.inference.structured import IncompleteError
 
 ASKED = "Two coffees, please"
 HOT = Sampling(temperature=2.0, seed=7)
@@ -70,20 +70,20 @@ def test_an_object_within_an_object_is_checked_too(model: Model) -> None:
     drinks: list[str] = model.call(bounded, ASKED, HOT)
     assert len(drinks) == 2
     assert set(drinks) <= {"coffee", "tea"}
-    order = model.call(Order, ASKED, Sampling(max_tokens=400), on_miss=Order())
+    order = model.call(Order, ASKED, Sampling(max_tokens=400), fallback=Order())
     assert isinstance(order, Order)
     assert all(isinstance(item, Item) for item in order.items)
 
 
 def test_an_answer_that_is_not_whole_is_no_object(model: Model) -> None:
-    with pytest.raises(MissedError) as cut:
+    with pytest.raises(IncompleteError) as cut:
         model.call(Item, ASKED, Sampling(max_tokens=2))
     assert cut.value.outcome == "length"
-    with pytest.raises(MissedError) as late:
+    with pytest.raises(IncompleteError) as late:
         model.call(Item, ASKED, terms=LATE)
     assert late.value.outcome == "deadline_exceeded"
     canned = Item(drink="tea", count=1)
-    assert model.call(Item, ASKED, terms=LATE, on_miss=canned) is canned
+    assert model.call(Item, ASKED, terms=LATE, fallback=canned) is canned
 
 
 def test_what_cannot_be_honoured_is_refused(model: Model) -> None:
@@ -102,7 +102,7 @@ def test_asyncio_gets_the_same(model: Model) -> None:
         item, move = await asyncio.gather(mate.call(Item, ASKED), mate.call(Move, ASKED))
         assert isinstance(item, Item)
         assert isinstance(move, Move)
-        assert await mate.call(Item, ASKED, terms=LATE, on_miss=item) is item
+        assert await mate.call(Item, ASKED, terms=LATE, fallback=item) is item
         async with aclosing(mate.stream("Hello", Sampling(max_tokens=8))) as stream:
             assert "".join([chunk.text async for chunk in stream]) == alone
 

@@ -46,7 +46,7 @@ class Exchange:
     route: str | None = "local"
     prompt_tokens: int = 20
     completion_tokens: int = 9
-    missed: bool = False
+    used_fallback: bool = False
 
 
 def recorded(tmp_path: Path, mode: Mode, exchange: Exchange, correction: str | None = None) -> list[Record]:
@@ -243,7 +243,7 @@ def test_a_text_that_breaks_redaction_does_not_travel_and_its_numbers_do(tmp_pat
     [
         ({}, ""),
         ({"timings": Timings(margin=0.4)}, "margin"),
-        ({"missed": True}, "deadline"),
+        ({"used_fallback": True}, "deadline"),
         ({"outcome": "deadline_exceeded"}, "deadline"),
         ({"outcome": "error"}, "failed"),
         ({"outcome": "preempted"}, ""),

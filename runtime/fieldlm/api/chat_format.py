@@ -42,7 +42,7 @@ class Choices:
         exchange = turn.exchange
         used = usage(exchange.timings)
         for answer in turn.answers:
-            if turn.promise.on_miss is not None:
+            if turn.promise.fallback is not None:
                 yield self._event(turn, self._delta(turn, answer.final()))
             end = self._shape.delta(Said(index=answer.index), answer.reason)
             yield self._event(turn, end, fieldlm={**own_fields(exchange), "usage": used})

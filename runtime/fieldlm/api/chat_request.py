@@ -104,7 +104,8 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
     max_queue_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
     priority: Priority = "interactive"
-    on_miss: Any = None
+    fallback: Any = None
+    on_miss: Any = None  # what `fallback` was called before
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
@@ -122,9 +123,17 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
                     param=name,
                     code="unsupported_parameter",
                 )
+        if self.fallback is not None and self.on_miss is not None:
+            message = "on_miss is the old name of fallback; send one of them"
+            raise ApiError(400, message, param="on_miss", code="invalid_value")
         if len(self.rules()) > 1:
             names = ", ".join(self.rules())
             raise ApiError(400, f"{names}: an answer follows one form", param=names, code="invalid_value")
+
+    @property
+    def canned(self) -> Any:
+        """The answer that stands in for one that fails, None for none."""
+        return self.on_miss if self.fallback is None else self.fallback
 
     def rules(self) -> dict[str, Rule]:
         """Return what the answer has to look like, by the parameter that says so."""
@@ -285,8 +294,8 @@ class Exchange:
     answer: str = ""
     outcome: Outcome = "error"
     timings: Timings = field(default_factory=Timings)
-    missed: bool = False
-    """Whether the client got its own `on_miss` and not this answer."""
+    used_fallback: bool = False
+    """Whether the client got its own `fallback` and not this answer."""
     duration_s: float = 0.0
     ttft_s: float | None = None
 

@@ -44,7 +44,7 @@ def own_fields(exchange: Exchange) -> dict[str, Any]:
         "timings": {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in millis.items()},
         "margin": round(timings.margin, 4),
     }
-    return {**own, "missed": True, "text": exchange.answer} if exchange.missed else own
+    return {**own, "used_fallback": True, "text": exchange.answer} if exchange.used_fallback else own
 
 
 def finish_reason(outcome: Outcome | None, *, called: bool = False) -> str | None:

@@ -23,20 +23,20 @@ class OutputContract:
 
     rule: CompiledRule | None = None
     toolbox: Toolbox | None = None
-    on_miss: str | None = None
+    fallback: str | None = None
     vocabulary: Sequence[bytes] | None = None
     """Given when the request asks how likely the tokens were."""
 
-    def is_missed(self, text: str, outcome: Outcome | None) -> bool:
+    def uses_fallback(self, text: str, outcome: Outcome | None) -> bool:
         """Whether the canned answer has to stand in."""
-        if self.on_miss is None or outcome == "cancelled":
+        if self.fallback is None or outcome == "cancelled":
             return False
         return outcome not in ("stop", "length") or (self.rule is not None and not self.rule.accepts(text))
 
 
 def needs_compiling(asked: CompletionParams, toolbox: Toolbox | None) -> bool:
     """Whether `promise` compiles anything for this request, and so has no place in an event loop."""
-    return bool(asked.rules() or toolbox or asked.on_miss is not None or asked.wanted().logprobs is not None)
+    return bool(asked.rules() or toolbox or asked.canned is not None or asked.wanted().logprobs is not None)
 
 
 def output_contract(engine: Engine, asked: CompletionParams, toolbox: Toolbox | None) -> OutputContract:
@@ -47,12 +47,12 @@ def output_contract(engine: Engine, asked: CompletionParams, toolbox: Toolbox | 
     rules = asked.rules() | ({"tools": toolbox.rule} if toolbox and toolbox.rule else {})
     compiled = [(rule, _compiled(engine, param, rule)) for param, rule in rules.items()]
     rule, made = compiled[0] if compiled else (None, None)
-    if asked.on_miss is not None and toolbox is not None:
-        raise ApiError(400, "on_miss cannot stand in for a call of tools", param="on_miss", code="invalid_value")
+    if asked.canned is not None and toolbox is not None:
+        raise ApiError(400, "fallback cannot stand in for a call of tools", param="fallback", code="invalid_value")
     return OutputContract(
         rule=made,
         toolbox=toolbox,
-        on_miss=None if asked.on_miss is None else _canned(asked.on_miss, rule, made),
+        fallback=None if asked.canned is None else _canned(asked.canned, rule, made),
         vocabulary=grammars(engine).vocabulary if asked.wanted().logprobs is not None else None,
     )
 
@@ -76,8 +76,8 @@ def _canned(given: Any, rule: Rule | None, made: CompiledRule | None) -> str:
             return text
     raise ApiError(
         400,
-        "on_miss is not an answer that the request itself allows (keys come in the schema's order)",
-        param="on_miss",
+        "fallback is not an answer that the request itself allows (keys come in the schema's order)",
+        param="fallback",
         code="invalid_value",
     )
 

@@ -1,7 +1,7 @@
 """The response to one request while it streams, in the event loop: one answer or several, whole or as events.
 
 A robot has to be able to rely on two things. An answer that was cut off (its deadline, its queue) is an error and never
-looks like a whole one: what was said so far is in the error's `fieldlm.text`. And a request that brings `on_miss`, its
+looks like a whole one: what was said so far is in the error's `fieldlm.text`. And a request that brings `fallback`, its
 own canned answer, gets that instead of any failure; because what has been said can't be taken back, such a stream says
 nothing before the answer is whole.
 """
@@ -60,16 +60,16 @@ class StreamedChoice:
         return said
 
     @property
-    def is_missed(self) -> bool:
-        return self._promise.is_missed(self.raw, self.outcome)
+    def uses_fallback(self) -> bool:
+        return self._promise.uses_fallback(self.raw, self.outcome)
 
     @property
     def reason(self) -> str | None:
-        return "stop" if self.is_missed else finish_reason(self.outcome, called=bool(self.whole.calls))
+        return "stop" if self.uses_fallback else finish_reason(self.outcome, called=bool(self.whole.calls))
 
     def final(self) -> Said:
         """Return the whole answer, or what stands in for it."""
-        return Said(index=self.index, text=self._promise.on_miss or "") if self.is_missed else self.whole
+        return Said(index=self.index, text=self._promise.fallback or "") if self.uses_fallback else self.whole
 
 
 class ResponseStream:
@@ -84,7 +84,7 @@ class ResponseStream:
         self._news = asyncio.Event()
         self._look: Callable[[], None] = self._news.set
         self._is_told = False
-        self._is_read_whole = promise.on_miss is not None
+        self._is_read_whole = promise.fallback is not None
         self._loop = asyncio.get_running_loop()
         for answer in self.answers:
             answer.generation.subscribe(self._receiver(answer))
@@ -162,7 +162,7 @@ class ResponseStream:
     def failure(self) -> ApiError | None:
         """Return why there is no answer, once one of them has ended without."""
         for answer in self.answers:
-            if not answer.is_missed and (error := _failure(answer, own_fields(self.exchange))):
+            if not answer.uses_fallback and (error := _failure(answer, own_fields(self.exchange))):
                 return error
         return None
 
@@ -173,7 +173,7 @@ class ResponseStream:
         exchange.outcome = min(outcomes, key=("stop", "length").__contains__)
         exchange.timings = _summed([answer.generation.timings for answer in self.answers])
         exchange.duration_s = time.monotonic() - self._asked_s
-        exchange.missed = any(answer.is_missed for answer in self.answers)
+        exchange.used_fallback = any(answer.uses_fallback for answer in self.answers)
 
     def cancel(self) -> None:
         for answer in self.answers:
@@ -260,7 +260,7 @@ class EventStream:
         turn, voice = self._turn, self._voice
 
         def say(said: list[tuple[StreamedChoice, Said]], before: bytes = b"") -> None:
-            events = before if turn.promise.on_miss is not None else before + b"".join(voice.said(turn, said))
+            events = before if turn.promise.fallback is not None else before + b"".join(voice.said(turn, said))
             if events:
                 write(events)
 

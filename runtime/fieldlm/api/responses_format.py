@@ -49,7 +49,7 @@ class ResponseVoice:
             yield from self._write(turn, said)
 
     def ending(self, turn: ResponseStream) -> Iterator[bytes]:
-        if turn.promise.on_miss is not None:
+        if turn.promise.fallback is not None:
             yield from self._write(turn, turn.answers[0].final())
         if not self._items:
             yield from self._begin_text()

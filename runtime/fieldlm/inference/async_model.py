@@ -11,7 +11,7 @@ from fieldlm.engines import DEFAULT_TERMS, Chunk, RunningAnswer, Sampling, Sched
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.chat_template import Message
 from fieldlm.inference.model import Answer, Model, answer_of
-from fieldlm.inference.structured import MissedError, form
+from fieldlm.inference.structured import IncompleteError, form
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class AsyncModel:
         sampling: Sampling | None = None,
         terms: Schedule = DEFAULT_TERMS,
         *,
-        on_miss: T | None = None,
+        fallback: T | None = None,
     ) -> T: ...
     @overload
     async def call(
@@ -75,7 +75,7 @@ class AsyncModel:
         sampling: Sampling | None = None,
         terms: Schedule = DEFAULT_TERMS,
         *,
-        on_miss: Any = None,
+        fallback: Any = None,
     ) -> Any: ...
     async def call(
         self,
@@ -84,17 +84,17 @@ class AsyncModel:
         sampling: Sampling | None = None,
         terms: Schedule = DEFAULT_TERMS,
         *,
-        on_miss: Any = None,
+        fallback: Any = None,
     ) -> Any:
         """See `Model.call`."""
         asked = await asyncio.to_thread(form, self.model.engine, kind)
         generation = self.model.start(messages, replace(sampling or Sampling(), constraint=asked.constraint), terms)
         try:
             return asked.read([chunk async for chunk in _chunks(generation)])
-        except MissedError:
-            if on_miss is None:
+        except IncompleteError:
+            if fallback is None:
                 raise
-            return on_miss
+            return fallback
 
 
 async def _chunks(generation: RunningAnswer) -> AsyncGenerator[Chunk]:

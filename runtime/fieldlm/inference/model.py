@@ -24,7 +24,7 @@ from fieldlm.engines import (
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import Message, render
-from fieldlm.inference.structured import MissedError, form
+from fieldlm.inference.structured import IncompleteError, form
 
 ADAPTER = "bundle"
 
@@ -117,7 +117,7 @@ class Model:
         sampling: Sampling | None = None,
         terms: Schedule = DEFAULT_TERMS,
         *,
-        on_miss: T | None = None,
+        fallback: T | None = None,
     ) -> T: ...
     @overload
     def call(
@@ -127,7 +127,7 @@ class Model:
         sampling: Sampling | None = None,
         terms: Schedule = DEFAULT_TERMS,
         *,
-        on_miss: Any = None,
+        fallback: Any = None,
     ) -> Any: ...
     def call(
         self,
@@ -136,21 +136,21 @@ class Model:
         sampling: Sampling | None = None,
         terms: Schedule = DEFAULT_TERMS,
         *,
-        on_miss: Any = None,
+        fallback: Any = None,
     ) -> Any:
         """Return the answer as an object of `kind`: a Struct, dataclass, TypedDict, pydantic model or JSON schema.
 
-        The model can say nothing else. Raises InputError for a kind that cannot be honoured, MissedError when the
-        answer is not whole (its deadline, max_tokens); with `on_miss` that is returned instead.
+        The model can say nothing else. Raises InputError for a kind that cannot be honoured, IncompleteError when the
+        answer is not whole (its deadline, max_tokens); with `fallback` that is returned instead.
         """
         asked = form(self.engine, kind)
         generation = self.start(messages, replace(sampling or Sampling(), constraint=asked.constraint), terms)
         try:
             return asked.read(list(generation))
-        except MissedError:
-            if on_miss is None:
+        except IncompleteError:
+            if fallback is None:
                 raise
-            return on_miss
+            return fallback
 
     def start(
         self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS

@@ -11,7 +11,7 @@ from fieldlm.engines import Chunk, Engine, Outcome
 from fieldlm.engines.constraint import CompiledRule, Rule, grammars
 
 
-class MissedError(EngineError):
+class IncompleteError(EngineError):
     """An answer did not become whole. `outcome` says why, `text` holds what there was of it."""
 
     def __init__(self, outcome: Outcome, text: str, error: str | None = None) -> None:
@@ -29,15 +29,15 @@ class Form:
     decode: Callable[[str], Any]
 
     def read(self, chunks: list[Chunk]) -> Any:
-        """Return the object that `chunks` spell; raises MissedError when they are not a whole answer."""
+        """Return the object that `chunks` spell; raises IncompleteError when they are not a whole answer."""
         text, last = "".join(chunk.text for chunk in chunks), chunks[-1]
         if last.outcome != "stop" or not self.constraint.accepts(text):
-            raise MissedError(last.outcome or "error", text, last.error)
+            raise IncompleteError(last.outcome or "error", text, last.error)
         try:
             return self.decode(text)
         except (ValueError, TypeError) as error:
             # What the type checks and its schema does not say: a validator of its own.
-            raise MissedError("error", text, f"{text!r} is refused by its type: {error}") from error
+            raise IncompleteError("error", text, f"{text!r} is refused by its type: {error}") from error
 
 
 def form(engine: Engine, kind: Any) -> Form:

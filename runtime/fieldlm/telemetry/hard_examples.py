@@ -18,11 +18,11 @@ _ROUTES: dict[str, Reason] = {
 _OUTCOMES: dict[str, Reason] = {"deadline_exceeded": "deadline", "error": "failed", "rejected": "failed"}
 
 
-def reasons(*, margin: float, tokens: int, outcome: str, route: str, missed: bool = False) -> list[Reason]:
+def reasons(*, margin: float, tokens: int, outcome: str, route: str, used_fallback: bool = False) -> list[Reason]:
     """Return why an exchange was hard; nothing when it was easy."""
     found: list[Reason] = ["margin"] if tokens and margin < LOW_MARGIN else []
-    if missed or outcome in _OUTCOMES:
-        found.append("deadline" if missed else _OUTCOMES[outcome])
+    if used_fallback or outcome in _OUTCOMES:
+        found.append("deadline" if used_fallback else _OUTCOMES[outcome])
     if route.casefold() in _ROUTES:
         found.append(_ROUTES[route.casefold()])
     return found

@@ -85,7 +85,7 @@ class RecordedExchange(Protocol):
     @property
     def route(self) -> str | None: ...
     @property
-    def missed(self) -> bool: ...
+    def used_fallback(self) -> bool: ...
     @property
     def prompt_tokens(self) -> int: ...
     @property
@@ -129,7 +129,7 @@ class Recorder:
             tokens=exchange.completion_tokens,
             outcome=exchange.outcome,
             route=exchange.route or "",
-            missed=exchange.missed,
+            used_fallback=exchange.used_fallback,
         )
         self._append(
             "gen",
