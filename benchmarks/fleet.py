@@ -113,7 +113,7 @@ def _varint(number: int) -> bytes:
 
 
 class Device:
-    """One connection that says hello and sends blocks within the window, as runtime/conversation.py does."""
+    """One connection that says hello and sends blocks within the window, as telemetry/sync_session.py does."""
 
     def __init__(self, name: str, port: int, blocks: Blocks) -> None:
         self.name, self.blocks = name, blocks
