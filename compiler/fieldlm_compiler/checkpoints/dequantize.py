@@ -1,4 +1,4 @@
-"""A GGUF becomes a checkpoint with 32-bit weights. Runs in a child process.
+"""Dequantise: a GGUF becomes a checkpoint with 32-bit weights. Runs in a child process.
 
 transformers reads the weights well and the tokenizer badly: it forgets how the text is cut before the merges. That is
 put back from the name the GGUF carries, and then proved: both must give the same tokens.

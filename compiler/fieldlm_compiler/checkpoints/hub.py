@@ -1,4 +1,4 @@
-"""Fetch a model folder from the Hugging Face hub. Runs in a child process: the hub's errors are of many kinds."""
+"""Hugging Face hub: fetch a model folder. Runs in a child process: the hub's errors are of many kinds."""
 
 from fieldlm.core.errors import MissingDependencyError, UnavailableError
 

@@ -1,4 +1,4 @@
-"""Fold an adapter into the weights: a new checkpoint, as large as the base and as fast."""
+"""Merge a LoRA adapter into the weights: a new checkpoint, as large as the base and as fast."""
 
 import shutil
 import warnings

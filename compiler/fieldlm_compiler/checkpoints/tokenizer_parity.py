@@ -1,4 +1,4 @@
-"""Do two tokenizers cut text alike? The corpus is made of what tokenizers get wrong."""
+"""Tokenizer parity: do two tokenizers cut text alike? The corpus is made of what tokenizers get wrong."""
 
 import ctypes
 from collections.abc import Sequence

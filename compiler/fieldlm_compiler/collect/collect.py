@@ -1,4 +1,4 @@
-"""MQTT in, store filled, acknowledgements out.
+"""The collector: MQTT in, store filled, acknowledgements out.
 
 A record is acknowledged only after its transaction. paho's thread hands messages to a bounded queue and so slows down
 the broker when the disk is slow; several collectors share a fleet by shards. What does not fit its topic is refused.

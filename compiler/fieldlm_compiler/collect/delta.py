@@ -1,4 +1,4 @@
-"""The sink that several machines share: Delta Lake tables on a disk or an object store, read by any engine.
+"""Delta Lake, the sink that several machines share: tables on a disk or an object store, read by any engine.
 
     <uri>/records      the rows
     <uri>/raw          blocks that cannot be read yet

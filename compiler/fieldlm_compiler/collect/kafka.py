@@ -1,4 +1,4 @@
-"""The sink that other systems read as it grows: a Kafka topic, or Redpanda's, in which a block is a message.
+"""Kafka, the sink that other systems read as it grows: a topic, also Redpanda's, in which a block is a message.
 
     kafka:HOST:PORT[,HOST:PORT…]/TOPIC[?config=FILE]      FILE has librdkafka's properties, key=value in each line
 

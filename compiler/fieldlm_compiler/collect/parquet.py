@@ -1,4 +1,4 @@
-"""The sink of one machine: a folder with a journal in SQLite and Parquet files beside it, read with DuckDB.
+"""Parquet, the sink of one machine: a folder with a journal in SQLite and Parquet files beside it, read with DuckDB.
 
     store/
       store.db                 watermarks, and the blocks that are not in Parquet yet, as they came

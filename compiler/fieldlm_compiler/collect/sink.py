@@ -1,4 +1,4 @@
-"""Where a collector puts records: the one interface, and everything that reading needs whatever lies below.
+"""The sink contract of every store: the one interface, and everything that reading needs whatever lies below.
 
 A sink commits rows and the watermark that covers them together, so a record is stored once or not at all. A record of
 kind `forget` that names a session takes that session's text out of the sink, wherever it lies, and what comes later

@@ -1,4 +1,4 @@
-"""An adapter kept apart from its base, judged where it will run: on the base as it is quantised.
+"""What an adapter kept apart from its base costs: judged where it will run: on the base as it is quantised.
 
 Merged into the weights it would be as large as the base, and faster; both are made and measured, so that the choice is
 one of numbers.

@@ -1,4 +1,4 @@
-"""The two roads to a bundle of its own weights: from a checkpoint, proved against it, and from a GGUF as it is."""
+"""Assemble a bundle, two roads: from a checkpoint, proved against it, and from a GGUF as it is."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

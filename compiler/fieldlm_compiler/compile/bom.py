@@ -1,4 +1,4 @@
-"""What a bundle is made of, as a CycloneDX 1.6 machine-learning bill of materials. The same bundle, the same bytes."""
+"""CycloneDX 1.6 bill of materials (ML-BOM) of a bundle. The same bundle, the same bytes."""
 
 import uuid
 from collections.abc import Sequence

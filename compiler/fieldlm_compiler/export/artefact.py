@@ -1,4 +1,4 @@
-"""A checkpoint in the form an engine loads: first with full weights, to be proved, then with fewer bits, to be shipped.
+"""The artefact, a checkpoint as an engine loads it: first with full weights, to be proved, then with fewer bits.
 
 Here is the one place that knows the formats: GGUF and ONNX differ in how they are made and in nothing after that.
 """

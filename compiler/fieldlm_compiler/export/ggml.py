@@ -1,4 +1,4 @@
-"""The border to ggml's kernels: rows of weights to blocks and back, one type at a time.
+"""ggml kernels: rows of weights to blocks and back, one type at a time.
 
 They are those of the build that serves, so what is priced here is what the device will compute with.
 """

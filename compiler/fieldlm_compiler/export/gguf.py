@@ -1,4 +1,4 @@
-"""Checkpoint to GGUF, PEFT adapter to GGUF, by llama.cpp's own converter in a child process."""
+"""GGUF export: checkpoint to GGUF, PEFT adapter to GGUF, by llama.cpp's own converter in a child process."""
 
 import json
 import re

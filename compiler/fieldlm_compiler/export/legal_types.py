@@ -1,4 +1,4 @@
-"""Which ggml types a tensor may have: its shape must be whole blocks, and the device must compute with them fast."""
+"""Legal quantisation types of a tensor: its shape must be whole blocks, and the device must compute with them fast."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""Checkpoint to ONNX: Optimum's export in a child process, our passes over the graph, then four-bit weights.
+"""ONNX export: Optimum's export in a child process, our passes over the graph, then four-bit weights.
 
 What comes out follows docs/onnx-graph.md: `model.onnx` with its weights in `model.onnx.data`, and `tokenizer.json`.
 """

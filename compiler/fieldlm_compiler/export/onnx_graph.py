@@ -1,4 +1,4 @@
-"""Passes that turn the graph Optimum exports into the one the engine runs fast (docs/onnx-graph.md).
+"""ONNX graph passes: they turn the graph Optimum exports into the one the engine runs fast (docs/onnx-graph.md).
 
 Every pass changes the model in place and knows the graph only by the names that the exporter derives from the modules
 of the checkpoint. A pass that does not find what it knows leaves the model as it is and says so.

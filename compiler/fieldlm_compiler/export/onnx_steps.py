@@ -1,4 +1,4 @@
-"""The steps of the ONNX export that run in a process of their own: see `exporters.onnx`, which starts them."""
+"""ONNX export, the steps that run in a process of their own: `export.onnx` starts them."""
 
 import logging
 import tempfile

@@ -1,4 +1,4 @@
-"""Sixteen bits to fewer, by llama.cpp's own quantiser, the build the device's engine comes from."""
+"""Quantise, sixteen bits to fewer, by llama.cpp's own quantiser, the build the device's engine comes from."""
 
 import ctypes
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A checkpoint as Transformers 4 would have saved it, and the tokens that end its answers."""
+"""Transformers 4 compatibility: a checkpoint as that would have saved it, and the tokens that end its answers."""
 
 from collections.abc import Mapping
 from pathlib import Path

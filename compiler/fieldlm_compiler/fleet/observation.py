@@ -1,4 +1,4 @@
-"""What a store says of a fleet while a release goes out: who is where, and how each device does against itself."""
+"""Rollout observation: who is where in a fleet, and how each device does against itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

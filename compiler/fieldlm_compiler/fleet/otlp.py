@@ -1,4 +1,4 @@
-"""Answers as OpenTelemetry spans: a store's rows under the names of the GenAI conventions, sent by OTLP over HTTP.
+"""OTLP export: answers as OpenTelemetry spans under the names of the GenAI conventions, over HTTP.
 
 The names are made here and nowhere else, because the conventions still change. Ids come from the record's key, so what
 is sent twice is the same span. What people said stays in the store: the conventions let it out only where somebody

@@ -1,4 +1,4 @@
-"""What a fleet is doing, out of a store: one line a device, and one device's own timeline.
+"""The fleet view, out of a store: one line a device, and one device's own timeline.
 
 Everything is read from rows, watermarks and presence messages; nothing is kept. A number that is missing and that no
 device explained is `lost`, and there should never be one.

@@ -1,4 +1,4 @@
-"""Which devices get a release when, and when the evidence says that it harms.
+"""Staged rollout in waves: which devices get a release when, and when the evidence says that it harms.
 
 A rollout goes in waves. A device's place comes from a hash of its name, so that nobody keeps a list; each kind of
 device (profile) has waves of its own, because what is bad for one may be good for the rest. The last places of each

@@ -1,4 +1,4 @@
-"""Find the recurring tasks in examples, without being told: what is asked, and what is done about it.
+"""Task clustering: find the recurring tasks in examples, without being told: what is asked, and what is done about it.
 
 An example is a point: half of it the customer's words as a vector, half of it the shape of the answer (the function a
 JSON answer calls and its arguments' names). k-means for a range of k; silhouette decides. A task keeps its id

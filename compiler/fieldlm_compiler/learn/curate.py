@@ -1,4 +1,4 @@
-"""Records become labelled examples: filter, join feedback to its generation, dedupe, split by customer.
+"""Curation, records become labelled examples: filter, join feedback to its generation, dedupe, split by customer.
 
     out/
       examples.jsonl   one Example a line, in the order of their records

@@ -1,4 +1,4 @@
-"""Examples become a dataset: a folder named by its content, so that a model can say what it has learned from.
+"""Dataset versions: a folder named by its content, so that a model can say what it has learned from.
 
 out/<first 16 digits of the content's SHA-256>/
   train.jsonl  eval.jsonl   {"messages": […, {"role": "assistant", …}], "task": …, "session": …} a line

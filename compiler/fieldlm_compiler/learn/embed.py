@@ -1,4 +1,4 @@
-"""Sentences as vectors: the mean of static word vectors, which a wheel carries. No network of its own, no GPU.
+"""Sentence embeddings: the mean of static word vectors, which a wheel carries. No network of its own, no GPU.
 
 `wordllama` (MIT) ships 256 numbers for each of Llama 2's 32,000 tokens. Its own loader looks for the tokenizer in the
 wrong folder, and its wheel is for one Python only; the two files are the same in every wheel, so they are taken out of

@@ -1,4 +1,4 @@
-"""Ask a running server every example and count the answers that are exactly right.
+"""Evaluation by exact match: ask a running server every example and count the answers that are right.
 
 Right means equal as JSON: white space and the order of keys do not count, everything else does. The interval is
 Wilson's (E. B. Wilson, JASA 22, 1927), which stays honest near 0 and 1 where the usual one collapses.

@@ -1,4 +1,4 @@
-"""The examples of one step as one row, `[prefix][example 1][example 2]…`, and the attention that keeps them apart.
+"""Sequence packing with a shared prefix: `[prefix][example 1][example 2]…`, and the attention that keeps them apart.
 
 The examples share their beginning (the system prompt), so it is computed once a step: every example sees the prefix and
 itself. The attention below does no work for pairs that may not see each other, where a mask over the whole row would do

@@ -1,4 +1,4 @@
-"""Lines of a dataset as tokens, as the model to be tuned will see them."""
+"""Tokenised examples, lines of a dataset as tokens, as the model to be tuned will see them."""
 
 from dataclasses import dataclass
 from pathlib import Path

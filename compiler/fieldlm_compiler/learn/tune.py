@@ -1,4 +1,4 @@
-"""Dataset in, LoRA adapter out: fine-tune on the answers alone, on a GPU or, if need be, on a processor.
+"""LoRA fine-tuning, dataset in and adapter out: on the answers alone, on a GPU or, if need be, on a processor.
 
 Three things make this fast enough for two cores. The examples of a step are one row behind their common beginning (see
 `packing`). The head, a fifth of a small model's work, runs on the answers' positions only. And the base is multiplied

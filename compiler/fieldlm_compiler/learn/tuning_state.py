@@ -1,4 +1,4 @@
-"""What a long tuning run has reached, on the disk, and the memory it works in."""
+"""Resumable training state: what a long tuning run has reached, on the disk, and the memory it works in."""
 
 import ctypes
 import io

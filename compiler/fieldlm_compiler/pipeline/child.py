@@ -1,4 +1,4 @@
-"""Run one step in a process of its own: an abort becomes an error message, and its memory is measured.
+"""Child processes, one step in each: an abort becomes an error message, and its memory is measured.
 
 `call("package.module:function", …)` starts a fresh interpreter, hands it JSON, and returns the JSON it answers. The
 step dies with the compiler, whatever kills the compiler.

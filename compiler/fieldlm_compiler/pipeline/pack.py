@@ -1,4 +1,4 @@
-"""Files and facts become a signed bundle, whole or not at all."""
+"""Pack: files and facts become a signed bundle, whole or not at all."""
 
 import shutil
 from collections.abc import Sequence

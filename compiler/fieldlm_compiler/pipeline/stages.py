@@ -1,4 +1,4 @@
-"""What each stage made, kept by the digest of what it was made from.
+"""The stage cache: what each stage made, kept by the digest of what it was made from.
 
 A stage's folder appears whole, under a lock, so a kill at any moment leaves nothing half-written that a later run
 could take for whole, and two compilers at once wait for each other. `stage.json` inside is written last.

@@ -1,4 +1,4 @@
-"""Whose word counts: make a publisher's keys, replace them, revoke them. Devices follow, and refuse what was revoked.
+"""Key management (`fieldlm keys`): make, replace and revoke a publisher's keys. Devices follow, and refuse the revoked.
 
 The root keys may be several, of which a threshold has to sign, and lie on sticks in different drawers: a change that
 too few of them have signed waits in the repository, where nobody takes it for a root, until `fieldlm keys sign` has

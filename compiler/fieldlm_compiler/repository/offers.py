@@ -1,4 +1,4 @@
-"""Change to whom a release is offered, after it was published: to more devices, to nobody new, to nobody ever again."""
+"""Offers, to whom a release goes after it was published: to more devices, to nobody new, to nobody ever again."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Offer a bundle to the devices of its profile: into a static folder that any web server, bucket or USB stick serves.
+"""`fieldlm publish`: a bundle for the devices of its profile, into a static folder for any web server, bucket or stick.
 
 Everything new is written aside and under new names first; `timestamp.json` is replaced last, and with it the release
 becomes visible. A publisher that is killed leaves the repository as it was.

@@ -1,4 +1,4 @@
-"""What flows through each tensor, and how much the answers depend on it: one pass forward and one back.
+"""Calibration: activations (imatrix, covariance) and Fisher information, one pass forward and one back.
 
 Forward, hooks on every linear layer add up the squared inputs (llama.cpp's importance matrix) and their covariance.
 Back, the gradient of the log probability of tokens drawn from the model itself: its square, over windows of text, is

@@ -1,4 +1,4 @@
-"""What a mixture will weigh, hold in memory and answer a second, before anything of it is written."""
+"""Forecast: what a mixture will weigh, hold in memory and answer a second, before anything of it is written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

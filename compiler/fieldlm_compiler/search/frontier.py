@@ -1,4 +1,4 @@
-"""The best mixture for every size: a walk along the lower convex hulls of all tensors at once.
+"""The Pareto frontier, the best mixture for every size: a walk along the lower convex hulls of all tensors at once.
 
 Each tensor has options that cost bytes and divergence. On its hull each further byte buys less than the one before, so
 taking the steps of all hulls in order of what a byte buys gives, at each step, the least divergence for its bytes

@@ -1,4 +1,4 @@
-"""Inside ggml's blocks: the scales that a block was given, the grid of its codes, and how codes are packed.
+"""ggml block layouts: the scales that a block was given, the grid of its codes, and how codes are packed.
 
 Layouts as in llama.cpp's ggml-common.h and ggml-quants.c. A test holds each against ggml's own dequantisation.
 """

@@ -1,4 +1,4 @@
-"""A mixture as a GGUF file: every tensor in its own type, everything else as it was. Runs in a child process.
+"""GGUF writer of a mixture: every tensor in its own type, everything else as it was. Runs in a child process.
 
 The size is known before a byte is written: types change nothing in the header.
 """

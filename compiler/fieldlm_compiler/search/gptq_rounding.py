@@ -1,4 +1,4 @@
-"""Rounding that repairs itself: what one column loses, the columns after it make up for.
+"""GPTQ rounding, which repairs itself: what one column loses, the columns after it make up for.
 
 Rounded one by one, weights lose what they lose. But inputs go together, so an error in one column can be undone in
 others: after a column is rounded, its error is spread over the columns not rounded yet, in the proportions that change

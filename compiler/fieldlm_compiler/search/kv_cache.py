@@ -1,4 +1,4 @@
-"""What keys and values in fewer bits save and cost: each type is read with once, keys and values apart.
+"""KV-cache quantisation, what it saves and costs: each type is read with once, keys and values apart.
 
 A cache is judged on the model itself, with full weights, token by token beside one in F16. What keys lose and what
 values lose is added up.

@@ -1,4 +1,4 @@
-"""The blocks of onnxruntime's MatMulNBits and GatherBlockQuantized: names, sizes, scales and how codes are packed.
+"""ONNX quantised blocks: MatMulNBits and GatherBlockQuantized: names, sizes, scales and how codes are packed.
 
 A row's weights lie in blocks of 16 to 128, each with a scale in 32 bits; a code stands for (code - zero) · scale, where
 zero is half the codes, or in an asymmetric block a code of its own. Every build of onnxruntime since 1.22 computes all

@@ -1,4 +1,4 @@
-"""What an ONNX mixture will weigh, hold in memory and answer a second, before anything of it is written."""
+"""Forecast for ONNX: what a mixture will weigh, hold in memory and answer a second, before it is written."""
 
 import math
 import time

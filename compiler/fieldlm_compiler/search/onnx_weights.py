@@ -1,4 +1,4 @@
-"""The matrices of an exported graph, and the graph with a type of its own for each: docs/onnx-graph.md.
+"""ONNX weights, the matrices of an exported graph, and the graph with a type of its own for each: docs/onnx-graph.md.
 
 Nothing here reads weights but `OnnxWeights.rows`: a graph with other types, and so its exact size, is known beforehand.
 """

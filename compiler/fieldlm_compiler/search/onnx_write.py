@@ -1,4 +1,4 @@
-"""A mixture as an ONNX graph and its weights: every product in its own type. Runs in a child process."""
+"""ONNX writer of a mixture: every product in its own type. Runs in a child process."""
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache

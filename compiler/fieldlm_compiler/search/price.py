@@ -1,4 +1,4 @@
-"""What each legal type of each tensor costs: bytes exactly, divergence predicted. Runs in a child process.
+"""Sensitivity, what each legal type of each tensor costs: bytes exactly, divergence predicted. Runs in a child process.
 
 A tensor's weights are rounded to the type and back by ggml's kernel, and the squared changes weighed with the Fisher
 information: ½ Σ r_i c_j ΔW_ij² nats a token, r and c its sums over rows and columns (a Kronecker product of

@@ -1,4 +1,4 @@
-"""Candidates on a Ray cluster: each is written and measured by one task, on whatever node has room.
+"""Ray, candidates on a cluster: each is written and measured by one task, on whatever node has room.
 
 Nodes share no file system. Full weights and statistics go through the object store in pieces, and each node keeps them
 by their digest, so they travel to it once. What comes back is the mixture itself and what it diverges text by text;

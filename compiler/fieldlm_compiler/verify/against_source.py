@@ -1,4 +1,4 @@
-"""Proof that an artefact is the model it was made from: the same tokens and prompts, the same logits and answers.
+"""Equivalence proof: an artefact has the tokens, prompts, logits and answers of the model it was made from.
 
 The artefact answers greedily; then the source reads those answers and says, at each token, how much it would have
 preferred another. Where that is next to nothing the two differ by rounding; where it is not, the artefact is another

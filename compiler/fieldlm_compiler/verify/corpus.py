@@ -1,4 +1,4 @@
-"""Text to calibrate on and text to measure on, never the same; a task's examples with their right answers.
+"""Calibration and evaluation text, never the same; a task's examples with their right answers.
 
 A line of a `.jsonl` file is a conversation, {"messages": [...]}, or {"text": ...}; any other file is plain text; a
 `.gguf` holds sums that devices collected, and no text at all.

@@ -1,4 +1,4 @@
-"""Conversations that chat templates get wrong, and what transformers makes of them: the reference for the device."""
+"""Chat-template tests: conversations that templates get wrong, and what transformers makes of them."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""What an artefact really diverges, through the engine's own library, token by token beside full weights.
+"""KL divergence of an artefact, measured through the engine's own library, token by token beside full weights.
 
 Both read the same text; the divergence is that of the next-token distributions, KL(full ‖ artefact) in nats. No logits
 touch the disk: a window is judged and forgotten. A task is read with its right answers in place, and an answer counts

@@ -1,4 +1,4 @@
-"""What speaks for an artefact: its answers held against the source's, its size against the device, and the reports."""
+"""Gates: an artefact's answers against the source's, its size against the device, and the reports."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the user will not do without: how large, how fast, how near to full weights, how right."""
+"""Limits of a compile, what the user will not do without: how large, how fast, how near to full weights, how right."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path

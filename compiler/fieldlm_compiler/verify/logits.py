@@ -1,4 +1,4 @@
-"""What an engine thinks of every next token of a text, read through the very decode path that will answer on a device.
+"""Logits of every next token of a text, read through the very decode path that will answer on a device.
 
 A constraint allows nothing but the text itself and keeps the logits it is shown, so one reader does for every engine.
 """

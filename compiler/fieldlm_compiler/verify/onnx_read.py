@@ -1,4 +1,4 @@
-"""An ONNX graph that says its logits behind every token of a text at once: the device's session, its own products.
+"""Logits of an ONNX graph behind every token of a text at once: the device's session, its own products.
 
 The graph that is shipped computes the head for the last token alone. Here that one cut is taken out again, in memory.
 """

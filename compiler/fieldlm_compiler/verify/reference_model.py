@@ -1,4 +1,4 @@
-"""What the source model itself thinks of an artefact's answers, in 32 bits, by transformers. Runs in a child process.
+"""The reference model: the source's own logits in 32 bits, by transformers. Runs in a child process.
 
 It reads each answer in one pass instead of saying its own token by token: the same judgement, in a tenth of the time.
 """

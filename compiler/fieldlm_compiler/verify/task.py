@@ -1,4 +1,4 @@
-"""A task's score as a user would get it: the runtime's own engine answers, greedily, and the answer is compared."""
+"""Task score (exact match) as a user would get it: the runtime's own engine answers, greedily."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The HTTP surface: OpenAI's endpoints over whatever generation is live.
+"""The ASGI application: OpenAI's endpoints over whatever generation is live.
 
 Nothing here computes: an answer's chunks come from the engine's thread into the event loop, and go out. A client that
 leaves cancels its answer, whether it streams, waits or is still queued. No prompt and no answer is ever logged.

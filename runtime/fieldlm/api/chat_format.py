@@ -1,4 +1,4 @@
-"""How chat and plain completions say an answer: whole, or as events."""
+"""Chat completions and completions, the responses: whole, or as events."""
 
 import secrets
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""OpenAI's JSON in and out. Knows nothing of HTTP and nothing of engines.
+"""Chat completions and completions, the requests: OpenAI's JSON, checked. Knows nothing of HTTP and nothing of engines.
 
 What is accepted is honoured; what would change the answer and is not built is refused by name, never ignored.
 Defaults are OpenAI's but for two: temperature is 0 (a device answers the same question the same way), and an answer

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shape: whole, and as the chunks of a stream. Knows nothing of HTTP and nothing of engines."""
+"""OpenAI's `choices`: an answer whole, and as the chunks of a stream."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

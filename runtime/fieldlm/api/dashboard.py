@@ -1,4 +1,4 @@
-"""What a person and a monitor look at: the page at `/`, the figures it draws, and Prometheus's /metrics."""
+"""Dashboard and status: the page at `/`, the figures it draws, and Prometheus's /metrics."""
 
 import functools
 from collections.abc import Callable, Iterable

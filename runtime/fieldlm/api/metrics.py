@@ -1,4 +1,4 @@
-"""How it has gone since the start, for Prometheus: counted when an answer has ended, never while one is computed."""
+"""Prometheus metrics: counted when an answer has ended, never while one is computed."""
 
 from collections import deque
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""How the Responses API says an answer: items of output, and the events that build them up one by one."""
+"""OpenAI's Responses API, the responses: items of output, and the events that build them up one by one."""
 
 import secrets
 from collections import deque

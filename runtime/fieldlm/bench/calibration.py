@@ -1,4 +1,4 @@
-"""`fieldlm verify BUNDLE --on-device`: whether this device is what the bundle's profile foresees.
+"""Calibration, `fieldlm verify BUNDLE --on-device`: whether this device is what the bundle's profile foresees.
 
 Decoding reads every weight for each token, so a profile's memory bandwidth foresees tokens a second, and the header of
 the weights foresees memory. Both are measured here, briefly. What came out is the bundle's calibration overlay: a file

@@ -1,4 +1,4 @@
-"""What a measurement was taken in: without it a number cannot be repeated, and is not worth much."""
+"""The environment of a benchmark (clocks, heat, load): without it a number cannot be repeated."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Time one bundle, in a process of its own, so that the peak of memory is that bundle's.
+"""One benchmark run: time a bundle in a process of its own, so that the peak of memory is that bundle's.
 
 `python -m fieldlm.bench.measure SPEC` reads a Spec as JSON and prints one JSON line after each repetition and a
 last one with everything. Prompts are random tokens, drawn anew for each repetition so that no prefix is cached. The

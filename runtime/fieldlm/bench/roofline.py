@@ -1,4 +1,4 @@
-"""How many bytes decoding one token has to read: the weights, and the keys and values of what came before."""
+"""The roofline of decoding, bytes read for each token: the weights, and the keys and values of what came before."""
 
 from pathlib import Path
 from typing import Any, cast

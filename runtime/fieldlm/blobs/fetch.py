@@ -1,4 +1,4 @@
-"""Bring blobs here, chunk by chunk: from the files that are here, from neighbours, from the repository.
+"""Resumable download, chunk by chunk: from the files that are here, from neighbours, from the repository.
 
 The space for everything is taken before the first byte. What has arrived is remembered in a map beside the partial
 file, so that a kill or a power cut costs at most a megabyte. Each chunk is checked as it comes, a bad one is asked for

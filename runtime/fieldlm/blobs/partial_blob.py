@@ -1,4 +1,4 @@
-"""A blob on its way: what of it has arrived survives kills and power cuts, and no byte is counted that is not there."""
+"""A partial download: what has arrived survives kills and power cuts, and no byte counts that is not there."""
 
 import hashlib
 import os

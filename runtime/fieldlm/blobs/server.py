@@ -1,4 +1,4 @@
-"""Hand blobs, whole or as far as they have come, to other devices on the same network.
+"""The blob server: hand blobs, whole or as far as they have come, to other devices on the same network.
 
     GET /blobs/sha256/ab/abcd…   bytes of a blob, by Range; of one that is on its way, the chunks that have arrived
     GET /maps/abcd…              which chunks have arrived, one byte each; `*` for all

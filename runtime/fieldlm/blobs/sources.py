@@ -1,4 +1,4 @@
-"""Where a repository is read from: a folder, or a web server; and how much of the line a device may take for it."""
+"""Repository sources (folder, web server), with a rate limit and hours in which they may be read."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Files named by their SHA-256: each is stored once, whatever number of generations share it."""
+"""Content-addressed store: files named by their SHA-256, each stored once for all generations that share it."""
 
 import os
 from collections.abc import Callable, Collection, Iterator

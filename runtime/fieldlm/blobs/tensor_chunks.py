@@ -1,4 +1,4 @@
-"""Cut model files where their tensors begin, and take those that did not change from the files that are here.
+"""Delta updates by chunks: files cut where tensors begin; those that did not change come from files that are here.
 
 Publisher and device cut by the same rule, so a tensor that is the same in both files is a chunk with the same digest
 in both. Where the file does not say where its tensors are (an ONNX graph says it of the weights beside it), what lies

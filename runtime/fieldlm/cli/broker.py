@@ -1,4 +1,4 @@
-"""A broker for one site: rumqttd inside the iotcore wheel, MQTT 5, in a process of its own.
+"""`fieldlm broker`, an MQTT broker for one site: rumqttd inside the iotcore wheel, MQTT 5, in a process of its own.
 
 It keeps everything in memory: kill it and it forgets. Nothing is lost by that, because a device deletes a record only
 when the collector has committed it. For more than a bench or one shop, run Mosquitto or EMQX instead.

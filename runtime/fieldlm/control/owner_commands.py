@@ -1,4 +1,4 @@
-"""Take commands from this device's owner, over HTTP or MQTT, and from whoever can read its state folder.
+"""Remote commands: from this device's owner, signed, over HTTP or MQTT, or from whoever can read its state folder.
 
 A device without an owner shows a pairing code in its log; who knows the code becomes the owner, once. The owner may
 hand it on. Knowing the code is shown without saying it, and five wrong guesses make a new one.

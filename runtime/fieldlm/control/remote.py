@@ -1,4 +1,4 @@
-"""Tell a device what to do, from elsewhere: over its HTTP API on the LAN, or through a broker.
+"""Remote control: tell a device what to do, from elsewhere: over its HTTP API on the LAN, or through a broker.
 
 A device is named by its URL, by the name it announces on the network, or, with `--broker`, by its id.
 """

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: write aside, sync, replace. Digests and canonical JSON."""
+"""Atomic files, whole or not there: write aside, sync, replace. Digests and canonical JSON."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Ed25519 signatures. A key id is the first 16 hex digits of the SHA-256 of the raw public key."""
+"""Signing: Ed25519 signatures. A key id is the first 16 hex digits of the SHA-256 of the raw public key."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: results on stdout, progress and logs on stderr.
+"""Terminal output and logs: results on stdout, progress and logs on stderr.
 
 Every command takes `--json`, which prints one JSON document on stdout and nothing else there.
 """

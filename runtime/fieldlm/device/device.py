@@ -1,4 +1,4 @@
-"""The one place that knows all parts: a device wires them by hand and takes them down again.
+"""The composition root: a device wires all parts by hand and takes them down again.
 
 slots ─ bundle ─ live ─ server ─ recorder ─ spool ─ sync ─ broker
 └──────────── updater ──┘                      (a release pointer comes back down the same way)

@@ -1,4 +1,4 @@
-"""What a start does beside importing the server: check the files, load the generation, have its first answer.
+"""Startup, beside importing the server: check the files, load the generation, have its first answer.
 
 All of it is work for the disk and for C, and takes about as long as the imports do.
 """

@@ -1,4 +1,4 @@
-"""Tell systemd how the service fares: a few lines instead of a dependency. Without systemd every call does nothing."""
+"""sd_notify and the systemd watchdog in a few lines. Without systemd every call does nothing."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""One Protocol, one file per engine: `open_engine` imports the module that the bundle's manifest names.
+"""The engine Protocol, one file per engine: `open_engine` imports the module that the bundle's manifest names.
 
 An engine knows tokens and nothing of chat templates, HTTP or telemetry. `start` may be called from any thread at any
 time; answers run side by side and never disturb each other.

@@ -1,4 +1,4 @@
-"""One running answer, as every engine hands it out: the engine's worker puts chunks in, one reader takes them out."""
+"""The token stream of one running answer: the engine puts chunks in, one reader takes them out."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What an answer has to look like, as masks over tokens: JSON Schema, JSON, a regular expression or a grammar.
+"""Constrained decoding (llguidance), masks over tokens: JSON Schema, JSON, a regular expression or a grammar.
 
 llguidance does the work; this wires it to any engine's vocabulary. It fails closed: what cannot be honoured raises when
 it is compiled, and a grammar that gets into trouble in the middle of an answer ends it with an error.

@@ -1,4 +1,4 @@
-"""A model's `tokenizer.json`: text to token ids, and each id to the very bytes it stands for."""
+"""Hugging Face tokenizer (`tokenizer.json`): text to token ids, and each id to the very bytes it stands for."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What of JSON Schema a constraint honours. A keyword that is not on the list is refused by name, never ignored."""
+"""JSON Schema, what of it a constraint honours. A keyword that is not on the list is refused by name, never ignored."""
 
 import math
 import re

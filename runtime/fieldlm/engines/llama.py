@@ -1,4 +1,4 @@
-"""GGUF weights through llama.cpp's low-level API: one thread owns the context, any thread may ask.
+"""The llama.cpp engine for GGUF: one thread owns the context, any thread may ask.
 
 `llama_worker` decides what is computed next, `llama_api` calls llama.cpp, `gguf_header` looks into files first.
 """

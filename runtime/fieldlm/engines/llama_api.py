@@ -1,4 +1,4 @@
-"""The border to llama.cpp: its C API with Python types, and nothing decided here.
+"""llama.cpp bindings: its C API with Python types, and nothing decided here.
 
 Only the low-level binding is used. What llama.cpp logs is not printed; the last complaint becomes the error's text.
 """

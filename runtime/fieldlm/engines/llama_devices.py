@@ -1,4 +1,4 @@
-"""What llama.cpp can compute on here, and whether that is what a profile promises.
+"""GPU offload: what llama.cpp can compute on here, and whether that is what a profile promises.
 
 A GPU that is promised and not used is the most expensive kind of slow: everything works, at a tenth of the speed, and
 nothing says so. So it is an error before the weights are read, and again when not every layer went there.

@@ -1,4 +1,4 @@
-"""Texts as vectors: the hidden states that the model itself computes, their mean over the tokens of a text.
+"""Embeddings, texts as vectors: the hidden states that the model itself computes, their mean over the tokens of a text.
 
 A context of its own on the weights that serve, made for one text and freed after it: a device that is seldom asked for
 vectors does not hold memory for them. Texts go through in pieces, so that answers beside them are not held up long.

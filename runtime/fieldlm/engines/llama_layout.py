@@ -1,4 +1,4 @@
-"""How llama.cpp holds weights and caches, and on what it computes: what a profile says, in llama.cpp's terms."""
+"""KV-cache types, flash attention, mmap and offload: what a profile says, in llama.cpp's terms."""
 
 from dataclasses import dataclass
 

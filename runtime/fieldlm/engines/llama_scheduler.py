@@ -1,4 +1,4 @@
-"""Who computes next: sequences, shared prefixes, chunks of prompts and steps of answers. Runs in one thread.
+"""Continuous batching: sequences, prefix cache, chunked prefill and decode steps. Runs in one thread.
 
 A step takes one token of every answer that is being written, and then prompt tokens up to a bound, so that a long
 prompt delays a running answer by one chunk. What a finished answer leaves in memory stays until its sequence is

@@ -1,4 +1,4 @@
-"""How much memory a GGUF will take, from its header alone, and whether the machine has it: asked before loading.
+"""The memory plan: what a GGUF will take, from its header alone, and whether the machine has it.
 
 Without this a context that is too large ends in the kernel killing the process, or, worse, another one. What the
 header does not say counts as nothing, so that a model we know little of is tried rather than refused.

@@ -1,4 +1,4 @@
-"""Answers from an ONNX graph on plain onnxruntime, which lets other threads run while it computes.
+"""The onnxruntime engine for ONNX graphs, which lets other threads run while it computes.
 
 One worker thread owns the session. Every running answer has a key-value cache of its own and takes one step in turn:
 a piece of its prompt, or one token. A batch answer that makes room for another class lets go of its cache, so that

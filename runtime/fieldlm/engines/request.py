@@ -1,4 +1,4 @@
-"""One request on its way to an answer, the same for every engine: when it is wanted, what is said, where time goes.
+"""One request's life, the same in every engine: deadline, stop strings, constraint, timings.
 
 An engine computes what `tokens` holds (the prompt, the answer so far, what has to follow) and hands the logits behind
 the last one to `advance`, which chooses and says what comes next, until the answer has ended.

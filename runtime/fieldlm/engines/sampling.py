@@ -1,4 +1,4 @@
-"""Choose one token from logits, in plain numpy, the same way for every engine.
+"""Sampling: choose one token from logits, in plain numpy, the same way for every engine.
 
 Logits are changed in this order: bias, repeat penalty, presence and frequency penalty (as llama.cpp does), then what a
 constraint forbids. The filters work on the tempered distribution in the order Transformers uses: temperature, top-k,

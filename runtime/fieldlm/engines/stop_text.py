@@ -1,4 +1,4 @@
-"""Bytes of tokens in, whole characters out, until a stop string appears."""
+"""Incremental detokenisation and stop strings: bytes of tokens in, whole characters out."""
 
 import codecs
 

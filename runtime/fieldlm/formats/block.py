@@ -1,4 +1,4 @@
-"""Many records of one device and stream as one message: columns, differences, zstd.
+"""The block, many records of one device and stream as one message: columns, differences, zstd.
 
     msgpack [ "flb", version, schema, device, stream, epoch, first, last, count, body ]
     body = zstd( msgpack [ column, column, … ] )     one entry per field of the schema, seq before them

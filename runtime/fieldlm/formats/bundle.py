@@ -1,4 +1,4 @@
-"""A bundle: one folder that a device can serve, with a manifest that is written last and signed.
+"""The bundle: one folder that a device can serve, with a manifest that is written last and signed.
 
     bundle/
       model.gguf | model.onnx …   role base

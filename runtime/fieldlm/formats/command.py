@@ -1,4 +1,4 @@
-"""What an owner tells a device to do: signed, for one device, once, and within minutes.
+"""Remote commands on the wire, what an owner tells a device to do: signed, for one device, once, and within minutes.
 
     owner → device   Question   {"question": ID}
     device → owner   Answer     {"id": ID, "ok": true, "data": {"nonce": …, "owner": …}}

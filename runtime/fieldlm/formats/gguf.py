@@ -1,4 +1,4 @@
-"""What a GGUF file says about itself, read and checked before llama.cpp sees it.
+"""The GGUF header, what a file says about itself, read and checked before llama.cpp sees it.
 
 llama.cpp ends the process on some broken files; this reader says what is wrong in one line instead. It knows the
 container (metadata, tensor names, shapes, types and places) and nothing of what the numbers mean.

@@ -1,4 +1,4 @@
-"""A fleet's policy: what its devices may tell, how much of it and when. Signed, numbered, retained at the broker.
+"""The telemetry policy of a fleet: what its devices may tell, how much and when. Signed, numbered, retained by the broker.
 
     fieldlm/1/{fleet}/policy    {"policy": "<JSON>", "signature": {"keyid", "public", "sig"}}
 

@@ -1,4 +1,4 @@
-"""Prompts with the answers a healthy copy of the bundle gives: the file probe.json in it.
+"""Golden answers (probes): prompts with the answers a healthy copy of the bundle gives: the file probe.json in it.
 
     {"prompts": [{"messages": [{"role": "user", "content": "…"}], "expect": "…", "max_tokens": 16}]}
 

@@ -1,4 +1,4 @@
-"""Find what is impossible in a profile, before a device finds it.
+"""Profile linter: find what is impossible in a profile, before a device finds it.
 
 `lint` gives the reasons to refuse it; `cautions` what is allowed and slow. Which file types llama.cpp repacks for an
 instruction set follows ggml-cpu/repack.cpp of the pinned version; only the bulk type of a mix counts (Q4_K of Q4_K_M).

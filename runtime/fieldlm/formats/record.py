@@ -1,4 +1,4 @@
-"""One exchange, or one event of a device, as it travels home.
+"""The telemetry record: one exchange, or one event of a device, as it travels home.
 
 The key is `(device, epoch, stream, seq)`. `seq` starts at 1 and has no gaps within an epoch and a stream; `epoch` is a
 random number that a spool gets when it is made, so a wiped or quarantined spool never reuses a key. An empty string or

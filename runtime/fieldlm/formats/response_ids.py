@@ -1,4 +1,4 @@
-"""Ids of answers that nobody can guess and that travel as the numbers they were made from.
+"""Response ids that nobody can guess and that travel as the numbers they were made from.
 
 An id is a prefix and 16 hex digits: 64 bits that are a number under a permutation with the device's key. Numbers count
 up, so a block holds their steps, a bit or two each, and the key once, where random digits would cost eight bytes an

@@ -1,4 +1,4 @@
-"""How fast can this machine read memory? The ceiling of decoding, which reads all weights for every token.
+"""Memory bandwidth: how fast can this machine read? The ceiling of decoding, which reads all weights for every token.
 
 Method: each thread takes the largest of its own stretch of an int32 array with `numpy.max`; all start together, and a
 round ends when the last is done. The arrays together are at least four times the last cache (a quarter of the

@@ -1,4 +1,4 @@
-"""Which machine this is, as far as one can tell without asking anybody."""
+"""Machine id: which machine this is, as far as one can tell without asking anybody."""
 
 import hashlib
 from pathlib import Path

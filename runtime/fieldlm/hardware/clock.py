@@ -1,4 +1,4 @@
-"""Wall times that were wrong, put right while the same boot still runs; and clocks that are not believed.
+"""Clock corrections: wall times that were wrong, put right within the same boot; and clocks that are not believed.
 
 A board without a battery begins in 1970 and learns the time minutes later. What it recorded before is in the spool with
 a wall time that nobody can use, and a monotonic time of this boot that is right: together with today's clock it gives

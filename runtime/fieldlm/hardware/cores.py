@@ -1,4 +1,4 @@
-"""How many threads pay: the physical cores this process may use, less what its cgroup denies and its neighbours take.
+"""CPU cores and threads: the physical cores this process may use, less what its cgroup and its neighbours take.
 
 Threads that compute one token meet at a thousand barriers. When a neighbour takes the core of one of them, all wait for
 it: with two threads on two cores, one busy process costs two thirds of the speed, with one thread next to nothing. So

@@ -1,4 +1,4 @@
-"""Which device is this? And small probes of memory, heat and the own process.
+"""Device detection: which profile fits? And small probes of memory, heat and the own process.
 
 `detect` compares `facts` with the matching rules of every shipped profile. A profile is ruled out by the wrong
 architecture, a missing instruction set, memory outside its range or a missing GPU; what is left is scored, and every

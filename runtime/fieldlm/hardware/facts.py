@@ -1,4 +1,4 @@
-"""Read what a machine says about itself from the files under `root`: device tree, /proc, /sys, DMI.
+"""Machine facts, read from the files under `root`: device tree, /proc, /sys, DMI.
 
 Nothing is run, nothing needs root rights, and a folder with the same files is as good as the machine. What cannot be
 read is empty or None.

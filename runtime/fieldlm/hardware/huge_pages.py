@@ -1,4 +1,4 @@
-"""Weights in pages of 2 MB instead of 4 KB.
+"""Huge pages: weights in pages of 2 MB instead of 4 KB.
 
 A token reads all weights, and a third of its time can go into looking their pages up: SmolLM2-135M Q8_0 on one thread
 took 12.8 ms of CPU a token, 8.9 ms in huge pages, 9.9 ms mapped from the file.

@@ -1,4 +1,4 @@
-"""Adapters beside the generation that answers: many on one base, one chosen by each request (`model: base:adapter`).
+"""LoRA adapters, many on one base, one chosen by each request (`model: base:adapter`).
 
 An adapter is a bundle of the same base in a folder that bears its name. It is loaded and dropped while answers run;
 those that use it end as they began.

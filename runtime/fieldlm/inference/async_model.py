@@ -1,4 +1,4 @@
-"""The model as an object for asyncio: what `Model` does, with a running answer that costs no thread."""
+"""`AsyncModel`, the model as an object for asyncio: what `Model` does, with a running answer that costs no thread."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence

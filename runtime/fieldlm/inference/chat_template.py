@@ -1,4 +1,4 @@
-"""Messages in, prompt text out: the chat template as the model's authors wrote it, in a sandbox.
+"""The chat template, messages in and prompt text out: as the model's authors wrote it, in a sandbox.
 
 Knows nothing of tokens and engines. The prompt is written out with its special tokens, the BOS among them where the
 template puts one; `Engine.tokenize` adds none, so there is never a second.

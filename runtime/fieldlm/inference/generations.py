@@ -1,4 +1,4 @@
-"""Which generation answers now. A switch disturbs no running answer: what it uses stays loaded until it ends.
+"""Hot swap of generations. A switch disturbs no running answer: what it uses stays loaded until it ends.
 
 Where memory does not hold two bases, the new one takes the old one's place: requests that come are held back, those
 that run end, the old base is freed and the new one loaded; whoever was held back is answered then.

@@ -1,4 +1,4 @@
-"""The model as an object in your own process: for robots, for checks of a new bundle, for measuring.
+"""`Model`, the model as an object in your own process: for robots, for checks of a new bundle, for measuring.
 
 `async_model` has the same for asyncio.
 """

@@ -1,4 +1,4 @@
-"""The system prompt's keys and values on disk, so that a start does not compute them again.
+"""Prompt cache on disk: the system prompt's keys and values, so that a start does not compute them again.
 
 A file is named by all that its bytes depend on (weights, adapter, template, system prompt, the engine's build), carries
 its own digest, and is written aside and put in place. What is not exactly what was written is as good as not there.

@@ -1,4 +1,4 @@
-"""Answers as objects: a type or a JSON schema in, the rule an answer follows and what makes an object of it out."""
+"""Structured output in Python: a type or a JSON schema in, a constraint and an object of that type out."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""HTTP with whoever may be at the other end: nobody there makes this device wait for ever.
+"""HTTP client with bounds, for whoever may be at the other end: nobody there makes this device wait for ever.
 
 The timeout of a socket begins anew with each byte, so that a server that sends one every few seconds would hold a
 device for weeks. Here the whole head of an answer has to be there within the timeout, and its body has to come at a

@@ -1,4 +1,4 @@
-"""Find devices on the local network, and be found: DNS-SD, `_fieldlm._tcp`.
+"""mDNS discovery (zeroconf, DNS-SD): find devices on the local network, and be found as `_fieldlm._tcp`.
 
 What is announced is a hint and no proof: the device's id, its profile, what it runs, where its API is, and how its
 certificate's SHA-256 begins; nothing secret. Addresses come and go (a cable, another Wi-Fi): the announcement follows.

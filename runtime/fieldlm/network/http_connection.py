@@ -1,4 +1,4 @@
-"""One client's connection, with an end to its patience: uvicorn's own, plus bounds on what a client may hold.
+"""HTTP connection limits, an end to patience: uvicorn's own, plus bounds on what a client may hold.
 
 A client that takes too long to send its request is answered 408 and closed; one that stops reading is cut off; beyond
 a number of connections the next is answered 503. On a unix socket the kernel says who is on the other end.

@@ -1,4 +1,4 @@
-"""Put an application on a TCP port, a unix socket or both, until it is told to stop."""
+"""The HTTP server: put an application on a TCP port, a unix socket or both, until it is told to stop."""
 
 import functools
 import os

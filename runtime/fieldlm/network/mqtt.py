@@ -1,4 +1,4 @@
-"""One MQTT 5 connection: paho as a pipe whose events come out of a queue. Made new for every connection."""
+"""The MQTT 5 client, one connection: paho as a pipe whose events come out of a queue. Made new for every connection."""
 
 import queue
 import ssl

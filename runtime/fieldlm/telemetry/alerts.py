@@ -1,4 +1,4 @@
-"""What is wrong with a device's telemetry, by name: it serves on meanwhile, and what is not named nobody looks for."""
+"""Telemetry alerts, what is wrong by name: it serves on meanwhile, and what is not named nobody looks for."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""When to try a broker again: full jitter, over a window that the fleet's policy sets by its size.
+"""Reconnect back-off with full jitter, over a window that the fleet's policy sets by its size.
 
 A thousand devices may all come back within a second; a million that lost one broker must not. Each wait is drawn from
 [0, ceiling]. With a window W the first wait is drawn from all of it and no ceiling is below it: a fleet of N then asks

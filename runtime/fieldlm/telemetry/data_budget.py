@@ -1,4 +1,4 @@
-"""How much a device may send in a day, and when: for links that cost money, and for nights that belong to others.
+"""The data budget: how much a device may send in a day, and when, on links that cost money or belong to others by day.
 
 Critical records (updates, feedback) travel in quiet hours, too, and may take a quarter more than the day's bytes. What
 was sent is noted in the spool, so a restart does not begin a new day.

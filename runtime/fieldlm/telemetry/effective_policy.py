@@ -1,4 +1,4 @@
-"""What this device tells: its own settings are the ceiling, a signed fleet policy can only lower it.
+"""The effective policy: a device's own settings are the ceiling, a signed fleet policy can only lower it.
 
 The newest policy is kept in a file and counts again after a restart, without a broker. An older one is refused, so that
 nobody can bring back what was allowed once; an unsigned one, or one by a stranger, changes nothing.

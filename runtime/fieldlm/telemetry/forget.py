@@ -1,4 +1,4 @@
-"""What the settings say of privacy and of the way home, in the words of the parts; and how a customer is forgotten."""
+"""Right to erasure: how a customer is forgotten; and what the settings say of privacy."""
 
 import msgspec
 from starlette.requests import Request

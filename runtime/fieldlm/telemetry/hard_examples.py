@@ -1,4 +1,4 @@
-"""Which exchanges are worth most to the next model: those that were hard.
+"""Hard-example selection: which exchanges are worth most to the next model.
 
 When bytes are scarce, on the disk or on the link, hard examples keep their text and easy ones give theirs up; the
 numbers of both travel.

@@ -1,4 +1,4 @@
-"""Many numbers as a few: a mergeable sketch whose quantiles are right to two per cent, and sums that add up.
+"""A quantile sketch (DDSketch), mergeable, whose quantiles are right to two per cent, and sums that add up.
 
 A sketch is a histogram over logarithmic buckets, as in DDSketch (Masson, Rim, Lee 2019): a value x falls into bucket
 ceil(log x / log γ), γ = 1.02/0.98, so that two sketches merge by adding counts and a bucket's middle is within 2 % of

@@ -1,4 +1,4 @@
-"""What happened becomes records: consent is applied, text redacted and the customer's id hashed before the disk.
+"""The recorder: consent is applied, text redacted and the customer's id hashed before a record reaches the disk.
 
 Modes: `off` records nothing, `metrics` numbers only, `redacted` text of sessions with consent after redaction, `full`
 the same text as it was; of sessions with consent a policy may take a share. The consent's id travels with the text.

@@ -1,4 +1,4 @@
-"""Records on their way home, kept on the disk until the collector has committed them.
+"""The spool (store and forward): records on their way home, kept on the disk until the collector has committed them.
 
 `append` puts a record into a bounded ring in memory and returns; a writer thread commits the ring in groups to SQLite
 and gives each record its seq in the same transaction (`spool_database`). What `flush` or `pending` has shown survives

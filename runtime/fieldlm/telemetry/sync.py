@@ -1,4 +1,4 @@
-"""Spool → broker → collector: a record leaves the spool only when the collector says that it has committed it.
+"""Sync, spool → broker → collector: a record leaves the spool only when the collector says that it has committed it.
 
 paho is a pipe: at most WINDOW blocks are on the way, and when the connection breaks the client object is thrown away.
 On each connection the device says hello with what it still holds; the collector answers with what it has; sending goes

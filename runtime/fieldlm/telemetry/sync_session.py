@@ -1,4 +1,4 @@
-"""What the device says next on one connection: hello until the collector answers, then blocks within a window.
+"""The sync protocol on one connection: hello until the collector answers, then blocks within a window.
 
 Decides and reads the spool; sends nothing itself. A record is deleted in `acknowledged` and nowhere else.
 """

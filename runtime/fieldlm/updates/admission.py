@@ -1,4 +1,4 @@
-"""Whether a device takes a release: decided before anything large moves, without looking at anything else."""
+"""Admission: whether a device takes a release, decided before anything large moves."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Is a generation healthy? By what it answers and costs, against its bundle, the profile and the generation before.
+"""Health gates: a generation's answers and costs against its bundle, the profile and the generation before.
 
 Every verdict is a word for programs: `garbage` (probes answered otherwise), `slow`, `memory`, `context` (the shortest
 question leaves no room), `hang`, `crash`, `errors` and `corrections` (of real users), `hot`.

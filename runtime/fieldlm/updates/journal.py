@@ -1,4 +1,4 @@
-"""What the slots remember, in one SQLite file: which generation is which, what was tried, every step ever taken.
+"""The slots' journal in one SQLite file: which generation is which, what was tried, every step ever taken.
 
 A step is on the disk (synchronous=FULL) before what it announces is done. A damaged file is set aside and a new one
 begun: a device without memory still boots its factory bundle.

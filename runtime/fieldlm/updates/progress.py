@@ -1,4 +1,4 @@
-"""What an update tells: its steps as they happen, and in the end how it came out."""
+"""Update progress: its steps as they happen, and in the end how it came out."""
 
 import time
 from collections.abc import Generator

@@ -1,4 +1,4 @@
-"""Try a generation in a process of its own before the one that serves ever touches it.
+"""Rehearsal: try a generation in a process of its own before the one that serves ever touches it.
 
 Whatever is wrong with a release happens to the child: it crashes, hangs or eats memory there, and nobody waits longer
 for an answer. The child says how far it is, a line each step; the parent ends it when it is not heard of for too long.

@@ -1,4 +1,4 @@
-"""Where generations lie on a device, and which one it starts with.
+"""A/B slots: where generations lie on a device, and which one it starts with.
 
     STATE/blobs/sha256/…        every file once, by digest
     STATE/releases/<gen>/       complete bundle folders, made of hard links into blobs

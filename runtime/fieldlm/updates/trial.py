@@ -1,4 +1,4 @@
-"""A generation beside the one that answers, until it takes its place or is undone."""
+"""A trial: a generation beside the one that answers, until it takes its place or is undone."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""Which release a repository really offers: The Update Framework, from a root that was handed over at adoption.
+"""TUF client (The Update Framework): which release a repository really offers, from a root handed over at adoption.
 
 python-tuf does the verification and keeps the newest metadata it has seen, so that neither old, nor mixed, nor
 forged metadata is taken. `root.json` is the anchor; it is copied into the state folder the first time and can be

@@ -1,4 +1,4 @@
-"""Take a release: check → fetch → verify → rehearse → load → probe → switch → observe → commit, or back to what worked.
+"""The updater: check → fetch → verify → rehearse → load → probe → switch → observe → commit, or back to what worked.
 
 Requests run on the old generation until the new one has answered its probes, and finish where they began. A release is
 tried in a process of its own first, where memory allows it: what crashes, hangs or eats memory does so there. Every
