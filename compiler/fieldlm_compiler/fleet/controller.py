@@ -1,4 +1,4 @@
-"""The rollout controller: its memory in one file, its looks replayed, its decisions carried out; it goes on where it was.
+"""The rollout controller: its memory in one file, its looks replayed, its decisions carried out, from where it was.
 
 The publisher's keys stay with the publisher: what is decided is done by `fieldlm release`, as a person would do it.
 """

@@ -1,4 +1,4 @@
-"""The telemetry policy of a fleet: what its devices may tell, how much and when. Signed, numbered, retained by the broker.
+"""The telemetry policy of a fleet: what its devices may tell, how much and when. Signed, numbered, kept at the broker.
 
     fieldlm/1/{fleet}/policy    {"policy": "<JSON>", "signature": {"keyid", "public", "sig"}}
 
