@@ -1,3 +1,4 @@
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -378,3 +379,28 @@ def test_an_adapter_of_another_model_is_refused(
 def test_the_base_is_not_an_adapter(engine: LlamaEngine, smollm2_gguf: Path) -> None:
     with pytest.raises(EngineError, match="is not a LoRA adapter"):
         engine.load_adapter("base", smollm2_gguf)
+
+
+def test_closing_gives_the_weights_back_at_once_and_the_collector_is_not_needed(smollm2_gguf: Path) -> None:
+    gc.disable()
+    try:
+        engine = LlamaEngine(smollm2_gguf, threads=1, context=128, parallel=1)
+        weights = engine._need().weights  # pyright: ignore[reportPrivateUsage]
+        assert list(engine.start([1, 2, 3], Sampling(max_tokens=1), terms=Schedule(deadline_s=60)))[-1].outcome
+        assert weights.is_loaded
+        engine.close()
+        assert not weights.is_loaded
+        with pytest.raises(EngineError, match="closed"):
+            weights.tokenize("Hello")
+    finally:
+        gc.enable()
+
+
+def test_weights_wait_for_who_still_reads_them(smollm2_gguf: Path) -> None:
+    engine = LlamaEngine(smollm2_gguf, threads=1, context=128, parallel=1)
+    weights = engine._need().weights  # pyright: ignore[reportPrivateUsage]
+    weights.hold()
+    engine.close()
+    assert weights.tokenize("Hello")
+    weights.release()
+    assert not weights.is_loaded

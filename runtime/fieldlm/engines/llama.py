@@ -331,6 +331,7 @@ class LlamaEngine:
         loaded.context.close()
         for adapter in self._adapters.values():
             adapter.close()
+        loaded.weights.release()
 
     def _need(self) -> "_Loaded":
         if self._loaded is None:

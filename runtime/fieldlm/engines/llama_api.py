@@ -10,7 +10,8 @@ import re
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -119,7 +120,11 @@ def _row_of() -> Callable[[Pointer, int], int]:
 
 
 class LlamaWeights:
-    """A loaded model and its vocabulary, freed with the last reference: a thread may be tokenising while all closes."""
+    """A loaded model and its vocabulary, freed when the last who holds it lets go.
+
+    Who makes it holds it, and so does each context on it; a thread may be tokenising while all closes. The collector
+    has no say: engines and their threads refer to each other in circles, and hundreds of megabytes would wait for it.
+    """
 
     def __init__(self, path: Path, layout: Layout = DEFAULT_LAYOUT) -> None:
         start_backend()
@@ -138,10 +143,40 @@ class LlamaWeights:
         finally:
             self.offloaded = log.offloaded
             self.sizes = log.end()
-        weakref.finalize(self, api.llama_model_free, self.model).atexit = False
+        self._free = weakref.finalize(self, api.llama_model_free, self.model)
+        self._free.atexit = False
+        self._holders, self._lock = 1, threading.Lock()
         self._vocab: Pointer = api.llama_model_get_vocab(self.model)
         self.vocabulary: int = api.llama_vocab_n_tokens(self._vocab)
         self._pieces: dict[int, bytes] = {}
+
+    def hold(self) -> None:
+        """Keep the model in memory until `release`; raises EngineError when it is gone."""
+        with self._lock:
+            if not self._holders:
+                raise EngineError("the engine is closed")
+            self._holders += 1
+
+    def release(self) -> None:
+        """Let go; the last one frees the model."""
+        with self._lock:
+            self._holders -= 1
+            is_last = not self._holders
+        if is_last:
+            self._free()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._free.alive
+
+    @contextmanager
+    def _held(self) -> Generator[None]:
+        self.hold()
+        try:
+            yield
+        finally:
+            self.release()
 
     @property
     def trained_context(self) -> int:
@@ -161,17 +196,19 @@ class LlamaWeights:
         data = text.encode()
         room = len(data) + 8
         tokens = (ctypes.c_int32 * room)()
-        count: int = api.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
-        if count < 0:
-            tokens = (ctypes.c_int32 * -count)()
-            count = api.llama_tokenize(self._vocab, data, len(data), tokens, -count, False, True)
+        with self._held():
+            count: int = api.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
+            if count < 0:
+                tokens = (ctypes.c_int32 * -count)()
+                count = api.llama_tokenize(self._vocab, data, len(data), tokens, -count, False, True)
         return tokens[:count]
 
     def piece(self, token: int) -> bytes:
         """Return the bytes of `token`; special tokens have none."""
         found = self._pieces.get(token)
         if found is None:
-            found = self._pieces[token] = self._spell(token)
+            with self._held():
+                found = self._pieces[token] = self._spell(token)
         return found
 
     def _spell(self, token: int) -> bytes:
@@ -258,6 +295,7 @@ class Context:
         params.kv_unified = True
         # The callback runs hundreds of times a token: C's strlen over a flag keeps Python out of it.
         self._flag = ctypes.create_string_buffer(2)
+        self._weights = weights
         strlen = ctypes.CDLL(None).strlen
         params.abort_callback = ctypes.cast(strlen, api.ggml_abort_callback)
         params.abort_callback_data = ctypes.addressof(self._flag)
@@ -266,6 +304,7 @@ class Context:
             self._context: Pointer = api.llama_init_from_model(weights.model, params)
             if not self._context:
                 raise EngineError(f"no context of {cells} tokens for this model: {log.reason()}")
+            weights.hold()
         finally:
             self.sizes = log.end()
         self._threads = threads
@@ -277,6 +316,7 @@ class Context:
 
     def close(self) -> None:
         api.llama_free(self._context)
+        self._weights.release()
 
     def set_threads(self, threads: int) -> None:
         """Compute the next decodes with so many threads."""

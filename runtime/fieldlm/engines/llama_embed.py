@@ -35,7 +35,8 @@ class Embedding:
         if adapter is not None:
             handles = (api.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
             api.llama_set_adapters_lora(self._context, handles, 1, (ctypes.c_float * 1)(1.0))
-        self._weights = weights  # not freed before the context is
+        weights.hold()
+        self._weights = weights
         self._tokens = tokens
         self._width: int = api.llama_model_n_embd(weights.model)
         self._batch = Batch(PIECE)
@@ -68,3 +69,4 @@ class Embedding:
 
     def close(self) -> None:
         api.llama_free(self._context)
+        self._weights.release()

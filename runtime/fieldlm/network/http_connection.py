@@ -9,13 +9,14 @@ over h11, a request a third, and on a small board all of it is taken from the th
 
 import asyncio
 import os
+import re
 import socket
 import struct
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from fieldlm.network.auth import TRUSTED
 from fieldlm.network.json_api import WRITE
@@ -23,6 +24,9 @@ from fieldlm.network.json_api import WRITE
 SO_PEERGROUPS = 59  # Linux; Python has no name for it
 MOST_GROUPS = 65_536
 MOST_HEAD = 64 << 10  # bytes of a request before its body; the parser itself has no bound
+END = b"\r\n\r\n"
+UPGRADE = re.compile(rb"\nupgrade(?=[ \t]*:)", re.IGNORECASE)
+UNTIL_THE_PARSER_SAYS = sys.maxsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,12 @@ class Connection(HttpToolsProtocol):
         self._stalled: asyncio.TimerHandle | None = None
         self._head = 0
         """Bytes received of a head that is not complete."""
+        self._held = b""
+        """What may turn out to be the name `Upgrade` once more of the head is here."""
+        self._tail = b""
+        """The last bytes of an unfinished head that the parser has: its end may lie across two segments."""
+        self._body_left = 0
+        self._is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -88,17 +98,63 @@ class Connection(HttpToolsProtocol):
         if not self._is_answering:
             self._bound_receiving()
         self._head += len(data)
-        super().data_received(data)
+        data, self._held = self._held + data, b""
+        while data and not self.transport.is_closing():
+            if self._body_left:
+                piece, data = data[: self._body_left], data[self._body_left :]
+                if self._body_left != UNTIL_THE_PARSER_SAYS:
+                    self._body_left -= len(piece)
+            else:
+                piece, data = self._next_of_head(data)
+            super().data_received(piece)
         if self._head > MOST_HEAD:
             self._turn_away(431, "the head of this request is too long")
 
+    def _next_of_head(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return what the parser may see of a request's head, and what comes after that.
+
+        A server may ignore an `Upgrade` and goes on in HTTP/1.1 (RFC 9110 §7.8). The parser would stop there and take
+        the body for the next request, so it sees the header by another name.
+        """
+        at = (self._tail + data).find(END)
+        end = at + len(END) - len(self._tail) if at >= 0 else len(data)
+        before, head = self._tail[-1:], data[:end]
+        if at < 0:
+            line = (before + head).rpartition(b"\n")
+            name = line[2].lower().rstrip(b" \t")
+            if line[1] and name and b"upgrade".startswith(name):
+                self._held = line[2]
+                head = head[: -len(line[2])]
+        self._tail = b"" if at >= 0 else (self._tail + head)[1 - len(END) :]
+        return UPGRADE.sub(b"\nx-ignored-upgrade", before + head)[len(before) :], data[end:]
+
     def on_headers_complete(self) -> None:
         self._head = -sys.maxsize
+        parser: Any = self.parser
+        if parser.should_upgrade():
+            # CONNECT. What follows would belong to another protocol, and must not be read as a request.
+            self._is_refused = True
+            self._turn_away(400, "this server is no proxy")
+            return
+        found = dict(self.headers)
+        chunked = b"transfer-encoding" in found
+        self._body_left = UNTIL_THE_PARSER_SAYS if chunked else int(found.get(b"content-length", 0))
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.__class__ = _UntilClosed
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_refused:
+            super().on_body(body)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: it is answered."""
 
     def on_message_complete(self) -> None:
         """Stop the clock: the request is complete. Between two requests uvicorn has a clock of its own."""
-        self._head = 0
+        self._head = self._body_left = 0
+        if self._is_refused:
+            return
         self._receiving = _cancel(self._receiving)
         super().on_message_complete()
 
@@ -122,7 +178,8 @@ class Connection(HttpToolsProtocol):
 
     def _write(self, piece: bytes) -> None:
         if not self.transport.is_closing():
-            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            is_framed = not isinstance(self.cycle, _UntilClosed)
+            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_framed else piece)
 
     def _bound_receiving(self) -> None:
         if self._receiving is None:
@@ -138,6 +195,28 @@ class Connection(HttpToolsProtocol):
             head = f"HTTP/1.1 {status} \r\ncontent-type: text/plain\r\ncontent-length: {len(why)}\r\n"
             self.transport.write(f"{head}connection: close\r\n\r\n{why}".encode())
         self.transport.close()
+
+
+class _UntilClosed(RequestResponseCycle):
+    """An answer to HTTP/1.0, which knows no chunks (RFC 9112 §6.1): it ends where the connection does."""
+
+    async def send(self, message: Any) -> None:
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected or self.response_complete:
+            return
+        if message["type"] == "http.response.start":
+            self.response_started = True
+            named = [b"%b: %b\r\n" % pair for pair in message.get("headers", []) if pair[0].lower() != b"connection"]
+            self.transport.write(b"".join([STATUS_LINE[message["status"]], *named, b"connection: close\r\n\r\n"]))
+            return
+        if self.scope["method"] != "HEAD":
+            self.transport.write(message.get("body", b""))
+        if not message.get("more_body", False):
+            self.response_complete = True
+            self.message_event.set()
+            self.transport.close()
+            self.on_response()
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

@@ -17,6 +17,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.network.http_connection import Connection, ConnectionLimits, Peers
 
 BACKLOG = 128
+KEEP_ALIVE_S = 75  # longer than clients keep an idle connection (httpx: 5), so that none writes into a closing one
 GRACE_S = 5  # running answers get this long to finish when the server stops
 
 
@@ -118,6 +119,7 @@ def _settings(
         lifespan="off",
         ws="none",
         timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
         callback_notify=_repeated(heartbeat) if heartbeat else None,

@@ -47,6 +47,9 @@ class ApiError(Exception):
 
 async def read_body(request: Request) -> bytes:
     """Read the body, at most BODY_LIMIT of it."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise ApiError(415, f"a body in {coding} is not read; send it as it is", code="unsupported_encoding")
     pieces: list[bytes] = []
     size = 0
     try:
@@ -62,13 +65,16 @@ async def read_body(request: Request) -> bytes:
 
 async def error_response(_: Request, error: Exception) -> Response:
     """Answer every error in OpenAI's shape; one of ours in words, an unexpected one without details."""
+    named: dict[str, str] = {}
     if isinstance(error, HTTPException):
+        named = dict(error.headers or {})
         error = ApiError(error.status_code, error.detail, code="http_error")
     elif isinstance(error, InputError):
         error = ApiError(400, str(error), code="invalid_value")
     elif not isinstance(error, ApiError):
         error = ApiError(500, str(error) if isinstance(error, FieldlmError) else "internal error", code="internal")
     response = as_json(error.document(), status=error.status)
+    response.headers.update(named)
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(error.retry_after_s)
     return response
