@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     slim(packages)
     link_libraries(packages / "llama_cpp" / "lib")
     finish(home, packages)
-    add_debian_files(work, cpu_flags(packages))
+    (home / "cpu-flags").write_text(" ".join(cpu_flags(packages)) + "\n")
+    add_debian_files(work)
     print(pack(work, given.out.resolve()))
     return 0
 
@@ -109,12 +110,11 @@ def finish(home: Path, packages: Path) -> None:
     (home / "bin" / "fieldlm").write_text(LAUNCHER)
 
 
-def add_debian_files(work: Path, flags: list[str]) -> None:
+def add_debian_files(work: Path) -> None:
     """Put unit, settings and scripts beside the staged tree; give everything the mode and the time it ships with."""
     shutil.copy(ROOT / "LICENSE", work)
     for path in DEB.iterdir():
-        text = path.read_text().replace("@CPU_FLAGS@", " ".join(flags))
-        (work / path.name.removesuffix(".in")).write_text(text)
+        shutil.copy(path, work)
     time_s = int(source_date())
     for path in work.rglob("*"):
         if not path.is_symlink():
@@ -144,7 +144,9 @@ def pack(work: Path, out: Path) -> Path:
 def cpu_flags(packages: Path) -> list[str]:
     """Return the CPU flags, as in /proc/cpuinfo, that the staged llama.cpp was compiled for.
 
-    llama-cpp-python builds for the machine it is built on; on a lesser one it would die of an illegal instruction.
+    llama-cpp-python builds for the machine it is built on; on a lesser one it would die of an illegal instruction. The
+    device looks at them before it loads the library (`hardware/processor.py`). The machine that installs the package
+    does not: it may be making an image.
     """
     script = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
     # -S: the staged llama.cpp must answer, not the one installed here

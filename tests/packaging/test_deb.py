@@ -1,5 +1,6 @@
 """The .deb in a clean Debian: it installs, its command and its unit work, and it leaves without a trace."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -76,14 +77,37 @@ def test_an_upgrade_keeps_the_settings_and_the_models(machine: Machine, deb: Pat
     settings.write_text(shipped)
 
 
-def test_it_refuses_a_cpu_that_llama_cpp_was_not_built_for(machine: Machine, deb: Path) -> None:
+def test_it_installs_on_any_processor_and_says_on_the_device_what_that_one_lacks(
+    machine: Machine, deb: Path, bundle: Bundle
+) -> None:
     shutil.copy(deb, machine.root / "tmp/fieldlm.deb")
+    shutil.copytree(bundle.folder, machine.root / "tmp/bundle")
     (machine.root / "tmp/cpuinfo").write_text("flags : fpu\n")
-    script = "mount --bind /tmp/cpuinfo /proc/cpuinfo; ! dpkg --install /tmp/fieldlm.deb 2>&1"
-    answer = machine.run("sh", "-ec", script)
-    assert "this package was built for CPUs with" in answer
-    assert machine.run("fieldlm", "--version"), "what was installed before still works"
+    script = "mount --bind /tmp/cpuinfo /proc/cpuinfo; dpkg --install /tmp/fieldlm.deb >&2; "
+    answer = machine.run("sh", "-ec", script + "fieldlm run /tmp/bundle Hello 2>&1 || echo exit $?")
+    *_, line, end = answer.splitlines()
+    assert line.startswith("fieldlm run: this package was built for processors with "), answer
+    assert "avx" in line or "asimd" in line
+    assert end == "exit 2"
+    assert machine.run("fieldlm", "--version"), "what needs no engine still works"
     (machine.root / "tmp/fieldlm.deb").unlink()
+    shutil.rmtree(machine.root / "tmp/bundle")
+
+
+def test_removing_it_and_installing_it_again_leaves_it_as_it_was(machine: Machine, deb: Path) -> None:
+    def state() -> str:
+        return machine.run("sh", "-c", "systemctl is-enabled fieldlm.service || true").strip()
+
+    for command in ("enable", "disable", "enable"):
+        machine.run("systemctl", command, "fieldlm.service")
+        machine.run("dpkg", "--remove", "fieldlm")
+        machine.install(deb)
+        assert state() == f"{command}d"
+
+
+def test_the_commands_look_at_the_devices_own_state(machine: Machine) -> None:
+    setting = json.loads(machine.run("fieldlm", "config", "--json"))["state"]
+    assert setting == {"value": "/var/lib/fieldlm", "origin": "/etc/fieldlm/config.toml"}
 
 
 def test_removing_keeps_what_the_owner_made_and_purging_leaves_nothing(machine: Machine) -> None:

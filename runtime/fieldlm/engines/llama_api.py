@@ -23,6 +23,7 @@ from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout
 from fieldlm.engines.prompt_lookup import MOST_ROWS
 from fieldlm.engines.sampling import Floats
 from fieldlm.hardware.huge_pages import huge_pages
+from fieldlm.hardware.processor import check_processor
 
 # OpenMP reads this when it is loaded: how often a thread looks whether the others are done before it sleeps, at each of
 # a thousand barriers a token. Sleeping is cheap, waking up is not. SmolLM2-135M Q8_0 on two cores over HTTP, tokens/s
@@ -31,7 +32,9 @@ from fieldlm.hardware.huge_pages import huge_pages
 # But who never sleeps leaves nothing to an update that is rehearsed on idle processors.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-import llama_cpp.llama_cpp as untyped
+check_processor()
+
+import llama_cpp.llama_cpp as untyped  # noqa: E402
 
 api = cast(Any, untyped)
 Pointer = Any
