@@ -18,12 +18,20 @@ RECENT: deque[str] = deque(maxlen=1000)
 """What was logged last, each line with the time that the clock said."""
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says an option's default where there is one to say: no "(default: None)"."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_said = action.default not in (None, "", False, argparse.SUPPRESS) and action.default != []
+        return super()._get_help_string(action) if is_said else action.help
+
+
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Make the argument parser of `fieldlm COMMAND`, with `--json` already in it."""
     made = argparse.ArgumentParser(
         prog=f"fieldlm {command}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     made.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     return made
