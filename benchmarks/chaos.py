@@ -28,7 +28,7 @@ from fieldlm.api.chat_request import Exchange
 from fieldlm.core import terminal
 from fieldlm.engines import Outcome
 from fieldlm.engines.llama import LlamaEngine
-from fieldlm.hardware.detect import rss_mb
+from fieldlm.hardware.sensors import rss_mb
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening

@@ -18,7 +18,7 @@ from fieldlm.core.errors import EngineError
 from fieldlm.engines import Engine, RunningAnswer, Sampling, Schedule, open_engine
 from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.gguf import read_header
-from fieldlm.hardware.detect import rss_mb
+from fieldlm.hardware.sensors import rss_mb
 
 ADAPTERS = 8
 RANK = 16

@@ -17,7 +17,7 @@ import msgspec
 from fieldlm.core.errors import EngineError, FieldlmError
 from fieldlm.engines import Engine, RunningAnswer, Sampling, open_engine
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.hardware.detect import peak_rss_mb, rss_mb
+from fieldlm.hardware.sensors import peak_rss_mb, rss_mb
 
 ADAPTER = "bench"
 TRIES = 4  # for an answer of full length

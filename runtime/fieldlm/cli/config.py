@@ -16,9 +16,9 @@ PAGE = """\
 
 Each setting is a flag of `fieldlm serve` (`--spool-mb 64`), a variable (`FIELDLM_SPOOL_MB=64`) and a line of the
 settings file (`spool_mb = 64`). The flag counts before the variable, the variable before the file. The file is
-`$FIELDLM_CONFIG`, else `~/.config/fieldlm/config.toml`, else `/etc/fieldlm/config.toml`; `fieldlm config --template toml`
-prints one to begin with. A switch is true or false; its flags are `--share` and `--no-share`. `fieldlm config` says
-what holds, and why. This page is written by `fieldlm config --template markdown`.
+`$FIELDLM_CONFIG`, else `~/.config/fieldlm/config.toml`, else `/etc/fieldlm/config.toml`; `fieldlm config --template
+toml` prints one to begin with. A switch is true or false; its flags are `--share` and `--no-share`. `fieldlm config`
+says what holds, and why. This page is written by `fieldlm config --template markdown`.
 """
 
 

@@ -88,7 +88,7 @@ class Start:
                 bundle = self._slots.boot()
 
     def _open(self, bundle: Bundle) -> "Generations":
-        from fieldlm.hardware.detect import usable_cores
+        from fieldlm.hardware.sensors import usable_cores
         from fieldlm.inference.generations import Generations
 
         config, profile = self._config, self._profile

@@ -30,7 +30,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import check_adapter, read_header
 from fieldlm.formats.profile import Profile
 from fieldlm.hardware.cores import CoreWatch, home, physical_cores, stay
-from fieldlm.hardware.detect import memory_available_mb
+from fieldlm.hardware.sensors import memory_available_mb
 
 DEFAULT_CONTEXT = 4096  # tokens; a model's own limit can need more memory than the weights
 MAX_PARALLEL = 64

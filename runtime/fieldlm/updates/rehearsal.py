@@ -24,7 +24,7 @@ import msgspec
 from fieldlm.core.errors import BundleError, EngineError, FieldlmError, InputError
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
-from fieldlm.hardware.detect import memory_available_mb
+from fieldlm.hardware.sensors import memory_available_mb
 from fieldlm.updates import gates
 from fieldlm.updates.gates import TrialMeasurements, UnhealthyError
 
