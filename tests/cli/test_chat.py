@@ -109,6 +109,19 @@ def test_commands_change_how_it_answers(
     assert unknown == "there is no /nope"
 
 
+def test_a_conversation_in_json_is_one_document(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(monkeypatch, "Hello\n/stats\n" + "word " * 900 + "\n/again\n")
+    assert main(["--url", url, "--max-tokens", "2", "--json"]) == 0
+    said = capsys.readouterr()
+    first, refused, again = json.loads(said.out)["answers"]
+    assert (first["question"], first["outcome"], first["tokens"]) == ("Hello", "length", 2)
+    assert "the context of 512 holds it and the answer" in refused["error"]
+    assert (again["question"], again["text"]) == ("Hello", first["text"])
+    assert "tokens/s" in said.err
+
+
 def test_a_message_may_have_several_lines(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +156,7 @@ def test_a_conversation_remembers_until_it_is_cleared(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     type_in(monkeypatch, "Hello\n/help\nHello\n\n/clear\nHello\n/exit\nnever asked\n")
-    assert main(["--url", url, "--max-tokens", "6"]) == 0
+    assert main(["--url", url, "--max-tokens", "12"]) == 0
     first, *helped, second, third = capsys.readouterr().out.splitlines()
     assert helped == HELP.splitlines()
     assert first == third

@@ -128,3 +128,11 @@ def test_a_device_without_the_workshop_lists_its_commands_and_says_what_to_insta
     marked = {line.split()[0].rstrip("*") for line in listed.splitlines() if line.startswith("  ") and "*" in line}
     assert marked == {name for name, (module, _) in COMMANDS.items() if module.startswith("fieldlm_compiler.")}
     assert json.loads("{" + error)["error"]["kind"] == "MissingDependencyError"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_argument_says_what_it_is(command: str) -> None:
+    calls = [node for node in ast.walk(ast.parse(source_of(command).read_text())) if isinstance(node, ast.Call)]
+    added = [call for call in calls if ast.unparse(call.func).endswith(".add_argument")]
+    without = [ast.unparse(call.args[0]) for call in added if "help" not in {word.arg for word in call.keywords}]
+    assert not without

@@ -7,7 +7,7 @@ import pytest
 
 from fieldlm.cli.config import as_markdown, as_toml, main
 from fieldlm.core import terminal
-from fieldlm.core.config import SETTINGS, add_flags, load_config
+from fieldlm.core.config import SETTINGS, add_flags, keys_folder, load_config
 from fieldlm.core.errors import ConfigError, FieldlmError, ProfileError
 
 
@@ -189,3 +189,15 @@ def test_the_template_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == as_toml()
     assert main(["--template", "markdown", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"template": as_markdown()}
+
+
+def test_the_folder_of_keys_is_found_as_every_setting_and_without_becoming_a_device(tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path)}
+    assert keys_folder(None, env) == tmp_path / ".config/fieldlm/keys"
+    file = settings_file(tmp_path, f'keys = "{tmp_path}/safe"\n')
+    assert keys_folder(None, {**env, "FIELDLM_CONFIG": str(file)}) == tmp_path / "safe"
+    assert keys_folder(None, {**env, "FIELDLM_CONFIG": str(file), "FIELDLM_KEYS": "/vault"}) == Path("/vault")
+    assert keys_folder("/stick", {**env, "FIELDLM_KEYS": "/vault"}) == Path("/stick")
+    with pytest.raises(ConfigError, match="keys is '' \\(from FIELDLM_KEYS\\)"):
+        keys_folder(None, {**env, "FIELDLM_KEYS": ""})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fieldlm.control.remote import OWNER_KEY, add_arguments, connect
 from fieldlm.core import terminal
-from fieldlm.core.config import load_config
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.signing import load_or_create_key
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--owner", default="", metavar="HEX", help="hand it on to this public key instead of one's own")
     args = parser.parse_args(argv)
     remote = connect(args)
-    own = load_or_create_key(load_config({"keys": args.keys}).keys / OWNER_KEY).public_key().public_bytes_raw().hex()
+    own = load_or_create_key(keys_folder(args.keys) / OWNER_KEY).public_key().public_bytes_raw().hex()
     given = {"owner": args.owner or own}
     if args.repository:
         given["repository"] = args.repository

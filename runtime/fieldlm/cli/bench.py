@@ -16,14 +16,14 @@ from fieldlm.hardware.sensors import usable_cores
 def main(argv: Sequence[str]) -> int:
     """Measure bundles one after the other and print what came out."""
     parser = terminal.parser("bench", "Measure how fast a bundle is on this machine.")
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
-    parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N")
-    parser.add_argument("--gen-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--repetitions", type=int, default=5, metavar="N")
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folders of bundles")
+    parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="tokens of the prompt")
+    parser.add_argument("--gen-tokens", type=int, default=128, metavar="N", help="tokens of the answer")
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="how often to measure")
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="0: the profile's, at most the usable cores"
     )
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the random prompts")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="random seed of the prompts")
     args = parser.parse_args(argv)
     for name in ("prompt_tokens", "gen_tokens", "repetitions"):
         if getattr(args, name) < 1:

@@ -22,4 +22,4 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.bundle and args.url:
         raise InputError("give a bundle or --url, not both")
-    return talk(args)
+    return talk(args, as_json=args.json)

@@ -112,14 +112,14 @@ def over_http(url: str) -> Say:
     return say
 
 
-def talk(args: argparse.Namespace) -> int:
+def talk(args: argparse.Namespace, *, as_json: bool) -> int:
     """Hold a conversation with the bundle of the arguments, else with the server."""
     with ExitStack() as stack:
         if args.bundle:
             say = in_process(stack.enter_context(open_model(args)))
         else:
             say = over_http(getattr(args, "url", None) or DEFAULT_URL)
-        Conversation(say, sampling_of(args), as_json=args.json).hold()
+        Conversation(say, sampling_of(args), as_json=as_json).hold()
     return 0
 
 
@@ -153,7 +153,7 @@ class Conversation:
                     print()
                 return
             except KeyboardInterrupt:
-                print(f"\n{SHORT_HELP}")
+                self._tell(f"\n{SHORT_HELP}")
                 continue
             if line in EXIT:
                 return

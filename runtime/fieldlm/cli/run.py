@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     add_sampling(parser)
     args = parser.parse_args(argv)
     if args.prompt is None and sys.stdin.isatty() and not args.json:
-        return talk(args)
+        return talk(args, as_json=False)
     prompt = _prompt(args.prompt)
     with open_model(args) as model:
         if args.json:

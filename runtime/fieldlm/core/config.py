@@ -100,14 +100,18 @@ def load_config(
     table = _read(path) if path else {}
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
-    for name, each in SETTINGS.items():
-        given, origin = _given(name, flags or {}, env, table, str(path))
-        if origin == "default":
-            given = each.default_in(env)
-        values[name], origins[name] = _checked(name, given, origin, each.check), origin
+    for name in SETTINGS:
+        values[name], origins[name] = _value(name, flags or {}, env, table, str(path))
     if not values["device"]:
         values["device"], origins["device"] = device_name(Path(str(values["state"])))
     return Config(**cast(dict[str, Any], values), origins=origins)
+
+
+def keys_folder(flag: str | None = None, env: Mapping[str, str] = os.environ) -> Path:
+    """Return the setting `keys` alone, for a workshop, which is no device; raises ConfigError as `load_config` does."""
+    path = config_file(env)
+    folder, _ = _value("keys", {"keys": flag}, env, _read(path) if path else {}, str(path))
+    return cast(Path, folder)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +163,14 @@ def _read(path: Path) -> dict[str, Any]:
         if name not in SETTINGS:
             raise ConfigError(f"{name!r} in {path} is no setting; settings: {', '.join(SETTINGS)}")
     return table
+
+
+def _value(
+    name: str, flags: Mapping[str, object], env: Mapping[str, str], table: Mapping[str, object], file: str
+) -> tuple[object, str]:
+    given, origin = _given(name, flags, env, table, file)
+    each = SETTINGS[name]
+    return _checked(name, each.default_in(env) if origin == "default" else given, origin, each.check), origin
 
 
 def _given(

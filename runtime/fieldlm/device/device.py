@@ -6,6 +6,7 @@ slots ─ bundle ─ live ─ server ─ recorder ─ spool ─ sync ─ broker
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +61,20 @@ ENDS = frozenset({"update.committed", "update.rolled-back", "update.failed", "up
 
 
 class Device:
-    """A running device: everything is loaded when it is made, `run` serves, `close` takes it down, `start` too."""
+    """A running device: everything is loaded when it is made, `run` serves, `close` takes it down, `start` too.
 
-    def __init__(self, config: Config, profile: Profile, start: Start) -> None:
+    `on_ready` hears, once, where it answers and what.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        profile: Profile,
+        start: Start,
+        *,
+        on_ready: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._on_ready = on_ready
         self.config = config
         self.profile = profile
         self._parts = ExitStack()
@@ -244,6 +256,8 @@ class Device:
             name = self.config.device
             terminal.log(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
         terminal.log(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self._http.url}/v1")
+        if self._on_ready:
+            self._on_ready({"url": self._http.url, "device": self.config.device, **self._presence()})
         if not self._is_stopping.wait(CRASH_FREE_S):
             self.slots.confirm()
 

@@ -19,22 +19,21 @@ SWITCH_S = 0.00001
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `fieldlm serve`."""
-    args = vars(_parser().parse_args(argv))
-    folder: Path | None = args.pop("bundle")
-    args.pop("json")
+    """Run `fieldlm serve`; with --json what is served is a document on stdout as soon as it is ready."""
+    args = _parser().parse_args(argv)
     # uvicorn raises the signal again once the last answer is out; it must not end the process before its parts.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # numpy's BLAS would start a thread for each core, which spin while the weights are read; nothing here multiplies.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    config = load_config(args)
+    config = load_config(vars(args))
     profile = _profile(config)
     with _quick_switches():
-        start = Start(config, profile, folder)
+        start = Start(config, profile, args.bundle)
         # The server, hundreds of modules: this thread has nothing better to do while the other one loads.
         from fieldlm.device.device import Device
 
-        device = Device(config, profile, start)
+        on_ready = (lambda facts: terminal.show(facts, "", as_json=True)) if args.json else None
+        device = Device(config, profile, start, on_ready=on_ready)
     try:
         device.run()
     finally:
