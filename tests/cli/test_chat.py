@@ -23,6 +23,7 @@ from fieldlm.cli import ps, run
 from fieldlm.cli.chat import main
 from fieldlm.cli.conversation import HELP
 from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
+from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.auth import Keys
@@ -38,7 +39,7 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module")
 def url(base_bundle: Bundle) -> Iterator[str]:
-    live = Generations(base_bundle, threads=1, context=512, parallel=1)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=1))
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         yield server.url
     live.close()
@@ -135,7 +136,7 @@ def test_a_message_may_have_several_lines(
 def test_a_locked_server_is_talked_to_with_the_key_of_the_environment(
     base_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    live = Generations(base_bundle, threads=1, context=512, parallel=1)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=1))
     path = tmp_path / "s"
     app = make_app(live, lambda _: None, ready=lambda: None, keys=Keys(["a-key-of-fair-length"]))
     with listening(app) as server:

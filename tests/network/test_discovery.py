@@ -18,9 +18,14 @@ from fieldlm.network.discovery import AnnouncedDevice, Announcer, browse
 
 
 def announce(device: str, *, generation: str = "g", **more: Any) -> Announcer:
-    return Announcer(
-        device, **{"host": "127.0.0.1", "port": 18080, "generation": generation, "model": "smol", "profile": "p"} | more
-    )
+    made: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": 18080,
+        "generation": generation,
+        "model": "smol",
+        "profile": "p",
+    }
+    return Announcer(device, **made | more)
 
 
 def find(device: str, *, generation: str = "", patience: int = 6) -> list[AnnouncedDevice]:

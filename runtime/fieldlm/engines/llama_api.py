@@ -242,6 +242,7 @@ class Context:
         sequences: int,
         batch: int,
         threads: int,
+        prefill_threads: int,
         layout: Layout = DEFAULT_LAYOUT,
     ) -> None:
         params = api.llama_context_default_params()
@@ -253,7 +254,7 @@ class Context:
         # One row of logits per sequence and step, or of one sequence and its draft: for every token of a batch it would
         # be 50 MB.
         params.n_outputs_max = max(sequences, MOST_ROWS)
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads, params.n_threads_batch = threads, prefill_threads
         # One buffer for all sequences, so that a shared prefix is stored and read once.
         params.kv_unified = True
         # The callback runs hundreds of times a token: C's strlen over a flag keeps Python out of it.
@@ -268,7 +269,7 @@ class Context:
                 raise EngineError(f"no context of {cells} tokens for this model: {log.reason()}")
         finally:
             self.sizes = log.end()
-        self._threads = threads
+        self._most = self._now = threads, prefill_threads
         self._memory: Pointer = api.llama_get_memory(self._context)
         self._row_of = _row_of()
         self._row_type = ctypes.c_float * weights.vocabulary
@@ -278,11 +279,13 @@ class Context:
     def close(self) -> None:
         api.llama_free(self._context)
 
-    def set_threads(self, threads: int) -> None:
-        """Compute the next decodes with so many threads."""
-        if threads != self._threads:
-            api.llama_set_n_threads(self._context, threads, threads)
-            self._threads = threads
+    def limit_threads(self, free: int) -> None:
+        """Compute the next decodes with so many threads at most."""
+        threads, prefill_threads = self._most
+        now = min(threads, free), min(prefill_threads, free)
+        if now != self._now:
+            api.llama_set_n_threads(self._context, *now)
+            self._now = now
 
     def allow(self) -> None:
         """Forget an `abort` that came too late for its decode."""
