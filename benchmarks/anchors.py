@@ -22,7 +22,7 @@ import msgspec
 from fieldlm.core.errors import EngineError, FieldlmError, InputError, MissingDependencyError, UnavailableError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
 from fieldlm.core.terminal import log, progress
-from fieldlm.hardware.detect import usable_cores
+from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.llama_toolchain import SDISTS, pip_download
 from fieldlm_compiler.pipeline.stages import cache_root, lock

@@ -26,9 +26,9 @@ import httpx
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
 from fieldlm.core import terminal
-from fieldlm.engines import Outcome
+from fieldlm.engines import EngineOptions, Outcome
 from fieldlm.engines.llama import LlamaEngine
-from fieldlm.hardware.detect import rss_mb
+from fieldlm.hardware.sensors import rss_mb
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
@@ -249,7 +249,7 @@ def main() -> int:
     args = parser.parse_args()
     from fieldlm.formats.bundle import open_bundle
 
-    live = Generations(open_bundle(args.bundle), context=512, parallel=4)
+    live = Generations(open_bundle(args.bundle), EngineOptions(context=512, parallel=4))
     names = sorted(path.name for path in args.adapters.iterdir() if path.is_dir())
     report = run(live, Shelf(live, args.adapters), names, args.requests, args.seed)
     live.close()

@@ -29,7 +29,8 @@ from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.hardware.detect import detect, usable_cores
+from fieldlm.hardware.detect import detect
+from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
 from fieldlm_compiler.compile.build import compile_model
 from fieldlm_compiler.pipeline.stages import cache_root

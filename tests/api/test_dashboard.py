@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from fieldlm.api.app import make_app
+from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
@@ -23,7 +24,7 @@ KIOSK, LOW, PHONE = (1280, 800), (1024, 600), (390, 844)
 
 @pytest.fixture(scope="module")
 def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, threads=1, context=1024, parallel=2)
+    made = Generations(base_bundle, EngineOptions(threads=1, context=1024, parallel=2))
     yield made
     made.close()
 

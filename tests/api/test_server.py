@@ -13,6 +13,7 @@ import pytest
 from fieldlm.api.app import MAX_WAITING, make_app
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.core.errors import InputError
+from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
@@ -45,7 +46,7 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
-    live = Generations(base_bundle, threads=1, context=512, parallel=2)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=2))
     exchanges: list[Exchange] = []
 
     def known(given: Feedback) -> bool:
@@ -229,7 +230,7 @@ def test_feedback_finds_its_answer(kiosk: Kiosk) -> None:
 
 def test_alive_is_not_ready(base_bundle: Bundle) -> None:
     reasons: list[str | None] = ["still loading"]
-    live = Generations(base_bundle, threads=1, context=128, parallel=1)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=128, parallel=1))
     app = make_app(live, lambda _: None, ready=lambda: reasons[0])
     with listening(app) as server, httpx.Client(base_url=server.url) as client:
         assert client.get("/health").status_code == 200
@@ -242,7 +243,7 @@ def test_alive_is_not_ready(base_bundle: Bundle) -> None:
 
 def test_ready_means_that_the_system_prompt_is_warm(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "b", system_prompt="You sell coffee. " * 10)
-    live = Generations(bundle, threads=1, context=256, parallel=1)
+    live = Generations(bundle, EngineOptions(threads=1, context=256, parallel=1))
     ready = warm(live)
     wait_until(lambda: ready() is None)
     with listening(make_app(live, lambda _: None, ready=ready)) as server:
@@ -253,7 +254,7 @@ def test_ready_means_that_the_system_prompt_is_warm(tmp_path: Path) -> None:
 
 def test_damaged_weights_are_a_server_error_and_never_ready(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "b", adapter=lora_gguf(tmp_path / "nan.gguf", scale=float("nan")))
-    live = Generations(bundle, threads=1, context=128, parallel=1)
+    live = Generations(bundle, EngineOptions(threads=1, context=128, parallel=1))
     ready = warm(live)
     with listening(make_app(live, lambda _: None, ready=ready)) as server, httpx.Client(base_url=server.url) as client:
         wait_until(lambda: "damaged" in str(ready()))
@@ -314,7 +315,7 @@ def test_a_full_queue_is_refused_and_not_made_longer(kiosk: Kiosk) -> None:
 
 
 def test_a_switch_in_the_middle_of_a_stream_leaves_it_alone(base_bundle: Bundle, tmp_path: Path) -> None:
-    live = Generations(base_bundle, threads=1, context=256, parallel=2)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
     other = tiny_bundle(tmp_path / "other", system_prompt="You sell tea.")
     body = {"messages": ENDLESS, "max_tokens": 60, "stream": True}
     with (
@@ -353,7 +354,7 @@ def test_a_taken_port_is_one_clear_line(kiosk: Kiosk) -> None:
 
 
 def test_stopping_ends_the_streams_and_returns(base_bundle: Bundle) -> None:
-    live = Generations(base_bundle, threads=1, context=256, parallel=1)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=1))
     server = HttpServer(make_app(live, lambda _: None, ready=lambda: None), port=0)
     thread = threading.Thread(target=server.run)
     thread.start()

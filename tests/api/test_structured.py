@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
-from fieldlm.engines import Engine, Sampling
+from fieldlm.engines import Engine, EngineOptions, Sampling
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
@@ -66,7 +66,7 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
-    live = Generations(base_bundle, threads=1, context=1024, parallel=3)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=1024, parallel=3))
     exchanges: list[Exchange] = []
     with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
         made = Kiosk(server.url, exchanges, live.current.engine)

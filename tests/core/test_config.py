@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.cli.config import main
-from fieldlm.core.config import SETTINGS, load_config
+from fieldlm.cli.config import as_markdown, as_toml, main
+from fieldlm.core import terminal
+from fieldlm.core.config import SETTINGS, add_flags, keys_folder, load_config
 from fieldlm.core.errors import ConfigError, FieldlmError, ProfileError
 
 
@@ -132,3 +133,73 @@ def test_config_prints_every_setting_with_its_origin(
     document = json.loads(capsys.readouterr().out)
     assert document.keys() == SETTINGS.keys()
     assert document["port"] == {"value": 9001, "origin": "FIELDLM_PORT"}
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_setting_says_what_it_is_and_has_a_default_that_its_check_takes(tmp_path: Path) -> None:
+    for name, setting in SETTINGS.items():
+        assert setting.help, name
+        assert setting.group, name
+        setting.check(setting.default_in({"HOME": str(tmp_path)}))
+
+
+def test_every_setting_is_a_flag_of_serve() -> None:
+    parser = terminal.parser("serve", "")
+    add_flags(parser)
+    given = [word for name in SETTINGS for word in _flag(name)]
+    flags = vars(parser.parse_args(given))
+    assert {name: flags[name] for name in SETTINGS} == {
+        name: (False if isinstance(setting.default, bool) else "x") for name, setting in SETTINGS.items()
+    }
+
+
+def _flag(name: str) -> list[str]:
+    words = name.replace("_", "-")
+    return [f"--no-{words}"] if isinstance(SETTINGS[name].default, bool) else [f"--{words}", "x"]
+
+
+def test_a_switch_that_was_turned_off_by_its_flag_says_so(env: dict[str, str]) -> None:
+    config = load_config({"discovery": False}, {**env, "FIELDLM_DISCOVERY": "on"})
+    assert (config.discovery, config.origins["discovery"]) == (False, "--no-discovery")
+
+
+def test_the_settings_file_of_the_template_is_read_as_the_defaults(env: dict[str, str], tmp_path: Path) -> None:
+    lines = as_toml().splitlines()
+    settings = [line.removeprefix("# ") for line in lines if " = " in line]
+    assert len(settings) == len(SETTINGS)
+    given = load_config({}, env, settings_file(tmp_path, "\n".join(settings)))
+    plain = load_config({}, env)
+    # Where it begins with ~, the file means the home folder of who runs it.
+    at_home = ("state", "keys", "device")
+    assert all(getattr(given, name) == getattr(plain, name) for name in SETTINGS if name not in at_home)
+    assert given.state == Path("~/.local/state/fieldlm").expanduser()
+
+
+def test_the_packages_settings_file_and_the_page_are_what_the_settings_say() -> None:
+    again = "write it again: see fieldlm config --template, and tests/core/test_config.py"
+    assert (ROOT / "docs/settings.md").read_text() == as_markdown(), again
+    # Keys are the owner's, not the device's. The state's folder is the service's, so that commands look at its device.
+    state = '# The folder of the service, so that commands look at the same device.\nstate = "/var/lib/fieldlm"\n'
+    head, _, settings = as_toml(without=("state", "keys")).partition("\n\n")
+    assert (ROOT / "packaging/deb/config.toml").read_text() == f"{head}\n\n{state}\n{settings}", again
+
+
+def test_the_template_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--template", "toml"]) == 0
+    assert capsys.readouterr().out == as_toml()
+    assert main(["--template", "markdown", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"template": as_markdown()}
+
+
+def test_the_folder_of_keys_is_found_as_every_setting_and_without_becoming_a_device(tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path)}
+    assert keys_folder(None, env) == tmp_path / ".config/fieldlm/keys"
+    file = settings_file(tmp_path, f'keys = "{tmp_path}/safe"\n')
+    assert keys_folder(None, {**env, "FIELDLM_CONFIG": str(file)}) == tmp_path / "safe"
+    assert keys_folder(None, {**env, "FIELDLM_CONFIG": str(file), "FIELDLM_KEYS": "/vault"}) == Path("/vault")
+    assert keys_folder("/stick", {**env, "FIELDLM_KEYS": "/vault"}) == Path("/stick")
+    with pytest.raises(ConfigError, match="keys is '' \\(from FIELDLM_KEYS\\)"):
+        keys_folder(None, {**env, "FIELDLM_KEYS": ""})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml"]

@@ -91,6 +91,24 @@ def chat(port: int) -> tuple[int, Any]:
     return ask(port, "POST", "/v1/chat/completions", json.dumps(body))
 
 
+def test_what_is_served_is_a_document_when_it_is_ready(bundle: Path, tmp_path: Path) -> None:
+    port = free_port()
+    serve = command(bundle, tmp_path / "state", "--port", str(port), "--json")
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout
+            lines = iter(child.stdout.readline, "}\n")
+            document = json.loads("".join([*lines, "}"]))
+            assert ask(port, "GET", "/ready")[0] == 200
+            assert (document["url"], document["state"]) == (f"http://127.0.0.1:{port}", "ready")
+            assert (document["profile"], document["model"]) == (PROFILE, "smollm2-135m-instruct")
+            child.send_signal(signal.SIGINT)
+            rest, said = child.communicate(timeout=60)
+            assert (child.returncode, rest) == (0, ""), said
+        finally:
+            child.kill()
+
+
 STARTED = """
 import json, sys, time
 from pathlib import Path

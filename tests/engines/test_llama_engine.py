@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.engines import Chunk, RunningAnswer, Sampling, Schedule
+from fieldlm.engines import Chunk, EngineOptions, RunningAnswer, Sampling, Schedule
 from fieldlm.engines.llama import LlamaEngine
 from tests.support.material import lora_gguf
 
@@ -19,7 +19,7 @@ LONG = Sampling(max_tokens=400)
 
 @pytest.fixture(scope="module")
 def engine(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
-    made = LlamaEngine(smollm2_gguf, threads=1, context=1024, parallel=4)
+    made = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=1024, parallel=4))
     yield made
     made.close()
 
@@ -27,7 +27,7 @@ def engine(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
 @pytest.fixture(scope="module")
 def narrow(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
     """An engine that answers one at a time."""
-    made = LlamaEngine(smollm2_gguf, threads=1, context=512, parallel=1)
+    made = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=512, parallel=1))
     yield made
     made.close()
 
@@ -116,7 +116,7 @@ def test_a_shared_beginning_is_computed_once(engine: LlamaEngine) -> None:
 
 
 def test_simultaneous_questions_share_the_beginning_too(smollm2_gguf: Path) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=512, parallel=4)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=512, parallel=4))
     try:
         beginning = engine.tokenize(SYSTEM * 4)
         asked = [engine.start([*beginning, i], Sampling(max_tokens=2)) for i in range(100, 103)]
@@ -278,7 +278,7 @@ def test_the_engine_says_what_it_holds(engine: LlamaEngine) -> None:
 
 
 def test_closing_cancels_what_runs_and_refuses_what_comes(smollm2_gguf: Path) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=512, parallel=1)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=512, parallel=1))
     running, queued = endless(engine), endless(engine)
     engine.close()
     engine.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.engines import Sampling, llama
+from fieldlm.engines import EngineOptions, Sampling, llama
 from fieldlm.hardware.cores import (
     LOOKS_TO_LOWER,
     LOOKS_TO_RAISE,
@@ -120,7 +120,7 @@ def test_who_computes_stays_there_and_nobody_else(smollm2_gguf: Path, monkeypatc
         return frozenset({last})
 
     monkeypatch.setattr(llama, "home", at_last)
-    engine = llama.LlamaEngine(smollm2_gguf, threads=1, context=64, parallel=1)
+    engine = llama.LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=64, parallel=1))
     assert list(engine.start(engine.tokenize("tea"), Sampling(max_tokens=2)))[-1].outcome == "length"
     (worker,) = [thread for thread in threading.enumerate() if thread.name == f"llama[{smollm2_gguf.name}]"]
     assert os.sched_getaffinity(worker.native_id or 0) == {last}

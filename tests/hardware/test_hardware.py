@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from fieldlm.cli.detect import main
 from fieldlm.core.errors import ProfileError
-from fieldlm.hardware import detect as hardware
-from fieldlm.hardware.detect import detect, detect_main
+from fieldlm.hardware import sensors
+from fieldlm.hardware.detect import detect
 from fieldlm.hardware.facts import read_facts
 
 SYSROOTS = Path(__file__).parents[1] / "fixtures/sysroots"
@@ -69,14 +70,14 @@ def test_this_machine_is_recognised() -> None:
 
 
 def test_detect_prints_the_profile_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert detect_main(["--sysroot", str(SYSROOTS / "pi-5-8gb")]) == 0
+    assert main(["--sysroot", str(SYSROOTS / "pi-5-8gb")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("rpi5-8gb  Raspberry Pi 5, 8 GB or more  (confidence high")
     assert "  /proc/device-tree/model is 'Raspberry Pi 5 Model B Rev 1.0'" in lines
 
 
 def test_detect_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
-    assert detect_main(["--json", "--sysroot", str(SYSROOTS / "pi-zero-2w")]) == 0
+    assert main(["--json", "--sysroot", str(SYSROOTS / "pi-zero-2w")]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["profile"] == "pi-zero-2w"
     assert document["facts"]["isa"] == ["neon"]
@@ -84,21 +85,19 @@ def test_detect_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_available_memory_is_what_the_control_group_has_left() -> None:
     # 2 GiB allowed, 512 MiB used of which 100 MiB are file cache.
-    assert (
-        hardware.memory_available_mb(SYSROOTS / "pi-5-container-2gb") == (2147483648 - 536870912 + 104857600) // 10**6
-    )
-    assert hardware.memory_available_mb(SYSROOTS / "pi-5-8gb") == 8_245_000 * 3 // 4 * 1024 // 10**6
+    assert sensors.memory_available_mb(SYSROOTS / "pi-5-container-2gb") == (2147483648 - 536870912 + 104857600) // 10**6
+    assert sensors.memory_available_mb(SYSROOTS / "pi-5-8gb") == 8_245_000 * 3 // 4 * 1024 // 10**6
 
 
 def test_the_hottest_sensible_sensor_counts(tmp_path: Path) -> None:
-    assert hardware.temperature_c(tmp_path) is None
+    assert sensors.temperature_c(tmp_path) is None
     for number, degrees in enumerate(("48312", "-274000", "61000", "nonsense", "0")):
         zone = tmp_path / f"sys/class/thermal/thermal_zone{number}"
         zone.mkdir(parents=True)
         (zone / "temp").write_text(f"{degrees}\n")
-    assert hardware.temperature_c(tmp_path) == 61.0
+    assert sensors.temperature_c(tmp_path) == 61.0
 
 
 def test_the_own_process_has_a_size() -> None:
-    assert 5 < hardware.rss_mb() <= hardware.peak_rss_mb() + 0.1
-    assert hardware.usable_cores() >= 1
+    assert 5 < sensors.rss_mb() <= sensors.peak_rss_mb() + 0.1
+    assert sensors.usable_cores() >= 1

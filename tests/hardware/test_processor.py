@@ -22,9 +22,7 @@ def test_every_instruction_set_that_is_missing_is_named(tmp_path: Path, cpuinfo:
         check_processor(flags, cpuinfo)
 
 
-def test_a_processor_that_has_them_all_passes_as_does_one_that_built_it(
-    tmp_path: Path, cpuinfo: Path
-) -> None:
+def test_a_processor_that_has_them_all_passes_as_does_one_that_built_it(tmp_path: Path, cpuinfo: Path) -> None:
     flags = tmp_path / "cpu-flags"
     flags.write_text("avx avx2\n")
     check_processor(flags, cpuinfo)

@@ -4,6 +4,7 @@ import datetime
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -11,13 +12,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fieldlm.core.config import Config, load_config
+from fieldlm.cli import devices
 from fieldlm.network import discovery
 from fieldlm.network.discovery import AnnouncedDevice, Announcer, browse
 
 
-def config(state: Path, device: str) -> Config:
-    return load_config({"state": state, "device": device, "port": 18080}, env={})
+def announce(device: str, *, generation: str = "g", **more: Any) -> Announcer:
+    made: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": 18080,
+        "generation": generation,
+        "model": "smol",
+        "profile": "p",
+    }
+    return Announcer(device, **made | more)
 
 
 def find(device: str, *, generation: str = "", patience: int = 6) -> list[AnnouncedDevice]:
@@ -29,9 +37,9 @@ def find(device: str, *, generation: str = "", patience: int = 6) -> list[Announ
     return []
 
 
-def test_an_announced_device_is_found_and_a_switch_is_seen(tmp_path: Path) -> None:
+def test_an_announced_device_is_found_and_a_switch_is_seen() -> None:
     device = f"kiosk-{time.time_ns() % 10**6}"
-    announcer = Announcer(config(tmp_path, device), generation="aaaa", model="smol", profile="rpi5-8gb")
+    announcer = announce(device, generation="aaaa", profile="rpi5-8gb")
     announcer.start()
     try:
         (found,) = find(device)
@@ -44,9 +52,9 @@ def test_an_announced_device_is_found_and_a_switch_is_seen(tmp_path: Path) -> No
         announcer.stop()
 
 
-def test_two_devices_of_one_name_are_both_found(tmp_path: Path) -> None:
+def test_two_devices_of_one_name_are_both_found() -> None:
     device = f"twin-{time.time_ns() % 10**6}"
-    twins = [Announcer(config(tmp_path, device), generation=name, model="m", profile="p") for name in ("one", "two")]
+    twins = [announce(device, generation=name) for name in ("one", "two")]
     for twin in twins:
         twin.start()
     try:
@@ -61,9 +69,8 @@ def test_two_devices_of_one_name_are_both_found(tmp_path: Path) -> None:
             twin.stop()
 
 
-def test_a_network_that_refuses_is_a_line_and_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = load_config({"state": tmp_path, "device": "x", "host": "no address at all"}, env={})
-    announcer = Announcer(settings, generation="g", model="m", profile="p")
+def test_a_network_that_refuses_is_a_line_and_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    announcer = announce("x", host="no address at all")
     announcer.start()
     said = ""
     while "not announced" not in said:
@@ -73,18 +80,10 @@ def test_a_network_that_refuses_is_a_line_and_no_failure(tmp_path: Path, capsys:
     announcer.stop()
 
 
-def test_an_announcement_follows_the_addresses_once_they_have_settled(tmp_path: Path) -> None:
+def test_an_announcement_follows_the_addresses_once_they_have_settled() -> None:
     device = f"moved-{time.time_ns() % 10**6}"
     addresses = [frozenset({"127.0.0.1"})]
-    announcer = Announcer(
-        config(tmp_path, device),
-        generation="aaaa",
-        model="m",
-        profile="p",
-        addresses=lambda: addresses[0],
-        look_s=0.05,
-        settle_s=0.1,
-    )
+    announcer = announce(device, generation="aaaa", addresses=lambda: addresses[0], look_s=0.05, settle_s=0.1)
     announcer.start()
     try:
         assert find(device)
@@ -110,8 +109,7 @@ def test_the_certificate_is_announced_by_how_its_digest_begins(tmp_path: Path) -
     assert discovery.certificate_fingerprint(path) == certificate.fingerprint(hashes.SHA256()).hex()[:16]
     assert discovery.certificate_fingerprint(tmp_path / "none.pem") == ""
     device = f"tls-{time.time_ns() % 10**6}"
-    settings = {"state": tmp_path, "device": device, "port": 18080, "tls_cert": str(path), "tls_key": str(path)}
-    announcer = Announcer(load_config(settings, env={}), generation="g", model="m", profile="p")
+    announcer = announce(device, certificate=str(path))
     announcer.start()
     try:
         (found,) = find(device)
@@ -125,15 +123,15 @@ def test_what_strangers_announce_cannot_draw_on_the_terminal() -> None:
     assert discovery._text(b"\x1b[2Jkiosk\xff\n") == "?[2Jkiosk\ufffd?"  # pyright: ignore[reportPrivateUsage]
 
 
-def test_the_command_lists_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_devices(capsys: pytest.CaptureFixture[str]) -> None:
     device = f"listed-{time.time_ns() % 10**6}"
-    announcer = Announcer(config(tmp_path, device), generation="cccc", model="smol", profile="p")
+    announcer = announce(device, generation="cccc")
     announcer.start()
     try:
         assert find(device)
-        assert discovery.main(["--timeout", "3"]) == 0
+        assert devices.main(["--timeout", "3"]) == 0
         assert device in capsys.readouterr().out
-        discovery.main(["--timeout", "3", "--json"])
+        devices.main(["--timeout", "3", "--json"])
         assert any(found["id"] == device for found in json.loads(capsys.readouterr().out))
     finally:
         announcer.stop()

@@ -32,7 +32,7 @@ from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import ConfigError, InputError
 from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.systemd import heartbeat
-from fieldlm.engines import Sampling
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations
@@ -48,7 +48,7 @@ PATIENCE_S = 60
 
 @pytest.fixture(scope="module")
 def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, threads=1, context=256, parallel=2)
+    made = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
     yield made
     made.close()
 

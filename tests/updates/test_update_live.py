@@ -13,6 +13,7 @@ import pytest
 from fieldlm.api.app import make_app
 from fieldlm.cli import update
 from fieldlm.core.errors import UnavailableError
+from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.probe import agrees, score
@@ -54,7 +55,7 @@ def slots(tmp_path: Path, base_bundle: Bundle) -> Iterator[Slots]:
 
 @pytest.fixture
 def live(slots: Slots) -> Iterator[Generations]:
-    live = Generations(slots.boot(), context=256, parallel=2)
+    live = Generations(slots.boot(), EngineOptions(context=256, parallel=2))
     yield live
     live.close()
 

@@ -7,7 +7,6 @@ Each stage is kept by the digest of what it was made from, so a second run, or o
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core import terminal
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import GateError, InputError
-from fieldlm.core.signing import load_or_create_key
+from fieldlm.core.signing import key_id, load_or_create_key
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
@@ -119,7 +119,7 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         args.model,
         profile=profile,
         out=out,
-        key=load_or_create_key(args.keys / "signing.pem"),
+        key=_signing_key(keys_folder(args.keys)),
         quants=args.quant,
         merge=args.merge,
         adapter=args.adapter,
@@ -151,9 +151,14 @@ def _compile_each(args: argparse.Namespace, profiles: Sequence[Profile]) -> int:
     return 1 if refused else 0
 
 
-def default_keys() -> Path:
-    """Return `$XDG_CONFIG_HOME/fieldlm/keys`, or `~/.config/fieldlm/keys`."""
-    return Path(os.environ.get("XDG_CONFIG_HOME", "") or Path.home() / ".config") / "fieldlm" / "keys"
+def _signing_key(folder: Path) -> Ed25519PrivateKey:
+    """Return the key that signs bundles; that a new one was made is said, because nobody trusts it yet."""
+    path = folder / "signing.pem"
+    is_new = not path.exists()
+    key = load_or_create_key(path)
+    if is_new:
+        terminal.log(f"  made a new signing key, {key_id(key.public_key())}: {path}")
+    return key
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -178,7 +183,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-ram-mb", type=float, metavar="MB", help="weights, cache and buffers together")
     parser.add_argument("--min-tokens-per-s", type=float, metavar="N", help="for one answer, on this machine")
     parser.add_argument("--max-kl", type=float, metavar="NATS", help="mean divergence from full weights, per token")
-    parser.add_argument("--min-task", type=float, metavar="SHARE", help="of full weights' right answers (with --task)")
+    parser.add_argument(
+        "--min-task",
+        type=float,
+        metavar="SHARE",
+        help="least share of the full weights' right answers to keep (with --task)",
+    )
     parser.add_argument("--ray", metavar="ADDRESS", help="let a Ray cluster make and measure the candidates")
     parser.add_argument("--merge", type=Path, metavar="PEFT", help="fold this adapter into the weights")
     parser.add_argument("--adapter", type=Path, metavar="PEFT", help="make a small bundle of this adapter")
@@ -193,7 +203,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--licence-allow", action="append", default=[], metavar="LICENCE",
         help="a licence that the model may have; may be repeated; none: any",
     )  # fmt: skip
-    parser.add_argument("--keys", type=Path, default=default_keys(), help="folder of the signing key")
+    parser.add_argument("--keys", metavar="DIR", help="folder of the signing key; default: as configured")
     return parser.parse_args(argv)
 
 

@@ -23,7 +23,8 @@ from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.formats.release import Pointer
 from fieldlm.formats.topics import release_topic
-from fieldlm.hardware.detect import detect, usable_cores
+from fieldlm.hardware.detect import detect
+from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.compile.build import compile_model

@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     if args.last < 1:
         raise InputError(f"--last {args.last} shows nothing; write 1 or more")
     if args.serve:
-        return _serve(args.store, args.port)
+        return _serve(args.store, args.port, as_json=args.json)
     if args.otlp:
         return _export(args.store, args.otlp, args.since_h, as_json=args.json)
     with open_sink(args.store, read_only=True) as sink:
@@ -140,11 +140,11 @@ def _export(where: str, url: str, since_h: float, *, as_json: bool) -> int:
     return 1 if rejected else 0
 
 
-def _serve(where: str, port: int) -> int:
+def _serve(where: str, port: int, *, as_json: bool) -> int:
     with open_sink(where, read_only=True):
         pass
     with Pages(where, port) as pages:
-        terminal.log(f"the fleet of {where} is at {pages.url}, stop with Ctrl-C")
+        terminal.show({"url": pages.url}, f"the fleet of {where} is at {pages.url}, stop with Ctrl-C", as_json=as_json)
         try:
             pages.serve_forever()
         except KeyboardInterrupt:

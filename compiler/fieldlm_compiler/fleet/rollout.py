@@ -155,17 +155,21 @@ def _verdict(state: State) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = terminal.parser("rollout", "Bring a release to a fleet in waves, and take it back from where it harms.")
-    parser.add_argument("what", choices=WORDS, nargs="?", default="show")
+    parser.add_argument("what", choices=WORDS, nargs="?", default="show", help="what to do")
     parser.add_argument("profiles", nargs="*", metavar="PROFILE", help="start: whose releases; all without")
     parser.add_argument("--store", type=Path, default=Path("store"), help="what `fieldlm collect` fills")
     parser.add_argument("--to", type=Path, metavar="REPOSITORY", help="the repository that offers the releases")
     parser.add_argument("--keys", default="", metavar="DIR", help="the publisher's keys; default: as configured")
-    parser.add_argument("--patience", type=float, default=86_400.0, metavar="SECONDS", help="until a device is judged")
-    parser.add_argument("--spread", type=float, default=3600.0, metavar="SECONDS", help="over which a wave starts")
-    parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="between two looks")
+    parser.add_argument(
+        "--patience", type=float, default=86_400.0, metavar="SECONDS", help="seconds until a device is judged"
+    )
+    parser.add_argument(
+        "--spread", type=float, default=3600.0, metavar="SECONDS", help="seconds to stagger a wave over"
+    )
+    parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="seconds between two looks")
     parser.add_argument("--once", action="store_true", help="look once and end, for a timer; start: do not look yet")
     parser.add_argument("--broker", default="", metavar="mqtt://HOST:PORT", help="tell devices through this broker")
-    parser.add_argument("--fleet", default="default", help="whom to tell")
+    parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument("--at", default="", metavar="URL", help="where devices reach the repository")
     parser.add_argument("--reason", default="asked for", help="abort: why")
     return parser.parse_intermixed_args(argv)

@@ -16,7 +16,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
 from fieldlm.core import terminal
-from fieldlm.core.config import load_config
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors, write_whole
 from fieldlm_compiler.repository.metadata import ROLES, Keyring, RepositoryMetadata, alone, found, read_root
@@ -200,7 +200,7 @@ def _check_nothing_waits(book: RepositoryMetadata) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run `fieldlm keys create|show|rotate|revoke|sign`."""
     args = _parse(argv)
-    keys = load_config({"keys": args.keys}).keys
+    keys = keys_folder(args.keys)
     ring = Keyring(keys, args.root_keys)
     if args.what == "create":
         anchor = found(ring, root_keys=args.root, threshold=args.threshold or 1, offline=args.root_keys)
@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Any:
     parser = terminal.parser("keys", "Make a publisher's keys, replace them, take them back.")
-    parser.add_argument("what", choices=("create", "show", "rotate", "revoke", "sign"))
+    parser.add_argument("what", choices=("create", "show", "rotate", "revoke", "sign"), help="what to do")
     parser.add_argument("name", nargs="?", default="", help="the role to rotate, or the key to revoke")
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys; default: as configured")
     where = "where root keys lie that are kept apart: a folder or a PEM; may be said again"

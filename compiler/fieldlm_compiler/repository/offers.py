@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from fieldlm.core import terminal
-from fieldlm.core.config import load_config
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
 from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
         return 0 if found else 1
     if not args.profile:
         raise InputError(f"fieldlm release {args.what} needs the profile whose release it is")
-    ring = Keyring(load_config({"keys": args.keys}).keys)
+    ring = Keyring(keys_folder(args.keys))
     changed = change(
         args.to,
         ring,
@@ -136,13 +136,17 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Any:
     parser = terminal.parser("release", "Show what a repository offers, and offer it to more, to nobody new, or never.")
-    parser.add_argument("what", choices=("show", "promote", "pause", "pull"))
+    parser.add_argument("what", choices=("show", "promote", "pause", "pull"), help="what to do")
     parser.add_argument("profile", nargs="?", default="", help="whose release")
     parser.add_argument("seq", nargs="?", type=int, default=0, help="its number; the newest without")
     parser.add_argument("--to", type=Path, required=True, metavar="REPOSITORY", help="the repository")
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys; default: as configured")
-    parser.add_argument("--share", type=float, default=100.0, metavar="PERCENT", help="promote: to that many devices")
-    parser.add_argument("--spread", type=float, default=0.0, metavar="SECONDS", help="promote: over which they start")
+    parser.add_argument(
+        "--share", type=float, default=100.0, metavar="PERCENT", help="promote: percent of the profile's devices"
+    )
+    parser.add_argument(
+        "--spread", type=float, default=0.0, metavar="SECONDS", help="promote: seconds to stagger the start over"
+    )
     parser.add_argument("--reason", default="", help="pull: why, for people")
     return parser.parse_args(argv)
 

@@ -16,7 +16,7 @@ import msgspec
 from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.tensor_chunks import chunk_sizes, cut
 from fieldlm.core import terminal
-from fieldlm.core.config import load_config
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
 from fieldlm.core.signing import Signature
@@ -212,17 +212,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys, made on first use; default: as configured")
     parser.add_argument("--min-seq", type=int, help="devices that take this release never go back below that one")
     parser.add_argument("--notes", default="", help="a line for people")
-    parser.add_argument("--share", type=float, default=100.0, metavar="PERCENT", help="of the devices, to begin with")
-    parser.add_argument("--spread", type=float, default=0.0, metavar="SECONDS", help="over which they start")
+    parser.add_argument(
+        "--share", type=float, default=100.0, metavar="PERCENT", help="percent of the profile's devices, to begin with"
+    )
+    parser.add_argument(
+        "--spread", type=float, default=0.0, metavar="SECONDS", help="seconds to stagger the start over"
+    )
     parser.add_argument(
         "--announce", default="", metavar="mqtt://HOST:PORT", help="tell the devices through this broker"
     )
-    parser.add_argument("--fleet", default="default", help="whom to tell")
+    parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument(
         "--at", default="", metavar="URL", help="where devices reach the repository; default: as configured"
     )
     args = parser.parse_args(argv)
-    keys = load_config({"keys": args.keys}).keys
+    keys = keys_folder(args.keys)
     before = newest_release(args.to, open_bundle(args.bundle, digests=False).manifest.profile)
     with terminal.progress(f"publish {args.bundle} to {args.to}"):
         release = publish(

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from fieldlm.core.errors import EngineError, GateError
-from fieldlm.engines import Engine, Sampling, open_engine
+from fieldlm.engines import Engine, EngineOptions, Sampling, open_engine
 from fieldlm.formats.bundle import Bundle, Gate, Manifest
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import opening, special_tokens
@@ -221,7 +221,7 @@ def serve(folder: str, manifest: dict[str, Any], profile: dict[str, Any]) -> dic
     """Load the artefact, let it read and answer once, and say what it holds. Runs in a child process."""
     bundle, device = _bundle(folder, manifest), msgspec.convert(profile, Profile)
     context = min(device.gguf.context, bundle.manifest.model.context)
-    engine = open_engine(bundle, context=context, parallel=device.runtime.parallel, profile=device)
+    engine = open_engine(bundle, EngineOptions(context=context, parallel=device.runtime.parallel, profile=device))
     prompt = (engine.tokenize(PROMPTS[0]) * context)[: min(engine.context // 2, 1024)]
     for _ in engine.start(prompt, Sampling(max_tokens=4)):
         pass
@@ -236,7 +236,7 @@ def _bundle(folder: str, manifest: dict[str, Any]) -> Bundle:
 
 def _open(folder: str, manifest: dict[str, Any], *, context: int = CONTEXT) -> Engine:
     bundle = _bundle(folder, manifest)
-    return open_engine(bundle, context=min(context, bundle.manifest.model.context), parallel=1)
+    return open_engine(bundle, EngineOptions(context=min(context, bundle.manifest.model.context), parallel=1))
 
 
 def compare(folder: str, manifest: dict[str, Any], tokenizer: str, texts: list[str]) -> dict[str, tuple[int, str]]:

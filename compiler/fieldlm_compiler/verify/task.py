@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.engines import Sampling, open_engine
+from fieldlm.engines import EngineOptions, Sampling, open_engine
 from fieldlm.formats.bundle import Bundle, Manifest
 from fieldlm_compiler.pipeline.child import Ran, call
 from fieldlm_compiler.verify.corpus import TaskExample
@@ -34,7 +34,7 @@ def answer_all(
     bundle = Bundle(folder=Path(folder), id="0" * 64, manifest=msgspec.convert(manifest, Manifest))
     longest = max(len(prompt) + count for prompt, count, _ in examples) + SPARE_TOKENS
     # One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
-    engine = open_engine(bundle, context=min(longest, bundle.manifest.model.context), parallel=1)
+    engine = open_engine(bundle, EngineOptions(context=min(longest, bundle.manifest.model.context), parallel=1))
     name = "adapter" if adapter is not None else None
     if adapter is not None:
         engine.load_adapter("adapter", Path(adapter))

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, process_readings
-from fieldlm.hardware.detect import rss_mb, temperature_c
+from fieldlm.hardware.sensors import rss_mb, temperature_c
 from fieldlm.inference.generations import Generations
 from fieldlm.network.json_api import as_json
 

@@ -9,8 +9,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fieldlm.api.chat_request import Exchange
-from fieldlm.hardware.detect import peak_rss_mb, rss_mb, temperature_c
 from fieldlm.hardware.facts import LIVE
+from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)

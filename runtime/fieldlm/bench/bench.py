@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,9 +19,9 @@ from fieldlm.bench.measure import BenchResult, MeasureLine, Spec
 from fieldlm.bench.roofline import Reading, reading, tensor_bytes
 from fieldlm.core import terminal
 from fieldlm.core.errors import EngineError
-from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.hardware.bandwidth import Bandwidth, read_bandwidth
-from fieldlm.hardware.detect import Detection, detect, usable_cores
+from fieldlm.formats.bundle import Bundle
+from fieldlm.hardware.bandwidth import Bandwidth
+from fieldlm.hardware.detect import Detection
 
 RESAMPLES = 10_000
 STEAL_LIMIT = 2.0  # per cent; above it the hypervisor decides, not the machine
@@ -78,44 +77,6 @@ def interval(samples: Sequence[float]) -> Interval:
     drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
     return Interval(median=float(np.median(values)), low=float(low), high=float(high), samples=tuple(samples))
-
-
-def main(argv: Sequence[str]) -> int:
-    """Measure bundles one after the other and print what came out."""
-    parser = terminal.parser("bench", "Measure how fast a bundle is on this machine.")
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
-    parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N")
-    parser.add_argument("--gen-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--repetitions", type=int, default=5, metavar="N")
-    parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="0: the profile's, at most the usable cores"
-    )
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the random prompts")
-    args = parser.parse_args(argv)
-    for name in ("prompt_tokens", "gen_tokens", "repetitions"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}, want at least 1")
-    bundles = [open_bundle(folder) for folder in args.bundles]
-    found = detect()
-    threads = args.threads if args.threads > 0 else min(found.best.cpu.decode_threads, usable_cores())
-    with terminal.progress("memory bandwidth"):
-        bandwidth = read_bandwidth(threads)
-    rows: list[dict[str, Any]] = []
-    texts: list[str] = []
-    for bundle in bundles:
-        spec = Spec(
-            bundle=str(bundle.folder),
-            prompt_tokens=args.prompt_tokens,
-            gen_tokens=args.gen_tokens,
-            repetitions=args.repetitions,
-            threads=threads,
-            seed=args.seed,
-        )
-        result = bench(bundle, spec, bandwidth)
-        rows += document(bundle, result, found)
-        texts.append(describe(bundle, result, found))
-    terminal.show(rows, "\n\n".join(texts), as_json=args.json)
-    return 0
 
 
 def bench(bundle: Bundle, spec: Spec, bandwidth: Bandwidth) -> Result:

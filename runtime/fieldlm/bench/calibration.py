@@ -23,7 +23,8 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile
 from fieldlm.hardware.bandwidth import Bandwidth, read_bandwidth
-from fieldlm.hardware.detect import Detection, detect, usable_cores
+from fieldlm.hardware.detect import Detection, detect
+from fieldlm.hardware.sensors import usable_cores
 
 FORMAT = "fieldlm.calibration/1"
 REPORT = "report.json"

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.core.errors import EngineError, FieldlmError
-from fieldlm.engines import Engine, RunningAnswer, Sampling, open_engine
+from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, open_engine
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.hardware.detect import peak_rss_mb, rss_mb
+from fieldlm.hardware.sensors import peak_rss_mb, rss_mb
 
 ADAPTER = "bench"
 TRIES = 4  # for an answer of full length
@@ -76,7 +76,7 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
     started_s = time.perf_counter()
     # One token more than is timed: the first comes with the prompt.
     context = max(spec.prompt_tokens, spec.gen_tokens + 1) + 8
-    engine = open_engine(bundle, threads=spec.threads, context=context, parallel=1)
+    engine = open_engine(bundle, EngineOptions(threads=spec.threads, context=context, parallel=1))
     adapter = bundle.path("adapter")
     if adapter:
         engine.load_adapter(ADAPTER, adapter)

@@ -25,7 +25,7 @@ from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.files import free_mb
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
-from fieldlm.hardware import detect as hardware
+from fieldlm.hardware import sensors
 from fieldlm.hardware.clock import LATEST_CLOCK_MS
 from fieldlm.hardware.detect import Detection, detect
 from fieldlm.hardware.facts import LIVE
@@ -107,9 +107,9 @@ def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
 
 def _check_device(profile: Profile, detection: Detection | None, root: Path) -> Iterator[Finding]:
     yield check_profile(profile, detection)
-    yield check_memory(hardware.memory_available_mb(root), profile)
-    yield check_threads(hardware.usable_cores(), profile)
-    yield check_heat(hardware.temperature_c(root), profile)
+    yield check_memory(sensors.memory_available_mb(root), profile)
+    yield check_threads(sensors.usable_cores(), profile)
+    yield check_heat(sensors.temperature_c(root), profile)
     for accelerator in profile.accelerators:
         if accelerator.used:
             yield check_accelerator(accelerator)

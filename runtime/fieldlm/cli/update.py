@@ -78,11 +78,13 @@ def ask_server(url: str, *, needed: bool, repository: str = "") -> UpdateResult 
 
 def update_offline(config: Config) -> UpdateResult:
     """Update a state folder that no server uses: the same steps, in this process."""
-    from fieldlm.inference.generations import Generations as Loading
+    from fieldlm.engines import EngineOptions
+    from fieldlm.inference.generations import Generations
 
+    options = EngineOptions(threads=config.threads or None, context=config.context or None, parallel=1)
     slots = Slots(config.state)
     try:
-        live = Loading(slots.current(), threads=config.threads or None, context=config.context or None, parallel=1)
+        live = Generations(slots.current(), options)
         try:
             trust = Path(config.trust) if config.trust else None
             with terminal.progress("update"):

@@ -9,8 +9,7 @@ import queue
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +18,6 @@ import urllib3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.control.owner_commands import LOCAL_KEY, PATH
-from fieldlm.core import terminal
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import FieldlmError, InputError, TrustError, UnavailableError
 from fieldlm.core.signing import load_or_create_key
@@ -175,52 +173,3 @@ def _await(inbox: Inbox, name: str, what: str) -> CommandResult:
 def _name(message: bytes) -> str:
     asked = wire.parse(message)
     return asked.question if isinstance(asked, wire.Question) else asked[0].id
-
-
-def adopt_main(argv: Sequence[str]) -> int:
-    """Run `fieldlm adopt DEVICE --code CODE`."""
-    parser = terminal.parser("adopt", "Become the owner of a device: its log shows the pairing code.")
-    add_arguments(parser, needs_device=True)
-    parser.add_argument("--code", default="", help="the pairing code; not needed by who owns the device already")
-    parser.add_argument("--repository", default="", help="where it takes its updates from")
-    parser.add_argument("--root", type=Path, help="root.json that vouches for that repository")
-    parser.add_argument("--owner", default="", metavar="HEX", help="hand it on to this public key instead of one's own")
-    args = parser.parse_args(argv)
-    remote = connect(args)
-    own = load_or_create_key(load_config({"keys": args.keys}).keys / OWNER_KEY).public_key().public_bytes_raw().hex()
-    given = {"owner": args.owner or own}
-    if args.repository:
-        given["repository"] = args.repository
-    if args.root:
-        given["root"] = _read_root(args.root)
-    found = remote.do("adopt", given, code=args.code)
-    terminal.show(found, f"{found['device']} ({found['profile']}) is yours", as_json=args.json)
-    return 0
-
-
-def _read_root(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def rollback_main(argv: Sequence[str]) -> int:
-    """Run `fieldlm rollback`."""
-    parser = terminal.parser("rollback", "Let a device go back to the generation before; not below its floor.")
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    found = connect(args).do("rollback")
-    terminal.show(found, f"back at generation {found['generation']}", as_json=args.json)
-    return 0
-
-
-def logs_main(argv: Sequence[str]) -> int:
-    """Run `fieldlm logs`."""
-    parser = terminal.parser("logs", "Show what a device logged last. No prompt and no answer is ever in it.")
-    add_arguments(parser)
-    parser.add_argument("--lines", type=int, default=50, help="how many lines")
-    args = parser.parse_args(argv)
-    lines = connect(args).do("logs", {"lines": str(args.lines)})
-    terminal.show(lines, "\n".join(lines) or "nothing was logged", as_json=args.json)
-    return 0

@@ -1,6 +1,6 @@
 """Terminal output and logs: results on stdout, progress and logs on stderr.
 
-Every command takes `--json`, which prints one JSON document on stdout and nothing else there.
+Every command takes `--json`, which prints one JSON document on stdout and nothing else there; an error is one, too.
 """
 
 import argparse
@@ -10,20 +10,40 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
+from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json
 
 RECENT: deque[str] = deque(maxlen=1000)
 """What was logged last, each line with the time that the clock said."""
 
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Make the argument parser of `fieldlm COMMAND`, with `--json` already in it."""
-    made = argparse.ArgumentParser(
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says an option's default where there is one to say: no "(default: None)"."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_said = action.default not in (None, "", False, argparse.SUPPRESS) and action.default != []
+        return super()._get_help_string(action) if is_said else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises InputError where argparse would print its usage and exit: one line, or one document with --json."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see: {self.prog} --help")
+
+
+def parser(command: str, description: str) -> Parser:
+    """Make the argument parser of `fieldlm COMMAND`, with `--json` already in it.
+
+    A flag is written in full: an abbreviation would mean something else when a flag is added.
+    """
+    made = Parser(
         prog=f"fieldlm {command}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
     )
     made.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     return made

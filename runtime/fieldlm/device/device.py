@@ -6,6 +6,7 @@ slots ─ bundle ─ live ─ server ─ recorder ─ spool ─ sync ─ broker
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,14 @@ from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.startup import Start, context_of, exit_hung
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.response_ids import ResponseIds
-from fieldlm.hardware.detect import peak_rss_mb, rss_mb, temperature_c
+from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.engine_watchdog import EngineWatchdog, ProgressMonitor
 from fieldlm.inference.generations import Serving
+from fieldlm.network.mqtt import Identity
 from fieldlm.telemetry.alerts import troubles
-from fieldlm.telemetry.forget import identity_of, privacy_routes, terms_of
+from fieldlm.telemetry.effective_policy import EffectivePolicy
+from fieldlm.telemetry.forget import privacy_routes
 from fieldlm.telemetry.recorder import Recorder, id_key, load_salt
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
@@ -58,9 +61,20 @@ ENDS = frozenset({"update.committed", "update.rolled-back", "update.failed", "up
 
 
 class Device:
-    """A running device: everything is loaded when it is made, `run` serves, `close` takes it down, `start` too."""
+    """A running device: everything is loaded when it is made, `run` serves, `close` takes it down, `start` too.
 
-    def __init__(self, config: Config, profile: Profile, start: Start) -> None:
+    `on_ready` hears, once, where it answers and what.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        profile: Profile,
+        start: Start,
+        *,
+        on_ready: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._on_ready = on_ready
         self.config = config
         self.profile = profile
         self._parts = ExitStack()
@@ -94,7 +108,7 @@ class Device:
         self.slots, self.live, self._not_ready = start.wait()
         self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb))
         salt = load_salt(config.state / "salt")
-        self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=terms_of(config))
+        self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=policy_of(config))
         keep.callback(self.recorder.sum_up)
         self.watch = RegressionMonitor(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
         self.busy = UpdateHold()
@@ -133,7 +147,15 @@ class Device:
         # What speaks DNS-SD is imported only where somebody listens.
         from fieldlm.network.discovery import Announcer
 
-        return Announcer(self.config, generation=self._generation, model=self._model, profile=self.profile.id)
+        return Announcer(
+            self.config.device,
+            host=self.config.host,
+            port=self.config.port,
+            certificate=self.config.tls_cert,
+            generation=self._generation,
+            model=self._model,
+            profile=self.profile.id,
+        )
 
     def _updater(self, manner: FetchPolicy) -> Updater[Serving]:
         config, memory = self.config, self.profile.memory
@@ -211,7 +233,7 @@ class Device:
             on_release=self.updater.on_hint,
             on_command=self._on_command,
             terms=self.recorder.terms,
-            identity=identity_of(self.config),
+            identity=Identity(ca=self.config.broker_ca, cert=self.config.broker_cert, key=self.config.broker_key),
             daily_mb=self.config.daily_mb,
             id_key=id_key(self.recorder.salt),
         )
@@ -234,6 +256,8 @@ class Device:
             name = self.config.device
             terminal.log(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
         terminal.log(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self._http.url}/v1")
+        if self._on_ready:
+            self._on_ready({"url": self._http.url, "device": self.config.device, **self._presence()})
         if not self._is_stopping.wait(CRASH_FREE_S):
             self.slots.confirm()
 
@@ -290,3 +314,9 @@ class Device:
             "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},
             "temperature_c": temperature_c(),
         }
+
+
+def policy_of(config: Config) -> EffectivePolicy:
+    """Return what this device tells: the setting `telemetry` is the ceiling, the kept policy may lower it."""
+    path = config.state / "policy.json"
+    return EffectivePolicy(config.telemetry, fleet=config.fleet, path=path, signer=config.policy_signer)

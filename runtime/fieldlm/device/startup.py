@@ -88,17 +88,23 @@ class Start:
                 bundle = self._slots.boot()
 
     def _open(self, bundle: Bundle) -> "Generations":
-        from fieldlm.hardware.detect import usable_cores
+        from fieldlm.engines import EngineOptions
+        from fieldlm.hardware.sensors import usable_cores
         from fieldlm.inference.generations import Generations
 
         config, profile = self._config, self._profile
         return Generations(
             bundle,
-            threads=config.threads or None,
-            most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
-            context=context_of(config, profile, bundle),
-            parallel=config.parallel or profile.runtime.parallel,
-            profile=profile,
+            EngineOptions(
+                threads=config.threads or None,
+                most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
+                most_prefill_threads=max(
+                    1, min(profile.cpu.prefill_threads or profile.cpu.decode_threads, usable_cores())
+                ),
+                context=context_of(config, profile, bundle),
+                parallel=config.parallel or profile.runtime.parallel,
+                profile=profile,
+            ),
         )
 
 

@@ -262,23 +262,32 @@ class SupportsRestart(Protocol):
         ...
 
 
-def open_engine(
-    bundle: Bundle,
-    *,
-    threads: int | None = None,
-    most_threads: int | None = None,
-    context: int | None = None,
-    parallel: int = 4,
-    profile: Profile | None = None,
-) -> Engine:
-    """Load `bundle` with the engine it was made for: `parallel` answers at a time share `context` tokens each.
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine runs: `parallel` answers at a time share `context` tokens each; None is the engine's choice.
 
-    `threads` are used whatever happens; without it, as many as there are cores for now, `most_threads` at most.
+    `threads` are used whatever happens; without it, as many as there are cores for now, `most_threads` at most, and for
+    prompts `most_prefill_threads`, which is `most_threads` where it is not said.
     `profile` says how weights and caches are held (types of keys and values, flash attention, mapping) and what
     computes; what it promises and this machine or build has not is an error.
+    """
 
-    Raises EngineError when the weights cannot be loaded, MissingPartError when the engine is not installed, or not for
-    the accelerator of the profile.
+    threads: int | None = None
+    most_threads: int | None = None
+    most_prefill_threads: int | None = None
+    context: int | None = None
+    parallel: int = 4
+    profile: Profile | None = None
+
+
+DEFAULT_OPTIONS = EngineOptions()
+
+
+def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
+    """Load `bundle` with the engine it was made for.
+
+    Raises EngineError when the weights cannot be loaded, MissingDependencyError when the engine is not installed, or
+    not for the accelerator of the profile.
     """
     name = bundle.manifest.engine
     try:
@@ -287,7 +296,4 @@ def open_engine(
         raise MissingDependencyError(
             f"this bundle needs {error.name}, which is not installed; run: pip install 'fieldlm[{name}]'"
         ) from error
-    made = module.open(
-        bundle, threads=threads, most_threads=most_threads, context=context, parallel=parallel, profile=profile
-    )
-    return cast(Engine, made)
+    return cast(Engine, module.open(bundle, options))

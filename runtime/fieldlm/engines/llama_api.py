@@ -282,6 +282,7 @@ class Context:
         sequences: int,
         batch: int,
         threads: int,
+        prefill_threads: int,
         layout: Layout = DEFAULT_LAYOUT,
     ) -> None:
         params = api.llama_context_default_params()
@@ -293,7 +294,7 @@ class Context:
         # One row of logits per sequence and step, or of one sequence and its draft: for every token of a batch it would
         # be 50 MB.
         params.n_outputs_max = max(sequences, MOST_ROWS)
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads, params.n_threads_batch = threads, prefill_threads
         # One buffer for all sequences, so that a shared prefix is stored and read once.
         params.kv_unified = True
         # The callback runs hundreds of times a token: C's strlen over a flag keeps Python out of it.
@@ -310,7 +311,7 @@ class Context:
             weights.hold()
         finally:
             self.sizes = log.end()
-        self._threads = threads
+        self._most = self._now = threads, prefill_threads
         self._memory: Pointer = api.llama_get_memory(self._context)
         self._row_of = _row_of()
         self._row_type = ctypes.c_float * weights.vocabulary
@@ -321,11 +322,13 @@ class Context:
         api.llama_free(self._context)
         self._weights.release()
 
-    def set_threads(self, threads: int) -> None:
-        """Compute the next decodes with so many threads."""
-        if threads != self._threads:
-            api.llama_set_n_threads(self._context, threads, threads)
-            self._threads = threads
+    def limit_threads(self, free: int) -> None:
+        """Compute the next decodes with so many threads at most."""
+        threads, prefill_threads = self._most
+        now = min(threads, free), min(prefill_threads, free)
+        if now != self._now:
+            api.llama_set_n_threads(self._context, *now)
+            self._now = now
 
     def allow(self) -> None:
         """Forget an `abort` that came too late for its decode."""

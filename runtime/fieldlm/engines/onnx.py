@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import EngineError, InputError, MissingDependencyError
-from fieldlm.engines import DEFAULT_TERMS, Outcome, Sampling, Schedule
+from fieldlm.engines import DEFAULT_OPTIONS, DEFAULT_TERMS, EngineOptions, Outcome, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
 from fieldlm.engines.hf_tokenizer import HfTokenizer, first_line
 from fieldlm.engines.memory_plan import ensure_caches_fit
@@ -130,24 +130,17 @@ class _OnnxRequest(Request):
 class OnnxEngine:
     """An `Engine` over one ONNX graph. `parallel` answers run at a time, the others wait for a place."""
 
-    def __init__(
-        self,
-        model: Path,
-        tokenizer: Path,
-        *,
-        threads: int,
-        context: int | None,
-        parallel: int,
-        providers: Sequence[str] = ON_CPU,
-    ) -> None:
+    def __init__(self, model: Path, tokenizer: Path, options: EngineOptions) -> None:
         self._vocabulary = HfTokenizer(tokenizer)
+        threads = options.threads or options.most_threads or len(os.sched_getaffinity(0))
+        providers = options.profile.onnx.providers if options.profile else ON_CPU
         self._session = session_of(model, threads, providers)
         self._graph = _read_graph(self._session, model)
-        self.context = min(context or self._graph.context, self._graph.context)
+        self.context = min(options.context or self._graph.context, self._graph.context)
         self.stop_tokens = frozenset(self._graph.stop_tokens)
         self._tokens: int = self._session.get_outputs()[0].shape[2]
         self._weights_mb = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*")) / 1e6
-        self._parallel = max(1, parallel)
+        self._parallel = max(1, options.parallel)
         token_bytes = _token_bytes(self._session)
         ensure_caches_fit(model.name, token_bytes=token_bytes, context=self.context, parallel=self._parallel)
         self._changed = threading.Condition()
@@ -370,36 +363,12 @@ def _check_promise(profile: Profile | None) -> None:
         )
 
 
-def open_graph(
-    model: Path,
-    tokenizer: Path,
-    *,
-    threads: int | None = None,
-    context: int | None = None,
-    parallel: int = 4,
-    providers: Sequence[str] = ON_CPU,
-) -> OnnxEngine:
+def open_graph(model: Path, tokenizer: Path, options: EngineOptions = DEFAULT_OPTIONS) -> OnnxEngine:
     """Load a graph that is in no bundle yet; raises EngineError when it cannot be loaded."""
-    threads = threads or len(os.sched_getaffinity(0))
-    return OnnxEngine(model, tokenizer, threads=threads, context=context, parallel=parallel, providers=providers)
+    return OnnxEngine(model, tokenizer, options)
 
 
-def open(
-    bundle: Bundle,
-    *,
-    threads: int | None = None,
-    most_threads: int | None = None,
-    context: int | None = None,
-    parallel: int = 4,
-    profile: Profile | None = None,
-) -> OnnxEngine:
+def open(bundle: Bundle, options: EngineOptions) -> OnnxEngine:
     """Load the graph and the tokenizer of `bundle`; see `open_engine`. A session's threads never change."""
-    _check_promise(profile)
-    return open_graph(
-        bundle.need("base"),
-        bundle.need("tokenizer"),
-        threads=threads or most_threads,
-        context=context,
-        parallel=parallel,
-        providers=profile.onnx.providers if profile else ON_CPU,
-    )
+    _check_promise(options.profile)
+    return OnnxEngine(bundle.need("base"), bundle.need("tokenizer"), options)

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from fieldlm.hardware.detect import memory_available_mb
 from fieldlm.hardware.facts import LIVE, read_text
+from fieldlm.hardware.sensors import memory_available_mb
 
 LEAST_MB = 64
 SUFFIX_BYTES = {"K": 1024, "M": 1 << 20, "G": 1 << 30}

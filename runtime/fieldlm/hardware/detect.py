@@ -1,27 +1,20 @@
-"""Device detection: which profile fits? And small probes of memory, heat and the own process.
+"""Device detection: which profile fits this machine.
 
 `detect` compares `facts` with the matching rules of every shipped profile. A profile is ruled out by the wrong
 architecture, a missing instruction set, memory outside its range or a missing GPU; what is left is scored, and every
 point has a line of evidence. Nothing that names the board: then a generic profile, whose budget is small.
 """
 
-import contextlib
-import os
-import resource
-import sys
-from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import ProfileError
 from fieldlm.formats.profile import Match as Rules
 from fieldlm.formats.profile import Profile, load_profile, profile_names
-from fieldlm.hardware.cores import physical_cores
-from fieldlm.hardware.facts import LIVE, Facts, cgroup_folders, cpu_limit, meminfo_mb, read_facts, read_text
+from fieldlm.hardware.facts import LIVE, Facts, read_facts
 
 Confidence = Literal["high", "medium", "low"]
 COMPATIBLE, MODEL, SOC, GPU, CHASSIS, ISA, MEMORY = 8, 6, 3, 3, 2, 1, 1
@@ -149,97 +142,3 @@ def _confidence(profile: Profile, named: set[int]) -> Confidence:
     if {COMPATIBLE, MODEL} & named or (not names_board and SOC in named):
         return "high"
     return "medium"
-
-
-def usable_cores() -> int:
-    """Return how many physical cores this process may keep busy, all control groups around it counted."""
-    allowed = physical_cores() if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(allowed, int(cpu_limit() or allowed)))
-
-
-def memory_available_mb(root: Path = LIVE) -> int:
-    """Return what a new allocation may take: MemAvailable, or what the control group has left where that is less."""
-    left = [meminfo_mb(root, "MemAvailable")]
-    for folder in cgroup_folders(root):
-        limit, used = read_text(folder, "memory.max"), read_text(folder, "memory.current")
-        if limit.isdigit() and used.isdigit():
-            left.append((int(limit) - int(used) + _reclaimable(folder)) // 1_000_000)
-    return max(0, min(left))
-
-
-def _reclaimable(folder: Path) -> int:
-    """Bytes of file cache that the kernel gives back before it refuses memory."""
-    for line in read_text(folder, "memory.stat").splitlines():
-        name, _, count = line.partition(" ")
-        if name == "inactive_file" and count.isdigit():
-            return int(count)
-    return 0
-
-
-def temperature_c(root: Path = LIVE) -> float | None:
-    """Return the hottest sensor's temperature, None when there is no sensor (virtual machines)."""
-    paths = [
-        *(root / "sys/class/thermal").glob("thermal_zone*/temp"),
-        *(root / "sys/class/hwmon").glob("hwmon*/temp*_input"),
-    ]
-    heat: list[float] = []
-    for path in paths:
-        with contextlib.suppress(ValueError):
-            heat.append(int(read_text(path.parent, path.name)) / 1000)
-    # Unused zones report 0 or absurd values.
-    return max((degrees for degrees in heat if 0 < degrees < 150), default=None)
-
-
-def rss_mb() -> float:
-    """Return the memory this process holds now, in megabytes."""
-    return _status_mb("VmRSS")
-
-
-def peak_rss_mb() -> float:
-    """Return the most memory this process ever held, in megabytes."""
-    return _status_mb("VmHWM")
-
-
-def _status_mb(key: str) -> float:
-    for line in read_text(LIVE, "proc/self/status").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    # Elsewhere only the peak is to be had: bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def detect_main(argv: Sequence[str]) -> int:
-    """Say which profile fits this machine and why."""
-    parser = terminal.parser("detect", "Name the device profile that fits this machine, with the evidence.")
-    parser.add_argument(
-        "--sysroot", type=Path, default=LIVE, metavar="DIR", help="read another machine's /proc and /sys here"
-    )
-    args = parser.parse_args(argv)
-    found = detect(args.sysroot)
-    terminal.show(
-        {
-            "profile": found.best.id,
-            "confidence": found.confidence,
-            "matches": found.matches,
-            "ruled_out": found.ruled_out,
-            "facts": found.facts,
-        },
-        _describe(found),
-        as_json=args.json,
-    )
-    return 0
-
-
-def _describe(found: Detection) -> str:
-    best, facts = found.matches[0], found.facts
-    lines = [f"{found.best.id}  {found.best.title}  (confidence {found.confidence}, score {best.score})"]
-    lines += [f"  {line}" for line in best.evidence]
-    if others := [f"{match.profile} ({match.score})" for match in found.matches[1:4]]:
-        lines.append(f"also fit: {', '.join(others)}")
-    lines += [f"ruled out: {match.profile}: {match.ruled_out}" for match in found.ruled_out]
-    lines.append(
-        f"machine: {facts['cpu_name'] or facts['arch']}, {facts['cores']} cores, {facts['memory_mb']} MB"
-        + "".join(f", {word}" for word in ("virtual", "container") if facts[word])
-    )
-    lines.append(f"next: fieldlm profiles {found.best.id}")
-    return "\n".join(lines)

@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fieldlm.core.errors import EngineError, UnavailableError
-from fieldlm.engines import DEFAULT_TERMS, Engine, RunningAnswer, Sampling, Schedule, open_engine
+from fieldlm.engines import (
+    DEFAULT_OPTIONS,
+    DEFAULT_TERMS,
+    Engine,
+    EngineOptions,
+    RunningAnswer,
+    Sampling,
+    Schedule,
+    open_engine,
+)
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import render
 
 DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
@@ -35,21 +43,9 @@ class Serving:
 class Generations:
     """The generation that answers, those that still finish, and one that may be loaded beside. Safe from any thread."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        threads: int | None = None,
-        most_threads: int | None = None,
-        context: int | None = None,
-        parallel: int = 4,
-        profile: Profile | None = None,
-    ) -> None:
-        self.parallel = parallel
-        self._profile = profile
-        self._threads = threads
-        self._most_threads = most_threads
-        self._context = context
+    def __init__(self, bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> None:
+        self.parallel = options.parallel
+        self._options = options
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._leases: Counter[Serving] = Counter()
@@ -195,14 +191,7 @@ class Generations:
             engine = next((s.engine for s in awake if _same_base(s.bundle, bundle)), None)
             if engine is not None:
                 return self._hold(bundle, engine)
-        engine = open_engine(
-            bundle,
-            threads=self._threads,
-            most_threads=self._most_threads,
-            context=self._context,
-            parallel=self.parallel,
-            profile=self._profile,
-        )
+        engine = open_engine(bundle, self._options)
         with self._lock:
             return self._hold(bundle, engine)
 

@@ -14,6 +14,7 @@ from fieldlm.engines import (
     DEFAULT_TERMS,
     Chunk,
     Engine,
+    EngineOptions,
     Outcome,
     RunningAnswer,
     Sampling,
@@ -72,7 +73,9 @@ class Model:
         trusts any), EngineError when it cannot be loaded.
         """
         bundle = source if isinstance(source, Bundle) else open_bundle(Path(source), trusted=trusted)
-        engine = open_engine(bundle, threads=threads, context=context, parallel=parallel, profile=profile)
+        engine = open_engine(
+            bundle, EngineOptions(threads=threads, context=context, parallel=parallel, profile=profile)
+        )
         path = bundle.path("adapter")
         try:
             if path is not None:

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import ifaddr
@@ -20,7 +20,6 @@ import msgspec
 from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
 from fieldlm.core import terminal
-from fieldlm.core.config import Config
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import sha256_bytes
 
@@ -63,13 +62,17 @@ def certificate_fingerprint(path: Path) -> str:
 class Announcer:
     """Announces one device from `start` to `stop`, and never raises for what the network does.
 
-    `addresses` says which IPv4 addresses the machine has now.
+    `certificate` is the path of the PEM that `device` serves https with. `addresses` says which IPv4 addresses the
+    machine has now.
     """
 
     def __init__(
         self,
-        config: Config,
+        device: str,
         *,
+        host: str,
+        port: int,
+        certificate: str = "",
         generation: str,
         model: str,
         profile: str,
@@ -78,15 +81,15 @@ class Announcer:
         look_s: float = LOOK_S,
         settle_s: float = SETTLE_S,
     ) -> None:
-        self._config = config
+        self._device, self._host, self._port = device, host, port
         self._own_addresses = addresses
         self._look_s, self._settle_s = look_s, settle_s
         self._stopping = threading.Event()
-        fingerprint = certificate_fingerprint(Path(config.tls_cert)) if config.tls_cert else ""
+        fingerprint = certificate_fingerprint(Path(certificate)) if certificate else ""
         self._text = {
             **({"fp": fingerprint, "tls": "1"} if fingerprint else {}),
             "txtvers": "1",
-            "id": config.device,
+            "id": device,
             "prof": profile,
             "gen": generation,
             "mdl": model,
@@ -107,7 +110,7 @@ class Announcer:
     def start(self, *, port: int = 0) -> None:
         """Announce the device soon; `port` is the real one where the configured one was 0."""
         # Asking whether the name is free takes over a second, which the start of a service does not wait for.
-        threading.Thread(target=self._follow, args=(port or self._config.port,), name="announce", daemon=True).start()
+        threading.Thread(target=self._follow, args=(port or self._port,), name="announce", daemon=True).start()
 
     def _follow(self, port: int) -> None:
         """Announce, and announce anew whenever the machine has had other addresses for a moment."""
@@ -130,7 +133,7 @@ class Announcer:
             if self._is_stopped:
                 return
             try:
-                self._zeroconf = open_zeroconf(self._config.host)
+                self._zeroconf = open_zeroconf(self._host)
                 self._info = self._describe(port)
                 self._zeroconf.register_service(self._info, allow_name_change=True)
             except QUIET as error:
@@ -168,15 +171,14 @@ class Announcer:
         self._zeroconf = self._info = None
 
     def _describe(self, port: int, *, name: str = "") -> ServiceInfo:
-        device = self._config.device
-        friendly = f"{device[:50]}-{sha256_bytes(device.encode())[:4]}"
+        friendly = f"{self._device[:50]}-{sha256_bytes(self._device.encode())[:4]}"
         return ServiceInfo(
             SERVICE,
             name or f"{friendly}.{SERVICE}",
             port=port,
             properties=self._text,
             server=f"{friendly.replace('.', '-').replace('_', '-')}.local.",
-            parsed_addresses=addresses_of(self._config.host),
+            parsed_addresses=addresses_of(self._host),
         )
 
 
@@ -264,16 +266,3 @@ def addresses_of(host: str) -> list[str]:
             return [probe.getsockname()[0]]
         except OSError:
             return ["127.0.0.1"]
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `fieldlm devices`; exit code 1 when nobody answers."""
-    parser = terminal.parser("devices", "Find the devices on the local network.")
-    parser.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS", help="how long to listen")
-    args = parser.parse_args(argv)
-    devices = browse(args.timeout)
-    rows = [(d.name, d.profile, d.model, d.generation, d.state, d.url) for d in devices]
-    header = ("device", "profile", "model", "generation", "state", "url")
-    text = terminal.table(rows, header) if rows else f"no device announced itself in {args.timeout:g} s"
-    terminal.show(devices, text, as_json=args.json)
-    return 0 if devices else 1

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fieldlm.core.errors import BundleError, EngineError, FieldlmError, InputError
+from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
-from fieldlm.hardware.detect import memory_available_mb
+from fieldlm.hardware.sensors import memory_available_mb
 from fieldlm.updates import gates
 from fieldlm.updates.gates import TrialMeasurements, UnhealthyError
 
@@ -219,7 +220,9 @@ def _try(folder: Path, limits: RehearsalLimits, say: Any) -> TrialMeasurements:
     gates.check_memory(memory_mb, limits.budget_mb)
     say(ChildReport(step="load"))
     context = min(limits.context or bundle.manifest.model.context, bundle.manifest.model.context)
-    live = Generations(bundle, threads=limits.threads, context=context, parallel=1, profile=limits.profile)
+    live = Generations(
+        bundle, EngineOptions(threads=limits.threads, context=context, parallel=1, profile=limits.profile)
+    )
     serving = live.current
     say(ChildReport(step="template"))
     prompt_tokens = gates.shortest_prompt(serving)

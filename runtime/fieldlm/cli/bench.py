@@ -1,0 +1,51 @@
+"""`fieldlm bench`: measure bundles on this machine, and say how near they are to what the memory allows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fieldlm.bench.bench import bench, describe, document
+from fieldlm.bench.measure import Spec
+from fieldlm.core import terminal
+from fieldlm.formats.bundle import open_bundle
+from fieldlm.hardware.bandwidth import read_bandwidth
+from fieldlm.hardware.detect import detect
+from fieldlm.hardware.sensors import usable_cores
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure bundles one after the other and print what came out."""
+    parser = terminal.parser("bench", "Measure how fast a bundle is on this machine.")
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folders of bundles")
+    parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="tokens of the prompt")
+    parser.add_argument("--gen-tokens", type=int, default=128, metavar="N", help="tokens of the answer")
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="how often to measure")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="0: the profile's, at most the usable cores"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="random seed of the prompts")
+    args = parser.parse_args(argv)
+    for name in ("prompt_tokens", "gen_tokens", "repetitions"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}, want at least 1")
+    bundles = [open_bundle(folder) for folder in args.bundles]
+    found = detect()
+    threads = args.threads if args.threads > 0 else min(found.best.cpu.decode_threads, usable_cores())
+    with terminal.progress("memory bandwidth"):
+        bandwidth = read_bandwidth(threads)
+    rows: list[dict[str, Any]] = []
+    texts: list[str] = []
+    for bundle in bundles:
+        spec = Spec(
+            bundle=str(bundle.folder),
+            prompt_tokens=args.prompt_tokens,
+            gen_tokens=args.gen_tokens,
+            repetitions=args.repetitions,
+            threads=threads,
+            seed=args.seed,
+        )
+        result = bench(bundle, spec, bandwidth)
+        rows += document(bundle, result, found)
+        texts.append(describe(bundle, result, found))
+    terminal.show(rows, "\n\n".join(texts), as_json=args.json)
+    return 0

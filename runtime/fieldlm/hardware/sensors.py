@@ -1,0 +1,67 @@
+"""Sensors: small probes of memory, heat, free cores and the own process."""
+
+import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
+
+from fieldlm.hardware.cores import physical_cores
+from fieldlm.hardware.facts import LIVE, cgroup_folders, cpu_limit, meminfo_mb, read_text
+
+
+def usable_cores() -> int:
+    """Return how many physical cores this process may keep busy, all control groups around it counted."""
+    allowed = physical_cores() if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(allowed, int(cpu_limit() or allowed)))
+
+
+def memory_available_mb(root: Path = LIVE) -> int:
+    """Return what a new allocation may take: MemAvailable, or what the control group has left where that is less."""
+    left = [meminfo_mb(root, "MemAvailable")]
+    for folder in cgroup_folders(root):
+        limit, used = read_text(folder, "memory.max"), read_text(folder, "memory.current")
+        if limit.isdigit() and used.isdigit():
+            left.append((int(limit) - int(used) + _reclaimable(folder)) // 1_000_000)
+    return max(0, min(left))
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of file cache that the kernel gives back before it refuses memory."""
+    for line in read_text(folder, "memory.stat").splitlines():
+        name, _, count = line.partition(" ")
+        if name == "inactive_file" and count.isdigit():
+            return int(count)
+    return 0
+
+
+def temperature_c(root: Path = LIVE) -> float | None:
+    """Return the hottest sensor's temperature, None when there is no sensor (virtual machines)."""
+    paths = [
+        *(root / "sys/class/thermal").glob("thermal_zone*/temp"),
+        *(root / "sys/class/hwmon").glob("hwmon*/temp*_input"),
+    ]
+    heat: list[float] = []
+    for path in paths:
+        with contextlib.suppress(ValueError):
+            heat.append(int(read_text(path.parent, path.name)) / 1000)
+    # Unused zones report 0 or absurd values.
+    return max((degrees for degrees in heat if 0 < degrees < 150), default=None)
+
+
+def rss_mb() -> float:
+    """Return the memory this process holds now, in megabytes."""
+    return _status_mb("VmRSS")
+
+
+def peak_rss_mb() -> float:
+    """Return the most memory this process ever held, in megabytes."""
+    return _status_mb("VmHWM")
+
+
+def _status_mb(key: str) -> float:
+    for line in read_text(LIVE, "proc/self/status").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    # Elsewhere only the peak is to be had: bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
