@@ -75,11 +75,16 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TIERS = (
-    Tier(devices=1_000, ingest="Mosquitto", buffer="–", store="Parquet", curate="DuckDB", broker_cores=1),
-    Tier(devices=10_000, ingest="Mosquitto", buffer="–", store="Parquet", curate="DuckDB", broker_cores=1),
-    Tier(devices=100_000, ingest="EMQX", buffer="–", store="Delta Lake", curate="DuckDB, Ray", broker_cores=32),
+    Tier(devices=1_000, ingest="Mosquitto", buffer="–", store="Parquet", curate="one machine", broker_cores=1),
+    Tier(devices=10_000, ingest="Mosquitto", buffer="–", store="Parquet", curate="one machine", broker_cores=1),
+    Tier(devices=100_000, ingest="EMQX", buffer="–", store="Delta Lake", curate="one machine", broker_cores=32),
     Tier(
-        devices=1_000_000, ingest="EMQX", buffer="Kafka or Redpanda", store="Delta Lake", curate="Ray", broker_cores=320
+        devices=1_000_000,
+        ingest="EMQX",
+        buffer="Kafka or Redpanda",
+        store="Delta Lake",
+        curate="not yet",
+        broker_cores=320,
     ),
 )
 

@@ -6,7 +6,6 @@ Wilson's (E. B. Wilson, JASA 22, 1927), which stays honest near 0 and 1 where th
 
 import http.client
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,21 +46,16 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.right, self.total)
+        from scipy.stats import binomtest
+
+        if not self.total:
+            return 0.0, 1.0
+        low, high = binomtest(self.right, self.total).proportion_ci(method="wilson")
+        return float(low), float(high)
 
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.share:.1%} ({self.right}/{self.total}, 95 % interval {low:.1%}–{high:.1%})"
-
-
-def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's score interval for `right` of `total`; `z` is the normal quantile (95 % by default)."""
-    if total == 0:
-        return 0.0, 1.0
-    share, square = right / total, z * z / total
-    centre = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def same_json(answer: str, right: str) -> bool:

@@ -11,7 +11,7 @@ from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
 from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
-from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, alone, read_current
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, publish_lock, read_offered
 from fieldlm_compiler.repository.publish import add_release, make_offer
 
 
@@ -28,7 +28,7 @@ class Offered(msgspec.Struct, frozen=True, kw_only=True):
 
 def offered(repository: Path) -> list[Offered]:
     """List every release, the newest of each profile last; trusts the folder, as its owner does."""
-    *_, profiles = read_current(repository / "tuf")
+    profiles = read_offered(repository)
     found = list[Offered]()
     for targets in profiles.values():
         for path, target in targets.targets.items():
@@ -70,7 +70,7 @@ def change(
         raise InputError(f"{repository} has no release {seq or ''} for {profile}; releases: {numbers}")
     if one.offer.pulled and what != "pull":
         raise InputError(f"release {one.seq} of {profile} was pulled ({one.offer.pulled}); publish a new one")
-    with alone(repository):
+    with publish_lock(repository):
         book = RepositoryMetadata(repository, ring)
         book.need([role_name(profile), "snapshot", "timestamp"])
         changed = [msgspec.structs.replace(one, offer=_next_offer(one, what, percent, spread_s, reason))]

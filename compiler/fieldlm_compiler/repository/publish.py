@@ -35,7 +35,7 @@ from fieldlm.formats.release import (
     role_name,
 )
 from fieldlm.formats.topics import release_topic
-from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, alone, read_current
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, publish_lock, read_offered
 
 
 def publish(
@@ -56,7 +56,7 @@ def publish(
     """
     bundle = open_bundle(bundle_folder)
     _check_profile(bundle, profile)
-    with disk_errors(repository), alone(repository):
+    with disk_errors(repository), publish_lock(repository):
         _check_keys_at_hand(repository, keys)
         book = RepositoryMetadata(repository, Keyring(keys))
         own = role_name(bundle.manifest.profile)
@@ -86,7 +86,7 @@ def add_release(book: RepositoryMetadata, repository: Path, release: Release, of
 
 def newest_release(repository: Path, profile: str) -> Release | None:
     """Return the newest release that the repository offers to `profile`; trusts the folder, as its owner does."""
-    *_, profiles = read_current(repository / "tuf")
+    profiles = read_offered(repository)
     offered = profiles.get(role_name(profile))
     if offered is None or not offered.targets:
         return None

@@ -299,16 +299,11 @@ def _heard(told: dict[str, Any]) -> _Tally:
 
 def share(right: Sequence[bool]) -> Mean:
     """Return the share of True with Wilson's interval (E. B. Wilson, JASA 22, 1927)."""
+    from scipy.stats import binomtest
+
     count, hits = len(right), sum(right)
-    value, square = hits / count, Z95 * Z95 / count
-    centre = (value + square / 2) / (1 + square)
-    half = Z95 / (1 + square) * math.sqrt(value * (1 - value) / count + square / (4 * count))
-    return Mean(
-        value=round(value, 6),
-        low=round(max(0.0, centre - half), 6),
-        high=round(min(1.0, centre + half), 6),
-        count=count,
-    )
+    low, high = binomtest(hits, count).proportion_ci(method="wilson")
+    return Mean(value=round(hits / count, 6), low=round(float(low), 6), high=round(float(high), 6), count=count)
 
 
 def _mean(values: Sequence[float]) -> Mean:
