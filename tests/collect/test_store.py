@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -244,3 +245,29 @@ def test_a_folder_that_is_no_store_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no store"):
         main(["--store", str(tmp_path / "nothing"), "--show"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_writer_is_refused_and_what_it_would_have_swept_stays(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append(blocks(message(records(1, 3))))
+        # Between the rename of a file and its listing, as on a slow disk: whoever sweeps now deletes it.
+        stray = store.records_folder / "not-listed-yet.parquet"
+        stray.write_bytes(b"")
+        with pytest.raises(InputError, match="another fieldlm writes to"):
+            Store(tmp_path)
+        assert stray.exists()
+        assert main(["--store", str(tmp_path), "--show"]) == 0
+    with Store(tmp_path) as store:
+        assert (seqs(store), stray.exists()) == ([1, 2, 3], False)
+
+
+def test_nobody_else_on_the_machine_reads_a_store(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with Store(tmp_path / "store") as store:
+            store.append(blocks(message(records(1, 3))))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "store").rglob("store.db*")}
+    assert set(modes.values()) == {0}
+    assert (tmp_path / "store").stat().st_mode & 0o077 == 0

@@ -17,13 +17,13 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import duckdb
 import pyarrow.parquet as pq
 
 from fieldlm.core.errors import InputError
-from fieldlm.core.files import disk_errors, sync_folder
+from fieldlm.core.files import disk_errors, held_lock, make_private, sync_folder
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import SCHEMAS, Record, unpack
@@ -69,7 +69,10 @@ _HEAD = "device, epoch, stream, first, last, records, schema, body"
 
 
 class Store(Sink):
-    """Parquet and DuckDB in a folder. One process writes; any number read with `read_only`."""
+    """Parquet and DuckDB in a folder. Any number read with `read_only`; the one who writes holds `store.lock`.
+
+    Raises InputError when there is another writer.
+    """
 
     def __init__(
         self, folder: Path, *, read_only: bool = False, forget: Policy = "text", erase_every_s: float = ERASE_EVERY_S
@@ -83,23 +86,36 @@ class Store(Sink):
         if read_only and not database.is_file():
             raise InputError(f"{folder} is no store; fill one with: fieldlm collect --store {folder}")
         with disk_errors(folder):
-            self.records_folder.mkdir(parents=True, exist_ok=True)
+            make_private(database)
+            self.records_folder.mkdir(exist_ok=True, mode=0o700)
+        self._is_writer = not read_only
         self._lock = threading.RLock()
-        try:
-            self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=30)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA secure_delete = ON")
-            self._upgrade()
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{database} cannot be opened: {error}") from error
-        if not read_only:
-            self._sweep()
-            self._reread()
-        self._forgotten: set[Session] = set(self._db.execute("SELECT device, session FROM forgotten"))
+        with contextlib.ExitStack() as opened:
+            if self._is_writer:
+                opened.enter_context(self._hold())
+            try:
+                self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=30)
+                opened.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA secure_delete = ON")
+                self._upgrade()
+            except sqlite3.DatabaseError as error:
+                raise InputError(f"{database} cannot be opened: {error}") from error
+            if self._is_writer:
+                self._sweep()
+                self._reread()
+            self._forgotten: set[Session] = set(self._db.execute("SELECT device, session FROM forgotten"))
+            self._opened = opened.pop_all()
+
+    def _hold(self) -> IO[bytes]:
+        return held_lock(
+            self.folder / "store.lock",
+            f"another fieldlm writes to {self.folder}; a collector tidies up by itself: stop it, or use another --store",
+        )
 
     def close(self) -> None:
-        self._db.close()
+        self._opened.close()
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -259,7 +275,7 @@ class Store(Sink):
         if version == VERSION:
             return
         # Version 1 kept rows instead of blocks; a new store has the number 0.
-        with self._transaction():
+        with contextlib.nullcontext() if self._is_writer else self._hold(), self._transaction():
             names = {name for (name,) in self._db.execute("SELECT name FROM pragma_table_info('raw')")}
             if "after" not in names:
                 self._db.execute("ALTER TABLE raw ADD COLUMN after INTEGER NOT NULL DEFAULT 0")
