@@ -41,6 +41,7 @@ from fieldlm_compiler.collect.sink import (
     Session,
     Sink,
     arrow_table,
+    blanked,
     forgets,
     read,
     sessions_table,
@@ -184,7 +185,7 @@ class KafkaStore(Sink):
             return block
         found = read(block, 0)
         if isinstance(found, str):
-            return block
+            return blanked(block, gone)
         clean = stripped(found, gone, self.forget)
         return block if clean == found else blocks_of.parse(blocks_of.encode(clean, first=block.first))
 

@@ -36,6 +36,7 @@ from fieldlm_compiler.collect.sink import (
     Session,
     Sink,
     arrow_table,
+    blanked,
     forgets,
     read,
     sessions_table,
@@ -48,6 +49,8 @@ MERGE_FILES, MERGE_ROWS = 32, 1_000_000
 """So many files of fewer rows become one."""
 ERASE_EVERY_S = 30.0
 """What is forgotten cannot be seen from its commit on; the files that hold it are written anew so often at most."""
+BUSY_S = 30
+CHECKPOINT_MS = 200
 VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS watermarks (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
@@ -94,7 +97,7 @@ class Store(Sink):
             if self._is_writer:
                 opened.enter_context(self._hold())
             try:
-                self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=30)
+                self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
                 opened.callback(self._db.close)
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
@@ -111,7 +114,7 @@ class Store(Sink):
     def _hold(self) -> IO[bytes]:
         return held_lock(
             self.folder / "store.lock",
-            f"another fieldlm writes to {self.folder}; a collector tidies up by itself: stop it, or use another --store",
+            f"another fieldlm writes to {self.folder}; a collector tidies up by itself: stop it or use another --store",
         )
 
     def close(self) -> None:
@@ -179,9 +182,10 @@ class Store(Sink):
                 path = self._write([table], f"{newest} {[(r.device, r.epoch, r.stream, r.seq) for r in records]}")
             with self._transaction():
                 if path:
-                    self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, len(records)))
+                    self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (path.name, len(records)))
                 for raw in raws:
-                    self._insert("raw", _head(raw.block), raw.after, problem=raw.problem)
+                    block = blanked(raw.block, self._forgotten | asked)
+                    self._insert("raw", _head(block), raw.after, problem=raw.problem)
                 self._note_forgotten(asked)
                 self._db.execute("DELETE FROM blocks WHERE number <= ?", (newest,))
             self._forgotten |= asked
@@ -217,13 +221,30 @@ class Store(Sink):
                     sql = f"SELECT {without_forgotten(self.forget)} FROM read_parquet($name)"
                     clean: Any = duck.sql(sql, params={"name": name}).to_arrow_table()
                     self._replace([Path(name)], [clean.cast(ARROW)], clean.num_rows)
-            with self._transaction():
-                self._db.executemany(
-                    "UPDATE forgotten SET erased = 1 WHERE device = ? AND session = ?", sorted(sessions)
-                )
+            self._blank_raw(sessions)
             self._erased_s = time.monotonic()
-            # The log still has the pages with the text.
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # The log still has the pages with the text, and keeps them as long as somebody reads: then not yet.
+            if self._is_log_empty():
+                with self._transaction():
+                    self._db.executemany(
+                        "UPDATE forgotten SET erased = 1 WHERE device = ? AND session = ?", sorted(sessions)
+                    )
+
+    def _blank_raw(self, sessions: set[Session]) -> None:
+        with self._transaction():
+            kept = [_block(row) for row in self._db.execute(f"SELECT {_HEAD} FROM raw")]
+            gone = [(b.device, b.epoch, b.stream, b.first) for b in kept if blanked(b, sessions) is not b]
+            key = "device = ? AND epoch = ? AND stream = ? AND first = ?"
+            self._db.executemany(f"UPDATE raw SET body = x'' WHERE {key}", gone)
+
+    def _is_log_empty(self) -> bool:
+        """Bring SQLite's log into the database and cut it off, without waiting for readers; say whether that was."""
+        self._db.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MS}")
+        try:
+            is_busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000}")
+        return not is_busy
 
     def _merge(self) -> None:
         with self._lock:

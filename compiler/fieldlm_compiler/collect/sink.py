@@ -250,6 +250,30 @@ def stripped(records: Iterable[Record], sessions: set[Session], policy: Policy) 
     return [_strip(r, policy) if (r.device, r.session) in sessions and r.kind != "forget" else r for r in records]
 
 
+def blanked(block: Block, sessions: set[Session]) -> Block:
+    """Return a block that nobody can read yet, without its body where that speaks of a forgotten session.
+
+    So does one that cannot be unpacked. What else it held is lost with it: the promise to forget is the older one.
+    """
+    gone = [session for device, session in sessions if device == block.device]
+    if not gone or not block.body:
+        return block
+    try:
+        body = block.plain()
+    except WireError:
+        return msgspec.structs.replace(block, body=b"")
+    is_held = any(name in body for session in gone for name in _spellings(session))
+    return msgspec.structs.replace(block, body=b"") if is_held else block
+
+
+def _spellings(session: str) -> list[bytes]:
+    """Return how a block may spell a session: as text, or its hex digits as bytes."""
+    found = [session.encode()]
+    with contextlib.suppress(ValueError):
+        found.append(bytes.fromhex(session[max(session.rfind("-"), session.rfind("_")) + 1 :]))
+    return [name for name in found if name]
+
+
 def _strip(record: Record, policy: Policy) -> Record:
     if policy == "text":
         return msgspec.structs.replace(record, prompt="", answer="", correction="")
