@@ -24,6 +24,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError, InputError
+from fieldlm.core.urls import shown
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import WireError
 from fieldlm_compiler.collect.open import open_sink
@@ -32,6 +33,8 @@ from fieldlm_compiler.collect.sink import Sink
 QUEUE_MESSAGES = 256
 SESSION_EXPIRY_S = 3600
 ACK_EXPIRY_S = 3600
+MOST_BYTES = block.MAX_BLOCK_BYTES + (4 << 10)
+"""What the broker may hand out in one packet: a block and its topic."""
 STORES = "FOLDER|delta:URI|kafka:BROKERS/TOPIC"
 
 
@@ -88,6 +91,7 @@ class Collector:
         address = topics.parse_broker(self.url)
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = SESSION_EXPIRY_S
+        properties.MaximumPacketSize = MOST_BYTES
         self._client.connect_async(address.host, address.port, clean_start=False, properties=properties)
         self._client.loop_start()
         self._thread.start()
@@ -254,7 +258,7 @@ def _collect(collector: Collector, where: str, *, as_json: bool) -> int:
     ended = threading.Event()
     _on_signal(ended.set)
     with collector:
-        terminal.log(f"collecting fleet {collector.fleet} from {collector.url} into {where}, stop with Ctrl-C")
+        terminal.log(f"collecting fleet {collector.fleet} from {shown(collector.url)} into {where}, stop with Ctrl-C")
         while collector.is_running() and not ended.wait(0.5):
             pass
     document = _summary(collector.store) | {"totals": msgspec.to_builtins(collector.totals)}

@@ -18,6 +18,7 @@ import msgspec
 
 from fieldlm.core.errors import FieldlmError, UnavailableError
 from fieldlm.core.terminal import log
+from fieldlm.core.urls import shown
 from fieldlm.formats import topics
 from fieldlm.formats.policy import Policy
 from fieldlm.formats.record import WireError
@@ -41,6 +42,8 @@ SILENT = 3
 """Patiences without an answer from any collector, until the health names it."""
 GOODBYE_S = 2.0
 """How long a stop waits for the broker to take the last presence."""
+MOST_WAITING = 32
+"""Commands, policies and releases that wait for those before them; what comes then has come too fast."""
 HEAD_BYTES = 1024
 """Room for topic and properties beside a message."""
 
@@ -276,7 +279,7 @@ class Sync:
                 if isinstance(event, Closed):
                     if "taken over" in event.reason.casefold():
                         self._take_own_name()
-                    raise UnavailableError(f"the broker {self.url} closed the connection: {event.reason}")
+                    raise UnavailableError(f"the broker {shown(self.url)} closed the connection: {event.reason}")
                 if event:
                     self._sort(event, conversation)
                 event = self._inbox.get_nowait()
@@ -296,6 +299,8 @@ class Sync:
                 self._heard_s = time.monotonic()
             except WireError as error:
                 log(f"sync: ignored an acknowledgement: {error}")
+        elif self._incoming.qsize() >= MOST_WAITING:
+            log(f"sync: left out a message on {event.topic}: {MOST_WAITING} wait already")
         elif event.topic == topics.policy_topic(self.fleet):
             self._incoming.put(("policy", event.payload))
         elif event.topic == topics.command_topic(self.fleet, self.device):
