@@ -95,6 +95,36 @@ def test_a_hello_steps_over_what_will_never_come_and_says_so(where: str) -> None
         assert gap.lost == (1 << 60) - 3
 
 
+LIE = 1 << 40
+
+
+@pytest.mark.parametrize("is_noticed_by", ["a block", "a hello", "a block that it cut"])
+def test_what_a_forged_hello_stepped_over_is_taken_when_the_device_has_it_after_all(
+    where: str, is_noticed_by: str
+) -> None:
+    first = 6 if is_noticed_by == "a block that it cut" else LIE
+    with open_sink(where) as sink:
+        sink.append(blocks(made(1, 3)))
+        assert sink.greet("kiosk-1", 7, {"gen": first}, {"gen": first}) == {"gen": first - 1}
+    with open_sink(where) as sink:
+        if is_noticed_by == "a hello":
+            assert sink.greet("kiosk-1", 7, {"gen": 4}, {"gen": 9}) == {"gen": 3}
+        assert sink.append(blocks(made(4, 9))) == {KEY: 9}
+        assert sink.append(blocks(made(4, 9), made(8, 12))) == {KEY: 12}
+    with open_sink(where, read_only=True) as reader:
+        assert (seqs(reader), reader.watermarks(), reader.gaps()) == ([*range(1, 13)], {KEY: 12}, [])
+
+
+def test_what_comes_late_from_before_a_true_step_is_not_stored_twice(where: str) -> None:
+    with open_sink(where) as sink:
+        sink.append(blocks(made(1, 3)))
+        assert sink.greet("kiosk-1", 7, {"gen": 10}, {"gen": 20}) == {"gen": 9}
+        assert sink.append(blocks(made(10, 20))) == {KEY: 20}
+        assert sink.append(blocks(made(4, 6), made(10, 20), made(15, 22))) == {KEY: 22}
+        assert sink.greet("kiosk-1", 7, {"gen": 10}, {"gen": 20}) == {"gen": 22}
+        assert seqs(sink) == [1, 2, 3, *range(10, 23)]
+
+
 def test_an_unknown_schema_is_kept_raw_acknowledged_and_no_gap(where: str) -> None:
     newer = msgspec.structs.replace(blocks(made(1, 3))[0], schema=99)
     with open_sink(where) as sink:

@@ -169,7 +169,7 @@ def take_in(store: Sink, fleet: str, batch: Sequence[MqttMessage], totals: Colle
         upto.setdefault((device, epoch), {})[stream] = mark
     replies = [_reply(fleet, device, epoch, marks) for (device, epoch), marks in upto.items()]
     for hello in hellos:
-        marks = store.greet(hello.device, hello.epoch, hello.first)
+        marks = store.greet(hello.device, hello.epoch, hello.first, hello.last)
         replies.append(_reply(fleet, hello.device, hello.epoch, marks, hello.nonce))
     return replies
 
@@ -177,7 +177,7 @@ def take_in(store: Sink, fleet: str, batch: Sequence[MqttMessage], totals: Colle
 def _sort(message: MqttMessage, blocks: list[block.Block], hellos: list[topics.Hello], store: Sink) -> None:
     source = topics.parse_up(message.topic)
     if source.part == "state":
-        store.note_presence(source.device, message.payload.decode("utf-8", "replace")[: topics.MAX_MESSAGE_BYTES])
+        store.note_presence(source.device, topics.parse_state(message.payload))
     elif source.part == "hello":
         hello = topics.parse_hello(message.payload)
         _check_speaker(source, hello.device)

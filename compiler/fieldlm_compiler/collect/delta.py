@@ -41,6 +41,7 @@ from fieldlm_compiler.collect.sink import (
     read,
     sessions_table,
     stripped,
+    tell_lie,
     without_forgotten,
 )
 
@@ -91,6 +92,7 @@ class DeltaStore(Sink):
         self.erase_after_h = erase_after_h
         self._lock = threading.RLock()
         self._marks: dict[Key, int] = {}
+        self._steps: dict[Key, int] = {}
         self._states: dict[str, tuple[str, int]] = {}
         self._states_s = time.monotonic()
         try:
@@ -119,9 +121,10 @@ class DeltaStore(Sink):
         records: list[Record] = []
         raws: list[Raw] = []
         touched: dict[Key, int] = {}
+        steps: dict[Key, int] = {}
         for block in blocks:
             key = (block.device, block.epoch, block.stream)
-            upto = touched[key] = touched.get(key, self.watermark(key))
+            upto = touched[key] = self._believed(key, touched.get(key, self.watermark(key)), block, steps)
             if block.first <= upto + 1 and block.last > upto:
                 found = read(block, upto)
                 if isinstance(found, str):
@@ -132,20 +135,56 @@ class DeltaStore(Sink):
         asked = set(forgets(records)) - self._forgotten
         # Raw blocks go first and say so for themselves: after a crash in between they come again, and are passed over.
         self._keep(raws)
-        self._commit(stripped(records, self._forgotten | asked, self.forget), touched)
+        self._commit(stripped(records, self._forgotten | asked, self.forget), touched, steps)
         self._forgotten |= asked
         self._has_to_erase = self._has_to_erase or bool(asked)
         return touched
 
-    def greet(self, device: str, epoch: int, first: dict[str, int]) -> dict[str, int]:
+    def greet(
+        self, device: str, epoch: int, first: dict[str, int], last: dict[str, int] | None = None
+    ) -> dict[str, int]:
+        said = last or {}
+
         def answer() -> dict[Key, int]:
-            marks = {(device, epoch, stream): self.watermark((device, epoch, stream)) for stream in first}
-            marks = {key: max(upto, first[key[2]] - 1) for key, upto in marks.items()}
-            self._commit([], marks)
+            marks: dict[Key, int] = {}
+            steps: dict[Key, int] = {}
+            for stream, begin in first.items():
+                key = (device, epoch, stream)
+                upto = self.watermark(key)
+                if said.get(stream, upto) < upto:
+                    upto = self._before_step(key, upto, 1 << 62, steps)
+                marks[key] = max(upto, begin - 1)
+                if marks[key] > upto and not steps.get(key, self._step(key)):
+                    steps[key] = upto + 1
+            self._commit([], marks, steps)
             return marks
 
         with self._lock:
             return {stream: upto for (_, _, stream), upto in self._again(answer).items()}
+
+    def _believed(self, key: Key, upto: int, block: Block, steps: dict[Key, int]) -> int:
+        """Return the watermark, from before the last step where `block` shows that the hello behind it was a lie."""
+        if block.first <= upto:
+            return self._before_step(key, upto, block.last, steps)
+        if block.first == upto + 1 and steps.get(key, self._step(key)):
+            # What is stored beyond the step makes it true: what lies there now would be stored twice.
+            steps[key] = 0
+        return upto
+
+    def _before_step(self, key: Key, upto: int, last: int, steps: dict[Key, int]) -> int:
+        """Take the last step back unless it did not go over `last`; return the watermark."""
+        step = steps.get(key, self._step(key))
+        if not 0 < step <= last:
+            return upto
+        tell_lie(key)
+        steps[key] = 0
+        return step - 1
+
+    def _step(self, key: Key) -> int:
+        """Return the first number that the last hello stepped over; 0 where something beyond is stored."""
+        if key not in self._steps:
+            self._steps[key] = self._records.transaction_version(f"step/{_app_id(key)}") or 0
+        return self._steps[key]
 
     def note_presence(self, device: str, state: str) -> None:
         with self._lock:
@@ -181,20 +220,25 @@ class DeltaStore(Sink):
             return contextlib.nullcontext()
         return held_lock(Path(self.uri) / "compact.lock", f"another fieldlm compacts {self.uri}; wait for it")
 
-    def _commit(self, records: Sequence[Record], marks: dict[Key, int]) -> None:
+    def _commit(self, records: Sequence[Record], marks: dict[Key, int], steps: dict[Key, int]) -> None:
         """Commit rows and watermarks together; raises CommitFailedError when another collector was first."""
-        moved = [(key, upto) for key, upto in marks.items() if upto > self.watermark(key)]
-        if not moved:
+        moved = {key: upto for key, upto in marks.items() if upto != self.watermark(key)}
+        stepped = {key: step for key, step in steps.items() if step != self._step(key)}
+        if not moved and not stepped:
             return
+        versions = {_app_id(key): upto for key, upto in moved.items()}
+        versions |= {f"step/{_app_id(key)}": step for key, step in stepped.items()}
         properties = CommitProperties(
-            max_commit_retries=TRIES, app_transactions=[Transaction(_app_id(key), upto) for key, upto in moved]
+            max_commit_retries=TRIES,
+            app_transactions=[Transaction(name, version) for name, version in versions.items()],
         )
         if records:
             write_deltalake(self._records, arrow_table(records), mode="append", commit_properties=properties)
         else:
             schema = self._records.schema()
             self._records.create_write_transaction([], "append", schema, commit_properties=properties)
-        self._marks |= dict(moved)
+        self._marks |= moved
+        self._steps |= stepped
 
     def _keep(self, raws: Sequence[Raw]) -> None:
         for raw in raws:
@@ -219,6 +263,7 @@ class DeltaStore(Sink):
                     if not patience:
                         raise
                     self._marks.clear()
+                    self._steps.clear()
                     self._records.update_incremental()
                     self._raw.update_incremental()
         raise AssertionError("the last try returns or raises")

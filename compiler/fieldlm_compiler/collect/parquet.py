@@ -41,10 +41,13 @@ from fieldlm_compiler.collect.sink import (
     read,
     sessions_table,
     stripped,
+    tell_lie,
     without_forgotten,
 )
 
 COMPACT_ROWS = 50_000
+MOST_EPOCHS = 256
+"""Streams of one device of which a hello said something and no record ever came; older ones are forgotten."""
 MERGE_FILES, MERGE_ROWS = 32, 1_000_000
 """So many files of fewer rows become one."""
 ERASE_EVERY_S = 30.0
@@ -65,9 +68,13 @@ CREATE TABLE IF NOT EXISTS raw (device TEXT NOT NULL, epoch INTEGER NOT NULL, st
     PRIMARY KEY (device, epoch, stream, first)) STRICT;
 CREATE TABLE IF NOT EXISTS presence (device TEXT PRIMARY KEY, state TEXT NOT NULL, at_ms INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS traffic (device TEXT PRIMARY KEY, bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS steps (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
+    before INTEGER NOT NULL, PRIMARY KEY (device, epoch, stream)) STRICT;
 CREATE TABLE IF NOT EXISTS forgotten (device TEXT NOT NULL, session TEXT NOT NULL, erased INTEGER NOT NULL,
     PRIMARY KEY (device, session)) STRICT, WITHOUT ROWID;
 """
+_SPARE = """SELECT device, epoch, stream FROM steps WHERE device = ? AND before = 0
+    ORDER BY rowid DESC LIMIT -1 OFFSET ?"""
 _HEAD = "device, epoch, stream, first, last, records, schema, body"
 
 
@@ -129,7 +136,7 @@ class Store(Sink):
         with self._transaction():
             for block in blocks:
                 key = (block.device, block.epoch, block.stream)
-                upto = touched[key] = touched.get(key, self.watermark(key))
+                upto = touched[key] = self._believed(key, touched.get(key, self.watermark(key)), block)
                 traffic[block.device] = traffic.get(block.device, 0) + len(block.body)
                 if block.first <= upto + 1 and block.last > upto:
                     self._insert("blocks", _head(block), upto)
@@ -146,12 +153,45 @@ class Store(Sink):
         self._forgotten |= asked
         return touched
 
-    def greet(self, device: str, epoch: int, first: dict[str, int]) -> dict[str, int]:
+    def greet(
+        self, device: str, epoch: int, first: dict[str, int], last: dict[str, int] | None = None
+    ) -> dict[str, int]:
+        said = last or {}
+        marks: dict[Key, int] = {}
         with self._transaction():
-            marks = {(device, epoch, stream): self.watermark((device, epoch, stream)) for stream in first}
-            marks = {key: max(upto, first[key[2]] - 1) for key, upto in marks.items()}
-            self._mark(marks)
+            for stream, begin in first.items():
+                key = (device, epoch, stream)
+                upto = self.watermark(key)
+                if said.get(stream, upto) < upto:
+                    upto = self._before_step(key, upto)
+                marks[key] = max(upto, begin - 1)
+                if marks[key] > upto:
+                    self._db.execute("INSERT OR IGNORE INTO steps VALUES (?, ?, ?, ?)", (*key, upto))
+            self._mark({key: upto for key, upto in marks.items() if upto})
+            spare = self._db.execute(_SPARE, (device, MOST_EPOCHS)).fetchall()
+            for table in ("steps", "watermarks"):
+                self._db.executemany(f"DELETE FROM {table} WHERE device = ? AND epoch = ? AND stream = ?", spare)
         return {stream: upto for (_, _, stream), upto in marks.items()}
+
+    def _believed(self, key: Key, upto: int, block: Block) -> int:
+        """Return the watermark, from before the last step where `block` shows that the hello behind it was a lie."""
+        if block.first <= upto:
+            return self._before_step(key, upto, block.last)
+        if block.first == upto + 1:
+            # What is stored beyond the step makes it true: what lies there now would be stored twice.
+            self._db.execute("DELETE FROM steps WHERE device = ? AND epoch = ? AND stream = ?", key)
+        return upto
+
+    def _before_step(self, key: Key, upto: int, last: int = 1 << 62) -> int:
+        """Take the last step back unless it did not go over `last`; return the watermark."""
+        where = "device = ? AND epoch = ? AND stream = ?"
+        found = self._db.execute(f"SELECT before FROM steps WHERE {where} AND before < ?", (*key, last)).fetchone()
+        if found is None:
+            return upto
+        tell_lie(key)
+        self._db.execute(f"DELETE FROM steps WHERE {where}", key)
+        self._db.execute(f"UPDATE watermarks SET upto = ? WHERE {where}", (found[0], *key))
+        return found[0]
 
     def note_presence(self, device: str, state: str) -> None:
         with self._transaction():

@@ -52,7 +52,8 @@ class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a Sync has done since it was made.
 
     trouble: empty, or broker-away, name-doubled (another device connects under it), not-acknowledged (the broker takes
-    everything, and no collector answers); `problem` says more.
+    everything, and no collector answers), acknowledgements-forged (somebody acknowledged what was never sent and was not
+    believed); `problem` says more.
     """
 
     connected: bool
@@ -174,7 +175,11 @@ class Sync:
             return "broker-away", self._problem
         if silent_s > SILENT * self.timing.ack_s:
             return "not-acknowledged", f"no collector has answered for {silent_s:.0f} s; does one run for {self.fleet}?"
-        return ("name-doubled", self._doubled) if self._doubled else ("", "")
+        if self._doubled:
+            return "name-doubled", self._doubled
+        if count := self._totals.unbelieved:
+            return "acknowledgements-forged", f"{count} were for what was never sent; who may publish for {self.fleet}?"
+        return "", ""
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until the collector has committed everything that is durable now; False when time is up."""
