@@ -204,6 +204,17 @@ def test_a_record_too_large_for_the_broker_arrives_without_its_text_and_holds_no
     assert [row["size"] for row in rows] == [5] * 5 + [0] + [300] * 300
 
 
+def test_a_retained_message_without_bound_stays_at_the_broker(tmp_path: Path) -> None:
+    with mosquitto(tmp_path, "allow_anonymous true") as url, contextlib.closing(Tap(url)) as tap:
+        publish(url, topics.policy_topic("shop"), bytes(8 << 20))
+        publish(url, topics.block_topic("shop", "kiosk-1", "gen"), bytes(8 << 20))
+        with Store(tmp_path / "store") as store, Collector(tap.url, "shop", store), Spool(tmp_path / "s.db") as spool:
+            fill(spool, 10)
+            with synced(spool, tap.url) as sync:
+                assert sync.drain(30)
+        assert len(tap.heard) < 1 << 20
+
+
 def test_whoever_comes_later_finds_the_presence_and_whoever_waits_the_last_will(tmp_path: Path) -> None:
     with mosquitto(tmp_path, "allow_anonymous true") as url, Spool(tmp_path / "s.db") as spool:
         name = topics.state_topic("shop", "kiosk-1")

@@ -13,7 +13,6 @@ which is one reason for the bound on tuf's version. Everything is written under 
 # python-tuf and securesystemslib document these names, and re-export them without saying so to type checkers.
 # pyright: reportPrivateImportUsage=false
 
-import fcntl
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -38,7 +37,7 @@ from tuf.api.metadata import (
 from tuf.repository import Repository
 
 from fieldlm.core.errors import BundleError, InputError
-from fieldlm.core.files import disk_errors, write_whole
+from fieldlm.core.files import disk_errors, held_lock, write_whole
 from fieldlm.core.signing import load_key, load_or_create_key
 from fieldlm.formats.release import Offer, role_name
 
@@ -304,9 +303,7 @@ def publish_lock(repository: Path) -> Generator[None]:
     """Hold the repository against another publisher on this machine."""
     with disk_errors(repository):
         repository.mkdir(parents=True, exist_ok=True)
-        with (repository / ".publish.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"another fieldlm publishes into {repository}; wait for it and try again") from error
+        with held_lock(
+            repository / ".publish.lock", f"another fieldlm publishes into {repository}; wait for it and try again"
+        ):
             yield

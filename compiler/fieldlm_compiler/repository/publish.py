@@ -20,6 +20,7 @@ from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
 from fieldlm.core.signing import Signature
+from fieldlm.core.urls import shown
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from fieldlm.formats.release import (
     FORMAT,
@@ -159,7 +160,7 @@ def announce(pointer: Pointer, broker: str, *, topic: str) -> None:
 
     address = urlsplit(broker)
     if address.scheme != "mqtt" or not address.hostname:
-        raise InputError(f"broker is {broker!r}; want mqtt://HOST:PORT")
+        raise InputError(f"broker is {shown(broker)!r}; want mqtt://HOST:PORT")
     # paho calls its own orderly goodbye an error.
     logging.getLogger("paho").setLevel(logging.CRITICAL)
     try:
@@ -174,7 +175,7 @@ def announce(pointer: Pointer, broker: str, *, topic: str) -> None:
         )
     except (OSError, MQTTException) as error:
         raise UnavailableError(
-            f"the release is published, but broker {broker} does not take its announcement: {error}"
+            f"the release is published, but broker {shown(broker)} does not take its announcement: {error}"
         ) from error
 
 

@@ -14,6 +14,7 @@ import msgspec
 import urllib3
 
 from fieldlm.core.errors import InputError, UnavailableError
+from fieldlm.core.urls import credentials, shown
 from fieldlm.hardware.clock import is_set
 from fieldlm.network.bounded_http import MinimumRate, connections
 
@@ -70,7 +71,7 @@ def open_source(repository: str, stop: threading.Event | None = None) -> BlobSou
         return FolderSource(Path(url2pathname(urlsplit(repository).path)), stop)
     if scheme and "://" in repository:
         raise InputError(
-            f"repository {repository!r} has an unknown scheme; want a folder, file://, http:// or https://"
+            f"repository {shown(repository)!r} has an unknown scheme; want a folder, file://, http:// or https://"
         )
     return FolderSource(Path(repository), stop)
 
@@ -111,17 +112,19 @@ class WebSource:
     """A repository behind a web server. Works, slower after an interruption, with one that ignores Range."""
 
     def __init__(self, url: str, stop: threading.Event | None = None) -> None:
-        self.name = url.rstrip("/")
+        self.name = shown(url).rstrip("/")
         self.moved = 0
         self.has_ranges = True
         self.stop = stop or threading.Event()
         timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S)
         self._pool = connections(tls=urlsplit(url).scheme == "https", timeout=timeout)
+        known = credentials(url)
+        self._headers = urllib3.make_headers(basic_auth=known) if known else {}
 
     @contextmanager
     def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:
         """Open bytes `start` to `stop` of the file."""
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", **self._headers}
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         url = f"{self.name}/{quote(path, safe='/%')}"  # names of TUF roles come quoted, and ours need none

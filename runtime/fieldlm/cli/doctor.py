@@ -24,6 +24,7 @@ from fieldlm.core import terminal
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.files import free_mb
+from fieldlm.core.urls import shown
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
 from fieldlm.hardware import sensors
 from fieldlm.hardware.clock import LATEST_CLOCK_MS
@@ -324,4 +325,4 @@ def check_trust(config: Config) -> Finding:
         return fail(
             "updates", "repository is set and trust is not", "FIELDLM_TRUST=/path/of/root.json from who publishes"
         )
-    return ok("updates", f"{config.repository}, vouched for by {config.trust}")
+    return ok("updates", f"{shown(config.repository)}, vouched for by {config.trust}")

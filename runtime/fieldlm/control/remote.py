@@ -21,6 +21,7 @@ from fieldlm.control.owner_commands import LOCAL_KEY, PATH
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import FieldlmError, InputError, TrustError, UnavailableError
 from fieldlm.core.signing import load_or_create_key
+from fieldlm.core.urls import shown
 from fieldlm.formats import command as wire
 from fieldlm.formats import topics
 from fieldlm.formats.command import Command, CommandResult, Verb
@@ -28,6 +29,7 @@ from fieldlm.network.discovery import browse
 from fieldlm.network.mqtt import Closed, Inbox, Link
 
 ANSWER_S = 60.0
+ANSWER_BYTES = 1 << 20  # a thousand lines of log
 COMMAND_EXPIRY_S = 120
 OWNER_KEY = "owner.pem"
 
@@ -125,9 +127,11 @@ def _over_http(url: str, *, fingerprint: str = "") -> Post:
             response = pool.request("POST", address, body=message, headers={"content-type": "application/json"})
             return msgspec.json.decode(response.data, type=CommandResult)
         except urllib3.exceptions.HTTPError as error:
-            raise UnavailableError(f"{url} does not answer: {error}") from error
+            raise UnavailableError(f"{shown(url)} does not answer: {error}") from error
         except msgspec.MsgspecError as error:
-            raise UnavailableError(f"{url} answers, but is no fieldlm device of this version: {error}") from error
+            raise UnavailableError(
+                f"{shown(url)} answers, but is no fieldlm device of this version: {error}"
+            ) from error
 
     return post
 
@@ -148,10 +152,10 @@ def _over_mqtt(broker: str, fleet: str, device: str) -> Post:
     def post(message: bytes) -> CommandResult:
         inbox: Inbox = queue.SimpleQueue()
         client = f"fieldlm-owner-{secrets.token_hex(4)}"
-        with Link(broker, client_id=client, session_expiry_s=0, inbox=inbox) as link:
+        with Link(broker, client_id=client, session_expiry_s=0, inbox=inbox, most_bytes=ANSWER_BYTES) as link:
             link.subscribe([topics.up(fleet, device, "res/+")])
             link.publish(topics.command_topic(fleet, device), message, expiry_s=COMMAND_EXPIRY_S)
-            return _await(inbox, _name(message), f"{device} on {broker}")
+            return _await(inbox, _name(message), f"{device} on {topics.parse_broker(broker)}")
 
     return post
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -51,6 +52,33 @@ def make_folder(folder: Path) -> None:
     for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         path.mkdir(exist_ok=True)
         sync_folder(path.parent)
+
+
+def make_private(file: Path) -> None:
+    """Make an empty `file`, and the folder it lies in, that nobody else on this machine can read, whatever the umask.
+
+    What is there already keeps the rights that it has. SQLite gives its log the rights of the database.
+    """
+    for folder in reversed([folder for folder in file.parents if not folder.exists()]):
+        folder.mkdir(exist_ok=True, mode=0o700 if folder == file.parent else 0o777)
+        sync_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def held_lock(file: Path, problem: str) -> IO[bytes]:
+    """Return `file`, opened and locked until it is closed; raises InputError(`problem`) when another opening has it."""
+    with disk_errors(file):
+        lock = file.open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise InputError(problem) from error
+        except BaseException:
+            lock.close()
+            raise
+    return lock
 
 
 @contextlib.contextmanager

@@ -21,12 +21,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.core.errors import InputError
-from fieldlm.formats.record import WireError
+from fieldlm.formats.record import STREAMS, WireError
 
 ROOT = "fieldlm/1"
 SHARDS = 256
 CONTENT_TYPE = "application/vnd.fieldlm.block+zstd"
 MAX_MESSAGE_BYTES = 16 << 10
+MAX_STATE_BYTES = 4 << 10
+MAX_SEQ = 1 << 48
+"""A thousand records a second take nine thousand years to get there: what claims more is made up."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -164,11 +167,24 @@ def parse_up(topic: str) -> TopicSource:
 
 
 def parse_hello(message: bytes) -> Hello:
-    """Read a Hello; raises WireError."""
+    """Read a Hello, without the streams that this version does not know; raises WireError."""
     hello = _parse(message, Hello)
-    if not 0 <= hello.epoch < 1 << 63 or any(not 1 <= seq < 1 << 63 for seq in hello.first.values()):
+    first, last = ({s: seq for s, seq in part.items() if s in STREAMS} for part in (hello.first, hello.last))
+    spans = ((seq, last.get(stream, seq - 1)) for stream, seq in first.items())
+    if not 0 <= hello.epoch < 1 << 63 or not all(1 <= a <= b + 1 <= MAX_SEQ for a, b in spans):
         raise WireError(f"impossible hello of {hello.device[:80]!r}")
-    return hello
+    return msgspec.structs.replace(hello, first=first, last=last)
+
+
+def parse_state(message: bytes) -> str:
+    """Return a presence as JSON text; raises WireError for what is no object, or a long one."""
+    if len(message) > MAX_STATE_BYTES:
+        raise WireError(f"a presence of {len(message)} bytes; the limit is {MAX_STATE_BYTES}")
+    try:
+        made = msgspec.json.decode(message, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a presence: {error}") from error
+    return msgspec.json.encode(made).decode()
 
 
 def parse_ack(message: bytes) -> Ack:

@@ -172,6 +172,12 @@ class Spool:
         with self._disk:
             return self._database.commit(epoch, stream, upto) if self._database else 0
 
+    def begin_anew(self) -> None:
+        """Begin a new epoch, under which everything that waits goes home."""
+        with self._disk:
+            if self._database:
+                self._database.begin_anew()
+
     def counts(self) -> dict[str, StreamCount]:
         """Return the durable state of every stream; nothing while the disk cannot be read."""
         with self._disk, contextlib.suppress(sqlite3.Error):

@@ -129,6 +129,13 @@ class Database:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(secrets.randbits(63)),))
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('moved_from', ?)", (old,))
 
+    def begin_anew(self) -> None:
+        """Begin a new epoch: somebody has numbers of this one that were never given out here."""
+        fresh = secrets.randbits(63)
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(fresh),))
+        self.epoch = fresh
+
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def pending(self, stream: str, after: int, limit: int, max_bytes: int) -> list[Record]:

@@ -18,6 +18,7 @@ import msgspec
 
 from fieldlm.core.errors import FieldlmError, UnavailableError
 from fieldlm.core.terminal import log
+from fieldlm.core.urls import shown
 from fieldlm.formats import topics
 from fieldlm.formats.policy import Policy
 from fieldlm.formats.record import WireError
@@ -41,6 +42,8 @@ SILENT = 3
 """Patiences without an answer from any collector, until the health names it."""
 GOODBYE_S = 2.0
 """How long a stop waits for the broker to take the last presence."""
+MOST_WAITING = 32
+"""Commands, policies and releases that wait for those before them; what comes then has come too fast."""
 HEAD_BYTES = 1024
 """Room for topic and properties beside a message."""
 
@@ -49,7 +52,8 @@ class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a Sync has done since it was made.
 
     trouble: empty, or broker-away, name-doubled (another device connects under it), not-acknowledged (the broker takes
-    everything, and no collector answers); `problem` says more.
+    everything, and no collector answers), acknowledgements-forged (somebody acknowledged what was never sent and was not
+    believed); `problem` says more.
     """
 
     connected: bool
@@ -171,7 +175,11 @@ class Sync:
             return "broker-away", self._problem
         if silent_s > SILENT * self.timing.ack_s:
             return "not-acknowledged", f"no collector has answered for {silent_s:.0f} s; does one run for {self.fleet}?"
-        return ("name-doubled", self._doubled) if self._doubled else ("", "")
+        if self._doubled:
+            return "name-doubled", self._doubled
+        if count := self._totals.unbelieved:
+            return "acknowledgements-forged", f"{count} were for what was never sent; who may publish for {self.fleet}?"
+        return "", ""
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until the collector has committed everything that is durable now; False when time is up."""
@@ -276,7 +284,7 @@ class Sync:
                 if isinstance(event, Closed):
                     if "taken over" in event.reason.casefold():
                         self._take_own_name()
-                    raise UnavailableError(f"the broker {self.url} closed the connection: {event.reason}")
+                    raise UnavailableError(f"the broker {shown(self.url)} closed the connection: {event.reason}")
                 if event:
                     self._sort(event, conversation)
                 event = self._inbox.get_nowait()
@@ -296,6 +304,8 @@ class Sync:
                 self._heard_s = time.monotonic()
             except WireError as error:
                 log(f"sync: ignored an acknowledgement: {error}")
+        elif self._incoming.qsize() >= MOST_WAITING:
+            log(f"sync: left out a message on {event.topic}: {MOST_WAITING} wait already")
         elif event.topic == topics.policy_topic(self.fleet):
             self._incoming.put(("policy", event.payload))
         elif event.topic == topics.command_topic(self.fleet, self.device):

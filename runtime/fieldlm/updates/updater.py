@@ -269,7 +269,7 @@ class Updater(Generic[Loaded]):
         with run.doing("check"):
             offered = self._offered(run.source)
         if offered is None:
-            return run.result("current", reason="none", detail=f"{repository} offers nothing for {self.profile}")
+            return run.result("current", reason="none", detail=f"{run.source.name} offers nothing for {self.profile}")
         release, offer = offered
         run.release = release
         refusal = self.slots.refusal(release, profile=self.profile)
