@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -100,6 +101,25 @@ def start_backend() -> None:
         api.llama_backend_init()
 
 
+def _load(path: Path, params: Any) -> Pointer:
+    """Load a model so that Ctrl-C ends it: in the main thread a callback of the library would swallow the interrupt."""
+    is_wanted = threading.Event()
+    is_wanted.set()
+    go_on = api.llama_progress_callback(lambda _share, _data: is_wanted.is_set())
+    params.progress_callback = go_on
+    if threading.current_thread() is not threading.main_thread():
+        return api.llama_model_load_from_file(str(path).encode(), params)
+    with ThreadPoolExecutor(1, "load") as thread:
+        loading = thread.submit(api.llama_model_load_from_file, str(path).encode(), params)
+        try:
+            return loading.result()
+        except BaseException:
+            is_wanted.clear()
+            if not loading.exception() and (model := loading.result()):
+                api.llama_model_free(model)
+            raise
+
+
 def _built_with_amx() -> bool:
     """Whether this build would repack weights for AMX tiles.
 
@@ -140,7 +160,7 @@ class LlamaWeights:
         log.begin()
         try:
             with huge_pages():
-                self.model: Pointer = api.llama_model_load_from_file(str(path).encode(), params)
+                self.model: Pointer = _load(path, params)
             if not self.model:
                 raise EngineError(f"{path} cannot be loaded: {log.reason()}")
         finally:
