@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from benchmarks.chaos import run
 from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.generations import Generations
+from tests.support.chaos import run
 from tests.support.material import lora_gguf, tiny_bundle
 
 REQUESTS = 80

@@ -1,9 +1,9 @@
-"""The benchmark of fetching, at a size that is quick."""
+"""Fetches that are killed, and a site that fetches the same thing, at a size that is quick."""
 
 from pathlib import Path
 
-from benchmarks.fetch import kill_often, one_site
 from fieldlm.core.files import CHUNK_BYTES
+from tests.support.fetching import kill_often, one_site
 
 
 def test_thirty_processes_killed_in_a_fetch_read_a_megabyte_too_much_each_at_most(tmp_path: Path) -> None:
