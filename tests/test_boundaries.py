@@ -220,7 +220,7 @@ def test_tests_and_benchmarks_share_only_the_helpers_of_tests() -> None:
 
 
 def test_no_test_is_skipped_and_no_assertion_has_a_way_out() -> None:
-    """What is missing fails, or its cases are not made where that is said aloud; `assert this or that` hides a fault."""
+    """What is missing fails, or its cases are not made; `assert this or that` hides a fault in this behind that."""
     wrong: list[str] = []
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(parsed(path)):

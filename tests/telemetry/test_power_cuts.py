@@ -122,7 +122,7 @@ def check(files: Files, life: Life, calls: int, folder: Path) -> None:
 
 
 def check_all(life: Life, folder: Path, one_in: int) -> tuple[int, int]:
-    """Check one in `one_in` of the states that a power cut may leave; return how many were checked, and how many are."""
+    """Check one in `one_in` of the states that a power cut may leave; return how many that is, and of how many."""
     checked = states = 0
     for states, (calls, files) in enumerate(
         sqlite_power_cuts.states(life.disk.calls, random.Random(depth.SEED), variants=3), start=1
