@@ -2,9 +2,11 @@
 
 Tests of a file share its fixtures, so they stay in one process and in order. `tests/durations.json` holds the seconds
 that each file took when `make durations` measured last. A file that is not in it begins first: nobody knows how long it
-takes. Nothing has to be said in a test: ports are free ones, folders are each test's own, and engines watch the cores.
+takes. A test has to say nothing: ports are free ones, folders are each test's own, and engines watch the cores.
+`--quick` looks only at files that take a moment; it does not even import the others.
 """
 
+import functools
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -16,8 +18,15 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.support import depth
 
 DURATIONS = Path(__file__).resolve().parents[1] / "durations.json"
+QUICK_S = 1.5
 TOGETHER = ("tests/packaging/",)
 """Folders whose files share what is made once for all of them: the package and a Debian to install it in."""
+
+
+@functools.cache
+def durations() -> dict[str, float]:
+    """Return the seconds of each piece that was measured."""
+    return json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
 
 
 def piece_of(nodeid: str) -> str:
@@ -42,7 +51,8 @@ class LongestFirst(LoadScopeScheduling):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-durations", action="store_true", help=f"write what each file takes to {DURATIONS.name}")
+    parser.addoption("--write-durations", action="store_true", help="write what each file takes to durations.json")
+    parser.addoption("--quick", action="store_true", help=f"only files that took {QUICK_S} s at most, and new ones")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,10 +64,17 @@ def pytest_report_header() -> str:
     return f"FIELDLM_DEPTH={depth.DEPTH:g} FIELDLM_SEED={depth.SEED}"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--quick") and collection_path.suffix == ".py":
+        piece = piece_of(collection_path.relative_to(config.rootpath).as_posix())
+        return durations().get(piece, 0.0) > QUICK_S or None
+    return None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        seconds: dict[str, float] = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
-        places = {nodeid: place for place, nodeid in enumerate(longest_first([i.nodeid for i in items], seconds))}
+        ordered = longest_first([item.nodeid for item in items], durations())
+        places = {nodeid: place for place, nodeid in enumerate(ordered)}
         items.sort(key=lambda item: places[item.nodeid])
 
 
@@ -76,5 +93,6 @@ class _Durations:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not hasattr(session.config, "workerinput"):
-            rows = {piece: round(seconds, 1) for piece, seconds in sorted(self._seconds.items())}
-            DURATIONS.write_text(json.dumps(rows, indent=1) + "\n")
+            rows = durations() | {piece: round(seconds, 1) for piece, seconds in self._seconds.items()}
+            there = {piece: rows[piece] for piece in sorted(rows) if (session.config.rootpath / piece).exists()}
+            DURATIONS.write_text(json.dumps(there, indent=1) + "\n")
