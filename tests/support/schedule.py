@@ -12,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -48,6 +49,11 @@ class LongestFirst(LoadScopeScheduling):
     def schedule(self) -> None:
         self.config.option.loadscopereorder = False  # by number of tests, which says little
         super().schedule()
+
+
+# A machine that others use is slow, and that is no fault of what is tried: no example is timed.
+hypothesis.settings.register_profile("fieldlm", deadline=None)
+hypothesis.settings.load_profile("fieldlm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
