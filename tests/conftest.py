@@ -7,7 +7,7 @@ import pytest
 from fieldlm.formats.bundle import Bundle
 from tests.support import material
 
-pytest_plugins = ["tests.support.workshop_fixtures"]
+pytest_plugins = ["tests.support.schedule", "tests.support.workshop_fixtures"]
 
 
 @pytest.fixture(scope="session")

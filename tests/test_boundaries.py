@@ -1,6 +1,7 @@
 """What the layout promises: who may import whom, no circles, rooms, files and functions of fair size."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -65,9 +66,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[str]:
     """Yield every module that `path` imports anywhere; `from a import b` counts as a.b, because b may be a module."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -82,6 +88,7 @@ def toml(path: str) -> dict[str, Any]:
     return tomllib.loads((ROOT / path).read_text())
 
 
+@functools.cache
 def ours(path: Path) -> set[str]:
     """Return the modules of ours that `path` imports; a string that names one, whole or with a function, counts.
 
@@ -89,7 +96,7 @@ def ours(path: Path) -> set[str]:
     """
     if path == DEVICE / "cli/main.py":
         return {module for name in imports(path) if (module := _nearest(name))}
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
     named = (module for text in strings if "." in (module := text.partition(":")[0]) and module in MODULES)
     return {module for name in [*imports(path), *named] if (module := _nearest(name))} - {module_of(path)}
@@ -182,7 +189,7 @@ def test_every_file_can_be_read_in_one_sitting() -> None:
         source = path.read_text()
         if source.count("\n") > MOST_LINES["file"]:
             wrong.append(f"{name_of(path)} has {source.count(chr(10))} lines")
-        functions = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+        functions = (n for n in ast.walk(parsed(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
         for function in functions:
             lines = (function.end_lineno or function.lineno) - function.lineno + 1
             if lines > MOST_LINES["function"]:
@@ -193,4 +200,34 @@ def test_every_file_can_be_read_in_one_sitting() -> None:
 def test_tests_use_the_real_thing_or_a_simulator() -> None:
     mocks = ("unittest.mock", "mock", "pytest_mock")
     wrong = [name_of(p) for p in CHECKED if [module for module in imports(p) if is_within(module, mocks)]]
+    assert not wrong
+
+
+def test_tests_and_benchmarks_share_only_the_helpers_of_tests() -> None:
+    """Scripts stay thin: what they and tests need lies in tests/support. tests/benchmarks tests the scripts."""
+    may_import = {
+        "benchmarks": ("benchmarks", "tests.support"),
+        "tests/support": ("tests.support",),
+        "tests/benchmarks": ("tests", "benchmarks"),
+        "tests": ("tests",),
+    }
+    wrong: list[str] = []
+    for path in CHECKED:
+        folder = next((folder for folder in may_import if path.is_relative_to(ROOT / folder)), "")
+        crossing = [module for module in imports(path) if is_within(module, ("tests", "benchmarks"))]
+        wrong += [f"{name_of(path)}: {each}" for each in crossing if not is_within(each, may_import.get(folder, ()))]
+    assert not wrong
+
+
+def test_no_test_is_skipped_and_no_assertion_has_a_way_out() -> None:
+    """What is missing fails, or its cases are not made; `assert this or that` hides a fault in this behind that."""
+    wrong: list[str] = []
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(parsed(path)):
+            is_skip = isinstance(node, ast.Attribute) and node.attr in ("skip", "skipif", "importorskip", "xfail")
+            is_loose = (
+                isinstance(node, ast.Assert) and isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.Or)
+            )
+            if is_skip or is_loose:
+                wrong.append(f"{name_of(path)}:{getattr(node, 'lineno', 0)}")
     assert not wrong

@@ -1,15 +1,16 @@
-"""A storm of requests, small enough for every run; `benchmarks/chaos.py` has the long one."""
+"""A storm of requests, as many as the depth of this run asks for."""
 
 from pathlib import Path
 
-from benchmarks.chaos import run
 from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.generations import Generations
+from tests.support import depth
+from tests.support.chaos import run
 from tests.support.material import lora_gguf, tiny_bundle
 
-REQUESTS = 80
+REQUESTS = depth.scaled(80, most=10_000)
 
 
 def test_after_a_storm_all_is_where_it_was_and_every_outcome_is_accounted_for(

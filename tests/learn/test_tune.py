@@ -146,8 +146,10 @@ def test_a_row_moves_whole(checkpoint: Path, dataset: Path) -> None:
     assert {tensor.device.type for tensor in held} == {"meta"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_pytorch_does_not_see_is_said(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_gpu_that_pytorch_does_not_see_is_said(
+    checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(MissingDependencyError, match=r"--device cuda: PyTorch .* or take --device cpu"):
         tune(checkpoint, dataset, tmp_path / "adapter", TrainingRecipe(device="cuda"))
 

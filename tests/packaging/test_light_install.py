@@ -47,7 +47,11 @@ def test_its_parts_import_without_the_other_half(device: Path) -> None:
         "names = [each.name for each in pkgutil.walk_packages(fieldlm.__path__, 'fieldlm.')]\n"
         "assert len(names) > 100, names\n"
         "for name in names:\n"
-        "    importlib.import_module(name)\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        if error.name not in ('onnxruntime', 'tokenizers', 'iotcore'):  # the extras `onnx` and `broker`\n"
+        "            raise\n"
     )
     assert said([device / "python", "-I", "-W", "error", "-c", script]) == ""
 

@@ -40,7 +40,6 @@ from tests.support.brokers import MOSQUITTO
 from tests.telemetry.test_recorder import SECRETS, Exchange
 
 QUICK = Timing(ack_s=1.0, linger_s=0.05, backoff_base_s=0.05, backoff_cap_s=0.3)
-pytestmark = pytest.mark.skipif(not MOSQUITTO, reason="Mosquitto is not installed")
 
 
 def soon(holds: Callable[[], bool], timeout_s: float = 30.0) -> bool:
@@ -56,7 +55,7 @@ def mosquitto(folder: Path, *lines: str, tls: bool = False) -> Generator[str]:
     port = free_port()
     config = folder / "mosquitto.conf"
     config.write_text("\n".join([f"listener {port} 127.0.0.1", "user root", "log_type error", *lines]) + "\n")
-    assert MOSQUITTO
+    assert MOSQUITTO, "these tests need Mosquitto: apt-get install mosquitto"
     process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stderr=subprocess.DEVNULL)
     try:
         wait_until_open("127.0.0.1", port)

@@ -52,7 +52,7 @@ class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a Sync has done since it was made.
 
     trouble: empty, or broker-away, name-doubled (another device connects under it), not-acknowledged (the broker takes
-    everything, and no collector answers), acknowledgements-forged (somebody acknowledged what was never sent, and is
+    everything, and no collector answers), acknowledgements-forged (somebody acknowledged what was never sent, and was
     not believed); `problem` says more.
     """
 
