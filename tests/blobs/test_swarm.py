@@ -17,12 +17,13 @@ from zeroconf import IPVersion, Zeroconf
 from fieldlm.blobs.fetch import BlobSource, FetchPolicy, FolderSource, fetch
 from fieldlm.blobs.partial_blob import CLAIMED, map_path
 from fieldlm.blobs.server import BlobServer
-from fieldlm.blobs.sources import PacedSource, TokenBucket, Window
+from fieldlm.blobs.sources import PacedSource, TokenBucket
 from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.swarm import Nearby, Neighbour, Swarm, is_local
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import CHUNK_BYTES
+from fieldlm.core.hours import HourWindow
 from fieldlm.device.fetch_policy import fetching
 from fieldlm.formats.release import Blob, Release, blob_path
 from fieldlm_compiler.repository.publish import publish
@@ -352,7 +353,7 @@ def test_outside_its_hours_a_device_takes_what_its_neighbours_have(place: Place)
     late = place.device("late")
     now = datetime.now()
     minute = now.hour * 60 + now.minute
-    closed = Window(opens=(minute + 600) % 1440, closes=(minute + 660) % 1440)
+    closed = HourWindow(opens=(minute + 600) % 1440, closes=(minute + 660) % 1440)
     manner = FetchPolicy(window=closed, neighbours=late.swarm)
     fetch(late.wan, place.release, late.blobs, wanted=[place.base], manner=manner)
     assert late.swarm.moved == SIZE

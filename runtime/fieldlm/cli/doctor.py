@@ -27,7 +27,7 @@ from fieldlm.core.files import free_mb
 from fieldlm.core.urls import shown
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
 from fieldlm.hardware import sensors
-from fieldlm.hardware.clock import LATEST_CLOCK_MS
+from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
 from fieldlm.hardware.detect import Detection, detect
 from fieldlm.hardware.facts import LIVE
 from fieldlm.telemetry.spool import quarantined
@@ -36,7 +36,6 @@ Level = Literal["ok", "warn", "fail"]
 MARKS: dict[Level, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 LEAST_FREE_MB = 200  # a spool at its bound and an adapter fit; a base model does not
 WISHED_FREE_MB = 2000  # one more generation of a 1B model
-EARLIEST_S = 1_735_689_600  # 1 January 2025: before it, this code was not
 BUILD_NAMES = {
     "avx2": "AVX2", "f16c": "F16C", "fma": "FMA", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI",
     "dotprod": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE",
@@ -191,7 +190,7 @@ def check_accelerator(accelerator: Accelerator) -> Finding:
 def check_clock(now_s: float, newest_s: float) -> Finding:
     """TLS and update metadata expire by the clock; one that cannot be right sees neither."""
     words = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now_s))
-    if now_s < max(newest_s, EARLIEST_S) - 86_400:
+    if now_s < max(newest_s, OLDEST_CLOCK_MS / 1000) - 86_400:
         return fail("clock", f"{words} is in the past; updates will look not yet valid", "timedatectl set-ntp true")
     if now_s * 1000 >= LATEST_CLOCK_MS:
         return fail("clock", f"{words} is far in the future; times are not believed", "timedatectl set-ntp true")

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
+from fieldlm.core.hours import HOURS
+
 Telemetry = Literal["off", "metrics", "redacted", "full"]
 Check = Callable[[object], object]
 Env = Mapping[str, str]

@@ -5,9 +5,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from fieldlm.blobs.fetch import FetchPolicy
-from fieldlm.blobs.sources import read_window
 from fieldlm.core import terminal
 from fieldlm.core.config import Config
+from fieldlm.core.hours import parse_hours
 
 if TYPE_CHECKING:
     from fieldlm.blobs.swarm import Swarm
@@ -22,7 +22,7 @@ def fetching(config: Config, *, host: str) -> Generator[FetchPolicy]:
     with ExitStack() as stack:
         yield FetchPolicy(
             most_bytes_s=config.fetch_kb_s * 1000,
-            window=read_window(config.fetch_hours),
+            window=parse_hours(config.fetch_hours) if config.fetch_hours else None,
             neighbours=_swarm(config, host, stack) if config.share and config.discovery and host else None,
         )
 

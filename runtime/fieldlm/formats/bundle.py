@@ -107,6 +107,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
 
+    @property
+    def base(self) -> tuple[str, list[str]]:
+        """What bundles share whose adapters run on one engine: its name, the digests of base and tokenizer."""
+        return self.engine, sorted(file.sha256 for file in self.files if file.role in ("base", "tokenizer"))
+
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """A manifest and the folder it was read from. `id` is the SHA-256 of the manifest's bytes."""

@@ -23,7 +23,7 @@ from fieldlm.engines import (
     Schedule,
     open_engine,
 )
-from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.bundle import Bundle, Manifest
 from fieldlm.inference.chat_template import render
 
 DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
@@ -188,7 +188,7 @@ class Generations:
         """Return `bundle`'s base without its adapter, on an engine that has it already or on a new one."""
         with self._lock:
             awake = (each for each in self._loaded if not isinstance(each.engine, _Evicted))
-            engine = next((s.engine for s in awake if _same_base(s.bundle, bundle)), None)
+            engine = next((s.engine for s in awake if _same_base(s.bundle.manifest, bundle.manifest)), None)
             if engine is not None:
                 return self._hold(bundle, engine)
         engine = open_engine(bundle, self._options)
@@ -264,14 +264,9 @@ def canary(serving: Serving) -> None:
         raise EngineError(f"{serving.bundle.generation} does not answer: {last.error or last.outcome}")
 
 
-def _same_base(one: Bundle, other: Bundle) -> bool:
+def _same_base(one: Manifest, other: Manifest) -> bool:
     """Whether two bundles differ at most in what is loaded beside the base, which has one cache."""
-
-    def base(bundle: Bundle) -> list[str]:
-        return sorted(file.sha256 for file in bundle.manifest.files if file.role in ("base", "tokenizer"))
-
-    one_engine = (one.manifest.engine, one.manifest.cache) == (other.manifest.engine, other.manifest.cache)
-    return one_engine and base(one) == base(other)
+    return (one.base, one.cache) == (other.base, other.cache)
 
 
 def _nothing() -> None:
