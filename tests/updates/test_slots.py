@@ -234,7 +234,7 @@ def test_a_journal_that_is_damaged_is_set_aside_and_the_factory_bundle_serves(si
     site.slots = Slots(site.slots.state)
     site.slots.factory(base.folder)
     assert site.slots.boot().id == base.id
-    assert list(site.slots.state.glob("slots.db.*.bad"))
+    assert list(site.slots.state.glob("slots.db.quarantine-*"))
 
 
 def test_one_process_holds_a_state_folder(site: Site) -> None:

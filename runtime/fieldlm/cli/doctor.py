@@ -24,6 +24,7 @@ from fieldlm.core import terminal
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.files import free_mb
+from fieldlm.core.sqlite import connect_read_only
 from fieldlm.core.urls import shown
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
 from fieldlm.hardware import sensors
@@ -281,7 +282,7 @@ def check_spool(path: Path, spool_mb: int) -> Finding:
 
 
 def _look_into(path: Path) -> tuple[int, dict[str, int]]:
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+    with contextlib.closing(connect_read_only(path)) as database:
         (waiting,) = database.execute("SELECT count(*) FROM records").fetchone()
         return waiting, dict(database.execute("SELECT reason, records FROM dropped WHERE records > 0"))
 

@@ -13,7 +13,6 @@ import os
 import secrets
 import sqlite3
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.sqlite import connect, is_damage, set_aside
 from fieldlm.core.terminal import log
 from fieldlm.formats.record import CRITICAL, Record
 from fieldlm.hardware.board_id import fingerprint
@@ -33,8 +33,6 @@ from fieldlm.telemetry.spool_database import (
     Database,
     Packed,
     StreamCount,
-    connect,
-    is_damage,
 )
 
 RING_RECORDS = 4096
@@ -277,11 +275,7 @@ class Spool:
 
     def _quarantine(self, error: Exception) -> None:
         """Set the damaged database aside, whole; the log goes first, so that it is never taken for a new one's."""
-        aside = f"{self.path}.quarantine-{time.time_ns() // 1_000_000}"
-        for suffix in ("-wal", "-shm", ""):
-            file = Path(f"{self.path}{suffix}")
-            if file.exists():
-                os.replace(file, f"{aside}{suffix}")
+        aside = set_aside(self.path)
         log(f"the spool was damaged ({error}); kept as {aside}, a new one begins")
         self._lose("quarantine", 0)
 

@@ -16,6 +16,7 @@ import msgspec
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError, NoSpaceError
 from fieldlm.core.files import disk_errors, make_folder
+from fieldlm.core.sqlite import check, connect, connect_read_only, is_damage, make_durable, set_aside
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS slot (name TEXT PRIMARY KEY, bundle TEXT NOT NULL) STRICT;
@@ -56,7 +57,7 @@ class Journal:
     ) -> None:
         self._on_step = on_step
         self._lock = threading.RLock()
-        self._db = _look(path) if read_only else _open(path)
+        self._db = connect_read_only(path) if read_only else _open(path)
 
     def close(self) -> None:
         self._db.close()
@@ -155,29 +156,19 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         return _connect(path)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
+        if not is_damage(error):
             raise InputError(f"{path} cannot be opened: {error}") from error
-        spoilt = path.with_name(f"{path.name}.{time.time_ns()}.bad")
+        spoilt = set_aside(path)
         terminal.log(f"{path} is damaged ({error}); it is set aside as {spoilt.name} and a new one is begun")
-        path.rename(spoilt)
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
         return _connect(path)
 
 
-def _look(path: Path) -> sqlite3.Connection:
-    """Open a file that another process may hold, and damage nothing."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-
-
 def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    db = connect(path)
     try:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
+        make_durable(db)
         db.executescript(SCHEMA)
-        if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
-            raise sqlite3.DatabaseError("quick_check failed")
+        check(db)
     except BaseException:
         db.close()
         raise
