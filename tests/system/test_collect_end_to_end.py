@@ -51,7 +51,7 @@ class Device:
 
     def start(self, count: int, pause_s: float) -> None:
         self.run += 1
-        script = Path(__file__).with_name("device_process.py")
+        script = Path(__file__).parents[1] / "support/sync_process.py"
         args = [self.folder / "spool.db", self.url, self.name, self.run, count, pause_s]
         self.process = subprocess.Popen(
             [sys.executable, str(script), *map(str, args)], stdout=subprocess.PIPE, text=True

@@ -210,7 +210,7 @@ def test_many_threads_may_append(tmp_path: Path) -> None:
 
 def test_what_was_durable_survives_kill_9_without_gaps(tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
-    script = Path(__file__).with_name("spool_process.py")
+    script = Path(__file__).parents[1] / "support/spool_process.py"
     seen: list[str] = []
     for _ in range(5):
         process = subprocess.Popen([sys.executable, str(script), str(path)], stdout=subprocess.PIPE, text=True)
