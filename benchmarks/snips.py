@@ -72,8 +72,8 @@ def examine(name: str, bundle: Path, out: Path, profile: Profile, rows: Sequence
     if result.exists():
         return json.loads(result.read_text())
     examples = [(c["messages"][:-1], c["messages"][-1]["content"]) for c in map(conversation, rows)]
-    with device(bundle, out / "devices" / name, profile=profile.id) as url:
-        found = score(url, examples, clients=4, max_tokens=MAX_TOKENS)
+    with device(bundle, out / "devices" / name, profile=profile.id) as server:
+        found = score(server, examples, clients=4, max_tokens=MAX_TOKENS)
     low, high = found.interval
     size = sum(f["size"] for f in json.loads((bundle / "manifest.json").read_text())["files"])
     facts = {

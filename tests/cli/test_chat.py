@@ -27,7 +27,7 @@ from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.auth import Keys
-from fieldlm.network.http_client import events
+from fieldlm.network.http_client import HttpClient
 from fieldlm.network.http_server import listening
 from tests.support.material import lora_gguf, tiny_bundle
 
@@ -217,7 +217,7 @@ def test_a_strangers_answer_is_one_clear_line(answer: bytes, line: str) -> None:
         server = threading.Thread(target=serve)
         server.start()
         with pytest.raises(FieldlmError, match=line):
-            list(events(f"http://127.0.0.1:{door.getsockname()[1]}", "/v1/chat/completions", {}))
+            list(HttpClient(f"http://127.0.0.1:{door.getsockname()[1]}").events("/v1/chat/completions", {}))
         server.join()
 
 

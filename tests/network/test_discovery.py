@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from fieldlm.cli import devices
 from fieldlm.network import discovery
+from fieldlm.network.certificates import certificate_sha256
 from fieldlm.network.discovery import AnnouncedDevice, Announcer, browse
 
 
@@ -106,8 +107,8 @@ def test_the_certificate_is_announced_by_how_its_digest_begins(tmp_path: Path) -
     certificate = builder.sign(key, hashes.SHA256())
     path = tmp_path / "cert.pem"
     path.write_bytes(b"a comment\n" + certificate.public_bytes(serialization.Encoding.PEM))
-    assert discovery.certificate_fingerprint(path) == certificate.fingerprint(hashes.SHA256()).hex()[:16]
-    assert discovery.certificate_fingerprint(tmp_path / "none.pem") == ""
+    assert certificate_sha256(path) == certificate.fingerprint(hashes.SHA256()).hex()
+    assert certificate_sha256(tmp_path / "none.pem") == ""
     device = f"tls-{time.time_ns() % 10**6}"
     announcer = announce(device, certificate=str(path))
     announcer.start()

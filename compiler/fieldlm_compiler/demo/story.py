@@ -147,7 +147,7 @@ class Story:
 
     def _score(self, who: str, customers: Sequence[Customer]) -> Facts:
         examples = [(messages(u), u.answer) for customer in customers for u in customer.utterances]
-        found = score(self.machines.url, examples, clients=CLIENTS, max_tokens=MAX_TOKENS, stop=STOP)
+        found = score(self.machines.server, examples, clients=CLIENTS, max_tokens=MAX_TOKENS, stop=STOP)
         terminal.log(f"  {who}: exact match {found}")
         return _score_facts(found)
 
@@ -167,7 +167,7 @@ class Story:
                 outage.customer(count)
                 line.update(count, "the broker is away" if outage.is_on else "")
 
-            serve_all(self.machines.url, waiting, clients=CLIENTS, on_done=on_done)
+            serve_all(self.machines.server, waiting, clients=CLIENTS, on_done=on_done)
         rows = _rows(log)
         totals = {key: sum(row[key] for row in rows) for key in COUNTED}
         if totals["failed"]:
@@ -228,7 +228,7 @@ class Story:
     def update(self) -> Facts:
         """Publish the adapter and let the device take it while customers keep coming."""
         bundle = open_bundle(self.tuned)
-        with Crowd(self.machines.url, training_customers(400, seed=9), clients=2) as crowd:
+        with Crowd(self.machines.server, training_customers(400, seed=9), clients=2) as crowd:
             time.sleep(4)
             release = publish(bundle.folder, self.repository, keys=self.keys, profile=self.profile.id)
             pointer = Pointer(seq=release.seq, profile=release.profile)

@@ -4,19 +4,18 @@ Right means equal as JSON: white space and the order of keys do not count, every
 Wilson's (E. B. Wilson, JASA 22, 1927), which stays honest near 0 and 1 where the usual one collapses.
 """
 
-import http.client
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError, UnavailableError
+from fieldlm.network.http_client import HttpClient, server_at
 
 Messages = Sequence[dict[str, str]]
 
@@ -66,38 +65,23 @@ def same_json(answer: str, right: str) -> bool:
         return answer.strip() == right.strip()
 
 
-def post(url: str, path: str, body: Any, timeout_s: float = 120.0) -> tuple[int, Any]:
-    """Send JSON to `url` + `path` and return the status and the decoded answer.
-
-    Raises LinkError when nothing answers there.
-    """
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_s)
-    try:
-        connection.request("POST", path, msgspec.json.encode(body), {"content-type": "application/json"})
-        response = connection.getresponse()
-        data = response.read()
-        return response.status, msgspec.json.decode(data) if data else None
-    except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-        raise UnavailableError(f"no answer from {url}: {error}; is `fieldlm serve` running there?") from error
-    finally:
-        connection.close()
-
-
 def ask(
-    url: str,
+    server: HttpClient,
     messages: Messages,
     *,
     max_tokens: int,
     stop: Sequence[str] = (),
     metadata: dict[str, str] | None = None,
 ) -> Reply:
-    """Ask for one greedy answer; a refusal or a broken connection is a Reply with its error, not an exception."""
+    """Ask for one greedy answer; a refusal or a broken connection is a Reply with its error, not an exception.
+
+    Raises InputError when the server wants another key: no question would be answered.
+    """
     body: dict[str, Any] = {"messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
     body |= {"stop": list(stop)} if stop else {}
     body |= {"metadata": metadata} if metadata else {}
     try:
-        status, document = post(url, "/v1/chat/completions", body)
+        status, document = server.post("/v1/chat/completions", body)
     except UnavailableError as error:
         return Reply(status=0, error=str(error))
     if status != 200:
@@ -112,7 +96,7 @@ def ask(
 
 
 def score(
-    url: str,
+    server: HttpClient,
     examples: Sequence[tuple[Messages, str]],
     *,
     clients: int = 4,
@@ -122,12 +106,12 @@ def score(
 ) -> Score:
     """Ask every example with `clients` in parallel and count the exact matches.
 
-    Raises LinkError at the first example that gets no answer: a score over the rest would look better than it is.
+    Raises UnavailableError at the first example without an answer: a score over the rest would look better than it is.
     """
     right = 0
 
     def one(example: tuple[Messages, str]) -> Reply:
-        return ask(url, example[0], max_tokens=max_tokens, stop=stop)
+        return ask(server, example[0], max_tokens=max_tokens, stop=stop)
 
     with ThreadPoolExecutor(clients) as pool, terminal.progress("ask", total=len(examples)) as line:
         replies: Iterable[Reply] = pool.map(one, examples)
@@ -152,7 +136,7 @@ def read_examples(path: Path) -> list[tuple[Messages, str]]:
 def main(argv: Sequence[str]) -> int:
     """`fieldlm evaluate FILE --url URL`."""
     args = _parser().parse_args(argv)
-    found = score(args.url, read_examples(args.file), clients=args.clients, max_tokens=args.max_tokens)
+    found = score(server_at(args.url), read_examples(args.file), clients=args.clients, max_tokens=args.max_tokens)
     low, high = found.interval
     document = {"right": found.right, "total": found.total, "share": found.share, "low": low, "high": high}
     terminal.show(document, f"exact match {found}", as_json=args.json)
@@ -162,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Any:
     parser = terminal.parser("evaluate", "Ask a running server every example and count the exact matches.")
     parser.add_argument("file", type=Path, help="eval.jsonl of a dataset")
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="the server")
+    parser.add_argument("--url", help="the server: http, https or unix:/PATH; default: as configured")
     parser.add_argument("--clients", type=int, default=4, help="how many ask at the same time")
     parser.add_argument("--max-tokens", type=int, default=96, help="longest answer")
     parser.add_argument("--at-least", type=float, default=0.0, help="exit 1 when the share is lower")

@@ -6,8 +6,7 @@ from pathlib import Path
 from fieldlm.cli.conversation import add_sampling, talk
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
-from fieldlm.network import http_client
-from fieldlm.network.http_client import DEFAULT_URL
+from fieldlm.network.http_client import KEY
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("bundle", type=Path, nargs="?", help="folder of a bundle to load in this process")
     parser.add_argument(
         "--url",
-        help=f"a running server (http, https or unix:/PATH; {http_client.KEY} has its key); else {DEFAULT_URL}",
+        help=f"a running server (http, https or unix:/PATH; {KEY} has its key); else as configured",
     )
     add_sampling(parser)
     args = parser.parse_args(argv)

@@ -12,8 +12,7 @@ from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError, UnavailableError
 from fieldlm.engines import Outcome, Sampling
 from fieldlm.inference.model import Model
-from fieldlm.network import http_client
-from fieldlm.network.http_client import DEFAULT_URL
+from fieldlm.network.http_client import HttpClient, server_at
 
 EXIT = ("/exit", "/quit", "/bye")
 HELP = """\
@@ -95,13 +94,13 @@ def in_process(model: Model) -> Say:
     return say
 
 
-def over_http(url: str) -> Say:
+def over_http(server: HttpClient) -> Say:
     def say(messages: list[dict[str, Any]], sampling: Sampling) -> Generator[Piece]:
         body = {"messages": messages, "stream": True, "max_tokens": sampling.max_tokens}
         body |= {"temperature": sampling.temperature}
         if sampling.seed is not None:
             body["seed"] = sampling.seed
-        for event in http_client.events(url, "/v1/chat/completions", body):
+        for event in server.events("/v1/chat/completions", body):
             text = "".join(choice["delta"].get("content", "") for choice in event["choices"])
             if own := event.get("fieldlm"):
                 tokens, decode_s = own["usage"]["completion_tokens"], own["timings"]["decode_ms"] / 1000
@@ -118,7 +117,7 @@ def talk(args: argparse.Namespace, *, as_json: bool) -> int:
         if args.bundle:
             say = in_process(stack.enter_context(open_model(args)))
         else:
-            say = over_http(getattr(args, "url", None) or DEFAULT_URL)
+            say = over_http(server_at(getattr(args, "url", None)))
         Conversation(say, sampling_of(args), as_json=as_json).hold()
     return 0
 

@@ -1,7 +1,6 @@
 """`fieldlm doctor`: one command says what is wrong with this device, and what to do next."""
 
 import contextlib
-import http.client
 import importlib.metadata
 import json
 import os
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.core import terminal
-from fieldlm.core.config import Config, load_config
+from fieldlm.core.config import NO_NETWORK, Config, load_config
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.files import free_mb
 from fieldlm.core.sqlite import connect_read_only
@@ -31,6 +30,7 @@ from fieldlm.hardware import sensors
 from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
 from fieldlm.hardware.detect import Detection, detect
 from fieldlm.hardware.facts import LIVE
+from fieldlm.network.http_client import OK, NobodyAnswersError, own_server
 from fieldlm.telemetry.spool import quarantined
 
 Level = Literal["ok", "warn", "fail"]
@@ -120,7 +120,7 @@ def _check_settings(config: Config) -> Iterator[Finding]:
     yield check_state(config.state)
     yield check_disk(free_mb(config.state), config.spool_mb)
     yield check_spool(config.state / "spool.db", config.spool_mb)
-    yield check_port(config.host, config.port)
+    yield check_port(config)
     if config.broker:
         yield check_broker(config.broker)
     if config.repository:
@@ -287,24 +287,29 @@ def _look_into(path: Path) -> tuple[int, dict[str, int]]:
         return waiting, dict(database.execute("SELECT reason, records FROM dropped WHERE records > 0"))
 
 
-def check_port(host: str, port: int) -> Finding:
-    """Free is good, and so is a server of ours; anything else is in the way."""
+def check_port(config: Config) -> Finding:
+    """Free is good, and so is a server of ours, on the network or on its socket; anything else is in the way."""
     try:
-        with socket.create_server((host, port)):
-            return ok("port", f"{host}:{port} is free")
-    except OSError as error:
-        if _answers_health(host, port):
-            return ok("port", f"a server on {host}:{port} says it is healthy")
-        reason = error.strerror or str(error)
-    return fail("port", f"{host}:{port} cannot be used: {reason}", "FIELDLM_PORT=8081, or stop what holds it")
-
-
-def _answers_health(host: str, port: int) -> bool:
-    connection = http.client.HTTPConnection(host, port, timeout=2)
-    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    return False
+        server = own_server(config, key="", timeout_s=2)
+        if server.get("/health")[0] == OK:
+            return ok("port", f"a server on {server.url} says it is healthy")
+        reason = "what listens there is not healthy"
+    except NobodyAnswersError:
+        reason = ""
+    except FieldlmError as error:
+        reason = str(error)
+    where = f"{config.host}:{config.port}" if config.host != NO_NETWORK else config.socket
+    if not reason and config.host != NO_NETWORK:
+        try:
+            with socket.create_server(
+                (config.host, config.port), family=socket.AF_INET6 if ":" in config.host else socket.AF_INET
+            ):
+                pass
+        except OSError as error:
+            reason = error.strerror or str(error)
+    if reason:
+        return fail("port", f"{where} cannot be used: {reason}", "FIELDLM_PORT=8081, or stop what holds it")
+    return ok("port", f"{where} is free")
 
 
 def check_broker(url: str) -> Finding:

@@ -1,25 +1,24 @@
 """`fieldlm ps`: what a running server serves."""
 
-import http.client
 from collections.abc import Sequence
 from typing import Any
 
 from fieldlm.core import terminal
-from fieldlm.network import http_client
-from fieldlm.network.http_client import DEFAULT_URL
+from fieldlm.network.http_client import OK, server_at
 
 
 def main(argv: Sequence[str]) -> int:
     """Show what a running server serves; exit code 1 when it is not ready."""
     parser = terminal.parser("ps", "show what a running server serves")
-    parser.add_argument("--url", default=DEFAULT_URL, help="the server: http, https or unix:/PATH")
+    parser.add_argument("--url", help="the server: http, https or unix:/PATH; default: as configured")
     args = parser.parse_args(argv)
-    _, listed = http_client.get(args.url, "/v1/models")
-    status, readiness = http_client.get(args.url, "/ready")
+    server = server_at(args.url)
+    _, listed = server.get("/v1/models")
+    status, readiness = server.get("/ready")
     rows = [_row(model, readiness["status"]) for model in listed["data"]]
     header = ("model", "generation", "engine", "quant", "context", "requests", "memory MB", "state")
     terminal.show({"models": listed["data"], "ready": readiness}, terminal.table(rows, header), as_json=args.json)
-    return 0 if status == http.client.OK else 1
+    return 0 if status == OK else 1
 
 
 def _row(model: dict[str, Any], state: str) -> list[object]:

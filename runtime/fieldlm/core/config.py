@@ -22,6 +22,8 @@ from fieldlm.core.errors import ConfigError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.setting import Check, Setting, Telemetry
 
+NO_NETWORK = "none"
+"""The host of who listens on no network, only on a unix socket."""
 _server, _device, _engine = partial(Setting, "server"), partial(Setting, "device"), partial(Setting, "engine")
 _usage, _updates, _owner = partial(Setting, "usage"), partial(Setting, "updates"), partial(Setting, "owner")
 

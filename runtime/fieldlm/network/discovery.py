@@ -6,10 +6,8 @@ Two devices of one name both keep answering, one of them under a number. Whateve
 never a reason not to serve.
 """
 
-import hashlib
 import ipaddress
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceI
 from fieldlm.core import terminal
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import sha256_bytes
+from fieldlm.network.certificates import certificate_sha256
 
 SERVICE = "_fieldlm._tcp.local."
 QUIET = (Error, OSError, ValueError)
@@ -47,16 +46,6 @@ def own_addresses() -> frozenset[str]:
     """Return the IPv4 addresses that the machine has now."""
     adapters = ifaddr.get_adapters()
     return frozenset(str(address.ip) for adapter in adapters for address in adapter.ips if address.is_IPv4)
-
-
-def certificate_fingerprint(path: Path) -> str:
-    """Return how the SHA-256 of the first certificate in the PEM at `path` begins; "" when there is none to read."""
-    try:
-        pem = path.read_text()
-        begin, end = pem.index(ssl.PEM_HEADER), pem.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[begin:end])).hexdigest()[:FINGERPRINT]
-    except (OSError, ValueError):
-        return ""
 
 
 class Announcer:
@@ -85,7 +74,7 @@ class Announcer:
         self._own_addresses = addresses
         self._look_s, self._settle_s = look_s, settle_s
         self._stopping = threading.Event()
-        fingerprint = certificate_fingerprint(Path(certificate)) if certificate else ""
+        fingerprint = certificate_sha256(Path(certificate))[:FINGERPRINT] if certificate else ""
         self._text = {
             **({"fp": fingerprint, "tls": "1"} if fingerprint else {}),
             "txtvers": "1",
