@@ -157,7 +157,7 @@ def test_the_page_shows_the_fleet_and_leads_to_a_devices_timeline(page: Page) ->
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.get_by_role("link", name="robot-3").click()
     expect(page.locator("h1")).to_have_text("robot-3")
-    expect(page.locator(".strip div")).to_have_count(45)
+    expect(page.locator("svg.columns g")).to_have_count(45)
     expect(page.locator("main")).to_contain_text("dropped 5 of gen: spool-full")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.get_by_role("link", name="all devices").click()

@@ -13,7 +13,7 @@ from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
-from fieldlm_compiler.fleet.page import clock, device_page, fleet_page, share, size
+from fieldlm_compiler.fleet.page import clock, device_page, draw, fleet_page, share, size
 from fieldlm_compiler.fleet.view import FINE, DeviceRow, Event, FleetReport, look, timeline
 
 HOST = "127.0.0.1"
@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._answer(200, self.server.draw(urlsplit(self.path).path))
         except FieldlmError as error:
-            self._answer(404, f"<!doctype html><meta charset=utf-8><p>{_plain(error)}</p>\n")
+            self._answer(404, draw("message.html", str(error), ""))
 
     def _answer(self, status: int, page: str) -> None:
         body = page.encode()
@@ -92,10 +92,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: a page reloads every few seconds."""
-
-
-def _plain(error: FieldlmError) -> str:
-    return str(error).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _answers(sink: Sink, device: str) -> list[tuple[float, float, float, bool]]:

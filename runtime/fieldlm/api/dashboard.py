@@ -1,6 +1,5 @@
 """Dashboard and status: the page at `/`, the figures it draws, and Prometheus's /metrics."""
 
-import functools
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import Any
@@ -10,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, process_readings
+from fieldlm.core.pages import stylesheet
 from fieldlm.hardware.sensors import rss_mb, temperature_c
 from fieldlm.inference.generations import Generations
 from fieldlm.network.json_api import as_json
@@ -24,7 +24,6 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-STATIC = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 
 
 class Panel:
@@ -42,9 +41,9 @@ class Panel:
 
     def routes(self) -> list[Route]:
         return [
-            Route("/", _static("page.html")),
-            Route("/page.css", _static("page.css")),
-            Route("/page.js", _static("page.js")),
+            Route("/", _fixed(_static("page.html"), "text/html")),
+            Route("/page.css", _fixed(stylesheet(), "text/css")),
+            Route("/page.js", _fixed(_static("page.js"), "text/javascript")),
             Route("/metrics", self._metrics),
             Route("/status", self._status),
         ]
@@ -102,13 +101,12 @@ class Panel:
             yield "fieldlm_generation_info", "The generation that answers.", labels, 1
 
 
-@functools.cache
-def _read(name: str) -> bytes:
+def _static(name: str) -> bytes:
     return files("fieldlm.api").joinpath("static", name).read_bytes()
 
 
-def _static(name: str) -> Callable[[Request], Any]:
+def _fixed(content: bytes, media_type: str) -> Callable[[Request], Any]:
     async def answer(_: Request) -> Response:
-        return Response(_read(name), media_type=STATIC[name], headers=HEADERS)
+        return Response(content, media_type=media_type, headers=HEADERS)
 
     return answer
