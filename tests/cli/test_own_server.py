@@ -13,12 +13,12 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from fieldlm.api.app import make_app
-from fieldlm.cli import chat, doctor, update
+from fieldlm.cli import chat, doctor, logs, ps, update
 from fieldlm.control.owner_commands import Commands, command_route
-from fieldlm.control.remote import logs_main
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import InputError, TrustError, UnavailableError
 from fieldlm.device.listeners import ListenSettings
+from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.certificates import certificate_sha256
@@ -60,7 +60,7 @@ def site(
         monkeypatch.setenv(name, value)
     slots = Slots(tmp_path / "state")
     slots.factory(base_bundle.folder)
-    live = Generations(slots.boot(), threads=1, context=512, parallel=1)
+    live = Generations(slots.boot(), EngineOptions(threads=1, context=512, parallel=1))
     updater = Updater(slots, live, repository=str(tmp_path / "none"), trust=None)
     commands = Commands(tmp_path / "state", "kiosk-1", {"logs": lambda _: ["a line"]})
     settings = ListenSettings.of(load_config())
@@ -90,7 +90,7 @@ def one_question(folder: Path) -> str:
 def test_every_command_reaches_the_server_that_the_settings_describe(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert chat.ps_main(["--json"]) == 0
+    assert ps.main(["--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ready"]["status"] == "ready"
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
     assert chat.main(["--max-tokens", "2"]) == 0
@@ -98,7 +98,7 @@ def test_every_command_reaches_the_server_that_the_settings_describe(
     # The repository is not there: the server itself says so, in words that only its updater has.
     assert update.main(["--json"]) == 1
     assert json.loads(capsys.readouterr().out)["outcome"] == "failed"
-    assert logs_main([]) == 0
+    assert logs.main([]) == 0
     assert capsys.readouterr().out == "a line\n"
     assert doctor.check_port(load_config()).text == f"a server on {site.url} says it is healthy"
     assert evaluate.main([one_question(site.folder), "--max-tokens", "2", "--json"]) == 0
@@ -109,7 +109,7 @@ def test_every_command_reaches_the_server_that_the_settings_describe(
 def test_a_key_that_is_missing_is_asked_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FIELDLM_API_KEY")
     questions = one_question(site.folder)
-    for command, argv in ((update.main, []), (chat.ps_main, []), (evaluate.main, [questions])):
+    for command, argv in ((update.main, []), (ps.main, []), (evaluate.main, [questions])):
         for where in ([], ["--url", site.url]):
             with pytest.raises(InputError, match=r"an API key is needed.*; put the key into FIELDLM_API_KEY"):
                 command([*argv, *where])
@@ -121,7 +121,7 @@ def test_https_is_https_and_counts_when_somebody_vouches_for_it(
 ) -> None:
     url = site.url.replace("127.0.0.1", "localhost")
     questions = one_question(site.folder)
-    for command, argv in ((evaluate.main, [questions]), (update.main, []), (chat.ps_main, [])):
+    for command, argv in ((evaluate.main, [questions]), (update.main, []), (ps.main, [])):
         with pytest.raises(TrustError, match=r"cannot be trusted.*SSL_CERT_FILE"):
             command([*argv, "--url", url])
     monkeypatch.setenv("SSL_CERT_FILE", str(site.folder / "cert.pem"))
@@ -144,7 +144,7 @@ def test_no_key_goes_to_who_only_says_that_he_is_a_device(monkeypatch: pytest.Mo
 
     with listening(app) as server:
         with pytest.raises(UnavailableError, match="no fieldlm device of this version"):
-            logs_main([server.url])
+            logs.main([server.url])
         HttpClient(server.url).get("/")
     assert b"authorization" not in seen[0]
     assert seen[1][b"authorization"] == f"Bearer {KEY}".encode()

@@ -18,12 +18,12 @@ def stylesheet() -> bytes:
 
 def render(room: str, template: str, **values: Any) -> str:
     """Return the page that a template of the package `room` makes of `values`, all of which are escaped."""
-    return _environment(room).get_template(template).render(values)
+    return _environment(room).get_template(template).render(style=stylesheet().decode(), **values)
 
 
 @functools.cache
 def _environment(room: str) -> Environment:
-    made = Environment(
+    return Environment(
         loader=ChoiceLoader([PackageLoader(room), PackageLoader(SHARED)]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -31,5 +31,3 @@ def _environment(room: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.globals |= {"style": stylesheet().decode()}
-    return made
