@@ -10,6 +10,7 @@ import pytest
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.engines import Chunk, EngineOptions, RunningAnswer, Sampling, Schedule
 from fieldlm.engines.llama import LlamaEngine
+from fieldlm.engines.llama_api import Context, LlamaWeights, api
 from tests.support.material import lora_gguf
 
 SYSTEM = "<|im_start|>system\nYou are the voice of a kiosk that sells coffee, tea and cakes.<|im_end|>\n"
@@ -404,3 +405,19 @@ def test_weights_wait_for_who_still_reads_them(smollm2_gguf: Path) -> None:
     assert weights.tokenize("Hello")
     weights.release()
     assert not weights.is_loaded
+
+
+def test_prompts_are_read_with_threads_of_their_own_and_neighbours_take_of_both(smollm2_gguf: Path) -> None:
+    weights = LlamaWeights(smollm2_gguf)
+    context = Context(weights, cells=64, sequences=1, batch=16, threads=2, prefill_threads=3)
+
+    def threads() -> tuple[int, int]:
+        pointer = context._context  # pyright: ignore[reportPrivateUsage]
+        return api.llama_n_threads(pointer), api.llama_n_threads_batch(pointer)
+
+    assert threads() == (2, 3)
+    context.limit_threads(1)
+    assert threads() == (1, 1)
+    context.limit_threads(8)
+    assert threads() == (2, 3)
+    context.close()
