@@ -385,7 +385,7 @@ def test_the_base_is_not_an_adapter(engine: LlamaEngine, smollm2_gguf: Path) -> 
 def test_closing_gives_the_weights_back_at_once_and_the_collector_is_not_needed(smollm2_gguf: Path) -> None:
     gc.disable()
     try:
-        engine = LlamaEngine(smollm2_gguf, threads=1, context=128, parallel=1)
+        engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=128, parallel=1))
         weights = engine._need().weights  # pyright: ignore[reportPrivateUsage]
         assert list(engine.start([1, 2, 3], Sampling(max_tokens=1), terms=Schedule(deadline_s=60)))[-1].outcome
         assert weights.is_loaded
@@ -398,7 +398,7 @@ def test_closing_gives_the_weights_back_at_once_and_the_collector_is_not_needed(
 
 
 def test_weights_wait_for_who_still_reads_them(smollm2_gguf: Path) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=128, parallel=1)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=128, parallel=1))
     weights = engine._need().weights  # pyright: ignore[reportPrivateUsage]
     weights.hold()
     engine.close()
@@ -421,3 +421,4 @@ def test_prompts_are_read_with_threads_of_their_own_and_neighbours_take_of_both(
     context.limit_threads(8)
     assert threads() == (2, 3)
     context.close()
+    weights.release()
