@@ -12,6 +12,7 @@ from fieldlm.bench.bench import Result, interval, remarks
 from fieldlm.bench.environment import EnvironmentSample, moment, steal_percent
 from fieldlm.bench.measure import BenchResult, Sample, Spec
 from fieldlm.bench.roofline import Reading, reading, tensor_bytes
+from fieldlm.cli.bench import main
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.formats.bundle import Bundle
 from fieldlm.hardware.bandwidth import Bandwidth, last_cache_mb, read_bandwidth
@@ -199,7 +200,7 @@ def test_more_tokens_than_the_model_holds_are_refused_with_the_reason(base_bundl
 
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no manifest.json"):
-        bench.main([str(tmp_path)])
+        main([str(tmp_path)])
 
 
 def test_the_command_prints_medians_with_intervals(base_bundle: Bundle) -> None:

@@ -170,6 +170,10 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(build: Build, tiny_folder:
         (["MODEL", "--quant", "Q5_X"], "there is no quantisation 'Q5_X'"),
         (["MODEL", "--profile", "rpi5-9gb"], "rpi5-8gb"),
         (["MODEL", "--format", "onnx", "--quant", "Q4_0"], "there is no ONNX quantisation 'Q4_0'"),
+        (
+            ["MODEL", "--format", "onnx", "--profile", "laptop-nvidia"],
+            "takes no ONNX bundles; compile with --format gguf",
+        ),
         (["MODEL", "--adapter", "nowhere"], "--adapter goes with --base-bundle"),
         (["MODEL", "--merge", "nowhere"], "has no adapter_config.json"),
     ],

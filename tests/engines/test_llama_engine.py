@@ -10,6 +10,7 @@ import pytest
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.engines import Chunk, EngineOptions, RunningAnswer, Sampling, Schedule
 from fieldlm.engines.llama import LlamaEngine
+from fieldlm.engines.llama_api import Context, LlamaWeights, api
 from tests.support.material import lora_gguf
 
 SYSTEM = "<|im_start|>system\nYou are the voice of a kiosk that sells coffee, tea and cakes.<|im_end|>\n"
@@ -384,7 +385,7 @@ def test_the_base_is_not_an_adapter(engine: LlamaEngine, smollm2_gguf: Path) -> 
 def test_closing_gives_the_weights_back_at_once_and_the_collector_is_not_needed(smollm2_gguf: Path) -> None:
     gc.disable()
     try:
-        engine = LlamaEngine(smollm2_gguf, threads=1, context=128, parallel=1)
+        engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=128, parallel=1))
         weights = engine._need().weights  # pyright: ignore[reportPrivateUsage]
         assert list(engine.start([1, 2, 3], Sampling(max_tokens=1), terms=Schedule(deadline_s=60)))[-1].outcome
         assert weights.is_loaded
@@ -397,10 +398,27 @@ def test_closing_gives_the_weights_back_at_once_and_the_collector_is_not_needed(
 
 
 def test_weights_wait_for_who_still_reads_them(smollm2_gguf: Path) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=128, parallel=1)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=128, parallel=1))
     weights = engine._need().weights  # pyright: ignore[reportPrivateUsage]
     weights.hold()
     engine.close()
     assert weights.tokenize("Hello")
     weights.release()
     assert not weights.is_loaded
+
+
+def test_prompts_are_read_with_threads_of_their_own_and_neighbours_take_of_both(smollm2_gguf: Path) -> None:
+    weights = LlamaWeights(smollm2_gguf)
+    context = Context(weights, cells=64, sequences=1, batch=16, threads=2, prefill_threads=3)
+
+    def threads() -> tuple[int, int]:
+        pointer = context._context  # pyright: ignore[reportPrivateUsage]
+        return api.llama_n_threads(pointer), api.llama_n_threads_batch(pointer)
+
+    assert threads() == (2, 3)
+    context.limit_threads(1)
+    assert threads() == (1, 1)
+    context.limit_threads(8)
+    assert threads() == (2, 3)
+    context.close()
+    weights.release()

@@ -98,6 +98,18 @@ def test_the_hottest_sensible_sensor_counts(tmp_path: Path) -> None:
     assert sensors.temperature_c(tmp_path) == 61.0
 
 
+def test_the_zones_of_a_profile_count_before_a_hot_drive(tmp_path: Path) -> None:
+    for number, (kind, degrees) in enumerate((("cpu-thermal", 51000), ("gpu-thermal", 55000), ("nvme", 78000))):
+        zone = tmp_path / f"sys/class/thermal/thermal_zone{number}"
+        zone.mkdir(parents=True)
+        (zone / "type").write_text(f"{kind}\n")
+        (zone / "temp").write_text(f"{degrees}\n")
+    assert sensors.temperature_c(tmp_path, ("cpu-thermal", "gpu-thermal")) == 55.0
+    assert sensors.temperature_c(tmp_path, ("cpu-thermal",)) == 51.0
+    assert sensors.temperature_c(tmp_path, ("tj-thermal",)) == 78.0, "a kernel that names its zones otherwise"
+    assert sensors.temperature_c(tmp_path) == 78.0
+
+
 def test_the_own_process_has_a_size() -> None:
     assert 5 < sensors.rss_mb() <= sensors.peak_rss_mb() + 0.1
     assert sensors.usable_cores() >= 1

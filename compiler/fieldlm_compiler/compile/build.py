@@ -23,7 +23,7 @@ from fieldlm.formats.profile import Profile, load_profile
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
 from fieldlm_compiler.compile.adapter_bundle import attach
 from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file, quantized_file, report_path
-from fieldlm_compiler.export.artefact import Format
+from fieldlm_compiler.export.artefact import ENGINES, Format
 from fieldlm_compiler.pipeline.pack import check_out
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import ray_pool
@@ -66,6 +66,9 @@ def compile_model(
         raise InputError(
             "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
         )
+    if ENGINES[fmt] not in profile.engines:
+        can = ", ".join(name for name, engine in ENGINES.items() if engine in profile.engines)
+        raise InputError(f"{profile.id} takes no {fmt.upper()} bundles; compile with --format {can}")
     _check_request(request, fmt, with_adapter=adapter is not None, with_quant=bool(quants))
     wish = Wish(
         profile=profile,

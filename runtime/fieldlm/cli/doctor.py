@@ -110,7 +110,7 @@ def _check_device(profile: Profile, detection: Detection | None, root: Path) -> 
     yield check_profile(profile, detection)
     yield check_memory(sensors.memory_available_mb(root), profile)
     yield check_threads(sensors.usable_cores(), profile)
-    yield check_heat(sensors.temperature_c(root), profile)
+    yield check_heat(sensors.temperature_c(root, profile.thermal.zones), profile)
     for accelerator in profile.accelerators:
         if accelerator.used:
             yield check_accelerator(accelerator)

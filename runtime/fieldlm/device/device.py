@@ -110,7 +110,7 @@ class Device:
         salt = load_salt(config.state / "salt")
         self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=policy_of(config))
         keep.callback(self.recorder.sum_up)
-        self.watch = RegressionMonitor(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
+        self.watch = RegressionMonitor(temperature_c=self._heat_c, throttle_c=self.profile.thermal.throttle_c)
         self.busy = UpdateHold()
         self.commands = Commands(config.state, config.device, self._actions())
         self.updater = self._updater(keep.enter_context(fetching(config, host=door.host or "")))
@@ -269,6 +269,9 @@ class Device:
     def _model(self) -> str:
         return self.live.current.bundle.manifest.model.name
 
+    def _heat_c(self) -> float | None:
+        return temperature_c(zones=self.profile.thermal.zones)
+
     def _presence(self) -> dict[str, Any]:
         return {"state": "ready", "generation": self._generation, "profile": self.profile.id, "model": self._model}
 
@@ -312,7 +315,7 @@ class Device:
             "spool": {} if health.problem == "disk-hangs" else self.spool.counts(),
             "sync": sync,
             "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},
-            "temperature_c": temperature_c(),
+            "temperature_c": self._heat_c(),
         }
 
 

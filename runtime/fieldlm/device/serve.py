@@ -32,8 +32,7 @@ def main(argv: Sequence[str]) -> int:
         # The server, hundreds of modules: this thread has nothing better to do while the other one loads.
         from fieldlm.device.device import Device
 
-        on_ready = (lambda facts: terminal.show(facts, "", as_json=True)) if args.json else None
-        device = Device(config, profile, start, on_ready=on_ready)
+        device = Device(config, profile, start, on_ready=_show if args.json else None)
     try:
         device.run()
     finally:
@@ -49,6 +48,10 @@ def _quick_switches() -> Generator[None]:
         yield
     finally:
         sys.setswitchinterval(usual_s)
+
+
+def _show(served: dict[str, Any]) -> None:
+    terminal.show(served, "", as_json=True)
 
 
 def _profile(config: Config) -> Profile:

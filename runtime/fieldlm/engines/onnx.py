@@ -346,7 +346,7 @@ def _read_graph(session: ort.InferenceSession, model: Path) -> Graph:
 
 
 def _check_promise(profile: Profile | None) -> None:
-    """Raise MissingPartError for what `profile` promises and would stand idle: this engine computes on the CPU."""
+    """Raise MissingDependencyError for what `profile` promises and would stand idle: all is computed on the CPU."""
     if profile is None:
         return
     for accelerator in profile.accelerators:

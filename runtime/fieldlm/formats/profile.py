@@ -34,7 +34,10 @@ Isa = Literal[
     "neon", "dotprod", "fp16", "i8mm", "sve", "sve2", "sme",
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8",
 ]  # fmt: skip
-PowerSensor = Literal["none", "rpi_pmic", "ina3221", "rapl", "nvml", "ioreport"]
+# What files of older versions carry and nothing ever read: a setting, or a whole section.
+RETIRED = (
+    "cpu.clock_ghz", "cpu.ggml_variant", "gguf.imatrix", "onnx.bits", "onnx.quantized_head", "power.sensor", "storage",
+)  # fmt: skip
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,17 +64,18 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The processor. Threads are for an otherwise idle device; `big_cores` counts the fast cores of a mixed set."""
+    """The processor. `big_cores` counts the fast cores of a mixed set.
+
+    Threads are for an otherwise idle device; prompts take `prefill_threads`, or `decode_threads` where nobody says.
+    """
 
     arch: Arch
     name: str = ""
     cores: int | None = None
     big_cores: int | None = None
-    clock_ghz: float | None = None
     isa: tuple[Isa, ...] = ()
-    ggml_variant: str = ""
     decode_threads: int
-    prefill_threads: int
+    prefill_threads: int | None = None
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,9 +115,8 @@ class PowerMode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How power can be read, and what the device draws; watts at `domain` (the wall, a rail, the package)."""
+    """What the device draws; watts at `domain` (the wall, a rail, the package)."""
 
-    sensor: PowerSensor = "none"
     domain: str = ""
     idle_w: float | None = None
     load_w: float | None = None
@@ -121,17 +124,10 @@ class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Thermal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where heat shows and at what temperature the clock falls."""
+    """At what temperature the clock falls, and the kernel's zones that show it; without any, the hottest sensor."""
 
     zones: tuple[str, ...] = ()
     throttle_c: float | None = None
-
-
-class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the models are read from."""
-
-    medium: Literal["", "microsd", "emmc", "nvme", "ssd"] = ""
-    read_mb_s: float | None = None
 
 
 class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,16 +143,13 @@ class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     kv_k: str | None = None
     kv_v: str | None = None
     flash_attention: bool | None = None
-    imatrix: Literal["off", "preferred", "required"] = "preferred"
 
 
 class Onnx(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What onnxruntime may be given: int4 MatMulNBits of this shape, on providers that work in the CPU's memory."""
 
-    bits: int
     block_size: int
     accuracy_level: int
-    quantized_head: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
 
@@ -187,7 +180,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A kind of device. `id` is its file's name."""
+    """A kind of device. `id` is its file's name; `engines` are those that bundles for it may need."""
 
     format: str
     id: str
@@ -199,7 +192,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     accelerators: tuple[Accelerator, ...] = ()
     power: Power = Power()
     thermal: Thermal = Thermal()
-    storage: Storage = Storage()
     gguf: Gguf
     onnx: Onnx
     runtime: Runtime
@@ -233,7 +225,7 @@ def load_profile(name_or_path: str) -> Profile:
     the field that is.
     """
     path = _path(name_or_path)
-    table = _read(path, seen=())
+    table = _without_retired(_read(path, seen=()))
     sources: dict[str, Provenance] = {}
     try:
         plain = _take_sources(table, "", sources)
@@ -281,6 +273,14 @@ def _read(path: Path, *, seen: tuple[str, ...]) -> dict[str, Any]:
     inherited = _read(beside if beside.is_file() else _path(str(parent)), seen=(*seen, path.stem))
     own_only = {"match", "references", "id", "title", "generic"}
     return _merge({key: value for key, value in inherited.items() if key not in own_only}, table)
+
+
+def _without_retired(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        key: _without_retired(value, f"{prefix}{key}.") if _is_section(value) else value
+        for key, value in table.items()
+        if f"{prefix}{key}" not in RETIRED
+    }
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fieldlm.hardware.cores import physical_cores
@@ -35,9 +36,15 @@ def _reclaimable(folder: Path) -> int:
     return 0
 
 
-def temperature_c(root: Path = LIVE) -> float | None:
-    """Return the hottest sensor's temperature, None when there is no sensor (virtual machines)."""
-    paths = [
+def temperature_c(root: Path = LIVE, zones: Sequence[str] = ()) -> float | None:
+    """Return the temperature of the hottest of the kernel's thermal `zones`, by their types.
+
+    Where none of them is, that of the hottest sensor, a drive's or a radio's among them; None when there is no sensor
+    (virtual machines).
+    """
+    known = (root / "sys/class/thermal").glob("thermal_zone*/type")
+    named = [path.with_name("temp") for path in known if read_text(path.parent, path.name).strip() in zones]
+    paths = named or [
         *(root / "sys/class/thermal").glob("thermal_zone*/temp"),
         *(root / "sys/class/hwmon").glob("hwmon*/temp*_input"),
     ]

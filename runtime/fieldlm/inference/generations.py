@@ -97,7 +97,7 @@ class Generations:
     def load(self, bundle: Bundle) -> Serving:
         """Load `bundle` beside what runs: only its adapter where the same base is in memory, else a second engine.
 
-        Raises EngineError, BundleError or MissingPartError; what runs is untouched then.
+        Raises EngineError, BundleError or MissingDependencyError; what runs is untouched then.
         """
         with self._loading:
             return self._load(bundle)
