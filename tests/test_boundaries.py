@@ -36,7 +36,7 @@ WORKSHOP_ROOMS: dict[str, str] = {
     "compile": "hardware engines inference bench pipeline checkpoints export verify search",
     "repository": "blobs",
     "collect": "network",
-    "learn": "collect",
+    "learn": "hardware engines inference pipeline checkpoints collect",
     "fleet": "collect",
     "demo": " ".join([*ROOMS, "checkpoints compile repository collect learn fleet"]),
 }

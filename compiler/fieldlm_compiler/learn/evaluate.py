@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.core import terminal
-from fieldlm.core.errors import InputError, UnavailableError
+from fieldlm.core.errors import UnavailableError
+from fieldlm_compiler.learn.tokenized import read_lines
 
 Messages = Sequence[dict[str, str]]
 
@@ -143,9 +144,7 @@ def score(
 
 def read_examples(path: Path) -> list[tuple[Messages, str]]:
     """Read a dataset file: every line's messages but the last, and the last one's text."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
-    rows = [msgspec.json.decode(line)["messages"] for line in path.read_text().splitlines()]
+    rows = [msgspec.json.decode(line)["messages"] for line in read_lines(path)]
     return [(row[:-1], row[-1]["content"]) for row in rows]
 
 
