@@ -108,7 +108,7 @@ def added_ms(folder: Path, mode: Any, requests: int, pause_s: float) -> list[flo
     """Return what one call of the recorder took from each of `requests` requests, while the writer writes."""
     made: list[float] = []
     with Spool(folder / f"{mode}.db") as spool:
-        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=secrets.token_bytes(32))
+        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=secrets.token_bytes(32), consents=["c-1"])
         for number in range(requests):
             exchange = _exchange(number)
             began_s = time.perf_counter()
@@ -187,7 +187,7 @@ from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
 with tempfile.TemporaryDirectory() as folder, Spool(pathlib.Path(folder) / "s.db") as spool:
-    recorder = Recorder(spool, device="k", mode="redacted", salt=b"x")
+    recorder = Recorder(spool, device="k", mode="redacted", salt=b"x", consents=["c-1"])
     sync = Sync(spool, broker_url="mqtt://127.0.0.1:9", fleet="f", device="k")
     sync.start()
     for number in range(5000):

@@ -49,9 +49,13 @@ class Exchange:
     used_fallback: bool = False
 
 
+TERMS = ("yes-7",)
+"""What the owner lists as consent."""
+
+
 def recorded(tmp_path: Path, mode: Mode, exchange: Exchange, correction: str | None = None) -> list[Record]:
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=b"salt")
+        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=b"salt", consents=TERMS)
         recorder.exchange(exchange)
         if correction is not None:
             assert recorder.feedback(exchange.id, "down", correction)
@@ -101,6 +105,13 @@ def test_without_consent_no_text_is_kept_in_any_mode(tmp_path: Path, mode: Mode)
     assert b"latte" not in on_disk(tmp_path)
 
 
+@pytest.mark.parametrize("word", ["no", "false", "0", "denied", "withdrawn", "YES-7", "yes-7 "])
+def test_a_word_that_the_owner_did_not_list_is_no_consent(tmp_path: Path, word: str) -> None:
+    (found, said) = recorded(tmp_path, "full", Exchange(consent=word), correction="a tea")
+    assert (found.consent, found.prompt, found.answer, said.consent, said.correction) == ("",) * 5
+    assert b"latte" not in on_disk(tmp_path)
+
+
 def test_off_records_nothing(tmp_path: Path) -> None:
     assert recorded(tmp_path, "off", Exchange(), correction="a tea") == []
 
@@ -117,7 +128,7 @@ def test_a_session_is_hashed_with_the_devices_salt(tmp_path: Path) -> None:
 
 def test_feedback_for_an_unknown_response_is_refused(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="full", salt=b"")
+        recorder = Recorder(spool, device="k", mode="full", salt=b"", consents=TERMS)
         assert not recorder.feedback("chatcmpl-never", "up", None)
         spool.flush()
         assert spool.pending("fb", 0, 10) == []
@@ -126,7 +137,7 @@ def test_feedback_for_an_unknown_response_is_refused(tmp_path: Path) -> None:
 def test_feedback_after_a_restart_joins_its_session_and_consent(tmp_path: Path) -> None:
     (before,) = recorded(tmp_path, "redacted", Exchange())
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="kiosk-1", mode="redacted", salt=b"salt")
+        recorder = Recorder(spool, device="kiosk-1", mode="redacted", salt=b"salt", consents=TERMS)
         assert recorder.feedback("chatcmpl-1", None, "a tea for Emma")
         spool.flush()
         (said,) = spool.pending("fb", 0, 10)
@@ -167,7 +178,7 @@ def test_events_go_to_their_streams(tmp_path: Path) -> None:
 
 def test_many_requests_may_end_at_once(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="redacted", salt=b"")
+        recorder = Recorder(spool, device="k", mode="redacted", salt=b"", consents=TERMS)
 
         def serve(first: int) -> None:
             for number in range(first, first + 50):
@@ -192,7 +203,7 @@ def test_the_salt_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) ->
 def test_a_forgotten_session_leaves_the_disk_and_is_asked_to_leave_the_store(tmp_path: Path) -> None:
     text = [{"role": "user", "content": "a cortado with cardamom " * 40}]
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="full", salt=b"salt")
+        recorder = Recorder(spool, device="k", mode="full", salt=b"salt", consents=TERMS)
         for number in range(30):
             who = "customer-42" if number % 3 == 0 else "another"
             words = text if who == "customer-42" else [{"role": "user", "content": "an espresso"}]
@@ -215,12 +226,12 @@ def test_a_forgotten_session_leaves_the_disk_and_is_asked_to_leave_the_store(tmp
         assert not recorder.feedback("r0", "up", None)
         assert recorder.feedback("r1", "up", None)
     with Spool(tmp_path / "spool.db") as spool:
-        assert not Recorder(spool, device="k", mode="full", salt=b"salt").feedback("r3", "up", None)
+        assert not Recorder(spool, device="k", mode="full", salt=b"salt", consents=TERMS).feedback("r3", "up", None)
 
 
 def test_a_session_that_waits_in_the_ring_is_forgotten_too(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="full", salt=b"salt")
+        recorder = Recorder(spool, device="k", mode="full", salt=b"salt", consents=TERMS)
         recorder.exchange(Exchange())
         recorder.forget("customer-42")
         assert spool.flush()

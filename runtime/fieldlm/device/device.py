@@ -319,4 +319,6 @@ class Device:
 def policy_of(config: Config) -> EffectivePolicy:
     """Return what this device tells: the setting `telemetry` is the ceiling, the kept policy may lower it."""
     path = config.state / "policy.json"
-    return EffectivePolicy(config.telemetry, fleet=config.fleet, path=path, signer=config.policy_signer)
+    return EffectivePolicy(
+        config.telemetry, fleet=config.fleet, path=path, signer=config.policy_signer, consents=config.consent
+    )

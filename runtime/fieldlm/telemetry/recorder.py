@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -99,12 +99,22 @@ class Recorder:
     """
 
     def __init__(
-        self, spool: Spool, *, device: str, salt: bytes, mode: Mode = "metrics", terms: EffectivePolicy | None = None
+        self,
+        spool: Spool,
+        *,
+        device: str,
+        salt: bytes,
+        mode: Mode = "metrics",
+        consents: Iterable[str] = (),
+        terms: EffectivePolicy | None = None,
     ) -> None:
-        """`mode` is the most that may be told; `terms` say it instead where a fleet's policy has a word."""
+        """`mode` is the most that may be told, `consents` are the terms under which text may travel.
+
+        `terms` say both instead, where a fleet's policy has a word.
+        """
         self.spool = spool
         self.device = device
-        self.terms = terms or EffectivePolicy(mode, fleet="")
+        self.terms = terms or EffectivePolicy(mode, fleet="", consents=consents)
         self.salt = salt
         self.clock = Clock()
         self._boot = boot_id()
@@ -116,7 +126,7 @@ class Recorder:
     def exchange(self, exchange: RecordedExchange) -> None:
         """Record one exchange; its text only with consent, in mode `redacted` or `full`."""
         mode = self.terms.mode
-        consent = _label(exchange.consent)
+        consent = self._agreed(exchange.consent)
         session = self._hash(exchange.session)
         margin = round(float(exchange.timings.margin), 2)
         answered = AnsweredResponse(generation=exchange.generation, session=session, consent=consent)
@@ -165,7 +175,7 @@ class Recorder:
         if (correction is not None or rating == "down") and known.margin is not None:
             self._summary(answered.generation).disputed(known.margin)
         sampled = self._is_sampled(answered.session or response)
-        has_text = bool(answered.consent and correction) and mode in ("redacted", "full") and sampled
+        has_text = bool(self._agreed(answered.consent) and correction) and mode in ("redacted", "full") and sampled
 
         def add(record: Record) -> Record:
             text = _clip(_redacted(correction or "", mode, known.names, patterns))
@@ -237,6 +247,10 @@ class Recorder:
         if not session:
             return ""
         return hmac.new(self.salt, session.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
+
+    def _agreed(self, consent: str | None) -> str:
+        """Return the term that a customer has agreed to. A word that the owner did not list ("no", "false") is none."""
+        return _label(consent) if _label(consent) in self.terms.consents else ""
 
     def _is_sampled(self, session: str) -> bool:
         """Say whether the texts of a session travel: all of a conversation or nothing, now and after a restart."""
