@@ -9,6 +9,7 @@ from fieldlm.cli.config import as_markdown, as_toml, main
 from fieldlm.core import terminal
 from fieldlm.core.config import SETTINGS, add_flags, keys_folder, load_config
 from fieldlm.core.errors import ConfigError, FieldlmError, ProfileError
+from fieldlm.core.setting import words
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ class Device:
     def _on_feedback(self, said: Feedback) -> bool:
         if said.correction is not None or said.rating == "down":
             self.watch.corrected(said.id)
-        return self.recorder.feedback(said.id, said.rating, said.correction)
+        return self.recorder.feedback(said.id, said.rating, said.text)
 
     def _sync(self) -> Sync:
         sync = Sync(

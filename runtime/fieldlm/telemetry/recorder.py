@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -30,6 +30,7 @@ from fieldlm.hardware.board_id import boot_id
 from fieldlm.hardware.clock import Clock, is_set
 from fieldlm.telemetry import hard_examples
 from fieldlm.telemetry.effective_policy import EffectivePolicy
+from fieldlm.telemetry.prompt_context import EVENT, PromptContexts
 from fieldlm.telemetry.quantile_sketch import Summary
 from fieldlm.telemetry.redaction import Patterns, redact, redact_messages
 from fieldlm.telemetry.redaction.names import names_in
@@ -66,6 +67,8 @@ class RecordedExchange(Protocol):
     def model(self) -> str: ...
     @property
     def messages(self) -> Any: ...
+    @property
+    def context(self) -> Mapping[str, Any]: ...
     @property
     def answer(self) -> str: ...
     @property
@@ -118,6 +121,7 @@ class Recorder:
         self.salt = salt
         self.clock = Clock()
         self._boot = boot_id()
+        self._contexts = PromptContexts()
         self._answered: OrderedDict[str, _Known] = OrderedDict()
         self._summaries: dict[str, Summary] = {}
         self._summed_s = time.monotonic()
@@ -141,6 +145,9 @@ class Recorder:
             route=exchange.route or "",
             used_fallback=exchange.used_fallback,
         )
+        detail = {"hard": ",".join(hard)} if hard else {}
+        if has_text and exchange.context:
+            detail["context"] = self._tell(exchange.context, mode)
         self._append(
             "gen",
             "generation",
@@ -160,7 +167,7 @@ class Recorder:
             ttft_ms=_ms(exchange.ttft_s),
             duration_ms=_ms(exchange.duration_s),
             margin=margin,
-            detail={"hard": ",".join(hard)} if hard else {},
+            detail=detail,
         )
 
     def feedback(self, response: str, rating: str | None, correction: str | None) -> bool:
@@ -248,6 +255,20 @@ class Recorder:
             return ""
         return hmac.new(self.salt, session.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
 
+    def _tell(self, context: Mapping[str, Any], mode: Mode) -> str:
+        """Record what stood around the messages, unless it was; returns its digest."""
+        digest, is_new = self._contexts.meet(context, mode)
+        patterns = self.terms.patterns
+
+        def add(record: Record) -> Record:
+            told = redact_messages(dict(context), patterns=patterns) if mode == "redacted" else dict(context)
+            text = msgspec.json.encode(told).decode()
+            return msgspec.structs.replace(record, detail=record.detail | {"context": text})
+
+        if is_new:
+            self._append("sys", "system", add, detail={"event": EVENT, "digest": digest})
+        return digest
+
     def _agreed(self, consent: str | None) -> str:
         """Return the term that a customer has agreed to. A word that the owner did not list ("no", "false") is none."""
         return _label(consent) if _label(consent) in self.terms.consents else ""
@@ -307,16 +328,22 @@ class _Text:
     def added(self, record: Record) -> Record:
         self.known.names = _names(self.exchange) if self.mode == "redacted" else frozenset()
         answer = _clip(_redacted(self.exchange.answer, self.mode, self.known.names, self.patterns))
-        return msgspec.structs.replace(record, prompt=self._prompt(), answer=answer)
+        prompt, is_cut = self._prompt()
+        detail = record.detail | ({"cut": "yes"} if is_cut or len(self.exchange.answer) > TEXT_CHARS else {})
+        return msgspec.structs.replace(record, prompt=prompt, answer=answer, detail=detail)
 
-    def _prompt(self) -> str:
-        """Return the messages as JSON, without the oldest ones after the first when they are too long together."""
+    def _prompt(self) -> tuple[str, bool]:
+        """Return the messages as JSON, without the oldest ones after the first when they are too long together.
+
+        Says too whether that, or a text's length, has cost anything of them.
+        """
         kept: list[Any] = [_clip_all(message) for message in self.exchange.messages]
+        is_cut = any(len(text) > TEXT_CHARS for text in _texts(self.exchange.messages))
         if self.mode == "redacted":
             kept = [_redact(message, self.known.names, self.patterns) for message in kept]
         while len(text := msgspec.json.encode(kept).decode()) > PROMPT_CHARS and len(kept) > 1:
             del kept[1 if len(kept) > 2 else 0]
-        return text
+        return text, is_cut or len(kept) < len(self.exchange.messages)
 
 
 def load_salt(path: Path) -> bytes:
