@@ -1,7 +1,7 @@
 """Dataset versions: a folder named by its content, so that a model can say what it has learned from.
 
 out/<first 16 digits of the content's SHA-256>/
-  train.jsonl  eval.jsonl   {"messages": […, {"role": "assistant", …}], "task": …, "session": …} a line
+  train.jsonl  eval.jsonl   {"messages": […, {"role": "assistant", …}], "tools": […], "task": …, "session": …} a line
   dataset.json              counts, tasks, consents, and the generations whose answers it holds
 """
 
@@ -55,8 +55,10 @@ def dataset(examples: Path, out: Path, *, task: str = "") -> Path:
 
 
 def _line(example: CuratedExample) -> bytes:
-    messages = [*example.messages, {"role": "assistant", "content": example.answer}]
-    return msgspec.json.encode({"messages": messages, "task": example.task, "session": example.session}) + b"\n"
+    answer = {"content": "", "tool_calls": example.tool_calls} if example.tool_calls else {"content": example.answer}
+    line: dict[str, Any] = {"messages": [*example.messages, {"role": "assistant", **answer}]}
+    line |= {"tools": example.tools} if example.tools else {}
+    return msgspec.json.encode(line | {"task": example.task, "session": example.session}) + b"\n"
 
 
 def _of_task(examples: Sequence[CuratedExample], task: str, folder: Path) -> list[CuratedExample]:
