@@ -87,8 +87,9 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def utterance(self) -> str:
-        """What the customer said last."""
-        content = self.messages[-1].get("content") or ""
+        """What the customer said last, before what tools may have answered."""
+        said = [message for message in self.messages if message.get("role") == "user"] or self.messages
+        content = said[-1].get("content") or ""
         return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
