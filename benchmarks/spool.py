@@ -82,7 +82,7 @@ def added_ms(folder: Path, mode: Any, requests: int, pause_s: float) -> list[flo
     """Return what one call of the recorder took from each of `requests` requests, while the writer writes."""
     made: list[float] = []
     with Spool(folder / f"{mode}.db") as spool:
-        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=secrets.token_bytes(32))
+        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=secrets.token_bytes(32), consents=["c-1"])
         for number in range(requests):
             exchange = _exchange(number)
             began_s = time.perf_counter()
@@ -101,7 +101,8 @@ def _exchange(number: int) -> Any:
         id=f"chatcmpl-{number:016x}", generation="0123456789ab", model="SmolLM2", messages=messages,
         outcome="stop",
         answer='{"name":"order","arguments":{"items":[{"item":"latte","quantity":2}]}}', timings=timings,
-        missed=False, started_wall_s=time.time(), duration_s=0.4, ttft_s=0.06, session=f"s{number // 3}", consent="c-1",
+        used_fallback=False, context={},
+        started_wall_s=time.time(), duration_s=0.4, ttft_s=0.06, session=f"s{number // 3}", consent="c-1",
         route="local", prompt_tokens=120, completion_tokens=20,
     )  # fmt: skip
 
@@ -161,7 +162,7 @@ from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
 with tempfile.TemporaryDirectory() as folder, Spool(pathlib.Path(folder) / "s.db") as spool:
-    recorder = Recorder(spool, device="k", mode="redacted", salt=b"x")
+    recorder = Recorder(spool, device="k", mode="redacted", salt=b"x", consents=["c-1"])
     sync = Sync(spool, broker_url="mqtt://127.0.0.1:9", fleet="f", device="k")
     sync.start()
     for number in range(5000):

@@ -37,7 +37,7 @@ WORKSHOP_ROOMS: dict[str, str] = {
     "compile": "hardware engines inference bench pipeline checkpoints export verify search",
     "repository": "blobs",
     "collect": "network",
-    "learn": "network collect",
+    "learn": "hardware network engines inference pipeline checkpoints collect",
     "fleet": "collect",
     "demo": " ".join([*ROOMS, "checkpoints compile repository collect learn fleet"]),
 }

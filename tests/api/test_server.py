@@ -367,3 +367,51 @@ def test_stopping_ends_the_streams_and_returns(base_bundle: Bundle) -> None:
     thread.join(60)
     assert not thread.is_alive()
     live.close()
+
+
+CALL = {"type": "function", "function": {"name": "goto", "arguments": '{"place": "door"}'}}
+SPELT = {"tool_calls": [{"type": "function", "function": {"name": "goto", "arguments": {"place": "door"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("correction", "text"),
+    [
+        ("two teas", "two teas"),
+        ({"name": "order", "items": ["tée"]}, '{"name": "order", "items": ["tée"]}'),
+        ([CALL], json.dumps(SPELT)),
+        ({"tool_calls": [{"id": "call_1", **CALL}]}, json.dumps(SPELT)),
+        ({"role": "assistant", "content": None, "tool_calls": [CALL]}, json.dumps(SPELT)),
+        ([{"function": {"name": "goto", "arguments": {"place": "door"}}}], json.dumps(SPELT)),
+        ({"role": "assistant", "content": "two teas"}, "two teas"),
+    ],
+)
+def test_a_correction_is_words_an_object_or_calls(correction: object, text: str) -> None:
+    assert Feedback(id="x", correction=correction).text == text  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "correction", ["", "   ", "\n", [], {"role": "assistant", "content": " "}, [{"name": "goto"}], {"tool_calls": [7]}]
+)
+def test_a_correction_that_says_nothing_is_refused(kiosk: Kiosk, correction: object) -> None:
+    response_id = kiosk.ask(max_tokens=1).json()["id"]
+    answer = kiosk.client.post("/v1/feedback", json={"id": response_id, "correction": correction})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "correction")
+
+
+def test_what_was_rendered_is_told_with_the_exchange(kiosk: Kiosk) -> None:
+    function = {"name": "goto", "description": "", "parameters": {"type": "object"}}
+    call = {"id": "c1", "type": "function", "function": {"name": "goto", "arguments": "{}"}}
+    said = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "arrived"},
+    ]
+    tools = [{"type": "function", "function": function}]
+    body = {"messages": said, "tools": tools, "tool_choice": "required", "max_tokens": 4}
+    assert kiosk.client.post(CHAT, json=body).status_code == 200
+    exchange = kiosk.exchanges[-1]
+    assert exchange.context["tools"] == tools
+    assert [message["role"] for message in exchange.messages] == ["user", "assistant", "tool"]
+    assert exchange.messages[1]["tool_calls"][0]["function"] == {"name": "goto", "arguments": {}}
+    kiosk.client.post("/v1/completions", json={"prompt": "one two", "max_tokens": 1})
+    assert kiosk.exchanges[-1].context == {"raw": True}

@@ -9,6 +9,7 @@ from fieldlm.cli.config import as_markdown, as_toml, main
 from fieldlm.core import terminal
 from fieldlm.core.config import SETTINGS, add_flags, keys_folder, load_config
 from fieldlm.core.errors import ConfigError, FieldlmError, ProfileError
+from fieldlm.core.setting import words
 
 
 @pytest.fixture
@@ -203,3 +204,14 @@ def test_the_folder_of_keys_is_found_as_every_setting_and_without_becoming_a_dev
     with pytest.raises(ConfigError, match="keys is '' \\(from FIELDLM_KEYS\\)"):
         keys_folder(None, {**env, "FIELDLM_KEYS": ""})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml"]
+
+
+@pytest.mark.parametrize(("given", "terms"), [("a-1, b", ("a-1", "b")), (["a-1"], ("a-1",)), ("", ()), ([], ())])
+def test_the_terms_of_consent_are_a_list_of_words(given: object, terms: tuple[str, ...]) -> None:
+    assert words(given) == terms
+
+
+@pytest.mark.parametrize("given", [True, 7, [1], {"a": "b"}])
+def test_what_is_no_list_of_words_is_refused(given: object) -> None:
+    with pytest.raises(ValueError, match="a list of words"):
+        words(given)

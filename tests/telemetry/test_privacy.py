@@ -12,12 +12,12 @@ from fieldlm.network.json_api import ApiError, error_response
 from fieldlm.telemetry.forget import privacy_routes
 from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
-from tests.telemetry.test_recorder import Exchange
+from tests.telemetry.test_recorder import TERMS, Exchange
 
 
 def test_a_customer_is_forgotten_over_http(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="full", salt=b"salt")
+        recorder = Recorder(spool, device="k", mode="full", salt=b"salt", consents=TERMS)
         app = Starlette(routes=privacy_routes(recorder), exception_handlers={ApiError: error_response})
         with TestClient(app) as client:
             recorder.exchange(Exchange())

@@ -37,7 +37,7 @@ from fieldlm.telemetry.sync_session import Timing
 from fieldlm_compiler.collect.collect import Collector
 from fieldlm_compiler.collect.parquet import Store
 from tests.support.brokers import MOSQUITTO
-from tests.telemetry.test_recorder import SECRETS, Exchange
+from tests.telemetry.test_recorder import SECRETS, TERMS, Exchange
 
 QUICK = Timing(ack_s=1.0, linger_s=0.05, backoff_base_s=0.05, backoff_cap_s=0.3)
 
@@ -292,7 +292,7 @@ def test_a_forgotten_session_leaves_the_store_too(tmp_path: Path) -> None:
         Spool(tmp_path / "s.db") as spool,
         synced(spool, url) as sync,
     ):
-        recorder = Recorder(spool, device="kiosk-1", mode="full", salt=b"salt")
+        recorder = Recorder(spool, device="kiosk-1", mode="full", salt=b"salt", consents=TERMS)
         for who in ("customer-42", "another"):
             recorder.exchange(Exchange(id=who, session=who, answer=f"tea for {who}"))
         assert sync.drain(30)

@@ -15,6 +15,7 @@ from fieldlm.cli.broker import EmbeddedBroker, free_port
 from fieldlm.core.errors import GateError, UnavailableError
 from fieldlm.network.http_client import OK, HttpClient
 from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.demo.customers import CONSENT
 
 Facts = dict[str, Any]
 
@@ -139,6 +140,7 @@ class Machines:
         serve = [
             "serve", str(bundle), "--state", str(folder / "device"), "--port", str(port), "--profile", profile,
             "--device", DEVICE, "--fleet", FLEET, "--broker", self.broker_url, "--telemetry", "redacted",
+            "--consent", CONSENT,
             "--repository", self.repository_url, "--trust", str(repository / "tuf" / "root.json"),
         ]  # fmt: skip
         collect = ["collect", "--broker", self.broker_url, "--store", str(folder / "store"), "--fleet", FLEET]

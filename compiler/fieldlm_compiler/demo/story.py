@@ -28,7 +28,7 @@ from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.compile.build import compile_model
-from fieldlm_compiler.demo.customers import MAX_TOKENS, STOP, Crowd, Tally, messages, serve_all
+from fieldlm_compiler.demo.customers import CONSENT, MAX_TOKENS, STOP, Crowd, Tally, messages, serve_all
 from fieldlm_compiler.demo.kiosk import Customer, held_out_customers, strangers, training_customers
 from fieldlm_compiler.demo.menu import SYSTEM_PROMPT
 from fieldlm_compiler.demo.processes import FLEET, Machines, Outage
@@ -199,7 +199,7 @@ class Story:
 
     def learn(self) -> Facts:
         """Turn the store into a dataset."""
-        curated = curate(self.folder / "store", self.folder / "examples", eval_share=0.05)
+        curated = curate(self.folder / "store", self.folder / "examples", consents=[CONSENT], eval_share=0.05)
         tasks = cluster(self.folder / "examples")
         made = dataset(self.folder / "examples", self.folder / "datasets")
         terminal.log(f"  {curated['train']} examples to train on, {curated['eval']} to watch, {len(tasks)} tasks found")

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from fieldlm.core import terminal
-from fieldlm.core.errors import InputError, UnavailableError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.network.http_client import HttpClient, server_at
+from fieldlm_compiler.learn.tokenized import read_lines
 
 Messages = Sequence[dict[str, str]]
 
@@ -127,9 +128,7 @@ def score(
 
 def read_examples(path: Path) -> list[tuple[Messages, str]]:
     """Read a dataset file: every line's messages but the last, and the last one's text."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
-    rows = [msgspec.json.decode(line)["messages"] for line in path.read_text().splitlines()]
+    rows = [msgspec.json.decode(line)["messages"] for line in read_lines(path)]
     return [(row[:-1], row[-1]["content"]) for row in rows]
 
 

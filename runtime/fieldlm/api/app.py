@@ -35,10 +35,9 @@ from fieldlm.core.errors import ConflictError, FieldlmError, InputError, NotFoun
 from fieldlm.engines import RunningAnswer, Schedule
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.inference.adapters import Shelf, name_of
-from fieldlm.inference.chat_template import opening, render
+from fieldlm.inference.chat_template import as_served, opening, render
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations, Serving
-from fieldlm.inference.tool_calls import as_text
 from fieldlm.inference.warmup import UnreadyReason
 from fieldlm.network.auth import AuthMiddleware, Keys
 from fieldlm.network.json_api import ApiError, as_json, error_response, read_body
@@ -160,8 +159,7 @@ class _Api:
             serving = await self._admit(needs, asked.model, asked.terms())
             promised = await _promise(serving, asked, toolbox)
             prompt = await _prompt(serving, render(serving.bundle, messages, tools=tools), param="messages")
-            spelt = [as_text(message) for message in messages]
-            return await self._answer(request, needs, _Job(serving, asked, voice, spelt, prompt, promised, came_s))
+            return await self._answer(request, needs, _Job(serving, asked, voice, messages, prompt, promised, came_s))
 
     async def stored(self, request: Request) -> Response:
         what = "responses are not stored on this device; keep what POST /v1/responses returned"
@@ -275,6 +273,7 @@ class _Api:
 
     async def feedback(self, request: Request) -> Response:
         given = chat_request.parse(await read_body(request), Feedback)
+        _ = given.text
         # What was answered before a restart is on the disk, and that may hang.
         if not await asyncio.to_thread(self._on_feedback, given):
             raise ApiError(404, f"no answer {given.id!r} is remembered here", param="id", code="unknown_id")
@@ -337,12 +336,21 @@ class _Job:
             raise
         return started
 
+    def _context(self) -> dict[str, Any]:
+        """Return what `render` put into the prompt beside the messages."""
+        if isinstance(self.asked, chat_request.CompletionRequest):
+            return {"raw": True}
+        system, toolbox = self.serving.bundle.manifest.system_prompt, self.asked.toolbox()
+        has_own = len(as_served(self.messages, system)) > len(self.messages)
+        return ({"system": system} if has_own else {}) | ({"tools": toolbox.plain} if toolbox else {})
+
     def exchange(self, ids: ResponseIds) -> Exchange:
         return Exchange(
             id=ids.next(self.voice.prefix),
             generation=self.serving.bundle.generation,
             model=name_of(self.serving),
             messages=self.messages,
+            context=self._context(),
             started_wall_s=time.time(),
             session=self.asked.label("session"),
             consent=self.asked.label("consent"),

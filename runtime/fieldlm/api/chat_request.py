@@ -6,10 +6,11 @@ Defaults are OpenAI's but for two: temperature is 0 (a device answers the same q
 ends after 512 tokens (a small model that repeats itself must not hold a sequence until the context is full).
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -277,7 +278,24 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     id: str
     rating: Literal["up", "down"] | None = None
-    correction: str | None = None
+    correction: str | list[Any] | dict[str, Any] | None = None
+    """Words, an object that is meant as JSON, or `tool_calls` as OpenAI spells them, alone or in a message."""
+
+    @property
+    def text(self) -> str | None:
+        """The correction as one text, calls as `{"tool_calls": […]}`; raises ApiError where it says nothing."""
+        said = self.correction
+        if isinstance(said, dict) and said.get("role") == "assistant" and not said.get("tool_calls"):
+            said = said.get("content")
+        calls = said.get("tool_calls") if isinstance(said, dict) else said
+        if isinstance(calls, list) and calls:
+            plain = [call.plain(f"correction[{i}]") for i, call in enumerate(_asked_calls(calls))]
+            spelt = [{"type": "function", "function": call["function"]} for call in plain]
+            return json.dumps({"tool_calls": spelt}, ensure_ascii=False)
+        text = json.dumps(said, ensure_ascii=False) if isinstance(said, dict) else said
+        if self.correction is not None and not (isinstance(text, str) and text.strip()):
+            raise ApiError(400, "correction says nothing", param="correction", code="invalid_value")
+        return cast(str | None, text)
 
 
 @dataclass(kw_only=True)
@@ -292,6 +310,8 @@ class Exchange:
     session: str | None = None
     consent: str | None = None
     route: str | None = None
+    context: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the prompt held beside the messages: `system`, the bundle's own, and `tools`; `raw` says it was no chat."""
     answer: str = ""
     outcome: Outcome = "error"
     timings: Timings = field(default_factory=Timings)
@@ -307,6 +327,13 @@ class Exchange:
     @property
     def completion_tokens(self) -> int:
         return self.timings.completion_tokens
+
+
+def _asked_calls(calls: list[Any]) -> list[AskedCall]:
+    try:
+        return msgspec.convert(calls, list[AskedCall])
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"correction: {error}", param="correction", code="invalid_type") from error
 
 
 def parse(body: bytes, kind: type[T]) -> T:

@@ -49,7 +49,7 @@ class NamedChoice(msgspec.Struct, frozen=True):
 
 class _AskedFunction(msgspec.Struct, frozen=True):
     name: str
-    arguments: str = "{}"
+    arguments: str | dict[str, Any] = "{}"
 
 
 class AskedCall(msgspec.Struct, frozen=True):
@@ -62,7 +62,8 @@ class AskedCall(msgspec.Struct, frozen=True):
     def plain(self, where: str) -> Plain:
         """Return the call as templates know it: arguments are an object there, not its JSON."""
         try:
-            arguments = msgspec.json.decode(self.function.arguments or "{}")
+            given = self.function.arguments or "{}"
+            arguments = msgspec.json.decode(given) if isinstance(given, str) else given
         except (ValueError, RecursionError) as error:
             name = f"{where}.function.arguments"
             raise ApiError(400, f"{name} is not JSON: {error}", param=name, code="invalid_value") from error

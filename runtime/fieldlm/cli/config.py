@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from fieldlm.core import terminal
 from fieldlm.core.config import SETTINGS, default_words, load_config
@@ -68,4 +69,6 @@ def as_markdown() -> str:
 
 
 def _words(value: object) -> str:
+    if isinstance(value, tuple):
+        value = ", ".join(map(str, cast(tuple[object, ...], value)))
     return {"": "–", "True": "true", "False": "false"}.get(str(value), str(value))

@@ -57,6 +57,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "curate": ("fieldlm_compiler.learn.curate", "make examples of records: join, drop, dedupe, split"),
         "cluster": ("fieldlm_compiler.learn.cluster", "find the recurring tasks in examples"),
         "dataset": ("fieldlm_compiler.learn.dataset", "turn examples into a dataset"),
+        "tainted": ("fieldlm_compiler.learn.tainted", "list, or rebuild, what was made of forgotten people's words"),
         "tune": ("fieldlm_compiler.learn.tune", "fine-tune a checkpoint; writes a LoRA adapter"),
         "evaluate": ("fieldlm_compiler.learn.evaluate", "ask a server a dataset's questions and count right answers"),
         "demo": ("fieldlm_compiler.demo.story", "run the whole circle once, on this machine"),

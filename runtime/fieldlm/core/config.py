@@ -62,6 +62,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             "MODE",
         ),
     ]
+    consent: Annotated[
+        tuple[str, ...], _usage("terms that count as consent; any other word is none", check.words, (), "TERM[,TERM]")
+    ]
     broker: Annotated[str, _usage("where usage goes and commands come from: mqtt[s]://HOST", check.broker, "", "URL")]
     broker_ca: Annotated[str, _usage("authorities for mqtts, where the system's do not do", check.file, "", "PEM")]
     broker_cert: Annotated[str, _usage("this device's certificate for the broker", check.file, "", "PEM")]
@@ -130,7 +133,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def default_words(name: str) -> str:
     """Return the default as TOML has it; a folder below the home folder begins with ~."""
     default = SETTINGS[name].default_in({"HOME": "~"})
-    return json.dumps(default if isinstance(default, bool | int) else str(default))
+    return json.dumps(default if isinstance(default, bool | int | tuple) else str(default))
 
 
 def config_file(env: Mapping[str, str] = os.environ) -> Path | None:

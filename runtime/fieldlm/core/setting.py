@@ -71,6 +71,14 @@ def telemetry(value: object) -> str:
     return str(value)
 
 
+def words(value: object) -> tuple[str, ...]:
+    """Check a list of words: of a file's array, or with commas between them."""
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(word, str) for word in cast(list[object], given)):
+        raise ValueError('a list of words, or words with commas between: ["kiosk-2026-11"]')
+    return tuple(word.strip() for word in cast(list[str], given) if word.strip())
+
+
 def switch(value: object) -> bool:
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     switch = value if isinstance(value, bool) else words.get(str(value).lower())

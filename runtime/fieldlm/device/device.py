@@ -221,7 +221,7 @@ class Device:
     def _on_feedback(self, said: Feedback) -> bool:
         if said.correction is not None or said.rating == "down":
             self.watch.corrected(said.id)
-        return self.recorder.feedback(said.id, said.rating, said.correction)
+        return self.recorder.feedback(said.id, said.rating, said.text)
 
     def _sync(self) -> Sync:
         sync = Sync(
@@ -322,4 +322,6 @@ class Device:
 def policy_of(config: Config) -> EffectivePolicy:
     """Return what this device tells: the setting `telemetry` is the ceiling, the kept policy may lower it."""
     path = config.state / "policy.json"
-    return EffectivePolicy(config.telemetry, fleet=config.fleet, path=path, signer=config.policy_signer)
+    return EffectivePolicy(
+        config.telemetry, fleet=config.fleet, path=path, signer=config.policy_signer, consents=config.consent
+    )

@@ -20,6 +20,9 @@ from fieldlm.formats.profile import Profile
 Outcome = Literal["stop", "length", "cancelled", "deadline_exceeded", "preempted", "rejected", "error"]
 """How an answer ended. `preempted`: it had given its sequence up to a more urgent class, and its deadline or the
 engine's end came before it got one again; it was not slow, and at a quieter time it would have been whole."""
+SEAM = "\ufdd0"
+"""Parts a text for `Engine.tokenize`, so that no token, and no special one, reaches over it. Unicode keeps this code
+point free of meaning for ever."""
 Priority = Literal["safety", "interactive", "batch"]
 
 
@@ -171,7 +174,10 @@ class Engine(Protocol):
     """Tokens that end an answer; they are not part of its text."""
 
     def tokenize(self, text: str) -> list[int]:
-        """Return token ids; special tokens written in `text` (<|im_start|> …) become their ids. Adds no BOS."""
+        """Return token ids; special tokens written in `text` (<|im_start|> …) become their ids. Adds no BOS.
+
+        No token reaches over a `SEAM`, and none stands for it.
+        """
         ...
 
     def detokenize(self, tokens: Sequence[int]) -> str:

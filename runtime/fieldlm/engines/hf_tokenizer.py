@@ -9,6 +9,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from fieldlm.core.errors import EngineError
+from fieldlm.engines import SEAM
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -43,8 +44,12 @@ class HfTokenizer:
         self._is_byte_level = b"ByteLevel" in bytes(file.decoder)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; special tokens written in it become their ids, none is added."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Return the ids of `text`; special tokens written in it become their ids, none is added.
+
+        No token reaches over a seam.
+        """
+        pieces = (self._tokenizer.encode(piece, add_special_tokens=False) for piece in text.split(SEAM))
+        return [token for piece in pieces for token in piece.ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", errors="replace")

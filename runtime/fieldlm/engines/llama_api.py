@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import EngineError
+from fieldlm.engines import SEAM
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout
 from fieldlm.engines.prompt_lookup import MOST_ROWS
 from fieldlm.engines.sampling import Floats
@@ -216,6 +217,9 @@ class LlamaWeights:
         return frozenset(filter(functools.partial(is_end, self._vocab), range(self.vocabulary)))
 
     def tokenize(self, text: str) -> list[int]:
+        return [token for piece in text.split(SEAM) for token in self._tokenize(piece)]
+
+    def _tokenize(self, text: str) -> list[int]:
         data = text.encode()
         room = len(data) + 8
         tokens = (ctypes.c_int32 * room)()

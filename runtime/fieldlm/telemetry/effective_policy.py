@@ -5,7 +5,7 @@ nobody can bring back what was allowed once; an unsigned one, or one by a strang
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fieldlm.core.errors import FieldlmError
@@ -17,9 +17,21 @@ from fieldlm.formats.policy import MODES, Mode, Policy, parse_policy
 class EffectivePolicy:
     """The policy that counts on this device. Safe from any thread."""
 
-    def __init__(self, ceiling: Mode, *, fleet: str, path: Path | None = None, signer: str = "") -> None:
-        """Read the kept policy, if `path` has one that is still good; `signer` is the key id that may sign."""
+    def __init__(
+        self,
+        ceiling: Mode,
+        *,
+        fleet: str,
+        path: Path | None = None,
+        signer: str = "",
+        consents: Iterable[str] = (),
+    ) -> None:
+        """Read the kept policy, if `path` has one that is still good; `signer` is the key id that may sign.
+
+        `consents` are the terms that the owner has listed; whatever else a request calls its consent is none.
+        """
         self.ceiling: Mode = ceiling
+        self.consents = frozenset(consents)
         self.fleet = fleet
         self._path = path
         self._trusted = frozenset({signer}) if signer else frozenset[str]()
