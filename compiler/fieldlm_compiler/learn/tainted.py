@@ -1,8 +1,8 @@
 """Machine unlearning, the bookkeeping of it: what was made of people's words who have asked to be forgotten since.
 
 The store forgets by itself. Examples, data sets, adapters and bundles are made of copies. This looks through folders
-for all four, lists what holds such words or was made of what held them, and with `--rebuild` writes examples and data sets
-anew without them. Adapters and bundles have to be made again: nothing can be taken out of weights.
+for all four, lists what holds such words or was made of what held them, and with `--rebuild` writes examples and data
+sets anew without them. Adapters and bundles have to be made again: nothing can be taken out of weights.
 """
 
 from collections.abc import Iterator, Sequence
