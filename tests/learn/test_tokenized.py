@@ -151,5 +151,5 @@ def test_a_tool_call_is_learned_as_the_template_spells_it_with_the_tools_that_we
 
 def test_the_examples_that_are_asked_may_hold_any_line_separator(tmp_path: Path) -> None:
     (tmp_path / "eval.jsonl").write_text(json.dumps(said("a\u2028b", "c\u0085d"), ensure_ascii=False) + "\n")
-    ((messages, answer),) = evaluate.read_examples(tmp_path / "eval.jsonl")
-    assert (messages[0]["content"], answer) == ("a\u2028b", "c\u0085d")
+    (found,) = evaluate.read_examples(tmp_path / "eval.jsonl")
+    assert (found.messages[0]["content"], found.answer) == ("a\u2028b", "c\u0085d")

@@ -13,6 +13,7 @@ from fieldlm_compiler.learn.answer_loss import AnswerLoss
 from fieldlm_compiler.learn.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
 from fieldlm_compiler.learn.tune import TrainingRecipe, tune, with_adapter
+from fieldlm_compiler.learn.tuning_state import ThreadChoice
 from tests.support.checkpoints import VOCABULARY, save_bytes_tokenizer
 
 TEMPLATE = (
@@ -122,6 +123,32 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been
     assert tune(checkpoint, dataset, tmp_path / "stopped", recipe)["losses"] == whole["losses"]
     assert "going on after step" in capfd.readouterr().err
     assert not list(tmp_path.glob(".stopped*")), "what it took to go on is gone when it is done"
+
+
+def test_threads_are_as_many_as_are_faster_now_and_that_is_looked_at_again() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        choice = ThreadChoice(look_s=3600.0)
+        used: list[int] = []
+        with choice.restored():
+            for _ in range(2):
+                with choice.step(1) as count:
+                    used.append(count)
+            assert used == [1, 2], "each is tried once"
+            for slower, wanted in ((2, 1), (1, 2)):
+                choice.took(slower, 2.0)
+                choice.took(3 - slower, 1.0)
+                with choice.step(1) as count:
+                    assert count == wanted == torch.get_num_threads()
+            eager = ThreadChoice(look_s=0.0)
+            for count, seconds in ((1, 1.0), (2, 2.0)):
+                eager.took(count, seconds)
+            with eager.step(1) as count:
+                assert count == 2, "the slower one is tried again"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_evaluating_nothing_gives_nothing() -> None:

@@ -73,10 +73,11 @@ def agree(examples: Sequence[E]) -> Agreed[E]:
                 same = answer_key(examples[index].answer) == best
                 lost["conflict" if not has_won else "duplicate" if same else "outvoted"] += 1
     kept = sorted(chosen)
-    for reason, key, floor in (
+    shares: tuple[tuple[Lost, Callable[[Votes], str], int], ...] = (
         ("over a session's share", _voter, SESSION_FLOOR),
         ("over a device's share", _device, DEVICE_FLOOR),
-    ):
+    )
+    for reason, key, floor in shares:
         kept, over = _within([(i, examples[i]) for i in kept], key, floor)
         lost[reason] += over
     return Agreed([examples[i] for i in kept], lost, disputed)

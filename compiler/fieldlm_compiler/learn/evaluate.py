@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,7 +18,15 @@ from fieldlm.core.errors import UnavailableError
 from fieldlm.network.http_client import HttpClient, server_at
 from fieldlm_compiler.learn.tokenized import read_lines
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[dict[str, Any]]
+
+
+class Question(NamedTuple):
+    """What is asked, the answer that is right, and the tools at hand."""
+
+    messages: Messages
+    answer: str
+    tools: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,7 @@ def ask(
     max_tokens: int,
     stop: Sequence[str] = (),
     metadata: dict[str, str] | None = None,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> Reply:
     """Ask for one greedy answer; a refusal or a broken connection is a Reply with its error, not an exception.
 
@@ -81,6 +90,7 @@ def ask(
     body: dict[str, Any] = {"messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
     body |= {"stop": list(stop)} if stop else {}
     body |= {"metadata": metadata} if metadata else {}
+    body |= {"tools": list(tools), "tool_choice": "auto"} if tools else {}
     try:
         status, document = server.post("/v1/chat/completions", body)
     except UnavailableError as error:
@@ -89,7 +99,7 @@ def ask(
         return Reply(status=status, error=str(document))
     return Reply(
         status=status,
-        text=document["choices"][0]["message"]["content"],
+        text=said(document["choices"][0]["message"]),
         id=document["id"],
         generation=document["fieldlm"]["generation"],
         completion_tokens=document["usage"]["completion_tokens"],
@@ -98,7 +108,7 @@ def ask(
 
 def score(
     server: HttpClient,
-    examples: Sequence[tuple[Messages, str]],
+    examples: Sequence[tuple[Messages, str] | Question],
     *,
     clients: int = 4,
     max_tokens: int = 96,
@@ -111,25 +121,53 @@ def score(
     """
     right = 0
 
-    def one(example: tuple[Messages, str]) -> Reply:
-        return ask(server, example[0], max_tokens=max_tokens, stop=stop)
+    questions = [each if isinstance(each, Question) else Question(*each) for each in examples]
+
+    def one(question: Question) -> Reply:
+        return ask(server, question.messages, max_tokens=max_tokens, stop=stop, tools=question.tools)
 
     with ThreadPoolExecutor(clients) as pool, terminal.progress("ask", total=len(examples)) as line:
-        replies: Iterable[Reply] = pool.map(one, examples)
-        for index, (reply, (_, answer)) in enumerate(zip(replies, examples, strict=True)):
+        replies: Iterable[Reply] = pool.map(one, questions)
+        for index, (reply, question) in enumerate(zip(replies, questions, strict=True)):
             if reply.status != 200:
                 pool.shutdown(cancel_futures=True)
                 raise UnavailableError(f"example {index} got no answer (HTTP {reply.status}): {reply.error}")
-            right += same_json(reply.text, answer)
+            right += same_json(reply.text, question.answer)
             on_reply(index, reply)
             line.update(index + 1, f"{right} right")
     return Score(right=right, total=len(examples))
 
 
-def read_examples(path: Path) -> list[tuple[Messages, str]]:
-    """Read a dataset file: every line's messages but the last, and the last one's text."""
-    rows = [msgspec.json.decode(line)["messages"] for line in read_lines(path)]
-    return [(row[:-1], row[-1]["content"]) for row in rows]
+def read_examples(path: Path) -> list[Question]:
+    """Read a dataset file: every line's messages but the last, what that one says or calls, and the tools at hand."""
+    rows: list[dict[str, Any]] = [msgspec.json.decode(line) for line in read_lines(path)]
+    return [
+        Question(_as_sent(row["messages"][:-1]), said(row["messages"][-1]), tuple(row.get("tools", ()))) for row in rows
+    ]
+
+
+def said(message: dict[str, Any]) -> str:
+    """Return the text of an assistant's message; of calls their names and arguments as JSON, several as a list."""
+    calls: list[dict[str, Any]] = [call["function"] for call in message.get("tool_calls") or []]
+    plain = [{"name": call["name"], "arguments": _object(call["arguments"])} for call in calls]
+    if not plain:
+        return str(message.get("content") or "")
+    return json.dumps(plain[0] if len(plain) == 1 else plain, ensure_ascii=False)
+
+
+def _object(arguments: Any) -> Any:
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+def _as_sent(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return `messages` as OpenAI's API wants them: the arguments of a call are its JSON there."""
+    sent: list[dict[str, Any]] = []
+    for message in messages:
+        functions = [call["function"] for call in message.get("tool_calls") or []]
+        spelt = [{**each, "arguments": json.dumps(_object(each["arguments"]))} for each in functions]
+        calls = [{"type": "function", "function": function} for function in spelt]
+        sent.append({**message, "tool_calls": calls} if calls else message)
+    return sent
 
 
 def main(argv: Sequence[str]) -> int:
