@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import msgspec
 
 from fieldlm.core import terminal
+from fieldlm.core.logs import to_terminal
 from tests.support.simulated_fleet import real, virtual
 
 
 def main(argv: Sequence[str]) -> int:
+    to_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int)
     parser.add_argument("--rate", type=int, default=20_000, help="records a second, all together")

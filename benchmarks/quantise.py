@@ -28,6 +28,7 @@ import msgspec
 from benchmarks.quantise_divisible import train
 from fieldlm.core import terminal
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, write_whole
+from fieldlm.core.logs import to_terminal
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.inference.chat_template import render
@@ -359,6 +360,7 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def main() -> None:
+    to_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("build/quantise"))

@@ -16,6 +16,7 @@ from typing import Any
 
 from fieldlm.core import terminal
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import to_terminal
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.hardware.detect import detect
@@ -89,6 +90,7 @@ def examine(name: str, bundle: Path, out: Path, profile: Profile, rows: Sequence
 
 
 def main() -> None:
+    to_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train", type=int, default=1500)

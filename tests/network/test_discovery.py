@@ -70,13 +70,11 @@ def test_two_devices_of_one_name_are_both_found() -> None:
             twin.stop()
 
 
-def test_a_network_that_refuses_is_a_line_and_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_refuses_is_a_line_and_no_failure(logged: pytest.LogCaptureFixture) -> None:
     announcer = announce("x", host="no address at all")
     announcer.start()
-    said = ""
-    while "not announced" not in said:
+    while "not announced" not in logged.text:
         time.sleep(0.01)
-        said += capsys.readouterr().err
     announcer.refresh(generation="h")
     announcer.stop()
 

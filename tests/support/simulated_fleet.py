@@ -243,9 +243,11 @@ def _usage(fleet: Sequence[Device], at_s: float, pid: int) -> Usage:
 def _tell(usages: Sequence[Usage]) -> None:
     before, now = usages[-2:]
     span_s = now.at_s - before.at_s
-    terminal.log(
+    print(
         f"  {now.at_s:5.0f} s  {(now.acked - before.acked) / span_s:8,.0f} records/s  behind {now.behind:7,}  "
-        f"collector {now.rss_mb:6.1f} MB, {(now.cpu_s - before.cpu_s) / span_s:.0%} of a core"
+        f"collector {now.rss_mb:6.1f} MB, {(now.cpu_s - before.cpu_s) / span_s:.0%} of a core",
+        file=sys.stderr,
+        flush=True,
     )
 
 

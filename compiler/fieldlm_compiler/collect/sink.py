@@ -16,10 +16,12 @@ import duckdb
 import msgspec
 import pyarrow as pa
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
+from fieldlm.core.logs import logger
 from fieldlm.formats.block import Block, UnknownSchemaError
 from fieldlm.formats.record import Record, WireError
+
+log = logger(__name__)
 
 Key = tuple[str, int, str]
 """Device, epoch, stream."""
@@ -240,7 +242,7 @@ def as_dict(value: Any) -> dict[str, str]:
 
 def tell_lie(key: Key) -> None:
     """Say that a hello was not its device's own."""
-    terminal.log(f"collect: {key[0]} has what a hello in its name said to be gone; who may publish as {key[0]}?")
+    log.warning(f"collect: {key[0]} has what a hello in its name said to be gone; who may publish as {key[0]}?")
 
 
 def read(block: Block, after: int) -> list[Record] | str:

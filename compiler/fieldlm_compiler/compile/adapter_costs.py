@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import GateError, NoSpaceError
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import Gate, Manifest
 from fieldlm.inference.chat_template import render
 from fieldlm_compiler.checkpoints import merge as merging
@@ -23,6 +23,8 @@ from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.corpus import TaskExample, read_task
 from fieldlm_compiler.verify.gates import Fitted
+
+log = logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Judge:
             merged = merging.merge(checkpoint, self.fitted.adapter, self.stages)
             whole = shrink(lower(merged, "gguf", self.stages), self._quant(artefact), self.wish.profile, self.stages)
         except NoSpaceError as error:
-            terminal.log(f"  note: not compared with the merged model: {error}")
+            log.info(f"  note: not compared with the merged model: {error}")
             return None
         said = proof.ask(self.manifest, whole, self.stages, reference=self.reference)
         examples = judged.examples

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe
 from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile, profile_sha256
@@ -27,6 +27,8 @@ from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.gates import Candidate
 from fieldlm_compiler.verify.limits import PRESETS, SearchRequest
+
+log = logger(__name__)
 
 FULL_WEIGHTS = ("F32", "F16", "BF16")
 
@@ -122,7 +124,7 @@ def quantized_file(model: str, stages: Stages) -> Path | None:
 def compile_file(gguf: Path, wish: Wish, stages: Stages) -> Bundle:
     """Make a bundle around the quantised GGUF file `gguf`; there is no source to prove it against."""
     artefact = as_is(gguf, stages)
-    terminal.log(f"  note: {gguf.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
+    log.info(f"  note: {gguf.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
     header = read_header(gguf)
     metadata = header.metadata
     model = ModelInfo(

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core import terminal
 from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import GateError, InputError
+from fieldlm.core.logs import logger
 from fieldlm.core.signing import key_id, load_or_create_key
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile, load_profile
@@ -28,6 +29,8 @@ from fieldlm_compiler.pipeline.pack import check_out
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import ray_pool
 from fieldlm_compiler.verify.limits import PRESETS, Limits, SearchRequest
+
+log = logger(__name__)
 
 COLUMNS = ("candidate", "MB", "bits/weight", "as full", "KL", "tokens/s here")
 
@@ -142,7 +145,7 @@ def _compile_each(args: argparse.Namespace, profiles: Sequence[Profile]) -> int:
     reports: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
     for profile in profiles:
-        terminal.log(f"{profile.id}:")
+        log.info(f"{profile.id}:")
         try:
             reports[profile.id] = _compile(args, profile, (args.out or Path(_short(args.model))) / profile.id)
         except GateError as error:
@@ -160,7 +163,7 @@ def _signing_key(folder: Path) -> Ed25519PrivateKey:
     is_new = not path.exists()
     key = load_or_create_key(path)
     if is_new:
-        terminal.log(f"  made a new signing key, {key_id(key.public_key())}: {path}")
+        log.info(f"  made a new signing key, {key_id(key.public_key())}: {path}")
     return key
 
 
@@ -229,7 +232,7 @@ def _profile(name: str) -> Profile:
     from fieldlm.hardware.detect import detect
 
     best = detect().best
-    terminal.log(f"  compiling for {best.id}: {best.title} (this machine; --profile names another)")
+    log.info(f"  compiling for {best.id}: {best.title} (this machine; --profile names another)")
     return best
 
 

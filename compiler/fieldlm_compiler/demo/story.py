@@ -18,6 +18,7 @@ from typing import Any
 from fieldlm.core import terminal
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import logger
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.profile import Profile, load_profile
@@ -39,6 +40,8 @@ from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.evaluate import Score, score
 from fieldlm_compiler.learn.tune import TrainingRecipe, tune
 from fieldlm_compiler.repository.publish import announce, publish
+
+log = logger(__name__)
 
 Facts = dict[str, Any]
 CLIENTS = 8
@@ -116,9 +119,9 @@ class Story:
         path = self.folder / "stages" / f"{name}.json"
         if path.exists():
             facts = json.loads(path.read_text())
-            terminal.log(f"▸ {title}: done before ({facts['seconds']:.0f} s)")
+            log.info(f"▸ {title}: done before ({facts['seconds']:.0f} s)")
         else:
-            terminal.log(f"▸ {title}")
+            log.info(f"▸ {title}")
             started_s = time.monotonic()
             facts = work()
             facts["seconds"] = round(time.monotonic() - started_s, 1)
@@ -148,7 +151,7 @@ class Story:
     def _score(self, who: str, customers: Sequence[Customer]) -> Facts:
         examples = [(messages(u), u.answer) for customer in customers for u in customer.utterances]
         found = score(self.machines.server, examples, clients=CLIENTS, max_tokens=MAX_TOKENS, stop=STOP)
-        terminal.log(f"  {who}: exact match {found}")
+        log.info(f"  {who}: exact match {found}")
         return _score_facts(found)
 
     def serve_customers(self) -> Facts:
@@ -185,7 +188,7 @@ class Story:
         sent_bytes = self.machines.sent_bytes()
         total = sum(side["stored"] for side in streams.values())
         for stream, side in streams.items():
-            terminal.log(f"  {stream}: {side['produced']} made, {side['stored']} stored")
+            log.info(f"  {stream}: {side['produced']} made, {side['stored']} stored")
         if any(side["produced"] != side["stored"] for side in streams.values()) or doubled or gaps:
             raise GateError(f"telemetry lost or doubled something: {streams}, {gaps} gaps, {doubled} doubled")
         return {
@@ -202,7 +205,7 @@ class Story:
         curated = curate(self.folder / "store", self.folder / "examples", consents=[CONSENT], eval_share=0.05)
         tasks = cluster(self.folder / "examples")
         made = dataset(self.folder / "examples", self.folder / "datasets")
-        terminal.log(f"  {curated['train']} examples to train on, {curated['eval']} to watch, {len(tasks)} tasks found")
+        log.info(f"  {curated['train']} examples to train on, {curated['eval']} to watch, {len(tasks)} tasks found")
         return {"curated": curated, "tasks": tasks, "dataset": str(made)}
 
     def tune(self, learned: Facts) -> Facts:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import Engine
 from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile
@@ -26,6 +26,8 @@ from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.pack import BundlePart
 from fieldlm_compiler.pipeline.stages import Made, Stages
+
+log = logger(__name__)
 
 Format = Literal["gguf", "onnx"]
 ENGINES: dict[Format, Engine] = {"gguf": "llama", "onnx": "onnx"}
@@ -182,7 +184,7 @@ def onnx_artefact(folder: Path, made: Made) -> Artefact:
 
 def _write_template(template: object, folder: Path) -> None:
     if not template:
-        terminal.log("  note: the model has no chat template; messages are given to it one after the other")
+        log.info("  note: the model has no chat template; messages are given to it one after the other")
     (folder / TEMPLATE).write_text(str(template or PLAIN_TEMPLATE))
 
 

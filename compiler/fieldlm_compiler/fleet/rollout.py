@@ -126,7 +126,7 @@ def _draw(controller: Controller, args: argparse.Namespace) -> None:
         # The whole view is drawn anew in place.
         sys.stderr.write(f"\x1b[H\x1b[2J{text}\n")
     else:
-        terminal.log(text.splitlines()[0])
+        print(text.splitlines()[0], file=sys.stderr, flush=True)
 
 
 def describe(state: State) -> str:

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import terminal
 from fieldlm.core.files import canonical_json, sha256_bytes, write_whole
+from fieldlm.core.logs import logger
+
+log = logger(__name__)
 
 EVERY_S = 60.0
 LOOK_S = 30.0
@@ -47,7 +49,7 @@ class TuningRun:
         set_peft_model_state_dict(model, kept["adapter"])
         optimiser.load_state_dict(kept["optimiser"])
         self.losses, self.seconds = kept["losses"], kept["seconds"]
-        terminal.log(f"  going on after step {len(self.losses)}")
+        log.info(f"  going on after step {len(self.losses)}")
 
     def add(self, loss: float, seconds: float) -> None:
         self.losses.append(loss)

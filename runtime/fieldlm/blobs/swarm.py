@@ -24,10 +24,12 @@ from fieldlm.blobs.fetch import OnBytes, pull
 from fieldlm.blobs.partial_blob import CLAIMED, PartialBlob, runs
 from fieldlm.blobs.server import WHOLE
 from fieldlm.blobs.sources import BlobSource, StoppedError, check_stop, is_open
-from fieldlm.core import terminal
 from fieldlm.core.errors import UnavailableError
+from fieldlm.core.logs import logger
 from fieldlm.formats.release import blob_path
 from fieldlm.network.bounded_http import TricklingError, connections
+
+log = logger(__name__)
 
 SERVICE = "_fieldlm-blob._tcp.local."
 MOST = 64  # neighbours that are asked
@@ -294,7 +296,7 @@ class _Together:
     def _put_out(self, peer: _Peer, why: str) -> None:
         peer.is_out = True
         peer.pool.clear()
-        terminal.log(f"neighbour {peer.neighbour.name} is not asked any more: {why}")
+        log.warning(f"neighbour {peer.neighbour.name} is not asked any more: {why}")
 
 
 class Nearby(ServiceListener):
@@ -344,7 +346,7 @@ class Nearby(ServiceListener):
             )
             zeroconf.register_service(info, allow_name_change=True)
         except Exception as error:  # zeroconf raises what it likes for a network it does not
-            terminal.log(f"updates are not shared on this network: {error or type(error).__name__}")
+            log.warning(f"updates are not shared on this network: {error or type(error).__name__}")
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         info = zc.get_service_info(type_, name, timeout=2000)

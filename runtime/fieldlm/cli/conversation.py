@@ -167,7 +167,7 @@ class Conversation:
         try:
             self.last = write_out(self.say(self.messages, self.sampling), quiet=self.as_json)
         except FieldlmError as error:
-            terminal.log(f"! {error}")
+            print(f"! {error}", file=sys.stderr, flush=True)
             self.answers.append({"question": line, "error": str(error)})
             self.messages.pop()
             return

@@ -11,6 +11,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
+from fieldlm.core import logs
 from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
 
 WORKSHOP = "fieldlm_compiler"
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"fieldlm {version('fieldlm')}")
         return 0
+    logs.to_terminal()
     try:
         return load(args[0])(args[1:])
     except FieldlmError as error:

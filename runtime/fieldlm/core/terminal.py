@@ -1,4 +1,4 @@
-"""Terminal output and logs: results on stdout, progress and logs on stderr.
+"""Terminal output: results on stdout, progress on stderr.
 
 Every command takes `--json`, which prints one JSON document on stdout and nothing else there; an error is one, too.
 """
@@ -7,16 +7,12 @@ import argparse
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json
-
-RECENT: deque[str] = deque(maxlen=1000)
-"""What was logged last, each line with the time that the clock said."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -141,14 +137,3 @@ def progress(name: str, total: int | None = None) -> Generator[Progress]:
             sys.stderr.write("\n")
         else:
             print(text, file=sys.stderr, flush=True)
-
-
-def log(message: str) -> None:
-    """Write one line to stderr, and keep it for `fieldlm logs`. Never pass a prompt or an answer here."""
-    RECENT.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
-    print(message, file=sys.stderr, flush=True)
-
-
-def recent(lines: str) -> list[str]:
-    """Return the last `lines` that were logged, oldest first; what is no number counts as all."""
-    return list(RECENT)[-int(lines) :] if lines.isdecimal() and int(lines) else list(RECENT)

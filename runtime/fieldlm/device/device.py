@@ -20,8 +20,8 @@ from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.blobs.fetch import FetchPolicy
 from fieldlm.control.owner_commands import Action, Commands, command_route
-from fieldlm.core import terminal
 from fieldlm.core.config import Config
+from fieldlm.core.logs import RECENT, logger
 from fieldlm.device import systemd
 from fieldlm.device.fetch_policy import fetching
 from fieldlm.device.listeners import ListenSettings
@@ -49,6 +49,8 @@ from fieldlm.updates.updater import Updater, update_routes
 
 if TYPE_CHECKING:
     from fieldlm.network.discovery import Announcer
+
+log = logger(__name__)
 
 READY_S = 120.0
 """How long the first answer may take; a large model on a small board needs its time."""
@@ -117,7 +119,7 @@ class Device:
         self.updater.poll(POLL_S)
         self.announcer = self._announcer() if config.discovery and door.host else None
         self.sync = self._sync() if config.broker else None
-        keep.enter_context(EngineWatchdog(lambda: self.live.current.engine, terminal.log))
+        keep.enter_context(EngineWatchdog(lambda: self.live.current.engine, log.warning))
         pulse = ProgressMonitor()
         app = make_app(
             self.live,
@@ -203,7 +205,7 @@ class Device:
             "update": update,
             "slots": lambda args: self.slots.status(),
             "rollback": lambda args: {"generation": self.updater.roll_back("asked: by the owner").generation},
-            "logs": lambda args: terminal.recent(args.get("lines", "50")),
+            "logs": lambda args: RECENT.last(args.get("lines", "50")),
         }
 
     def _on_command(self, message: bytes) -> None:
@@ -246,7 +248,7 @@ class Device:
         """Tell everybody once the first answer is there; a generation that never gets there is not confirmed."""
         while (why := self._not_ready()) is not None:
             if time.monotonic() > self._patience_end_s:
-                terminal.log(f"not ready: {why}")
+                log.warning(f"not ready: {why}")
                 return
             time.sleep(0.02)
         self.slots.up()
@@ -254,8 +256,8 @@ class Device:
         self.updater.tell_failures()
         if self.commands.owner is None and (self.sync or self.config.discovery):
             name = self.config.device
-            terminal.log(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
-        terminal.log(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self._http.url}/v1")
+            log.info(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
+        log.info(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self._http.url}/v1")
         if self._on_ready:
             self._on_ready({"url": self._http.url, "device": self.config.device, **self._presence()})
         if not self._is_stopping.wait(CRASH_FREE_S):
@@ -295,7 +297,7 @@ class Device:
         why = f" ({detail['reason']}): {detail.get('detail', '')}" if detail.get("reason") else ""
         line = f"{what} {event.removeprefix('update.')}{why}"
         if line != self._last_end:
-            terminal.log(line)
+            log.info(line)
         self._last_end = line
 
     def _status(self, request: Request) -> Response:

@@ -5,12 +5,14 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from fieldlm.blobs.fetch import FetchPolicy
-from fieldlm.core import terminal
 from fieldlm.core.config import Config
 from fieldlm.core.hours import parse_hours
+from fieldlm.core.logs import logger
 
 if TYPE_CHECKING:
     from fieldlm.blobs.swarm import Swarm
+
+log = logger(__name__)
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def _swarm(config: Config, host: str, stack: ExitStack) -> "Swarm | None":
     try:
         server = BlobServer(config.state, host=host)
     except OSError as error:
-        terminal.log(f"updates are not shared on this network: {error}")
+        log.warning(f"updates are not shared on this network: {error}")
         return None
     server.start()
     stack.callback(server.stop)

@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fieldlm.core import terminal
 from fieldlm.core.config import Config
 from fieldlm.core.errors import BundleError, EngineError, FieldlmError
+from fieldlm.core.logs import logger
 from fieldlm.core.timing import within
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
@@ -21,6 +21,8 @@ from fieldlm.updates.slots import Slots
 if TYPE_CHECKING:
     from fieldlm.inference.generations import Generations
     from fieldlm.inference.warmup import UnreadyReason
+
+log = logger(__name__)
 
 HANG = 75
 """The exit code, EX_TEMPFAIL, of a device whose load hangs: whatever started it starts it again, with what worked."""
@@ -83,7 +85,7 @@ class Start:
                 status = self._slots.status()
                 if status.current == status.factory:
                     raise
-                terminal.log(f"generation {bundle.generation} cannot be loaded ({error}); going back")
+                log.warning(f"generation {bundle.generation} cannot be loaded ({error}); going back")
                 self._slots.rollback(f"engine: {error}")
                 bundle = self._slots.boot()
 
@@ -114,7 +116,7 @@ def context_of(config: Config, profile: Profile, bundle: Bundle) -> int:
 
 
 def exit_hung() -> None:
-    terminal.log("a generation does not finish loading; starting again with what worked before")
+    log.warning("a generation does not finish loading; starting again with what worked before")
     os._exit(HANG)
 
 

@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError
+from fieldlm.core.logs import logger
 from fieldlm.inference.generations import Generations, canary
 from fieldlm.inference.prompt_snapshots import Snapshots
+
+log = logger(__name__)
 
 UnreadyReason = Callable[[], str | None]
 """Says why the server cannot answer yet, or None."""
@@ -36,7 +38,7 @@ def warm(live: Generations, snapshots: Snapshots | None = None) -> UnreadyReason
             if state[0] is not None:
                 state[0] = str(error)
             else:
-                terminal.log(f"the system prompt is not kept for the next start: {error}")
+                log.warning(f"the system prompt is not kept for the next start: {error}")
 
     threading.Thread(target=ask, name="canary", daemon=True).start()
     return lambda: state[0]

@@ -17,10 +17,12 @@ import ifaddr
 import msgspec
 from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import sha256_bytes
+from fieldlm.core.logs import logger
 from fieldlm.network.certificates import certificate_sha256
+
+log = logger(__name__)
 
 SERVICE = "_fieldlm._tcp.local."
 QUIET = (Error, OSError, ValueError)
@@ -126,7 +128,7 @@ class Announcer:
                 self._info = self._describe(port)
                 self._zeroconf.register_service(self._info, allow_name_change=True)
             except QUIET as error:
-                terminal.log(f"this device is not announced on the network: {error or type(error).__name__}")
+                log.warning(f"this device is not announced on the network: {error or type(error).__name__}")
 
     def refresh(self, *, generation: str = "", model: str = "", state: str = "") -> None:
         """Say what has changed; an empty value stays as it was."""
@@ -140,7 +142,7 @@ class Announcer:
                 self._info = self._describe(self._info.port or 0, name=self._info.name)
                 self._zeroconf.update_service(self._info)
             except QUIET as error:
-                terminal.log(f"the announcement on the network is out of date: {error or type(error).__name__}")
+                log.warning(f"the announcement on the network is out of date: {error or type(error).__name__}")
 
     def stop(self) -> None:
         """Take the announcement back."""
@@ -156,7 +158,7 @@ class Announcer:
             self._zeroconf.unregister_all_services()
             self._zeroconf.close()
         except QUIET as error:
-            terminal.log(f"the announcement on the network was not taken back: {error or type(error).__name__}")
+            log.warning(f"the announcement on the network was not taken back: {error or type(error).__name__}")
         self._zeroconf = self._info = None
 
     def _describe(self, port: int, *, name: str = "") -> ServiceInfo:

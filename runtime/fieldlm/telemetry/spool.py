@@ -22,8 +22,8 @@ from typing import NamedTuple, Self
 import msgspec
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.logs import logger
 from fieldlm.core.sqlite import connect, is_damage, set_aside
-from fieldlm.core.terminal import log
 from fieldlm.formats.record import CRITICAL, Record
 from fieldlm.hardware.board_id import fingerprint
 from fieldlm.telemetry.spool_database import (
@@ -34,6 +34,8 @@ from fieldlm.telemetry.spool_database import (
     Packed,
     StreamCount,
 )
+
+log = logger(__name__)
 
 RING_RECORDS = 4096
 """Records in memory while the disk is slow: two minutes of a busy device."""
@@ -276,7 +278,7 @@ class Spool:
     def _quarantine(self, error: Exception) -> None:
         """Set the damaged database aside, whole; the log goes first, so that it is never taken for a new one's."""
         aside = set_aside(self.path)
-        log(f"the spool was damaged ({error}); kept as {aside}, a new one begins")
+        log.warning(f"the spool was damaged ({error}); kept as {aside}, a new one begins")
         self._lose("quarantine", 0)
 
     def _shut(self) -> None:
@@ -304,7 +306,7 @@ class Spool:
             lost, self._lost = self._lost, {}
             self._keep([], lost)
         if self._ring:
-            log(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
+            log.warning(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
 
     def _take(self) -> tuple[list[tuple[Record, Finish | None]], dict[str, int], bool]:
         """Wait for records, then for company or something urgent, and empty the ring."""
@@ -372,7 +374,7 @@ class Spool:
         """Name what is wrong. A new try opens the file again, because a disk that was away comes back as another."""
         problem, self._detail = _trouble(error, self.path.parent), str(error)
         if problem != self._problem:
-            log(f"the spool waits, {problem}: {error}")
+            log.warning(f"the spool waits, {problem}: {error}")
         self._problem = problem
         if problem in ("locked", "disk-full"):
             return
@@ -401,7 +403,7 @@ def _finished(record: Record, finish: Finish | None) -> Record:
     try:
         return finish(record)
     except Exception as error:  # whatever a text does to redaction, the writer lives, and the text does not travel
-        log(f"the text of {record.response} is left out: {type(error).__name__}")
+        log.warning(f"the text of {record.response} is left out: {type(error).__name__}")
         return msgspec.structs.replace(record, detail=record.detail | {"text": "failed"})
 
 

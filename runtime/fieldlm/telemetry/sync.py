@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from fieldlm.core.errors import FieldlmError, UnavailableError
-from fieldlm.core.terminal import log
+from fieldlm.core.logs import logger
 from fieldlm.core.urls import shown
 from fieldlm.formats import topics
 from fieldlm.formats.policy import Policy
@@ -29,6 +29,8 @@ from fieldlm.telemetry.data_budget import Budget
 from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync_session import MESSAGE_BYTES, WINDOW, Conversation, SyncTotals, Timing
+
+log = logger(__name__)
 
 SESSION_EXPIRY_S = 7 * 86_400
 """How long the broker keeps commands for a device that is away."""
@@ -295,7 +297,7 @@ class Sync:
         """Connect under a name that nobody else has: ours is on a copied card, or was given twice."""
         self._suffix = f"-{secrets.token_hex(4)}"
         self._doubled = f"connections are cut off; does another device connect as {self.device}? Give each its own name"
-        log(f"sync: {self._doubled}")
+        log.warning(f"sync: {self._doubled}")
 
     def _sort(self, event: Received, conversation: Conversation) -> None:
         if event.topic == topics.ack_topic(self.fleet, self.device):
@@ -303,9 +305,9 @@ class Sync:
                 conversation.acknowledged(topics.parse_ack(event.payload))
                 self._heard_s = time.monotonic()
             except WireError as error:
-                log(f"sync: ignored an acknowledgement: {error}")
+                log.warning(f"sync: ignored an acknowledgement: {error}")
         elif self._incoming.qsize() >= MOST_WAITING:
-            log(f"sync: left out a message on {event.topic}: {MOST_WAITING} wait already")
+            log.warning(f"sync: left out a message on {event.topic}: {MOST_WAITING} wait already")
         elif event.topic == topics.policy_topic(self.fleet):
             self._incoming.put(("policy", event.payload))
         elif event.topic == topics.command_topic(self.fleet, self.device):
@@ -324,7 +326,7 @@ class Sync:
             try:
                 callback(payload)
             except Exception as error:  # the callback is somebody else's; its failure must not end the telemetry
-                log(f"sync: the {kind} callback failed: {type(error).__name__}: {error}")
+                log.warning(f"sync: the {kind} callback failed: {type(error).__name__}: {error}")
 
     def _presence(self, state: dict[str, Any]) -> bytes:
         return msgspec.json.encode({"device": self.device} | state)

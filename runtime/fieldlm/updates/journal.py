@@ -13,10 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import InputError, NoSpaceError
 from fieldlm.core.files import disk_errors, make_folder
+from fieldlm.core.logs import logger
 from fieldlm.core.sqlite import check, connect, connect_read_only, is_damage, make_durable, set_aside
+
+log = logger(__name__)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS slot (name TEXT PRIMARY KEY, bundle TEXT NOT NULL) STRICT;
@@ -159,7 +161,7 @@ def _open(path: Path) -> sqlite3.Connection:
         if not is_damage(error):
             raise InputError(f"{path} cannot be opened: {error}") from error
         spoilt = set_aside(path)
-        terminal.log(f"{path} is damaged ({error}); it is set aside as {spoilt.name} and a new one is begun")
+        log.warning(f"{path} is damaged ({error}); it is set aside as {spoilt.name} and a new one is begun")
         return _connect(path)
 
 

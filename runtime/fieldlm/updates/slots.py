@@ -24,14 +24,16 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.blobs.store import Blobs
-from fieldlm.core import terminal
 from fieldlm.core.errors import BundleError, FieldlmError, InputError, TrustError
 from fieldlm.core.files import disk_errors, link_or_copy, make_folder, sha256_file, sync_folder, whole_folder
+from fieldlm.core.logs import logger
 from fieldlm.core.signing import Signature, check_signature
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, parse_manifest
 from fieldlm.formats.release import Release
 from fieldlm.updates.admission import Refusal, check_release, refusal
 from fieldlm.updates.journal import Journal, Known, Step
+
+log = logger(__name__)
 
 MAX_ATTEMPTS = 3  # loads of one release, and starts of one generation, that may end in a crash
 TAIL = 20
@@ -358,7 +360,7 @@ class Slots:
                 bundle = self._open(bundle_id, digests=bundle_id != checked)
             except FieldlmError as error:
                 if name in slots:
-                    terminal.log(f"the {name} generation cannot be used: {error}")
+                    log.warning(f"the {name} generation cannot be used: {error}")
                 continue
             if name != "current":
                 with self._journal.step("damaged", slots.get("current", ""), f"the {name} generation takes its place"):
@@ -423,7 +425,7 @@ class Slots:
             # Partial fetches belonged to a release that is settled now.
             shutil.rmtree(self.state / "fetch", ignore_errors=True)
         except (FieldlmError, OSError) as error:
-            terminal.log(f"the slots are not tidied up: {error}")
+            log.warning(f"the slots are not tidied up: {error}")
 
     def _digests(self, bundle_id: str) -> set[str]:
         folder = self._folder(bundle_id)

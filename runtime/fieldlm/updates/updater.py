@@ -22,9 +22,9 @@ from starlette.routing import Route
 
 from fieldlm.blobs.fetch import FetchPolicy, fetch
 from fieldlm.blobs.sources import BlobSource, StoppedError, open_source
-from fieldlm.core import terminal
 from fieldlm.core.errors import BundleError, FieldlmError, InputError, NoSpaceError, TrustError, UnavailableError
 from fieldlm.core.files import write_whole
+from fieldlm.core.logs import logger
 from fieldlm.core.timing import within
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.release import Offer, Pointer, Release
@@ -41,6 +41,8 @@ from fieldlm.updates.trial import Loaded, ServesGenerations, Trial
 
 if TYPE_CHECKING:
     from fieldlm.updates.trust import Trust
+
+log = logger(__name__)
 
 OBSERVE_STEP_S = 0.2
 GUARD_STEP_S = 1.0
@@ -393,7 +395,7 @@ class Updater(Generic[Loaded]):
                 try:
                     self.roll_back(f"{complaint.reason}: after the commit: {complaint.detail}")
                 except FieldlmError as error:
-                    terminal.log(f"generation {generation} should be taken back, and cannot be: {error}")
+                    log.warning(f"generation {generation} should be taken back, and cannot be: {error}")
                 return
 
 
@@ -404,7 +406,7 @@ def read_pointer(hint: bytes | None) -> Pointer | None:
     try:
         return msgspec.json.decode(hint, type=Pointer)
     except msgspec.MsgspecError as error:
-        terminal.log(f"a release pointer cannot be read ({error}); looking at the repository instead")
+        log.warning(f"a release pointer cannot be read ({error}); looking at the repository instead")
         return None
 
 
