@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -238,6 +239,36 @@ def test_a_device_gives_way_to_busy_neighbours_unless_it_was_told_its_threads(
         assert cast(LlamaEngine, device.live.current.engine).gives_way is gives_way
     finally:
         device.close()
+
+
+def test_after_a_device_is_closed_no_thread_of_it_is_left_and_the_status_named_those_that_ran(
+    bundle: Path, tmp_path: Path
+) -> None:
+    before = set(threading.enumerate())
+    flags = {"state": str(tmp_path / "state"), "context": "128", "port": str(free_port()), "host": "127.0.0.1"}
+    config = load_config(flags | {"broker": f"mqtt://127.0.0.1:{free_port()}", "discovery": "true"}, env={})
+    profile = load_profile(PROFILE)
+    device = Device(config, profile, Start(config, profile, bundle))
+    try:
+        serving = threading.Thread(target=device.run, name="server")
+        serving.start()
+        while ask(config.port, "GET", "/ready")[0] != 200:
+            time.sleep(0.05)
+        assert chat(config.port)[0] == 200
+        device.tasks.start("toaster", lambda: [][0])
+        while not (status := ask(config.port, "GET", "/v1/fieldlm/status")[1]["tasks"])["crashes"].get("toaster"):
+            time.sleep(0.05)
+        metrics = httpx.get(f"http://127.0.0.1:{config.port}/metrics").text
+        device.http.stop()
+        serving.join()
+    finally:
+        device.close()
+    assert {"announce", "nearby", "poll", "rescue", "share", "spool", "sync", "sync-callbacks"} <= set(
+        status["running"]
+    )
+    assert status["crashes"] == {"toaster": 1}
+    assert 'fieldlm_task_crashes_total{task="toaster"} 1.0' in metrics
+    assert not set(threading.enumerate()) - before
 
 
 def test_a_gpu_that_is_promised_and_not_there_is_refused_and_no_generation_is_blamed(

@@ -15,9 +15,11 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch.nn.functional import cross_entropy, log_softmax
 
-from fieldlm.core import terminal
+from fieldlm.core.logs import logger
 from fieldlm_compiler.learn.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tokenized import TokenizedExample
+
+log = logger(__name__)
 
 if TYPE_CHECKING:
     from fieldlm_compiler.learn.packing import Row
@@ -74,7 +76,7 @@ def choose_loss(model: Any, examples: Sequence[TokenizedExample], batch: int) ->
     if why is None:
         return AnswerLoss(model, is_packed=True)
     model.get_base_model().set_attn_implementation(OWN_ATTENTION)
-    terminal.log(f"  examples go through the model one by one, because packed {why}")
+    log.info(f"  examples go through the model one by one, because packed {why}")
     return AnswerLoss(model, is_packed=False)
 
 

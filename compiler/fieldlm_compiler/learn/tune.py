@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_whole
+from fieldlm.core.logs import logger
 from fieldlm_compiler.checkpoints.checkpoint import folder_digest, weight_files
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
 from fieldlm_compiler.learn.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
+
+log = logger(__name__)
 
 if TYPE_CHECKING:
     from fieldlm_compiler.learn.answer_loss import AnswerLoss
@@ -78,7 +81,7 @@ def tune(
     train = read_examples(dataset / "train.jsonl", checkpoint, recipe.max_tokens)
     held_out = read_examples(dataset / "eval.jsonl", checkpoint, recipe.max_tokens)
     for name, count in (Counter(train.dropped) + Counter(held_out.dropped)).items():
-        terminal.log(f"  left out: {count} {name}")
+        log.info(f"  left out: {count} {name}")
     sources = {
         "recipe": asdict(recipe),
         "base_sha256": _base_sha256(checkpoint),

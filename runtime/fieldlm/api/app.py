@@ -7,7 +7,7 @@ leaves cancels its answer, whether it streams, waits or is still queued. No prom
 import asyncio
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,16 +60,17 @@ def make_app(
     pulse: ProgressMonitor | None = None,
     shelf: Shelf | None = None,
     ids: ResponseIds | None = None,
+    crashes: Callable[[], Mapping[str, int]] = dict,
 ) -> Starlette:
     """Make the application.
 
     With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
     `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
-    the answers.
+    the answers; `crashes` counts those of background tasks, by name.
     `on_exchange` gets every answered, failed or cancelled request before its last byte is sent, in the event loop, and
     must not block; `on_feedback`, in a thread of its own, returns False for an answer it does not know.
     """
-    panel = Panel(live, ready)
+    panel = Panel(live, ready, crashes)
 
     def ended(exchange: Exchange) -> None:
         panel.metrics.exchange(exchange)

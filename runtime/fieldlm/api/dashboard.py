@@ -1,6 +1,6 @@
 """Dashboard and status: the page at `/`, the figures it draws, and Prometheus's /metrics."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -29,10 +29,13 @@ HEADERS = {
 class Panel:
     """The figures of one server, and the routes that show them."""
 
-    def __init__(self, live: Generations, ready: Callable[[], str | None]) -> None:
+    def __init__(
+        self, live: Generations, ready: Callable[[], str | None], crashes: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
         self.metrics = Metrics(self._readings)
         self._live = live
         self._ready = ready
+        self._crashes = crashes
         self._inside: Callable[[], int] = lambda: 0
 
     def count_inside(self, inside: Callable[[], int]) -> None:
@@ -85,6 +88,8 @@ class Panel:
     def _readings(self) -> Iterable[Reading]:
         yield from process_readings()
         running, waiting = self._queue()
+        for task, count in self._crashes().items():
+            yield "fieldlm_task_crashes_total", "Crashes of background tasks since the start.", {"task": task}, count
         yield "fieldlm_requests_running", "Requests that are being answered.", {}, running
         yield "fieldlm_requests_waiting", "Requests that wait for a turn.", {}, waiting
         yield "fieldlm_ready", "1 when the system prompt is warm and a first answer came.", {}, self._ready() is None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fieldlm.api.chat_request import Exchange
@@ -21,7 +21,7 @@ MOST_GENERATIONS = 32
 """A label must not grow without end; a device that was updated more often since its start counts them together."""
 
 Reading = tuple[str, str, dict[str, str], float]
-"""A gauge's name, what it says, its labels and its value."""
+"""A gauge's name, or a counter's that ends with _total, what it says, its labels and its value."""
 
 
 class Metrics:
@@ -107,9 +107,10 @@ class _Gauges(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for name, says, labels, value in self._readings():
-            family = families.setdefault(name, GaugeMetricFamily(name, says, labels=list(labels)))
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = families.setdefault(name, kind(name, says, labels=list(labels)))
             family.add_metric(list(labels.values()), value)
         return families.values()
 

@@ -9,6 +9,7 @@ There is no list: who asks has to know a digest, and digests stand in signed rel
 import contextlib
 import os
 import re
+import socket
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.blobs.partial_blob import index_path, map_path, part_path
+from fieldlm.core.tasks import Tasks
 from fieldlm.formats.release import ENTRY_BYTES, MAX_CHUNK_BYTES, blob_path
 
 AT_A_TIME = 16  # answers; who comes then is told to come again
@@ -30,31 +32,50 @@ _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
 class BlobServer:
     """Serves the blobs of a state folder from `start` to `stop`."""
 
-    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._server = _Server((host, port), partial(_Handler, folder=folder))
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0, tasks: Tasks | None = None) -> None:
+        self._tasks = Tasks(tasks)
+        self._server = _Server((host, port), partial(_Handler, folder=folder), self._tasks)
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="share", daemon=True
-        )
 
     def start(self) -> None:
         """Begin to answer."""
-        self._thread.start()
+        self._tasks.start("share", partial(self._server.serve_forever, poll_interval=0.1), restarts=True)
 
     def stop(self) -> None:
         """Answer nobody any more."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
+        self._server.hang_up()
+        self._tasks.close()
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], handler: Any) -> None:
+    def __init__(self, address: tuple[str, int], handler: Any, tasks: Tasks) -> None:
         super().__init__(address, handler)
         self.seats = threading.BoundedSemaphore(AT_A_TIME)
+        self._tasks = tasks
+        self._lock = threading.Lock()
+        self._open = set[socket.socket]()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer one connection in a task of its own; what ends there is that connection."""
+        with self._lock:
+            self._open.add(request)
+        self._tasks.start("share-answer", lambda: self.process_request_thread(request, client_address))
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """End the connections that wait for their next request, and those that are being answered."""
+        with self._lock:
+            for each in self._open:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a neighbour that went away is no news."""

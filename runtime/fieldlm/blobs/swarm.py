@@ -26,6 +26,7 @@ from fieldlm.blobs.server import WHOLE
 from fieldlm.blobs.sources import BlobSource, StoppedError, check_stop, is_open
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.logs import logger
+from fieldlm.core.tasks import Tasks
 from fieldlm.formats.release import blob_path
 from fieldlm.network.bounded_http import TricklingError, connections
 
@@ -305,8 +306,18 @@ class Nearby(ServiceListener):
     Whatever goes wrong here is a line on stderr, never a reason not to serve or to fetch.
     """
 
-    def __init__(self, me: str, *, zeroconf: Callable[[], Zeroconf], addresses: Sequence[str], port: int) -> None:
+    def __init__(
+        self,
+        me: str,
+        *,
+        zeroconf: Callable[[], Zeroconf],
+        addresses: Sequence[str],
+        port: int,
+        tasks: Tasks | None = None,
+    ) -> None:
         self._me = me
+        self._tasks = Tasks(tasks)
+        self._is_stopped = False
         self._make = zeroconf
         self._addresses = addresses
         self._port = port
@@ -316,14 +327,16 @@ class Nearby(ServiceListener):
 
     def start(self) -> None:
         """Announce and look around, in a thread of its own: asking whether a name is free takes a second."""
-        threading.Thread(target=self._register, name="nearby", daemon=True).start()
+        self._tasks.start("nearby", self._register)
 
     def stop(self) -> None:
         """Take the announcement back."""
         with self._lock:
+            self._is_stopped = True
             zeroconf, self._zeroconf = self._zeroconf, None
         if zeroconf is not None:
             zeroconf.close()
+        self._tasks.close()
 
     def neighbours(self) -> list[Neighbour]:
         """Return who is there now."""
@@ -334,7 +347,11 @@ class Nearby(ServiceListener):
         try:
             zeroconf = self._make()
             with self._lock:
-                self._zeroconf = zeroconf
+                is_late = self._is_stopped
+                self._zeroconf = None if is_late else zeroconf
+            if is_late:
+                zeroconf.close()
+                return
             ServiceBrowser(zeroconf, SERVICE, listener=self)
             info = ServiceInfo(
                 SERVICE,
@@ -346,7 +363,8 @@ class Nearby(ServiceListener):
             )
             zeroconf.register_service(info, allow_name_change=True)
         except Exception as error:  # zeroconf raises what it likes for a network it does not
-            log.warning(f"updates are not shared on this network: {error or type(error).__name__}")
+            if not self._is_stopped:
+                log.warning(f"updates are not shared on this network: {error or type(error).__name__}")
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         info = zc.get_service_info(type_, name, timeout=2000)

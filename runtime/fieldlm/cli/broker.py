@@ -20,6 +20,7 @@ from typing import Self
 
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError, MissingDependencyError, UnavailableError
+from fieldlm.core.tasks import PROCESS
 
 MAX_PAYLOAD_BYTES = 4 << 20
 # rumqttd speaks MQTT 5 only on listeners that stand under [v5.…].
@@ -120,7 +121,7 @@ def serve(config: str) -> None:
         ) from error
     # It labels every packet's trace as an error.
     logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
-    threading.Thread(target=IotCoreBroker(config_path=config).run_forever, daemon=True).start()
+    PROCESS.start("broker", IotCoreBroker(config_path=config).run_forever)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

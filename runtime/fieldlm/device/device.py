@@ -6,6 +6,7 @@ slots ─ bundle ─ live ─ server ─ recorder ─ spool ─ sync ─ broker
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from fieldlm.blobs.fetch import FetchPolicy
 from fieldlm.control.owner_commands import Action, Commands, command_route
 from fieldlm.core.config import Config
 from fieldlm.core.logs import RECENT, logger
+from fieldlm.core.tasks import PROCESS, TaskStatus
 from fieldlm.device import systemd
 from fieldlm.device.fetch_policy import fetching
 from fieldlm.device.listeners import ListenSettings
@@ -96,30 +98,34 @@ class Device:
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; being told to stop is no failure."""
-        threading.Thread(target=self._when_ready, name="when-ready", daemon=True).start()
+        told = self.tasks.start("when-ready", self._when_ready, restarts=True)
+        self._parts.callback(told.join)
         with suppress(KeyboardInterrupt):
-            self._http.run()
+            self.http.run()
         systemd.stopping()
         self.updater.close()
         self.slots.confirm()
 
     def _wire(self, start: Start) -> None:
         config, keep = self.config, self._parts
+        self.tasks = start.tasks
+        keep.callback(self.tasks.close)
         keep.callback(start.close)
         door = ListenSettings.of(config)
         self.slots, self.live, self._not_ready = start.wait()
-        self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb))
+        self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb, tasks=self.tasks))
         salt = load_salt(config.state / "salt")
         self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=policy_of(config))
         keep.callback(self.recorder.sum_up)
         self.watch = RegressionMonitor(temperature_c=self._heat_c, throttle_c=self.profile.thermal.throttle_c)
         self.busy = UpdateHold()
         self.commands = Commands(config.state, config.device, self._actions())
-        self.updater = self._updater(keep.enter_context(fetching(config, host=door.host or "")))
+        self.updater = self._updater(keep.enter_context(fetching(config, host=door.host or "", tasks=self.tasks)))
+        keep.callback(self.updater.close)
         self.updater.poll(POLL_S)
         self.announcer = self._announcer() if config.discovery and door.host else None
         self.sync = self._sync() if config.broker else None
-        keep.enter_context(EngineWatchdog(lambda: self.live.current.engine, log.warning))
+        keep.enter_context(EngineWatchdog(lambda: self.live.current.engine, log.warning, tasks=self.tasks))
         pulse = ProgressMonitor()
         app = make_app(
             self.live,
@@ -138,11 +144,12 @@ class Device:
             any_name=config.open,
             pulse=pulse,
             shelf=Shelf(self.live, config.state / "adapters"),
+            crashes=lambda: self._tasks_status().crashes,
         )
-        self._http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
-        keep.callback(self._http.close)
+        self.http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
+        keep.callback(self.http.close)
         if self.announcer:
-            self.announcer.start(port=self._http.port)
+            self.announcer.start(port=self.http.port)
             keep.callback(self.announcer.stop)
 
     def _announcer(self) -> "Announcer":
@@ -157,6 +164,7 @@ class Device:
             generation=self._generation,
             model=self._model,
             profile=self.profile.id,
+            tasks=self.tasks,
         )
 
     def _updater(self, manner: FetchPolicy) -> Updater[Serving]:
@@ -184,6 +192,7 @@ class Device:
             manner=manner,
             observe_s=OBSERVE_S,
             guard_s=GUARD_S,
+            tasks=self.tasks,
         )
 
     def _actions(self) -> dict[str, Action]:
@@ -238,6 +247,7 @@ class Device:
             identity=Identity(ca=self.config.broker_ca, cert=self.config.broker_cert, key=self.config.broker_key),
             daily_mb=self.config.daily_mb,
             id_key=id_key(self.recorder.salt),
+            tasks=self.tasks,
         )
         sync.set_presence(self._presence())
         sync.start()
@@ -250,16 +260,17 @@ class Device:
             if time.monotonic() > self._patience_end_s:
                 log.warning(f"not ready: {why}")
                 return
-            time.sleep(0.02)
+            if self._is_stopping.wait(0.02):
+                return
         self.slots.up()
         systemd.ready()
         self.updater.tell_failures()
         if self.commands.owner is None and (self.sync or self.config.discovery):
             name = self.config.device
             log.info(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
-        log.info(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self._http.url}/v1")
+        log.info(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self.http.url}/v1")
         if self._on_ready:
-            self._on_ready({"url": self._http.url, "device": self.config.device, **self._presence()})
+            self._on_ready({"url": self.http.url, "device": self.config.device, **self._presence()})
         if not self._is_stopping.wait(CRASH_FREE_S):
             self.slots.confirm()
 
@@ -318,7 +329,14 @@ class Device:
             "sync": sync,
             "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},
             "temperature_c": self._heat_c(),
+            "tasks": self._tasks_status(),
         }
+
+    def _tasks_status(self) -> TaskStatus:
+        """Return the device's tasks and those of the engines in this process."""
+        own, engines = self.tasks.status(), PROCESS.status()
+        crashes = Counter(own.crashes) + Counter(engines.crashes)
+        return TaskStatus(running=(*own.running, *engines.running), crashes=dict(crashes))
 
 
 def policy_of(config: Config) -> EffectivePolicy:

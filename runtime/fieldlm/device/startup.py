@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fieldlm.core.config import Config
 from fieldlm.core.errors import BundleError, EngineError, FieldlmError
 from fieldlm.core.logs import logger
+from fieldlm.core.tasks import Tasks
 from fieldlm.core.timing import within
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
@@ -37,6 +38,8 @@ class Start:
         self._config = config
         self._profile = profile
         self._slots = Slots(config.state)
+        self.tasks = Tasks()
+        """The device's, since the first answer is asked for before there is one."""
         self._thread = ThreadPoolExecutor(1, "start")
         checked = self._thread.submit(self._check, folder)
         # While files are read and hashed: what their engine needs. Who loads says what is missing.
@@ -71,7 +74,7 @@ class Start:
         from fieldlm.inference.warmup import warm
 
         live = self._load(bundle)
-        return live, warm(live, Snapshots(self._config.state / "kv"))
+        return live, warm(live, Snapshots(self._config.state / "kv"), self.tasks)
 
     def _load(self, bundle: Bundle) -> "Generations":
         """Load what the slots name; an update that cannot be loaded gives way to what worked before it."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fieldlm.core.errors import EngineError, InputError
+from fieldlm.core.tasks import PROCESS, Task
 from fieldlm.engines import DEFAULT_TERMS, EngineOptions, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
 from fieldlm.engines.llama_api import Context, LlamaWeights, LoraAdapter, api
@@ -29,6 +30,7 @@ from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import check_adapter, read_header
 from fieldlm.hardware.cores import CoreWatch, home, physical_cores, stay
+from fieldlm.hardware.huge_pages import stop_moving
 from fieldlm.hardware.sensors import memory_available_mb
 
 DEFAULT_CONTEXT = 4096  # tokens; a model's own limit can need more memory than the weights
@@ -303,11 +305,12 @@ class LlamaEngine:
             self._closing = True
             self._loaded.context.abort()
             self._wakeup.notify()
-        self._thread.join(CLOSE_S)
+        has_ended = self._thread.join(CLOSE_S)
         self._alarm.close()
+        stop_moving()
         atexit.unregister(self.close)
         loaded, self._loaded = self._loaded, None
-        if self._thread.is_alive():
+        if not has_ended:
             loaded.worker.abandon(WEDGED)
             return
         loaded.context.close()
@@ -375,10 +378,8 @@ class LlamaEngine:
         cores = CoreWatch(max(self._threads, self._prefill_threads)) if self.gives_way else None
         return _Loaded(weights, memory, LlamaScheduler(weights, memory, sequences=self._parallel, cores=cores))
 
-    def _start_thread(self, loaded: "_Loaded") -> threading.Thread:
-        made = threading.Thread(target=self._run, args=(loaded,), name=f"llama[{self._name}]", daemon=True)
-        made.start()
-        return made
+    def _start_thread(self, loaded: "_Loaded") -> Task:
+        return PROCESS.start(f"llama[{self._name}]", lambda: self._run(loaded))
 
     def _look(self) -> None:
         if self._loaded:
@@ -395,6 +396,7 @@ class LlamaEngine:
                 worker.step()
             except Exception as error:
                 # Our own mistake must not end the service: those it hit are told, the next request starts afresh.
+                PROCESS.crashed("llama", error)
                 worker.fail_all(f"the engine failed: {error!r}")
             if self._loaded is loaded:
                 self._patience.end()

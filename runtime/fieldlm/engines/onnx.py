@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import EngineError, InputError, MissingDependencyError
+from fieldlm.core.tasks import PROCESS
 from fieldlm.engines import DEFAULT_OPTIONS, DEFAULT_TERMS, EngineOptions, Outcome, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
 from fieldlm.engines.hf_tokenizer import HfTokenizer, first_line
@@ -27,8 +28,9 @@ from fieldlm.engines.request_queue import DeadlineTimer, RequestQueue
 from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
-from fieldlm.hardware.huge_pages import huge_pages
+from fieldlm.hardware.huge_pages import huge_pages, stop_moving
 
+CLOSE_S = 30.0  # what computes is interrupted between two operators
 METADATA = "fieldlm.graph"
 FORMAT = "fieldlm.onnx/1"
 # A long prompt holds up the other answers for one piece at a time; smaller pieces cost more per token.
@@ -149,8 +151,7 @@ class OnnxEngine:
         self._computing: tuple[_OnnxRequest, RunOptions] | None = None
         self._is_closed = False
         self._alarm = DeadlineTimer(self._look)
-        self._worker = threading.Thread(target=self._work, name="onnx-engine", daemon=True)
-        self._worker.start()
+        self._worker = PROCESS.start("onnx", self._work, restarts=True)
 
     @property
     def running(self) -> int:
@@ -214,8 +215,9 @@ class OnnxEngine:
             self._is_closed = True
             self._changed.notify_all()
         self._look()
-        self._worker.join()
+        self._worker.join(CLOSE_S)
         self._alarm.close()
+        stop_moving()
 
     def _look(self) -> None:
         """End who waits in vain, and interrupt what is computed in vain. From any thread."""
@@ -281,6 +283,7 @@ class OnnxEngine:
         # Whatever goes wrong inside one answer is that answer's end and nobody else's. Interrupted: its fate is next.
         except Exception as error:
             if not options.terminate:
+                PROCESS.crashed("onnx", error)
                 self._end(request, "error", f"the engine failed: {first_line(error)}")
             return
         finally:

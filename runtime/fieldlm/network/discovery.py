@@ -20,6 +20,7 @@ from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceI
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import sha256_bytes
 from fieldlm.core.logs import logger
+from fieldlm.core.tasks import Tasks
 from fieldlm.network.certificates import certificate_sha256
 
 log = logger(__name__)
@@ -71,11 +72,13 @@ class Announcer:
         addresses: Callable[[], frozenset[str]] = own_addresses,
         look_s: float = LOOK_S,
         settle_s: float = SETTLE_S,
+        tasks: Tasks | None = None,
     ) -> None:
         self._device, self._host, self._port = device, host, port
         self._own_addresses = addresses
         self._look_s, self._settle_s = look_s, settle_s
         self._stopping = threading.Event()
+        self._tasks = Tasks(tasks)
         fingerprint = certificate_sha256(Path(certificate))[:FINGERPRINT] if certificate else ""
         self._text = {
             **({"fp": fingerprint, "tls": "1"} if fingerprint else {}),
@@ -101,7 +104,7 @@ class Announcer:
     def start(self, *, port: int = 0) -> None:
         """Announce the device soon; `port` is the real one where the configured one was 0."""
         # Asking whether the name is free takes over a second, which the start of a service does not wait for.
-        threading.Thread(target=self._follow, args=(port or self._port,), name="announce", daemon=True).start()
+        self._tasks.start("announce", lambda: self._follow(port or self._port), restarts=True)
 
     def _follow(self, port: int) -> None:
         """Announce, and announce anew whenever the machine has had other addresses for a moment."""
@@ -123,6 +126,7 @@ class Announcer:
         with self._lock:
             if self._is_stopped:
                 return
+            self._withdraw()
             try:
                 self._zeroconf = open_zeroconf(self._host)
                 self._info = self._describe(port)
@@ -150,6 +154,7 @@ class Announcer:
         with self._lock:
             self._is_stopped = True
             self._withdraw()
+        self._tasks.close()
 
     def _withdraw(self) -> None:
         if self._zeroconf is None:

@@ -4,7 +4,6 @@ import functools
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, cast
 import uvicorn
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.tasks import PROCESS
 from fieldlm.network.http_connection import Connection, ConnectionLimits, Peers
 
 BACKLOG = 128
@@ -95,13 +95,12 @@ class HttpServer:
 def listening(app: Any, *, port: int = 0, unix_socket: Path | None = None, **more: Any) -> Generator[HttpServer]:
     """Serve `app` from a thread until the block ends: on a unix socket, or on a free port unless one is given."""
     server = HttpServer(app, host=None if unix_socket else "127.0.0.1", port=port, unix_socket=unix_socket, **more)
-    thread = threading.Thread(target=server.run, name="http")
-    thread.start()
+    thread = PROCESS.start("http", server.run)
     try:
         yield server
     finally:
         server.stop()
-        thread.join()
+        thread.join(2 * GRACE_S)
 
 
 def _settings(

@@ -24,6 +24,7 @@ import msgspec
 from fieldlm.core.errors import InputError
 from fieldlm.core.logs import logger
 from fieldlm.core.sqlite import connect, is_damage, set_aside
+from fieldlm.core.tasks import Tasks
 from fieldlm.formats.record import CRITICAL, Record
 from fieldlm.hardware.board_id import fingerprint
 from fieldlm.telemetry.spool_database import (
@@ -43,6 +44,7 @@ GROUP_RECORDS = 128
 GROUP_S = 0.25
 HANG_S = 1.0
 """A disk that has not done what it was asked for so long is said to hang."""
+CLOSE_S = 20.0  # for the last group; systemd ends a service that takes 30 s
 RETRY_S = 1.0
 """A disk that refuses will refuse again in a millisecond."""
 _DISK_ERRORS = {errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EROFS: "read-only"}
@@ -82,7 +84,13 @@ class Spool:
     """A durable queue per stream. Safe from any thread; one process at a time."""
 
     def __init__(
-        self, path: Path, *, max_mb: float = 64, connect: Connect = connect, machine: str | None = None
+        self,
+        path: Path,
+        *,
+        max_mb: float = 64,
+        connect: Connect = connect,
+        machine: str | None = None,
+        tasks: Tasks | None = None,
     ) -> None:
         """Open or make the spool at `path`; database and log never take more than `max_mb` (1e6 bytes).
 
@@ -110,8 +118,8 @@ class Spool:
         self.on_durable: Callable[[], None] = lambda: None
         """Called by the writer thread after each group; Sync sets it to wake up."""
         self._open_first()
-        self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
-        self._writer.start()
+        # Again after a crash: what is appended later has to be kept. What it had in its hands counts as lost.
+        self._writer = Tasks(tasks).start("spool", self._write, restarts=True)
 
     def __enter__(self) -> Self:
         return self
@@ -245,8 +253,11 @@ class Spool:
         with self._signal:
             self._closing = True
             self._signal.notify_all()
-        self._writer.join()
-        self._shut()
+        # Of a disk that hangs one cannot even let go.
+        if self._writer.join(CLOSE_S):
+            self._shut()
+        if self._ring:
+            log.warning(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -294,7 +305,14 @@ class Spool:
         while not is_last:
             taken, lost, is_last = self._take()
             group = [_finished(record, finish) for record, finish in taken]
-            left = self._keep(group, lost)
+            try:
+                left = self._keep(group, lost)
+            except BaseException:
+                with self._signal:
+                    self._lost = _sum(self._lost, lost)
+                    self._lose("crash", len(group))
+                    self._settled += len(group)
+                raise
             with self._signal:
                 self._ring[:0] = [(record, None) for record in left]
                 self._settled += len(group) - len(left)
@@ -305,8 +323,6 @@ class Spool:
         if self._lost and self._device and not self._problem:
             lost, self._lost = self._lost, {}
             self._keep([], lost)
-        if self._ring:
-            log.warning(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
 
     def _take(self) -> tuple[list[tuple[Record, Finish | None]], dict[str, int], bool]:
         """Wait for records, then for company or something urgent, and empty the ring."""

@@ -18,6 +18,7 @@ import msgspec
 
 from fieldlm.core.errors import FieldlmError, UnavailableError
 from fieldlm.core.logs import logger
+from fieldlm.core.tasks import Tasks
 from fieldlm.core.urls import shown
 from fieldlm.formats import topics
 from fieldlm.formats.policy import Policy
@@ -86,6 +87,7 @@ class Sync:
         identity: Identity | None = None,
         daily_mb: float = 0.0,
         id_key: bytes = b"",
+        tasks: Tasks | None = None,
     ) -> None:
         """Callbacks run one after the other on a thread of their own; the same release is handed over only once.
 
@@ -121,24 +123,20 @@ class Sync:
         self._heard_s = time.monotonic()
         self._is_answered = self._is_open = False
         self._boot = boot_id()
-        self._threads = [
-            threading.Thread(target=self._run, name="sync", daemon=True),
-            threading.Thread(target=self._deliver, name="sync-callbacks", daemon=True),
-        ]
+        self._tasks = Tasks(tasks)
 
     def start(self) -> None:
         self.spool.on_durable = self.wake
-        for thread in self._threads:
-            thread.start()
+        # Both again after a crash: nothing is lost, since the spool keeps what is not acknowledged.
+        self._tasks.start("sync", self._run, restarts=True)
+        self._tasks.start("sync-callbacks", self._deliver, restarts=True)
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Say goodbye and end; what is not acknowledged stays in the spool."""
         self._stop.set()
         self.wake()
         self._incoming.put(None)
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(timeout_s)
+        self._tasks.close(timeout_s)
 
     def wake(self) -> None:
         """Look at the spool now instead of later."""
@@ -326,7 +324,7 @@ class Sync:
             try:
                 callback(payload)
             except Exception as error:  # the callback is somebody else's; its failure must not end the telemetry
-                log.warning(f"sync: the {kind} callback failed: {type(error).__name__}: {error}")
+                self._tasks.crashed(f"sync-callbacks[{kind}]", error)
 
     def _presence(self, state: dict[str, Any]) -> bytes:
         return msgspec.json.encode({"device": self.device} | state)

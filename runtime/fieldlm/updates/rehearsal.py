@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fieldlm.core.errors import BundleError, EngineError, FieldlmError, InputError
+from fieldlm.core.tasks import PROCESS
 from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
@@ -94,10 +94,12 @@ def _rehearse(bundle: Bundle, limits: RehearsalLimits, way: str) -> TrialMeasure
         stdin=subprocess.DEVNULL,
     )
     with child:
+        told = _Child(child, patience_s(bundle), starved_s=STARVED_S if way == "idle" else math.inf)
         try:
-            return _listen(_Child(child, patience_s(bundle), starved_s=STARVED_S if way == "idle" else math.inf))
+            return _listen(told)
         finally:
             child.kill()
+            told.close()
 
 
 class _StarvedError(Exception):
@@ -122,8 +124,7 @@ class _Child:
         self._patience_s = patience_s
         self._starved_s = starved_s
         self._step_began = self._spent()
-        self._reader = threading.Thread(target=self._read, name="rehearsal", daemon=True)
-        self._reader.start()
+        self._reader = PROCESS.start("rehearsal", self._read)
 
     def _read(self) -> None:
         assert self._process.stdout, "it is a pipe"
@@ -151,8 +152,8 @@ class _Child:
 
         Raises UnhealthyError when it hangs, _StarvedError when it gets no processor.
         """
-        self._reader.join(LOOK_S)
-        if not self._reader.is_alive():
+        self._reader.thread.join(LOOK_S)
+        if not self._reader.thread.is_alive():
             return True
         now, began = self._spent(), self._step_began
         asleep_s = now.clock_s - began.clock_s - max(0.0, now.waited_s - began.waited_s)
@@ -161,6 +162,10 @@ class _Child:
         if now.waited_s > self._starved_s:
             raise _StarvedError
         return False
+
+    def close(self) -> None:
+        """Wait for who reads what it says; it was killed before."""
+        self._reader.join()
 
     def crashed(self) -> UnhealthyError:
         code = self._process.wait()
