@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
-from zeroconf import ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+from zeroconf import ServiceInfo, ServiceListener, Zeroconf
 
 from fieldlm.blobs.fetch import OnBytes, pull
 from fieldlm.blobs.partial_blob import CLAIMED, PartialBlob, runs
@@ -352,7 +352,7 @@ class Nearby(ServiceListener):
             if is_late:
                 zeroconf.close()
                 return
-            ServiceBrowser(zeroconf, SERVICE, listener=self)
+            zeroconf.add_service_listener(SERVICE, self)  # which ends with it, as a ServiceBrowser of our own would not
             info = ServiceInfo(
                 SERVICE,
                 f"{self._me}.{SERVICE}",
