@@ -231,3 +231,9 @@ def test_no_test_is_skipped_and_no_assertion_has_a_way_out() -> None:
             if is_skip or is_loose:
                 wrong.append(f"{name_of(path)}:{getattr(node, 'lineno', 0)}")
     assert not wrong
+
+
+def test_every_background_thread_of_the_device_half_has_a_supervisor() -> None:
+    raw = re.compile(r"threading\.(Thread|Timer)\(|_thread\.start_new")
+    wrong = [name_of(p) for p in DEVICE.rglob("*.py") if p != DEVICE / "core/tasks.py" and raw.search(p.read_text())]
+    assert not wrong, "Tasks.start of fieldlm.core.tasks names it, joins it and counts its crashes"

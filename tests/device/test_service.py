@@ -267,7 +267,7 @@ def test_after_a_device_is_closed_no_thread_of_it_is_left_and_the_status_named_t
     known = {"announce", "nearby", "poll", "rescue", "share", "spool", "sync", "sync-callbacks", "when-ready"}
     # One thread announces the blobs and is done with it.
     assert known - set(status["running"]) <= {"nearby"}
-    assert status["crashes"] == {"toaster": 1}
+    assert status["crashes"]["toaster"] == 1
     assert 'fieldlm_task_crashes_total{task="toaster"} 1.0' in metrics
     assert not set(threading.enumerate()) - before
 
