@@ -106,8 +106,12 @@ def _load(path: Path, params: Any) -> Pointer:
     """Load a model so that Ctrl-C ends it: in the main thread a callback of the library would swallow the interrupt."""
     is_wanted = threading.Event()
     is_wanted.set()
-    go_on = api.llama_progress_callback(lambda _share, _data: is_wanted.is_set())
-    params.progress_callback = go_on
+
+    def go_on(_share: float, _data: object) -> bool:
+        return is_wanted.is_set()
+
+    callback = params.progress_callback = api.llama_progress_callback(go_on)
+    assert callback, "kept until the load is over"
     if threading.current_thread() is not threading.main_thread():
         return api.llama_model_load_from_file(str(path).encode(), params)
     with ThreadPoolExecutor(1, "load") as thread:
