@@ -182,6 +182,37 @@ class Claimer(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
+class Busy(BaseHTTPRequestHandler):
+    """Has everything, and no time."""
+
+    def do_GET(self) -> None:
+        is_map = self.path.startswith("/maps/")
+        self.send_response(200 if is_map else 503)
+        self.send_header("Content-Length", "1" if is_map else "0")
+        self.end_headers()
+        if is_map:
+            self.wfile.write(b"*")
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+class Fickle(BaseHTTPRequestHandler):
+    """Fetches everything, to believe its map, which is another one each time."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        body = bytearray(CLAIMED * 25)
+        body[self.asked % 25] = 0
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
 class Babbler(BaseHTTPRequestHandler):
     """Answers every question with more than anybody can hold."""
 
@@ -225,7 +256,7 @@ class Elsewhere(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-@pytest.mark.parametrize("stranger", [Trickle, Claimer, Babbler, Mumbler, Elsewhere])
+@pytest.mark.parametrize("stranger", [Trickle, Claimer, Busy, Fickle, Babbler, Mumbler, Elsewhere])
 def test_a_stranger_holds_nobody_up(place: Place, stranger: type[BaseHTTPRequestHandler]) -> None:
     place.visit(stranger, "stranger")
     device = place.device("kiosk")
