@@ -140,6 +140,43 @@ def test_what_cannot_be_honoured_is_refused_by_name(kiosk: Kiosk, change: Any, p
     assert names in error["message"]
 
 
+def chained(way: str, length: int) -> dict[str, Any]:
+    """Return a request whose form is `length` rules, each of which leads to the next."""
+    if way == "schema":
+        parts = {f"d{i}": {"type": "array", "items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(length)}
+        schema = {"$defs": parts | {f"d{length}": {"type": "null"}}, "$ref": "#/$defs/d0"}
+        return {"response_format": {"type": "json_schema", "json_schema": {"name": "deep", "schema": schema}}}
+    sign, first = ("::=", "root") if way == "gbnf" else (":", "start")
+    name = "T" if way == "terminals" else "r"
+    rules = [f'{name}{i} {sign} "a" {name}{i + 1}' for i in range(length)]
+    return {"grammar": "\n".join([f"{first} {sign} {name}0", *rules, f'{name}{length} {sign} "z"'])}
+
+
+@pytest.mark.parametrize("way", ["lark", "terminals", "gbnf", "schema"])
+def test_rules_that_lead_to_each_other_without_end_are_refused_and_end_nothing(kiosk: Kiosk, way: str) -> None:
+    for length in (3000, 4500):
+        response = kiosk.ask(**chained(way, length))
+        assert response.status_code == 400
+        assert "want at most" in response.json()["error"]["message"]
+    assert kiosk.ask(**chained(way, 900), max_tokens=4).status_code == 200
+
+
+PANIC = """%llguidance {}
+start: "\\n"? r2*
+r0[suffix="z"]: /(^|(()|(($|())\\b){7,}))/~1..3 " "* r2 | <[*]>
+r1[stop=""]: "a"~2 "\\u00e9"{0,3} r1 |
+r2: T1+ <|x|>~2 %json {"enum": [true, {"a": [1]}]}{2}
+T0: T1 | "b"
+T1: ~/a/"""
+
+
+def test_a_grammar_that_its_compiler_gives_up_on_is_the_callers_mistake(kiosk: Kiosk) -> None:
+    response = kiosk.ask(grammar=PANIC)
+    assert response.status_code == 400
+    assert "grammar" in response.json()["error"]["message"]
+    assert kiosk.ask(regex="[a-z]+").status_code == 200
+
+
 def test_several_answers_differ_and_their_seeds_repeat(kiosk: Kiosk) -> None:
     document = kiosk.ask(n=3, **HOT).json()
     texts = [choice["message"]["content"] for choice in document["choices"]]

@@ -3,14 +3,19 @@
 llguidance does the work; this wires it to any engine's vocabulary. It fails closed: what cannot be honoured raises when
 it is compiled, and a grammar that gets into trouble in the middle of an answer ends it with an error.
 
+Its compiler goes down into rules within rules, and a stack that ends there ends the process. So rules, and what else
+can lie within another, are counted before it is called, and it runs on a stack that holds several times as many.
+
 JSON is written as `json.dumps` writes it, on one line and with the keys in the schema's order. That is how templates
 and data sets spell it, and what is not the model's choice is not computed.
 """
 
+import contextlib
 import json
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -28,6 +33,10 @@ Kind = Literal["json_schema", "json_object", "regex", "grammar"]
 Floats = NDArray[np.float32]
 
 MAX_RULE_CHARS = 256 << 10
+MAX_RULES = 1000  # of a grammar; its compiler's time grows with their square
+MAX_COLONS = 5000  # of a grammar: each thing within another, in a schema inside it too, has one
+STACK_BYTES = 64 << 20  # measured with llguidance 1.9: 3 KB a rule, 8 KB a $ref; taken as it is needed
+COMPILING = 2  # at a time: who asks for hard ones does not take every thread
 CACHED = 64  # compiled grammars per engine
 JSON_OBJECT = '{"type":"object"}'
 
@@ -50,13 +59,15 @@ class TokenGuide:
 
     def forced(self) -> Sequence[int]:
         """See `Guide.forced`."""
-        tokens = self._matcher.compute_ff_tokens()
+        with _no_panic():
+            tokens = self._matcher.compute_ff_tokens()
         self._check()
         return tokens
 
     def allow(self, logits: Floats) -> Floats:
         """See `Guide.allow`. Logits may be longer than the vocabulary: embeddings are padded."""
-        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        with _no_panic():
+            self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
         bits = np.unpackbits(self._mask.view(np.uint8), count=self._vocabulary, bitorder="little")
         allowed = np.full_like(logits, -np.inf)
@@ -66,7 +77,9 @@ class TokenGuide:
 
     def accept(self, token: int) -> None:
         """See `Guide.accept`."""
-        if not self._matcher.consume_token(token):
+        with _no_panic():
+            is_allowed = self._matcher.consume_token(token)
+        if not is_allowed:
             raise EngineError(f"the constraint does not allow token {token} here: {_line(self._matcher.get_error())}")
 
     @property
@@ -92,9 +105,10 @@ class CompiledRule:
 
     def accepts(self, text: str) -> bool:
         """Whether `text` is a whole answer."""
-        matcher = self._matcher.deep_copy()
-        tokens = self._tokenizer.tokenize_str(text)
-        return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+        with _no_panic():
+            matcher = self._matcher.deep_copy()
+            tokens = self._tokenizer.tokenize_str(text)
+            return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
 
 class Grammars:
@@ -110,20 +124,61 @@ class Grammars:
 
     def _compile(self, rule: Rule) -> CompiledRule:
         """Return `rule` ready to be followed; raises InputError that says what in it cannot be honoured."""
-        grammar = _grammar(rule)
+        try:
+            with _compiling:
+                return _on_own_stack(lambda: self._compile_here(rule))
+        except EngineError as error:
+            raise InputError(f"the {_NAMES[rule.kind]} no answer can follow it ({error})") from error
+
+    def _compile_here(self, rule: Rule) -> CompiledRule:
+        with _no_panic():
+            return self._compiled(_grammar(rule), rule.kind)
+
+    def _compiled(self, grammar: str, kind: Kind) -> CompiledRule:
         failed, complaints = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if failed or complaints or matcher.is_error():
-            raise InputError(f"the {_NAMES[rule.kind]} {_line(*complaints, matcher.get_error())}")
+            raise InputError(f"the {_NAMES[kind]} {_line(*complaints, matcher.get_error())}")
         compiled = CompiledRule(matcher, self._tokenizer)
-        try:
-            # A schema that refers to itself alone is well formed, and yet nothing is valid under it.
-            compiled.guide().allow(np.zeros(len(self.vocabulary), np.float32))
-        except EngineError as error:
-            raise InputError(f"the {_NAMES[rule.kind]} no answer can follow it ({error})") from error
+        # A schema that refers to itself alone is well formed, and yet nothing is valid under it.
+        compiled.guide().allow(np.zeros(len(self.vocabulary), np.float32))
         return compiled
 
 
+@contextlib.contextmanager
+def _no_panic() -> Generator[None]:
+    """Turn a panic of llguidance, which no `except Exception` would stop, into an EngineError."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise EngineError(f"its compiler gave up: {_line(str(error))}") from error
+
+
+def _on_own_stack(work: Callable[[], CompiledRule]) -> CompiledRule:
+    """Run `work` in a thread whose stack has STACK_BYTES, whatever this one's has."""
+    done: Future[CompiledRule] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    with _starting:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            threading.Thread(target=run, name="compile-rule", daemon=True).start()
+        finally:
+            threading.stack_size(before)
+    return done.result()
+
+
+_compiling = threading.BoundedSemaphore(COMPILING)
+_starting = threading.Lock()
 _known: "weakref.WeakKeyDictionary[Engine, Grammars]" = weakref.WeakKeyDictionary()
 _making = threading.Lock()
 _NAMES: dict[Kind, str] = {
@@ -199,6 +254,8 @@ def _grammar(rule: Rule) -> str:
         raise InputError(f"the constraint has {len(rule.text)} characters, want at most {MAX_RULE_CHARS}")
     if rule.kind in ("regex", "grammar"):
         check_repeats(rule.text)
+    if rule.kind == "grammar":
+        _check_size(rule.text)
     if rule.kind == "regex":
         return LLMatcher.grammar_from_regex(rule.text)
     try:
@@ -213,6 +270,16 @@ def _grammar(rule: Rule) -> str:
         # With its defaults an answer could be whitespace for ever, and `lenient` would ignore what it does not know.
         overrides={"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": False},
     )
+
+
+def _check_size(grammar: str) -> None:
+    """Raise InputError for more rules than the compiler's stack and anybody's patience hold."""
+    # A rule begins on a line of its own in Lark, and has its ::= in GBNF.
+    rules = max(grammar.count("::="), sum(":" in line for line in grammar.splitlines()))
+    if rules > MAX_RULES or grammar.count(":") > MAX_COLONS:
+        raise InputError(
+            f"the grammar has {rules} rules and {grammar.count(':')} colons, want at most {MAX_RULES} and {MAX_COLONS}"
+        )
 
 
 def _line(*complaints: str) -> str:

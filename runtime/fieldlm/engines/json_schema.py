@@ -8,6 +8,7 @@ from typing import Any, cast
 from fieldlm.core.errors import InputError
 
 MAX_DEPTH = 48  # schemas within schemas
+MAX_PARTS = 5000  # schemas in all: each may refer to the next, and a compiler goes down into all of them
 MAX_COUNT = 100_000  # of characters or items a keyword may ask for; a grammar unrolls some of them
 MAX_REPEATS = 1_000_000  # product of the counts in a regular expression, which its automaton would unroll
 MULTIPLES = (
@@ -47,6 +48,8 @@ def checked(schema: Any) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise InputError("the schema is not a JSON object")
     found = list(_walk(cast(Schema, schema), "$", MAX_DEPTH))
+    if len(found) > MAX_PARTS:
+        raise InputError(f"the schema is made of {len(found)} schemas, want at most {MAX_PARTS}")
     for where, part in found:
         _check(part, where)
     # Objects that are laid over each other must not exclude each other's properties.
