@@ -70,7 +70,9 @@ class FleetSnapshot:
     def trouble(self, device: str, group: Group, bundle: str) -> Trouble:
         """Judge one device; `bundle` is the generation that goes out, by its first twelve digits."""
         found = self.presence[device]
-        is_rolled_back = group == "updated" and (device, bundle) in self.failures
+        # One that has it again has taken it again: a crash may have been a request's doing.
+        is_back = found.generation != bundle
+        is_rolled_back = group == "updated" and is_back and (device, bundle) in self.failures
         is_heard = found.state not in AWAY and (group == "control" or found.generation == bundle)
         if is_rolled_back or not is_heard:
             return judge(DeviceVitals(errors=0, tokens_per_s=0), None, is_rolled_back=is_rolled_back)
