@@ -29,7 +29,15 @@ import msgspec
 from fieldlm.blobs.store import Blobs
 from fieldlm.core import terminal
 from fieldlm.core.errors import BundleError, FieldlmError, InputError, TrustError
-from fieldlm.core.files import disk_errors, link_or_copy, make_folder, sha256_file, sync_folder, whole_folder
+from fieldlm.core.files import (
+    disk_errors,
+    link_or_copy,
+    make_folder,
+    make_private,
+    sha256_file,
+    sync_folder,
+    whole_folder,
+)
 from fieldlm.core.signing import Signature, check_signature
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, parse_manifest
 from fieldlm.formats.release import Release
@@ -64,7 +72,7 @@ class Slots:
         self._mutex = threading.RLock()
         self._checked = ""  # the bundle whose every byte was read a moment ago
         with disk_errors(state):
-            make_folder(state)
+            make_private(state / "slots.lock")
             self._held = (state / "slots.lock").open("w")
         try:
             # A POSIX lock: a child process does not inherit it and so cannot keep it when this process is killed.
