@@ -200,6 +200,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that failed here, as it is told at home; `reason` is the word for programs."""
+
+    bundle: str
+    seq: int
+    reason: str
+    detail: str
+
+
 class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What lies where: bundle ids by slot, the floor below which nothing is taken, failures, the journal's tail."""
 

@@ -42,20 +42,11 @@ from fieldlm.core.signing import Signature, check_signature
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, parse_manifest
 from fieldlm.formats.release import Release
 from fieldlm.updates.admission import Refusal, check_release, refusal
-from fieldlm.updates.journal import Journal, Known, SlotStatus, UnwritableError, read_status
+from fieldlm.updates.journal import Failure, Journal, Known, SlotStatus, UnwritableError, read_status
 
 MAX_ATTEMPTS = 3  # loads of one release, and starts of one generation, that may end in a crash
 CRASH_FREE_S = 300.0  # of answering people, after which a generation counts as one that does not crash
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A generation that failed here, as it is told at home; `reason` is the word for programs."""
-
-    bundle: str
-    seq: int
-    reason: str
-    detail: str
 
 
 class Slots:
