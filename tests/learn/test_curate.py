@@ -9,7 +9,7 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
-from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.curate import CuratedExample, curate, judge, main, read_examples, share_of, spoken
 from fieldlm_compiler.learn.dataset import dataset
 
@@ -22,7 +22,7 @@ CALLS = json.dumps({"tool_calls": [{"type": "function", "function": {"name": "go
 
 
 def fill(
-    folder: Path,
+    folder: Path | str,
     generations: list[dict[str, Any]],
     feedback: list[dict[str, Any]],
     system: Sequence[dict[str, Any]] = (),
@@ -43,7 +43,7 @@ def fill(
         made[1].append(msgspec.convert(common | full | fields, Record))
     for seq, fields in enumerate(system, 1):
         made[2].append(msgspec.convert(common | {"stream": "sys", "kind": "system", "seq": seq} | fields, Record))
-    with Store(folder) as store:
+    with open_sink(str(folder)) as store:
         store.append([block.parse(block.encode(records)) for records in made if records])
 
 
@@ -59,6 +59,13 @@ def test_the_correction_is_the_label_and_a_liked_answer_is_one(tmp_path: Path) -
     assert (first.answer, first.label_source, first.utterance) == ("two teas", "correction", "tea 1")
     assert (second.answer, second.label_source, second.session) == ("answer 2", "rated up", "s2")
     assert [message["role"] for message in first.messages] == ["system", "user"]
+
+
+def test_a_store_that_is_no_folder_gives_the_same_examples(tmp_path: Path) -> None:
+    for where in (str(tmp_path / "store"), f"delta:{tmp_path / 'lake'}"):
+        fill(where, [{}, {}], [{"response": "r1", "rating": "up"}, {"response": "r2", "correction": "two teas"}])
+    curate(f"delta:{tmp_path / 'lake'}", tmp_path / "lake-out", consents=TERMS)
+    assert read_examples(tmp_path / "lake-out") == kept(tmp_path)
 
 
 def test_the_latest_feedback_counts_and_a_rating_does_not_undo_a_correction(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.inference.chat_template import Message, as_served
 from fieldlm.inference.tool_calls import Call, CallReader
-from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.agreement import agree, prompt_key
 
 EXAMPLES = "examples.jsonl"
@@ -93,12 +93,14 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
         return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
-def curate(store: Path, out: Path, *, consents: Collection[str], eval_share: float = EVAL_SHARE) -> dict[str, Any]:
+def curate(
+    store: Path | str, out: Path, *, consents: Collection[str], eval_share: float = EVAL_SHARE
+) -> dict[str, Any]:
     """Write the examples that `store` holds under the terms `consents` to `out`; return what curate.json says.
 
     The same store gives the same bytes. Raises InputError when no term is named, and when nothing is an example.
     """
-    with Store(store, read_only=True) as opened:
+    with open_sink(str(store), read_only=True) as opened:
         rows = opened.query(_SQL)
     if not consents:
         terms = Counter(row["consent"] for row in rows if row["consent"])
@@ -261,7 +263,7 @@ def _messages(prompt: str) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """Turn a store into labelled examples."""
     parser = terminal.parser("curate", "Turn a store of records into labelled examples.")
-    parser.add_argument("store", type=Path, help="folder that `fieldlm collect` filled")
+    parser.add_argument("store", help="what `fieldlm collect` filled: FOLDER, delta:URI or kafka:BROKERS/TOPIC")
     parser.add_argument("--out", type=Path, required=True, help="folder for examples.jsonl and curate.json")
     parser.add_argument(
         "--consent", action="append", default=[], metavar="TERM", help="a term of consent that allows training; repeat"

@@ -13,7 +13,7 @@ import msgspec
 
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
-from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.curate import EXAMPLES, read_examples, write_examples
 from fieldlm_compiler.learn.dataset import DOCUMENT, SPLITS, without_sessions
 
@@ -30,14 +30,14 @@ class Tainted(msgspec.Struct, frozen=True, kw_only=True):
     rebuilt: str = ""
 
 
-def tainted(store: Path, folders: Sequence[Path], *, rebuild: bool = False) -> list[Tainted]:
+def tainted(store: Path | str, folders: Sequence[Path], *, rebuild: bool = False) -> list[Tainted]:
     """Return what lies in `folders`, or below, and holds or was made of words that `store` has forgotten.
 
     With `rebuild` the examples and data sets among it are replaced. Raises InputError when a folder is missing.
     """
     if missing := [folder for folder in folders if not folder.is_dir()]:
         raise InputError(f"{missing[0]} is no folder; name those that hold examples, data sets, adapters or bundles")
-    with Store(store, read_only=True) as opened:
+    with open_sink(str(store), read_only=True) as opened:
         rows = opened.query("SELECT DISTINCT session FROM records WHERE kind = 'forget' AND session <> ''")
     gone = frozenset(str(row["session"]) for row in rows)
     found = [*_examples(folders, gone, rebuild=rebuild)]
@@ -90,7 +90,7 @@ def _document(path: Path) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """List what was made of words that are forgotten; exit code 1 when something of it still stands."""
     parser = terminal.parser("tainted", "List what was made of the words of people who were forgotten since.")
-    parser.add_argument("store", type=Path, help="folder that `fieldlm collect` filled")
+    parser.add_argument("store", help="what `fieldlm collect` filled: FOLDER, delta:URI or kafka:BROKERS/TOPIC")
     parser.add_argument("folders", nargs="+", type=Path, help="where examples, data sets, adapters and bundles lie")
     parser.add_argument("--rebuild", action="store_true", help="replace examples and data sets by ones without them")
     args = parser.parse_args(argv)

@@ -4,7 +4,8 @@ Neighbours are found by zeroconf and trusted in nothing: each chunk is checked a
 release, whoever hands it out. Who wants the same file shares the way out to the repository. A file is cut in
 stretches, and rendezvous (HRW) hashing assigns each to a neighbour: all who see each other agree on that without a
 word; what somebody has begun is marked in the map that the others read. One that lies costs a chunk, one that is slow
-two seconds, one that claims and does nothing half a minute; after that it is asked no more.
+two seconds, one that claims and does nothing half a minute; after that it is asked no more. All of them together, busy
+or changing their maps as they like, cost a minute without a byte.
 """
 
 import ipaddress
@@ -40,12 +41,16 @@ SETTLE_S = 2.0  # before the first byte from the repository, so that those who b
 PATIENCE_S = 3.0  # without news, after which the next one fetches a stretch instead
 MOST_TURNS = 5
 CLAIM_S = 30.0  # without a new chunk, after which what a neighbour has claimed is fetched by another
+HELD_UP = 2  # times as long without a byte of our own, after which neighbours are asked no more
 CONNECT_S, READ_S = 0.5, 2.0
 GRACE_S, LEAST_BYTES_S = 2.0, 64 << 10  # slower than this, a neighbour is no help
 MOST_FAULTS = 3  # broken connections and refusals of one neighbour
 MOST_LIARS = 8  # after which this network is not asked at all
 FAILURES = 3  # of the repository in a row
 SLICE_BYTES = 64 << 10
+
+
+_FURTHER = {CLAIMED[0]: 1, 1: 2}  # than a chunk that nobody began
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class _Peer:
     neighbour: Neighbour
     claim_s: float
     map: bytes = b""
+    furthest: bytes = b""
     is_out: bool = False
     faults: int = 0
     changed_s: float = field(default_factory=time.monotonic)
@@ -95,9 +101,16 @@ class _Peer:
             self.faults += 1
             self.is_out = self.faults >= MOST_FAULTS
             return
-        known = data if data == WHOLE or len(data) == len(part.chunks) else b""
-        if known != self.map:
-            self.map, self.changed_s = known, time.monotonic()
+        self.map = data if data == WHOLE or len(data) == len(part.chunks) else b""
+        if self._grew(len(part.chunks)):
+            self.changed_s = time.monotonic()
+
+    def _grew(self, chunks: int) -> bool:
+        """Say whether a chunk is further than ever: a map that only changes to and fro is no progress."""
+        now = bytes(_FURTHER.get(byte, 0) for byte in (b"\1" * chunks if self.map == WHOLE else self.map))
+        before = self.furthest.ljust(len(now), b"\0")
+        self.furthest = bytes(map(max, before, now)) + before[len(now) :]
+        return self.furthest != before
 
     def pull(self, part: PartialBlob, start: int, stop: int, on_bytes: OnBytes) -> None:
         """Bring chunks `start` to `stop`; raises Lying, or an error of the network."""
@@ -172,7 +185,7 @@ class _Together:
         self._peers = dict[str, _Peer]()
         self._looked_s = -LOOK_S
         self._look_took_s = 0.0
-        self._news_s = time.monotonic()
+        self._news_s = self._grew_s = time.monotonic()
         self._begins_s = self._news_s + swarm.settle_s
         self._failures = 0
 
@@ -181,10 +194,16 @@ class _Together:
             check_stop(self._source)
             self._look()
             liars = sum(peer.is_out for peer in self._peers.values())
-            if not self._asked() or liars >= MOST_LIARS or self._failures >= FAILURES:
+            if not self._asked() or liars >= MOST_LIARS or self._failures >= FAILURES or self._is_held_up():
                 return
             if not self._from_a_neighbour() and not self._from_the_repository():
                 time.sleep(0.1)
+
+    def _is_held_up(self) -> bool:
+        """Say whether nothing has come for so long that the rest is better fetched alone, whatever the others say."""
+        if not is_open(self._source):
+            self._grew_s = time.monotonic()
+        return time.monotonic() - self._grew_s > HELD_UP * self._swarm.claim_s
 
     def _asked(self) -> list[_Peer]:
         return [peer for peer in self._peers.values() if not peer.is_out]
@@ -199,12 +218,12 @@ class _Together:
             if known is None or (known.neighbour != neighbour and not known.is_out):
                 self._peers[name] = _Peer(neighbour, self._swarm.claim_s)
         for peer in self._asked():
-            before = peer.map
+            before = peer.furthest
             if peer.neighbour.name in here:
                 peer.look(self._part)
             else:
                 peer.map = b""
-            if peer.map != before:
+            if peer.furthest != before:
                 self._news_s = time.monotonic()  # somebody gets on: nobody's turn is over
         self._looked_s = time.monotonic()
         self._look_took_s = self._looked_s - began_s
@@ -277,7 +296,7 @@ class _Together:
 
     def _news(self, before: int) -> None:
         if self._part.bytes_here > before:
-            self._news_s = time.monotonic()
+            self._news_s = self._grew_s = time.monotonic()
             self._failures = 0
 
     def _rank(self, names: Sequence[str], index: int) -> int:

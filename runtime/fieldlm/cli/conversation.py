@@ -64,7 +64,7 @@ def write_out(pieces: Generator[Piece], *, quiet: bool = False) -> Piece:
         for piece in pieces:
             text += piece.text
             if not quiet:
-                print(piece.text, end="", flush=True)
+                print(terminal.visible(piece.text), end="", flush=True)
             last = piece if piece.outcome else last
     if not quiet:
         print(flush=True)

@@ -118,9 +118,9 @@ def _is_here(module: str) -> bool:
 
 
 def _fail(args: Sequence[str], kind: str, message: str, exit_code: int) -> int:
-    if "--json" in args:
-        from fieldlm.core import terminal
+    from fieldlm.core import terminal
 
+    if "--json" in args:
         terminal.show({"error": {"kind": kind, "message": message, "exit_code": exit_code}}, "", as_json=True)
-    print(f"fieldlm {args[0]}: {message}", file=sys.stderr)
+    print(terminal.visible(f"fieldlm {args[0]}: {message}"), file=sys.stderr)
     return exit_code

@@ -9,8 +9,7 @@ from fieldlm.control import remote
 from fieldlm.core import terminal
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import InputError
-from fieldlm.updates.journal import Journal
-from fieldlm.updates.slots import SlotStatus, read_status
+from fieldlm.updates.journal import Journal, SlotStatus, read_status
 
 
 def main(argv: Sequence[str]) -> int:

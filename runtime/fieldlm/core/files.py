@@ -64,6 +64,7 @@ def make_private(file: Path) -> None:
         sync_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        sync_folder(file.parent)
 
 
 def held_lock(file: Path, problem: str) -> IO[bytes]:

@@ -10,6 +10,8 @@ import time
 from collections import deque
 from typing import TextIO
 
+from fieldlm.core.terminal import visible
+
 TREE = logging.getLogger("fieldlm")
 # Without any handler Python would print warnings on the stderr of a program that asked for none.
 TREE.addHandler(logging.NullHandler())
@@ -29,7 +31,7 @@ class RecentLines(logging.Handler):
         self._lines: deque[str] = deque(maxlen=MOST_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.format(record)}")
+        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(self.format(record))}")
 
     def last(self, lines: str) -> list[str]:
         """Return the last `lines` that were logged, oldest first; what is no number counts as all."""
@@ -48,7 +50,7 @@ class TerminalHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = visible(super().format(record))
         if not _is_journal(self.stream):
             return text
         # sd-daemon(3): each line may begin with its syslog priority.

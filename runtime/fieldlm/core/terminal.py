@@ -47,13 +47,28 @@ def parser(command: str, description: str) -> Parser:
 
 def show(document: Any, text: str, *, as_json: bool) -> None:
     """Print `document` as JSON or `text` for people."""
-    sys.stdout.write(canonical_json(document).decode() if as_json else text.rstrip("\n") + "\n")
+    sys.stdout.write(canonical_json(document).decode() if as_json else visible(text.rstrip("\n")) + "\n")
     sys.stdout.flush()
+
+
+_SHAPING = "\u00a0\u200c\u200d"  # a space that does not break, and what joins or parts letters and emoji
+
+
+def visible(text: str, *, keep: str = "\n\t") -> str:
+    """Return `text` with what a terminal obeys instead of showing spelt out: it may come from another machine."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each
+        if each.isprintable() or each in keep or each in _SHAPING
+        else each.encode("unicode_escape", "surrogatepass").decode()
+        for each in text
+    )
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Lay out `rows` under `header`; columns that hold only numbers are aligned to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[visible(str(cell), keep="") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
 

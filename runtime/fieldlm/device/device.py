@@ -35,7 +35,7 @@ from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.engine_watchdog import EngineWatchdog, ProgressMonitor
 from fieldlm.inference.generations import Serving
 from fieldlm.network.mqtt import Identity
-from fieldlm.telemetry.alerts import troubles
+from fieldlm.telemetry.alerts import Trouble, troubles
 from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.forget import privacy_routes
 from fieldlm.telemetry.recorder import Recorder, id_key, load_salt
@@ -315,6 +315,9 @@ class Device:
         # In a thread of its own: it waits for the disk.
         return Response(msgspec.json.encode(self._facts()), media_type="application/json")
 
+    def _unwritten(self) -> list[Trouble]:
+        return [Trouble(name="slots-unwritable", detail=self.slots.problem)] if self.slots.problem else []
+
     def _facts(self) -> dict[str, Any]:
         health, sync = self.spool.health(), self.sync.status() if self.sync else None
         return {
@@ -324,7 +327,7 @@ class Device:
             "generation": self._generation,
             "ready": self._not_ready() is None,
             "telemetry": self.config.telemetry,
-            "health": list(troubles(health, sync, self.recorder.clock)),
+            "health": [*troubles(health, sync, self.recorder.clock), *self._unwritten()],
             "spool": {} if health.problem == "disk-hangs" else self.spool.counts(),
             "sync": sync,
             "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},

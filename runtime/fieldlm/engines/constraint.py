@@ -26,6 +26,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, grammar_from
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import EngineError, InputError
+from fieldlm.core.tasks import PROCESS
 from fieldlm.engines import Engine
 from fieldlm.engines.json_schema import check_repeats, checked
 
@@ -171,7 +172,7 @@ def _on_own_stack(work: Callable[[], CompiledRule]) -> CompiledRule:
     with _starting:
         before = threading.stack_size(STACK_BYTES)
         try:
-            threading.Thread(target=run, name="compile-rule", daemon=True).start()
+            PROCESS.start("compile-rule", run)
         finally:
             threading.stack_size(before)
     return done.result()

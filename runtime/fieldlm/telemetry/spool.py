@@ -273,7 +273,7 @@ class Spool:
     def _opened(self) -> Database:
         """Return the open database, opened now if it has to be, whatever damage there was set aside."""
         if self._database is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
                 self._database = self._database_here()
             except sqlite3.DatabaseError as error:

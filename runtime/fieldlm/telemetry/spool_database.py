@@ -73,6 +73,9 @@ class Database:
         self._machine = machine
         self._db = connect(path)
         try:
+            if is_new:
+                # It holds what people said, and is empty yet; SQLite gives its log the same rights.
+                path.chmod(0o600)
             self._prepare()
         except BaseException:
             self._db.close()

@@ -4,6 +4,7 @@ A step is on the disk (synchronous=FULL) before what it announces is done. A dam
 begun: a device without memory still boots its factory bundle.
 """
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -20,6 +21,7 @@ from fieldlm.core.sqlite import check, connect, connect_read_only, is_damage, ma
 
 log = logger(__name__)
 
+TAIL = 20
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS slot (name TEXT PRIMARY KEY, bundle TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS generation (
@@ -49,6 +51,14 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     min_seq: int = 0
     attempts: int = 0
     failed: str = ""
+
+
+class UnwritableError(InputError):
+    """The journal can be read, and takes no line: a full disk, or one that wears out."""
+
+
+class FullError(NoSpaceError, UnwritableError):
+    """The journal takes no line because the disk is full."""
 
 
 class Journal:
@@ -148,7 +158,7 @@ def _refusals() -> Generator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        kind = NoSpaceError if "full" in str(error) else InputError
+        kind = FullError if "full" in str(error) else UnwritableError
         raise kind(f"the journal of the slots cannot be written: {error}; nothing was changed") from error
 
 
@@ -159,10 +169,25 @@ def _open(path: Path) -> sqlite3.Connection:
         return _connect(path)
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
+            with contextlib.suppress(sqlite3.DatabaseError):
+                return _connect_full(path)
             raise InputError(f"{path} cannot be opened: {error}") from error
         spoilt = set_aside(path)
         log.warning(f"{path} is damaged ({error}); it is set aside as {spoilt.name} and a new one is begun")
         return _connect(path)
+
+
+def _connect_full(path: Path) -> sqlite3.Connection:
+    """Open a file beside which there is no space for SQLite's own; raises sqlite3.DatabaseError."""
+    db = connect(path)
+    try:
+        # Alone it keeps in memory what it else shares in a file. The lock on the folder has made it alone already.
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("SELECT bundle FROM slot").fetchall()
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -175,3 +200,37 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that failed here, as it is told at home; `reason` is the word for programs."""
+
+    bundle: str
+    seq: int
+    reason: str
+    detail: str
+
+
+class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies where: bundle ids by slot, the floor below which nothing is taken, failures, the journal's tail."""
+
+    current: str
+    previous: str
+    factory: str
+    trial: str
+    seq: int
+    floor: int
+    failed: tuple[Known, ...]
+    journal: tuple[Step, ...]
+
+
+def read_status(journal: Journal) -> SlotStatus:
+    """Read the status out of a journal."""
+    slots = journal.slots()
+    return SlotStatus(
+        **{name: slots.get(name, "") for name in ("current", "previous", "factory", "trial")},
+        seq=journal.known(slots.get("current", "")).seq,
+        floor=int(journal.setting("floor", "0")),
+        failed=tuple(journal.failed()),
+        journal=tuple(journal.tail(TAIL)),
+    )
