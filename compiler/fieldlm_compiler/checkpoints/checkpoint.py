@@ -18,6 +18,8 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.core.logs import logger
 from fieldlm.formats.gguf import read_header
+from fieldlm_compiler.checkpoints import hub
+from fieldlm_compiler.checkpoints.dequantize import dequantize
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
 from fieldlm_compiler.pipeline.stages import Stages
@@ -125,10 +127,7 @@ def _fetch_hub(model: str, stages: Stages) -> Path:
     match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", model)
     if match is None:
         raise InputError(f"{model!r} is no hub name; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
-    ran = call(
-        "fieldlm_compiler.checkpoints.hub:snapshot",
-        what=f"fetch {match[1]} from the hub",
-        env={"HF_HUB_OFFLINE": "0"},
+    ran = call(hub.snapshot, what=f"fetch {match[1]} from the hub", env={"HF_HUB_OFFLINE": "0"})(
         name=match[1],
         revision=match[2],
         patterns=[*PATTERNS, "README.md", "LICENSE*"],
@@ -142,12 +141,9 @@ def _dequantize(gguf: Path, stages: Stages, *, source: str) -> Path:
     size_mb = gguf.stat().st_size / 1e6
 
     def make(folder: Path) -> Ran:
-        ran = call(
-            "fieldlm_compiler.checkpoints.dequantize:dequantize",
-            what=f"unpack {gguf.name}",
-            env=PATIENT,
-            gguf=gguf,
-            into=folder,
+        ran = call(dequantize, what=f"unpack {gguf.name}", env=PATIENT)(
+            path=gguf,
+            folder=folder,
         )
         stem = re.sub(r"[.-](I?Q\d\w*|B?F16|F32|FP16)$", "", gguf.stem, flags=re.IGNORECASE)
         known_as = {"name": stem.lower(), "source": source, "gguf_sha256": digest, "licence": ran.value["licence"]}

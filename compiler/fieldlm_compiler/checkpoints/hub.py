@@ -1,9 +1,11 @@
 """Hugging Face hub: fetch a model folder. Runs in a child process: the hub's errors are of many kinds."""
 
+from pathlib import Path
+
 from fieldlm.core.errors import UnavailableError
 
 
-def snapshot(name: str, revision: str | None, patterns: list[str], cache: str) -> str:
+def snapshot(name: str, revision: str | None, patterns: list[str], cache: Path) -> str:
     """Return a folder with the files of model `name` that match `patterns`.
 
     Raises UnavailableError when the hub says no.

@@ -15,16 +15,13 @@ from fieldlm_compiler.checkpoints.peft_adapter import PREFIX, WEIGHTS, PeftAdapt
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran, call
 
-STEP = "fieldlm_compiler.export.gguf"
-
 
 def export_f16(checkpoint: Checkpoint, out: Path) -> Ran:
     """Write `checkpoint` to the GGUF file `out` with 16-bit weights; norms and biases keep 32."""
     converter = llama_toolchain.llama_converter()
     return call(
-        f"{STEP}:convert_model",
-        what=f"convert {checkpoint.name} to GGUF",
-        env={"PYTHONPATH": str(converter / "gguf-py")},
+        convert_model, what=f"convert {checkpoint.name} to GGUF", env={"PYTHONPATH": str(converter / "gguf-py")}
+    )(
         converter=converter,
         checkpoint=checkpoint.folder,
         out=out,
@@ -40,9 +37,8 @@ def export_adapter(adapter: PeftAdapter, checkpoint: Checkpoint, out: Path) -> R
     check_shippable(adapter)
     converter = llama_toolchain.llama_converter()
     return call(
-        f"{STEP}:convert_adapter",
-        what=f"convert {adapter.folder.name} to GGUF",
-        env={"PYTHONPATH": str(converter / "gguf-py")},
+        convert_adapter, what=f"convert {adapter.folder.name} to GGUF", env={"PYTHONPATH": str(converter / "gguf-py")}
+    )(
         converter=converter,
         adapter=adapter.folder,
         plain=adapter.is_plain,
@@ -51,12 +47,12 @@ def export_adapter(adapter: PeftAdapter, checkpoint: Checkpoint, out: Path) -> R
     )
 
 
-def convert_model(converter: str, checkpoint: str, out: str, name: str) -> None:
+def convert_model(converter: Path, checkpoint: Path, out: Path, name: str) -> None:
     """Run the model converter on a neutral copy. Runs in a child process."""
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as temporary:
-        staged = _stage_model(Path(checkpoint), Path(temporary) / "model")
+        staged = _stage_model(checkpoint, Path(temporary) / "model")
         _run(
-            Path(converter) / "convert_hf_to_gguf.py",
+            converter / "convert_hf_to_gguf.py",
             staged,
             "--outfile",
             out,
@@ -67,12 +63,12 @@ def convert_model(converter: str, checkpoint: str, out: str, name: str) -> None:
         )
 
 
-def convert_adapter(converter: str, adapter: str, plain: bool, checkpoint: str, out: str) -> None:
+def convert_adapter(converter: Path, adapter: Path, plain: bool, checkpoint: Path, out: Path) -> None:
     """Run the adapter converter on a neutral copy with plain scales. Runs in a child process."""
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as temporary:
-        base = _stage_model(Path(checkpoint), Path(temporary) / "model")
-        staged = _stage_adapter(Path(adapter), Path(temporary) / "adapter", plain=plain)
-        _run(Path(converter) / "convert_lora_to_gguf.py", "--base", base, staged, "--outfile", out, "--outtype", "f16")
+        base = _stage_model(checkpoint, Path(temporary) / "model")
+        staged = _stage_adapter(adapter, Path(temporary) / "adapter", plain=plain)
+        _run(converter / "convert_lora_to_gguf.py", "--base", base, staged, "--outfile", out, "--outtype", "f16")
 
 
 def _run(script: Path, *arguments: object) -> None:

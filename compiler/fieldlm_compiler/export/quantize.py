@@ -62,9 +62,7 @@ def quantize(source: Path, target: Path, quant: str, *, threads: int = 0, imatri
     """
     name = check_quant(quant)
     check_shapes(source, name)
-    return call(
-        "fieldlm_compiler.export.quantize:quantize_file",
-        what=f"quantise to {name}",
+    return call(quantize_file, what=f"quantise to {name}")(
         source=source,
         target=target,
         ftype=QUANTS[name],
@@ -73,20 +71,20 @@ def quantize(source: Path, target: Path, quant: str, *, threads: int = 0, imatri
     )
 
 
-def quantize_file(source: str, target: str, ftype: int, threads: int, imatrix: str | None) -> dict[str, Any]:
+def quantize_file(source: Path, target: Path, ftype: int, threads: int, imatrix: Path | None) -> dict[str, Any]:
     """Call llama_model_quantize. Runs in a child process: a tensor type it dislikes ends the process."""
     import llama_cpp
 
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = ftype, threads
-    rows = _importance(Path(imatrix)) if imatrix else None
+    rows = _importance(imatrix) if imatrix else None
     if rows is not None:
         params.imatrix = rows
-    code = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.pointer(params))
+    code = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.pointer(params))
     if code != 0:
-        raise EngineError(f"llama.cpp could not quantise {Path(source).name} to {target} (code {code})")
-    return msgspec.to_builtins(weigh(Path(target)))
+        raise EngineError(f"llama.cpp could not quantise {source.name} to {target} (code {code})")
+    return msgspec.to_builtins(weigh(target))
 
 
 def _importance(path: Path) -> Any:

@@ -33,10 +33,7 @@ MOST_COLUMNS = 6144
 
 def calibrate(checkpoint: Path, full: Path, learn: Sequence[Sequence[int]], sums: Sequence[Path], into: Path) -> Ran:
     """Write the statistics of the model in `checkpoint`, named as in the file `full`, over the windows `learn`."""
-    return call(
-        "fieldlm_compiler.search.calibrate:collect",
-        what=f"calibrate on {sum(map(len, learn)):,} tokens",
-        env=PATIENT,
+    return call(collect, what=f"calibrate on {sum(map(len, learn)):,} tokens", env=PATIENT)(
         checkpoint=checkpoint,
         full=full,
         learn=[list(window) for window in learn],
@@ -51,10 +48,7 @@ def own_samples(checkpoint: Checkpoint, prompts: Sequence[str], stages: Stages) 
     count = LEARN_WINDOWS + HOLD_WINDOWS
 
     def make(_: Path) -> Ran:
-        return call(
-            "fieldlm_compiler.search.calibrate:sample",
-            what=f"let {checkpoint.name} write text to calibrate on",
-            env=PATIENT,
+        return call(sample, what=f"let {checkpoint.name} write text to calibrate on", env=PATIENT)(
             checkpoint=checkpoint.folder,
             starts=starts,
             count=count,
@@ -68,7 +62,7 @@ def own_samples(checkpoint: Checkpoint, prompts: Sequence[str], stages: Stages) 
     return Corpus(learn=[each for at, each in enumerate(windows) if at % HELD_BACK != HELD_BACK - 1], hold=hold)
 
 
-def sample(checkpoint: str, starts: list[list[int]], count: int, length: int) -> list[list[int]]:
+def sample(checkpoint: Path, starts: list[list[int]], count: int, length: int) -> list[list[int]]:
     """Let the model write `count` windows of `length` tokens, each of `starts` in turn. Runs in a child process."""
     import torch
 
@@ -88,14 +82,14 @@ def sample(checkpoint: str, starts: list[list[int]], count: int, length: int) ->
     return windows
 
 
-def collect(checkpoint: str, full: str, learn: list[list[int]], sums: list[str], into: str) -> dict[str, Any]:
+def collect(checkpoint: Path, full: Path, learn: Windows, sums: list[Path], into: Path) -> dict[str, Any]:
     """Read the windows `learn` forward and back and write what was found to the folder `into`."""
     import torch
     from safetensors.numpy import save_file
 
     torch.manual_seed(SEED)
     model = _load(checkpoint)
-    names = _names(model, Path(full))
+    names = _names(model, full)
     inputs, fisher = _Inputs(model, names), _Fisher(model, names)
     tokens, back = 0, sum(map(len, learn[:BACK_WINDOWS]))
     for window in learn[BACK_WINDOWS:]:
@@ -177,7 +171,7 @@ class _Fisher:
         return note
 
 
-def _load(checkpoint: str) -> Any:
+def _load(checkpoint: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 

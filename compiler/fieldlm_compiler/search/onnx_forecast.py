@@ -69,9 +69,7 @@ class OnnxForesight:
         }
 
         def make(_: object) -> Any:
-            return call(
-                "fieldlm_compiler.search.onnx_forecast:time_products",
-                what="time a product of every type",
+            return call(time_products, what="time a product of every type")(
                 types=asked["types"],
                 accuracy_level=asked["level"],
             )

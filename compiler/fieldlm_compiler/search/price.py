@@ -25,7 +25,6 @@ from fieldlm_compiler.export.ggml import Floats
 from fieldlm_compiler.export.imatrix import read_imatrix
 from fieldlm_compiler.pipeline.child import ONE_THREAD, PR_SET_PDEATHSIG, Ran, call
 from fieldlm_compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATRIX, ROWS, SHARES
-from fieldlm_compiler.search.frontier import Option
 from fieldlm_compiler.search.gptq_rounding import factor
 from fieldlm_compiler.search.open import open_weights
 from fieldlm_compiler.search.weights import RowSlice, Weights, WeightType
@@ -34,24 +33,20 @@ SAMPLED_ROWS = 256
 TRIED_ROWS = 64
 TRIED_BLOCKS = 2
 BLOCK_NUMBER = re.compile(r"blk\.\d+\.")
-Options = dict[str, list[Option]]
 
 
 def price(weights: Path, statistics: Path, isa: Sequence[str]) -> Ran:
     """Return the options of every matrix of the GGUF or ONNX file `weights`: type, bytes, predicted divergence."""
-    return call(
-        "fieldlm_compiler.search.price:price_all",
-        what="price every type of every tensor",
-        env=ONE_THREAD,
+    return call(price_all, what="price every type of every tensor", env=ONE_THREAD)(
         weights=weights,
         statistics=statistics,
         isa=list(isa),
     )
 
 
-def price_all(weights: str, statistics: str, isa: list[str]) -> dict[str, list[tuple[str, int, float]]]:
+def price_all(weights: Path, statistics: Path, isa: list[str]) -> dict[str, list[tuple[str, int, float]]]:
     """Price every legal type of every matrix in `weights`."""
-    names = open_weights(Path(weights)).names
+    names = open_weights(weights).names
     with in_processes(weights, statistics) as pool:
         gains = _gains(names, pool, isa)
         asked = [(name, gains[role(name)], isa) for name in names]
@@ -60,7 +55,7 @@ def price_all(weights: str, statistics: str, isa: list[str]) -> dict[str, list[t
 
 
 @contextmanager
-def in_processes(weights: str, statistics: str) -> Generator[ProcessPoolExecutor]:
+def in_processes(weights: Path, statistics: Path) -> Generator[ProcessPoolExecutor]:
     """Give work to as many processes as there are cores, each with both open as `Worker` has them.
 
     They end with this process, whatever ends it.
@@ -70,12 +65,12 @@ def in_processes(weights: str, statistics: str) -> Generator[ProcessPoolExecutor
         yield pool
 
 
-def _begin(weights: str, statistics: str, parent: int) -> None:
+def _begin(weights: Path, statistics: Path, parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     PriceWorker.weights = open_weights(Path(weights))
-    PriceWorker.known = Statistics(Path(statistics))
+    PriceWorker.known = Statistics(statistics)
 
 
 class PriceWorker:

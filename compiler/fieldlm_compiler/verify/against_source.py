@@ -18,7 +18,7 @@ import numpy as np
 
 from fieldlm.core.errors import EngineError, GateError
 from fieldlm.engines import Engine, EngineOptions, Sampling, open_engine
-from fieldlm.formats.bundle import Bundle, Gate, Manifest
+from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import opening, special_tokens
 from fieldlm_compiler.checkpoints.tokenizer_parity import (
@@ -33,6 +33,7 @@ from fieldlm_compiler.export.transformers4 import named_stops
 from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
 from fieldlm_compiler.verify.dialogues import difference
 from fieldlm_compiler.verify.logits import Passage, read
+from fieldlm_compiler.verify.reference_model import judge
 
 TOKENS = 24
 # Two choices of the source closer than this are one choice: 16-bit activations move a logit by about as much.
@@ -93,11 +94,8 @@ def ask(
     reference: Sequence[Sequence[int]] | None = None,
 ) -> Ran:
     """Return the Answers of the artefact in `draft` to `texts`, compared with the tokens of `reference`."""
-    return call(
-        "fieldlm_compiler.verify.against_source:answer",
-        what=f"ask {what}",
-        folder=draft.folder,
-        manifest=msgspec.to_builtins(draft.manifest),
+    return call(answer, what=f"ask {what}")(
+        bundle=draft,
         adapter=adapter,
         texts=list(texts),
         reference=reference,
@@ -109,11 +107,8 @@ def compare_texts(draft: Bundle, tokenizer: Path, texts: Sequence[str]) -> Ran:
 
     `tokenizer` is the source's folder. Raises GateError with the first text, conversation or token that differs.
     """
-    ran = call(
-        "fieldlm_compiler.verify.against_source:compare",
-        what="compare tokens and templates",
-        folder=draft.folder,
-        manifest=msgspec.to_builtins(draft.manifest),
+    ran = call(compare, what="compare tokens and templates")(
+        bundle=draft,
         tokenizer=tokenizer,
         texts=list(texts),
     )
@@ -137,10 +132,7 @@ def compare_answers(
     """
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as folder:
         reading = reader.read(Path(folder) / "logits.npy", texts, answers) if reader else None
-        ran = call(
-            "fieldlm_compiler.verify.reference_model:judge",
-            what="ask the source model",
-            env=PATIENT,
+        ran = call(judge, what="ask the source model", env=PATIENT)(
             checkpoint=checkpoint,
             adapter=adapter,
             texts=list(texts),
@@ -191,11 +183,8 @@ class ArtefactReader:
 
     def read(self, into: Path, texts: Sequence[str], answers: Answers) -> Ran:
         """Write the logits of every token read to the .npy file `into`; return the passages for the source."""
-        return call(
-            "fieldlm_compiler.verify.against_source:read_passages",
-            what="read what it thinks",
-            folder=self.draft.folder,
-            manifest=msgspec.to_builtins(self.draft.manifest),
+        return call(read_passages, what="read what it thinks")(
+            bundle=self.draft,
             adapter=self.adapter,
             texts=list(texts),
             answers=answers.tokens,
@@ -208,20 +197,16 @@ def weigh_serving(draft: Bundle, profile: Profile) -> Ran:
 
     The most that the process held, in `peak_mb`, is with Python.
     """
-    return call(
-        "fieldlm_compiler.verify.against_source:serve",
-        what="weigh the engine as it serves",
-        folder=draft.folder,
-        manifest=msgspec.to_builtins(draft.manifest),
-        profile=msgspec.to_builtins(profile),
+    return call(serve, what="weigh the engine as it serves")(
+        bundle=draft,
+        profile=profile,
     )
 
 
-def serve(folder: str, manifest: dict[str, Any], profile: dict[str, Any]) -> dict[str, float]:
+def serve(bundle: Bundle, profile: Profile) -> dict[str, float]:
     """Load the artefact, let it read and answer once, and say what it holds. Runs in a child process."""
-    bundle, device = _bundle(folder, manifest), msgspec.convert(profile, Profile)
-    context = min(device.gguf.context, bundle.manifest.model.context)
-    engine = open_engine(bundle, EngineOptions(context=context, parallel=device.runtime.parallel, profile=device))
+    context = min(profile.gguf.context, bundle.manifest.model.context)
+    engine = open_engine(bundle, EngineOptions(context=context, parallel=profile.runtime.parallel, profile=profile))
     prompt = (engine.tokenize(PROMPTS[0]) * context)[: min(engine.context // 2, 1024)]
     for _ in engine.start(prompt, Sampling(max_tokens=4)):
         pass
@@ -230,18 +215,13 @@ def serve(folder: str, manifest: dict[str, Any], profile: dict[str, Any]) -> dic
     return held
 
 
-def _bundle(folder: str, manifest: dict[str, Any]) -> Bundle:
-    return Bundle(folder=Path(folder), id="0" * 64, manifest=msgspec.convert(manifest, Manifest))
-
-
-def _open(folder: str, manifest: dict[str, Any], *, context: int = CONTEXT) -> Engine:
-    bundle = _bundle(folder, manifest)
+def _open(bundle: Bundle, *, context: int = CONTEXT) -> Engine:
     return open_engine(bundle, EngineOptions(context=min(context, bundle.manifest.model.context), parallel=1))
 
 
-def compare(folder: str, manifest: dict[str, Any], tokenizer: str, texts: list[str]) -> dict[str, tuple[int, str]]:
+def compare(bundle: Bundle, tokenizer: Path, texts: list[str]) -> dict[str, tuple[int, str]]:
     """Return what was compared and found equal: count and unit by gate. Runs in a child process."""
-    source, bundle, engine = Path(tokenizer), _bundle(folder, manifest), _open(folder, manifest)
+    source, engine = tokenizer, _open(bundle)
     corpus = [*CORPUS, *special_texts(source), *texts]
     cut = [*map(engine.tokenize, corpus)]
     if found := first_difference(corpus, json_tokens(source, corpus), cut):
@@ -266,15 +246,15 @@ def compare(folder: str, manifest: dict[str, Any], tokenizer: str, texts: list[s
     }
 
 
-def read_passages(  # noqa: PLR0917  (called by name, through JSON)
-    folder: str, manifest: dict[str, Any], adapter: str | None, texts: list[str], answers: list[list[int]], into: str
+def read_passages(
+    bundle: Bundle, adapter: Path | None, texts: list[str], answers: list[list[int]], into: Path
 ) -> list[tuple[list[int], list[int]]]:
     """Write what the artefact thinks of its answers and of PROSE to `into`. Runs in a child process."""
     # One after the other: which share a batch would depend on the moment, and the last digit of a gate on the batch.
-    engine = _open(folder, manifest, context=PASSAGE)
-    start = opening(_bundle(folder, manifest))
+    engine = _open(bundle, context=PASSAGE)
+    start = opening(bundle)
     if adapter is not None:
-        engine.load_adapter("adapter", Path(adapter))
+        engine.load_adapter("adapter", adapter)
     said = [tuple(token for token in answer if token != STOP) for answer in answers]
     passages = [
         Passage(given=tuple(engine.tokenize(text)), read=tokens)
@@ -291,14 +271,14 @@ def read_passages(  # noqa: PLR0917  (called by name, through JSON)
 
 
 def answer(
-    folder: str, manifest: dict[str, Any], adapter: str | None, texts: list[str], reference: list[list[int]] | None
+    bundle: Bundle, adapter: Path | None, texts: list[str], reference: Sequence[Sequence[int]] | None
 ) -> dict[str, Any]:
     """Answer `texts` with the artefact and time it. Runs in a child process."""
     started_s = time.monotonic()
-    engine = _open(folder, manifest)
+    engine = _open(bundle)
     name = "adapter" if adapter is not None else None
     if adapter is not None:
-        engine.load_adapter("adapter", Path(adapter))
+        engine.load_adapter("adapter", adapter)
     load_s = time.monotonic() - started_s
     prompts = [engine.tokenize(text) for text in texts]
     said = [_say(engine, prompt, TOKENS, name) for prompt in prompts]

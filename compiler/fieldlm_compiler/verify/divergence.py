@@ -70,31 +70,29 @@ def measure(
     Each reads with its own of `caches`; None is F16, as full weights have it. With `max_kl`, reading text stops as soon
     as every artefact is clearly on one side of it.
     """
-    return call(
-        "fieldlm_compiler.verify.divergence:measure_all",
-        what=what,
+    return call(measure_all, what=what)(
         full=full,
         artefacts=list(artefacts),
         windows=[list(window) for window in windows],
         examples=[[list(prompt), list(answer)] for prompt, answer in examples],
-        caches=msgspec.to_builtins(list(caches) or [None] * len(artefacts)),
+        caches=list(caches) or [None] * len(artefacts),
         threads=threads,
         max_kl=max_kl,
     )
 
 
 def measure_all(
-    full: str,
-    artefacts: list[str],
+    full: Path,
+    artefacts: list[Path],
     windows: list[list[int]],
     examples: list[list[list[int]]],
     *,
-    caches: list[dict[str, str] | None],
+    caches: list[CacheTypes | None],
     threads: int,
     max_kl: float | None,
 ) -> list[dict[str, Any]]:
     """Read everything with full weights and with every artefact. Runs in a child process."""
-    others = list(zip(artefacts, msgspec.convert(caches, list[CacheTypes | None]), strict=True))
+    others = list(zip(artefacts, caches, strict=True))
     tallies = _read_all(full, others, windows, examples, threads=threads, max_kl=max_kl)
     return [msgspec.to_builtins(text.measured(task)) for text, task in tallies]
 
@@ -103,28 +101,25 @@ def measure_one(
     full: Path, artefact: Path, windows: Sequence[Any], examples: Sequence[Any], *, cache: CacheTypes | None = None
 ) -> Ran:
     """Read everything with one artefact and its cache; what it answers goes to `together`, with that of the others."""
-    return call(
-        "fieldlm_compiler.verify.divergence:read_one",
-        what="measure a mixture",
+    return call(read_one, what="measure a mixture")(
         full=full,
         artefact=artefact,
-        cache=msgspec.to_builtins(cache),
-        windows=windows,
-        examples=examples,
+        cache=cache,
+        windows=[*windows],
+        examples=[*examples],
     )
 
 
 def read_one(
-    full: str,
-    artefact: str,
+    full: Path,
+    artefact: Path,
     windows: list[list[int]],
     examples: list[list[list[int]]],
     *,
-    cache: dict[str, str] | None,
+    cache: CacheTypes | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read everything to the end with full weights and with `artefact` and its cache. Runs in a child process."""
-    other = (artefact, msgspec.convert(cache, CacheTypes | None))
-    ((text, task),) = _read_all(full, [other], windows, examples, threads=0, max_kl=None)
+    ((text, task),) = _read_all(full, [(artefact, cache)], windows, examples, threads=0, max_kl=None)
     return text.told(), task.told()
 
 
@@ -139,8 +134,8 @@ def together(told: Sequence[tuple[dict[str, Any], dict[str, Any]]], max_kl: floa
 
 
 def _read_all(
-    full: str,
-    artefacts: list[tuple[str, CacheTypes | None]],
+    full: Path,
+    artefacts: list[tuple[Path, CacheTypes | None]],
     windows: list[list[int]],
     examples: list[list[list[int]]],
     *,
@@ -174,14 +169,14 @@ class LogitReader(Protocol):
         ...
 
 
-def _open(path: str, cache: CacheTypes | None, room: int, threads: int) -> LogitReader:
-    if path.endswith(".onnx"):
+def _open(path: Path, cache: CacheTypes | None, room: int, threads: int) -> LogitReader:
+    if path.suffix == ".onnx":
         from fieldlm_compiler.verify.onnx_read import OnnxReader
 
-        return OnnxReader(Path(path), room, threads)
+        return OnnxReader(path, room, threads)
     from fieldlm.engines.llama_api import LlamaWeights
 
-    return GgufReader(LlamaWeights(Path(path)), cache, room, threads)
+    return GgufReader(LlamaWeights(path), cache, room, threads)
 
 
 class GgufReader:

@@ -13,14 +13,14 @@ STOP = -1
 CERTAIN = 0.0
 
 
-def judge(  # noqa: PLR0917  (called by name, through JSON)
-    checkpoint: str,
-    adapter: str | None,
+def judge(  # noqa: PLR0917  (called by name)
+    checkpoint: Path,
+    adapter: Path | None,
     texts: list[str],
     answers: list[list[int]],
     stops: list[int],
     passages: list[tuple[list[int], list[int]]],
-    logits: str | None,
+    logits: Path | None,
     rounding: float,
 ) -> dict[str, Any]:
     """Return each token of `answers` to `texts` that the source would not have said, and how it reads `passages`.
@@ -33,10 +33,10 @@ def judge(  # noqa: PLR0917  (called by name, through JSON)
     from tokenizers import Tokenizer
 
     model = _open(checkpoint, adapter)
-    tokenizer = Tokenizer.from_file(f"{checkpoint}/tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     found: list[dict[str, Any]] = []
     with torch.inference_mode():
-        prompts = json_tokens(Path(checkpoint), texts)
+        prompts = json_tokens(checkpoint, texts)
         for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             said = [token for token in answer if token != STOP]
             thought = _logits(model, prompt, said, last=True)
@@ -45,7 +45,7 @@ def judge(  # noqa: PLR0917  (called by name, through JSON)
     return {"doubts": found, **read}
 
 
-def _open(checkpoint: str, adapter: str | None) -> Any:
+def _open(checkpoint: Path, adapter: Path | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
