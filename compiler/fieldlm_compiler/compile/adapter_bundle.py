@@ -43,7 +43,6 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
     manifest = msgspec.structs.replace(
         base.manifest,
         model=msgspec.structs.replace(base.manifest.model, name=wish.name or base.manifest.model.name),
-        recipe=msgspec.structs.replace(base.manifest.recipe, adapter_rank=peft.rank),
         toolchain=llama_toolchain.versions(),
         system_prompt=wish.system_prompt if wish.system_prompt is not None else base.manifest.system_prompt,
         dataset=peft.dataset,

@@ -16,7 +16,6 @@ import msgspec
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.core.logs import logger
-from fieldlm.formats.bundle import Engine
 from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, chat_template
@@ -30,7 +29,7 @@ from fieldlm_compiler.pipeline.stages import Made, Stages
 log = logger(__name__)
 
 Format = Literal["gguf", "onnx"]
-ENGINES: dict[Format, Engine] = {"gguf": "llama", "onnx": "onnx"}
+ENGINES: dict[Format, str] = {"gguf": "llama", "onnx": "onnx"}
 MODEL = "model.gguf"
 TEMPLATE = "template.jinja"
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -41,7 +40,7 @@ MB = 1e6
 class Artefact:
     """Files an engine can load: how their weights are written, what they weigh, and the digest that names them."""
 
-    engine: Engine
+    engine: str
     quant: str
     parts: tuple[BundlePart, ...]
     size: WeightsSize

@@ -26,8 +26,10 @@ from fieldlm.inference.chat_template import Message, as_served
 from fieldlm.inference.tool_calls import Call, CallReader
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.agreement import agree, prompt_key
+from fieldlm_compiler.learn.tokenized import VERSION, read_lines
 
 EXAMPLES = "examples.jsonl"
+FORMAT = "fieldlm.curate/1"
 EVAL_SHARE = 0.1
 Dropped = Literal[
     "no consent", "consent not listed", "no text", "cut short", "no label", "not finished", "not a chat",
@@ -57,6 +59,7 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
     `answer` is text, or the JSON of the calls that `tool_calls` holds as a chat template knows them.
     """
 
+    v: int = VERSION
     messages: list[dict[str, Any]]
     answer: str
     label_source: Literal["correction", "rated up"]
@@ -112,6 +115,7 @@ def curate(
     examples = agreed.kept
     dropped.update(agreed.lost)
     document = {
+        "format": FORMAT,
         "generations": len(rows),
         "examples": len(examples),
         "train": sum(example.split == "train" for example in examples),
@@ -243,7 +247,7 @@ def read_examples(path: Path) -> list[CuratedExample]:
     if not file.is_file():
         raise InputError(f"{file} does not exist; make it with: fieldlm curate STORE --out {file.parent}")
     try:
-        return [msgspec.json.decode(line, type=CuratedExample) for line in file.read_bytes().splitlines()]
+        return [msgspec.json.decode(line, type=CuratedExample) for line in read_lines(file)]
     except msgspec.MsgspecError as error:
         raise InputError(f"{file} is no examples file: {error}") from error
 

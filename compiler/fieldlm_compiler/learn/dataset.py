@@ -1,7 +1,7 @@
 """Dataset versions: a folder named by its content, so that a model can say what it has learned from.
 
 out/<first 16 digits of the content's SHA-256>/
-  train.jsonl  eval.jsonl   {"messages": […, {"role": "assistant", …}], "tools": […], "task": …, "session": …} a line
+  train.jsonl  eval.jsonl   {"v": 1, "messages": […, {"role": "assistant", …}], "tools": […], "task": …, "session": …}
   dataset.json              counts, tasks, consents, and the generations whose answers it holds
 """
 
@@ -19,7 +19,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder
 from fieldlm_compiler.learn.cluster import TASKS, Task
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
-from fieldlm_compiler.learn.tokenized import read_lines
+from fieldlm_compiler.learn.tokenized import VERSION, read_lines
 
 FORMAT = "fieldlm.dataset/1"
 DOCUMENT = "dataset.json"
@@ -88,7 +88,7 @@ def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any]) -> Path:
 
 def _line(example: CuratedExample) -> bytes:
     answer = {"content": "", "tool_calls": example.tool_calls} if example.tool_calls else {"content": example.answer}
-    line: dict[str, Any] = {"messages": [*example.messages, {"role": "assistant", **answer}]}
+    line: dict[str, Any] = {"v": VERSION, "messages": [*example.messages, {"role": "assistant", **answer}]}
     line |= {"tools": example.tools} if example.tools else {}
     return msgspec.json.encode(line | {"task": example.task, "session": example.session}) + b"\n"
 

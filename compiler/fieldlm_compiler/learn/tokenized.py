@@ -6,6 +6,7 @@ token that ends its turn. A line that cannot be learned from is left out, and co
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ from fieldlm.engines.hf_tokenizer import HfTokenizer
 from fieldlm.inference.chat_template import ChatTemplate, Message, SpecialTokens, control_tokens
 from fieldlm_compiler.checkpoints.checkpoint import chat_template, special_tokens
 
+VERSION = 1
+"""Of a line; those from before there were versions have none and are read as the first."""
 Skipped = Literal["unreadable", "refused by the chat template", "too long", "no answer", "ambiguous border"]
 
 
@@ -46,11 +49,25 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
 def read_lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of a JSON Lines file. Only a line feed ends one: JSON may hold U+2028 and the like as they are.
 
-    Raises InputError when there is no such file.
+    Raises InputError when there is no such file, or when a line is of a version that is not known.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
-    yield from (line for line in path.read_bytes().split(b"\n") if line.strip())
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if line.strip():
+            check_version(line, f"{path}:{number}")
+            yield line
+
+
+class _Versioned(msgspec.Struct):
+    v: int = VERSION
+
+
+def check_version(line: bytes, place: str) -> None:
+    """Raise InputError unless `line` is of a known version; it may have other fields. One that is no JSON has none."""
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        if (found := msgspec.json.decode(line, type=_Versioned).v) != VERSION:
+            raise InputError(f"{place} is of version {found}, known: {VERSION}; update fieldlm-compiler")
 
 
 def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> TokenizedSplit:

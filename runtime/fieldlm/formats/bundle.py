@@ -15,7 +15,7 @@ fetches only the rest. The same inputs and toolchain give the same bytes: times 
 """
 
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,20 +23,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core.errors import BundleError, InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, write_whole
 from fieldlm.core.signing import Signature, check_signature, sign
+from fieldlm.formats.growth import Growing, check_understood, is_readable
 
 FORMAT = "fieldlm.bundle/1"
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 
-Role = Literal["base", "adapter", "tokenizer", "template", "guard", "probe", "report"]
-Engine = Literal["llama", "onnx"]
+Role = Literal["base", "adapter", "tokenizer", "template", "probe", "report"]
+"""What this version writes. A file with another role is kept and passed by."""
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class File(msgspec.Struct, frozen=True, kw_only=True):
     """One file of the bundle: its path inside the folder, what it is for, its size in bytes and its digest."""
 
     path: str
-    role: Role
+    role: str
     size: int
     sha256: str
 
@@ -69,7 +70,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     quant: str
     bits_per_weight: float
     merged_adapter_sha256: str | None = None
-    adapter_rank: int | None = None
     options: dict[str, str] = {}
 
 
@@ -80,11 +80,14 @@ class CacheTypes(msgspec.Struct, frozen=True, kw_only=True):
     values: str
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The table of contents of a bundle. Unknown fields of a later minor version are ignored, a later FORMAT is not."""
+class Manifest(Growing, frozen=True, kw_only=True):
+    """The table of contents of a bundle. What a later minor version adds is ignored unless it must be understood.
+
+    `engine` is the name of a module in `fieldlm.engines`, or of one that another package offers.
+    """
 
     format: str
-    engine: Engine
+    engine: str
     model: ModelInfo
     profile: str
     profile_sha256: str
@@ -92,11 +95,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[File, ...]
     cache: CacheTypes | None = None  # what the weights were judged with, where the profile left it open
     gates: tuple[Gate, ...] = ()
-    toolchain: dict[str, str] = {}
+    toolchain: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     system_prompt: str | None = None
     dataset: str | None = None
     parent: str | None = None
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
 
     def file(self, role: Role) -> File | None:
         """Return the first file with `role`, or None."""
@@ -149,8 +152,9 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.MsgspecError as error:
         raise BundleError(f"{what} is not a bundle manifest: {error}") from error
-    if manifest.format != FORMAT:
+    if not is_readable(manifest.format, FORMAT):
         raise BundleError(f"{what} has format {manifest.format!r}, this version reads {FORMAT!r}; update fieldlm")
+    check_understood(manifest, what=what, error=BundleError, known=get_args(Role))
     for file in manifest.files:
         pure = PurePosixPath(file.path)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in file.path:

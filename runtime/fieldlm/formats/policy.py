@@ -3,7 +3,7 @@
     fieldlm/1/{fleet}/policy    {"policy": "<JSON>", "signature": {"keyid", "public", "sig"}}
 
 The signature is over the very bytes of the inner JSON. A policy can only take away: what a device tells at most is
-said by its own settings. Unknown fields of a later version are ignored.
+said by its own settings. What a later version adds is ignored unless it must be understood.
 """
 
 import re
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core.errors import TrustError
 from fieldlm.core.hours import HOURS, parse_hours
 from fieldlm.core.signing import Signature, check_signature, sign
+from fieldlm.formats.growth import Growing, check_understood
 from fieldlm.formats.record import WireError
 
 Mode = Literal["off", "metrics", "redacted", "full"]
@@ -26,7 +27,7 @@ DAY_S = 86_400
 _PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.S)
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class Policy(Growing, frozen=True, kw_only=True):
     """What a fleet allows; the defaults allow what a device's own settings do.
 
     telemetry: the most that may be told.   sample: share of sessions whose text may travel, chosen by their hash.
@@ -89,6 +90,7 @@ def check_policy(policy: Policy) -> Policy:
         raise WireError(f"impossible policy: version {policy.version}, a number of it is out of range")
     if policy.quiet_hours and not HOURS.fullmatch(policy.quiet_hours):
         raise WireError(f"quiet_hours {policy.quiet_hours[:40]!r} are none; write 22:00-06:00")
+    check_understood(policy, what=f"policy {policy.version}", error=WireError)
     if len(policy.patterns) > MAX_PATTERNS:
         raise WireError(f"a policy with {len(policy.patterns)} patterns; the limit is {MAX_PATTERNS}")
     for pattern in policy.patterns:

@@ -24,9 +24,10 @@ import msgspec
 
 from fieldlm.core.errors import ProfileError
 from fieldlm.core.files import canonical_json, sha256_bytes
-from fieldlm.formats.bundle import Engine
+from fieldlm.formats.growth import check_names, is_readable
 
 FORMAT = "fieldlm.profile/1"
+_UNKNOWN = re.compile(r"unknown field `(?P<name>[^`]+)`(?: - at `\$(?P<place>.*)`)?")
 
 Arch = Literal["aarch64", "x86_64"]
 Kind = Literal["theory", "measured", "policy"]
@@ -186,7 +187,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     id: str
     title: str
     generic: bool = False
-    engines: tuple[Engine, ...]
+    engines: tuple[str, ...]
     cpu: Cpu
     memory: Memory
     accelerators: tuple[Accelerator, ...] = ()
@@ -229,14 +230,44 @@ def load_profile(name_or_path: str) -> Profile:
     sources: dict[str, Provenance] = {}
     try:
         plain = _take_sources(table, "", sources)
-        profile = msgspec.convert({**plain, "sources": sources}, Profile)
+        profile = _known({**plain, "sources": sources}, what=str(path))
     except msgspec.ValidationError as error:
         raise ProfileError(f"{path}: {error}") from error
-    if profile.format != FORMAT:
+    if not is_readable(profile.format, FORMAT):
         raise ProfileError(f"{path} has format {profile.format!r}, this version reads {FORMAT!r}; update fieldlm")
     if profile.id != path.stem:
         raise ProfileError(f"{path} calls itself {profile.id!r}; id and file name must be the same")
     return profile
+
+
+def _known(plain: dict[str, Any], *, what: str) -> Profile:
+    """Return the profile: a newer minor version without what it adds, the known one only if nothing is misspelt.
+
+    Raises ValidationError, and ProfileError when a newer one must not be read without what it adds.
+    """
+    needed = msgspec.convert(plain.pop("must_understand", []), list[str])
+    passed: set[str] = set()
+    while True:
+        try:
+            profile = msgspec.convert(plain, Profile)
+        except msgspec.ValidationError as error:
+            unknown = _UNKNOWN.search(str(error))
+            if unknown is None or plain.get("format") == FORMAT or not is_readable(str(plain.get("format")), FORMAT):
+                raise
+            passed.add(_without(plain, unknown["place"] or "", unknown["name"]))
+        else:
+            check_names(needed, set(needed) - passed, what=what, error=ProfileError)
+            return profile
+
+
+def _without(plain: dict[str, Any], place: str, name: str) -> str:
+    """Take the field `name` out of the table at `place`, such as `.references[0]`, and return its name in full."""
+    table: Any = plain
+    steps = [key or int(number) for key, number in re.findall(r"\.(\w+)|\[(\d+)\]", place)]
+    for step in steps:
+        table = table[step]
+    del table[name]
+    return ".".join([*(step for step in steps if isinstance(step, str)), name])
 
 
 def profile_sha256(profile: Profile) -> str:

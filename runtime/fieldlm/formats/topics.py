@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.core.errors import InputError
+from fieldlm.formats.growth import Growing, check_understood
 from fieldlm.formats.record import STREAMS, WireError
 
 ROOT = "fieldlm/1"
@@ -46,7 +47,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.host}:{self.port}"
 
 
-class Hello(msgspec.Struct, frozen=True, kw_only=True):
+class Hello(Growing, frozen=True, kw_only=True):
     """A device says, per stream, the first seq it still holds and the last it has given out.
 
     It has nothing before `first` and never will; `nonce` comes back in the Ack.
@@ -60,7 +61,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str = ""
 
 
-class Ack(msgspec.Struct, frozen=True, kw_only=True):
+class Ack(Growing, frozen=True, kw_only=True):
     """The collector has committed every seq up to `upto[stream]`: the device may delete them."""
 
     v: int = 1
@@ -204,4 +205,5 @@ def _parse(message: bytes, kind: type[Message]) -> Message:
         raise WireError(f"not a {kind.__name__}: {error}") from error
     if made.v != 1:
         raise WireError(f"{kind.__name__} of version {made.v}, known: 1")
+    check_understood(made, what=f"the {kind.__name__}", error=WireError)
     return made
