@@ -11,9 +11,9 @@ from fieldlm.bench import bench
 from fieldlm.bench.bench import Result, interval, remarks
 from fieldlm.bench.environment import EnvironmentSample, moment, steal_percent
 from fieldlm.bench.measure import BenchResult, Sample, Spec
-from fieldlm.bench.roofline import Reading, reading, tensor_bytes
 from fieldlm.cli.bench import main
 from fieldlm.core.errors import EngineError, InputError
+from fieldlm.engines import Reading, engine_kind
 from fieldlm.formats.bundle import Bundle
 from fieldlm.hardware.bandwidth import Bandwidth, last_cache_mb, read_bandwidth
 from fieldlm.hardware.detect import detect
@@ -115,10 +115,11 @@ def test_more_than_the_bandwidth_and_less_than_expected_are_remarked() -> None:
 
 
 def test_the_bytes_of_a_step_are_those_of_the_tensor_table(base_bundle: Bundle) -> None:
-    found = reading(base_bundle)
+    kind = engine_kind(base_bundle.manifest.engine)
+    found = kind.reading(base_bundle)
     # SmolLM2-135M: 30 layers, 3 KV heads of 64, keys and values in F16.
     assert found.kv_of_token == 30 * 3 * (64 + 64) * 2
-    assert found.weights == tensor_bytes(base_bundle), "its embedding is its head, so all of it is read"
+    assert found.weights == kind.weight_bytes(base_bundle), "its embedding is its head, so all of it is read"
     assert found.is_exact
 
 

@@ -14,8 +14,9 @@ from typing import Literal
 import msgspec
 
 from fieldlm.core.errors import InputError
+from fieldlm.engines import SpecialTokens, control_tokens
 from fieldlm.engines.hf_tokenizer import HfTokenizer
-from fieldlm.inference.chat_template import ChatTemplate, Message, SpecialTokens, control_tokens
+from fieldlm.inference.chat_template import ChatTemplate, Message
 from fieldlm_compiler.checkpoints.checkpoint import chat_template, special_tokens
 
 VERSION = 1

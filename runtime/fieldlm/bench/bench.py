@@ -16,9 +16,9 @@ import numpy as np
 
 from fieldlm.bench.environment import EnvironmentSample, environment, moment, steal_percent
 from fieldlm.bench.measure import BenchResult, MeasureLine, Spec
-from fieldlm.bench.roofline import Reading, reading, tensor_bytes
 from fieldlm.core import terminal
 from fieldlm.core.errors import EngineError
+from fieldlm.engines import Reading, engine_kind
 from fieldlm.formats.bundle import Bundle
 from fieldlm.hardware.bandwidth import Bandwidth
 from fieldlm.hardware.detect import Detection
@@ -87,7 +87,7 @@ def bench(bundle: Bundle, spec: Spec, bandwidth: Bandwidth) -> Result:
         spec=spec,
         measured=measured,
         bandwidth=bandwidth,
-        reading=reading(bundle),
+        reading=engine_kind(bundle.manifest.engine).reading(bundle),
         before=before,
         after=moment(),
     )
@@ -132,7 +132,7 @@ def document(bundle: Bundle, result: Result, found: Detection) -> list[dict[str,
 
 
 def _llama_bench_head(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
-    manifest, is_llama = bundle.manifest, bundle.manifest.engine == "llama"
+    manifest, kind = bundle.manifest, engine_kind(bundle.manifest.engine)
     return {
         "build_commit": result.measured.engine_version,
         "build_number": 0,
@@ -141,13 +141,13 @@ def _llama_bench_head(bundle: Bundle, result: Result, found: Detection) -> dict[
         "backends": result.measured.gpu.partition(" ")[0].rstrip("0123456789") or "CPU",
         "model_filename": str(bundle.need("base")),
         "model_type": f"{manifest.model.architecture} {manifest.model.parameters / 1e6:.0f}M {manifest.recipe.quant}",
-        "model_size": tensor_bytes(bundle),
+        "model_size": kind.weight_bytes(bundle),
         "model_n_params": manifest.model.parameters,
         "n_batch": result.measured.batch,
         "n_ubatch": result.measured.batch,
         "n_threads": result.spec.threads,
-        "type_k": "f16" if is_llama else "f32",
-        "type_v": "f16" if is_llama else "f32",
+        "type_k": kind.cache_type,
+        "type_v": kind.cache_type,
         "n_gpu_layers": result.measured.gpu_layers,
         "n_depth": 0,
         "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -13,14 +13,11 @@ import msgspec
 
 from fieldlm.bench.bench import Interval, Result, bench, remarks
 from fieldlm.bench.measure import Spec
-from fieldlm.bench.roofline import Reading
 from fieldlm.core import terminal
 from fieldlm.core.errors import BundleError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
-from fieldlm.engines.llama_layout import Layout, layout_of
-from fieldlm.engines.memory_plan import PREFILL_ALONE, plan
+from fieldlm.engines import Reading, engine_kind
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile
 from fieldlm.hardware.bandwidth import Bandwidth, read_bandwidth
 from fieldlm.hardware.detect import Detection, detect
@@ -142,7 +139,6 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
             context=result.spec.prompt_tokens + 8,
             parallel=1,
             isa=found.facts["isa"],
-            layout=layout_of(None, bundle.manifest.cache),
         ),
         measured=round(sum(result.measured.engine_mb.values()), 1),
     )
@@ -151,7 +147,7 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
         context=profile.gguf.context,
         parallel=profile.runtime.parallel,
         isa=profile.cpu.isa,
-        layout=layout_of(profile, bundle.manifest.cache),
+        profile=profile,
     )
     serving_mb = round((served or memory.measured) * memory.ratio, 1)
     budget_mb = float(profile.memory.model_budget_mb)
@@ -188,21 +184,14 @@ def foreseen_tokens_per_s(profile: Profile, bandwidth: Bandwidth, read: Reading)
     return None if gb_s is None else round(gb_s * 1e9 / read.at_depth(GEN_TOKENS / 2), 2)
 
 
-def foreseen_mb(bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str], layout: Layout) -> float | None:
-    """Return the megabytes of weights, cache and buffers by the GGUF's header; None for ONNX, which does not say."""
-    if bundle.manifest.engine != "llama":
-        return None
+def foreseen_mb(
+    bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str], profile: Profile | None = None
+) -> float | None:
+    """Return the megabytes of weights, cache and buffers by what the weights say; None for ONNX, which does not say."""
     context = min(context, bundle.manifest.model.context)
-    adapter = bundle.manifest.file("adapter")
-    need = plan(
-        read_header(bundle.need("base")),
-        context=context,
-        parallel=parallel,
-        batch=PREFILL_ALONE + parallel,
-        isa=isa,
-        layout=layout,
-    )
-    return round(need.total + (adapter.size / MB if adapter else 0.0), 1)
+    kind = engine_kind(bundle.manifest.engine)
+    found = kind.foreseen_mb(bundle, context=context, parallel=parallel, isa=isa, profile=profile)
+    return None if found is None else round(found, 1)
 
 
 def points(bundle: Bundle) -> tuple[ForeseenPoint, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.core.errors import EngineError, FieldlmError
-from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, open_engine
+from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, engine_kind, open_engine
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb
 
@@ -94,8 +94,7 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
         engine_mb = engine.memory_mb()
     finally:
         engine.close()
-    version, system, batch = _engine_facts(bundle.manifest.engine)
-    gpu, gpu_layers = _gpu_facts() if bundle.manifest.engine == "llama" else ("", 0)
+    facts = engine_kind(bundle.manifest.engine).facts()
     return BenchResult(
         load_s=load_s,
         samples=tuple(samples),
@@ -103,11 +102,11 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
         after_load_mb=after_mb,
         peak_mb=peak_rss_mb(),
         engine_mb=engine_mb,
-        engine_version=version,
-        system_info=system,
-        batch=batch,
-        gpu=gpu,
-        gpu_layers=gpu_layers,
+        engine_version=facts.version,
+        system_info=facts.system,
+        batch=facts.batch,
+        gpu=facts.gpu,
+        gpu_layers=facts.gpu_layers,
     )
 
 
@@ -155,34 +154,6 @@ class _Timing:
             if chunk.outcome == "error":
                 raise EngineError(chunk.error or "the engine failed and did not say why")
         return answer, first_s - started_s
-
-
-def _engine_facts(engine: str) -> tuple[str, str, int]:
-    """Return version, build flags and batch size of the engine that was just used."""
-    if engine == "llama":
-        import llama_cpp
-
-        from fieldlm.engines.memory_plan import PREFILL_ALONE
-
-        return (
-            f"llama-cpp-python-{llama_cpp.__version__}",
-            llama_cpp.llama_print_system_info().decode(),
-            PREFILL_ALONE + 1,
-        )
-    import onnxruntime
-
-    from fieldlm.engines.onnx import PROMPT_PIECE
-
-    return f"onnxruntime-{onnxruntime.__version__}", " ".join(onnxruntime.get_available_providers()), PROMPT_PIECE
-
-
-def _gpu_facts() -> tuple[str, int]:
-    """Return what llama.cpp computed on beside the CPU, and how many layers of the weights it loaded last are there."""
-    from fieldlm.engines.llama_api import log
-    from fieldlm.engines.llama_devices import devices
-
-    layers = log.offloaded[0] if log.offloaded else 0
-    return ", ".join(f"{d.name} ({d.description})" for d in devices() if d.name != "CPU") if layers else "", layers
 
 
 def say(line: MeasureLine) -> None:

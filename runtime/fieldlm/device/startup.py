@@ -6,7 +6,6 @@ All of it is work for the disk and for C, and takes about as long as the imports
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +43,10 @@ class Start:
         checked = self._thread.submit(self._check, folder)
         # While files are read and hashed: what their engine needs. Who loads says what is missing.
         with suppress(FieldlmError, ImportError):
+            from fieldlm.engines import engine_kind
+
             bundle = open_bundle(folder, digests=False) if folder else self._slots.current()
-            import_module(f"fieldlm.engines.{bundle.manifest.engine}")
+            engine_kind(bundle.manifest.engine).preload()
         self._made = self._thread.submit(lambda: self._serve(checked.result()))
 
     def wait(self) -> tuple[Slots, "Generations", "UnreadyReason"]:

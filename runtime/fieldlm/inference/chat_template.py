@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import jinja2
-import msgspec
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
@@ -22,24 +21,11 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fieldlm.core.errors import BundleError, InputError
-from fieldlm.engines import SEAM
+from fieldlm.engines import SEAM, SpecialTokens, engine_kind
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.gguf import Strings, read_header
 from fieldlm.inference.tool_calls import as_text, described
 
 Message = dict[str, Any]
-GGUF_CONTROL = 3
-"""`LLAMA_TOKEN_TYPE_CONTROL` of llama.h, as `tokenizer.ggml.token_type` says it."""
-
-
-class SpecialTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """The texts of the tokens a template may name, and whether plain text begins with the first of them."""
-
-    bos: str = ""
-    eos: str = ""
-    adds_bos: bool = False
-    control: tuple[str, ...] = ()
-    """Every text that a tokenizer takes for a token of control, wherever it stands."""
 
 
 class ChatTemplate:
@@ -160,52 +146,13 @@ def _refuse(message: str) -> NoReturn:
 
 
 def special_tokens(bundle: Bundle) -> SpecialTokens:
-    """Return the special tokens: the manifest's `notes` say them (`bos_token`, `eos_token`), else the GGUF does."""
-    notes = bundle.manifest.notes
-    if "bos_token" in notes or "eos_token" in notes or bundle.manifest.engine != "llama":
+    """Return the special tokens: the manifest's `notes` say them (`bos_token`, `eos_token`), else the weights do."""
+    notes, found = bundle.manifest.notes, engine_kind(bundle.manifest.engine).special_tokens(bundle)
+    if "bos_token" in notes or "eos_token" in notes:
         return SpecialTokens(
             bos=str(notes.get("bos_token") or ""),
             eos=str(notes.get("eos_token") or ""),
             adds_bos=bool(notes.get("add_bos_token", False)),
-            control=_control(bundle),
+            control=found.control,
         )
-    return _from_gguf(bundle.need("base"), bundle.id)
-
-
-def control_tokens(tokenizer: bytes) -> tuple[str, ...]:
-    """Return the texts of the special tokens that the tokenizer.json `tokenizer` adds."""
-    added = cast(list[dict[str, Any]], msgspec.json.decode(tokenizer).get("added_tokens") or [])
-    return tuple(str(token["content"]) for token in added if token.get("special"))
-
-
-def _control(bundle: Bundle) -> tuple[str, ...]:
-    if bundle.manifest.engine == "llama":
-        return _from_gguf(bundle.need("base"), bundle.id).control
-    path = bundle.path("tokenizer")
-    return _control_of(path, bundle.id) if path else ()
-
-
-@lru_cache(maxsize=8)
-def _control_of(tokenizer: Path, _bundle_id: str) -> tuple[str, ...]:
-    return control_tokens(tokenizer.read_bytes())
-
-
-@lru_cache(maxsize=8)
-def _from_gguf(base: Path, _bundle_id: str) -> SpecialTokens:
-    metadata = read_header(base).metadata
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    kinds = metadata.get("tokenizer.ggml.token_type")
-
-    def text(name: str) -> str:
-        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return tokens[token] if isinstance(tokens, Strings) and token is not None and token < len(tokens) else ""
-
-    # SentencePiece models want a BOS unless their file says otherwise.
-    default = metadata.get("tokenizer.ggml.model") == "llama"
-    control = [i for i, kind in enumerate(cast(list[int], kinds)) if kind == GGUF_CONTROL] if kinds else []
-    return SpecialTokens(
-        bos=text("bos"),
-        eos=text("eos"),
-        adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", default)),
-        control=tuple(tokens[i] for i in control) if isinstance(tokens, Strings) else (),
-    )
+    return found

@@ -22,7 +22,7 @@ import msgspec
 
 from fieldlm.core.errors import BundleError, EngineError, FieldlmError, InputError
 from fieldlm.core.tasks import PROCESS
-from fieldlm.engines import EngineOptions
+from fieldlm.engines import EngineOptions, engine_kind
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.hardware.sensors import memory_available_mb
@@ -245,23 +245,9 @@ def _try(folder: Path, limits: RehearsalLimits, say: Any) -> TrialMeasurements:
 
 def foreseen_mb(bundle: Bundle, limits: RehearsalLimits) -> float:
     """Return the megabytes that the device would give the generation with all its answers at a time; 0 if unknown."""
-    if bundle.manifest.engine != "llama":
-        return 0.0
-    from fieldlm.engines.llama_layout import layout_of
-    from fieldlm.engines.memory_plan import PREFILL_ALONE, plan
-    from fieldlm.formats.gguf import read_header
-
-    header = read_header(bundle.need("base"))
     context = limits.context or bundle.manifest.model.context
-    adapter = bundle.manifest.file("adapter")
-    need = plan(
-        header,
-        context=context,
-        parallel=limits.parallel,
-        batch=PREFILL_ALONE + limits.parallel,
-        layout=layout_of(limits.profile, bundle.manifest.cache),
-    )
-    return need.total + (adapter.size / 1e6 if adapter else 0.0)
+    kind = engine_kind(bundle.manifest.engine)
+    return kind.foreseen_mb(bundle, context=context, parallel=limits.parallel, profile=limits.profile) or 0.0
 
 
 def _die_with_parent() -> None:
