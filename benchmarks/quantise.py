@@ -38,7 +38,8 @@ from fieldlm_compiler.checkpoints.peft_adapter import open_adapter
 from fieldlm_compiler.compile.assemble import draft_manifest
 from fieldlm_compiler.compile.build import compile_model, report_path
 from fieldlm_compiler.export import quantize
-from fieldlm_compiler.export.artefact import Artefact, lower, shrink
+from fieldlm_compiler.export.artefact import Artefact
+from fieldlm_compiler.export.format import lower, shrink
 from fieldlm_compiler.pipeline.pack import draft
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search.calibrate import IMATRIX

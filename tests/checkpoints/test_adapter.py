@@ -14,7 +14,7 @@ from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.merge import merge
 from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, check_shippable, open_adapter, true_scale
 from fieldlm_compiler.compile.assemble import draft_manifest
-from fieldlm_compiler.export.artefact import lower
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.export.gguf import export_adapter
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates

@@ -14,7 +14,8 @@ from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import doubled_start
 from fieldlm_compiler.compile.assemble import draft_manifest
-from fieldlm_compiler.export.artefact import Artefact, lower
+from fieldlm_compiler.export.artefact import Artefact
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates
 

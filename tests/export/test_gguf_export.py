@@ -11,7 +11,7 @@ from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.compile.assemble import draft_manifest
 from fieldlm_compiler.export import quantize
-from fieldlm_compiler.export.artefact import lower
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates as proof
 from tests.support import tiny_models

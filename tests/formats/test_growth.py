@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def read_policy(document: dict[str, Any]) -> Any:
 @dataclass(frozen=True)
 class Kind:
     document: dict[str, Any]
-    read: Any
+    read: Callable[[dict[str, Any]], Any]
     error: type[FieldlmError]
 
 

@@ -20,7 +20,7 @@ from fieldlm.cli.main import main as fieldlm
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
-from fieldlm_compiler.export.artefact import lower, shrink
+from fieldlm_compiler.export.format import lower, shrink
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import ray_pool
 from fieldlm_compiler.verify import divergence as measuring

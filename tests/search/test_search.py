@@ -21,7 +21,7 @@ from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.compile.assemble import draft_manifest
 from fieldlm_compiler.compile.build import report_path
 from fieldlm_compiler.compile.explain import page
-from fieldlm_compiler.export.artefact import lower
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.export.imatrix import read_imatrix
 from fieldlm_compiler.pipeline.pack import draft
 from fieldlm_compiler.pipeline.stages import Stages

@@ -38,7 +38,6 @@ SESSION_EXPIRY_S = 3600
 ACK_EXPIRY_S = 3600
 MOST_BYTES = block.MAX_BLOCK_BYTES + (4 << 10)
 """What the broker may hand out in one packet: a block and its topic."""
-STORES = "FOLDER|delta:URI|kafka:BROKERS/TOPIC"
 
 
 class MqttMessage(msgspec.Struct, frozen=True):

@@ -15,8 +15,8 @@ from fieldlm.inference.chat_template import render
 from fieldlm_compiler.checkpoints import merge as merging
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.compile.assemble import Wish
-from fieldlm_compiler.export.artefact import Artefact, lower, shrink
-from fieldlm_compiler.export.quantize import QUANTS
+from fieldlm_compiler.export.artefact import Artefact
+from fieldlm_compiler.export.format import CarriesAdapters, Format
 from fieldlm_compiler.pipeline.pack import draft
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates as proof
@@ -40,6 +40,8 @@ class Judged:
 class Judge:
     """What an adapter is judged by; `reference` is what it answers on full weights."""
 
+    fmt: Format
+    adapters: CarriesAdapters
     fitted: Fitted
     manifest: Manifest
     reference: Answers
@@ -76,7 +78,8 @@ class Judge:
         """Return what the adapter costs apart and merged into weights of the base's kind; None without room for it."""
         try:
             merged = merging.merge(checkpoint, self.fitted.adapter, self.stages)
-            whole = shrink(lower(merged, "gguf", self.stages), self._quant(artefact), self.wish.profile, self.stages)
+            quant = self.adapters.merged_quant(artefact.quant, self.wish.profile)
+            whole = self.fmt.shrink(self.fmt.lower(merged, self.stages), quant, self.wish.profile, self.stages)
         except NoSpaceError as error:
             log.info(f"  note: not compared with the merged model: {error}")
             return None
@@ -87,10 +90,6 @@ class Judge:
             "apart": _cost(self.fitted.gguf.stat().st_size, answers, judged.right),
             "merged": {"quant": whole.quant, **_cost(whole.size.bytes, said, right)},
         }
-
-    def _quant(self, artefact: Artefact) -> str:
-        """Return the base's own type, or the profile's where the base is a mixture that was searched for it."""
-        return artefact.quant if artefact.quant in QUANTS else self.wish.profile.gguf.default_quant
 
 
 def _cost(ships_bytes: int, answers: Answers, right: int | None) -> dict[str, Any]:

@@ -12,14 +12,12 @@ from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe
-from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm_compiler.checkpoints import merge as merging
-from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, find_gguf, open_checkpoint, special_tokens
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.peft_adapter import open_adapter
 from fieldlm_compiler.compile import bom
-from fieldlm_compiler.export import quantize
-from fieldlm_compiler.export.artefact import ENGINES, Format, as_is, candidates, lower, shrink, versions
+from fieldlm_compiler.export.format import DEFAULT, Format, format_named
 from fieldlm_compiler.pipeline.pack import BundlePart, pack
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search.search import MixtureTrial, Search
@@ -30,8 +28,6 @@ from fieldlm_compiler.verify.limits import PRESETS, SearchRequest
 
 log = logger(__name__)
 
-FULL_WEIGHTS = ("F32", "F16", "BF16")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
@@ -41,7 +37,7 @@ class Wish:
     out: Path
     key: Ed25519PrivateKey
     quants: tuple[str, ...] = ()
-    fmt: Format = "gguf"
+    fmt: str = DEFAULT
     name: str = ""
     system_prompt: str | None = None
     request: SearchRequest = PRESETS
@@ -61,14 +57,15 @@ def check_licence(licence: str, wish: Wish, what: str) -> None:
 
 def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Stages) -> Bundle:
     """Compile what `model` names, with `adapter` merged in if there is one; see `build.compile_model`."""
-    asked = () if wish.request.is_wanted else candidates(wish.fmt, wish.quants, wish.profile)
+    fmt = format_named(wish.fmt)
+    asked = () if wish.request.is_wanted else fmt.candidates(wish.quants, wish.profile)
     checkpoint = open_checkpoint(model, stages)
     check_licence(checkpoint.licence, wish, checkpoint.source)
     merged = open_adapter(adapter, checkpoint) if adapter else None
     if merged:
         checkpoint = merging.merge(checkpoint, merged, stages)
     manifest = _named(draft_manifest(checkpoint, wish.profile, wish.fmt), wish)
-    full = lower(checkpoint, wish.fmt, stages)
+    full = fmt.lower(checkpoint, stages)
     gates, reference = proof.prove(manifest, full, checkpoint, stages)
     manifest = msgspec.structs.replace(
         manifest,
@@ -79,7 +76,7 @@ def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Sta
     if wish.request.is_wanted:
         search = Search(manifest, full, checkpoint, request=wish.request, profile=wish.profile, stages=stages)
         return _pack_found(manifest, search, reference, wish, stages)
-    artefacts = [shrink(full, quant, wish.profile, stages) for quant in asked]
+    artefacts = [fmt.shrink(full, quant, wish.profile, stages) for quant in asked]
     answers = [proof.ask(manifest, each, stages, reference=reference) for each in artefacts]
     made = [Candidate(artefact=each, answers=said) for each, said in zip(artefacts, answers, strict=True)]
     return _choose_and_pack(manifest, made, wish, stages)
@@ -113,31 +110,13 @@ def _candidate(manifest: Manifest, trial: MixtureTrial, reference: Answers, stag
     return Candidate(artefact=trial.artefact, answers=answers, measured=trial.measured, cache=trial.cache)
 
 
-def quantized_file(model: str, stages: Stages) -> Path | None:
-    """Return the file when `model` names one whose weights are quantised already."""
-    if model.startswith(("pypi:", "hf:")):
-        return None
-    path = find_gguf(model, stages)
-    return path if path and quantize.file_type(path) not in FULL_WEIGHTS else None
-
-
-def compile_file(gguf: Path, wish: Wish, stages: Stages) -> Bundle:
-    """Make a bundle around the quantised GGUF file `gguf`; there is no source to prove it against."""
-    artefact = as_is(gguf, stages)
-    log.info(f"  note: {gguf.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
-    header = read_header(gguf)
-    metadata = header.metadata
-    model = ModelInfo(
-        name=str(metadata.get("general.name") or gguf.stem).lower().replace(" ", "-"),
-        source=gguf.name,
-        licence=str(metadata.get("general.license") or "unknown"),
-        architecture=header.architecture,
-        parameters=quantize.parameters(header),
-        context=int(metadata.get(f"{header.architecture}.context_length") or 2048),
-        source_sha256=artefact.sha256,
-    )
-    check_licence(model.licence, wish, gguf.name)
-    manifest = _named(_manifest(model, wish.profile, "gguf"), wish)
+def compile_file(path: Path, wish: Wish, stages: Stages) -> Bundle:
+    """Make a bundle around the quantised file `path`; there is no source to prove it against."""
+    fmt = format_named(wish.fmt)
+    artefact, model = fmt.as_is(path, stages)
+    log.info(f"  note: {path.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
+    check_licence(model.licence, wish, path.name)
+    manifest = _named(_manifest(model, wish.profile, fmt), wish)
     made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, stages))]
     return _choose_and_pack(manifest, made, wish, stages)
 
@@ -183,7 +162,7 @@ def report_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.report.json")
 
 
-def draft_manifest(checkpoint: Checkpoint, profile: Profile, fmt: Format = "gguf") -> Manifest:
+def draft_manifest(checkpoint: Checkpoint, profile: Profile, name: str = DEFAULT) -> Manifest:
     """Return what is known of the bundle of `checkpoint` before anything is made."""
     model = ModelInfo(
         name=checkpoint.name,
@@ -194,21 +173,20 @@ def draft_manifest(checkpoint: Checkpoint, profile: Profile, fmt: Format = "gguf
         context=checkpoint.context,
         source_sha256=checkpoint.sha256,
     )
-    # A GGUF says these itself; the template of any other artefact asks the manifest.
-    notes = {} if fmt == "gguf" else special_tokens(checkpoint.folder)
-    return msgspec.structs.replace(_manifest(model, profile, fmt), notes=notes)
+    fmt = format_named(name)
+    return msgspec.structs.replace(_manifest(model, profile, fmt), notes=fmt.notes(checkpoint))
 
 
 def _manifest(model: ModelInfo, profile: Profile, fmt: Format) -> Manifest:
     return Manifest(
         format=FORMAT,
-        engine=ENGINES[fmt],
+        engine=fmt.engine,
         model=model,
         profile=profile.id,
         profile_sha256=profile_sha256(profile),
         recipe=Recipe(quant="", bits_per_weight=0.0),
         files=(),
-        toolchain=versions(fmt),
+        toolchain=fmt.versions(),
     )
 
 

@@ -23,11 +23,12 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
 from fieldlm_compiler.compile.adapter_bundle import attach
-from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file, quantized_file, report_path
-from fieldlm_compiler.export.artefact import ENGINES, Format
+from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file, report_path
+from fieldlm_compiler.export.format import DEFAULT, Format, format_named, formats
 from fieldlm_compiler.pipeline.pack import check_out
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import ray_pool
+from fieldlm_compiler.search.searchable import Shareable, searchable
 from fieldlm_compiler.verify.limits import PRESETS, Limits, SearchRequest
 
 log = logger(__name__)
@@ -45,7 +46,7 @@ def compile_model(
     merge: Path | None = None,
     adapter: Path | None = None,
     base_bundle: Path | None = None,
-    fmt: Format = "gguf",
+    fmt: str = DEFAULT,
     name: str = "",
     system_prompt: str | None = None,
     work: Path | None = None,
@@ -65,14 +66,15 @@ def compile_model(
     large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
     """
     check_out(out)
-    if (adapter is None) != (base_bundle is None) or (adapter and (merge or quants or fmt != "gguf")):
+    if (adapter is None) != (base_bundle is None) or (adapter and (merge or quants or fmt != DEFAULT)):
         raise InputError(
             "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
         )
-    if ENGINES[fmt] not in profile.engines:
-        can = ", ".join(name for name, engine in ENGINES.items() if engine in profile.engines)
+    form = format_named(fmt)
+    if form.engine not in profile.engines:
+        can = ", ".join(each.name for each in formats().values() if each.engine in profile.engines)
         raise InputError(f"{profile.id} takes no {fmt.upper()} bundles; compile with --format {can}")
-    _check_request(request, fmt, with_adapter=adapter is not None, with_quant=bool(quants))
+    _check_request(request, form, with_adapter=adapter is not None, with_quant=bool(quants))
     wish = Wish(
         profile=profile,
         out=out,
@@ -88,9 +90,9 @@ def compile_model(
     stages = Stages(work)
     if adapter and base_bundle:
         return attach(model, adapter, base_bundle, wish, stages)
-    gguf = None if merge or quants or fmt != "gguf" or request.is_wanted else quantized_file(model, stages)
-    if gguf:
-        return compile_file(gguf, wish, stages)
+    ready = None if merge or quants or request.is_wanted else form.ready_file(model, stages)
+    if ready:
+        return compile_file(ready, wish, stages)
     with ray_pool.connected(request.ray):
         return compile_checkpoint(model, merge, wish, stages)
 
@@ -99,8 +101,10 @@ def _check_request(request: SearchRequest, fmt: Format, *, with_adapter: bool, w
     """Raise InputError when the search, or a limit of it, is asked for where nothing can be searched."""
     if request.ray and (with_adapter or not request.is_wanted):
         raise InputError("--ray shares out the candidates of a search: name --calibration, --task or a limit with it")
-    if request.ray and fmt != "gguf":
-        raise InputError("--ray goes with GGUF alone: leave it out, ONNX is searched on this machine")
+    if request.is_wanted and not with_adapter:
+        searchable(fmt)
+    if request.ray and not isinstance(fmt, Shareable):
+        raise InputError(f"--ray is not for {fmt.name}: leave it out, {fmt.name} is searched on this machine")
     if request.is_wanted and with_quant:
         raise InputError("limits, --calibration and --task look for types: they go without --quant")
     rest = replace(request, task=None, limits=replace(request.limits, min_task=None))
@@ -177,7 +181,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder of the bundle; by default named after model and profile")
     parser.add_argument(
-        "--format", choices=("gguf", "onnx"), default="gguf", help="what the engine on the device reads"
+        "--format", choices=sorted(formats()), default=DEFAULT, help="what the engine on the device reads"
     )
     parser.add_argument("--quant", action="append", default=[], help="a candidate, best first; may be repeated")
     parser.add_argument(

@@ -13,6 +13,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import whole_folder
 from fieldlm.formats.bundle import MANIFEST, open_bundle
 from fieldlm_compiler.checkpoints.checkpoint import ORIGIN, Checkpoint, model_files, open_checkpoint
+from fieldlm_compiler.export.format import format_for
 from fieldlm_compiler.pipeline.stages import Stages
 
 
@@ -48,8 +49,4 @@ def _base(model: str) -> str:
     if not (Path(model) / MANIFEST).is_file():
         return model
     bundle = open_bundle(Path(model))
-    if bundle.manifest.engine != "llama":
-        raise InputError(
-            f"{model} is an ONNX bundle, whose weights cannot be unpacked; name the model it was made from"
-        )
-    return str(bundle.need("base"))
+    return str(format_for(bundle.manifest.engine).unpackable(bundle))

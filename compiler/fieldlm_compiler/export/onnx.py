@@ -11,7 +11,6 @@ from pathlib import Path
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
 from fieldlm.formats.bundle import Role
-from fieldlm_compiler.export import onnx_steps
 from fieldlm_compiler.export.transformers4 import TOKENIZER, in_old_form, stop_tokens
 from fieldlm_compiler.pipeline import child
 from fieldlm_compiler.pipeline.optimum_toolchain import optimum
@@ -52,11 +51,13 @@ def export_fp32(checkpoint: Path, out: Path) -> OnnxExport:
     """Export `checkpoint` with fp32 weights into the existing folder `out`: what the fidelity gate compares."""
     if not (checkpoint / TOKENIZER).is_file():
         raise InputError(f"{checkpoint} has no {TOKENIZER}; save the model's fast tokenizer there")
+    from fieldlm_compiler.export.onnx_steps import trace
+
     overlay = optimum()
     with disk_errors(out), tempfile.TemporaryDirectory(prefix=".old-", dir=out.parent) as temporary:
         in_old_form(checkpoint, Path(temporary))
         ran = child.call(
-            onnx_steps.trace,
+            trace,
             what="export to ONNX",
             env={"PYTHONPATH": str(overlay)},
         )(
@@ -73,7 +74,9 @@ def quantize(fp32: Path, out: Path, *, block_size: int, accuracy_level: int, hea
 
     A head that is the embedding too gets `head_bits` (8 or 4).
     """
-    ran = child.call(onnx_steps.round_weights, what="quantise ONNX weights")(
+    from fieldlm_compiler.export.onnx_steps import round_weights
+
+    ran = child.call(round_weights, what="quantise ONNX weights")(
         fp32=fp32,
         out=out,
         block_size=block_size,

@@ -36,6 +36,7 @@ from fieldlm.formats.release import (
     role_name,
 )
 from fieldlm.formats.topics import release_topic
+from fieldlm_compiler.export.format import formats
 from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, publish_lock, read_offered
 
 
@@ -127,24 +128,11 @@ def describe_release(
 
 
 def _chunk_sizes(bundle: Bundle, name: str) -> Iterator[int]:
-    """Cut what an ONNX graph says of its weights where their tensors begin, everything else by what it says itself."""
+    """Cut where the format says that tensors begin, else by what the file says itself."""
     path = bundle.folder / name
-    graph = bundle.path("base") if bundle.manifest.engine == "onnx" else None
-    places = _places(graph, name) if graph and graph.name != name else ()
+    fmt = next((each for each in formats().values() if each.engine == bundle.manifest.engine), None)
+    places = fmt.places(bundle, name) if fmt else ()
     return cut(places, path.stat().st_size) if places else chunk_sizes(path)
-
-
-def _places(graph: Path, name: str) -> list[int]:
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    try:
-        model = onnx.load(graph, load_external_data=False)
-    except DecodeError:
-        return []  # published as it is: what is wrong with it is for the device's own checks to say
-    told = [ExternalDataInfo(tensor) for tensor in model.graph.initializer if uses_external_data(tensor)]
-    return [one.offset or 0 for one in told if one.location == name]
 
 
 def _keep_index(store: Blobs, sha256: str, index: bytes) -> None:

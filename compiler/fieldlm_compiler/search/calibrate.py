@@ -16,9 +16,11 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
+from fieldlm_compiler.export.format import format_of
 from fieldlm_compiler.export.imatrix import Imatrix, add, read_imatrix, write_imatrix
 from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
 from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.search.searchable import searchable
 from fieldlm_compiler.verify.corpus import HELD_BACK, HOLD_WINDOWS, LEARN_WINDOWS, WINDOW, Corpus, Windows
 
 IMATRIX, FISHER, COVARIANCE = "imatrix.gguf", "fisher.safetensors", "covariance.safetensors"
@@ -182,37 +184,13 @@ def _load(checkpoint: Path) -> Any:
 
 
 def _names(model: Any, full: Path) -> dict[str, str]:
-    """Return what the matrices of `model` are called in the GGUF file or ONNX graph `full`.
+    """Return what the matrices of `model` are called in the file `full`.
 
     Raises InputError when none of them can be found there.
     """
-    names = _onnx_names(model) if full.suffix == ".onnx" else _gguf_names(model, full)
+    names = searchable(format_of(full)).names(model, full)
     if not names:
         raise InputError(f"no matrix of the checkpoint is in {full}; it was made from another model")
-    return names
-
-
-def _onnx_names(model: Any) -> dict[str, str]:
-    from fieldlm_compiler.search.onnx_weights import name_of
-
-    matrices = [path for path, parameter in model.named_parameters() if parameter.dim() == 2]
-    return {path: name_of(path.removesuffix(".weight")) for path in matrices}
-
-
-def _gguf_names(model: Any, gguf: Path) -> dict[str, str]:
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    from fieldlm.formats.gguf import read_header
-
-    header = read_header(gguf)
-    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == header.architecture)
-    table = get_tensor_name_map(arch, int(header.metadata[f"{header.architecture}.block_count"]))
-    names: dict[str, str] = {}
-    for path, parameter in model.named_parameters():
-        name = table.get_name(path, try_suffixes=(".weight",))
-        tensor = header.tensors.get(name or "")
-        if name and tensor and parameter.dim() == 2 and tuple(parameter.shape)[::-1] == tensor.shape:
-            names[path] = name
     return names
 
 
@@ -221,7 +199,7 @@ def _tied(model: Any) -> str:
     return next((path for path, _ in model.named_parameters() if path.endswith("embed_tokens.weight")), "")
 
 
-def _checked(sums: Imatrix, own: Imatrix, path: str) -> Imatrix:
+def _checked(sums: Imatrix, own: Imatrix, path: Path) -> Imatrix:
     foreign = [name for name in sums.sums if name in own.sums and sums.sums[name].shape != own.sums[name].shape]
     if foreign or not set(sums.sums) & set(own.sums):
         raise InputError(f"{path} was collected on another model: it does not fit {next(iter(foreign or sums.sums))}")

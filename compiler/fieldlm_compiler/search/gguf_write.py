@@ -107,7 +107,7 @@ def _field(reader: Any, name: str) -> object:
     return reader.fields[name].contents()
 
 
-def _rounded(source: str, statistics: str, types: Mapping[str, str]) -> Iterator[tuple[str, Bytes]]:
+def _rounded(source: Path, statistics: Path, types: Mapping[str, str]) -> Iterator[tuple[str, Bytes]]:
     """Yield each tensor's blocks as workers finish them, in the order of the file."""
     with in_processes(source, statistics) as pool:
         order = [name for name in read_header(Path(source)).tensors if name in types]

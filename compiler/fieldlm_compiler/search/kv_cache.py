@@ -15,8 +15,8 @@ from fieldlm.formats.gguf import BLOCKS, Header, read_header
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.profile_lint import CUDA_KV
 from fieldlm_compiler.pipeline.child import Ran, call
-from fieldlm_compiler.search.forecast import Foresees
 from fieldlm_compiler.search.frontier import FrontierPoint
+from fieldlm_compiler.search.searchable import Foresees
 from fieldlm_compiler.verify.divergence import GgufReader, Truth
 
 # Finest first. BF16 and F32 give a model in F16 nothing.

@@ -26,7 +26,7 @@ from fieldlm_compiler.export.imatrix import read_imatrix
 from fieldlm_compiler.pipeline.child import ONE_THREAD, PR_SET_PDEATHSIG, Ran, call
 from fieldlm_compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATRIX, ROWS, SHARES
 from fieldlm_compiler.search.gptq_rounding import factor
-from fieldlm_compiler.search.open import open_weights
+from fieldlm_compiler.search.searchable import open_weights
 from fieldlm_compiler.search.weights import RowSlice, Weights, WeightType
 
 SAMPLED_ROWS = 256

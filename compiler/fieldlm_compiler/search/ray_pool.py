@@ -30,7 +30,7 @@ from fieldlm.formats.bundle import CacheTypes
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.llama_toolchain import installed
 from fieldlm_compiler.pipeline.stages import cache_root, lock
-from fieldlm_compiler.search import gguf_write as writing
+from fieldlm_compiler.search.searchable import shareable
 from fieldlm_compiler.verify import divergence as measuring
 
 log = logger(__name__)
@@ -250,9 +250,10 @@ def try_mixture(
         with tempfile.TemporaryDirectory(prefix="fieldlm-") as name:
             folder = Path(name)
             full, *_ = [_held(each, folder) for each in sent]
-            wrote = writing.write(full, folder, types, folder / "mixture.gguf")
-            read = measuring.measure_one(full, folder / "mixture.gguf", *texts, cache=cache)
-            mixture = np.fromfile(folder / "mixture.gguf", np.uint8)
+            target = folder / f"mixture{full.suffix}"
+            wrote = shareable(full).write(full, folder, types, target)
+            read = measuring.measure_one(full, target, *texts, cache=cache)
+            mixture = np.fromfile(target, np.uint8)
     except FieldlmError as error:
         return {"error": type(error).__name__, "message": f"{socket.gethostname()}: {error}"}
     return {

@@ -30,14 +30,14 @@ from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import calibrate as calibrating
 from fieldlm_compiler.search import kv_cache as caching
 from fieldlm_compiler.search import price as pricing
-from fieldlm_compiler.search.forecast import Foresees, Foresight
 from fieldlm_compiler.search.frontier import Frontier, FrontierPoint, Option
 from fieldlm_compiler.search.kv_cache import HOPE, Choice, PricedCache
-from fieldlm_compiler.search.mixture import mix, size_bytes
+from fieldlm_compiler.search.mixture import mix
 from fieldlm_compiler.search.ray_pool import Flight
+from fieldlm_compiler.search.searchable import mixtures_of
 from fieldlm_compiler.verify import divergence as measuring
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
-from fieldlm_compiler.verify.corpus import Corpus, TaskExample, read_corpus, read_task
+from fieldlm_compiler.verify.corpus import SUMS, Corpus, TaskExample, read_corpus, read_task
 from fieldlm_compiler.verify.divergence import Divergences
 from fieldlm_compiler.verify.limits import MIN_TASK, SearchRequest
 
@@ -95,6 +95,7 @@ class Search:
     ) -> None:
         self.full, self.checkpoint, self.request = full, checkpoint, request
         self.profile, self.stages = profile, stages
+        self.fmt = mixtures_of(full)
         self._render = partial(render, draft(manifest, full.parts))
         self._trials: list[MixtureTrial] = []
 
@@ -119,7 +120,7 @@ class Search:
         self._read(reference.stops)
         self._statistics()
         self._frontier()
-        self.foresight = _forecast_of(self.full, self.profile, reference.tokens_per_s, self.stages)
+        self.foresight = self.fmt.forecast(self.full, self.profile, reference.tokens_per_s, self.stages)
         self.caches = self._price_caches()
 
     def make(self, point: FrontierPoint, writing: Callable[[Path], Ran] | None = None) -> Artefact:
@@ -137,7 +138,7 @@ class Search:
     def _read(self, stops: Sequence[int]) -> None:
         request = self.request
         task = read_task(request.task, self.checkpoint, self._render, stops) if request.task else []
-        texts = [path for path in request.calibration if path.suffix != ".gguf"]
+        texts = [path for path in request.calibration if path.suffix != SUMS]
         self.corpus = read_corpus(request.calibration, self.checkpoint, self._render) if request.calibration else None
         if self.corpus is None or not texts:
             prompts = [self._render(example.messages) for example in task[::2][:32]] if task else []
@@ -158,8 +159,8 @@ class Search:
             "learn": sha256_bytes(canonical_json(corpus.learn)),
             "sums": [sha256_file(path) for path in corpus.sums],
             "toolchain": installed(JUDGES),
-            # Both forms call some matrices by other names.
-            **({} if self.full.engine == "llama" else {"engine": self.full.engine}),
+            # Each format calls some matrices by other names.
+            "engine": self.full.engine,
         }
 
         def make(folder: Path) -> Any:
@@ -187,10 +188,10 @@ class Search:
         """Return the caches to choose among, the finest first: they matter where memory is bounded."""
         assert self.corpus is not None, "read before"
         own = PricedCache(cache=caching.own_cache(self.profile))
-        if self.full.engine != "llama" or self.request.limits.max_ram_mb is None:
+        if self.request.limits.max_ram_mb is None:
             return [own]
-        legal = caching.legal_caches(self.full.base, self.profile)
-        if len(legal) == 1:
+        legal = self.fmt.caches(self.full.base, self.profile)
+        if len(legal) < 2:
             return [own]
         windows = self.corpus.learn[: caching.WINDOWS]
         asked = {
@@ -200,7 +201,7 @@ class Search:
             "engine": installed(JUDGES),
         }
         _, made = self.stages.run(
-            "priced-caches", asked, lambda _: caching.price_caches(self.full.base, legal, windows)
+            "priced-caches", asked, lambda _: self.fmt.price_caches(self.full.base, legal, windows)
         )
         return caching.priced(legal, made.value, self.foresight)
 
@@ -298,7 +299,7 @@ class Search:
         flight = self._flight(mixtures, caches, pairs) if self.request.ray else None
         made = [self.make(p, flight and partial(flight.write, at)) for at, p in enumerate(points)]
         for types, artefact in zip(mixtures, made, strict=True):
-            assert artefact.size.bytes == size_bytes(self.full, types, self.profile), (
+            assert artefact.size.bytes == self.fmt.size_bytes(self.full, types, self.profile), (
                 "sizes are known before anything is written"
             )
         hold, limit = self.corpus.hold, self.request.limits.max_kl
@@ -376,7 +377,7 @@ class Search:
         return {name: option.type for name, option in self.frontier.mixture(point).items()}
 
     def _size(self, point: FrontierPoint) -> int:
-        return size_bytes(self.full, self.types(point), self.profile)
+        return self.fmt.size_bytes(self.full, self.types(point), self.profile)
 
     def _facts(self, chosen: MixtureTrial) -> dict[str, Any]:
         """Return the search's part of the report: nothing in it changes from run to run."""
@@ -415,12 +416,3 @@ def _trial_facts(trial: MixtureTrial) -> dict[str, Any]:
 
 def _tensor_bytes(mixture: Mapping[str, Option]) -> dict[str, int]:
     return {name: option.bytes for name, option in mixture.items()}
-
-
-def _forecast_of(full: Artefact, profile: Profile, tokens_per_s: float, stages: Stages) -> Foresees:
-    """Return what says of mixtures of `full` what they will be, where full weights give `tokens_per_s`."""
-    if full.engine == "llama":
-        return Foresight(full.base, profile, tokens_per_s)
-    from fieldlm_compiler.search.onnx_forecast import OnnxForesight
-
-    return OnnxForesight(full, profile, tokens_per_s, stages)

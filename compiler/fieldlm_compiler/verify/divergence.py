@@ -9,13 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
 
+from fieldlm.core.errors import InputError
 from fieldlm.engines.llama_layout import layout_of
 from fieldlm.formats.bundle import CacheTypes
+from fieldlm_compiler.export.format import format_of
 from fieldlm_compiler.export.ggml import Floats
 from fieldlm_compiler.pipeline.child import Ran, call
 
@@ -169,14 +171,20 @@ class LogitReader(Protocol):
         ...
 
 
+@runtime_checkable
+class Readable(Protocol):
+    """A Format whose artefacts say the logits behind every token of a text."""
+
+    def reader(self, path: Path, cache: CacheTypes | None, room: int, threads: int) -> LogitReader:
+        """Open the weights at `path` for texts of up to `room` tokens; 0 threads are as many as there are cores."""
+        ...
+
+
 def _open(path: Path, cache: CacheTypes | None, room: int, threads: int) -> LogitReader:
-    if path.suffix == ".onnx":
-        from fieldlm_compiler.verify.onnx_read import OnnxReader
-
-        return OnnxReader(path, room, threads)
-    from fieldlm.engines.llama_api import LlamaWeights
-
-    return GgufReader(LlamaWeights(path), cache, room, threads)
+    fmt = format_of(path)
+    if not isinstance(fmt, Readable):
+        raise InputError(f"{fmt.name} says no logits of a whole text, by which mixtures are measured")
+    return fmt.reader(path, cache, room, threads)
 
 
 class GgufReader:

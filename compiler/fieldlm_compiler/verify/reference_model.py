@@ -66,7 +66,7 @@ def _logits(model: Any, given: Sequence[int], read: Sequence[int], *, last: bool
 
 
 def _compare(
-    model: Any, passages: Sequence[tuple[list[int], list[int]]], logits: str, rounding: float
+    model: Any, passages: Sequence[tuple[list[int], list[int]]], logits: Path, rounding: float
 ) -> dict[str, float]:
     import numpy as np
     import torch

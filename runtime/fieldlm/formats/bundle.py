@@ -141,7 +141,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         return path
 
 
-def describe(folder: Path, path: str, role: Role) -> File:
+def describe(folder: Path, path: str, role: str) -> File:
     """Measure one file for the manifest."""
     return File(path=path, role=role, size=(folder / path).stat().st_size, sha256=sha256_file(folder / path))
 

@@ -27,7 +27,7 @@ class LlamaKind:
         return llama.open(bundle, options)
 
     def preload(self) -> None:
-        import fieldlm.engines.llama  # noqa: F401
+        pass
 
     def facts(self) -> EngineFacts:
         import llama_cpp

@@ -20,7 +20,7 @@ class OnnxKind:
         return onnx.open(bundle, options)
 
     def preload(self) -> None:
-        import fieldlm.engines.onnx  # noqa: F401
+        pass
 
     def facts(self) -> EngineFacts:
         import onnxruntime
