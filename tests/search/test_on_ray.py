@@ -218,7 +218,7 @@ def test_mixtures_measured_one_by_one_stop_where_all_together_would(
     [
         (["--ray", "127.0.0.1:1", "--max-bundle-mb", "4.6"], "no Ray cluster answers at 127.0.0.1:1 ("),
         (["--ray", "nowhere", "--max-bundle-mb", "4.6"], "--ray nowhere is no address of a cluster; give HOST:PORT"),
-        (["--ray", "127.0.0.1:1", "--max-kl", "1", "--format", "onnx"], "--ray goes with GGUF alone: leave it out"),
+        (["--ray", "127.0.0.1:1", "--max-kl", "1", "--format", "onnx"], "--ray is not for onnx: leave it out"),
         (
             ["--ray", "127.0.0.1:1"],
             "--ray shares out the candidates of a search: name --calibration, --task or a limit",
