@@ -63,17 +63,19 @@ class ToyEngine:
     ) -> RunningAnswer:
         running = RunningAnswer(prompt_tokens=len(prompt), wake=lambda: None)
         guide = sampling.constraint.guide() if sampling.constraint else None
-        tokens, said = list(prompt), list[int]()
+        past: Any = None
+        unread, said = list(prompt), list[int]()
         outcome = "length"
         while len(said) < sampling.max_tokens:
             with torch.inference_mode():
-                logits = self._model(input_ids=torch.tensor([tokens])).logits[0, -1].numpy()
+                told = self._model(input_ids=torch.tensor([unread]), past_key_values=past, use_cache=True)
+            logits, past = told.logits[0, -1].numpy(), told.past_key_values
             allowed = guide.allow(logits) if guide else logits
             token = int(np.argmax(allowed))
             second, first = np.partition(allowed, -2)[-2:]
             if guide:
                 guide.accept(token)
-            tokens.append(token)
+            unread = [token]
             said.append(token)
             if token in self.stop_tokens:
                 outcome = "stop"
