@@ -202,8 +202,7 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
             raise ApiError(400, "modalities: not supported", param="modalities", code="unsupported_parameter")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
-        if self.toolbox() and self.rules():
-            raise ApiError(400, "an answer follows tools or a form, not both", param="tools", code="invalid_value")
+        self.toolbox()
 
     def predicted(self) -> str | None:
         return None if self.prediction is None else _text(self.prediction.content, "prediction.content")

@@ -98,8 +98,7 @@ class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
             raise _refused("text.verbosity", "not supported")
         if self.truncation == "auto":
             raise _refused("truncation", "nothing is left out of a conversation here; shorten it yourself")
-        if self.toolbox() and self.rules():
-            raise ApiError(400, "an answer follows tools or a form, not both", param="tools", code="invalid_value")
+        self.toolbox()
 
     def rules(self) -> dict[str, Rule]:
         found = super().rules()
