@@ -124,7 +124,7 @@ def test_a_regular_expression_and_a_grammar_are_followed(kiosk: Kiosk) -> None:
         ({"tools": [HONK], "fallback": "x"}, "fallback", "tools"),
         (
             {
-                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}],
+                "tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}],
                 "tool_choice": "required",
             },
             "tools",
@@ -297,6 +297,67 @@ def test_a_call_that_must_come_is_valid_under_its_tool(kiosk: Kiosk, choice: Any
     Carry.model_validate_json(call.function.arguments, strict=True)
     assert answer.choices[0].finish_reason == "tool_calls"
     assert answer.choices[0].message.content is None
+
+
+def named(name: str, parameters: Any, *, strict: bool = False) -> Any:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, "strict": strict}}
+
+
+def called(kiosk: Kiosk, **asked: Any) -> Any:
+    """Return the arguments of the one call that must come."""
+    response = kiosk.ask(tool_choice="required", max_tokens=100, **HOT, **asked)
+    assert response.status_code == 200, response.text
+    (call,) = response.json()["choices"][0]["message"]["tool_calls"]
+    return json.loads(call["function"]["arguments"])
+
+
+def test_a_function_without_parameters_gets_none(kiosk: Kiosk) -> None:
+    assert called(kiosk, tools=[HONK]) == {}
+
+
+def test_a_mark_in_an_argument_loses_no_call(kiosk: Kiosk) -> None:
+    parameters = {"type": "object", "properties": {"c": {"const": "a</tool_call>b"}}, "required": ["c"]}
+    assert called(kiosk, tools=[named("w", parameters)]) == {"c": "a</tool_call>b"}
+
+
+def test_a_tool_that_is_not_strict_is_no_reason_to_refuse(kiosk: Kiosk) -> None:
+    loose = named("w", {"type": "object", "properties": {"u": {"enum": ["c", "f"], "not": {}}}, "required": ["u"]})
+    assert called(kiosk, tools=[loose])["u"] in ("c", "f")
+    beside = named("v", Carry.model_json_schema(), strict=True)
+    assert kiosk.ask(tools=[loose, beside]).status_code == 200
+    refused = kiosk.ask(tools=[named("w", loose["function"]["parameters"], strict=True), beside])
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+    assert "w: " in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [named("w", {"type": "array"})],
+        [named("w", {}), named("w", {})],
+        [named("w", {"properties": {"id": {"const": 2**53 + 1}}}, strict=True)],
+    ],
+)
+def test_a_tool_that_no_call_can_be_held_to_is_refused(kiosk: Kiosk, tools: Any) -> None:
+    refused = kiosk.ask(tools=tools)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+
+
+def test_an_answer_with_tools_is_a_call_or_has_the_form(kiosk: Kiosk) -> None:
+    for seed in range(3):
+        asked: dict[str, Any] = {"tools": [CARRY], "response_format": FORMAT, "max_tokens": 200}
+        message = kiosk.ask(**asked, temperature=2.0, seed=seed).json()["choices"][0]["message"]
+        if message.get("tool_calls"):
+            Carry.model_validate_json(message["tool_calls"][0]["function"]["arguments"], strict=True)
+        else:
+            Order.model_validate_json(message["content"], strict=True)
+    with_regex = kiosk.ask(tools=[HONK], regex="a/b|c\\\\/d", logit_bias={}, max_tokens=40).json()["choices"][0][
+        "message"
+    ]
+    assert with_regex.get("tool_calls") or with_regex["content"] in ("a/b", "c\\/d")
+    assert called(kiosk, tools=[HONK], response_format=FORMAT) == {}
+    both = kiosk.ask(tools=[HONK], grammar='root ::= "yes"')
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "tools")
 
 
 def test_a_streamed_call_adds_up_in_the_clients_helper(kiosk: Kiosk) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
+from fieldlm.api.parameters import check_names
 from fieldlm.api.tools import AskedCall, NamedChoice, Tool, Toolbox, toolbox
 from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Schedule, Timings
 from fieldlm.engines.constraint import Kind, Rule
@@ -24,8 +25,6 @@ MAX_TOKENS_COMPLETION = 16  # OpenAI's own default for plain completions
 MAX_STOPS = 4
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
-ELSEWHERE = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema")
-"""How other servers name a constraint. An answer must not go out free because its caller meant another server."""
 
 T = TypeVar("T")
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
@@ -100,6 +99,7 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
     logit_bias: dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]] | None = None
+    response_format: ResponseFormat | None = None
     # What OpenAI's API has no word for.
     regex: str | None = None
     grammar: str | None = None
@@ -108,23 +108,9 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority = "interactive"
     fallback: Any = None
     on_miss: Any = None  # what `fallback` was called before
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
-    json_schema: Any = None
 
     def refuse(self) -> None:
         """Raise ApiError for a parameter that asks for what is not there."""
-        for name in ELSEWHERE:
-            if getattr(self, name) is not None:
-                raise ApiError(
-                    400,
-                    f"{name} is another server's name; use response_format, regex or grammar",
-                    param=name,
-                    code="unsupported_parameter",
-                )
         if self.fallback is not None and self.on_miss is not None:
             message = "on_miss is the old name of fallback; send one of them"
             raise ApiError(400, message, param="on_miss", code="invalid_value")
@@ -140,7 +126,12 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     def rules(self) -> dict[str, Rule]:
         """Return what the answer has to look like, by the parameter that says so."""
         kinds: tuple[Kind, ...] = ("regex", "grammar")
-        return {kind: Rule(kind, text) for kind in kinds if (text := getattr(self, kind)) is not None}
+        found: dict[str, Rule] = {kind: Rule(kind, text) for kind in kinds if (text := getattr(self, kind)) is not None}
+        format = self.response_format
+        if format is None or format.type == "text":
+            return found
+        schema = format.json_schema.schema if format.json_schema else format.schema
+        return {**found, "response_format": rule_of(format.type, schema, "response_format.json_schema.schema")}
 
     def terms(self, spent_s: float = 0.0) -> Schedule:
         """Return when the answer is wanted, by the engine's clock: `spent_s` have passed since the request came."""
@@ -202,31 +193,16 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Any] | None = None
-    function_call: Any = None
-    response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
     prediction: Prediction | None = None
 
     def refuse(self) -> None:
         super().refuse()
-        for name in ("functions", "function_call"):
-            if getattr(self, name):
-                raise _unsupported(name)
         if self.modalities not in (None, ["text"]):
-            raise _unsupported("modalities")
+            raise ApiError(400, "modalities: not supported", param="modalities", code="unsupported_parameter")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
-        if self.toolbox() and self.rules():
-            raise ApiError(400, "an answer follows tools or a form, not both", param="tools", code="invalid_value")
-
-    def rules(self) -> dict[str, Rule]:
-        format = self.response_format
-        found = super().rules()
-        if format is None or format.type == "text":
-            return found
-        schema = format.json_schema.schema if format.json_schema else format.schema
-        return {**found, "response_format": rule_of(format.type, schema, "response_format.json_schema.schema")}
+        self.toolbox()
 
     def predicted(self) -> str | None:
         return None if self.prediction is None else _text(self.prediction.content, "prediction.content")
@@ -247,17 +223,6 @@ class CompletionRequest(CompletionParams, frozen=True, kw_only=True):
 
     prompt: str
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-    best_of: int | None = None
-
-    def refuse(self) -> None:
-        super().refuse()
-        if self.best_of not in (None, 1):
-            raise _unsupported("best_of")
-        for name in ("echo", "suffix"):
-            if getattr(self, name):
-                raise _unsupported(name)
 
     def conversation_so_far(self) -> list[dict[str, Any]]:
         return [{"role": "user", "content": self.prompt}]
@@ -337,7 +302,9 @@ def _asked_calls(calls: list[Any]) -> list[AskedCall]:
 
 
 def parse(body: bytes, kind: type[T]) -> T:
-    """Read a request body; raises ApiError 400 with the parameter that is wrong."""
+    """Read a request body; raises ApiError 400 with the parameter that is wrong, or that is not known here."""
+    if (names := getattr(kind, "__struct_fields__", None)) is not None:
+        check_names(body, frozenset(names))
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -348,10 +315,6 @@ def parse(body: bytes, kind: type[T]) -> T:
         raise ApiError(400, f"{param or 'the body'}: {what}", param=param, code="invalid_type") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
-
-
-def _unsupported(name: str) -> ApiError:
-    return ApiError(400, f"{name} is not supported yet", param=name, code="unsupported_parameter")
 
 
 def _left_s(millis: float | None, spent_s: float) -> float | None:

@@ -39,7 +39,7 @@ class StreamedChoice:
         self.error: str | None = None
         self.whole = Said(index=index)
         self._promise = promise
-        self._reader = CallReader(promise.toolbox.names) if promise.toolbox else None
+        self._reader = CallReader(promise.toolbox.names, marked_only=promise.is_formed) if promise.toolbox else None
 
     def take(self, chunk: Chunk) -> Said:
         """Add `chunk`; return what may be said now."""
