@@ -9,6 +9,7 @@ import pytest
 from fieldlm.cli.detect import main
 from fieldlm.core.errors import ProfileError
 from fieldlm.hardware import sensors
+from fieldlm.hardware.cores import physical_cores
 from fieldlm.hardware.detect import detect
 from fieldlm.hardware.facts import read_facts
 
@@ -87,6 +88,15 @@ def test_available_memory_is_what_the_control_group_has_left() -> None:
     # 2 GiB allowed, 512 MiB used of which 100 MiB are file cache.
     assert sensors.memory_available_mb(SYSROOTS / "pi-5-container-2gb") == (2147483648 - 536870912 + 104857600) // 10**6
     assert sensors.memory_available_mb(SYSROOTS / "pi-5-8gb") == 8_245_000 * 3 // 4 * 1024 // 10**6
+
+
+@pytest.mark.parametrize(
+    "machine", [each for each in MACHINES if "physical_cores" in expected(each)], ids=lambda path: path.name
+)
+def test_control_groups_of_both_versions_bound_memory_and_cores(machine: Path) -> None:
+    wanted = expected(machine)
+    assert sensors.memory_available_mb(machine) == wanted["memory_available_mb"]
+    assert physical_cores(machine, range(8)) == wanted["physical_cores"]
 
 
 def test_the_hottest_sensible_sensor_counts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from fieldlm.hardware.detect import Detection
-from fieldlm.hardware.facts import LIVE, read_text
+from fieldlm.hardware.limits import LIVE, read_text
 from fieldlm.hardware.sensors import memory_available_mb, temperature_c, usable_cores
 
 PACKAGES = ("fieldlm", "llama-cpp-python", "numpy", "onnxruntime")

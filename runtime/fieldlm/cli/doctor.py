@@ -29,7 +29,7 @@ from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_
 from fieldlm.hardware import sensors
 from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
 from fieldlm.hardware.detect import Detection, detect
-from fieldlm.hardware.facts import LIVE
+from fieldlm.hardware.limits import LIVE
 from fieldlm.network.http_client import OK, NobodyAnswersError, own_server
 from fieldlm.telemetry.spool import quarantined
 

@@ -12,6 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from fieldlm.hardware.limits import cpu_limit
+
 LOOK_EVERY_S = 0.25
 # A core counts as taken when others use it for more than 45 % of the time: there, two threads on two cores fall to the
 # speed of one. It counts as free again under 30 %; between the two, things stay as they are.
@@ -25,10 +27,11 @@ def physical_cores(root: Path = Path("/"), visible: Collection[int] | None = Non
 
     Visible are those this process may run on, unless given.
 
-    Two hyperthreads of one core share the units that multiply, so the second one only makes both wait.
+    Two hyperthreads of one core share the units that multiply, so the second one only makes both wait. Of a quota of
+    processor time, whole cores count: a thread above them is stopped for most of each period.
     """
     cores = {_siblings(root, cpu) for cpu in visible or os.sched_getaffinity(0)}
-    return max(1, min(len(cores), _quota(root) or len(cores)))
+    return max(1, min(len(cores), int(cpu_limit(root) or len(cores))))
 
 
 def home(threads: int, root: Path = Path("/"), visible: Collection[int] | None = None) -> frozenset[int]:
@@ -66,15 +69,6 @@ def _siblings(root: Path, cpu: int) -> str:
         return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
     except OSError:
         return str(cpu)
-
-
-def _quota(root: Path) -> int | None:
-    """Whole cores the cgroup (version 2) grants; a thread above them is stopped for most of each period."""
-    try:
-        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return None
 
 
 @dataclass(frozen=True)

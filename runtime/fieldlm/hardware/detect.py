@@ -14,7 +14,8 @@ import msgspec
 from fieldlm.core.errors import ProfileError
 from fieldlm.formats.profile import Match as Rules
 from fieldlm.formats.profile import Profile, load_profile, profile_names
-from fieldlm.hardware.facts import LIVE, Facts, read_facts
+from fieldlm.hardware.facts import Facts, read_facts
+from fieldlm.hardware.limits import LIVE
 
 Confidence = Literal["high", "medium", "low"]
 COMPATIBLE, MODEL, SOC, GPU, CHASSIS, ISA, MEMORY = 8, 6, 3, 3, 2, 1, 1

@@ -4,14 +4,14 @@ Nothing is run, nothing needs root rights, and a folder with the same files is a
 read is empty or None.
 """
 
-import contextlib
 import platform
 import re
 from pathlib import Path
 
 import msgspec
 
-LIVE = Path("/")
+from fieldlm.hardware.limits import LIVE, cpu_limit, memory_limit_mb, read_text
+
 ARM_ISA = {
     "asimd": "neon", "asimddp": "dotprod", "asimdhp": "fp16",
     "i8mm": "i8mm", "sve": "sve", "sve2": "sve2", "sme": "sme",
@@ -76,13 +76,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.memory_total_mb, self.memory_limit_mb or self.memory_total_mb)
 
 
-def read_text(root: Path, path: str) -> str:
-    """Return the text of a file under `root`, less NULs and white space at its ends; empty when it cannot be read."""
-    with contextlib.suppress(OSError):
-        return (root / path).read_text(encoding="utf-8", errors="replace").strip("\0 \n")
-    return ""
-
-
 def read_facts(root: Path = LIVE) -> Facts:
     """Return everything we look at."""
     cpuinfo = read_text(root, "proc/cpuinfo")
@@ -117,34 +110,6 @@ def meminfo_mb(root: Path, key: str) -> int:
     """Return one line of /proc/meminfo in megabytes; 0 when it is not there."""
     found = re.search(rf"^{key}:\s+(\d+) kB", read_text(root, "proc/meminfo"), re.MULTILINE)
     return int(found[1]) * 1024 // 1_000_000 if found else 0
-
-
-def cgroup_folders(root: Path) -> list[Path]:
-    """Return the folders whose limits hold for this process, the nearest first (control groups version 2)."""
-    base = root / "sys/fs/cgroup"
-    found = re.search(r"^0::/(.*)$", read_text(root, "proc/self/cgroup"), re.MULTILINE)
-    inner = base / (found[1] if found else "")
-    folders = [folder for folder in (inner, *inner.parents) if folder.is_relative_to(base)]
-    return [folder for folder in folders if folder.is_dir()]
-
-
-def memory_limit_mb(root: Path = LIVE) -> int | None:
-    """Return the lowest memory limit of the control groups around this process, None when there is none."""
-    texts = [read_text(folder, "memory.max") for folder in cgroup_folders(root)]
-    texts.append(read_text(root, "sys/fs/cgroup/memory/memory.limit_in_bytes"))
-    # Version 1 says "none" as a number near 2^63.
-    limits = [int(text) for text in texts if text.isdigit() and int(text) < 1 << 60]
-    return min(limits) // 1_000_000 if limits else None
-
-
-def cpu_limit(root: Path = LIVE) -> float | None:
-    """Return how many cores' worth of time the control groups allow, None when they set no limit."""
-    limits: list[float] = []
-    for folder in cgroup_folders(root):
-        quota, _, period = read_text(folder, "cpu.max").partition(" ")
-        if quota.isdigit() and period.isdigit():
-            limits.append(int(quota) / int(period))
-    return min(limits, default=None)
 
 
 def _os(root: Path) -> str:
