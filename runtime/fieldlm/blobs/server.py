@@ -57,6 +57,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], handler: Any, tasks: Tasks) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
         self.seats = threading.BoundedSemaphore(AT_A_TIME)
         self._tasks = tasks
