@@ -444,6 +444,6 @@ def test_blobs_are_handed_out_over_ipv6(tmp_path: Path) -> None:
     server = BlobServer(tmp_path, host="::1")
     server.start()
     try:
-        assert urllib3.request("GET", f"http://[::1]:{server.port}/{blob_path('0' * 64)}", retries=False).status == 404
+        assert urllib3.request("GET", f"http://[::1]:{server.port}/maps/{'0' * 64}", retries=False).status == 404
     finally:
         server.stop()
