@@ -120,7 +120,7 @@ def packages():
     return sorted({name.partition(".")[0] for name in sys.modules})
 
 before, (bundle, state, profile_id, port) = packages(), sys.argv[1:]
-config = service.load_config({"state": state, "context": "128", "discovery": "false", "port": port})
+config = service.load_config({"device": "kiosk", "state": state, "context": "128", "discovery": "false", "port": port})
 profile = service.load_profile(profile_id)
 start = service.Start(config, profile, Path(bundle))
 from fieldlm.device.device import Device
@@ -234,6 +234,7 @@ def test_a_device_gives_way_to_busy_neighbours_unless_it_was_told_its_threads(
     bundle: Path, tmp_path: Path, threads: dict[str, str], gives_way: bool
 ) -> None:
     flags = {"state": str(tmp_path / "state"), "context": "128", "discovery": "false", "port": str(free_port())}
+    flags["device"] = "kiosk"
     config, profile = load_config(flags | threads), load_profile(PROFILE)
     device = Device(config, profile, Start(config, profile, bundle))
     try:
@@ -277,7 +278,7 @@ def test_a_gpu_that_is_promised_and_not_there_is_refused_and_no_generation_is_bl
 ) -> None:
     gpu = load_profile("laptop-nvidia").accelerators
     promises = msgspec.structs.replace(load_profile(PROFILE), accelerators=gpu)
-    config = load_config({"state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
+    config = load_config({"device": "kiosk", "state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
     with pytest.raises(MissingDependencyError, match=r"promises GeForce .* sees only CPU here; .*GGML_CUDA=on"):
         Device(config, promises, Start(config, promises, bundle))
     with closing(Slots(tmp_path / "state")) as slots:

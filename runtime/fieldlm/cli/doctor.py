@@ -95,12 +95,12 @@ def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
     yield from check_engine(detection.facts["isa"] if detection else ())
     yield check_clock(time.time(), _newest_file_s())
     try:
-        config = load_config(flags)
+        config = load_config(flags, strict=True)
         profile = load_profile(config.profile) if config.profile else detection.best if detection else None
     except FieldlmError as error:
         yield fail("settings", str(error), "correct it, then see: fieldlm config")
         return
-    yield ok("settings", f"device {config.device}, telemetry {config.telemetry}")
+    yield ok("settings", f"device {config.device or 'without a name yet'}, telemetry {config.telemetry}")
     if profile:
         yield from _check_device(profile, detection, root)
     yield from _check_settings(config)
@@ -244,13 +244,13 @@ def check_heat(degrees: float | None, profile: Profile) -> Finding:
 
 
 def check_state(state: Path) -> Finding:
+    place = next(folder for folder in (state, *state.parents) if folder.exists())
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=state):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        return fail("state", f"{state} cannot be written: {error.strerror}", f"chown it to user {os.getuid()}")
-    return ok("state", f"{state} can be written")
+        return fail("state", f"{place} cannot be written: {error.strerror}", f"chown it to user {os.getuid()}")
+    return ok("state", f"{state} can be written" if place == state else f"{state} is made by the first start")
 
 
 def check_disk(free: int, spool_mb: int) -> Finding:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import pwd
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -65,6 +66,21 @@ def make_private(file: Path) -> None:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         sync_folder(file.parent)
+
+
+def act_as_owner(folder: Path) -> None:
+    """Let this process, where it is root's, be that of the owner of `folder`, so that what it makes there is theirs.
+
+    A service that runs without root's rights could not write what root has made in its folder. An owner without an
+    account here is that of another system, a container's host say, and root stays root.
+    """
+    if os.geteuid() != 0 or not folder.exists() or not (owner := folder.stat()).st_uid:
+        return
+    with contextlib.suppress(KeyError):
+        name = pwd.getpwuid(owner.st_uid).pw_name
+        os.initgroups(name, owner.st_gid)
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def held_lock(file: Path, problem: str) -> IO[bytes]:
