@@ -43,6 +43,13 @@ def temperature_c(root: Path = LIVE, zones: Sequence[str] = ()) -> float | None:
     return max((degrees for degrees in heat if 0 < degrees < 150), default=None)
 
 
+def clock_mhz(root: Path = LIVE) -> float | None:
+    """Return the highest clock of a core now, None where the kernel does not say (virtual machines)."""
+    files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    clocks = [int(text) for path in files if (text := read_text(path.parent, path.name)).isdigit()]
+    return max(clocks) / 1000 if clocks else None
+
+
 def rss_mb() -> float:
     """Return the memory this process holds now, in megabytes."""
     return _status_mb("VmRSS")
