@@ -293,3 +293,24 @@ def test_the_device_says_what_it_holds(bundle: Path, tmp_path: Path) -> None:
         assert status["generation"] == answer["fieldlm"]["generation"]
         assert status["memory_mb"]["rss"] > status["memory_mb"]["weights"] > 50
         assert ask(port, "GET", "/v1/fieldlm/update")[1]["running"] is False
+
+
+def test_a_stop_ends_a_stream_with_the_reason_and_leaves_no_traceback(bundle: Path, tmp_path: Path) -> None:
+    asked = {
+        "messages": [{"role": "user", "content": "Count."}], "stream": True, "max_tokens": 7000,
+        "logit_bias": {"0": -100, "2": -100},  # no end of its own
+    }  # fmt: skip
+    with running(bundle, tmp_path / "state", "--context", "8000", "--device", "kiosk") as (port, child):
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        with httpx.stream("POST", url, json=asked, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            child.send_signal(signal.SIGTERM)
+            events = [line.removeprefix("data: ") for line in lines if line]
+        assert child.wait(60) == 0
+        assert child.stderr
+        said = child.stderr.read()
+    (last,) = [json.loads(event) for event in events if '"error"' in event]
+    assert last["error"]["code"] == "stopping"
+    assert last["fieldlm"]["text"], "what was said so far"
+    assert "Traceback" not in said

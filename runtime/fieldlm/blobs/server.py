@@ -43,7 +43,7 @@ class BlobServer:
 
     def start(self) -> None:
         """Begin to answer."""
-        self._tasks.start("share", partial(self._server.serve_forever, poll_interval=0.1), restarts=True)
+        self._tasks.start("share", partial(self._server.serve_forever, poll_interval=0.5), restarts=True)
 
     def stop(self) -> None:
         """Answer nobody any more."""
