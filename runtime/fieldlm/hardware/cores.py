@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from fieldlm.hardware.facts import ONE_KIND, core_clocks
 from fieldlm.hardware.limits import cpu_limit
 
 LOOK_EVERY_S = 0.25
@@ -41,9 +42,9 @@ def home(threads: int, root: Path = Path("/"), visible: Collection[int] | None =
     core makes all of them as slow (llama.cpp issue 21763).
     """
     visible = visible or os.sched_getaffinity(0)
-    clocks = {cpu: _clock(root, cpu) for cpu in visible}
-    # Cores of one kind can differ by a few per cent: those the maker found to clock higher than their neighbours.
-    fast = frozenset(cpu for cpu, clock in clocks.items() if clock >= 0.9 * max(clocks.values()))
+    known = core_clocks(root)
+    clocks = {cpu: known.get(cpu, (str(cpu), 0))[1] for cpu in visible}
+    fast = frozenset(cpu for cpu, clock in clocks.items() if clock >= ONE_KIND * max(clocks.values()))
     has_room = threads <= len({_siblings(root, cpu) for cpu in fast})
     return fast if has_room and len(fast) < len(visible) else frozenset()
 
@@ -53,15 +54,6 @@ def stay(processors: Collection[int]) -> None:
     if processors:
         with contextlib.suppress(OSError, AttributeError):
             os.sched_setaffinity(0, processors)
-
-
-def _clock(root: Path, cpu: int) -> int:
-    """Return the highest clock of one processor, or its capacity, in whatever unit: only comparable on one machine."""
-    folder = root / f"sys/devices/system/cpu/cpu{cpu}"
-    for name in ("cpufreq/cpuinfo_max_freq", "cpu_capacity"):
-        with contextlib.suppress(OSError, ValueError):
-            return int((folder / name).read_text())
-    return 0
 
 
 def _siblings(root: Path, cpu: int) -> str:
