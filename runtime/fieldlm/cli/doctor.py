@@ -30,6 +30,7 @@ from fieldlm.hardware import sensors
 from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
 from fieldlm.hardware.detect import Detection, detect
 from fieldlm.hardware.limits import LIVE
+from fieldlm.hardware.processor import FLAGS
 from fieldlm.network.http_client import OK, NobodyAnswersError, own_server
 from fieldlm.telemetry.spool import quarantined
 
@@ -136,7 +137,10 @@ def check_python(version: tuple[int, ...]) -> Finding:
 
 def check_engine(isa: Sequence[str]) -> Iterator[Finding]:
     """Import llama.cpp in a child process: built for another CPU, it kills whoever imports it."""
-    again = f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'"
+    # A Debian package has no pip; it says which processors it is for.
+    again = "install a package that was built for this processor (make deb on a machine like it)"
+    if not FLAGS.is_file():
+        again = f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'"
     run = subprocess.run([sys.executable, "-c", ASK_ENGINE], capture_output=True, text=True, timeout=120, check=False)
     if run.returncode == -signal.SIGILL:
         yield fail("engine", "llama-cpp-python was built for another CPU: illegal instruction", again)
