@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.serving_rows import Figure, Job, alternate, ratio, story
 from benchmarks.serving_sides import Setting, fieldlm_server, llama_server
-from fieldlm.bench.bench import interval
+from fieldlm.bench.result import interval
 from fieldlm.core.errors import EngineError
 from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, Schedule, open_engine
 from fieldlm.formats.bundle import open_bundle

@@ -115,6 +115,48 @@ def test_a_long_message_is_seen_whole(page: Page) -> None:
     assert page.evaluate("() => question.scrollHeight <= question.clientHeight + 1 || question.clientHeight > 150")
 
 
+def test_a_conversation_that_nobody_goes_on_with_is_cleared_after_a_countdown(browser: Browser, url: str) -> None:
+    page = browser.new_page(has_touch=True)
+    sessions: list[str] = []
+    page.on(
+        "request", lambda r: sessions.append(json.loads(r.post_data)["metadata"]["session"]) if r.post_data else None
+    )
+    page.clock.install()
+    page.goto(f"{url}/?idle=60")
+    for _ in range(2):
+        ask(page, "Say hello.")
+        expect(page.locator("#send")).to_be_visible(timeout=PATIENCE_MS)
+        page.clock.run_for(50_000)
+        expect(page.locator("#idle")).to_contain_text("A new conversation begins in")
+    page.locator("#idle").tap()
+    expect(page.locator("#idle")).to_be_hidden()
+    page.clock.run_for(30_000)
+    expect(page.locator(".turn")).to_have_count(4)
+    page.clock.run_for(40_000)
+    expect(page.locator(".turn")).to_have_count(0)
+    ask(page, "And who are you?")
+    expect(page.locator("#send")).to_be_visible(timeout=PATIENCE_MS)
+    assert sessions[0] == sessions[1] != sessions[2], "each conversation is a session"
+    page.close()
+
+
+def test_a_conversation_that_outgrows_the_context_goes_on_without_its_beginning(
+    browser: Browser, base_bundle: Bundle
+) -> None:
+    small = Generations(base_bundle, EngineOptions(threads=1, context=192, parallel=1))
+    with listening(make_app(small, lambda _: None, ready=lambda: None)) as server:
+        page = browser.new_page(has_touch=True)
+        page.goto(server.url)
+        for _ in range(3):
+            ask(page, "Where is the charging station? " * 10)
+            expect(page.locator("#send")).to_be_visible(timeout=PATIENCE_MS)
+        expect(page.locator(".trimmed")).to_have_count(1)
+        expect(page.locator(".failed")).to_have_count(0)
+        assert all(page.locator(".turn").all_text_contents())
+        page.close()
+    small.close()
+
+
 @pytest.fixture
 def fresh_url(live: Generations) -> Iterator[str]:
     """A server that has answered nobody yet."""

@@ -15,7 +15,7 @@ from benchmarks.serving_calls import LONGEST, kiosk, snips
 from benchmarks.serving_engine import write_adapter
 from benchmarks.serving_rows import Figure, ratio
 from benchmarks.serving_sides import chat
-from fieldlm.bench.bench import interval
+from fieldlm.bench.result import interval
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json
 from fieldlm.engines import EngineOptions, Sampling

@@ -213,3 +213,12 @@ def test_a_wrong_setting_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     last = list(doctor.examine({}))[-1]
     assert (last.what, last.level) == ("settings", "fail")
     assert "telemetry is 'all' (from FIELDLM_TELEMETRY)" in last.text
+
+
+def test_an_installed_package_is_not_told_to_use_a_pip_that_it_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (flags := tmp_path / "cpu-flags").write_text("asimd\n")
+    monkeypatch.setattr(doctor, "FLAGS", flags)
+    *_, build = doctor.check_engine(tuple(doctor.BUILD_NAMES))
+    assert (build.level, "make deb" in build.next, "pip" in build.next) == ("warn", True, False)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from fieldlm.cli.config import as_markdown, as_toml, main
+from fieldlm.cli.main import main as run
 from fieldlm.core import terminal
-from fieldlm.core.config import SETTINGS, add_flags, keys_folder, load_config
+from fieldlm.core.config import SETTINGS, add_flags, keys_folder, load_config, named
 from fieldlm.core.errors import ConfigError, FieldlmError, ProfileError
 from fieldlm.core.setting import words
 
@@ -86,9 +87,26 @@ def test_a_true_is_no_number(env: dict[str, str], tmp_path: Path) -> None:
         load_config({}, env, settings_file(tmp_path, "port = true\n"))
 
 
-def test_an_unknown_setting_in_the_file_is_an_error(env: dict[str, str], tmp_path: Path) -> None:
+def test_an_unknown_setting_in_the_file_is_said_and_a_service_starts_all_the_same(
+    env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = settings_file(tmp_path, "prot = 8080\nport = 8081\n")
+    assert load_config({}, env, file).port == 8081
+    assert f"'prot' in {file} is no setting of this version" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"'prot' in .*config.toml is no setting"):
-        load_config({}, env, settings_file(tmp_path, "prot = 8080\n"))
+        load_config({}, env, file, strict=True)
+
+
+def test_who_only_looks_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "there"))
+    monkeypatch.setenv("FIELDLM_PORT", "9")  # nobody listens there
+    for command in (["config"], ["doctor"], ["slots"], ["update"], ["rollback"], ["ps"], ["logs"]):
+        run(command)
+    capsys.readouterr()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_read_is_an_error(env: dict[str, str], tmp_path: Path) -> None:
@@ -105,7 +123,8 @@ def test_an_unknown_profile_is_answered_by_the_profiles(tmp_path: Path, monkeypa
 
 def test_the_device_name_is_made_once_and_kept(tmp_path: Path) -> None:
     env = {"HOME": str(tmp_path)}
-    first, second = load_config({}, env), load_config({}, env)
+    assert load_config({}, env).device == ""
+    first, second = named(load_config({}, env)), named(load_config({}, env))
     assert first.device == second.device != ""
     assert json.loads((first.state / "device.json").read_text()) == {"device": first.device}
     assert first.origins["device"].startswith("made, kept in")
@@ -122,7 +141,7 @@ def test_a_damaged_device_name_is_an_error_and_not_a_new_name(tmp_path: Path) ->
 def test_a_state_folder_that_cannot_be_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FieldlmError, match="Not a directory"):
-        load_config({"state": str(tmp_path / "file/state")}, {"HOME": str(tmp_path)})
+        named(load_config({"state": str(tmp_path / "file/state")}, {"HOME": str(tmp_path)}))
 
 
 def test_config_prints_every_setting_with_its_origin(

@@ -120,7 +120,7 @@ def packages():
     return sorted({name.partition(".")[0] for name in sys.modules})
 
 before, (bundle, state, profile_id, port) = packages(), sys.argv[1:]
-config = service.load_config({"state": state, "context": "128", "discovery": "false", "port": port})
+config = service.load_config({"device": "kiosk", "state": state, "context": "128", "discovery": "false", "port": port})
 profile = service.load_profile(profile_id)
 start = service.Start(config, profile, Path(bundle))
 from fieldlm.device.device import Device
@@ -234,6 +234,7 @@ def test_a_device_gives_way_to_busy_neighbours_unless_it_was_told_its_threads(
     bundle: Path, tmp_path: Path, threads: dict[str, str], gives_way: bool
 ) -> None:
     flags = {"state": str(tmp_path / "state"), "context": "128", "discovery": "false", "port": str(free_port())}
+    flags["device"] = "kiosk"
     config, profile = load_config(flags | threads), load_profile(PROFILE)
     device = Device(config, profile, Start(config, profile, bundle))
     try:
@@ -277,7 +278,7 @@ def test_a_gpu_that_is_promised_and_not_there_is_refused_and_no_generation_is_bl
 ) -> None:
     gpu = load_profile("laptop-nvidia").accelerators
     promises = msgspec.structs.replace(load_profile(PROFILE), accelerators=gpu)
-    config = load_config({"state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
+    config = load_config({"device": "kiosk", "state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
     with pytest.raises(MissingDependencyError, match=r"promises GeForce .* sees only CPU here; .*GGML_CUDA=on"):
         Device(config, promises, Start(config, promises, bundle))
     with closing(Slots(tmp_path / "state")) as slots:
@@ -292,3 +293,24 @@ def test_the_device_says_what_it_holds(bundle: Path, tmp_path: Path) -> None:
         assert status["generation"] == answer["fieldlm"]["generation"]
         assert status["memory_mb"]["rss"] > status["memory_mb"]["weights"] > 50
         assert ask(port, "GET", "/v1/fieldlm/update")[1]["running"] is False
+
+
+def test_a_stop_ends_a_stream_with_the_reason_and_leaves_no_traceback(bundle: Path, tmp_path: Path) -> None:
+    asked = {
+        "messages": [{"role": "user", "content": "Count."}], "stream": True, "max_tokens": 7000,
+        "logit_bias": {"0": -100, "2": -100},  # no end of its own
+    }  # fmt: skip
+    with running(bundle, tmp_path / "state", "--context", "8000", "--device", "kiosk") as (port, child):
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        with httpx.stream("POST", url, json=asked, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            child.send_signal(signal.SIGTERM)
+            events = [line.removeprefix("data: ") for line in lines if line]
+        assert child.wait(60) == 0
+        assert child.stderr
+        said = child.stderr.read()
+    (last,) = [json.loads(event) for event in events if '"error"' in event]
+    assert last["error"]["code"] == "stopping"
+    assert last["fieldlm"]["text"], "what was said so far"
+    assert "Traceback" not in said

@@ -15,7 +15,8 @@ from fieldlm.engines.llama_devices import ComputeDevice, check_offload, devices,
 from fieldlm.engines.llama_layout import ALL_LAYERS, F16, KV_TYPES, NO_LAYERS, Layout, layout_of
 from fieldlm.formats.bundle import Bundle, CacheTypes
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_names
-from fieldlm.hardware.facts import LIVE, meminfo_mb
+from fieldlm.hardware.facts import meminfo_mb
+from fieldlm.hardware.limits import LIVE
 
 PROFILE = load_profile("generic-x86-64-avx2")
 (GEFORCE,) = load_profile("laptop-nvidia").accelerators

@@ -90,6 +90,11 @@ def test_of_the_fast_cores_only_those_count_that_we_may_use() -> None:
     assert home(2, root, [0, 1]) == set(), "none of them is faster than the other"
 
 
+def test_equal_cores_of_unequal_names_are_all_fast_and_of_three_kinds_the_slowest_is_left_out() -> None:
+    assert home(4, SYSROOTS / "ryzen-7840hs-amd-pstate", range(16)) == set()
+    assert home(4, SYSROOTS / "qcs6490-three-clusters", range(8)) == {4, 5, 6, 7}
+
+
 def test_a_thread_and_those_it_starts_stay_where_they_were_put() -> None:
     first = min(os.sched_getaffinity(0))
     seen: list[set[int]] = []

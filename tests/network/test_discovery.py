@@ -1,7 +1,11 @@
 """Announce and find for real, on the loopback interface."""
 
 import datetime
+import ipaddress
 import json
+import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -81,19 +85,63 @@ def test_a_network_that_refuses_is_a_line_and_no_failure(logged: pytest.LogCaptu
 
 def test_an_announcement_follows_the_addresses_once_they_have_settled() -> None:
     device = f"moved-{time.time_ns() % 10**6}"
-    addresses = [frozenset({"127.0.0.1"})]
+    addresses: list[tuple[str, ...]] = [("127.0.0.1",)]
     announcer = announce(device, generation="aaaa", addresses=lambda: addresses[0], look_s=0.05, settle_s=0.1)
     announcer.start()
     try:
         assert find(device)
         before = announcer.zeroconf
-        addresses[0] = frozenset({"127.0.0.1", "192.0.2.7"})
+        addresses[0] = ("127.0.0.1", "192.0.2.7")
         while announcer.zeroconf in (before, None):
             time.sleep(0.05)
         announcer.refresh(generation="bbbb")
         assert find(device, generation="bbbb")
     finally:
         announcer.stop()
+
+
+def test_a_device_is_announced_at_every_address_that_its_server_hears() -> None:
+    own = ("10.77.0.50", "169.254.8.9", "fd00::2")
+    assert discovery.addresses_of("0.0.0.0", own) == ["10.77.0.50", "169.254.8.9"]
+    assert discovery.addresses_of("::", own) == ["fd00::2"]
+    assert discovery.addresses_of("192.0.2.9", own) == ["192.0.2.9"]
+    assert discovery.addresses_of("localhost", own) == ["127.0.0.1"]
+    assert {"127.0.0.1", "::1"}.isdisjoint(discovery.own_addresses()) or len(discovery.own_addresses()) == 1
+
+
+def test_without_a_default_route_a_device_is_announced_where_it_can_be_reached() -> None:
+    found = in_a_network(
+        "ip addr add 10.77.0.50/24 dev lo; ip addr add fd00::7/64 dev lo;",
+        "from fieldlm.network.discovery import addresses_of, open_zeroconf; open_zeroconf('0.0.0.0').close();"
+        "print(*addresses_of('0.0.0.0'), *addresses_of('::'))",
+    )
+    assert found == "10.77.0.50 fd00::7"
+
+
+def test_a_network_of_ipv6_alone_is_announced_on() -> None:
+    found = in_a_network(
+        "ip addr del 127.0.0.1/8 dev lo; ip addr add fd00::7/64 dev lo;",
+        "from fieldlm.network.discovery import addresses_of, open_zeroconf; open_zeroconf('::').close();"
+        "print(*addresses_of('::'))",
+    )
+    assert found == "fd00::7"
+
+
+def in_a_network(setup: str, code: str) -> str:
+    """Run Python in a network namespace of its own, which `setup` has made ready; return what it printed."""
+    command = f"ip link set lo up; {setup} exec {sys.executable} -c {shlex.quote(code)}"
+    unshared = ["unshare", "--map-root-user", "--net", "sh", "-ec", command]
+    run = subprocess.run(unshared, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_of_several_addresses_the_one_in_a_network_of_ours_is_taken() -> None:
+    own = [ipaddress.ip_interface(each) for each in ("127.0.0.1/8", "192.168.4.7/24", "172.17.0.1/16")]
+    assert discovery.nearest(["172.17.0.1", "10.0.0.4", "192.168.4.1"], own) == "192.168.4.1"
+    assert discovery.nearest(["10.0.0.4", "10.1.0.4"], own) == "10.0.0.4"
+    assert discovery.nearest(["192.168.4.7"], own) == "192.168.4.7"
+    assert discovery.nearest([], own) == ""
 
 
 def test_the_certificate_is_announced_by_how_its_digest_begins(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gen
 @contextmanager
 def serving(bundle: Path, state: Path, **flags: str) -> Generator[tuple[Device, int]]:
     port = free_port()
-    wanted = {"state": str(state), "context": "256", "discovery": "false", "port": str(port), "threads": "1"} | flags
+    wanted = {"state": str(state), "device": "kiosk", "context": "256", "discovery": "false", "port": str(port)}
+    wanted |= {"threads": "1"} | flags
     config, profile = load_config(wanted), load_profile(PROFILE)
     device = Device(config, profile, Start(config, profile, bundle))
     thread = threading.Thread(target=device.run)

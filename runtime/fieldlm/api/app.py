@@ -225,7 +225,7 @@ class _Api:
 
         if job.asked.stream:
             return EventStream(turn, job.voice, finish=finish).keep(needs)
-        async with turn.cancelled_on_leave(request.receive):
+        async with turn.cancelled_on_leave(request.scope, request.receive):
             await turn.read_all()
         finish()
         return whole(turn, job.voice)

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fieldlm.api.chat_request import Exchange
-from fieldlm.hardware.facts import LIVE
+from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

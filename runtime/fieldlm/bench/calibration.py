@@ -11,15 +11,16 @@ from pathlib import Path
 
 import msgspec
 
-from fieldlm.bench.bench import Interval, Result, bench, remarks
+from fieldlm.bench.bench import bench
 from fieldlm.bench.measure import Spec
-from fieldlm.core import terminal
+from fieldlm.bench.remarks import remarks
+from fieldlm.bench.result import Interval, Result
 from fieldlm.core.errors import BundleError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
 from fieldlm.engines import Reading, engine_kind
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
-from fieldlm.hardware.bandwidth import Bandwidth, read_bandwidth
+from fieldlm.hardware.bandwidth import Bandwidth
 from fieldlm.hardware.detect import Detection, detect
 from fieldlm.hardware.sensors import usable_cores
 
@@ -118,13 +119,11 @@ def confirm(bundle: Bundle, profile: Profile, probes: float) -> Overlay:
 def measure(bundle: Bundle, profile: Profile) -> Result:
     """Run a short bench of `bundle` with the threads that `profile` gives one answer."""
     threads = min(profile.cpu.decode_threads, usable_cores())
-    with terminal.progress("memory bandwidth"):
-        bandwidth = read_bandwidth(threads)
     spec = Spec(
         bundle=str(bundle.folder), prompt_tokens=PROMPT_TOKENS, gen_tokens=GEN_TOKENS, repetitions=REPETITIONS,
-        threads=threads, seed=1,
+        threads=threads, seed=1, profile=profile,
     )  # fmt: skip
-    return bench(bundle, spec, bandwidth)
+    return bench(bundle, spec)
 
 
 def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, probes: float) -> Overlay:
@@ -139,6 +138,7 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
             context=result.spec.prompt_tokens + 8,
             parallel=1,
             isa=found.facts["isa"],
+            profile=result.spec.profile,
         ),
         measured=round(sum(result.measured.engine_mb.values()), 1),
     )
@@ -165,7 +165,7 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
         decode=result.decode,
         prefill=result.prefill,
         read_gb_s=round(result.bandwidth.read_gb_s, 2),
-        bandwidth_percent=round(result.bandwidth_percent, 1),
+        bandwidth_percent=round(result.bandwidth_percent.median, 1),
         instead=instead(points(bundle), bundle.need("base").stat().st_size, speed, serving_mb - budget_mb),
         remarks=tuple(remarks(result, found)),
     )

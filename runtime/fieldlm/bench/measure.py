@@ -17,7 +17,8 @@ import msgspec
 from fieldlm.core.errors import EngineError, FieldlmError
 from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, engine_kind, open_engine
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.hardware.sensors import peak_rss_mb, rss_mb
+from fieldlm.formats.profile import Profile
+from fieldlm.hardware.sensors import clock_mhz, peak_rss_mb, rss_mb, temperature_c
 
 ADAPTER = "bench"
 TRIES = 4  # for an answer of full length
@@ -25,7 +26,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure."""
+    """What to measure, held as `profile` has a server hold it; one that `waits` begins a repetition when told to."""
 
     bundle: str
     prompt_tokens: int
@@ -33,10 +34,15 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     repetitions: int
     threads: int
     seed: int
+    profile: Profile | None = None
+    waits: bool = False
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One repetition; seconds, and the tokens they were spent on. `ttft_s` is from the request to the first chunk."""
+    """One repetition; seconds, and the tokens they were spent on. `ttft_s` is from the request to the first chunk.
+
+    Clock and temperature are those of the machine while its last token is just over.
+    """
 
     ttft_s: float
     prefill_s: float
@@ -44,6 +50,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     decode_s: float
     decode_tokens: int
     cached_tokens: int
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,18 +73,21 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
 class MeasureLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the child's output."""
 
-    step: int = 0
+    step: int | None = None
     measured: BenchResult | None = None
     error: str = ""
 
 
 def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> BenchResult:
-    """Load `bundle` and time `spec.repetitions` prompts and answers after one warm-up."""
+    """Load `bundle` and time `spec.repetitions` prompts and answers after one warm-up.
+
+    `on_step` is called before each repetition and after the last, with how many are done.
+    """
     before_mb = rss_mb()
     started_s = time.perf_counter()
     # One token more than is timed: the first comes with the prompt.
     context = max(spec.prompt_tokens, spec.gen_tokens + 1) + 8
-    engine = open_engine(bundle, EngineOptions(threads=spec.threads, context=context, parallel=1))
+    engine = open_engine(bundle, EngineOptions(threads=spec.threads, context=context, parallel=1, profile=spec.profile))
     adapter = bundle.path("adapter")
     if adapter:
         engine.load_adapter(ADAPTER, adapter)
@@ -89,8 +100,9 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
         timing.sample()
         samples: list[Sample] = []
         for done in range(spec.repetitions):
+            on_step(done)
             samples.append(timing.sample())
-            on_step(done + 1)
+        on_step(spec.repetitions)
         engine_mb = engine.memory_mb()
     finally:
         engine.close()
@@ -134,6 +146,8 @@ class _Timing:
             decode_s=decode.timings.decode_s,
             decode_tokens=steps,
             cached_tokens=prefill.timings.cached_tokens,
+            clock_mhz=clock_mhz(),
+            temperature_c=temperature_c(zones=self._spec.profile.thermal.zones if self._spec.profile else ()),
         )
 
     def _long_answer(self) -> RunningAnswer:
@@ -161,12 +175,18 @@ def say(line: MeasureLine) -> None:
     sys.stdout.flush()
 
 
+def _step(spec: Spec, done: int) -> None:
+    say(MeasureLine(step=done))
+    if spec.waits and done < spec.repetitions:
+        sys.stdin.readline()
+
+
 def main(argv: Sequence[str]) -> int:
     """Measure what the one argument says; the parent has checked the bundle's digests."""
     spec = msgspec.json.decode(argv[0], type=Spec)
     try:
         bundle = open_bundle(Path(spec.bundle), digests=False)
-        say(MeasureLine(measured=measure(bundle, spec, on_step=lambda done: say(MeasureLine(step=done)))))
+        say(MeasureLine(measured=measure(bundle, spec, on_step=lambda done: _step(spec, done))))
     except FieldlmError as error:
         say(MeasureLine(error=str(error)))
         return error.exit_code

@@ -43,7 +43,7 @@ class BlobServer:
 
     def start(self) -> None:
         """Begin to answer."""
-        self._tasks.start("share", partial(self._server.serve_forever, poll_interval=0.1), restarts=True)
+        self._tasks.start("share", partial(self._server.serve_forever, poll_interval=0.5), restarts=True)
 
     def stop(self) -> None:
         """Answer nobody any more."""
@@ -57,6 +57,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], handler: Any, tasks: Tasks) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
         self.seats = threading.BoundedSemaphore(AT_A_TIME)
         self._tasks = tasks

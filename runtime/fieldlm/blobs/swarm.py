@@ -30,6 +30,7 @@ from fieldlm.core.logs import logger
 from fieldlm.core.tasks import Tasks
 from fieldlm.formats.release import blob_path
 from fieldlm.network.bounded_http import TricklingError, connections
+from fieldlm.network.discovery import nearest
 
 log = logger(__name__)
 
@@ -391,7 +392,7 @@ class Nearby(ServiceListener):
         usable = [address for address in addresses if is_local(address)]
         if info and info.port and usable:
             with self._lock:
-                self._found[name] = Neighbour(name.removesuffix(f".{SERVICE}"), _url(usable[0], info.port))
+                self._found[name] = Neighbour(name.removesuffix(f".{SERVICE}"), _url(nearest(usable), info.port))
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         self.add_service(zc, type_, name)

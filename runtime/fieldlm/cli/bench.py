@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fieldlm.bench.bench import bench, describe, document
 from fieldlm.bench.measure import Spec
 from fieldlm.core import terminal
+from fieldlm.core.config import load_config
 from fieldlm.formats.bundle import open_bundle
-from fieldlm.hardware.bandwidth import read_bandwidth
+from fieldlm.formats.profile import load_profile
 from fieldlm.hardware.detect import detect
 from fieldlm.hardware.sensors import usable_cores
 
@@ -20,19 +23,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="tokens of the prompt")
     parser.add_argument("--gen-tokens", type=int, default=128, metavar="N", help="tokens of the answer")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="how often to measure")
-    parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="0: the profile's, at most the usable cores"
-    )
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: those that serve would use")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="random seed of the prompts")
     args = parser.parse_args(argv)
     for name in ("prompt_tokens", "gen_tokens", "repetitions"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}, want at least 1")
     bundles = [open_bundle(folder) for folder in args.bundles]
-    found = detect()
-    threads = args.threads if args.threads > 0 else min(found.best.cpu.decode_threads, usable_cores())
-    with terminal.progress("memory bandwidth"):
-        bandwidth = read_bandwidth(threads)
+    config, found = load_config(), detect()
+    # As `serve` would run it: what the settings say, else what fits this machine.
+    profile = load_profile(config.profile) if config.profile else found.best
+    found = msgspec.structs.replace(found, best=profile)
+    threads = args.threads or config.threads or max(1, min(profile.cpu.decode_threads, usable_cores()))
     rows: list[dict[str, Any]] = []
     texts: list[str] = []
     for bundle in bundles:
@@ -43,8 +45,9 @@ def main(argv: Sequence[str]) -> int:
             repetitions=args.repetitions,
             threads=threads,
             seed=args.seed,
+            profile=profile,
         )
-        result = bench(bundle, spec, bandwidth)
+        result = bench(bundle, spec)
         rows += document(bundle, result, found)
         texts.append(describe(bundle, result, found))
     terminal.show(rows, "\n\n".join(texts), as_json=args.json)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         text = as_toml() if args.template == "toml" else as_markdown()
         terminal.show({"template": text}, text, as_json=args.json)
         return 0
-    config = load_config()
+    config = load_config(strict=True)
     if config.profile:
         load_profile(config.profile)
     values = {name: getattr(config, name) for name in SETTINGS}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fieldlm.core import terminal
 from fieldlm.hardware.detect import Detection, detect
-from fieldlm.hardware.facts import LIVE
+from fieldlm.hardware.limits import LIVE
 
 
 def main(argv: Sequence[str]) -> int:

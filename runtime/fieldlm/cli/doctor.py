@@ -29,7 +29,8 @@ from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_
 from fieldlm.hardware import sensors
 from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
 from fieldlm.hardware.detect import Detection, detect
-from fieldlm.hardware.facts import LIVE
+from fieldlm.hardware.limits import LIVE
+from fieldlm.hardware.processor import FLAGS
 from fieldlm.network.http_client import OK, NobodyAnswersError, own_server
 from fieldlm.telemetry.spool import quarantined
 
@@ -95,12 +96,12 @@ def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
     yield from check_engine(detection.facts["isa"] if detection else ())
     yield check_clock(time.time(), _newest_file_s())
     try:
-        config = load_config(flags)
+        config = load_config(flags, strict=True)
         profile = load_profile(config.profile) if config.profile else detection.best if detection else None
     except FieldlmError as error:
         yield fail("settings", str(error), "correct it, then see: fieldlm config")
         return
-    yield ok("settings", f"device {config.device}, telemetry {config.telemetry}")
+    yield ok("settings", f"device {config.device or 'without a name yet'}, telemetry {config.telemetry}")
     if profile:
         yield from _check_device(profile, detection, root)
     yield from _check_settings(config)
@@ -136,7 +137,10 @@ def check_python(version: tuple[int, ...]) -> Finding:
 
 def check_engine(isa: Sequence[str]) -> Iterator[Finding]:
     """Import llama.cpp in a child process: built for another CPU, it kills whoever imports it."""
-    again = f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'"
+    # A Debian package has no pip; it says which processors it is for.
+    again = "install a package that was built for this processor (make deb on a machine like it)"
+    if not FLAGS.is_file():
+        again = f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'"
     run = subprocess.run([sys.executable, "-c", ASK_ENGINE], capture_output=True, text=True, timeout=120, check=False)
     if run.returncode == -signal.SIGILL:
         yield fail("engine", "llama-cpp-python was built for another CPU: illegal instruction", again)
@@ -244,13 +248,13 @@ def check_heat(degrees: float | None, profile: Profile) -> Finding:
 
 
 def check_state(state: Path) -> Finding:
+    place = next(folder for folder in (state, *state.parents) if folder.exists())
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=state):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        return fail("state", f"{state} cannot be written: {error.strerror}", f"chown it to user {os.getuid()}")
-    return ok("state", f"{state} can be written")
+        return fail("state", f"{place} cannot be written: {error.strerror}", f"chown it to user {os.getuid()}")
+    return ok("state", f"{state} can be written" if place == state else f"{state} is made by the first start")
 
 
 def check_disk(free: int, spool_mb: int) -> Finding:

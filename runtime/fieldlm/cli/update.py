@@ -12,7 +12,9 @@ from fieldlm.control import remote
 from fieldlm.core import terminal
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import InputError, UnavailableError
+from fieldlm.core.files import act_as_owner
 from fieldlm.network.http_client import HttpClient, NobodyAnswersError, own_server, refusal
+from fieldlm.updates.journal import journal_of
 from fieldlm.updates.progress import UpdateResult, UpdateState
 from fieldlm.updates.slots import Slots
 from fieldlm.updates.updater import Updater
@@ -83,6 +85,8 @@ def update_offline(config: Config) -> UpdateResult:
     from fieldlm.inference.generations import Generations
 
     options = EngineOptions(threads=config.threads or None, context=config.context or None, parallel=1)
+    journal_of(config.state)
+    act_as_owner(config.state)
     slots = Slots(config.state)
     try:
         live = Generations(slots.current(), options)

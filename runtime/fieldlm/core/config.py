@@ -1,7 +1,7 @@
 """Settings: one frozen struct. Flag > environment FIELDLM_X > file > default, and every value knows where it is from.
 
 The file is TOML with the same names: $FIELDLM_CONFIG, else ~/.config/fieldlm/config.toml, else
-/etc/fieldlm/config.toml. A wrong value is named with its origin; an unknown name is an error, not a wish.
+/etc/fieldlm/config.toml. A wrong value is named with its origin; an unknown name in the file is said and does nothing.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Annotated, Any, cast, get_type_hints
 import msgspec
 
 from fieldlm.core import setting as check
+from fieldlm.core import terminal
 from fieldlm.core.errors import ConfigError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.setting import Check, Setting, Telemetry
@@ -94,28 +95,32 @@ SETTINGS: dict[str, Setting] = {
 
 
 def load_config(
-    flags: Mapping[str, object] | None = None, env: Mapping[str, str] = os.environ, file: Path | None = None
+    flags: Mapping[str, object] | None = None,
+    env: Mapping[str, str] = os.environ,
+    file: Path | None = None,
+    *,
+    strict: bool = False,
 ) -> Config:
-    """Gather all settings; a flag that is None was not given.
+    """Gather all settings; a flag that is None was not given. Writes nothing: a device without a name is called "".
 
-    Makes up the device's name once and keeps it in `state`/device.json. Raises ConfigError with name, value, origin
-    and what is wanted.
+    Raises ConfigError with name, value, origin and what is wanted. An unknown name in the file is said and passed over,
+    so that an older version starts with a newer one's settings; with `strict` it is an error, too.
     """
     path = file or config_file(env)
-    table = _read(path) if path else {}
+    table = _read(path, strict=strict) if path else {}
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
     for name in SETTINGS:
         values[name], origins[name] = _value(name, flags or {}, env, table, str(path))
     if not values["device"]:
-        values["device"], origins["device"] = device_name(Path(str(values["state"])))
+        values["device"], origins["device"] = _kept_name(Path(str(values["state"])))
     return Config(**cast(dict[str, Any], values), origins=origins)
 
 
 def keys_folder(flag: str | None = None, env: Mapping[str, str] = os.environ) -> Path:
     """Return the setting `keys` alone, for a workshop, which is no device; raises ConfigError as `load_config` does."""
     path = config_file(env)
-    folder, _ = _value("keys", {"keys": flag}, env, _read(path) if path else {}, str(path))
+    folder, _ = _value("keys", {"keys": flag}, env, _read(path, strict=False) if path else {}, str(path))
     return cast(Path, folder)
 
 
@@ -144,29 +149,42 @@ def config_file(env: Mapping[str, str] = os.environ) -> Path | None:
     return next((path for path in (user, Path("/etc/fieldlm/config.toml")) if path.is_file()), None)
 
 
-def device_name(state: Path) -> tuple[str, str]:
-    """Return the device's kept name and its origin; makes one from the host's name on the first call."""
-    path = state / "device.json"
-    if path.is_file():
-        try:
-            kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])["device"]
-        except (OSError, msgspec.MsgspecError, KeyError) as error:
-            raise ConfigError(f"{path} should hold this device's name: {error}; correct or remove it") from error
-        return str(_checked("device", kept, str(path), check.device)), str(path)
+def named(config: Config) -> Config:
+    """Return `config` with a name for the device: its own, or one made from the host's, kept in `state`/device.json."""
+    if config.device:
+        return config
+    path = _name_file(config.state)
     letters = (c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname().split(".")[0].lower())
     made = f"{''.join(letters).strip('-')[:40] or 'device'}-{secrets.token_hex(3)}"
     write_whole(path, canonical_json({"device": made}))
-    return made, f"made, kept in {path}"
+    return msgspec.structs.replace(config, device=made, origins=config.origins | {"device": f"made, kept in {path}"})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _name_file(state: Path) -> Path:
+    return state / "device.json"
+
+
+def _kept_name(state: Path) -> tuple[str, str]:
+    """Return the name that the device has kept, and its origin."""
+    path = _name_file(state)
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])["device"]
+    except FileNotFoundError:
+        return "", "the first start makes one"
+    except (OSError, msgspec.MsgspecError, KeyError) as error:
+        raise ConfigError(f"{path} should hold this device's name: {error}; correct or remove it") from error
+    return str(_checked("device", kept, str(path), check.device)), str(path)
+
+
+def _read(path: Path, *, strict: bool) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"settings file {path} cannot be read: {error}") from error
-    for name in table:
-        if name not in SETTINGS:
+    for name in table.keys() - SETTINGS.keys():
+        if strict:
             raise ConfigError(f"{name!r} in {path} is no setting; settings: {', '.join(SETTINGS)}")
+        terminal.log(f"{name!r} in {path} is no setting of this version and does nothing; see: fieldlm config")
     return table
 
 

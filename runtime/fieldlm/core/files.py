@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import pwd
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 from fieldlm.core.errors import FieldlmError, InputError, NoSpaceError
 
 CHUNK_BYTES = 1 << 20
+FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 # What is hashed at once. Between two pieces a thread waits for Python's lock, beside one that computes up to 5 ms: in
 # pieces of 256 KB, which file_digest takes, a model took a start that imports meanwhile four times as long.
 PIECE_BYTES = 4 << 20
@@ -65,6 +67,21 @@ def make_private(file: Path) -> None:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         sync_folder(file.parent)
+
+
+def act_as_owner(folder: Path) -> None:
+    """Let this process, where it is root's, be that of the owner of `folder`, so that what it makes there is theirs.
+
+    A service that runs without root's rights could not write what root has made in its folder. An owner without an
+    account here is that of another system, a container's host say, and root stays root.
+    """
+    if os.geteuid() != 0 or not folder.exists() or not (owner := folder.stat()).st_uid:
+        return
+    with contextlib.suppress(KeyError):
+        name = pwd.getpwuid(owner.st_uid).pw_name
+        os.initgroups(name, owner.st_gid)
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def held_lock(file: Path, problem: str) -> IO[bytes]:
@@ -144,11 +161,36 @@ def whole_folder(path: Path) -> Generator[Path]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give `source` a second name at `target`: a hard link where the file system allows, else a copy."""
+    """Give `source` a second name at `target`: a hard link where the file system allows, else a copy.
+
+    A copy shares its blocks where the file system can (btrfs, XFS). Raises NoSpaceError where there is no room for one,
+    before a byte of it is written.
+    """
     with disk_errors(target):
         try:
             os.link(source.resolve(), target)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 raise
-            shutil.copyfile(source, target)
+            _copy(source, target)
+
+
+def need_room(path: Path, size: int) -> None:
+    """Raise NoSpaceError when the disk of `path` has no room for `size` bytes more."""
+    if size > 1_000_000 * (free := free_mb(path)):
+        raise NoSpaceError(
+            f"{path} needs {size / 1e6:.1f} MB and {free} MB are free on its disk; free some and run the command again"
+        )
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with source.open("rb") as read, target.open("wb") as written:
+            try:
+                fcntl.ioctl(written, FICLONE, read.fileno())
+            except OSError:
+                need_room(target, os.fstat(read.fileno()).st_size)
+                shutil.copyfileobj(read, written, CHUNK_BYTES)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise

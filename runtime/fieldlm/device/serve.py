@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.core import terminal
-from fieldlm.core.config import Config, add_flags, load_config
+from fieldlm.core.config import Config, add_flags, load_config, named
+from fieldlm.core.files import act_as_owner
 from fieldlm.device.startup import Start
 from fieldlm.formats.profile import Profile, load_profile
 
@@ -26,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
     # numpy's BLAS would start a thread for each core, which spin while the weights are read; nothing here multiplies.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     config = load_config(vars(args))
+    act_as_owner(config.state)
+    config = named(config)
     profile = _profile(config)
     with _quick_switches():
         start = Start(config, profile, args.bundle)

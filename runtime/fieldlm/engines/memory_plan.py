@@ -14,7 +14,8 @@ from fieldlm.core.errors import EngineError
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, F16, Layout
 from fieldlm.engines.prompt_lookup import MOST_ROWS
 from fieldlm.formats.gguf import BLOCKS, Header
-from fieldlm.hardware.facts import LIVE, meminfo_mb, read_facts
+from fieldlm.hardware.facts import meminfo_mb, read_facts
+from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.sensors import memory_available_mb
 
 MB = 1e6

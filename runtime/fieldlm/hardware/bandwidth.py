@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from fieldlm.hardware.facts import LIVE, read_text
+from fieldlm.hardware.limits import LIVE, read_text
 from fieldlm.hardware.sensors import memory_available_mb
 
 LEAST_MB = 64

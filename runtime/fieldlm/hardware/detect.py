@@ -14,9 +14,12 @@ import msgspec
 from fieldlm.core.errors import ProfileError
 from fieldlm.formats.profile import Match as Rules
 from fieldlm.formats.profile import Profile, load_profile, profile_names
-from fieldlm.hardware.facts import LIVE, Facts, read_facts
+from fieldlm.hardware.facts import Facts, read_facts
+from fieldlm.hardware.limits import LIVE
 
 Confidence = Literal["high", "medium", "low"]
+MOST_THREADS = 8  # as the engine; beyond, memory is the limit
+SPARE = 0.8  # of the memory beside the reserve
 COMPATIBLE, MODEL, SOC, GPU, CHASSIS, ISA, MEMORY = 8, 6, 3, 3, 2, 1, 1
 
 
@@ -31,7 +34,10 @@ class ProfileMatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Detection(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer: the best profile, all that fit (best first), boards ruled out in spite of their name, the facts."""
+    """The answer: the best profile, all that fit (best first), boards ruled out in spite of their name, the facts.
+
+    A generic profile has been made `as_large_as` the machine.
+    """
 
     best: Profile
     confidence: Confidence
@@ -55,12 +61,35 @@ def detect(root: Path = LIVE) -> Detection:
             f"no profile fits this machine ({what}); name one with --profile, all of them: fieldlm profiles"
         )
     return Detection(
-        best=profiles[matches[0].profile],
+        best=as_large_as(profiles[matches[0].profile], facts),
         confidence=matches[0].confidence,
         matches=tuple(matches),
-        ruled_out=tuple(match for match in tried if match.ruled_out and match.score >= MODEL),
+        ruled_out=tuple(
+            match for match in tried if match.ruled_out and _is_named(facts, profiles[match.profile].match)
+        ),
         facts={**msgspec.to_builtins(facts), "memory_mb": facts.memory_mb},
     )
+
+
+def as_large_as(profile: Profile, facts: Facts) -> Profile:
+    """Return a generic profile with the threads of this machine, and no more of its memory than it can spare.
+
+    Whoever decodes gives way to neighbours, so all fast cores may be used; a profile that names its board knows better.
+    """
+    if not profile.generic or not facts.cores:
+        return profile
+    threads = max(1, min(MOST_THREADS, facts.big_cores, int(facts.cpu_limit or facts.cores)))
+    spare_mb = int(SPARE * max(0, facts.memory_mb - profile.memory.reserve_mb)) or profile.memory.model_budget_mb
+    return msgspec.structs.replace(
+        profile,
+        cpu=msgspec.structs.replace(profile.cpu, decode_threads=threads, prefill_threads=threads),
+        memory=msgspec.structs.replace(profile.memory, model_budget_mb=min(profile.memory.model_budget_mb, spare_mb)),
+    )
+
+
+def _is_named(facts: Facts, rules: Rules) -> bool:
+    """Whether something of this machine bears the profile's name: its board, its chip or its GPU."""
+    return bool(_board_points(facts, rules)) or any(gpu in facts.gpus for gpu in rules.gpu)
 
 
 def score(facts: Facts, profile: Profile) -> ProfileMatch:
@@ -83,7 +112,8 @@ def _board_points(facts: Facts, rules: Rules) -> list[tuple[int, str]]:
     if board:
         points.append((COMPATIBLE, f"/proc/device-tree/compatible has {board}"))
     if facts.model and any(fnmatch(facts.model, rule) for rule in rules.model):
-        points.append((MODEL, f"/proc/device-tree/model is {facts.model!r}"))
+        where = "/proc/device-tree/model" if facts.compatible else "Model in /proc/cpuinfo"
+        points.append((MODEL, f"{where} is {facts.model!r}"))
     chip = next((name for name in facts.compatible if name in rules.soc), None)
     if chip:
         points.append((SOC, f"/proc/device-tree/compatible has the chip {chip}"))

@@ -8,32 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fieldlm.hardware.cores import physical_cores
-from fieldlm.hardware.facts import LIVE, cgroup_folders, cpu_limit, meminfo_mb, read_text
+from fieldlm.hardware.facts import meminfo_mb
+from fieldlm.hardware.limits import LIVE, memory_left_mb, read_text
 
 
 def usable_cores() -> int:
     """Return how many physical cores this process may keep busy, all control groups around it counted."""
-    allowed = physical_cores() if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(allowed, int(cpu_limit() or allowed)))
+    return physical_cores() if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def memory_available_mb(root: Path = LIVE) -> int:
-    """Return what a new allocation may take: MemAvailable, or what the control group has left where that is less."""
-    left = [meminfo_mb(root, "MemAvailable")]
-    for folder in cgroup_folders(root):
-        limit, used = read_text(folder, "memory.max"), read_text(folder, "memory.current")
-        if limit.isdigit() and used.isdigit():
-            left.append((int(limit) - int(used) + _reclaimable(folder)) // 1_000_000)
-    return max(0, min(left))
-
-
-def _reclaimable(folder: Path) -> int:
-    """Bytes of file cache that the kernel gives back before it refuses memory."""
-    for line in read_text(folder, "memory.stat").splitlines():
-        name, _, count = line.partition(" ")
-        if name == "inactive_file" and count.isdigit():
-            return int(count)
-    return 0
+    """Return what a new allocation may take: MemAvailable, or what the control groups have left where that is less."""
+    available, left = meminfo_mb(root, "MemAvailable"), memory_left_mb(root)
+    return available if left is None else min(available, left)
 
 
 def temperature_c(root: Path = LIVE, zones: Sequence[str] = ()) -> float | None:
@@ -54,6 +41,13 @@ def temperature_c(root: Path = LIVE, zones: Sequence[str] = ()) -> float | None:
             heat.append(int(read_text(path.parent, path.name)) / 1000)
     # Unused zones report 0 or absurd values.
     return max((degrees for degrees in heat if 0 < degrees < 150), default=None)
+
+
+def clock_mhz(root: Path = LIVE) -> float | None:
+    """Return the highest clock of a core now, None where the kernel does not say (virtual machines)."""
+    files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    clocks = [int(text) for path in files if (text := read_text(path.parent, path.name)).isdigit()]
+    return max(clocks) / 1000 if clocks else None
 
 
 def rss_mb() -> float:

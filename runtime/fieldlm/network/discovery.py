@@ -10,7 +10,7 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ifaddr
@@ -45,17 +45,37 @@ class AnnouncedDevice(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str = ""
 
 
-def own_addresses() -> frozenset[str]:
-    """Return the IPv4 addresses that the machine has now."""
-    adapters = ifaddr.get_adapters()
-    return frozenset(str(address.ip) for adapter in adapters for address in adapter.ips if address.is_IPv4)
+def own_addresses() -> tuple[str, ...]:
+    """Return the addresses of this machine that others can use, IPv4 first; those of the loopback when it has no other.
+
+    A network without a way out counts like any other: a cable, an access point, a switch in a field. IPv6 addresses of
+    one link are left out: they say nothing without the name that the other side has for its interface.
+    """
+    found = [interface.ip for interface in _own_interfaces()]
+    usable = [ip for ip in found if not ip.is_loopback and not (ip.version == 6 and ip.is_link_local)]
+    return tuple(str(ip) for ip in sorted(usable, key=lambda ip: (ip.version, str(ip) != _outward()))) or ("127.0.0.1",)
+
+
+def _own_interfaces() -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+    ips = (each for adapter in ifaddr.get_adapters() for each in adapter.ips)
+    return [ipaddress.ip_interface(f"{each.ip if each.is_IPv4 else each.ip[0]}/{each.network_prefix}") for each in ips]
+
+
+def _outward() -> str:
+    """Return the IPv4 address of the default route's interface, "" where there is none: the likeliest to be meant."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("224.0.0.251", 5353))  # sends nothing
+            return str(probe.getsockname()[0])
+        except OSError:
+            return ""
 
 
 class Announcer:
     """Announces one device from `start` to `stop`, and never raises for what the network does.
 
-    `certificate` is the path of the PEM that `device` serves https with. `addresses` says which IPv4 addresses the
-    machine has now.
+    `certificate` is the path of the PEM that `device` serves https with. `addresses` says which addresses of the
+    machine others can use now.
     """
 
     def __init__(
@@ -69,7 +89,7 @@ class Announcer:
         model: str,
         profile: str,
         state: str = "ready",
-        addresses: Callable[[], frozenset[str]] = own_addresses,
+        addresses: Callable[[], tuple[str, ...]] = own_addresses,
         look_s: float = LOOK_S,
         settle_s: float = SETTLE_S,
         tasks: Tasks | None = None,
@@ -174,7 +194,7 @@ class Announcer:
             port=port,
             properties=self._text,
             server=f"{friendly.replace('.', '-').replace('_', '-')}.local.",
-            parsed_addresses=addresses_of(self._host),
+            parsed_addresses=addresses_of(self._host, self._own_addresses()),
         )
 
 
@@ -216,12 +236,13 @@ def _device(zeroconf: Zeroconf, name: str) -> AnnouncedDevice | None:
     if info is None:
         return None
     text = {_text(key): _text(value or b"") for key, value in info.properties.items()}
-    addresses = info.parsed_addresses(IPVersion.V4Only) or [f"[{each}]" for each in info.parsed_addresses()]
+    address = nearest(info.parsed_addresses(IPVersion.V4Only) or info.parsed_addresses())
+    host = f"[{address}]" if ":" in address else address or info.server
     scheme = "https" if text.get("tls") == "1" else "http"
     return AnnouncedDevice(
         id=text.get("id", ""),
         name=name.removesuffix(f".{SERVICE}"),
-        url=f"{scheme}://{addresses[0] if addresses else info.server}:{info.port}{text.get('path', '/v1')}",
+        url=f"{scheme}://{host}:{info.port}{text.get('path', '/v1')}",
         profile=text.get("prof", ""),
         generation=text.get("gen", ""),
         model=text.get("mdl", ""),
@@ -243,22 +264,35 @@ def _is_loopback(host: str) -> bool:
 
 
 def open_zeroconf(host: str) -> Zeroconf:
-    """Open zeroconf on the networks that a server at `host` is reached from."""
+    """Open zeroconf on the networks that a server at `host` is reached from, in both versions of IP where there are."""
     if _is_loopback(host):
         return Zeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)
-    return Zeroconf(interfaces=InterfaceChoice.All, ip_version=IPVersion.V4Only)
+    versions = {interface.version for interface in _own_interfaces() if not interface.is_loopback} or {4}
+    version = {4: IPVersion.V4Only, 6: IPVersion.V6Only}[versions.pop()] if len(versions) == 1 else IPVersion.All
+    return Zeroconf(interfaces=InterfaceChoice.All, ip_version=version)
 
 
-def addresses_of(host: str) -> list[str]:
-    """Return the addresses others can use for a server that listens on `host`."""
+def addresses_of(host: str, own: Sequence[str] | None = None) -> list[str]:
+    """Return the addresses others can use for a server that listens on `host`; `own` are those of this machine."""
     if _is_loopback(host):
         return ["127.0.0.1"]
     if host not in ("", "0.0.0.0", "::"):
         return [host]
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Sends nothing: the kernel picks the address it would use towards the multicast group.
-            probe.connect(("224.0.0.251", 5353))
-            return [probe.getsockname()[0]]
-        except OSError:
-            return ["127.0.0.1"]
+    found = own_addresses() if own is None else own
+    # A server at 0.0.0.0 does not hear IPv6, and one at :: nothing else.
+    heard = [each for each in found if host == "" or (":" in each) == (host == "::")]
+    return heard or ["::1" if host == "::" else "127.0.0.1"]
+
+
+def nearest(
+    addresses: Sequence[str], own: Sequence[ipaddress.IPv4Interface | ipaddress.IPv6Interface] | None = None
+) -> str:
+    """Return which of somebody's `addresses` to use: one in a network of this machine's, "" when there is none.
+
+    An address that this machine has, too, is another machine's only by accident: each Docker has 172.17.0.1.
+    """
+    own = _own_interfaces() if own is None else own
+    mine = {str(interface.ip) for interface in own}
+    others = [each for each in addresses if each not in mine] or list(addresses)
+    near = (each for each in others if any(ipaddress.ip_address(each) in interface.network for interface in own))
+    return next(near, others[0] if others else "")

@@ -187,7 +187,7 @@ def own_server(config: Config, *, key: str | None = None, timeout_s: float = ANS
 def server_at(url: str | None) -> HttpClient:
     """Return the server at `url`; without one, the server of this machine's settings."""
     # A name is given, so that nobody who only asks makes one up for the device and keeps it.
-    return HttpClient(url) if url else own_server(load_config({"device": "any"}))
+    return HttpClient(url) if url else own_server(load_config())
 
 
 def refusal(document: Any) -> str:

@@ -34,6 +34,14 @@ CREATE TABLE IF NOT EXISTS step (
 """
 
 
+def journal_of(state: Path) -> Path:
+    """Return the journal of the device in `state`; raises InputError where no device has begun one."""
+    path = state / "slots.db"
+    if not path.is_file():
+        raise InputError(f"{state} holds no generation yet; run: fieldlm serve BUNDLE")
+    return path
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the journal; `wall_ms` is what the device's clock said, which may be wrong."""
 

@@ -407,6 +407,7 @@ class Slots:
         return all(path.exists() and path.samefile(source) for path, source in pairs)
 
     def _ingest(self, bundle: Bundle) -> None:
+        self.blobs.make_room([(bundle.folder / file.path, file.sha256, file.size) for file in bundle.manifest.files])
         for file in bundle.manifest.files:
             self.blobs.keep(bundle.folder / file.path, file.sha256, file.size)
         for name in (SIGNATURE, MANIFEST):
