@@ -6,6 +6,7 @@ the diagonal of the Fisher information, and half of it times a squared change of
 change will cause (J. Martens, JMLR 21, 2020). Only its sums over rows and columns are kept. Runs in a child process.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -26,11 +27,13 @@ from fieldlm_compiler.verify.corpus import HELD_BACK, HOLD_WINDOWS, LEARN_WINDOW
 IMATRIX, FISHER, COVARIANCE = "imatrix.gguf", "fisher.safetensors", "covariance.safetensors"
 SHARES = "shares.json"  # tensor → the one whose inputs it shares
 ROWS, COLUMNS = ".rows", ".columns"
+LAYER = re.compile(r"\blayers\.(\d+)\.")
 SEED = 0
 # Going back costs twice as much again, and sums over rows and columns need less text than a covariance.
 BACK_WINDOWS = 16
 # A covariance has columns² numbers; beyond this, errors are weighed by column alone.
 MOST_COLUMNS = 6144
+_Part = tuple[str, int, int]  # tensor's name, first row, the one behind the last
 
 
 def calibrate(checkpoint: Path, full: Path, learn: Sequence[Sequence[int]], sums: Sequence[Path], into: Path) -> Ran:
@@ -92,7 +95,7 @@ def collect(checkpoint: Path, full: Path, learn: Windows, sums: list[Path], into
     torch.manual_seed(SEED)
     model = _load(checkpoint)
     names = _names(model, full)
-    inputs, fisher = _Inputs(model, names), _Fisher(model, names)
+    inputs, fisher = _Inputs(model, names), _Fisher(model, names, _experts(model, full))
     tokens, back = 0, sum(map(len, learn[:BACK_WINDOWS]))
     for window in learn[BACK_WINDOWS:]:
         with torch.no_grad():
@@ -152,22 +155,28 @@ class _Inputs:
 
 
 class _Fisher:
-    """Sums over rows and columns of each matrix' squared gradient; a gradient is let go as soon as it is seen."""
+    """Sums over rows and columns of each matrix' squared gradient; a gradient is let go as soon as it is seen.
 
-    def __init__(self, model: Any, names: dict[str, str]) -> None:
+    All experts of a layer are one matrix, with the rows of one behind those of another.
+    """
+
+    def __init__(self, model: Any, names: dict[str, str], experts: dict[str, list[_Part]]) -> None:
         self.totals: dict[str, Any] = {}
         for path, parameter in model.named_parameters():
-            name = names.get(path)
-            if name is None:
-                parameter.requires_grad_(False)
+            parts = experts.get(path) or ([(names[path], 0, len(parameter))] if path in names else [])
+            if parts:
+                parameter.register_post_accumulate_grad_hook(self._hook(parts))
             else:
-                parameter.register_post_accumulate_grad_hook(self._hook(name))
+                parameter.requires_grad_(False)
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, parts: list[_Part]) -> Any:
         def note(parameter: Any) -> None:
             squares = parameter.grad.float().square_()
-            for key, total in ((name + ROWS, squares.sum(1)), (name + COLUMNS, squares.sum(0))):
-                self.totals[key] = self.totals[key] + total if key in self.totals else total
+            squares = squares.reshape(-1, *squares.shape[-2:])
+            for name, first, last in parts:
+                part = squares[:, first:last]
+                for key, total in ((name + ROWS, part.sum(2).flatten()), (name + COLUMNS, part.sum((0, 1)))):
+                    self.totals[key] = self.totals[key] + total if key in self.totals else total
             parameter.grad = None
 
         return note
@@ -192,6 +201,35 @@ def _names(model: Any, full: Path) -> dict[str, str]:
     if not names:
         raise InputError(f"no matrix of the checkpoint is in {full}; it was made from another model")
     return names
+
+
+def _experts(model: Any, full: Path) -> dict[str, list[_Part]]:
+    """Return where the rows of each expert's matrix lie in the parameter [experts, rows, columns] that holds them all.
+
+    transformers joins matrices that a GGUF keeps apart, in an order that each family chooses: the weights themselves
+    say which is which. What is not found stays without statistics, and `price` keeps it at a safe type.
+    """
+    if full.suffix != ".gguf":
+        return {}
+    from gguf import GGUFReader
+
+    stacked = [tensor for tensor in GGUFReader(full).tensors if len(tensor.shape) == 3]
+    found: dict[str, list[_Part]] = {}
+    for path, parameter in model.named_parameters():
+        layer = LAYER.search(path)
+        if parameter.dim() != 3 or layer is None:
+            continue
+        count, rows, columns = parameter.shape
+        own = parameter.detach()[0].float().numpy()
+        for tensor in stacked:
+            wide, high, many = map(int, tensor.shape)
+            if (wide, many) != (columns, count) or high > rows or not tensor.name.startswith(f"blk.{layer[1]}."):
+                continue
+            theirs = tensor.data[0].astype(np.float32)
+            at = next((at for at in (0, rows - high) if np.allclose(own[at : at + high], theirs, 0.01, 1e-6)), None)
+            if at is not None:
+                found.setdefault(path, []).append((tensor.name, at, at + high))
+    return found
 
 
 def _tied(model: Any) -> str:

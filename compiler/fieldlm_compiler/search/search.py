@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from fieldlm.bench.calibration import BESIDE_MB
+from fieldlm.core import terminal
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.formats.bundle import CacheTypes, Gate, Manifest
@@ -178,8 +179,14 @@ class Search:
         }
         isa = self.profile.cpu.isa
         _, made = self.stages.run("priced", asked, lambda _: pricing.price(self.full.base, self.statistics, isa))
+        self.unpriced = sorted(name for name, options in made.value.items() if options[0][2] is None)
+        if self.unpriced:
+            terminal.log(
+                f"  note: calibration knows nothing of {len(self.unpriced)} tensors, {self.unpriced[0]} among them; "
+                f"they keep {pricing.SAFE_BITS} bits a weight or more"
+            )
         options = {
-            name: [Option(*each) for each in options if each[0] not in self.request.without]
+            name: [Option(type, size, loss or 0.0) for type, size, loss in options if type not in self.request.without]
             for name, options in made.value.items()
         }
         self.frontier = Frontier(options)
@@ -391,6 +398,7 @@ class Search:
             "cache": msgspec.to_builtins(chosen.cache),
             "trials": [_trial_facts(trial) for trial in self._trials],
             "types": chosen.types,
+            "unpriced": self.unpriced,
             "tensor_bytes": _tensor_bytes(self.frontier.mixture(chosen.point)),
         }
 
