@@ -7,7 +7,7 @@ change will cause (J. Martens, JMLR 21, 2020). Only its sums over rows and colum
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ SHARES = "shares.json"  # tensor → the one whose inputs it shares
 ROWS, COLUMNS = ".rows", ".columns"
 LAYER = re.compile(r"\blayers\.(\d+)\.")
 SEED = 0
+TOGETHER = 16  # windows that the model writes side by side
 # Going back costs twice as much again, and sums over rows and columns need less text than a covariance.
 BACK_WINDOWS = 16
 # A covariance has columns² numbers; beyond this, errors are weighed by column alone.
@@ -68,23 +69,38 @@ def own_samples(checkpoint: Checkpoint, prompts: Sequence[str], stages: Stages) 
 
 
 def sample(checkpoint: Path, starts: list[list[int]], count: int, length: int) -> list[list[int]]:
-    """Let the model write `count` windows of `length` tokens, each of `starts` in turn. Runs in a child process."""
+    """Let the model write `count` windows of `length` tokens, each of `starts` in turn. Runs in a child process.
+
+    The end of a prompt is what matters: at most half a window of it, so that the model says the other half itself.
+    """
     import torch
 
     torch.manual_seed(SEED)
     model = _load(checkpoint)
-    windows: list[list[int]] = []
-    for at in range(0, count, 16):
-        chosen = [starts[number % len(starts)] for number in range(at, min(at + 16, count))]
-        room = min(map(len, chosen))
-        # Starts of one length need no padding: the ends of the prompts are what matters.
-        ids = torch.tensor([start[-room:] for start in chosen])
+    chosen = [starts[number % len(starts)][-(length // 2) :] for number in range(count)]
+    windows: list[list[int]] = [[]] * count
+    for numbers in _alike([len(start) for start in chosen]):
+        # Starts of one length need no padding.
+        room = len(chosen[numbers[0]])
+        ids = torch.tensor([chosen[number][-room:] for number in numbers])
         made = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             min_new_tokens=length - room, max_new_tokens=length - room, pad_token_id=0,
         )  # fmt: skip
-        windows += made.tolist()
+        for number, window in zip(numbers, made.tolist(), strict=True):
+            windows[number] = window
     return windows
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the places of `lengths`, the shortest first, in groups in which none is more than twice the first."""
+    group: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        if group and (len(group) == TOGETHER or lengths[place] > 2 * lengths[group[0]]):
+            yield group
+            group = []
+        group.append(place)
+    yield group
 
 
 def collect(checkpoint: Path, full: Path, learn: Windows, sums: list[Path], into: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
@@ -79,7 +79,8 @@ def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequenc
     rows = [*_rows(path)]
     for number, row in rows:
         messages = row.get("messages")
-        if not messages or messages[-1].get("role") != "assistant" or len(messages) < 2:
+        is_whole = _is_conversation(messages) and len(messages) > 1 and messages[-1]["role"] == "assistant"
+        if not is_whole or not isinstance(messages[-1].get("content"), str):
             raise InputError(
                 f"{path} line {number} has no answer: a task's line is "
                 '{"messages": [{"role": "user", …}, {"role": "assistant", …}]}'
@@ -106,7 +107,7 @@ def documents(path: Path, render: Render) -> Iterator[str]:
         yield _read(path)
         return
     for number, row in _rows(path):
-        if isinstance(row.get("messages"), list) and row["messages"]:
+        if _is_conversation(row.get("messages")):
             yield render(row["messages"])
         elif isinstance(row.get("text"), str):
             yield row["text"]
@@ -138,15 +139,16 @@ def _read(path: Path) -> str:
     with disk_errors(path), path.open("rb") as file:
         data = file.read(MANY_BYTES)
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if len(data) == MANY_BYTES and error.start > len(data) - 4:
-            return data[: error.start].decode()
+            return data[: error.start].decode("utf-8-sig")
         raise InputError(f"{path} is not text (byte {error.start}); calibration takes .txt, .jsonl or .gguf") from error
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    # JSON Lines end at \n alone: str.splitlines would cut a text that holds U+2028, too.
+    for number, line in enumerate(_read(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -155,4 +157,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise InputError(f"{path} line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"{path} line {number} is not a JSON object")
-        yield number, row
+        yield number, cast(dict[str, Any], row)
+
+
+def _is_conversation(messages: object) -> bool:
+    """Say whether `messages` is a list of messages, each with a role."""
+    if not isinstance(messages, list) or not messages:
+        return False
+    each = cast(list[object], messages)
+    return all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in each)
