@@ -20,7 +20,7 @@ from tests.support import tiny_models
 def test_a_checkpoint_of_transformers_5_keeps_its_rotation(tiny: Checkpoint, stages: Stages, profile: Profile) -> None:
     full = lower(tiny, "gguf", stages)
     assert read_header(full.base).metadata["llama.rope.freq_base"] == tiny_models.ROPE_THETA
-    gates, _ = proof.prove(draft_manifest(tiny, profile), full, tiny, stages)
+    gates, _, _ = proof.prove(draft_manifest(tiny, profile), full, tiny, profile, stages)
     assert {gate.name for gate in gates} == {
         "tokens-equal", "template-equal", "ends-equal", "greedy-gap", "mean-kl", "same-top",
     }  # fmt: skip
@@ -36,8 +36,8 @@ def test_a_checkpoint_of_transformers_4_gives_the_same_weights_rotation_and_answ
     assert header.metadata["llama.rope.freq_base"] == tiny_models.ROPE_THETA
     assert header.metadata["tokenizer.ggml.pre"] == other.metadata["tokenizer.ggml.pre"] == "smollm"
     assert header.tensors == other.tensors
-    _, answers = proof.prove(draft_manifest(checkpoint, profile), full, checkpoint, stages)
-    _, others = proof.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), tiny, stages)
+    answers = proof.prove(draft_manifest(checkpoint, profile), full, checkpoint, profile, stages).answers
+    others = proof.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), tiny, profile, stages).answers
     assert answers.tokens == others.tokens
 
 
@@ -49,15 +49,16 @@ def test_a_wrong_rotation_is_caught_before_anything_is_quantised(
     (folder / "config.json").write_text(config.replace("100000.0", "10000.0"))
     wrong = lower(open_checkpoint(str(folder)), "gguf", stages)
     with pytest.raises(GateError, match=r"the artefact is not its source: in prompt \d token \d+ is .* logits better"):
-        proof.prove(draft_manifest(tiny, profile), wrong, tiny, stages)
+        proof.prove(draft_manifest(tiny, profile), wrong, tiny, profile, stages)
 
 
 def test_another_tokenizer_is_caught(tiny: Checkpoint, tmp_path: Path, stages: Stages, profile: Profile) -> None:
     folder = Path(shutil.copytree(tiny.folder, tmp_path / "tiny-llama"))
     text = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(text.replace('"use_regex": true', '"use_regex": false'))
+    other = open_checkpoint(str(folder))
     with pytest.raises(GateError, match="cuts text otherwise than its source: '"):
-        proof.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), open_checkpoint(str(folder)), stages)
+        proof.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), other, profile, stages)
 
 
 def test_quantising_weighs_what_it_wrote(tiny: Checkpoint, tmp_path: Path, stages: Stages) -> None:

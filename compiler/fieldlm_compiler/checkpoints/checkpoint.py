@@ -34,6 +34,7 @@ PATTERNS = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
 )  # fmt: skip
 ORIGIN = "origin.json"
+BOUNDS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings", "max_position_embeddings")
 # How licence files begin.
 LICENCES = {"apache-2.0": "apache license version 2.0", "mit": "mit license", "gemma": "gemma terms of use"}
 
@@ -203,6 +204,23 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of the model in `folder`, as its index lists them."""
+def position_bounds(folder: Path) -> tuple[int, ...]:
+    """Return the lengths, in tokens, from which on the model in `folder` may compute otherwise than before, sorted.
+
+    Sliding windows, chunks of attention, and the positions from which on stretched rotations change.
+    """
+    return tuple(sorted({*_bounds(_config(folder))}))
+
+
+def _bounds(config: object) -> Iterator[int]:
+    if not isinstance(config, dict):
+        return
+    for key, value in cast(dict[str, Any], config).items():
+        if key in BOUNDS and isinstance(value, int) and value > 0:
+            yield value
+        yield from _bounds(value)
+
+
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:

@@ -49,9 +49,10 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
         parent=base.id,
     )
     full = fmt.lower(checkpoint, stages)
-    gates, reference = proof.prove(manifest, full, checkpoint, stages, fitted=fitted)
+    gates, reference, context = proof.prove(manifest, full, checkpoint, wish.profile, stages, fitted=fitted)
+    manifest = msgspec.structs.replace(manifest, model=msgspec.structs.replace(manifest.model, context=context))
     artefact = _artefact(base, fitted)
-    answers = proof.ask(manifest, artefact, stages, fitted=fitted, reference=reference)
+    answers = proof.ask(manifest, artefact, wish.profile, stages, fitted=fitted, reference=reference)
     made = Candidate(artefact=artefact, answers=answers)
     _, fits = proof.choose([made], wish.profile)
     judge = Judge(

@@ -23,6 +23,7 @@ from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.corpus import TaskExample, read_task
 from fieldlm_compiler.verify.gates import Fitted
+from fieldlm_compiler.verify.served import with_plain_cache
 
 log = logger(__name__)
 
@@ -58,9 +59,11 @@ class Judge:
             return Judged()
         prompt = partial(render, draft(self.manifest, artefact.parts))
         examples = tuple(read_task(request.task, checkpoint, prompt, answers.stops))
-        pairs = ((proof.plain(self.manifest), full), (self.manifest, artefact))
+        plain, profile = proof.plain(self.manifest), self.wish.profile
+        pairs = ((plain, full, with_plain_cache(profile)), (self.manifest, artefact, profile))
         most, right = (
-            proof.count_right(manifest, each, examples, self.stages, fitted=self.fitted) for manifest, each in pairs
+            proof.count_right(manifest, each, examples, served, self.stages, fitted=self.fitted)
+            for manifest, each, served in pairs
         )
         if not most:
             raise GateError("the adapter answers none of the task right on full weights: it was tuned for another")
@@ -83,9 +86,10 @@ class Judge:
         except NoSpaceError as error:
             log.info(f"  note: not compared with the merged model: {error}")
             return None
-        said = proof.ask(self.manifest, whole, self.stages, reference=self.reference)
+        said = proof.ask(self.manifest, whole, self.wish.profile, self.stages, reference=self.reference)
         examples = judged.examples
-        right = proof.count_right(self.manifest, whole, examples, self.stages) if examples else None
+        profile = self.wish.profile
+        right = proof.count_right(self.manifest, whole, examples, profile, self.stages) if examples else None
         return {
             "apart": _cost(self.fitted.gguf.stat().st_size, answers, judged.right),
             "merged": {"quant": whole.quant, **_cost(whole.size.bytes, said, right)},

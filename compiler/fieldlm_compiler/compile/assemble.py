@@ -66,7 +66,7 @@ def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Sta
         checkpoint = merging.merge(checkpoint, merged, stages)
     manifest = _named(draft_manifest(checkpoint, wish.profile, wish.fmt), wish)
     full = fmt.lower(checkpoint, stages)
-    gates, reference = proof.prove(manifest, full, checkpoint, stages)
+    gates, reference, context = proof.prove(manifest, full, checkpoint, wish.profile, stages)
     manifest = msgspec.structs.replace(
         manifest,
         gates=gates,
@@ -77,7 +77,7 @@ def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Sta
         search = Search(manifest, full, checkpoint, request=wish.request, profile=wish.profile, stages=stages)
         return _pack_found(manifest, search, reference, wish, stages)
     artefacts = [fmt.shrink(full, quant, wish.profile, stages) for quant in asked]
-    answers = [proof.ask(manifest, each, stages, reference=reference) for each in artefacts]
+    answers = [proof.ask(manifest, each, wish.profile, stages, reference=reference) for each in artefacts]
     made = [Candidate(artefact=each, answers=said) for each, said in zip(artefacts, answers, strict=True)]
     return _choose_and_pack(manifest, made, wish, stages)
 
@@ -85,9 +85,10 @@ def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Sta
 def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wish, stages: Stages) -> Bundle:
     """Let `search` find the best mixture of types, hold it against every limit, and pack it."""
     found = search.run(reference)
+        model=msgspec.structs.replace(manifest.model, context=context),
     # The chosen one comes first; a mixture that was tried twice is one.
     trials = {(trial.artefact.sha256, trial.cache): trial for trial in (found.chosen, *found.trials)}.values()
-    made = [_candidate(manifest, trial, reference, stages) for trial in trials]
+    made = [_candidate(manifest, trial, reference, wish.profile, stages) for trial in trials]
     manifest = msgspec.structs.replace(manifest, cache=found.chosen.cache)
     limits = proof.hold_limits(
         made[0],
@@ -103,10 +104,12 @@ def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wi
     return _choose_and_pack(manifest, made, wish, stages, search=found.facts)
 
 
-def _candidate(manifest: Manifest, trial: MixtureTrial, reference: Answers, stages: Stages) -> Candidate:
+def _candidate(
+    manifest: Manifest, trial: MixtureTrial, reference: Answers, profile: Profile, stages: Stages
+) -> Candidate:
     """Return what `trial` found, and what it answers with its cache."""
     manifest = msgspec.structs.replace(manifest, cache=trial.cache)
-    answers = proof.ask(manifest, trial.artefact, stages, reference=reference)
+    answers = proof.ask(manifest, trial.artefact, profile, stages, reference=reference)
     return Candidate(artefact=trial.artefact, answers=answers, measured=trial.measured, cache=trial.cache)
 
 
@@ -117,7 +120,7 @@ def compile_file(path: Path, wish: Wish, stages: Stages) -> Bundle:
     log.info(f"  note: {path.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
     check_licence(model.licence, wish, path.name)
     manifest = _named(_manifest(model, wish.profile, fmt), wish)
-    made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, stages))]
+    made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, wish.profile, stages))]
     return _choose_and_pack(manifest, made, wish, stages)
 
 

@@ -4,33 +4,42 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fieldlm.engines import EngineOptions, Sampling, open_engine
+from fieldlm.engines import Sampling
 from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.profile import Profile
 from fieldlm_compiler.pipeline.child import Ran, call
 from fieldlm_compiler.verify.corpus import TaskExample
+from fieldlm_compiler.verify.served import open_served
 
 SPARE_TOKENS = 16
 
 
-def answer_task(draft: Bundle, examples: Sequence[TaskExample], *, what: str, adapter: Path | None = None) -> Ran:
+def answer_task(
+    draft: Bundle, examples: Sequence[TaskExample], profile: Profile, *, what: str, adapter: Path | None = None
+) -> Ran:
     """Return for each of `examples` whether the artefact in `draft`, with `adapter`, answers it exactly right."""
     return call(answer_all, what=what)(
         bundle=draft,
+        profile=profile,
         adapter=adapter,
         examples=[(example.prompt_tokens, len(example.answer_tokens), example.answer) for example in examples],
     )
 
 
-def answer_all(bundle: Bundle, adapter: Path | None, examples: list[tuple[Sequence[int], int, str]]) -> list[bool]:
-    """Answer every example. Runs in a child process."""
-    longest = max(len(prompt) + count for prompt, count, _ in examples) + SPARE_TOKENS
-    # One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
-    engine = open_engine(bundle, EngineOptions(context=min(longest, bundle.manifest.model.context), parallel=1))
+def answer_all(
+    bundle: Bundle, profile: Profile, adapter: Path | None, examples: list[tuple[Sequence[int], int, str]]
+) -> list[bool]:
+    """Answer every example; one whose prompt the served context does not hold is not right. Runs in a child process."""
+    engine = open_served(bundle, profile)
     name = "adapter" if adapter is not None else None
     if adapter is not None:
         engine.load_adapter("adapter", adapter)
     right: list[bool] = []
     for prompt, count, wanted in examples:
+        if len(prompt) >= engine.context:
+            right.append(False)
+            continue
+        # One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
         answer = engine.start(prompt, Sampling(max_tokens=count + SPARE_TOKENS), adapter=name)
         right.append(_is_same("".join(chunk.text for chunk in answer), wanted))
     engine.close()
