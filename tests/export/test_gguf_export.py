@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,3 +89,46 @@ def test_a_quantiser_that_fails_leaves_one_line(tiny: Checkpoint, tmp_path: Path
     full = lower(tiny, "gguf", stages)
     with pytest.raises(EngineError, match="could not quantise"):
         quantize.quantize(full.base, tmp_path / "no-such-folder" / "q.gguf", "Q4_0")
+
+
+def test_a_vocabulary_that_only_sentencepiece_has_is_asked_for_by_name(tmp_path: Path, stages: Stages) -> None:
+    """transformers 5 saves no tokenizer.model, and the converter of Gemma 2 reads nothing else."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+    }  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **shape))
+    model.save_pretrained(tmp_path / "gemma")
+    vocabulary = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)} | {"a": 257, "b": 258, "ab": 259}
+    bpe = models.BPE(vocab=vocabulary, merges=[("a", "b")], unk_token="<unk>", byte_fallback=True)
+    Tokenizer(bpe).save(str(tmp_path / "gemma" / "tokenizer.json"))
+    with pytest.raises(
+        InputError, match=r"gemma has no tokenizer\.model, .*: copy the one of the model it was trained"
+    ):
+        lower(open_checkpoint(str(tmp_path / "gemma")), "gguf", stages)
+
+
+def test_layers_for_drafting_that_transformers_left_out_are_not_looked_for(tmp_path: Path, stages: Stages) -> None:
+    """The converter asserts that Qwen 3.5 and Qwen3-Next have them, unless it is told otherwise."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True,
+        "layer_types": ["linear_attention", "full_attention"], "full_attention_interval": 2,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+        "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+    }  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_text", **shape))
+    model.save_pretrained(tmp_path / "qwen")
+    for name in tiny_models.TOKENIZER:
+        shutil.copyfile(tiny_models.smollm2().folder / name, tmp_path / "qwen" / name)
+    full = lower(open_checkpoint(str(tmp_path / "qwen")), "gguf", stages)
+    assert read_header(full.base).architecture == "qwen35"
