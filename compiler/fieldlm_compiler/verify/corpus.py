@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
+from fieldlm.core.terminal import log
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
 from fieldlm_compiler.export.imatrix import read_imatrix
@@ -47,8 +48,13 @@ class TaskExample:
     answer_tokens: list[int]
 
 
-def read_corpus(paths: Sequence[Path], checkpoint: Checkpoint, render: Render) -> Corpus:
+def read_corpus(
+    paths: Sequence[Path], checkpoint: Checkpoint, render: Render, *, without: Sequence[Sequence[Message]] = ()
+) -> Corpus:
     """Cut the text of `paths` into windows, an equal share from each file; files of sums are only named.
+
+    Conversations that begin as one of `without`, what a task asks, are left out: nothing is judged by what it was
+    fitted to.
 
     Raises InputError for a file that is missing, empty, or holds something else.
     """
@@ -56,7 +62,9 @@ def read_corpus(paths: Sequence[Path], checkpoint: Checkpoint, render: Render) -
     learn: list[Windows] = []
     hold: list[Windows] = []
     for path in texts:
-        windows = _windows([*documents(path, render)], checkpoint, count=(LEARN_WINDOWS + HOLD_WINDOWS) // len(texts))
+        windows = _windows(
+            _others(path, render, without), checkpoint, count=(LEARN_WINDOWS + HOLD_WINDOWS) // len(texts)
+        )
         if len(windows) < HELD_BACK:
             raise InputError(
                 f"{path} has {sum(map(len, windows))} tokens of text, calibration needs {HELD_BACK * WINDOW} or more; "
@@ -99,6 +107,23 @@ def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequenc
         )
         for (_, row), (prompt, full) in zip(rows, pairs, strict=True)
     ]
+
+
+def _others(path: Path, render: Render, without: Sequence[Sequence[Message]]) -> list[str]:
+    """Return the texts in `path` but those that ask what one of `without` asks."""
+    asked = {_asks(messages) for messages in without}
+    rows = _rows(path) if asked and path.suffix == ".jsonl" else ()
+    same = [_is_conversation(row.get("messages")) and _asks(row["messages"]) in asked for _, row in rows]
+    texts = [*documents(path, render)]
+    if not any(same):
+        return texts
+    log(f"  note: {sum(same)} conversations of {path} are in the task, too, and are left out of the text")
+    return [text for text, is_same in zip(texts, same, strict=True) if not is_same]
+
+
+def _asks(messages: Sequence[Message]) -> str:
+    """Return what the users of a conversation say in it."""
+    return json.dumps([message.get("content") for message in messages if message["role"] == "user"])
 
 
 def documents(path: Path, render: Render) -> Iterator[str]:

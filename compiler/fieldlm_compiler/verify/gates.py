@@ -24,11 +24,11 @@ from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import against_source
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
 from fieldlm_compiler.verify.corpus import TaskExample
-from fieldlm_compiler.verify.divergence import Divergences
-from fieldlm_compiler.verify.limits import MIN_TASK, SearchRequest
+from fieldlm_compiler.verify.divergence import Divergences, kept
+from fieldlm_compiler.verify.limits import SearchRequest
 from fieldlm_compiler.verify.served import facts as served_facts
 from fieldlm_compiler.verify.served import with_plain_cache
-from fieldlm_compiler.verify.task import answer_task
+from fieldlm_compiler.verify.task import answer_task, task_gate
 
 REPORT = "fieldlm.compile-report/1"
 PROBE_PROMPTS = 3
@@ -189,23 +189,17 @@ def hold_limits(
         speed = chosen.answers.tokens_per_s
         gates.append(_at_least("speed", speed, limits.min_tokens_per_s, "tokens/s here"))
     if examples:
-        full_right = count_right(plain(manifest), full, examples, with_plain_cache(profile), stages)
-        right = count_right(manifest, chosen.artefact, examples, profile, stages)
-        gates.append(task_gate(right, full_right, request))
+        full_right = answers_right(plain(manifest), full, examples, with_plain_cache(profile), stages)
+        right = answers_right(manifest, chosen.artefact, examples, profile, stages)
+        gates.append(task_gate("task-served", kept([*zip(full_right, right, strict=True)]), limits))
     for gate in gates:
         if not gate.passed:
+            doubt = f" ({gate.doubt})" if gate.doubt else ""
             raise GateError(
-                f"{gate.name} of {chosen.artefact.quant} is {gate.value:g} {gate.unit}, the limit is {gate.limit:g}; "
-                "change the limit or take a smaller model"
+                f"{gate.name} of {chosen.artefact.quant} is {gate.value:g} {gate.unit}{doubt}, the limit is "
+                f"{gate.limit:g}; change the limit or take a smaller model"
             )
     return tuple(gate for gate in gates if gate.name == "task-served")
-
-
-def task_gate(right: int, full_right: int, request: SearchRequest) -> Gate:
-    """Return the gate of the task's answers as served: how many of those that full weights give right stay right."""
-    return _at_least(
-        "task-served", round(right / max(full_right, 1), 4), request.limits.min_task or MIN_TASK, "of full weights"
-    )
 
 
 def _served_mb(manifest: Manifest, artefact: Artefact, profile: Profile, stages: Stages) -> float:
@@ -234,7 +228,7 @@ def _at_least(name: str, value: float, limit: float, unit: str) -> Gate:
     return Gate(name=name, value=value, limit=limit, passed=value >= limit, unit=unit)
 
 
-def count_right(
+def answers_right(
     manifest: Manifest,
     artefact: Artefact,
     examples: Sequence[TaskExample],
@@ -242,8 +236,8 @@ def count_right(
     stages: Stages,
     *,
     fitted: Fitted | None = None,
-) -> int:
-    """Return how many of the first `examples` the engine answers exactly right with `artefact` and its adapter."""
+) -> list[bool]:
+    """Return which of the first `examples` the engine answers exactly right with `artefact` and its adapter."""
     few = examples[:SERVED_EXAMPLES]
     pairs = [[example.prompt_tokens, example.answer] for example in few]
     asked = {
@@ -259,7 +253,7 @@ def count_right(
     bundle, gguf = draft(manifest, artefact.parts), fitted.gguf if fitted else None
     what = f"ask {artefact.quant} {len(few)} examples of the task"
     _, made = stages.run("task", asked, lambda _: answer_task(bundle, few, profile, what=what, adapter=gguf))
-    return sum(made.value)
+    return made.value
 
 
 def probe_file(answers: Answers) -> bytes:

@@ -4,11 +4,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fieldlm.core.errors import GateError
 from fieldlm.engines import Sampling
-from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.pipeline.child import Ran, call
 from fieldlm_compiler.verify.corpus import TaskExample
+from fieldlm_compiler.verify.divergence import Mean
+from fieldlm_compiler.verify.limits import MIN_TASK, Limits
 from fieldlm_compiler.verify.served import open_served
 
 SPARE_TOKENS = 16
@@ -44,6 +47,26 @@ def answer_all(
         right.append(_is_same("".join(chunk.text for chunk in answer), wanted))
     engine.close()
     return right
+
+
+def task_gate(name: str, kept: Mean | None, limits: Limits) -> Gate:
+    """Return the gate of a task: the share of full weights' right answers that stay right, with its interval.
+
+    Raises GateError where full weights have none right: then there is nothing to keep.
+    """
+    if kept is None:
+        raise GateError("full weights answer none of the task right: it needs a model that was tuned for it")
+    value, least = round(kept.value, 4), limits.min_task or MIN_TASK
+    return Gate(
+        name=name,
+        value=value,
+        limit=least,
+        passed=value >= least,
+        unit="of full weights",
+        low=round(kept.low, 4),
+        high=round(kept.high, 4),
+        count=kept.count,
+    )
 
 
 def _is_same(answer: str, wanted: str) -> bool:
