@@ -1,6 +1,7 @@
 """A licence is read as it is written, travels with the weights, and is never guessed to be more permissive."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fieldlm_compiler.checkpoints.licences import licence_of, together
 from fieldlm_compiler.checkpoints.merge import merge
 from fieldlm_compiler.checkpoints.peft_adapter import check_mergeable, open_adapter
 from fieldlm_compiler.compile.assemble import Wish, check_adapter_licence, check_licence
-from fieldlm_compiler.export.artefact import lower
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.pipeline.stages import Stages
 from tests.support import tiny_models
 
@@ -115,14 +116,14 @@ def test_a_key_that_nobody_here_knows_is_not_merged_either(tiny: Checkpoint, tmp
 
 
 def test_a_base_of_another_architecture_is_named(
-    tiny: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "fieldlm")
     folder = tiny_models.tiny_adapter(tmp_path / "lora", tiny.folder)
     open_adapter(folder, tiny)
-    assert "was trained on" not in capsys.readouterr().err
+    assert "was trained on" not in caplog.text
     config = json.loads((folder / "adapter_config.json").read_bytes())
     named = config | {"base_model_name_or_path": "Qwen/Qwen2.5-0.5B"}
     (folder / "adapter_config.json").write_text(json.dumps(named))
     open_adapter(folder, tiny)
-    said = capsys.readouterr().err
-    assert "lora was trained on Qwen/Qwen2.5-0.5B, a qwen, and tiny-llama is a llama" in said
+    assert "lora was trained on Qwen/Qwen2.5-0.5B, a qwen, and tiny-llama is a llama" in caplog.text

@@ -12,7 +12,7 @@ from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import open_checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
 from fieldlm_compiler.export import quantize
-from fieldlm_compiler.export.artefact import lower
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.export.legal_types import is_quantizable
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import calibrate

@@ -1,5 +1,6 @@
 """What is proved is what is served: rotations that go by the size of the cache, windows past their length, contexts."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,14 +83,15 @@ def test_a_rotation_that_goes_by_the_size_of_the_cache_is_served_as_the_source_c
 
 
 def test_a_window_that_the_engine_does_not_know_ends_the_context(
-    build: Build, profile: Profile, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    build: Build, profile: Profile, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """llama.cpp has no windows for phi3; the profile serves 4,096 tokens, and no other passage is as long as this."""
+    caplog.set_level(logging.INFO, "fieldlm")
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     folder = checkpoint(tmp_path / "windowed", "phi3", sliding_window=WINDOW, rope_parameters=rope)
     bundle = build(folder, tmp_path / "bundle", quants=("F16",))
     assert bundle.manifest.model.context == WINDOW
-    assert f"past {WINDOW} tokens the engine computes windowed otherwise than its source" in capfd.readouterr().err
+    assert f"past {WINDOW} tokens the engine computes windowed otherwise than its source" in caplog.text
     _, context = served(bundle, profile, [1, 2, 3], 1)
     assert context == WINDOW, "whoever asks for more"
     assert render(bundle, [{"role": "user", "content": "hello"}])

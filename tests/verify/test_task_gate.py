@@ -1,6 +1,7 @@
 """The gate of a task says what it counted: answers that stayed right, interval and number, examples kept apart."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def test_without_a_right_answer_there_is_nothing_to_keep() -> None:
         task_gate("task-served", kept([(False, True)] * 5), Limits())
 
 
-def test_the_last_gate_sees_examples_that_no_mixture_was_chosen_by(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_gate_sees_examples_that_no_mixture_was_chosen_by(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fieldlm")
     examples = [
         TaskExample(messages=[], answer=str(number), prompt_tokens=[1], answer_tokens=[2])
         for number in range(FEWEST_APART)
@@ -38,13 +40,13 @@ def test_the_last_gate_sees_examples_that_no_mixture_was_chosen_by(capsys: pytes
     answers = [{example.answer for example in part} for part in (searched, last)]
     assert not answers[0] & answers[1]
     assert len(answers[0] | answers[1]) == FEWEST_APART
-    assert not capsys.readouterr().err
+    assert not caplog.records
     assert _apart_for_the_end(examples[:16]) == (examples[:16], examples[:16])
-    assert "16 examples are too few to keep some apart" in capsys.readouterr().err
+    assert "16 examples are too few to keep some apart" in caplog.text
 
 
 def test_text_is_not_calibrated_on_what_the_task_asks(
-    tiny: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def said(messages: Sequence[Message]) -> str:
         return "".join(str(message["content"]) for message in messages)
@@ -52,9 +54,10 @@ def test_text_is_not_calibrated_on_what_the_task_asks(
     def row(number: int) -> list[Message]:
         return [{"role": "user", "content": f"{number} " * 200}, {"role": "assistant", "content": "x"}]
 
+    caplog.set_level(logging.INFO, "fieldlm")
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"messages": row(number)}) + "\n" for number in range(20)))
     whole = read_corpus([path], tiny, said)
     fewer = read_corpus([path], tiny, said, without=[row(number)[:1] for number in range(10)])
     assert len(fewer.learn) + len(fewer.hold) < len(whole.learn) + len(whole.hold)
-    assert "10 conversations of" in capsys.readouterr().err
+    assert "10 conversations of" in caplog.text

@@ -10,9 +10,11 @@ from typing import Any, cast
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
-from fieldlm.core.terminal import log
+from fieldlm.core.logs import logger
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, shapes, weight_files
 from fieldlm_compiler.checkpoints.licences import licence_of
+
+log = logger(__name__)
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
@@ -207,7 +209,7 @@ def _note_other_base(folder: Path, config: dict[str, Any], checkpoint: Checkpoin
     else:
         is_other = found != checkpoint.architecture
     if named and is_other:
-        log(
+        log.info(
             f"  note: {folder.name} was trained on {named}, a {found}, and {checkpoint.name} is a "
             f"{checkpoint.architecture}: equal shapes alone do not make it fit"
         )

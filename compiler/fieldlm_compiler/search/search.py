@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from fieldlm.bench.calibration import BESIDE_MB
-from fieldlm.core import terminal
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import CacheTypes, Gate, Manifest
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import render
@@ -42,6 +42,8 @@ from fieldlm_compiler.verify.corpus import HELD_BACK, SUMS, Corpus, TaskExample,
 from fieldlm_compiler.verify.divergence import Divergences
 from fieldlm_compiler.verify.limits import SearchRequest
 from fieldlm_compiler.verify.task import task_gate
+
+log = logger(__name__)
 
 MB = 1e6
 # Where no limit says how good: as near to full weights as llama.cpp's Q4_K_M keeps a model of eight billion weights
@@ -189,7 +191,7 @@ class Search:
         _, made = self.stages.run("priced", asked, lambda _: pricing.price(self.full.base, self.statistics, isa))
         self.unpriced = sorted(name for name, options in made.value.items() if options[0][2] is None)
         if self.unpriced:
-            terminal.log(
+            log.info(
                 f"  note: calibration knows nothing of {len(self.unpriced)} tensors, {self.unpriced[0]} among them; "
                 f"they keep {pricing.SAFE_BITS} bits a weight or more"
             )
@@ -420,7 +422,7 @@ def _apart_for_the_end(examples: Sequence[TaskExample]) -> tuple[list[TaskExampl
     are all of them.
     """
     if len(examples) < FEWEST_APART:
-        terminal.log(
+        log.info(
             f"  note: {len(examples)} examples are too few to keep some apart for the end ({FEWEST_APART} would do): "
             "what is chosen on them will look a little better than it is"
         )

@@ -12,10 +12,12 @@ from typing import Any, cast
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
-from fieldlm.core.terminal import log
+from fieldlm.core.logs import logger
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
 from fieldlm_compiler.export.imatrix import read_imatrix
+
+log = logger(__name__)
 
 WINDOW = 256
 LEARN_WINDOWS = 64
@@ -117,7 +119,7 @@ def _others(path: Path, render: Render, without: Sequence[Sequence[Message]]) ->
     texts = [*documents(path, render)]
     if not any(same):
         return texts
-    log(f"  note: {sum(same)} conversations of {path} are in the task, too, and are left out of the text")
+    log.info(f"  note: {sum(same)} conversations of {path} are in the task, too, and are left out of the text")
     return [text for text, is_same in zip(texts, same, strict=True) if not is_same]
 
 

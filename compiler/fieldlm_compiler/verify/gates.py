@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import Bundle, CacheTypes, Gate, Manifest
 from fieldlm.formats.probe import Probe, Probes
 from fieldlm.formats.profile import Profile, profile_sha256, without_gpu
@@ -29,6 +29,8 @@ from fieldlm_compiler.verify.limits import SearchRequest
 from fieldlm_compiler.verify.served import facts as served_facts
 from fieldlm_compiler.verify.served import with_plain_cache
 from fieldlm_compiler.verify.task import answer_task, task_gate
+
+log = logger(__name__)
 
 REPORT = "fieldlm.compile-report/1"
 PROBE_PROMPTS = 3
@@ -109,7 +111,7 @@ def prove(
 
     _, held = stages.run("proof", asked, hold)
     if (context := held.value["context"]) is not None:
-        terminal.log(
+        log.info(
             f"  note: past {context} tokens the engine computes {checkpoint.name} otherwise than its source, "
             f"whose window or stretched positions it does not know; the bundle's context ends there"
         )
