@@ -9,8 +9,7 @@ import pytest
 
 from fieldlm.core.errors import GateError
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
-from fieldlm_compiler.search.search import FEWEST_APART, _apart_for_the_end  # pyright: ignore[reportPrivateUsage]
-from fieldlm_compiler.verify.corpus import Message, TaskExample, read_corpus
+from fieldlm_compiler.verify.corpus import FEWEST_APART, Message, TaskExample, apart_for_the_end, read_corpus
 from fieldlm_compiler.verify.divergence import kept
 from fieldlm_compiler.verify.limits import Limits
 from fieldlm_compiler.verify.task import task_gate
@@ -36,12 +35,12 @@ def test_the_last_gate_sees_examples_that_no_mixture_was_chosen_by(caplog: pytes
         TaskExample(messages=[], answer=str(number), prompt_tokens=[1], answer_tokens=[2])
         for number in range(FEWEST_APART)
     ]
-    searched, last = _apart_for_the_end(examples)
+    searched, last = apart_for_the_end(examples)
     answers = [{example.answer for example in part} for part in (searched, last)]
     assert not answers[0] & answers[1]
     assert len(answers[0] | answers[1]) == FEWEST_APART
     assert not caplog.records
-    assert _apart_for_the_end(examples[:16]) == (examples[:16], examples[:16])
+    assert apart_for_the_end(examples[:16]) == (examples[:16], examples[:16])
     assert "16 examples are too few to keep some apart" in caplog.text
 
 

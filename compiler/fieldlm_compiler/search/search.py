@@ -38,7 +38,7 @@ from fieldlm_compiler.search.ray_pool import Flight
 from fieldlm_compiler.search.searchable import mixtures_of
 from fieldlm_compiler.verify import divergence as measuring
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
-from fieldlm_compiler.verify.corpus import HELD_BACK, SUMS, Corpus, TaskExample, read_corpus, read_task
+from fieldlm_compiler.verify.corpus import SUMS, Corpus, TaskExample, apart_for_the_end, read_corpus, read_task
 from fieldlm_compiler.verify.divergence import Divergences
 from fieldlm_compiler.verify.limits import SearchRequest
 from fieldlm_compiler.verify.task import task_gate
@@ -58,7 +58,6 @@ MOST_TRIALS = 5
 # Another cache whose best mixture is foreseen to cost at most so much more is tried, too.
 RIVAL = 1.5
 TASK_EXAMPLES = 100
-FEWEST_APART = 48
 JUDGES = ("fieldlm", "llama-cpp-python", "numpy", "onnxruntime", "scipy", "torch", "transformers")
 
 
@@ -159,7 +158,7 @@ class Search:
         judged = task if texts else task[1::2]
         if request.task and len(judged) < 8:
             raise InputError(f"{request.task} has {len(task)} examples; 16 are the fewest that can judge anything")
-        searched, self.final = _apart_for_the_end(judged)
+        searched, self.final = apart_for_the_end(judged)
         self.examples = searched[:: max(1, len(searched) // TASK_EXAMPLES)][:TASK_EXAMPLES]
 
     def _statistics(self) -> None:
@@ -413,22 +412,6 @@ class Search:
             "unpriced": self.unpriced,
             "tensor_bytes": _tensor_bytes(self.frontier.mixture(chosen.point)),
         }
-
-
-def _apart_for_the_end(examples: Sequence[TaskExample]) -> tuple[list[TaskExample], list[TaskExample]]:
-    """Return what the search may try mixtures on, and what only the one it chose is judged by at last.
-
-    The best of several tries on the same examples looks better than it is. Where there are too few for two parts, both
-    are all of them.
-    """
-    if len(examples) < FEWEST_APART:
-        log.info(
-            f"  note: {len(examples)} examples are too few to keep some apart for the end ({FEWEST_APART} would do): "
-            "what is chosen on them will look a little better than it is"
-        )
-        return list(examples), list(examples)
-    last = [example for at, example in enumerate(examples) if at % HELD_BACK == HELD_BACK - 1]
-    return [example for at, example in enumerate(examples) if at % HELD_BACK != HELD_BACK - 1], last
 
 
 def _lies_between(point: FrontierPoint, good: MixtureTrial | None, lost: MixtureTrial | None) -> bool:

@@ -25,6 +25,7 @@ HOLD_WINDOWS = 32
 HELD_BACK = 3  # every third window is measured on
 SUMS = ".gguf"
 MANY_BYTES = 64 << 20
+FEWEST_APART = 48  # examples of a task, of which a part is kept for the end
 
 Message = dict[str, Any]
 Render = Callable[[Sequence[Message]], str]
@@ -126,6 +127,22 @@ def _others(path: Path, render: Render, without: Sequence[Sequence[Message]]) ->
 def _asks(messages: Sequence[Message]) -> str:
     """Return what the users of a conversation say in it."""
     return json.dumps([message.get("content") for message in messages if message["role"] == "user"])
+
+
+def apart_for_the_end(examples: Sequence[TaskExample]) -> tuple[list[TaskExample], list[TaskExample]]:
+    """Return what the search may try mixtures on, and what only the one it chose is judged by at last.
+
+    The best of several tries on the same examples looks better than it is. Where there are too few for two parts, both
+    are all of them.
+    """
+    if len(examples) < FEWEST_APART:
+        log.info(
+            f"  note: {len(examples)} examples are too few to keep some apart for the end ({FEWEST_APART} would do): "
+            "what is chosen on them will look a little better than it is"
+        )
+        return list(examples), list(examples)
+    last = [example for at, example in enumerate(examples) if at % HELD_BACK == HELD_BACK - 1]
+    return [example for at, example in enumerate(examples) if at % HELD_BACK != HELD_BACK - 1], last
 
 
 def documents(path: Path, render: Render) -> Iterator[str]:
