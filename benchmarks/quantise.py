@@ -156,7 +156,7 @@ def with_full(
 ) -> Bench:
     """Lower `checkpoint` and cut the text that everything is measured on."""
     full, manifest = lower(checkpoint, "gguf", stages), draft_manifest(checkpoint, profile)
-    answers = gates.ask(manifest, full, stages)
+    answers = gates.ask(manifest, full, profile, stages)
     prompt = partial(render, draft(manifest, full.parts))
     corpus = read_corpus([files["text"]], checkpoint, prompt)
     task = read_task(files["test"], checkpoint, prompt, answers.stops)[:examples] if examples else []
@@ -240,7 +240,7 @@ def foresight_part(bench: Bench) -> Table:
         point = point_within(search, size)
         foreseen, artefact = search.foresight.foresee(search.types(point)), search.make(point)
         held = sum(weigh_serving(draft(manifest, artefact.parts), bench.profile).value.values())
-        speed = gates.ask(manifest, artefact, bench.stages).tokens_per_s
+        speed = gates.ask(manifest, artefact, bench.profile, bench.stages).tokens_per_s
         print(
             f"{artefact.quant}: {foreseen.ram.total:.1f} MB foreseen, {held:.1f} held; "
             f"{foreseen.tokens_per_s:.0f} tokens/s foreseen, {speed:.0f} measured"

@@ -14,7 +14,7 @@ from fieldlm.core.errors import EngineError, InputError, NoSpaceError
 from fieldlm.formats.bundle import CacheTypes
 from fieldlm_compiler.export.quantize import check_quant
 from fieldlm_compiler.pipeline.child import call
-from tests.support.failing_steps import fill_disk, retold
+from tests.support.failing_steps import abort_in_ggml, fill_disk, look_up, retold
 
 ORPHAN = """import subprocess
 from fieldlm_compiler.pipeline.child import call
@@ -39,6 +39,17 @@ def test_a_step_is_handed_paths_and_structs_as_they_are() -> None:
 def test_an_abort_is_one_line_that_names_the_signal() -> None:
     with pytest.raises(EngineError, match=r"^could not do it \(signal SIGABRT\)"):
         call(os.abort, what="do it")()
+
+
+def test_an_abort_in_ggml_is_told_by_what_it_asserted_and_not_by_the_debugger() -> None:
+    with pytest.raises(EngineError, match=r"SIGABRT\): /src/ggml-cpu/ops\.cpp:12: GGML_ASSERT\(n > 0\) failed$"):
+        call(abort_in_ggml, what="do it", env={"PYTHONPATH": str(Path(__file__).parents[2])})()
+
+
+def test_an_exception_that_says_nothing_is_told_with_its_place() -> None:
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with pytest.raises(EngineError, match=r'KeyError: \'n_ctx\' at failing_steps\.py line \d+: return str\(.*"n_ctx"'):
+        call(look_up, what="do it", env=environment)()
 
 
 def test_a_crash_is_told_by_the_last_line_of_its_stderr() -> None:

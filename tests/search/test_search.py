@@ -233,7 +233,7 @@ def test_a_checkpoint_of_other_weights_than_the_artefact_is_caught_by_what_both_
 ) -> None:
     wrong = lower(open_checkpoint(str(taught)), "gguf", stages)
     with pytest.raises(GateError, match="the artefact is not its source"):
-        proof.prove(draft_manifest(tiny, profile), wrong, tiny, stages)
+        proof.prove(draft_manifest(tiny, profile), wrong, tiny, profile, stages)
 
 
 def test_under_a_memory_limit_a_coarser_cache_leaves_weights_more_room(

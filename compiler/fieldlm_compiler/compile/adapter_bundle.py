@@ -9,7 +9,7 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, origin
 from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, open_adapter
 from fieldlm_compiler.compile.adapter_costs import Judge
-from fieldlm_compiler.compile.assemble import Wish, check_licence, finish
+from fieldlm_compiler.compile.assemble import Wish, check_adapter_licence, check_licence, finish
 from fieldlm_compiler.export.artefact import Artefact
 from fieldlm_compiler.export.format import CarriesAdapters, Format, format_for
 from fieldlm_compiler.export.quantize import WeightsSize
@@ -39,19 +39,21 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
     _check_base(base, checkpoint)
     peft = open_adapter(adapter, checkpoint)
     adapters.check_adapter(peft)
+    licence = check_adapter_licence(peft, checkpoint, wish)
     fitted = Fitted(adapter=peft, gguf=_export(adapters, peft, checkpoint, stages))
     manifest = msgspec.structs.replace(
         base.manifest,
-        model=msgspec.structs.replace(base.manifest.model, name=wish.name or base.manifest.model.name),
+        model=msgspec.structs.replace(base.manifest.model, name=wish.name or base.manifest.model.name, licence=licence),
         toolchain=fmt.versions(),
         system_prompt=wish.system_prompt if wish.system_prompt is not None else base.manifest.system_prompt,
         dataset=peft.dataset,
         parent=base.id,
     )
     full = fmt.lower(checkpoint, stages)
-    gates, reference = proof.prove(manifest, full, checkpoint, stages, fitted=fitted)
+    gates, reference, context = proof.prove(manifest, full, checkpoint, wish.profile, stages, fitted=fitted)
+    manifest = msgspec.structs.replace(manifest, model=msgspec.structs.replace(manifest.model, context=context))
     artefact = _artefact(base, fitted)
-    answers = proof.ask(manifest, artefact, stages, fitted=fitted, reference=reference)
+    answers = proof.ask(manifest, artefact, wish.profile, stages, fitted=fitted, reference=reference)
     made = Candidate(artefact=artefact, answers=answers)
     _, fits = proof.choose([made], wish.profile)
     judge = Judge(

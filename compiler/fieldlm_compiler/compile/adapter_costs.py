@@ -22,7 +22,10 @@ from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.corpus import TaskExample, read_task
+from fieldlm_compiler.verify.divergence import kept
 from fieldlm_compiler.verify.gates import Fitted
+from fieldlm_compiler.verify.served import with_plain_cache
+from fieldlm_compiler.verify.task import task_gate
 
 log = logger(__name__)
 
@@ -58,19 +61,21 @@ class Judge:
             return Judged()
         prompt = partial(render, draft(self.manifest, artefact.parts))
         examples = tuple(read_task(request.task, checkpoint, prompt, answers.stops))
-        pairs = ((proof.plain(self.manifest), full), (self.manifest, artefact))
+        plain, profile = proof.plain(self.manifest), self.wish.profile
+        pairs = ((plain, full, with_plain_cache(profile)), (self.manifest, artefact, profile))
         most, right = (
-            proof.count_right(manifest, each, examples, self.stages, fitted=self.fitted) for manifest, each in pairs
+            proof.answers_right(manifest, each, examples, served, self.stages, fitted=self.fitted)
+            for manifest, each, served in pairs
         )
-        if not most:
+        if not any(most):
             raise GateError("the adapter answers none of the task right on full weights: it was tuned for another")
-        gate = proof.task_gate(right, most, request)
+        gate = task_gate("task-served", kept([*zip(most, right, strict=True)]), request.limits)
         if not gate.passed:
             raise GateError(
-                f"on the quantised base the adapter keeps {gate.value:.2f} of its right answers, the limit is "
-                f"{gate.limit:g}; tune against this base (fieldlm unpack), take a larger one, or --merge"
+                f"on the quantised base the adapter keeps {gate.value:.2f} of its right answers ({gate.doubt}), "
+                f"the limit is {gate.limit:g}; tune against this base (fieldlm unpack), take a larger one, or --merge"
             )
-        return Judged(gates=(gate,), right=right, examples=examples)
+        return Judged(gates=(gate,), right=sum(right), examples=examples)
 
     def compare_with_merged(
         self, artefact: Artefact, checkpoint: Checkpoint, answers: Answers, judged: Judged
@@ -83,9 +88,10 @@ class Judge:
         except NoSpaceError as error:
             log.info(f"  note: not compared with the merged model: {error}")
             return None
-        said = proof.ask(self.manifest, whole, self.stages, reference=self.reference)
+        said = proof.ask(self.manifest, whole, self.wish.profile, self.stages, reference=self.reference)
         examples = judged.examples
-        right = proof.count_right(self.manifest, whole, examples, self.stages) if examples else None
+        profile = self.wish.profile
+        right = sum(proof.answers_right(self.manifest, whole, examples, profile, self.stages)) if examples else None
         return {
             "apart": _cost(self.fitted.gguf.stat().st_size, answers, judged.right),
             "merged": {"quant": whole.quant, **_cost(whole.size.bytes, said, right)},

@@ -1,7 +1,7 @@
 """Assemble a bundle, two roads: from a checkpoint, proved against it, and from a GGUF as it is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm_compiler.checkpoints import merge as merging
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from fieldlm_compiler.checkpoints.peft_adapter import open_adapter
+from fieldlm_compiler.checkpoints.licences import AND, UNKNOWN, together
+from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, open_adapter
 from fieldlm_compiler.compile import bom
 from fieldlm_compiler.export.format import DEFAULT, Format, format_named
 from fieldlm_compiler.pipeline.pack import BundlePart, pack
@@ -48,11 +49,24 @@ class Wish:
 
 def check_licence(licence: str, wish: Wish, what: str) -> None:
     """Raise GateError unless `licence` is one of those that are allowed; none named allows all."""
-    if wish.licences and licence.lower() not in {each.lower() for each in wish.licences}:
+    allowed = {each.lower() for each in wish.licences}
+    refused = [each for each in licence.split(AND) if allowed and each.lower() not in allowed]
+    if refused:
         raise GateError(
             f"{what} has the licence {licence}, allowed are {', '.join(wish.licences)}; "
-            f"add --licence-allow {licence} if you may use it"
+            f"add {' '.join(f'--licence-allow {each}' for each in refused)} if you may use it"
         )
+
+
+def check_adapter_licence(adapter: PeftAdapter, checkpoint: Checkpoint, wish: Wish) -> str:
+    """Return the licence of `checkpoint` with `adapter`; raises GateError unless the adapter's, too, is allowed.
+
+    One that says none, as an adapter of one's own does, adds none.
+    """
+    if adapter.licence == UNKNOWN:
+        return checkpoint.licence
+    check_licence(adapter.licence, wish, str(adapter.folder))
+    return together(checkpoint.licence, adapter.licence)
 
 
 def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Stages) -> Bundle:
@@ -63,13 +77,15 @@ def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Sta
     check_licence(checkpoint.licence, wish, checkpoint.source)
     merged = open_adapter(adapter, checkpoint) if adapter else None
     if merged:
-        checkpoint = merging.merge(checkpoint, merged, stages)
+        licence = check_adapter_licence(merged, checkpoint, wish)
+        checkpoint = replace(merging.merge(checkpoint, merged, stages), licence=licence)
     manifest = _named(draft_manifest(checkpoint, wish.profile, wish.fmt), wish)
     full = fmt.lower(checkpoint, stages)
-    gates, reference = proof.prove(manifest, full, checkpoint, stages)
+    gates, reference, context = proof.prove(manifest, full, checkpoint, wish.profile, stages)
     manifest = msgspec.structs.replace(
         manifest,
         gates=gates,
+        model=msgspec.structs.replace(manifest.model, context=context),
         dataset=merged.dataset if merged else None,
         recipe=msgspec.structs.replace(manifest.recipe, merged_adapter_sha256=merged.sha256 if merged else None),
     )
@@ -77,7 +93,7 @@ def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Sta
         search = Search(manifest, full, checkpoint, request=wish.request, profile=wish.profile, stages=stages)
         return _pack_found(manifest, search, reference, wish, stages)
     artefacts = [fmt.shrink(full, quant, wish.profile, stages) for quant in asked]
-    answers = [proof.ask(manifest, each, stages, reference=reference) for each in artefacts]
+    answers = [proof.ask(manifest, each, wish.profile, stages, reference=reference) for each in artefacts]
     made = [Candidate(artefact=each, answers=said) for each, said in zip(artefacts, answers, strict=True)]
     return _choose_and_pack(manifest, made, wish, stages)
 
@@ -87,7 +103,7 @@ def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wi
     found = search.run(reference)
     # The chosen one comes first; a mixture that was tried twice is one.
     trials = {(trial.artefact.sha256, trial.cache): trial for trial in (found.chosen, *found.trials)}.values()
-    made = [_candidate(manifest, trial, reference, stages) for trial in trials]
+    made = [_candidate(manifest, trial, reference, wish.profile, stages) for trial in trials]
     manifest = msgspec.structs.replace(manifest, cache=found.chosen.cache)
     limits = proof.hold_limits(
         made[0],
@@ -103,10 +119,12 @@ def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wi
     return _choose_and_pack(manifest, made, wish, stages, search=found.facts)
 
 
-def _candidate(manifest: Manifest, trial: MixtureTrial, reference: Answers, stages: Stages) -> Candidate:
+def _candidate(
+    manifest: Manifest, trial: MixtureTrial, reference: Answers, profile: Profile, stages: Stages
+) -> Candidate:
     """Return what `trial` found, and what it answers with its cache."""
     manifest = msgspec.structs.replace(manifest, cache=trial.cache)
-    answers = proof.ask(manifest, trial.artefact, stages, reference=reference)
+    answers = proof.ask(manifest, trial.artefact, profile, stages, reference=reference)
     return Candidate(artefact=trial.artefact, answers=answers, measured=trial.measured, cache=trial.cache)
 
 
@@ -117,7 +135,7 @@ def compile_file(path: Path, wish: Wish, stages: Stages) -> Bundle:
     log.info(f"  note: {path.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
     check_licence(model.licence, wish, path.name)
     manifest = _named(_manifest(model, wish.profile, fmt), wish)
-    made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, stages))]
+    made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, wish.profile, stages))]
     return _choose_and_pack(manifest, made, wish, stages)
 
 

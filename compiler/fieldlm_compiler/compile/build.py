@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core import terminal
@@ -19,7 +20,7 @@ from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.logs import logger
 from fieldlm.core.signing import key_id, load_or_create_key
-from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
 from fieldlm_compiler.compile.adapter_bundle import attach
@@ -267,8 +268,8 @@ def _cache(cache: dict[str, str] | None) -> str:
 
 def _text(report: dict[str, Any]) -> str:
     gates = [
-        f"  ✓ {gate['name']} {gate['value']:g} (limit {gate['limit']:g}) {gate['unit']}".rstrip()
-        for gate in report["manifest"]["gates"]
+        f"  ✓ {gate.name} {gate.value:g} (limit {gate.limit:g}) {gate.unit} {gate.doubt}".rstrip()
+        for gate in msgspec.convert(report["manifest"]["gates"], list[Gate])
     ]
     spent = sum(stage["seconds"] for stage in report["stages"] if not stage["cached"])
     return "\n".join(

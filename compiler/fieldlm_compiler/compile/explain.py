@@ -59,7 +59,13 @@ def page(bundle: Bundle) -> str:
         names=sorted({name for block in blocks.values() for name in block}),
         others=others,
         gates=[
-            (gate.name, f"{gate.value:g}", f"{gate.limit:g}", gate.unit, "passed" if gate.passed else "missed")
+            (
+                gate.name,
+                f"{gate.value:g}",
+                f"{gate.limit:g}",
+                f"{gate.unit} {gate.doubt}",
+                "passed" if gate.passed else "missed",
+            )
             for gate in manifest.gates
         ],
     )

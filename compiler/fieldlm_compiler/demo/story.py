@@ -268,7 +268,7 @@ def candidates(bundle: Path) -> list[Facts]:
 
 
 def _rows(path: Path) -> list[Facts]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 def _score_facts(found: Score) -> Facts:

@@ -8,6 +8,7 @@ import msgspec
 
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.formats.gguf import BLOCKS, Header, read_header
+from fieldlm_compiler.export.legal_types import is_quantizable
 from fieldlm_compiler.pipeline.child import Ran, call
 
 # llama.cpp file type → its number, the enum llama_ftype in llama.h
@@ -19,8 +20,6 @@ QUANTS = {
 # These put most tensors into types that llama.cpp refuses to write without an importance matrix.
 NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S")
 SMALLEST_BLOCK = 32
-# Tensors that llama.cpp leaves alone whatever is asked.
-KEPT = ("_norm.weight", "ffn_gate_inp.weight")
 
 
 class WeightsSize(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +45,8 @@ def check_shapes(source: Path, quant: str) -> None:
     if QUANTS[quant] in (0, 1, 32):
         return
     for name, tensor in read_header(source).tensors.items():
-        row, *others = tensor.shape
-        if others and not name.endswith(KEPT) and row % SMALLEST_BLOCK:
+        row = tensor.shape[0]
+        if is_quantizable(name, tensor.shape) and row % SMALLEST_BLOCK:
             raise InputError(
                 f"{quant} cannot hold {name}: its rows have {row} weights, "
                 f"blocks need a multiple of {SMALLEST_BLOCK}; take F16"

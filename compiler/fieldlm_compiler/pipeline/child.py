@@ -34,6 +34,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_TEXT = re.compile(
     r"No space left on device|StorageFull|Disk quota exceeded|File too large|requested and \d+ written"
 )
+GGML_ASSERT = re.compile(r"GGML_ASSERT\(|GGML_ABORT|\bggml\S*\.(c|cpp|h):\d+: ")
+# An exception whose message says nothing to who does not know the code that raised it.
+BARE = re.compile(r"(AssertionError|KeyError|IndexError|StopIteration|NotImplementedError)(: .{0,40})?")
+TRACED = re.compile(r'File "([^"]+)", line (\d+), in ')
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.05
 P = ParamSpec("P")
@@ -145,13 +149,27 @@ def _value(code: int, answer: Path, log: IO[bytes], what: str) -> Any:
             f"no space left on the disk while trying to {what}; free some and run the same command again"
         )
     ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    raise EngineError(f"could not {what} ({ended}): {_last_line(text)}")
+    raise EngineError(f"could not {what} ({ended}): {_cause(text)}")
 
 
-def _last_line(text: str) -> str:
-    """Return the last line that is not a progress bar."""
-    lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
-    return next((line[:300] for line in reversed(lines) if line and "%|" not in line), "it printed nothing")
+def _cause(text: str) -> str:
+    """Return the line of a log that names the cause.
+
+    That is what ggml asserted, before a debugger has its say; or the last line that is no progress bar, with its place
+    where an exception has nothing else to tell.
+    """
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
+    lines = [line for line in lines if line and "%|" not in line]
+    asserted = next((line for line in lines if GGML_ASSERT.search(line)), None)
+    if asserted or not lines:
+        return asserted[:300] if asserted else "it printed nothing"
+    places = [at for at, line in enumerate(lines) if TRACED.match(line)]
+    if not BARE.fullmatch(lines[-1]) or not places:
+        return lines[-1][:300]
+    place = TRACED.match(lines[places[-1]])
+    assert place is not None, "it matched before"
+    said = lines[places[-1] + 1]
+    return f"{lines[-1][:200]} at {Path(place[1]).name} line {place[2]}: {said[:200]}"
 
 
 def main(answer: Path, parent: int) -> int:

@@ -6,7 +6,8 @@ the diagonal of the Fisher information, and half of it times a squared change of
 change will cause (J. Martens, JMLR 21, 2020). Only its sums over rows and columns are kept. Runs in a child process.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,11 +27,14 @@ from fieldlm_compiler.verify.corpus import HELD_BACK, HOLD_WINDOWS, LEARN_WINDOW
 IMATRIX, FISHER, COVARIANCE = "imatrix.gguf", "fisher.safetensors", "covariance.safetensors"
 SHARES = "shares.json"  # tensor → the one whose inputs it shares
 ROWS, COLUMNS = ".rows", ".columns"
+LAYER = re.compile(r"\blayers\.(\d+)\.")
 SEED = 0
+TOGETHER = 16  # windows that the model writes side by side
 # Going back costs twice as much again, and sums over rows and columns need less text than a covariance.
 BACK_WINDOWS = 16
 # A covariance has columns² numbers; beyond this, errors are weighed by column alone.
 MOST_COLUMNS = 6144
+_Part = tuple[str, int, int]  # tensor's name, first row, the one behind the last
 
 
 def calibrate(checkpoint: Path, full: Path, learn: Sequence[Sequence[int]], sums: Sequence[Path], into: Path) -> Ran:
@@ -65,23 +69,38 @@ def own_samples(checkpoint: Checkpoint, prompts: Sequence[str], stages: Stages) 
 
 
 def sample(checkpoint: Path, starts: list[list[int]], count: int, length: int) -> list[list[int]]:
-    """Let the model write `count` windows of `length` tokens, each of `starts` in turn. Runs in a child process."""
+    """Let the model write `count` windows of `length` tokens, each of `starts` in turn. Runs in a child process.
+
+    The end of a prompt is what matters: at most half a window of it, so that the model says the other half itself.
+    """
     import torch
 
     torch.manual_seed(SEED)
     model = _load(checkpoint)
-    windows: list[list[int]] = []
-    for at in range(0, count, 16):
-        chosen = [starts[number % len(starts)] for number in range(at, min(at + 16, count))]
-        room = min(map(len, chosen))
-        # Starts of one length need no padding: the ends of the prompts are what matters.
-        ids = torch.tensor([start[-room:] for start in chosen])
+    chosen = [starts[number % len(starts)][-(length // 2) :] for number in range(count)]
+    windows: list[list[int]] = [[]] * count
+    for numbers in _alike([len(start) for start in chosen]):
+        # Starts of one length need no padding.
+        room = len(chosen[numbers[0]])
+        ids = torch.tensor([chosen[number][-room:] for number in numbers])
         made = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             min_new_tokens=length - room, max_new_tokens=length - room, pad_token_id=0,
         )  # fmt: skip
-        windows += made.tolist()
+        for number, window in zip(numbers, made.tolist(), strict=True):
+            windows[number] = window
     return windows
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the places of `lengths`, the shortest first, in groups in which none is more than twice the first."""
+    group: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        if group and (len(group) == TOGETHER or lengths[place] > 2 * lengths[group[0]]):
+            yield group
+            group = []
+        group.append(place)
+    yield group
 
 
 def collect(checkpoint: Path, full: Path, learn: Windows, sums: list[Path], into: Path) -> dict[str, Any]:
@@ -92,7 +111,7 @@ def collect(checkpoint: Path, full: Path, learn: Windows, sums: list[Path], into
     torch.manual_seed(SEED)
     model = _load(checkpoint)
     names = _names(model, full)
-    inputs, fisher = _Inputs(model, names), _Fisher(model, names)
+    inputs, fisher = _Inputs(model, names), _Fisher(model, names, _experts(model, full))
     tokens, back = 0, sum(map(len, learn[:BACK_WINDOWS]))
     for window in learn[BACK_WINDOWS:]:
         with torch.no_grad():
@@ -152,22 +171,28 @@ class _Inputs:
 
 
 class _Fisher:
-    """Sums over rows and columns of each matrix' squared gradient; a gradient is let go as soon as it is seen."""
+    """Sums over rows and columns of each matrix' squared gradient; a gradient is let go as soon as it is seen.
 
-    def __init__(self, model: Any, names: dict[str, str]) -> None:
+    All experts of a layer are one matrix, with the rows of one behind those of another.
+    """
+
+    def __init__(self, model: Any, names: dict[str, str], experts: dict[str, list[_Part]]) -> None:
         self.totals: dict[str, Any] = {}
         for path, parameter in model.named_parameters():
-            name = names.get(path)
-            if name is None:
-                parameter.requires_grad_(False)
+            parts = experts.get(path) or ([(names[path], 0, len(parameter))] if path in names else [])
+            if parts:
+                parameter.register_post_accumulate_grad_hook(self._hook(parts))
             else:
-                parameter.register_post_accumulate_grad_hook(self._hook(name))
+                parameter.requires_grad_(False)
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, parts: list[_Part]) -> Any:
         def note(parameter: Any) -> None:
             squares = parameter.grad.float().square_()
-            for key, total in ((name + ROWS, squares.sum(1)), (name + COLUMNS, squares.sum(0))):
-                self.totals[key] = self.totals[key] + total if key in self.totals else total
+            squares = squares.reshape(-1, *squares.shape[-2:])
+            for name, first, last in parts:
+                part = squares[:, first:last]
+                for key, total in ((name + ROWS, part.sum(2).flatten()), (name + COLUMNS, part.sum((0, 1)))):
+                    self.totals[key] = self.totals[key] + total if key in self.totals else total
             parameter.grad = None
 
         return note
@@ -192,6 +217,35 @@ def _names(model: Any, full: Path) -> dict[str, str]:
     if not names:
         raise InputError(f"no matrix of the checkpoint is in {full}; it was made from another model")
     return names
+
+
+def _experts(model: Any, full: Path) -> dict[str, list[_Part]]:
+    """Return where the rows of each expert's matrix lie in the parameter [experts, rows, columns] that holds them all.
+
+    transformers joins matrices that a GGUF keeps apart, in an order that each family chooses: the weights themselves
+    say which is which. What is not found stays without statistics, and `price` keeps it at a safe type.
+    """
+    if full.suffix != ".gguf":
+        return {}
+    from gguf import GGUFReader
+
+    stacked = [tensor for tensor in GGUFReader(full).tensors if len(tensor.shape) == 3]
+    found: dict[str, list[_Part]] = {}
+    for path, parameter in model.named_parameters():
+        layer = LAYER.search(path)
+        if parameter.dim() != 3 or layer is None:
+            continue
+        count, rows, columns = parameter.shape
+        own = parameter.detach()[0].float().numpy()
+        for tensor in stacked:
+            wide, high, many = map(int, tensor.shape)
+            if (wide, many) != (columns, count) or high > rows or not tensor.name.startswith(f"blk.{layer[1]}."):
+                continue
+            theirs = tensor.data[0].astype(np.float32)
+            at = next((at for at in (0, rows - high) if np.allclose(own[at : at + high], theirs, 0.01, 1e-6)), None)
+            if at is not None:
+                found.setdefault(path, []).append((tensor.name, at, at + high))
+    return found
 
 
 def _tied(model: Any) -> str:

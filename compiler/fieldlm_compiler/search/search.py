@@ -18,6 +18,7 @@ import msgspec
 from fieldlm.bench.calibration import BESIDE_MB
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import CacheTypes, Gate, Manifest
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import render
@@ -37,9 +38,12 @@ from fieldlm_compiler.search.ray_pool import Flight
 from fieldlm_compiler.search.searchable import mixtures_of
 from fieldlm_compiler.verify import divergence as measuring
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
-from fieldlm_compiler.verify.corpus import SUMS, Corpus, TaskExample, read_corpus, read_task
+from fieldlm_compiler.verify.corpus import SUMS, Corpus, TaskExample, apart_for_the_end, read_corpus, read_task
 from fieldlm_compiler.verify.divergence import Divergences
-from fieldlm_compiler.verify.limits import MIN_TASK, SearchRequest
+from fieldlm_compiler.verify.limits import SearchRequest
+from fieldlm_compiler.verify.task import task_gate
+
+log = logger(__name__)
 
 MB = 1e6
 # Where no limit says how good: as near to full weights as llama.cpp's Q4_K_M keeps a model of eight billion weights
@@ -107,7 +111,7 @@ class Search:
             trials=tuple(self._trials),
             chosen=chosen,
             gates=tuple(self._gates(chosen)),
-            examples=tuple(self.examples),
+            examples=tuple(self.final),
             recipe={
                 "calibration_sha256": self.calibration_sha256,
                 "types_sha256": sha256_bytes(canonical_json(chosen.types)),
@@ -139,7 +143,12 @@ class Search:
         request = self.request
         task = read_task(request.task, self.checkpoint, self._render, stops) if request.task else []
         texts = [path for path in request.calibration if path.suffix != SUMS]
-        self.corpus = read_corpus(request.calibration, self.checkpoint, self._render) if request.calibration else None
+        judged_by = [example.messages for example in task]
+        self.corpus = (
+            read_corpus(request.calibration, self.checkpoint, self._render, without=judged_by)
+            if request.calibration
+            else None
+        )
         if self.corpus is None or not texts:
             prompts = [self._render(example.messages) for example in task[::2][:32]] if task else []
             asked = prompts or [self._render([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
@@ -149,7 +158,8 @@ class Search:
         judged = task if texts else task[1::2]
         if request.task and len(judged) < 8:
             raise InputError(f"{request.task} has {len(task)} examples; 16 are the fewest that can judge anything")
-        self.examples = judged[:: max(1, len(judged) // TASK_EXAMPLES)][:TASK_EXAMPLES]
+        searched, self.final = apart_for_the_end(judged)
+        self.examples = searched[:: max(1, len(searched) // TASK_EXAMPLES)][:TASK_EXAMPLES]
 
     def _statistics(self) -> None:
         assert self.corpus is not None, "read before"
@@ -178,8 +188,14 @@ class Search:
         }
         isa = self.profile.cpu.isa
         _, made = self.stages.run("priced", asked, lambda _: pricing.price(self.full.base, self.statistics, isa))
+        self.unpriced = sorted(name for name, options in made.value.items() if options[0][2] is None)
+        if self.unpriced:
+            log.info(
+                f"  note: calibration knows nothing of {len(self.unpriced)} tensors, {self.unpriced[0]} among them; "
+                f"they keep {pricing.SAFE_BITS} bits a weight or more"
+            )
         options = {
-            name: [Option(*each) for each in options if each[0] not in self.request.without]
+            name: [Option(type, size, loss or 0.0) for type, size, loss in options if type not in self.request.without]
             for name, options in made.value.items()
         }
         self.frontier = Frontier(options)
@@ -309,6 +325,7 @@ class Search:
             "caches": caches,
             "hold": sha256_bytes(canonical_json(hold)),
             "examples": sha256_bytes(canonical_json(pairs)),
+            "has": "pairs",
             "max_kl": limit,
             "engine": installed(JUDGES),
         }
@@ -353,17 +370,18 @@ class Search:
             size_mb = round(trial.artefact.size.bytes / MB + BESIDE_MB, 3)
             passed = size_mb <= limits.max_bundle_mb
             gates.append(Gate(name="bundle", value=size_mb, limit=limits.max_bundle_mb, passed=passed, unit="MB"))
-        if found.task is not None and found.task_full is not None:
-            if not found.task_full.value:
-                raise GateError("full weights answer none of the task right: it needs a model that was tuned for it")
-            kept, least = round(found.task.value / found.task_full.value, 4), limits.min_task or MIN_TASK
-            gates.append(Gate(name="task", value=kept, limit=least, passed=kept >= least, unit="of full weights"))
+        if found.task is not None:
+            gates.append(task_gate("task", found.task_kept, limits))
         return gates
 
     def _nearest(self, trial: MixtureTrial) -> str:
         """Say which gates were missed, and where on the frontier they would be passed."""
         missed = [gate for gate in self._gates(trial) if not gate.passed]
-        said = ", ".join(f"{gate.name} is {gate.value:.4g}, the limit {gate.limit:g} {gate.unit}" for gate in missed)
+        said = ", ".join(
+            f"{gate.name} is {gate.value:.4g}, the limit {gate.limit:g} {gate.unit}"
+            + (f" ({gate.doubt})" if gate.doubt else "")
+            for gate in missed
+        )
         size = f"the best mixture that the limits allow has {trial.artefact.size.bytes / MB:.1f} MB"
         wish = self.request.limits.max_kl
         if wish is None or trial.measured.kl.value <= wish:
@@ -391,6 +409,7 @@ class Search:
             "cache": msgspec.to_builtins(chosen.cache),
             "trials": [_trial_facts(trial) for trial in self._trials],
             "types": chosen.types,
+            "unpriced": self.unpriced,
             "tensor_bytes": _tensor_bytes(self.frontier.mixture(chosen.point)),
         }
 

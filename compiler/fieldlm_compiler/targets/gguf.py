@@ -46,6 +46,7 @@ class GgufFormat(Format):
 
     def lower(self, checkpoint: Checkpoint, stages: Stages) -> Artefact:
         inputs = {"checkpoint": checkpoint.sha256, "name": checkpoint.name, "toolchain": self.versions()}
+        inputs |= {"licence": checkpoint.licence}
         make, needs_mb = partial(_make_f16, checkpoint), checkpoint.parameters * 2 / MB
         return _artefact("F16", *stages.run("f16", inputs, make, needs_mb=needs_mb))
 

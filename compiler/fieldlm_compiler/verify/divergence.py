@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
+from scipy.stats import t as student
 
 from fieldlm.core.errors import InputError
 from fieldlm.engines.llama_layout import layout_of
@@ -44,7 +45,8 @@ class Divergences(msgspec.Struct, frozen=True, kw_only=True):
 
     `kl` in nats a token; `kl_p99` its 99th percentile over tokens; `same_top` the share of tokens with the same
     likeliest next; `perplexity_ratio` its perplexity over that of full weights. `task` is the share of answers that are
-    exactly right, `task_full` that of full weights, `task_kl` the divergence within right answers.
+    exactly right, `task_full` that of full weights, `task_kept` the share of full weights' right answers that stay
+    right (None where full weights have none), `task_kl` the divergence within right answers.
     """
 
     kl: Mean
@@ -53,6 +55,7 @@ class Divergences(msgspec.Struct, frozen=True, kw_only=True):
     perplexity_ratio: float
     task: Mean | None = None
     task_full: Mean | None = None
+    task_kept: Mean | None = None
     task_kl: Mean | None = None
 
 
@@ -291,6 +294,7 @@ class _Tally:
             perplexity_ratio=round(math.exp(float(np.mean(self.gap))), 6),
             task=share([right for _, right in task.right]) if task.right else None,
             task_full=share([right for right, _ in task.right]) if task.right else None,
+            task_kept=kept(task.right),
             task_kl=_mean([float(each.mean()) for each in task.kl]) if task.kl else None,
         )
 
@@ -309,9 +313,20 @@ def share(right: Sequence[bool]) -> Mean:
     return Mean(value=round(hits / count, 6), low=round(float(low), 6), high=round(float(high), 6), count=count)
 
 
+def kept(pairs: Sequence[tuple[bool, bool]]) -> Mean | None:
+    """Return the share of full weights' right answers that the other gives right, too; None where there are none.
+
+    An answer that was wrong and became right makes up for none that broke.
+    """
+    stayed = [other for full, other in pairs if full]
+    return share(stayed) if stayed else None
+
+
 def _mean(values: Sequence[float]) -> Mean:
     mean = float(np.mean(values))
-    half = Z95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    # Few windows: Student's distribution, not the normal one.
+    wide = float(student.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.inf
+    half = wide * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     # JSON has no infinity: of one text, nothing is known about the next.
     half = min(half, 1e3)
     return Mean(value=round(mean, 6), low=round(mean - half, 6), high=round(mean + half, 6), count=len(values))

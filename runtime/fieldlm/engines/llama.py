@@ -23,7 +23,7 @@ from fieldlm.engines.llama_devices import check_offload, devices, promised
 from fieldlm.engines.llama_embed import PIECE, Embedding
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout, layout_of
 from fieldlm.engines.llama_scheduler import LlamaRequest, LlamaScheduler
-from fieldlm.engines.memory_plan import PREFILL_ALONE, ensure_fits, plan
+from fieldlm.engines.memory_plan import PREFILL_ALONE, ensure_fits, plan, servable
 from fieldlm.engines.request import Words, check_terms
 from fieldlm.engines.request_queue import DeadlineTimer
 from fieldlm.engines.sampling import Floats, check_sampling
@@ -79,7 +79,8 @@ class StallClock:
 
 def open(bundle: Bundle, options: EngineOptions) -> "LlamaEngine":
     """Load the base weights of `bundle`; its adapter is loaded by who serves it."""
-    context = options.context or min(bundle.manifest.model.context, DEFAULT_CONTEXT)
+    # Past the manifest's context nobody has proved anything, whoever asks for more.
+    context = min(options.context or DEFAULT_CONTEXT, bundle.manifest.model.context)
     layout = layout_of(options.profile, bundle.manifest.cache)
     return LlamaEngine(bundle.need("base"), replace(options, context=context), layout=layout)
 
@@ -93,6 +94,7 @@ class LlamaEngine:
         if not 1 <= parallel <= MAX_PARALLEL or context < 1:
             raise InputError(f"{parallel=} and {context=}: want 1 to {MAX_PARALLEL} answers of at least 1 token")
         self._header = read_header(path)
+        context, parallel = servable(self._header, context=context, parallel=parallel)
         self._layout = layout
         ensure_fits(
             self._header,

@@ -38,6 +38,20 @@ class NoRoomError(EngineError):
     reason = "memory"
 
 
+def servable(header: Header, *, context: int, parallel: int) -> tuple[int, int]:
+    """Return the tokens of an answer, and the answers at a time, with which llama.cpp computes the model of `header`.
+
+    LongRoPE has two rotations, and llama.cpp takes the one for long texts as soon as the whole cache has more cells
+    than the model's original positions, however short a text is (llama-model.cpp, get_rope_factors; issue 24823). So
+    all answers together get no more than those.
+    """
+    original = _number(header, "rope.scaling.original_context_length") // CELL_STEP * CELL_STEP
+    if not original or not any("rope_factors_long" in name for name in header.tensors):
+        return context, parallel
+    context = min(context, original)
+    return context, max(1, min(parallel, original // context))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """Megabytes (1e6 bytes), named as `Engine.memory_mb` names them; `loading` is on top of it while weights load."""
@@ -66,6 +80,7 @@ def plan(
     `isa` is what the CPU has; a GPU lays nothing out anew.
     """
     isa = () if layout.gpu else isa
+    context, parallel = servable(header, context=context, parallel=parallel)
     cells = -(-context * parallel // CELL_STEP) * CELL_STEP
     doubled = _doubled(header, isa)
     return MemoryPlan(
@@ -104,6 +119,7 @@ def ensure_fits(
         return None
     isa = read_facts(root).isa
     context = min(context, _number(header, "context_length") or context)
+    context, parallel = servable(header, context=context, parallel=parallel)
 
     def planned(context: int, parallel: int) -> MemoryPlan:
         return plan(header, context=context, parallel=parallel, batch=batch, isa=isa, layout=layout)

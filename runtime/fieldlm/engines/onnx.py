@@ -9,6 +9,7 @@ docs/onnx-graph.md.
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -374,4 +375,7 @@ def open_graph(model: Path, tokenizer: Path, options: EngineOptions = DEFAULT_OP
 def open(bundle: Bundle, options: EngineOptions) -> OnnxEngine:
     """Load the graph and the tokenizer of `bundle`; see `open_engine`. A session's threads never change."""
     _check_promise(options.profile)
+    # Past the manifest's context nobody has proved anything, whoever asks for more.
+    proved = bundle.manifest.model.context
+    options = replace(options, context=min(options.context or proved, proved))
     return OnnxEngine(bundle.need("base"), bundle.need("tokenizer"), options)

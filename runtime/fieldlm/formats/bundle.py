@@ -55,13 +55,24 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
-    """One check the bundle had to pass: the value found, the limit, the verdict."""
+    """One check the bundle had to pass: the value found, the limit, the verdict.
+
+    A share that was counted has its 95 % interval, from `low` to `high`, and how many it was counted over.
+    """
 
     name: str
     value: float
     limit: float
     passed: bool
     unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    count: int | None = None
+
+    @property
+    def doubt(self) -> str:
+        """The interval and the count in words; empty where nothing was counted."""
+        return "" if self.count is None else f"95 %: {self.low:.3g} to {self.high:.3g}, n = {self.count}"
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
