@@ -44,6 +44,7 @@ WORKSHOP_ROOMS: dict[str, str] = {
 }
 HEAVY = {"torch", "transformers", "onnx", "pandas", "sklearn", "pyarrow", "duckdb", "peft", "accelerate", "safetensors"}
 IMPORTED_AS = {
+    "pyyaml": "yaml",
     "llama_cpp_python": "llama_cpp", "opentelemetry_exporter_otlp_proto_http": "opentelemetry", "paho_mqtt": "paho",
     "protobuf": "google", "scikit_learn": "sklearn",
 }  # fmt: skip
