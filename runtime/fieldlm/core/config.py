@@ -185,7 +185,7 @@ def _read(path: Path, *, strict: bool) -> dict[str, Any]:
     for name in table.keys() - SETTINGS.keys():
         if strict:
             raise ConfigError(f"{name!r} in {path} is no setting; settings: {', '.join(SETTINGS)}")
-        terminal.log(f"{name!r} in {path} is no setting of this version and does nothing; see: fieldlm config")
+        log.warning(f"{name!r} in {path} is no setting of this version and does nothing; see: fieldlm config")
     return table
 
 
