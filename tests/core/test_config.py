@@ -88,11 +88,11 @@ def test_a_true_is_no_number(env: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_an_unknown_setting_in_the_file_is_said_and_a_service_starts_all_the_same(
-    env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    env: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = settings_file(tmp_path, "prot = 8080\nport = 8081\n")
     assert load_config({}, env, file).port == 8081
-    assert f"'prot' in {file} is no setting of this version" in capsys.readouterr().err
+    assert f"'prot' in {file} is no setting of this version" in caplog.text
     with pytest.raises(ConfigError, match=r"'prot' in .*config.toml is no setting"):
         load_config({}, env, file, strict=True)
 

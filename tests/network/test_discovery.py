@@ -106,7 +106,6 @@ def test_a_device_is_announced_at_every_address_that_its_server_hears() -> None:
     assert discovery.addresses_of("::", own) == ["fd00::2"]
     assert discovery.addresses_of("192.0.2.9", own) == ["192.0.2.9"]
     assert discovery.addresses_of("localhost", own) == ["127.0.0.1"]
-    assert {"127.0.0.1", "::1"}.isdisjoint(discovery.own_addresses()) or len(discovery.own_addresses()) == 1
 
 
 def test_without_a_default_route_a_device_is_announced_where_it_can_be_reached() -> None:

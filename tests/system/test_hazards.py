@@ -79,7 +79,7 @@ def serving(bundle: Path, state: Path, **flags: str) -> Generator[tuple[Device, 
         assert soon(lambda: ask(port, "GET", "/ready")[0] == 200)
         yield device, port
     finally:
-        device._http.stop()  # pyright: ignore[reportPrivateUsage]  # what a signal does in the main thread
+        device.http.stop()  # what a signal does in the main thread
         thread.join()
         device.close()
 

@@ -18,13 +18,14 @@ from typing import Annotated, Any, cast, get_type_hints
 import msgspec
 
 from fieldlm.core import setting as check
-from fieldlm.core import terminal
 from fieldlm.core.errors import ConfigError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import logger
 from fieldlm.core.setting import Check, Setting, Telemetry
 
 NO_NETWORK = "none"
 """The host of who listens on no network, only on a unix socket."""
+log = logger(__name__)
 _server, _device, _engine = partial(Setting, "server"), partial(Setting, "device"), partial(Setting, "engine")
 _usage, _updates, _owner = partial(Setting, "usage"), partial(Setting, "updates"), partial(Setting, "owner")
 
@@ -184,7 +185,7 @@ def _read(path: Path, *, strict: bool) -> dict[str, Any]:
     for name in table.keys() - SETTINGS.keys():
         if strict:
             raise ConfigError(f"{name!r} in {path} is no setting; settings: {', '.join(SETTINGS)}")
-        terminal.log(f"{name!r} in {path} is no setting of this version and does nothing; see: fieldlm config")
+        log.warning(f"{name!r} in {path} is no setting of this version and does nothing; see: fieldlm config")
     return table
 
 
