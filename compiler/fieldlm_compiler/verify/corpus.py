@@ -82,24 +82,32 @@ def read_corpus(
     return Corpus(learn=_in_turn(learn), hold=_in_turn(hold), sums=sums)
 
 
+def check_sources(calibration: Sequence[Path], task: Path | None, *, least: int) -> None:
+    """Raise InputError for files that can be refused without a model: it would else come after minutes of work.
+
+    A task judges by `least` examples or more; it also gives the prompts where `calibration` names no text, then by
+    twice as many.
+    """
+    for path in calibration:
+        if path.suffix == SUMS:
+            read_imatrix(path)
+        elif not any(text.strip() or path.suffix == ".jsonl" for text in documents(path, lambda messages: "")):
+            raise InputError(f"{path} is empty; name a file with text")
+    if task is not None:
+        count = len(_task_rows(task))
+        least *= 1 if any(path.suffix != SUMS for path in calibration) else 2
+        if count < least:
+            raise InputError(f"{task} has {count} examples; {least} are the fewest that can judge anything")
+
+
 def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequence[int]) -> list[TaskExample]:
     """Return the examples in the `.jsonl` file `path`: the last message of each is the right answer.
 
     Raises InputError when a line is no conversation or does not end with an answer.
     """
-    rows = [*_rows(path)]
-    for number, row in rows:
-        messages = row.get("messages")
-        is_whole = _is_conversation(messages) and len(messages) > 1 and messages[-1]["role"] == "assistant"
-        if not is_whole or not isinstance(messages[-1].get("content"), str):
-            raise InputError(
-                f"{path} line {number} has no answer: a task's line is "
-                '{"messages": [{"role": "user", …}, {"role": "assistant", …}]}'
-            )
-    if not rows:
-        raise InputError(f"{path} has no examples; a task is a .jsonl file of conversations")
-    asked = [render(row["messages"][:-1]) for _, row in rows]
-    whole = [render(row["messages"]) for _, row in rows]
+    rows = _task_rows(path)
+    asked = [render(row["messages"][:-1]) for row in rows]
+    whole = [render(row["messages"]) for row in rows]
     pairs = zip(json_tokens(checkpoint.folder, asked), json_tokens(checkpoint.folder, whole), strict=True)
     return [
         TaskExample(
@@ -108,7 +116,7 @@ def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequenc
             prompt_tokens=prompt,
             answer_tokens=_until_stop(full[len(prompt) :], stops),
         )
-        for (_, row), (prompt, full) in zip(rows, pairs, strict=True)
+        for row, (prompt, full) in zip(rows, pairs, strict=True)
     ]
 
 
@@ -143,6 +151,30 @@ def apart_for_the_end(examples: Sequence[TaskExample]) -> tuple[list[TaskExample
         return list(examples), list(examples)
     last = [example for at, example in enumerate(examples) if at % HELD_BACK == HELD_BACK - 1]
     return [example for at, example in enumerate(examples) if at % HELD_BACK != HELD_BACK - 1], last
+
+
+def _task_rows(path: Path) -> list[dict[str, Any]]:
+    rows = [*_rows(path)]
+    for number, row in rows:
+        messages = row.get("messages")
+        if not _is_answered(messages):
+            raise InputError(
+                f"{path} line {number} has no answer: a task's line is "
+                '{"messages": [{"role": "user", …}, {"role": "assistant", …}]}'
+            )
+    if not rows:
+        raise InputError(f"{path} has no examples; a task is a .jsonl file of conversations")
+    return [row for _, row in rows]
+
+
+def _is_answered(messages: Any) -> bool:
+    """Say whether these are messages of which the last one is an answer."""
+    if not isinstance(messages, list) or len(cast(list[Any], messages)) < 2:
+        return False
+    if not all(isinstance(each, dict) for each in cast(list[Any], messages)):
+        return False
+    last = cast(list[Message], messages)[-1]
+    return last.get("role") == "assistant" and isinstance(last.get("content"), str)
 
 
 def documents(path: Path, render: Render) -> Iterator[str]:

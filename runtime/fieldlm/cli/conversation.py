@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, UnavailableError
 from fieldlm.engines import Outcome, Sampling
+from fieldlm.engines.sampling import RANGES
 from fieldlm.inference.model import Model
 from fieldlm.network.http_client import HttpClient, server_at
 
@@ -38,12 +39,18 @@ Say = Callable[[list[dict[str, Any]], Sampling], Generator[Piece]]
 """Answers a conversation; raises a FieldlmError when there is no answer. Closing it early stops the answer."""
 
 
+MAX_TOKENS, TEMPERATURE = options.whole(1), options.real(*RANGES["temperature"])
+SEED = options.whole(*options.SEED)
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-tokens", type=int, default=512, help="the longest answer")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is always the same answer")
-    parser.add_argument("--seed", type=int, help="random seed; the same one gives the same answer")
-    parser.add_argument("--threads", type=int, help="threads that compute; the physical cores when left out")
-    parser.add_argument("--context", type=int, help="tokens of prompt and answer together")
+    parser.add_argument("--max-tokens", type=MAX_TOKENS, default=512, help="the longest answer")
+    parser.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0 is always the same answer")
+    parser.add_argument("--seed", type=SEED, help="random seed; the same one gives the same answer")
+    parser.add_argument(
+        "--threads", type=options.whole(*options.THREADS), help="threads that compute; the physical cores when left out"
+    )
+    parser.add_argument("--context", type=options.whole(*options.CONTEXT), help="tokens of prompt and answer together")
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
@@ -118,8 +125,9 @@ def talk(args: argparse.Namespace, *, as_json: bool) -> int:
             say = in_process(stack.enter_context(open_model(args)))
         else:
             say = over_http(server_at(getattr(args, "url", None)))
-        Conversation(say, sampling_of(args), as_json=as_json).hold()
-    return 0
+        conversation = Conversation(say, sampling_of(args), as_json=as_json)
+        conversation.hold()
+    return 1 if conversation.answers and all("error" in each for each in conversation.answers) else 0
 
 
 @dataclass
@@ -135,9 +143,12 @@ class Conversation:
 
     def hold(self) -> None:
         """Converse to the end."""
+        with suppress(AttributeError):
+            # Odd bytes are refused with their line; read strictly, they would end the conversation.
+            sys.stdin.reconfigure(errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
         with suppress(ImportError):
             import_module("readline")  # gives `input` a history and line editing
-        self._read_all(is_person=sys.stdin.isatty() and not self.as_json)
+        self._read_all(is_person=bool(sys.stdin) and sys.stdin.isatty() and not self.as_json)
         if self.as_json:
             terminal.show({"answers": self.answers}, "", as_json=True)
 
@@ -203,11 +214,14 @@ class Conversation:
 
     def _set(self, *words: str) -> None:
         """Change one setting of the sampling, or say what they are."""
-        kinds: dict[str, Callable[[str], float]] = {"temperature": float, "max-tokens": int, "seed": int}
+        kinds: dict[str, Callable[[str], float]] = {"temperature": TEMPERATURE, "max-tokens": MAX_TOKENS, "seed": SEED}
         try:
             if words:
                 name, value = words
                 self.sampling = replace(self.sampling, **{name.replace("-", "_"): kinds[name](value)})
+        except argparse.ArgumentTypeError as error:
+            self._tell(f"/set {words[0]}: {error}")
+            return
         except (ValueError, KeyError):
             self._tell(f"/set {' '.join(words)}: want temperature, max-tokens or seed, and a number")
             return
@@ -217,13 +231,21 @@ class Conversation:
 
 
 def _read(prompt: str) -> str:
-    """Return one message: a line, or all lines between two marks. Raises EOFError at the end of the input."""
+    """Return one message: a line, or all lines between two marks. Raises EOFError at the end of the input.
+
+    A long message that the input ends in is whole with that.
+    """
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise EOFError  # closed, as cron or a supervisor may have it
     line = input(prompt).strip()
     if not line.startswith(LONG):
         return line
     lines = [line.removeprefix(LONG)]
     while not lines[-1].rstrip().endswith(LONG):
-        lines.append(input(". " if prompt else ""))
+        try:
+            lines.append(input(". " if prompt else ""))
+        except EOFError:
+            break
     lines[-1] = lines[-1].rstrip().removesuffix(LONG)
     return "\n".join(lines).strip()
 
