@@ -53,7 +53,7 @@ def test_what_is_not_built_is_refused_by_its_name_and_what_says_nothing_passes(k
     for name in REFUSED.keys() - set(kind.__struct_fields__):
         for value in (7, "x", SCHEMA, ["x"], -0.5):
             assert refused(kind, **{name: value}) == name
-        for value in (None, False, "", {}, *SAYS_NOTHING.get(name, ())):
+        for value in (None, False, "", [], *SAYS_NOTHING.get(name, ())):
             assert refused(kind, **{name: value}) is None
 
 
@@ -67,8 +67,9 @@ def test_what_changes_no_answer_passes(kind: type[Any]) -> None:
     ("kind", "given", "name"),
     [
         (ResponsesRequest, {"response_format": FORM}, "response_format"),
-        (CompletionRequest, {"response_format": FORM}, None),
         (ChatRequest, {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}}, "text"),
+        (ChatRequest, {"guided_json": {}}, "guided_json"),
+        (ChatRequest, {"options": {}}, None),
         (ChatRequest, {"max_output_tokens": 8}, "max_output_tokens"),
         (ResponsesRequest, {"max_completion_tokens": 8}, "max_completion_tokens"),
         (ResponsesRequest, {"max_tokens": 8}, "max_tokens"),
@@ -83,6 +84,8 @@ def test_a_form_a_length_or_a_choice_under_another_name_is_not_dropped(
     kind: type[Any], given: dict[str, Any], name: str | None
 ) -> None:
     assert refused(kind, **given) == name
-    if name is None:
-        asked = parse(json.dumps(BODIES[kind] | given).encode(), kind)
-        assert [rule.kind for rule in asked.rules().values()] == ["json_schema"]
+
+
+def test_a_completion_has_the_form_that_is_asked_for() -> None:
+    asked = parse(json.dumps({"prompt": "Hi", "response_format": FORM}).encode(), CompletionRequest)
+    assert [rule.kind for rule in asked.rules().values()] == ["json_schema"]

@@ -65,6 +65,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def test_what_cannot_fit_is_refused_before_it_is_tokenised(kiosk: Kiosk) -> None:
+    for role, text in (("user", " " * 3_000_000), ("user", "word " * 90_000)):
+        error = kiosk.ask(messages=[{"role": role, "content": text}]).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "at least" in error["message"]
+        assert "maximum context length" in error["message"]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 8000
+    assert kiosk.ask(messages=turns).json()["error"]["code"] == "context_length_exceeded"
+    predicted = {"type": "content", "content": "x" * 3_000_000}
+    assert kiosk.ask(prediction=predicted).json()["error"]["param"] == "prediction"
+    vectors = kiosk.client.post("/v1/embeddings", json={"input": ["a", "x" * 3_000_000]}).json()["error"]
+    assert (vectors["param"], "at least" in vectors["message"]) == ("input", True)
+
+
 def events(response: httpx.Response) -> Iterator[Any]:
     for line in response.iter_lines():
         if line:

@@ -10,8 +10,8 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm.engines import Engine, EngineOptions, Sampling, open_engine
 from fieldlm.engines.constraint import CACHED_BYTES, Grammars, Rule, grammars
-from fieldlm.engines.json_numbers import DIGITS, EXPONENT_DIGITS, DigitTable, NumberBound
-from fieldlm.engines.json_schema import checked, loosened
+from fieldlm.engines.rules.json_numbers import DIGITS, EXPONENT_DIGITS, DigitTable, NumberBound
+from fieldlm.engines.rules.json_schema import checked, loosened
 from fieldlm.formats.bundle import Bundle
 
 BIG = 2**53 + 1

@@ -105,7 +105,7 @@ SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "verbosity": ("medium",),
     "detokenize": (True,),
-    "text": ({"format": {"type": "text"}},),
+    "text": ({}, {"format": {"type": "text"}}),
     "num_beams": (1,),
     "beam_width": (1,),
     "add_special_tokens": (True, False),
@@ -117,7 +117,7 @@ SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "truncation": ("disabled",),
 }
-"""Values of refused parameters that ask for what is done anyway; so does none, 0, false and what is empty."""
+"""Values of refused names that ask for what is done anyway; so do null, 0, false, and what is empty but no schema."""
 _TELLING = re.compile(
     r"schema|grammar|regex|guided|json|ebnf|lark|format|constrain|structur|pattern"
     r"|token|length|predict|stop|eos|limit"
@@ -142,4 +142,5 @@ def _says_something(name: str, given: Mapping[str, msgspec.Raw]) -> bool:
     if name not in REFUSED and not _TELLING.search(name.lower()):
         return False
     value = msgspec.json.decode(given[name])
-    return bool(value) and value not in SAYS_NOTHING.get(name, ())
+    is_empty_form = value == {} and REFUSED.get(name, FORM) == FORM  # a schema that any JSON is valid under
+    return (bool(value) or is_empty_form) and value not in SAYS_NOTHING.get(name, ())

@@ -10,7 +10,7 @@ import msgspec
 
 from fieldlm.core.errors import InputError
 from fieldlm.engines.constraint import CompiledRule, Rule
-from fieldlm.engines.json_schema import checked, loosened
+from fieldlm.engines.rules.json_schema import checked, loosened
 from fieldlm.inference.tool_calls import CLOSE, OPEN, Plain
 from fieldlm.network.json_api import ApiError
 

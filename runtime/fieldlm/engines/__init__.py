@@ -190,6 +190,10 @@ class Engine(Protocol):
         """
         ...
 
+    def least_tokens(self, text: str) -> int:
+        """Return a number of tokens that `text` has at least, in no time; 0 where a tokenizer may leave text out."""
+        ...
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`; special tokens have none."""
         ...

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.core.tasks import PROCESS
 from fieldlm.engines import Engine
-from fieldlm.engines.json_numbers import DigitTable, NumberBound
-from fieldlm.engines.json_schema import check_repeats, checked, parts
-from fieldlm.engines.rule_cache import RuleCache
+from fieldlm.engines.rules.json_numbers import DigitTable, NumberBound
+from fieldlm.engines.rules.json_schema import check_repeats, checked, parts
+from fieldlm.engines.rules.rule_cache import RuleCache
 
 Kind = Literal["json_schema", "json_object", "regex", "grammar"]
 Floats = NDArray[np.float32]

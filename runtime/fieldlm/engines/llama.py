@@ -148,6 +148,10 @@ class LlamaEngine:
     def tokenize(self, text: str) -> list[int]:
         return self._need().weights.tokenize(text)
 
+    def least_tokens(self, text: str) -> int:
+        """See `Engine.least_tokens`."""
+        return self._need().weights.length.least_tokens(text)
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self._need().weights.piece, tokens)).decode(errors="replace")
 

@@ -24,6 +24,7 @@ from fieldlm.engines import SEAM
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout
 from fieldlm.engines.prompt_lookup import MOST_ROWS
 from fieldlm.engines.sampling import Floats
+from fieldlm.engines.special_texts import SpecialText, SpecialTexts, TokenLength, byte_of_character
 from fieldlm.hardware.huge_pages import huge_pages
 from fieldlm.hardware.processor import check_processor
 
@@ -220,11 +221,50 @@ class LlamaWeights:
         is_end = _keeping(api.llama_vocab_is_eog, ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32)
         return frozenset(filter(functools.partial(is_end, self._vocab), range(self.vocabulary)))
 
-    def tokenize(self, text: str) -> list[int]:
-        return [token for piece in text.split(SEAM) for token in self._tokenize(piece)]
+    @functools.cached_property
+    def _specials(self) -> SpecialTexts | None:
+        """The tokens that are cut out here; None for a kind of tokenizer whose order nobody checked."""
+        if api.llama_vocab_type(self._vocab) not in (api.LLAMA_VOCAB_TYPE_SPM, api.LLAMA_VOCAB_TYPE_BPE):
+            return None
+        attributes = _keeping(api.llama_vocab_get_attr, ctypes.c_int, ctypes.c_void_p, ctypes.c_int32)
+        wanted = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED | api.LLAMA_TOKEN_ATTR_UNKNOWN
+        with self._held():
+            found = [(i, kind) for i in range(self.vocabulary) if (kind := attributes(self._vocab, i)) & wanted]
+            return SpecialTexts(
+                SpecialText(
+                    api.llama_vocab_get_text(self._vocab, token),
+                    token,
+                    bool(kind & api.LLAMA_TOKEN_ATTR_LSTRIP),
+                    bool(kind & api.LLAMA_TOKEN_ATTR_RSTRIP),
+                )
+                for token, kind in found
+            )
 
-    def _tokenize(self, text: str) -> list[int]:
-        data = text.encode()
+    @functools.cached_property
+    def length(self) -> TokenLength:
+        """How much text a token can stand for."""
+        if self._specials is None or self._specials.shrinks:
+            return TokenLength()
+        with self._held():
+            texts: list[bytes] = [api.llama_vocab_get_text(self._vocab, token) for token in range(self.vocabulary)]
+        # A byte is a character of its own here, and in SentencePiece a space has three bytes: never too short.
+        longest = max(map(len, texts))
+        if api.llama_vocab_type(self._vocab) == api.LLAMA_VOCAB_TYPE_SPM:
+            return TokenLength(longest)
+        spelt = frozenset(texts)
+        lost = (byte for character, byte in byte_of_character().items() if character.encode() not in spelt)
+        return TokenLength(longest, b"".join(lost))
+
+    def tokenize(self, text: str) -> list[int]:
+        return [token for piece in text.split(SEAM) for token in self._whole(piece.encode())]
+
+    def _whole(self, data: bytes) -> list[int]:
+        if self._specials is None:
+            return self._tokenize(data)
+        pieces = self._specials.split(data)
+        return [token for piece in pieces for token in ([piece] if isinstance(piece, int) else self._tokenize(piece))]
+
+    def _tokenize(self, data: bytes) -> list[int]:
         room = len(data) + 8
         tokens = (ctypes.c_int32 * room)()
         with self._held():

@@ -167,6 +167,10 @@ class OnnxEngine:
     def tokenize(self, text: str) -> list[int]:
         return self._vocabulary.encode(text)
 
+    def least_tokens(self, text: str) -> int:
+        """See `Engine.least_tokens`."""
+        return self._vocabulary.length.least_tokens(text)
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._vocabulary.decode(tokens)
 

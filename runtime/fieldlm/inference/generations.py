@@ -229,6 +229,9 @@ class _Evicted:
     def tokenize(self, text: str) -> list[int]:
         raise self._error()
 
+    def least_tokens(self, text: str) -> int:
+        raise self._error()
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         raise self._error()
 

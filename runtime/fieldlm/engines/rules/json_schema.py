@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines.schema_dialects import EXACT, plain
+from fieldlm.engines.rules.schema_dialects import EXACT, plain
 
 MAX_DEPTH = 48  # schemas within schemas
 MAX_PARTS = 5000  # schemas in all: each may refer to the next, and a compiler goes down into all of them
