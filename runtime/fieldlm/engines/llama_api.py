@@ -230,14 +230,9 @@ class LlamaWeights:
         wanted = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED | api.LLAMA_TOKEN_ATTR_UNKNOWN
         with self._held():
             found = [(i, kind) for i in range(self.vocabulary) if (kind := attributes(self._vocab, i)) & wanted]
+            text, left, right = api.llama_vocab_get_text, api.LLAMA_TOKEN_ATTR_LSTRIP, api.LLAMA_TOKEN_ATTR_RSTRIP
             return SpecialTexts(
-                SpecialText(
-                    api.llama_vocab_get_text(self._vocab, token),
-                    token,
-                    bool(kind & api.LLAMA_TOKEN_ATTR_LSTRIP),
-                    bool(kind & api.LLAMA_TOKEN_ATTR_RSTRIP),
-                )
-                for token, kind in found
+                SpecialText(text(self._vocab, i), i, bool(kind & left), bool(kind & right)) for i, kind in found
             )
 
     @functools.cached_property
