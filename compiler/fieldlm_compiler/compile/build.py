@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.logs import logger
@@ -30,10 +30,13 @@ from fieldlm_compiler.pipeline.pack import check_out
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import ray_pool
 from fieldlm_compiler.search.searchable import Shareable, searchable
+from fieldlm_compiler.verify.corpus import check_sources
 from fieldlm_compiler.verify.limits import PRESETS, Limits, SearchRequest
 
 log = logger(__name__)
 
+LEAST_JUDGED = 8  # examples of a task; fewer judge nothing
+AMOUNT = options.real(0, above=True)
 COLUMNS = ("candidate", "MB", "bits/weight", "as full", "KL", "tokens/s here")
 
 
@@ -111,6 +114,7 @@ def _check_request(request: SearchRequest, fmt: Format, *, with_adapter: bool, w
     rest = replace(request, task=None, limits=replace(request.limits, min_task=None))
     if with_adapter and rest.is_wanted:
         raise InputError("the base has its types already: --adapter goes with --task and --min-task, not with others")
+    check_sources(request.calibration, request.task, least=1 if with_adapter else LEAST_JUDGED)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,6 +130,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str, Any]:
+    request = _request(args)
     compile_model(
         args.model,
         profile=profile,
@@ -138,7 +143,7 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         fmt=args.format,
         name=args.name,
         system_prompt=args.system_prompt,
-        request=_request(args),
+        request=request,
         licences=args.licence_allow,
         compare=args.compare,
     )
@@ -180,30 +185,38 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--profile", action="append", default=[], help="the kind of device; none: this machine; may be repeated"
     )
-    parser.add_argument("--out", type=Path, help="folder of the bundle; by default named after model and profile")
+    parser.add_argument(
+        "--out", type=options.new_folder, help="folder of the bundle; by default named after model and profile"
+    )
     parser.add_argument(
         "--format", choices=sorted(formats()), default=DEFAULT, help="what the engine on the device reads"
     )
     parser.add_argument("--quant", action="append", default=[], help="a candidate, best first; may be repeated")
     parser.add_argument(
-        "--calibration", action="append", default=[], type=Path, metavar="FILE",
+        "--calibration", action="append", default=[], type=options.existing_file, metavar="FILE",
         help="text, conversations (.jsonl) or collected sums (.gguf) to choose types by; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--task", type=Path, metavar="JSONL", help="conversations whose last answers are right")
-    parser.add_argument("--max-bundle-mb", type=float, metavar="MB", help="the best mixture of types this small")
-    parser.add_argument("--max-ram-mb", type=float, metavar="MB", help="weights, cache and buffers together")
-    parser.add_argument("--min-tokens-per-s", type=float, metavar="N", help="for one answer, on this machine")
-    parser.add_argument("--max-kl", type=float, metavar="NATS", help="mean divergence from full weights, per token")
     parser.add_argument(
-        "--min-task",
-        type=float,
-        metavar="SHARE",
-        help="least share of the full weights' right answers to keep (with --task)",
+        "--task", type=options.existing_file, metavar="JSONL", help="conversations whose last answers are right"
     )
+    parser.add_argument("--max-bundle-mb", type=AMOUNT, metavar="MB", help="the best mixture of types this small")
+    parser.add_argument("--max-ram-mb", type=AMOUNT, metavar="MB", help="weights, cache and buffers together")
+    parser.add_argument("--min-tokens-per-s", type=options.real(0), metavar="N", help="for one answer, on this machine")
+    parser.add_argument("--max-kl", type=AMOUNT, metavar="NATS", help="mean divergence from full weights, per token")
+    parser.add_argument(
+        "--min-task", type=options.real(0, 1), metavar="SHARE",
+        help="least share of the full weights' right answers to keep (with --task)",
+    )  # fmt: skip
     parser.add_argument("--ray", metavar="ADDRESS", help="let a Ray cluster make and measure the candidates")
-    parser.add_argument("--merge", type=Path, metavar="PEFT", help="fold this adapter into the weights")
-    parser.add_argument("--adapter", type=Path, metavar="PEFT", help="make a small bundle of this adapter")
-    parser.add_argument("--base-bundle", type=Path, metavar="BUNDLE", help="the bundle that --adapter is for")
+    parser.add_argument(
+        "--merge", type=options.existing_folder, metavar="PEFT", help="fold this adapter into the weights"
+    )
+    parser.add_argument(
+        "--adapter", type=options.existing_folder, metavar="PEFT", help="make a small bundle of this adapter"
+    )
+    parser.add_argument(
+        "--base-bundle", type=options.existing_folder, metavar="BUNDLE", help="the bundle that --adapter is for"
+    )
     parser.add_argument(
         "--compare", action=argparse.BooleanOptionalAction, default=True,
         help="with --adapter: make it merged, too, and say what either costs",
@@ -228,7 +241,9 @@ def _request(args: argparse.Namespace) -> SearchRequest:
         max_kl=args.max_kl,
         min_task=args.min_task,
     )
-    return SearchRequest(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
+    request = SearchRequest(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
+    _check_request(request, args.format, with_adapter=args.adapter is not None, with_quant=bool(args.quant))
+    return request
 
 
 def _profile(name: str) -> Profile:

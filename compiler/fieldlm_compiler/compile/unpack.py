@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import whole_folder
 from fieldlm.formats.bundle import MANIFEST, open_bundle
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the folder."""
     parser = terminal.parser("unpack", "Write a model, or the base of a bundle, as a folder that can be tuned.")
     parser.add_argument("model", help="a bundle's folder, or what `fieldlm compile` takes")
-    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("out", type=options.new_folder, help="the folder to write")
     args = parser.parse_args(argv)
     checkpoint = unpack(args.model, args.out)
     facts = {"folder": str(args.out), "model": checkpoint.name, "parameters": checkpoint.parameters}

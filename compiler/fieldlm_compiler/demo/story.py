@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.logs import logger
@@ -332,7 +332,13 @@ def _parser() -> Any:
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes")
     parser.add_argument("--fresh", action="store_true", help="start over")
     parser.add_argument("--profile", default="", help="device profile (default: detected)")
-    parser.add_argument("--sentences", type=int, default=StorySize.sentences, help="what training customers say")
-    parser.add_argument("--held-out", type=int, default=StorySize.held_out, help="what held-out customers say")
-    parser.add_argument("--epochs", type=float, default=StorySize.epochs, help="passes over the dataset")
+    parser.add_argument(
+        "--sentences", type=options.whole(1), default=StorySize.sentences, help="what training customers say"
+    )
+    parser.add_argument(
+        "--held-out", type=options.whole(1), default=StorySize.held_out, help="what held-out customers say"
+    )
+    parser.add_argument(
+        "--epochs", type=options.real(0, 10_000, above=True), default=StorySize.epochs, help="passes over the dataset"
+    )
     return parser

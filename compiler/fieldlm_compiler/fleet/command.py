@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
@@ -104,11 +104,13 @@ def main(argv: Sequence[str]) -> int:
     parser = terminal.parser("fleet", "Show what a fleet is doing, out of the store of `fieldlm collect`.")
     parser.add_argument("device", nargs="?", help="show this device's own timeline")
     parser.add_argument("--store", required=True, metavar="FOLDER|delta:URI", help="where records are kept")
-    parser.add_argument("--last", type=int, default=50, help="records of a timeline")
+    parser.add_argument("--last", type=options.whole(1), default=50, help="records of a timeline")
     parser.add_argument("--serve", action="store_true", help=f"show it as a page on {HOST} until Ctrl-C")
-    parser.add_argument("--port", type=int, default=8095, help="of --serve; 0 takes a free one")
+    parser.add_argument(
+        "--port", type=options.whole(*options.PORT), default=8095, help="of --serve; 0 takes a free one"
+    )
     parser.add_argument("--otlp", metavar="URL", help="send answers as spans to an OTLP receiver, http://HOST:4318")
-    parser.add_argument("--since-h", type=float, default=24.0, help="of --otlp: no answers older than this")
+    parser.add_argument("--since-h", type=options.real(0), default=24.0, help="of --otlp: no answers older than this")
     args = parser.parse_args(argv)
     if args.last < 1:
         raise InputError(f"--last {args.last} shows nothing; write 1 or more")

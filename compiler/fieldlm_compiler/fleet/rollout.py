@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.formats.topics import parse_broker, release_topic
@@ -170,12 +170,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, metavar="REPOSITORY", help="the repository that offers the releases")
     parser.add_argument("--keys", default="", metavar="DIR", help="the publisher's keys; default: as configured")
     parser.add_argument(
-        "--patience", type=float, default=86_400.0, metavar="SECONDS", help="seconds until a device is judged"
+        "--patience", type=options.real(0), default=86_400.0, metavar="SECONDS", help="seconds until a device is judged"
     )
     parser.add_argument(
-        "--spread", type=float, default=3600.0, metavar="SECONDS", help="seconds to stagger a wave over"
+        "--spread",
+        type=options.real(0, 31_536_000),
+        default=3600.0,
+        metavar="SECONDS",
+        help="seconds to stagger a wave over",
     )
-    parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="seconds between two looks")
+    parser.add_argument(
+        "--every",
+        type=options.real(0, 86_400, above=True),
+        default=30.0,
+        metavar="SECONDS",
+        help="seconds between two looks",
+    )
     parser.add_argument("--once", action="store_true", help="look once and end, for a timer; start: do not look yet")
     parser.add_argument("--broker", default="", metavar="mqtt://HOST:PORT", help="tell devices through this broker")
     parser.add_argument("--fleet", default="default", help="fleet to notify")

@@ -19,7 +19,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.inference.tool_calls import CLOSE, OPEN
@@ -222,7 +222,9 @@ def main(argv: Sequence[str]) -> int:
     """Find the recurring tasks in curated examples."""
     parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.")
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl; the examples get their task there")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same tasks")
+    parser.add_argument(
+        "--seed", type=options.whole(0, 2**32 - 1), default=0, help="the same seed gives the same tasks"
+    )
     args = parser.parse_args(argv)
     with terminal.progress("find tasks"):
         tasks = cluster(args.examples, seed=args.seed)

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.inference.chat_template import Message, as_served
@@ -268,11 +268,13 @@ def main(argv: Sequence[str]) -> int:
     """Turn a store into labelled examples."""
     parser = terminal.parser("curate", "Turn a store of records into labelled examples.")
     parser.add_argument("store", help="what `fieldlm collect` filled: FOLDER, delta:URI or kafka:BROKERS/TOPIC")
-    parser.add_argument("--out", type=Path, required=True, help="folder for examples.jsonl and curate.json")
+    parser.add_argument(
+        "--out", type=options.new_folder, required=True, help="folder for examples.jsonl and curate.json"
+    )
     parser.add_argument(
         "--consent", action="append", default=[], metavar="TERM", help="a term of consent that allows training; repeat"
     )
-    parser.add_argument("--eval-share", type=float, default=EVAL_SHARE, help="share of customers held out")
+    parser.add_argument("--eval-share", type=options.real(0, 1), default=EVAL_SHARE, help="share of customers held out")
     args = parser.parse_args(argv)
     if not 0 <= args.eval_share < 1:
         raise InputError(f"--eval-share {args.eval_share} is no share; use 0 up to but not including 1")

@@ -14,13 +14,15 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder
+from fieldlm.core.logs import logger
 from fieldlm_compiler.learn.cluster import TASKS, Task
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
 from fieldlm_compiler.learn.tokenized import VERSION, read_lines
 
+log = logger(__name__)
 FORMAT = "fieldlm.dataset/1"
 DOCUMENT = "dataset.json"
 SPLITS = ("train", "eval")
@@ -120,11 +122,16 @@ def main(argv: Sequence[str]) -> int:
     """Write a dataset that is named by its content."""
     parser = terminal.parser("dataset", "Turn examples into a dataset that is named by its content.")
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl, from curate and cluster")
-    parser.add_argument("--out", type=Path, required=True, help="folder of datasets")
+    parser.add_argument("--out", type=options.new_folder, required=True, help="folder of datasets")
     parser.add_argument("--task", default="", help="only this task, by its id or name")
     args = parser.parse_args(argv)
     folder = dataset(args.examples, args.out, task=args.task)
     document: dict[str, Any] = msgspec.json.decode((folder / "dataset.json").read_bytes())
     text = f"{folder}: {document['train']} train, {document['eval']} eval, {len(document['tasks'])} tasks"
+    if not document["eval"]:
+        log.warning(
+            f"! {folder} has no eval example: what is tuned on it cannot be evaluated; "
+            "collect from more customers, or hold more of them out: fieldlm curate --eval-share"
+        )
     terminal.show(document | {"folder": str(folder)}, text, as_json=args.json)
     return 0

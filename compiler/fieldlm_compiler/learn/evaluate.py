@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fieldlm.core import terminal
-from fieldlm.core.errors import UnavailableError
+from fieldlm.core import options, terminal
+from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.network.http_client import HttpClient, server_at
-from fieldlm_compiler.learn.tokenized import read_lines
+from fieldlm_compiler.learn.tokenized import DatasetLine, read_lines
 
 Messages = Sequence[dict[str, Any]]
 
@@ -139,11 +139,26 @@ def score(
 
 
 def read_examples(path: Path) -> list[Question]:
-    """Read a dataset file: every line's messages but the last, what that one says or calls, and the tools at hand."""
-    rows: list[dict[str, Any]] = [msgspec.json.decode(line) for line in read_lines(path)]
-    return [
-        Question(_as_sent(row["messages"][:-1]), said(row["messages"][-1]), tuple(row.get("tools", ()))) for row in rows
-    ]
+    """Read a dataset file: every line's messages but the last, what that one says or calls, and the tools at hand.
+
+    Raises InputError for a line that is no example, and when there is none.
+    """
+    questions: list[Question] = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            row = msgspec.json.decode(line, type=DatasetLine)
+            questions.append(Question(_as_sent(row.messages[:-1]), said(row.messages[-1]), tuple(row.tools or ())))
+        except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"example {number} of {path} is no conversation with its answer at the end ({error}); make the file "
+                "with: fieldlm dataset EXAMPLES --out DIR"
+            ) from error
+    if not questions:
+        raise InputError(
+            f"{path} has no examples, so nothing can be counted; with few customers nobody is held out: "
+            "fieldlm curate --eval-share raises their share"
+        )
+    return questions
 
 
 def said(message: dict[str, Any]) -> str:
@@ -184,7 +199,7 @@ def _parser() -> Any:
     parser = terminal.parser("evaluate", "Ask a running server every example and count the exact matches.")
     parser.add_argument("file", type=Path, help="eval.jsonl of a dataset")
     parser.add_argument("--url", help="the server: http, https or unix:/PATH; default: as configured")
-    parser.add_argument("--clients", type=int, default=4, help="how many ask at the same time")
-    parser.add_argument("--max-tokens", type=int, default=96, help="longest answer")
-    parser.add_argument("--at-least", type=float, default=0.0, help="exit 1 when the share is lower")
+    parser.add_argument("--clients", type=options.whole(1, 256), default=4, help="how many ask at the same time")
+    parser.add_argument("--max-tokens", type=options.whole(1), default=96, help="longest answer")
+    parser.add_argument("--at-least", type=options.real(0, 1), default=0.0, help="exit 1 when the share is lower")
     return parser

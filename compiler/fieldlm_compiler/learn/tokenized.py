@@ -40,7 +40,7 @@ class TokenizedSplit:
     dropped: dict[str, int]
 
 
-class _Line(msgspec.Struct, frozen=True, kw_only=True):
+class DatasetLine(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of a line: messages of which the last one is the answer, and the tools at hand."""
 
     messages: list[Message]
@@ -109,7 +109,7 @@ class _Writer:
 
     def example(self, line: bytes, max_tokens: int) -> TokenizedExample | Skipped:
         try:
-            found = msgspec.json.decode(line, type=_Line)
+            found = msgspec.json.decode(line, type=DatasetLine)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return "unreadable"
         if not found.messages:

@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_whole
 from fieldlm.core.logs import logger
 from fieldlm_compiler.checkpoints.checkpoint import folder_digest, weight_files
-from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
+from fieldlm_compiler.learn.tokenized import TokenizedExample, TokenizedSplit, read_examples
 from fieldlm_compiler.learn.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
 
 log = logger(__name__)
@@ -74,17 +74,16 @@ def tune(
     Raises InputError when a file is missing or no example is left, MissingDependencyError when PyTorch does not see the
     device that is asked for.
     """
+    train, held_out = _splits(dataset, checkpoint, recipe)
+    base_sha256 = _base_sha256(checkpoint)
+    # PyTorch takes seconds to import: what can be refused without it has been.
     prepare()
     import torch
 
     torch.manual_seed(recipe.seed)
-    train = read_examples(dataset / "train.jsonl", checkpoint, recipe.max_tokens)
-    held_out = read_examples(dataset / "eval.jsonl", checkpoint, recipe.max_tokens)
-    for name, count in (Counter(train.dropped) + Counter(held_out.dropped)).items():
-        log.info(f"  left out: {count} {name}")
     sources = {
         "recipe": asdict(recipe),
-        "base_sha256": _base_sha256(checkpoint),
+        "base_sha256": base_sha256,
         "dataset_sha256": sha256_file(dataset / "train.jsonl"),
     }
     with kept_memory():
@@ -118,6 +117,18 @@ def tune(
         write_whole(folder / "tune.json", canonical_json(document))
     run.forget()
     return document
+
+
+def _splits(dataset: Path, checkpoint: Path, recipe: TrainingRecipe) -> tuple[TokenizedSplit, TokenizedSplit]:
+    """Return what is trained on and what is held out, and say what is left out."""
+    train, held_out = (
+        read_examples(dataset / f"{split}.jsonl", checkpoint, recipe.max_tokens) for split in ("train", "eval")
+    )
+    for name, count in (Counter(train.dropped) + Counter(held_out.dropped)).items():
+        log.info(f"  left out: {count} {name}")
+    if not train.examples:
+        raise InputError(f"{dataset / 'train.jsonl'} has no examples; make a dataset with: fieldlm dataset EXAMPLES")
+    return train, held_out
 
 
 def _base_sha256(checkpoint: Path) -> str:
@@ -250,17 +261,37 @@ def bfloat16_gain() -> float:
 def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
     parser = terminal.parser("tune", "Fine-tune a checkpoint on a dataset; writes a LoRA adapter.")
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder of the base")
-    parser.add_argument("--dataset", type=Path, required=True, help="folder with train.jsonl and eval.jsonl")
-    parser.add_argument("--out", type=Path, required=True, help="where the adapter goes")
-    parser.add_argument("--rank", type=int, default=TrainingRecipe.rank, help="LoRA rank")
-    parser.add_argument("--epochs", type=float, default=TrainingRecipe.epochs, help="passes over the examples")
-    parser.add_argument("--batch", type=int, default=TrainingRecipe.batch, help="examples a step")
-    parser.add_argument("--learning-rate", type=float, default=TrainingRecipe.learning_rate, help="peak learning rate")
+    parser.add_argument("checkpoint", type=options.existing_folder, help="Hugging Face folder of the base")
     parser.add_argument(
-        "--max-tokens", type=int, default=TrainingRecipe.max_tokens, help="longer examples are left out"
+        "--dataset", type=options.existing_folder, required=True, help="folder with train.jsonl and eval.jsonl"
     )
-    parser.add_argument("--seed", type=int, default=TrainingRecipe.seed, help="order of examples and first weights")
+    parser.add_argument("--out", type=options.new_folder, required=True, help="where the adapter goes")
+    parser.add_argument("--rank", type=options.whole(1, 4096), default=TrainingRecipe.rank, help="LoRA rank")
+    parser.add_argument(
+        "--epochs",
+        type=options.real(0, 10_000, above=True),
+        default=TrainingRecipe.epochs,
+        help="passes over the examples",
+    )
+    parser.add_argument("--batch", type=options.whole(1, 65_536), default=TrainingRecipe.batch, help="examples a step")
+    parser.add_argument(
+        "--learning-rate",
+        type=options.real(0, 1, above=True),
+        default=TrainingRecipe.learning_rate,
+        help="peak learning rate",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=options.whole(1, options.CONTEXT[1]),
+        default=TrainingRecipe.max_tokens,
+        help="longer examples are left out",
+    )
+    parser.add_argument(
+        "--seed",
+        type=options.whole(*options.SEED),
+        default=TrainingRecipe.seed,
+        help="order of examples and first weights",
+    )
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     args = parser.parse_args(argv)

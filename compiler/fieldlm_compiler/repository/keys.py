@@ -15,7 +15,7 @@ import msgspec
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors, write_whole
@@ -231,8 +231,14 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys; default: as configured")
     where = "where root keys lie that are kept apart: a folder or a PEM; may be said again"
     parser.add_argument("--root-keys", type=Path, action="append", default=[], metavar="PATH", help=where)
-    parser.add_argument("--root", type=int, default=1, metavar="N", help="create: how many root keys")
-    parser.add_argument("--threshold", type=int, default=0, metavar="N", help="how many root keys have to sign")
+    parser.add_argument("--root", type=options.whole(1, 100), default=1, metavar="N", help="create: how many root keys")
+    parser.add_argument(
+        "--threshold",
+        type=options.whole(1, 100, zero=True),
+        default=0,
+        metavar="N",
+        help="how many root keys have to sign",
+    )
     parser.add_argument("--key", default="", help="rotate: the old key, where the role has several")
     parser.add_argument("--to", type=Path, metavar="REPOSITORY", help="the repository whose keys change")
     args = parser.parse_args(argv)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
@@ -138,14 +138,24 @@ def _parse(argv: Sequence[str]) -> Any:
     parser = terminal.parser("release", "Show what a repository offers, and offer it to more, to nobody new, or never.")
     parser.add_argument("what", choices=("show", "promote", "pause", "pull"), help="what to do")
     parser.add_argument("profile", nargs="?", default="", help="whose release")
-    parser.add_argument("seq", nargs="?", type=int, default=0, help="its number; the newest without")
-    parser.add_argument("--to", type=Path, required=True, metavar="REPOSITORY", help="the repository")
+    parser.add_argument("seq", nargs="?", type=options.whole(1), default=0, help="its number; the newest without")
+    parser.add_argument(
+        "--to", type=options.existing_folder, required=True, metavar="REPOSITORY", help="the repository"
+    )
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys; default: as configured")
     parser.add_argument(
-        "--share", type=float, default=100.0, metavar="PERCENT", help="promote: percent of the profile's devices"
+        "--share",
+        type=options.real(0, 100),
+        default=100.0,
+        metavar="PERCENT",
+        help="promote: percent of the profile's devices",
     )
     parser.add_argument(
-        "--spread", type=float, default=0.0, metavar="SECONDS", help="promote: seconds to stagger the start over"
+        "--spread",
+        type=options.real(0, 31_536_000),
+        default=0.0,
+        metavar="SECONDS",
+        help="promote: seconds to stagger the start over",
     )
     parser.add_argument("--reason", default="", help="pull: why, for people")
     return parser.parse_args(argv)

@@ -15,7 +15,7 @@ import msgspec
 
 from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.tensor_chunks import chunk_sizes, cut
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
@@ -195,17 +195,27 @@ def main(argv: Sequence[str]) -> int:
     parser = terminal.parser("publish", "Offer a bundle to the devices of its profile.")
     parser.add_argument("bundle", type=Path, help="the folder that `fieldlm compile` made")
     parser.add_argument(
-        "--to", type=Path, required=True, metavar="REPOSITORY", help="folder; made when it is not there"
+        "--to", type=options.new_folder, required=True, metavar="REPOSITORY", help="folder; made when it is not there"
     )
     parser.add_argument("--profile", default="", help="refuse unless the bundle is for this profile")
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys, made on first use; default: as configured")
-    parser.add_argument("--min-seq", type=int, help="devices that take this release never go back below that one")
+    parser.add_argument(
+        "--min-seq", type=options.whole(0), help="devices that take this release never go back below that one"
+    )
     parser.add_argument("--notes", default="", help="a line for people")
     parser.add_argument(
-        "--share", type=float, default=100.0, metavar="PERCENT", help="percent of the profile's devices, to begin with"
+        "--share",
+        type=options.real(0, 100),
+        default=100.0,
+        metavar="PERCENT",
+        help="percent of the profile's devices, to begin with",
     )
     parser.add_argument(
-        "--spread", type=float, default=0.0, metavar="SECONDS", help="seconds to stagger the start over"
+        "--spread",
+        type=options.real(0, 31_536_000),
+        default=0.0,
+        metavar="SECONDS",
+        help="seconds to stagger the start over",
     )
     parser.add_argument(
         "--announce", default="", metavar="mqtt://HOST:PORT", help="tell the devices through this broker"

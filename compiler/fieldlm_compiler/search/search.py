@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from fieldlm.bench.calibration import BESIDE_MB
-from fieldlm.core.errors import GateError, InputError
+from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import CacheTypes, Gate, Manifest
@@ -156,8 +156,6 @@ class Search:
             self.corpus = Corpus(learn=own.learn, hold=own.hold, sums=self.corpus.sums if self.corpus else ())
         # What prompts were taken from is not what the task is judged by.
         judged = task if texts else task[1::2]
-        if request.task and len(judged) < 8:
-            raise InputError(f"{request.task} has {len(task)} examples; 16 are the fewest that can judge anything")
         searched, self.final = apart_for_the_end(judged)
         self.examples = searched[:: max(1, len(searched) // TASK_EXAMPLES)][:TASK_EXAMPLES]
 

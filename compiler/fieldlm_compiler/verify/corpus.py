@@ -82,11 +82,45 @@ def read_corpus(
     return Corpus(learn=_in_turn(learn), hold=_in_turn(hold), sums=sums)
 
 
+def check_sources(calibration: Sequence[Path], task: Path | None, *, least: int) -> None:
+    """Raise InputError for files that can be refused without a model: it would else come after minutes of work.
+
+    A task judges by `least` examples or more; it also gives the prompts where `calibration` names no text, then by
+    twice as many.
+    """
+    for path in calibration:
+        if path.suffix == SUMS:
+            read_imatrix(path)
+        elif not any(text.strip() or path.suffix == ".jsonl" for text in documents(path, lambda messages: "")):
+            raise InputError(f"{path} is empty; name a file with text")
+    if task is not None:
+        count = len(_task_rows(task))
+        least *= 1 if any(path.suffix != SUMS for path in calibration) else 2
+        if count < least:
+            raise InputError(f"{task} has {count} examples; {least} are the fewest that can judge anything")
+
+
 def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequence[int]) -> list[TaskExample]:
     """Return the examples in the `.jsonl` file `path`: the last message of each is the right answer.
 
     Raises InputError when a line is no conversation or does not end with an answer.
     """
+    rows = _task_rows(path)
+    asked = [render(row["messages"][:-1]) for row in rows]
+    whole = [render(row["messages"]) for row in rows]
+    pairs = zip(json_tokens(checkpoint.folder, asked), json_tokens(checkpoint.folder, whole), strict=True)
+    return [
+        TaskExample(
+            messages=row["messages"][:-1],
+            answer=row["messages"][-1]["content"],
+            prompt_tokens=prompt,
+            answer_tokens=_until_stop(full[len(prompt) :], stops),
+        )
+        for row, (prompt, full) in zip(rows, pairs, strict=True)
+    ]
+
+
+def _task_rows(path: Path) -> list[dict[str, Any]]:
     rows = [*_rows(path)]
     for number, row in rows:
         messages = row.get("messages")
@@ -98,18 +132,7 @@ def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequenc
             )
     if not rows:
         raise InputError(f"{path} has no examples; a task is a .jsonl file of conversations")
-    asked = [render(row["messages"][:-1]) for _, row in rows]
-    whole = [render(row["messages"]) for _, row in rows]
-    pairs = zip(json_tokens(checkpoint.folder, asked), json_tokens(checkpoint.folder, whole), strict=True)
-    return [
-        TaskExample(
-            messages=row["messages"][:-1],
-            answer=row["messages"][-1]["content"],
-            prompt_tokens=prompt,
-            answer_tokens=_until_stop(full[len(prompt) :], stops),
-        )
-        for (_, row), (prompt, full) in zip(rows, pairs, strict=True)
-    ]
+    return [row for _, row in rows]
 
 
 def _others(path: Path, render: Render, without: Sequence[Sequence[Message]]) -> list[str]:

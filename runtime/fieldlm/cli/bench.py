@@ -8,7 +8,7 @@ import msgspec
 
 from fieldlm.bench.bench import bench, describe, document
 from fieldlm.bench.measure import Spec
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.config import load_config
 from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.profile import load_profile
@@ -20,15 +20,30 @@ def main(argv: Sequence[str]) -> int:
     """Measure bundles one after the other and print what came out."""
     parser = terminal.parser("bench", "Measure how fast a bundle is on this machine.")
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folders of bundles")
-    parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="tokens of the prompt")
-    parser.add_argument("--gen-tokens", type=int, default=128, metavar="N", help="tokens of the answer")
-    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="how often to measure")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: those that serve would use")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="random seed of the prompts")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=options.whole(1, options.CONTEXT[1]),
+        default=512,
+        metavar="N",
+        help="tokens of the prompt",
+    )
+    parser.add_argument(
+        "--gen-tokens", type=options.whole(1, options.CONTEXT[1]), default=128, metavar="N", help="tokens of the answer"
+    )
+    parser.add_argument(
+        "--repetitions", type=options.whole(1, 10_000), default=5, metavar="N", help="how often to measure"
+    )
+    parser.add_argument(
+        "--threads",
+        type=options.whole(*options.THREADS, zero=True),
+        default=0,
+        metavar="N",
+        help="0: those that serve would use",
+    )
+    parser.add_argument(
+        "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
+    )
     args = parser.parse_args(argv)
-    for name in ("prompt_tokens", "gen_tokens", "repetitions"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}, want at least 1")
     bundles = [open_bundle(folder) for folder in args.bundles]
     config, found = load_config(), detect()
     # As `serve` would run it: what the settings say, else what fits this machine.

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, UnavailableError
 from fieldlm.engines import Outcome, Sampling
+from fieldlm.engines.sampling import RANGES
 from fieldlm.inference.model import Model
 from fieldlm.network.http_client import HttpClient, server_at
 
@@ -38,12 +39,18 @@ Say = Callable[[list[dict[str, Any]], Sampling], Generator[Piece]]
 """Answers a conversation; raises a FieldlmError when there is no answer. Closing it early stops the answer."""
 
 
+MAX_TOKENS, TEMPERATURE = options.whole(1), options.real(*RANGES["temperature"])
+SEED = options.whole(*options.SEED)
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-tokens", type=int, default=512, help="the longest answer")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is always the same answer")
-    parser.add_argument("--seed", type=int, help="random seed; the same one gives the same answer")
-    parser.add_argument("--threads", type=int, help="threads that compute; the physical cores when left out")
-    parser.add_argument("--context", type=int, help="tokens of prompt and answer together")
+    parser.add_argument("--max-tokens", type=MAX_TOKENS, default=512, help="the longest answer")
+    parser.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0 is always the same answer")
+    parser.add_argument("--seed", type=SEED, help="random seed; the same one gives the same answer")
+    parser.add_argument(
+        "--threads", type=options.whole(*options.THREADS), help="threads that compute; the physical cores when left out"
+    )
+    parser.add_argument("--context", type=options.whole(*options.CONTEXT), help="tokens of prompt and answer together")
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
@@ -203,11 +210,14 @@ class Conversation:
 
     def _set(self, *words: str) -> None:
         """Change one setting of the sampling, or say what they are."""
-        kinds: dict[str, Callable[[str], float]] = {"temperature": float, "max-tokens": int, "seed": int}
+        kinds: dict[str, Callable[[str], float]] = {"temperature": TEMPERATURE, "max-tokens": MAX_TOKENS, "seed": SEED}
         try:
             if words:
                 name, value = words
                 self.sampling = replace(self.sampling, **{name.replace("-", "_"): kinds[name](value)})
+        except argparse.ArgumentTypeError as error:
+            self._tell(f"/set {words[0]}: {error}")
+            return
         except (ValueError, KeyError):
             self._tell(f"/set {' '.join(words)}: want temperature, max-tokens or seed, and a number")
             return

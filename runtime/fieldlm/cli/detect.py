@@ -1,9 +1,8 @@
 """`fieldlm detect`: which device profile fits this machine, and why."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.hardware.detect import Detection, detect
 from fieldlm.hardware.limits import LIVE
 
@@ -12,7 +11,11 @@ def main(argv: Sequence[str]) -> int:
     """Say which profile fits this machine and why."""
     parser = terminal.parser("detect", "Name the device profile that fits this machine, with the evidence.")
     parser.add_argument(
-        "--sysroot", type=Path, default=LIVE, metavar="DIR", help="read another machine's /proc and /sys here"
+        "--sysroot",
+        type=options.existing_folder,
+        default=LIVE,
+        metavar="DIR",
+        help="read another machine's /proc and /sys here",
     )
     args = parser.parse_args(argv)
     found = detect(args.sysroot)

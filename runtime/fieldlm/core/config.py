@@ -21,6 +21,7 @@ from fieldlm.core import setting as check
 from fieldlm.core.errors import ConfigError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.logs import logger
+from fieldlm.core.options import CONTEXT, PARALLEL, THREADS
 from fieldlm.core.setting import Check, Setting, Telemetry
 
 NO_NETWORK = "none"
@@ -50,11 +51,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     fleet: Annotated[str, _device("the fleet it belongs to", check.topic_word, "default", "NAME")]
     profile: Annotated[str, _device("device profile; without one, what `fieldlm detect` finds", str, "", "NAME")]
     discovery: Annotated[bool, _device("announce it by mDNS, and find those around", check.switch, True)]
-    threads: Annotated[int, _engine("threads that decode; 0 is one a free core", check.number(1, 1024, zero=True), 0)]
+    threads: Annotated[int, _engine("threads that decode; 0 is one a free core", check.number(*THREADS, zero=True), 0)]
     context: Annotated[
-        int, _engine("tokens of prompt and answer; 0 is the profile's", check.number(128, 1_048_576, zero=True), 0)
+        int, _engine("tokens of prompt and answer; 0 is the profile's", check.number(*CONTEXT, zero=True), 0)
     ]
-    parallel: Annotated[int, _engine("answers at a time; 0 is the profile's", check.number(1, 64, zero=True), 0)]
+    parallel: Annotated[int, _engine("answers at a time; 0 is the profile's", check.number(*PARALLEL, zero=True), 0)]
     telemetry: Annotated[
         Telemetry,
         _usage(
@@ -132,7 +133,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         kind: dict[str, Any] = {"metavar": each.metavar or "N"}
         if each.check is check.switch:
             kind = {"action": argparse.BooleanOptionalAction}
-        default = "" if (words := default_words(name)) in ('""', "0", "false") else f" (default: {words})"
+        default = "" if (words := default_words(name)) in ('""', "0", "false", "[]") else f" (default: {words})"
         groups[each.group].add_argument(f"--{name.replace('_', '-')}", help=each.help + default, **kind)
 
 

@@ -114,6 +114,16 @@ def disk_errors(path: Path) -> Generator[None]:
         raise InputError(f"{path}: {error.strerror or error}") from error
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a file that somebody named; raises InputError for one that is not there or is no UTF-8."""
+    with disk_errors(path):
+        data = path.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8 (byte {error.start})") from error
+
+
 def free_mb(path: Path) -> int:
     """Return the free megabytes (1e6 bytes) of the file system that holds `path` or its nearest existing parent."""
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())

@@ -20,7 +20,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldlm.core.errors import MissingDependencyError
+from fieldlm.core.errors import InputError, MissingDependencyError
+from fieldlm.core.options import CONTEXT, PARALLEL, THREADS
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 
@@ -387,9 +388,13 @@ def engine_kind(name: str) -> EngineKind:
 def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
     """Load `bundle` with the engine it was made for.
 
-    Raises EngineError when the weights cannot be loaded, MissingDependencyError when the engine is not installed, or
-    not for the accelerator of the profile.
+    Raises InputError for options that no engine can run with, EngineError when the weights cannot be loaded,
+    MissingDependencyError when the engine is not installed, or not for the accelerator of the profile.
     """
+    for option, (least, most) in {"threads": THREADS, "context": CONTEXT, "parallel": PARALLEL}.items():
+        given = getattr(options, option)
+        if given is not None and (type(given) is not int or not least <= given <= most):
+            raise InputError(f"{option} is {given!r}, want a whole number, {least}–{most}")
     name = bundle.manifest.engine
     kind = engine_kind(name)
     try:

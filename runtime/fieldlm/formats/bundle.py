@@ -193,6 +193,8 @@ def open_bundle(folder: Path, *, trusted: frozenset[str] = frozenset(), digests:
     """
     path = folder / MANIFEST
     if not path.is_file():
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file, a bundle is a folder; make one with: fieldlm compile {folder}")
         hint = "it is unfinished or not a bundle" if folder.is_dir() else "there is no such folder"
         raise InputError(f"{folder} has no {MANIFEST}: {hint}; make one with: fieldlm compile MODEL --out {folder}")
     data = path.read_bytes()

@@ -61,9 +61,14 @@ class ChatTemplate:
         try:
             if not self._knows_tools:
                 messages, tools = _without_tools(messages, tools), None
-            return self._template.render(
+            text = self._template.render(
                 messages=messages, tools=tools, add_generation_prompt=asks, bos_token=special.bos, eos_token=special.eos
             )
+            text.encode()
+            return text
+        except UnicodeEncodeError as error:
+            broken = ascii(error.object[error.start])
+            raise InputError(f"a message holds {broken}, which is no character: send text in UTF-8") from error
         except jinja2.TemplateSyntaxError as error:
             raise BundleError(f"the chat template is broken in line {error.lineno}: {error.message}") from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
