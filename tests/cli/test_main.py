@@ -77,6 +77,7 @@ def test_an_unknown_command_is_answered_by_the_commands(capsys: pytest.CaptureFi
     assert main(["serf"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
+    assert "did you mean 'serve'?" in said.err
     assert all(command in said.err for command in COMMANDS)
 
 

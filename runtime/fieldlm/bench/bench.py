@@ -7,6 +7,8 @@ memory bandwidth, the environment, and remarks that say why a figure should not 
 
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -50,7 +52,9 @@ def _measure(spec: Spec, name: str, array_mb: int | None) -> tuple[BenchResult, 
     last, found = MeasureLine(), list[Bandwidth]()
     with (
         terminal.progress(f"bench {name}", spec.repetitions) as progress,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
+        # Ctrl-C goes to all of a terminal's group; the child is ended here, and says nothing about it.
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as child,
+        _ended(child),
     ):
         assert child.stdin, "a pipe was asked for"
         assert child.stdout, "a pipe was asked for"
@@ -68,6 +72,15 @@ def _measure(spec: Spec, name: str, array_mb: int | None) -> tuple[BenchResult, 
         raise EngineError(f"measuring {spec.bundle} ended with {child.returncode}; -9 means that memory ran out")
     samples = tuple(each.read_gb_s for each in found)
     return last.measured, msgspec.structs.replace(found[0], read_gb_s=max(samples), samples_gb_s=samples)
+
+
+@contextmanager
+def _ended(child: subprocess.Popen[bytes]) -> Generator[None]:
+    try:
+        yield
+    except BaseException:
+        child.kill()
+        raise
 
 
 def document(bundle: Bundle, result: Result, found: Detection) -> list[dict[str, Any]]:

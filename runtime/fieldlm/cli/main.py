@@ -64,11 +64,16 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("fieldlm_compiler.demo.story", "run the whole circle once, on this machine"),
     },
 }
+RESUMED = ("compile", "tune", "update")
+"""Commands that go on where they were stopped."""
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return the exit code: 0 done, 1 the answer is no, 2 wrong use or input."""
+def main(argv: Sequence[str] | None = None, *, on_loaded: Callable[[], object] = lambda: None) -> int:
+    """Run one subcommand and return the exit code: 0 done, 1 the answer is no, 2 wrong use or input.
+
+    `on_loaded` is called when its modules are imported and its work begins.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage(), end="")
@@ -80,11 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     logs.to_terminal()
     try:
-        return load(args[0])(args[1:])
+        command = load(args[0])
+        on_loaded()
+        return command(args[1:])
     except FieldlmError as error:
         return _fail(args, type(error).__name__, str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail(args, "Interrupted", "stopped; run the same command again to go on", 130)
+        said = "stopped; run the same command again to go on" if args[0] in RESUMED else "stopped"
+        return _fail(args, "Interrupted", said, 130)
     except BrokenPipeError:
         # The reader (head, less) has gone; point stdout elsewhere so that the interpreter's last flush is silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,7 +113,10 @@ def usage() -> str:
 def load(name: str) -> Callable[[Sequence[str]], int]:
     """Return the subcommand's `main`; raises InputError for an unknown one, MissingDependencyError without its half."""
     if name not in COMMANDS:
-        raise InputError(f"there is no command '{name}'; commands: {', '.join(sorted(COMMANDS))}")
+        from difflib import get_close_matches
+
+        near = "".join(f", did you mean '{one}'?" for one in get_close_matches(name, COMMANDS, 1))
+        raise InputError(f"there is no command '{name}'{near}; commands: {', '.join(sorted(COMMANDS))}")
     module, _ = COMMANDS[name]
     if not _is_here(module):
         raise MissingDependencyError(f"'{name}' comes with the compiler half; run: pip install fieldlm-compiler")

@@ -391,7 +391,7 @@ def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Eng
     Raises InputError for options that no engine can run with, EngineError when the weights cannot be loaded,
     MissingDependencyError when the engine is not installed, or not for the accelerator of the profile.
     """
-    for option, (least, most) in {"threads": THREADS, "context": CONTEXT, "parallel": PARALLEL}.items():
+    for option, (least, most) in {"threads": THREADS, "context": (1, CONTEXT[1]), "parallel": PARALLEL}.items():
         given = getattr(options, option)
         if given is not None and (type(given) is not int or not least <= given <= most):
             raise InputError(f"{option} is {given!r}, want a whole number, {least}–{most}")
