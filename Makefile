@@ -73,6 +73,8 @@ anchors: setup
 setup: .venv/ready
 
 .venv/ready: pyproject.toml compiler/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and sys.argv[1])' \
+		"fieldlm needs Python 3.11 or newer, $(PYTHON) is older; name one: make PYTHON=python3.12"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install $(TORCH)

@@ -113,7 +113,8 @@ def _nearest(name: str) -> str:
 
 def room_of(module: str) -> tuple[str, str]:
     package, _, rest = module.partition(".")
-    return package, rest.partition(".")[0]
+    room = rest.partition(".")[0]
+    return package, "cli" if room == "__main__" else room
 
 
 def test_a_room_imports_only_what_the_table_allows() -> None:

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from fieldlm.api.app import make_app
+from fieldlm.api.dashboard import Leaves
 from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
@@ -227,3 +228,47 @@ def test_a_locked_server_asks_for_the_key_once(browser: Browser, live: Generatio
         expect(page.locator("#state")).to_have_text("ready", timeout=PATIENCE_MS)
         expect(door).not_to_be_visible()
         page.close()
+
+
+def test_it_promises_only_what_the_device_keeps(browser: Browser, live: Generations) -> None:
+    for leaves, promise in (
+        ("nothing", "Nothing leaves this device."),
+        ("figures", "your words do not"),
+        ("text", "your words too where you have agreed"),
+    ):
+        told = cast(Leaves, leaves)
+        app = make_app(live, lambda _: None, ready=lambda: None, leaves=lambda told=told: told)
+        with listening(app) as server:
+            page = browser.new_page()
+            page.goto(server.url)
+            expect(page.locator(".hint")).to_contain_text(promise, timeout=PATIENCE_MS)
+            assert ("Nothing leaves" in (page.locator(".hint").text_content() or "")) == (leaves == "nothing")
+            page.close()
+
+
+def streamed(*choices: dict[str, object]) -> str:
+    return "".join(f"data: {json.dumps({'choices': [{'index': 0, **choice}]})}\n\n" for choice in choices)
+
+
+def test_an_answer_that_breaks_off_is_an_error_apart_and_the_question_is_kept(page: Page) -> None:
+    half = streamed({"delta": {"content": "Half an"}, "finish_reason": None})
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=half))
+    ask(page, "Will it end?")
+    expect(page.locator(".note.failed")).to_contain_text("broke off", timeout=PATIENCE_MS)
+    expect(page.locator(".turn.assistant")).to_have_text("Half an")
+    expect(page.locator("#question")).to_have_value("Will it end?")
+
+
+def test_a_device_that_is_gone_is_told_in_our_words_and_the_question_is_kept(page: Page) -> None:
+    page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
+    ask(page, "Anybody there?")
+    expect(page.locator(".note.failed")).to_contain_text("cannot be reached", timeout=PATIENCE_MS)
+    expect(page.locator("#question")).to_have_value("Anybody there?")
+
+
+def test_an_answer_that_was_cut_off_says_so(page: Page) -> None:
+    cut = streamed({"delta": {"content": "And then"}, "finish_reason": None}, {"delta": {}, "finish_reason": "length"})
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=cut))
+    ask(page, "Go on for ever.")
+    expect(page.locator(".note")).to_contain_text("cut off", timeout=PATIENCE_MS)
+    expect(page.locator("#question")).to_have_value("")

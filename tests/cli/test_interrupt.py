@@ -11,7 +11,7 @@ import pytest
 
 from fieldlm.formats.bundle import Bundle
 
-BEGIN = "import sys; from fieldlm.cli.__main__ import main; print('begin', flush=True); sys.exit(main())"
+BEGIN = "import sys; from fieldlm.__main__ import main; print('begin', flush=True); sys.exit(main())"
 
 
 def interrupted(arguments: list[str], delay_s: float, where: Path) -> tuple[int, str]:

@@ -24,7 +24,7 @@ from fieldlm.api import chat_request
 from fieldlm.api.chat_format import Choices
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.api.choices import CHAT, COMPLETION
-from fieldlm.api.dashboard import Panel
+from fieldlm.api.dashboard import Leaves, Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
 from fieldlm.api.output_contract import OutputContract, needs_compiling, output_contract
 from fieldlm.api.response_stream import EventStream, ResponseFormat, ResponseStream, whole
@@ -61,16 +61,18 @@ def make_app(
     shelf: Shelf | None = None,
     ids: ResponseIds | None = None,
     crashes: Callable[[], Mapping[str, int]] = dict,
+    leaves: Callable[[], Leaves] | None = None,
 ) -> Starlette:
     """Make the application.
 
     With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
     `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
-    the answers; `crashes` counts those of background tasks, by name.
+    the answers; `crashes` counts those of background tasks, by name; `leaves` says what leaves the
+    device, for the page: without it, nothing.
     `on_exchange` gets every answered, failed or cancelled request before its last byte is sent, in the event loop, and
     must not block; `on_feedback`, in a thread of its own, returns False for an answer it does not know.
     """
-    panel = Panel(live, ready, crashes)
+    panel = Panel(live, ready, crashes, leaves)
 
     def ended(exchange: Exchange) -> None:
         panel.metrics.exchange(exchange)

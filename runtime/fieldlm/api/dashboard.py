@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,16 +26,25 @@ HEADERS = {
 }
 
 
+Leaves = Literal["nothing", "figures", "text"]
+"""What goes from the device to whoever runs its fleet: `text` is that of people who agreed."""
+
+
 class Panel:
     """The figures of one server, and the routes that show them."""
 
     def __init__(
-        self, live: Generations, ready: Callable[[], str | None], crashes: Callable[[], Mapping[str, int]] = dict
+        self,
+        live: Generations,
+        ready: Callable[[], str | None],
+        crashes: Callable[[], Mapping[str, int]] = dict,
+        leaves: Callable[[], Leaves] | None = None,
     ) -> None:
         self.metrics = Metrics(self._readings)
         self._live = live
         self._ready = ready
         self._crashes = crashes
+        self._leaves = leaves or (lambda: "nothing")
         self._inside: Callable[[], int] = lambda: 0
 
     def count_inside(self, inside: Callable[[], int]) -> None:
@@ -72,6 +81,7 @@ class Panel:
         document |= {
             "ready": reason is None,
             "status": reason or "ready",
+            "leaves": self._leaves(),
             "temperature_c": temperature_c(),
             "running": running,
             "waiting": waiting,

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange, Feedback
+from fieldlm.api.dashboard import Leaves
 from fieldlm.blobs.fetch import FetchPolicy
 from fieldlm.control.owner_commands import Action, Commands, command_route
 from fieldlm.core.config import Config
@@ -145,12 +146,19 @@ class Device:
             pulse=pulse,
             shelf=Shelf(self.live, config.state / "adapters"),
             crashes=lambda: self._tasks_status().crashes,
+            leaves=self._leaves,
         )
         self.http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
         keep.callback(self.http.close)
         if self.announcer:
             self.announcer.start(port=self.http.port)
             keep.callback(self.announcer.stop)
+
+    def _leaves(self) -> Leaves:
+        """Return what leaves this device; with a broker at least that it is there and how it fares does."""
+        if not self.config.broker:
+            return "nothing"
+        return "text" if self.config.consent and self.recorder.terms.mode in ("redacted", "full") else "figures"
 
     def _announcer(self) -> "Announcer":
         # What speaks DNS-SD is imported only where somebody listens.

@@ -38,6 +38,13 @@ get("unlock").addEventListener("submit", () => {
 
 // ---- what runs
 
+// By what leaves the device, as its status says; nothing is promised before it is known.
+const LEAVES = {
+  nothing: "Nothing leaves this device.",
+  figures: "Figures about this device leave it; your words do not.",
+  text: "Figures leave this device, and your words too where you have agreed.",
+};
+
 function mb(value) {
   return value === undefined ? "–" : `${Math.round(value).toLocaleString()} MB`;
 }
@@ -115,10 +122,13 @@ async function poll() {
     get("model").textContent = status.model;
     showState(status.ready ? "good" : "", status.ready ? "ready" : status.status);
     showFacts(status);
+    hint.textContent = `Ask something. ${LEAVES[status.leaves] ?? ""}`.trim();
     recent = status.recent;
     showSpeed();
   } catch {
     showState("bad", "no connection");
+    get("facts").replaceChildren(); // they are of another time
+    get("glance").textContent = "";
   }
 }
 
@@ -166,8 +176,10 @@ async function answer(turn, signal) {
     sayTrimmed(turn);
     return answer(turn, signal);
   }
+  let reason = null;
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
+    reason = event.choices?.[0]?.finish_reason ?? reason;
     const piece = event.choices?.[0]?.delta?.content;
     if (!piece) continue;
     const nowMs = performance.now();
@@ -175,6 +187,18 @@ async function answer(turn, signal) {
     following(() => turn.append(document.createTextNode(piece)));
     turn.classList.remove("waiting");
   }
+  if (reason === null) throw new Error("The answer broke off: the connection ended before it did.");
+  return reason;
+}
+
+// What stands under a turn and is no part of it: notes for people, in words of ours.
+function note(turn, text, className = "note") {
+  following(() => turn.after(element("p", text, className)));
+}
+
+// A browser's own words for a lost connection differ and help nobody.
+function words(error) {
+  return error instanceof TypeError ? "The device cannot be reached. Is it still on?" : error.message;
 }
 
 function sayTrimmed(turn) {
@@ -199,30 +223,38 @@ function setRunning(controller) {
 
 async function ask(question) {
   add("user", question);
-  messages.push({ role: "user", content: question });
+  const asked = { role: "user", content: question };
+  messages.push(asked);
   const turn = add("assistant", "");
   turn.classList.add("waiting");
   const mine = new AbortController();
+  let failed = false;
   setRunning(mine);
   arriving = null;
   const live = setInterval(showSpeed, LIVE_MS);
   try {
-    await answer(turn, mine.signal);
+    const reason = await answer(turn, mine.signal);
+    if (reason === "length") note(turn, "cut off: the answer may be no longer");
   } catch (error) {
-    if (error.name === "AbortError") following(() => turn.after(element("p", "stopped", "note")));
-    else {
-      turn.classList.add("failed");
-      turn.append(document.createTextNode(error.message));
-      turn.dataset.failed = "1";
+    if (error.name === "AbortError") note(turn, "stopped");
+    else if (turn.isConnected) {
+      failed = true;
+      note(turn, words(error), "note failed");
+      if (!turn.textContent) turn.remove();
+      const box = get("question");
+      if (!box.value) box.value = question; // to be asked again
+      grow();
     }
   }
   clearInterval(live);
   turn.classList.remove("waiting");
-  if (!turn.isConnected) return; // a new conversation has begun
+  if (messages.at(-1) !== asked) return; // a new conversation has begun
   arriving = null;
-  if (turn.dataset.failed || !turn.textContent) messages.pop();
+  if (failed || !turn.textContent) messages.pop();
   else messages.push({ role: "assistant", content: turn.textContent });
   if (running === mine) setRunning(null);
+  // Stop has gone with its focus; where fingers type, a focus would bring the keyboard up.
+  if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) get("question").focus();
   poll();
 }
 

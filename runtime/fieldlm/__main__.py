@@ -1,4 +1,4 @@
-"""`python -m fieldlm.cli`, and what the `fieldlm` script runs: Ctrl-C ends it quietly, from its first moment.
+"""`python -m fieldlm`, and what the `fieldlm` script runs: Ctrl-C ends it quietly, from its first moment.
 
 While modules are imported an exception is not safe: a library may catch every one, and where none does, the reader gets
 a traceback. So the process ends there itself, before anything has begun.
