@@ -125,8 +125,9 @@ def talk(args: argparse.Namespace, *, as_json: bool) -> int:
             say = in_process(stack.enter_context(open_model(args)))
         else:
             say = over_http(server_at(getattr(args, "url", None)))
-        Conversation(say, sampling_of(args), as_json=as_json).hold()
-    return 0
+        conversation = Conversation(say, sampling_of(args), as_json=as_json)
+        conversation.hold()
+    return 1 if conversation.answers and all("error" in each for each in conversation.answers) else 0
 
 
 @dataclass
@@ -142,9 +143,12 @@ class Conversation:
 
     def hold(self) -> None:
         """Converse to the end."""
+        with suppress(AttributeError):
+            # Odd bytes are refused with their line; read strictly, they would end the conversation.
+            sys.stdin.reconfigure(errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
         with suppress(ImportError):
             import_module("readline")  # gives `input` a history and line editing
-        self._read_all(is_person=sys.stdin.isatty() and not self.as_json)
+        self._read_all(is_person=bool(sys.stdin) and sys.stdin.isatty() and not self.as_json)
         if self.as_json:
             terminal.show({"answers": self.answers}, "", as_json=True)
 
@@ -227,13 +231,21 @@ class Conversation:
 
 
 def _read(prompt: str) -> str:
-    """Return one message: a line, or all lines between two marks. Raises EOFError at the end of the input."""
+    """Return one message: a line, or all lines between two marks. Raises EOFError at the end of the input.
+
+    A long message that the input ends in is whole with that.
+    """
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise EOFError  # closed, as cron or a supervisor may have it
     line = input(prompt).strip()
     if not line.startswith(LONG):
         return line
     lines = [line.removeprefix(LONG)]
     while not lines[-1].rstrip().endswith(LONG):
-        lines.append(input(". " if prompt else ""))
+        try:
+            lines.append(input(". " if prompt else ""))
+        except EOFError:
+            break
     lines[-1] = lines[-1].rstrip().removesuffix(LONG)
     return "\n".join(lines).strip()
 

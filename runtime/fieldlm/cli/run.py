@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("prompt", nargs="?", help="what to ask; what is piped in stands below it, or alone")
     add_sampling(parser)
     args = parser.parse_args(argv)
-    if args.prompt is None and sys.stdin.isatty() and not args.json:
+    if args.prompt is None and sys.stdin and sys.stdin.isatty() and not args.json:
         return talk(args, as_json=False)
     prompt = _prompt(args.prompt)
     with open_model(args) as model:
@@ -35,18 +35,30 @@ def main(argv: Sequence[str]) -> int:
 
 def _prompt(given: str | None) -> str:
     """Return what was given, with what is piped in below it; raises InputError when there is nothing."""
-    piped = sys.stdin.read() if given is None or _is_piped() else ""
+    piped = _piped() if given is None or _is_piped() else ""
     parts = [part for part in (given, piped) if part and part.strip()]
     if not parts:
         raise InputError('the prompt is empty; run: fieldlm run BUNDLE "prompt"')
     return "\n\n".join(parts)
 
 
+def _piped() -> str:
+    """Return what is piped in, nothing where stdin is closed (cron); raises InputError for what is no UTF-8."""
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        return ""
+    try:
+        return sys.stdin.read().encode("utf-8", "surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"what is piped in is not UTF-8 (byte {error.start}); convert it: iconv -f LATIN1 -t UTF-8"
+        ) from error
+
+
 def _is_piped() -> bool:
     """Whether somebody sends a text: what is no pipe or file may stay open for ever and say nothing."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
