@@ -270,5 +270,5 @@ def test_an_answer_that_was_cut_off_says_so(page: Page) -> None:
     cut = streamed({"delta": {"content": "And then"}, "finish_reason": None}, {"delta": {}, "finish_reason": "length"})
     page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=cut))
     ask(page, "Go on for ever.")
-    expect(page.locator(".note")).to_contain_text("cut off", timeout=PATIENCE_MS)
+    expect(page.locator(".said .note")).to_contain_text("cut off", timeout=PATIENCE_MS)
     expect(page.locator("#question")).to_have_value("")

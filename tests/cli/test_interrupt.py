@@ -33,7 +33,7 @@ def interrupted(arguments: list[str], delay_s: float, where: Path) -> tuple[int,
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4])
-@pytest.mark.parametrize("arguments", [["devices", "--timeout", "60"], ["bench", "BUNDLE"], ["serve", "BUNDLE"]])
+@pytest.mark.parametrize("arguments", [["devices", "--timeout", "60"], ["bench", "BUNDLE"]])
 def test_an_interrupt_while_a_command_starts_is_no_traceback(
     arguments: list[str], delay_s: float, base_bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -11,7 +11,6 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
-from fieldlm.core import logs
 from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
 
 WORKSHOP = "fieldlm_compiler"
@@ -83,6 +82,8 @@ def main(argv: Sequence[str] | None = None, *, on_loaded: Callable[[], object] =
 
         print(f"fieldlm {version('fieldlm')}")
         return 0
+    from fieldlm.core import logs
+
     logs.to_terminal()
     try:
         command = load(args[0])
