@@ -269,5 +269,5 @@ def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)[0]["offer"]["share_ppm"] == 50_000
     with pytest.raises(InputError, match="no release 9 for test; releases: 1"):
         offers.main(["pull", "test", "9", *where])
-    with pytest.raises(InputError, match="want 0 to 100 %"):
+    with pytest.raises(InputError, match="want a number, 0–100"):
         offers.main(["promote", "test", "--share", "150", *where])
