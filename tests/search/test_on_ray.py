@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from fieldlm.cli.main import main as fieldlm
+from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
@@ -228,6 +229,7 @@ def test_mixtures_measured_one_by_one_stop_where_all_together_would(
 def test_a_cluster_that_is_not_there_is_one_line(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
 ) -> None:
+    load_or_create_key(tmp_path / "signing.pem")
     profile = ["--profile", "generic-x86-64-avx2", "--keys", str(tmp_path)]
     assert fieldlm(["compile", str(tiny_folder), *arguments, *profile, "--out", str(tmp_path / "out")]) != 0
     said = capsys.readouterr().err.splitlines()

@@ -236,8 +236,8 @@ def _check_shapes(
         turned = found[::-1] if config.get("fan_in_fan_out") else found
         # A tied head is not in the file; its table is.
         table = wanted or next((base[key] for key in base if key.endswith("embed_tokens.weight")), None)
-        is_table = name.rpartition(".")[2] in TABLES and table is not None
-        if is_table and table[1:] == turned[1:] and table[0] != turned[0]:
+        is_table = name.rpartition(".")[2] in TABLES
+        if table is not None and is_table and table[1:] == turned[1:] and table[0] != turned[0]:
             raise InputError(
                 f"{folder} was trained on {checkpoint.name} with its vocabulary resized from {table[0]} to {turned[0]} "
                 "tokens: resize the model, merge and save it with its new tokenizer by peft, then compile that folder"
