@@ -8,7 +8,9 @@ import msgspec
 from fieldlm.control import remote
 from fieldlm.core import terminal
 from fieldlm.core.config import load_config
-from fieldlm.updates.journal import Journal, SlotStatus, journal_of, read_status
+from fieldlm.core.errors import InputError
+from fieldlm.updates.journal import Journal
+from fieldlm.updates.slots import SlotStatus, read_status
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,7 +23,9 @@ def main(argv: Sequence[str]) -> int:
         terminal.show(status, _page(status), as_json=args.json)
         return 0
     state = load_config({"state": args.state}).state
-    journal = Journal(journal_of(state), read_only=True)
+    if not (state / "slots.db").exists():
+        raise InputError(f"{state} holds no generation yet; run: fieldlm serve BUNDLE")
+    journal = Journal(state / "slots.db", read_only=True)
     try:
         status = read_status(journal)
     finally:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fieldlm.core.tasks import PROCESS
-
 SHARE = 0.25  # of one core, at most
 PIECE_BYTES = 1 << 20
 
@@ -21,13 +19,13 @@ PIECE_BYTES = 1 << 20
 @contextmanager
 def within(seconds: float, give_up: Callable[[], None]) -> Generator[None]:
     """Call `give_up` from another thread unless the block ends within `seconds`."""
-    is_over = threading.Event()
-    limit = PROCESS.start("limit", lambda: is_over.wait(seconds) or give_up())
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        is_over.set()
-        limit.join()
+        timer.cancel()
 
 
 class Throttle:

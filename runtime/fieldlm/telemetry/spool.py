@@ -13,6 +13,7 @@ import os
 import secrets
 import sqlite3
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from fieldlm.core.errors import InputError
-from fieldlm.core.logs import logger
-from fieldlm.core.sqlite import connect, is_damage, set_aside
-from fieldlm.core.tasks import Tasks
+from fieldlm.core.terminal import log
 from fieldlm.formats.record import CRITICAL, Record
 from fieldlm.hardware.board_id import fingerprint
 from fieldlm.telemetry.spool_database import (
@@ -34,9 +33,9 @@ from fieldlm.telemetry.spool_database import (
     Database,
     Packed,
     StreamCount,
+    connect,
+    is_damage,
 )
-
-log = logger(__name__)
 
 RING_RECORDS = 4096
 """Records in memory while the disk is slow: two minutes of a busy device."""
@@ -44,7 +43,6 @@ GROUP_RECORDS = 128
 GROUP_S = 0.25
 HANG_S = 1.0
 """A disk that has not done what it was asked for so long is said to hang."""
-CLOSE_S = 20.0  # for the last group; systemd ends a service that takes 30 s
 RETRY_S = 1.0
 """A disk that refuses will refuse again in a millisecond."""
 _DISK_ERRORS = {errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EROFS: "read-only"}
@@ -84,13 +82,7 @@ class Spool:
     """A durable queue per stream. Safe from any thread; one process at a time."""
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        max_mb: float = 64,
-        connect: Connect = connect,
-        machine: str | None = None,
-        tasks: Tasks | None = None,
+        self, path: Path, *, max_mb: float = 64, connect: Connect = connect, machine: str | None = None
     ) -> None:
         """Open or make the spool at `path`; database and log never take more than `max_mb` (1e6 bytes).
 
@@ -118,8 +110,8 @@ class Spool:
         self.on_durable: Callable[[], None] = lambda: None
         """Called by the writer thread after each group; Sync sets it to wake up."""
         self._open_first()
-        # Again after a crash: what is appended later has to be kept. What it had in its hands counts as lost.
-        self._writer = Tasks(tasks).start("spool", self._write, restarts=True)
+        self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
+        self._writer.start()
 
     def __enter__(self) -> Self:
         return self
@@ -179,12 +171,6 @@ class Spool:
         """Delete what the collector has stored; returns how many. Another epoch's numbers mean nothing here."""
         with self._disk:
             return self._database.commit(epoch, stream, upto) if self._database else 0
-
-    def begin_anew(self) -> None:
-        """Begin a new epoch, under which everything that waits goes home."""
-        with self._disk:
-            if self._database:
-                self._database.begin_anew()
 
     def counts(self) -> dict[str, StreamCount]:
         """Return the durable state of every stream; nothing while the disk cannot be read."""
@@ -253,11 +239,8 @@ class Spool:
         with self._signal:
             self._closing = True
             self._signal.notify_all()
-        # Of a disk that hangs one cannot even let go.
-        if self._writer.join(CLOSE_S):
-            self._shut()
-        if self._ring:
-            log.warning(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
+        self._writer.join()
+        self._shut()
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -273,7 +256,7 @@ class Spool:
     def _opened(self) -> Database:
         """Return the open database, opened now if it has to be, whatever damage there was set aside."""
         if self._database is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._database = self._database_here()
             except sqlite3.DatabaseError as error:
@@ -288,8 +271,12 @@ class Spool:
 
     def _quarantine(self, error: Exception) -> None:
         """Set the damaged database aside, whole; the log goes first, so that it is never taken for a new one's."""
-        aside = set_aside(self.path)
-        log.warning(f"the spool was damaged ({error}); kept as {aside}, a new one begins")
+        aside = f"{self.path}.quarantine-{time.time_ns() // 1_000_000}"
+        for suffix in ("-wal", "-shm", ""):
+            file = Path(f"{self.path}{suffix}")
+            if file.exists():
+                os.replace(file, f"{aside}{suffix}")
+        log(f"the spool was damaged ({error}); kept as {aside}, a new one begins")
         self._lose("quarantine", 0)
 
     def _shut(self) -> None:
@@ -305,14 +292,7 @@ class Spool:
         while not is_last:
             taken, lost, is_last = self._take()
             group = [_finished(record, finish) for record, finish in taken]
-            try:
-                left = self._keep(group, lost)
-            except BaseException:
-                with self._signal:
-                    self._lost = _sum(self._lost, lost)
-                    self._lose("crash", len(group))
-                    self._settled += len(group)
-                raise
+            left = self._keep(group, lost)
             with self._signal:
                 self._ring[:0] = [(record, None) for record in left]
                 self._settled += len(group) - len(left)
@@ -323,6 +303,8 @@ class Spool:
         if self._lost and self._device and not self._problem:
             lost, self._lost = self._lost, {}
             self._keep([], lost)
+        if self._ring:
+            log(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
 
     def _take(self) -> tuple[list[tuple[Record, Finish | None]], dict[str, int], bool]:
         """Wait for records, then for company or something urgent, and empty the ring."""
@@ -390,7 +372,7 @@ class Spool:
         """Name what is wrong. A new try opens the file again, because a disk that was away comes back as another."""
         problem, self._detail = _trouble(error, self.path.parent), str(error)
         if problem != self._problem:
-            log.warning(f"the spool waits, {problem}: {error}")
+            log(f"the spool waits, {problem}: {error}")
         self._problem = problem
         if problem in ("locked", "disk-full"):
             return
@@ -419,7 +401,7 @@ def _finished(record: Record, finish: Finish | None) -> Record:
     try:
         return finish(record)
     except Exception as error:  # whatever a text does to redaction, the writer lives, and the text does not travel
-        log.warning(f"the text of {record.response} is left out: {type(error).__name__}")
+        log(f"the text of {record.response} is left out: {type(error).__name__}")
         return msgspec.structs.replace(record, detail=record.detail | {"text": "failed"})
 
 

@@ -1,0 +1,18 @@
+"""The benchmark of fetching, at a size that is quick."""
+
+from pathlib import Path
+
+from benchmarks.fetch import kill_often, one_site
+from fieldlm.core.files import CHUNK_BYTES
+
+
+def test_thirty_processes_killed_in_a_fetch_read_a_megabyte_too_much_each_at_most(tmp_path: Path) -> None:
+    result = kill_often(tmp_path, size=20 * CHUNK_BYTES + 99, kills=30, seed=3)
+    assert result.kills == 30
+    assert result.size_bytes < result.moved_bytes <= result.limit_bytes
+
+
+def test_a_small_site_takes_one_model_over_its_line(tmp_path: Path) -> None:
+    result = one_site(tmp_path, devices=4, size=8 * CHUNK_BYTES, line_bytes_s=6e6)
+    assert result.times_the_model <= 1.1
+    assert result.from_neighbours_bytes >= 2 * result.size_bytes
