@@ -39,13 +39,13 @@ import sys
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm_compiler.compile.build import compile_model
-from fieldlm_compiler.verify.limits import Limits, Request
+from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from fieldlm.formats.profile import load_profile
 
 model, text, out, work, limit = sys.argv[1:]
 compile_model(model, profile=load_profile("generic-x86-64-avx2"), out=Path(out), work=Path(work),
               key=Ed25519PrivateKey.from_private_bytes(bytes(range(32))),
-              request=Request(calibration=(Path(text),), limits=Limits(max_bundle_mb=float(limit))))
+              request=SearchRequest(calibration=(Path(text),), limits=Limits(max_bundle_mb=float(limit))))
 """
 
 
