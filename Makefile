@@ -1,4 +1,4 @@
-# `make demo` runs the main job, `make test` the checks; both set everything up first.
+# `make demo` runs the main job, `make test` the checks, `make quick` a minute of them; each sets everything up first.
 PYTHON ?= python3
 BIN := .venv/bin
 # Plain PyPI brings gigabytes of CUDA with it; with access to PyTorch's own CPU index, add it here.
@@ -12,20 +12,59 @@ export CMAKE_ARGS ?= -DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'
 endif
 endif
 
-.PHONY: demo test lint deb anchors setup clean
+# Tests on so many processes; `make test ARGS="tests/api -k x"` runs those alone, without ruff and pyright.
+JOBS ?= $(shell nproc)
+ARGS ?=
+
+.PHONY: demo test quick deep durations pytest lint format types deb dist version anchors setup clean
 demo: setup
 	$(BIN)/fieldlm demo
 
-test: setup lint
-	$(BIN)/pytest
+# Types beside the tests, which often wait.
+test: setup
+	$(if $(ARGS),$(MAKE) pytest,$(MAKE) --jobs=2 lint pytest)
 
-lint: setup
+# In a minute: what differs from main, with what imports it, and the tests that take a moment. `make test` checks all.
+quick: setup
+	$(MAKE) --jobs=3 format quick-types quick-pytest
+
+# Every kill, power cut and damaged input of the random tests: hours.
+deep: setup
+	FIELDLM_DEPTH=200 $(MAKE) pytest
+
+# What each test file takes, one after the other, for the order in which they run: tests/durations.json.
+durations: setup
+	$(BIN)/pytest --write-durations $(ARGS)
+
+pytest: setup
+	$(BIN)/pytest --numprocesses=$(JOBS) $(ARGS)
+
+lint: format types
+
+format: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: setup
 	$(BIN)/pyright
+
+.PHONY: quick-types quick-pytest
+quick-types: setup
+	$(BIN)/python -m tests.support.affected | xargs --no-run-if-empty $(BIN)/pyright
+
+quick-pytest: setup
+	$(BIN)/pytest --quick --numprocesses=$(JOBS) -q $(ARGS)
 
 deb: setup
 	$(BIN)/python packaging/build_deb.py
+
+# Both halves as they go to PyPI.
+dist: setup
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist compiler
+
+version: setup
+	@$(BIN)/python -c "import tomllib; print(tomllib.load(open('pyproject.toml', 'rb'))['project']['version'])"
 
 # llama-server, llama-bench and onnxruntime-genai in the user's cache, for benchmarks/serving.py.
 anchors: setup
@@ -34,6 +73,8 @@ anchors: setup
 setup: .venv/ready
 
 .venv/ready: pyproject.toml compiler/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and sys.argv[1])' \
+		"fieldlm needs Python 3.11 or newer, $(PYTHON) is older; name one: make PYTHON=python3.12"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install $(TORCH)

@@ -21,11 +21,14 @@ import msgspec
 
 from fieldlm.core.errors import EngineError, FieldlmError, InputError, MissingDependencyError, UnavailableError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
-from fieldlm.core.terminal import log, progress
-from fieldlm.hardware.detect import usable_cores
+from fieldlm.core.logs import logger, to_terminal
+from fieldlm.core.terminal import progress
+from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.llama_toolchain import SDISTS, pip_download
 from fieldlm_compiler.pipeline.stages import cache_root, lock
+
+log = logger(__name__)
 
 TARGETS = ("llama-server", "llama-bench")
 # No web page, no TLS, nothing fetched while it builds; the libraries lie beside the programs, wherever both are moved.
@@ -85,7 +88,7 @@ def build_llama(cmake_args: str) -> Path:
     folder = anchors_root() / f"llama.cpp-{made.release}-{sha256_bytes(canonical_json(made))[:12]}"
     with lock(folder.with_name(f".{folder.name}.lock")):
         if (folder / DONE).exists():
-            log(f"  ✓ {', '.join(TARGETS)}: {folder / 'bin'}")
+            log.info(f"  ✓ {', '.join(TARGETS)}: {folder / 'bin'}")
             return folder
         source, build = folder / "source", folder / "build"
         if not source.exists():
@@ -112,7 +115,7 @@ def install_genai() -> Path:
         if not folder.exists():
             with whole_folder(folder) as aside, progress(f"install {GENAI} beside the environment"):
                 _pip_install(GENAI, aside)
-    log(f"  ✓ {GENAI}: {folder}")
+    log.info(f"  ✓ {GENAI}: {folder}")
     return folder
 
 
@@ -199,11 +202,12 @@ def facts(name: str = DONE) -> dict[str, Any]:
 
 
 def main() -> int:
+    to_terminal()
     try:
         folder = build_llama(os.environ.get("CMAKE_ARGS", ""))
         overlay = install_genai()
     except FieldlmError as error:
-        log(f"anchors: {error}")
+        log.info(f"anchors: {error}")
         return error.exit_code
     print(folder / "bin", overlay, sep="\n")
     return 0

@@ -28,6 +28,7 @@ import msgspec
 from benchmarks.quantise_divisible import train
 from fieldlm.core import terminal
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, write_whole
+from fieldlm.core.logs import to_terminal
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.inference.chat_template import render
@@ -37,7 +38,8 @@ from fieldlm_compiler.checkpoints.peft_adapter import open_adapter
 from fieldlm_compiler.compile.assemble import draft_manifest
 from fieldlm_compiler.compile.build import compile_model, report_path
 from fieldlm_compiler.export import quantize
-from fieldlm_compiler.export.artefact import Artefact, lower, shrink
+from fieldlm_compiler.export.artefact import Artefact
+from fieldlm_compiler.export.format import lower, shrink
 from fieldlm_compiler.pipeline.pack import draft
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search.calibrate import IMATRIX
@@ -154,7 +156,7 @@ def with_full(
 ) -> Bench:
     """Lower `checkpoint` and cut the text that everything is measured on."""
     full, manifest = lower(checkpoint, "gguf", stages), draft_manifest(checkpoint, profile)
-    answers = gates.ask(manifest, full, stages)
+    answers = gates.ask(manifest, full, profile, stages)
     prompt = partial(render, draft(manifest, full.parts))
     corpus = read_corpus([files["text"]], checkpoint, prompt)
     task = read_task(files["test"], checkpoint, prompt, answers.stops)[:examples] if examples else []
@@ -238,7 +240,7 @@ def foresight_part(bench: Bench) -> Table:
         point = point_within(search, size)
         foreseen, artefact = search.foresight.foresee(search.types(point)), search.make(point)
         held = sum(weigh_serving(draft(manifest, artefact.parts), bench.profile).value.values())
-        speed = gates.ask(manifest, artefact, bench.stages).tokens_per_s
+        speed = gates.ask(manifest, artefact, bench.profile, bench.stages).tokens_per_s
         print(
             f"{artefact.quant}: {foreseen.ram.total:.1f} MB foreseen, {held:.1f} held; "
             f"{foreseen.tokens_per_s:.0f} tokens/s foreseen, {speed:.0f} measured"
@@ -359,6 +361,7 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def main() -> None:
+    to_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("build/quantise"))

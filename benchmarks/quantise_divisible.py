@@ -18,10 +18,13 @@ def train(folder: Path, text: Path) -> Ran:
     for name in FILES:
         shutil.copyfile(source / name, folder / name)
     (tokens,) = json_tokens(source, [text.read_text()])
-    return call("benchmarks.quantise_divisible:train_on", what="train a small model", folder=folder, tokens=tokens)
+    return call(train_on, what="train a small model")(
+        folder=folder,
+        tokens=tokens,
+    )
 
 
-def train_on(folder: str, tokens: list[int]) -> float:
+def train_on(folder: Path, tokens: list[int]) -> float:
     """Train on windows of `tokens` drawn at random and return the last loss. Runs in a child process."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -1,6 +1,6 @@
 """A fleet loses its broker in one moment: how many connections a second does it ask for until all are back?
 
-    .venv/bin/python benchmarks/reconnects.py [--clients 1000000] [--outage-s 3600] [--window-s 600] [--json]
+    .venv/bin/python -m benchmarks.reconnects [--clients 1000000] [--outage-s 3600] [--window-s 600] [--json]
 
 Virtual time, the very `Backoff` that devices use. Every try during the outage fails, the first one after it succeeds.
 A town that gets its power back is the other storm: every device starts in the same second. Exit code 1: with the window
@@ -9,39 +9,11 @@ the peak is above --most.
 
 import argparse
 import json
-import random
 import sys
 import time
 
 from fieldlm.telemetry.backoff import Backoff
-
-MOST_A_SECOND = 5000
-
-
-def storm(backoff: Backoff, *, clients: int, outage_s: float, seed: int) -> list[int]:
-    """Return the connections asked for in each second after the broker was lost, until every client is back."""
-    uniform = random.Random(seed).uniform
-    asked = [0]
-    for _ in range(clients):
-        now_s, failures = backoff.delay_s(0, uniform), 0
-        while True:
-            while int(now_s) >= len(asked):
-                asked.append(0)
-            asked[int(now_s)] += 1
-            if now_s >= outage_s:
-                break
-            failures += 1
-            now_s += backoff.delay_s(failures, uniform)
-    return asked
-
-
-def power_back(backoff: Backoff, *, clients: int, seed: int) -> list[int]:
-    """Return the connections asked for in each second after every device was started in the same moment."""
-    uniform = random.Random(seed).uniform
-    asked = [0] * (int(backoff.window_s) + 1)
-    for _ in range(clients):
-        asked[int(backoff.start_s(uniform))] += 1
-    return asked
+from tests.support.reconnects import MOST_A_SECOND, power_back, storm
 
 
 def main(argv: list[str]) -> int:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core.logs import logger, to_terminal
+
+log = logger(__name__)
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/scale.md"
 BEGIN, END = "<!-- scale -->", "<!-- /scale -->"
@@ -75,11 +77,16 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TIERS = (
-    Tier(devices=1_000, ingest="Mosquitto", buffer="–", store="Parquet", curate="DuckDB", broker_cores=1),
-    Tier(devices=10_000, ingest="Mosquitto", buffer="–", store="Parquet", curate="DuckDB", broker_cores=1),
-    Tier(devices=100_000, ingest="EMQX", buffer="–", store="Delta Lake", curate="DuckDB, Ray", broker_cores=32),
+    Tier(devices=1_000, ingest="Mosquitto", buffer="–", store="Parquet", curate="one machine", broker_cores=1),
+    Tier(devices=10_000, ingest="Mosquitto", buffer="–", store="Parquet", curate="one machine", broker_cores=1),
+    Tier(devices=100_000, ingest="EMQX", buffer="–", store="Delta Lake", curate="one machine", broker_cores=32),
     Tier(
-        devices=1_000_000, ingest="EMQX", buffer="Kafka or Redpanda", store="Delta Lake", curate="Ray", broker_cores=320
+        devices=1_000_000,
+        ingest="EMQX",
+        buffer="Kafka or Redpanda",
+        store="Delta Lake",
+        curate="not yet",
+        broker_cores=320,
     ),
 )
 
@@ -164,6 +171,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
+    to_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
     args = parser.parse_args(argv)
@@ -171,7 +179,7 @@ def main(argv: Sequence[str]) -> int:
         page = PAGE.read_text()
         block = f"{BEGIN}\n{tables()}{END}"
         PAGE.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, page, flags=re.DOTALL))
-        terminal.log(f"{PAGE} is written")
+        log.info(f"{PAGE} is written")
         return 0
     sys.stdout.write(tables())
     return 0

@@ -13,12 +13,12 @@ import numpy as np
 
 from benchmarks.serving_rows import Figure, Job, alternate, ratio, story
 from benchmarks.serving_sides import Setting, fieldlm_server, llama_server
-from fieldlm.bench.bench import interval
+from fieldlm.bench.result import interval
 from fieldlm.core.errors import EngineError
-from fieldlm.engines import Engine, RunningAnswer, Sampling, Schedule, open_engine
+from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, Schedule, open_engine
 from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.gguf import read_header
-from fieldlm.hardware.detect import rss_mb
+from fieldlm.hardware.sensors import rss_mb
 
 ADAPTERS = 8
 RANK = 16
@@ -65,7 +65,9 @@ def start(job: Job) -> list[Figure]:
 def stop(job: Job) -> list[Figure]:
     """From cancel, or from the deadline, to the end of an answer whose prompt is being computed."""
     setting = job.setting
-    engine = open_engine(setting.bundle, threads=setting.threads or None, context=LONG_PROMPT + 64, parallel=1)
+    engine = open_engine(
+        setting.bundle, EngineOptions(threads=setting.threads or None, context=LONG_PROMPT + 64, parallel=1)
+    )
     try:
         pool = _pool(engine)
         figures = [
@@ -189,7 +191,9 @@ def _answer_ms(engine: Engine, pool: Sequence[int], adapter: str) -> float:
 
 def measure_adapters(folder: Path, adapter: Path, threads: int, tokens: int) -> dict[str, Any]:
     """Serve one base with all adapters; a switch costs what an answer takes longer after another adapter's."""
-    engine = open_engine(open_bundle(folder, digests=False), threads=threads or None, context=512, parallel=1)
+    engine = open_engine(
+        open_bundle(folder, digests=False), EngineOptions(threads=threads or None, context=512, parallel=1)
+    )
     names = [f"adapter-{i}" for i in range(ADAPTERS)]
     for name in names:
         engine.load_adapter(name, adapter)
@@ -206,7 +210,9 @@ def measure_adapters(folder: Path, adapter: Path, threads: int, tokens: int) -> 
 
 def measure_merged(folder: Path, threads: int, tokens: int) -> dict[str, Any]:
     bundle = open_bundle(folder, digests=False)
-    engines = [open_engine(bundle, threads=threads or None, context=512, parallel=1) for _ in range(ADAPTERS)]
+    engines = [
+        open_engine(bundle, EngineOptions(threads=threads or None, context=512, parallel=1)) for _ in range(ADAPTERS)
+    ]
     speeds = [_speed(engines[0], _pool(engines[0]), tokens, None) for _ in range(3)]
     found = {"mb": rss_mb(), "tokens_s": float(np.median(speeds))}
     for engine in engines:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import msgspec
 
 from benchmarks.serving_rows import QUESTIONS, WORDS, Figure, Job, alternate, ratio
-from fieldlm.engines import Engine, Sampling, open_engine
+from fieldlm.engines import Engine, EngineOptions, Sampling, open_engine
 from fieldlm.engines.constraint import Rule, grammars
 from fieldlm.inference.chat_template import render
 
@@ -25,7 +25,7 @@ def prediction(job: Job) -> list[Figure]:
     """Tokens a second of answers that copy, of free ones, and of calls: with an empty prediction, and with none."""
     setting = job.setting
     engine = open_engine(
-        setting.bundle, threads=setting.threads or None, context=min(setting.context, 1024), parallel=1
+        setting.bundle, EngineOptions(threads=setting.threads or None, context=min(setting.context, 1024), parallel=1)
     )
 
     def copies(temperature: float) -> Callable[[int], list[Asked]]:

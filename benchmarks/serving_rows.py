@@ -21,7 +21,7 @@ from benchmarks.serving_sides import (
     llama_bench,
     llama_server,
 )
-from fieldlm.bench.bench import Interval, interval
+from fieldlm.bench.result import Interval, interval
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.terminal import Progress
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from fieldlm.core import terminal
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import to_terminal
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.hardware.detect import detect
@@ -72,8 +73,8 @@ def examine(name: str, bundle: Path, out: Path, profile: Profile, rows: Sequence
     if result.exists():
         return json.loads(result.read_text())
     examples = [(c["messages"][:-1], c["messages"][-1]["content"]) for c in map(conversation, rows)]
-    with device(bundle, out / "devices" / name, profile=profile.id) as url:
-        found = score(url, examples, clients=4, max_tokens=MAX_TOKENS)
+    with device(bundle, out / "devices" / name, profile=profile.id) as server:
+        found = score(server, examples, clients=4, max_tokens=MAX_TOKENS)
     low, high = found.interval
     size = sum(f["size"] for f in json.loads((bundle / "manifest.json").read_text())["files"])
     facts = {
@@ -89,6 +90,7 @@ def examine(name: str, bundle: Path, out: Path, profile: Profile, rows: Sequence
 
 
 def main() -> None:
+    to_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--train", type=int, default=1500)

@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import random
 import resource
 import secrets
 import sqlite3
@@ -28,40 +27,15 @@ import msgspec
 
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import Record, pack
-from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import GROUP_RECORDS, Spool
+from tests.support.kiosk_records import ID_KEY, morning
 
 WANT = {"records_s": 20_000, "added_p99_ms": 1.0, "agent_mb": 40.0, "bytes_record": 25.0}
-ID_KEY = b"0123456789abcdef"
 FLEET, DEVICE = "default", "kiosk-1"
 SEGMENT_BYTES, SEGMENT_HEAD, TLS_HEAD = 1448, 52, 22
 """IPv4 and TCP with timestamps over Ethernet, and a record of TLS 1.3."""
 SYSTEM = "You take the orders of a coffee shop and answer with one call of a function. " * 8
-
-
-def morning(count: int, seed: int = 1) -> list[Record]:
-    """What a kiosk tells of a busy morning in mode `metrics`; times and lengths are drawn as people and models vary."""
-    ids = ResponseIds(ID_KEY)
-    dice, wall_ms, session, left = random.Random(seed), 1_760_000_000_000, "", 0
-    made: list[Record] = []
-    for _ in range(count):
-        if left == 0:
-            session, left = f"{dice.getrandbits(64):016x}", dice.randint(1, 6)
-        left -= 1
-        wall_ms += int(dice.expovariate(1 / 9000))
-        tokens = dice.randint(6, 40)
-        made.append(
-            Record(
-                device="kiosk-1", stream="gen", kind="generation", wall_ms=wall_ms, mono_ms=wall_ms - 1_759_000_000_000,
-                boot="ab12cd34", generation="0123456789ab", model="SmolLM2-135M",
-                response=ids.next("chatcmpl-"), session=session, route="local", outcome="stop",
-                prompt_tokens=dice.randint(90, 180), completion_tokens=tokens, cached_tokens=80,
-                queue_ms=round(dice.expovariate(2), 1), ttft_ms=round(dice.gauss(60, 8), 1),
-                duration_ms=round(60 + tokens * dice.gauss(9, 0.7), 1), margin=round(dice.gauss(6, 2), 2),
-            )
-        )  # fmt: skip
-    return made
 
 
 def durable(folder: Path, records: list[Record]) -> float:
@@ -108,7 +82,7 @@ def added_ms(folder: Path, mode: Any, requests: int, pause_s: float) -> list[flo
     """Return what one call of the recorder took from each of `requests` requests, while the writer writes."""
     made: list[float] = []
     with Spool(folder / f"{mode}.db") as spool:
-        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=secrets.token_bytes(32))
+        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=secrets.token_bytes(32), consents=["c-1"])
         for number in range(requests):
             exchange = _exchange(number)
             began_s = time.perf_counter()
@@ -127,7 +101,8 @@ def _exchange(number: int) -> Any:
         id=f"chatcmpl-{number:016x}", generation="0123456789ab", model="SmolLM2", messages=messages,
         outcome="stop",
         answer='{"name":"order","arguments":{"items":[{"item":"latte","quantity":2}]}}', timings=timings,
-        missed=False, started_wall_s=time.time(), duration_s=0.4, ttft_s=0.06, session=f"s{number // 3}", consent="c-1",
+        used_fallback=False, context={},
+        started_wall_s=time.time(), duration_s=0.4, ttft_s=0.06, session=f"s{number // 3}", consent="c-1",
         route="local", prompt_tokens=120, completion_tokens=20,
     )  # fmt: skip
 
@@ -187,7 +162,7 @@ from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
 with tempfile.TemporaryDirectory() as folder, Spool(pathlib.Path(folder) / "s.db") as spool:
-    recorder = Recorder(spool, device="k", mode="redacted", salt=b"x")
+    recorder = Recorder(spool, device="k", mode="redacted", salt=b"x", consents=["c-1"])
     sync = Sync(spool, broker_url="mqtt://127.0.0.1:9", fleet="f", device="k")
     sync.start()
     for number in range(5000):

@@ -33,7 +33,7 @@ LAUNCHER = """\
 #!/opt/fieldlm/bin/python3 -I
 import sys
 
-from fieldlm.cli.main import main
+from fieldlm.__main__ import main
 
 sys.exit(main())
 """

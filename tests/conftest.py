@@ -1,13 +1,15 @@
 """What tests share: the real small model, and a bundle around it."""
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from fieldlm.core.logs import TREE
 from fieldlm.formats.bundle import Bundle
 from tests.support import material
 
-pytest_plugins = ["tests.support.workshop_fixtures"]
+pytest_plugins = ["tests.support.schedule", "tests.support.workshop_fixtures"]
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +20,16 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def base_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return material.tiny_bundle(tmp_path_factory.mktemp("bundle") / "base")
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Generator[pytest.LogCaptureFixture]:
+    """What fieldlm logs in this test, whether or not the command line has taken it over before."""
+    level, propagates = TREE.level, TREE.propagate
+    TREE.addHandler(caplog.handler)
+    TREE.setLevel("INFO")
+    TREE.propagate = False
+    yield caplog
+    TREE.removeHandler(caplog.handler)
+    TREE.setLevel(level)
+    TREE.propagate = propagates

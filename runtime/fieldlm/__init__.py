@@ -4,7 +4,7 @@
 that `import fieldlm` costs nothing.
 """
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # not of `typing`, which takes longer to import than all of this package that a command needs
 
 if TYPE_CHECKING:
     from fieldlm.inference.async_model import AsyncModel
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncModel", "Model"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import what PEP 562 leaves until it is asked for."""
     if name == "Model":
         from fieldlm.inference.model import Model

@@ -1,14 +1,16 @@
-"""A storm of requests, small enough for every run; `benchmarks/chaos.py` has the long one."""
+"""A storm of requests, as many as the depth of this run asks for."""
 
 from pathlib import Path
 
-from benchmarks.chaos import run
+from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.generations import Generations
+from tests.support import depth
+from tests.support.chaos import run
 from tests.support.material import lora_gguf, tiny_bundle
 
-REQUESTS = 80
+REQUESTS = depth.scaled(80, most=10_000)
 
 
 def test_after_a_storm_all_is_where_it_was_and_every_outcome_is_accounted_for(
@@ -17,7 +19,7 @@ def test_after_a_storm_all_is_where_it_was_and_every_outcome_is_accounted_for(
     names = ("left", "right")
     for seed, name in enumerate(names):
         tiny_bundle(tmp_path / "shelf" / name, adapter=lora_gguf(tmp_path / f"{name}.gguf", seed=seed, scale=0.5))
-    live = Generations(base_bundle, threads=2, context=512, parallel=4)
+    live = Generations(base_bundle, EngineOptions(threads=2, context=512, parallel=4))
     report = run(live, Shelf(live, tmp_path / "shelf"), names, REQUESTS, seed=1)
     live.close()
     assert report["complaints"] == [], report

@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from fieldlm.api.app import make_app
+from fieldlm.api.dashboard import Leaves
+from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
@@ -23,7 +25,7 @@ KIOSK, LOW, PHONE = (1280, 800), (1024, 600), (390, 844)
 
 @pytest.fixture(scope="module")
 def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, threads=1, context=1024, parallel=2)
+    made = Generations(base_bundle, EngineOptions(threads=1, context=1024, parallel=2))
     yield made
     made.close()
 
@@ -114,6 +116,48 @@ def test_a_long_message_is_seen_whole(page: Page) -> None:
     assert page.evaluate("() => question.scrollHeight <= question.clientHeight + 1 || question.clientHeight > 150")
 
 
+def test_a_conversation_that_nobody_goes_on_with_is_cleared_after_a_countdown(browser: Browser, url: str) -> None:
+    page = browser.new_page(has_touch=True)
+    sessions: list[str] = []
+    page.on(
+        "request", lambda r: sessions.append(json.loads(r.post_data)["metadata"]["session"]) if r.post_data else None
+    )
+    page.clock.install()
+    page.goto(f"{url}/?idle=60")
+    for _ in range(2):
+        ask(page, "Say hello.")
+        expect(page.locator("#send")).to_be_visible(timeout=PATIENCE_MS)
+        page.clock.run_for(50_000)
+        expect(page.locator("#idle")).to_contain_text("A new conversation begins in")
+    page.locator("#idle").tap()
+    expect(page.locator("#idle")).to_be_hidden()
+    page.clock.run_for(30_000)
+    expect(page.locator(".turn")).to_have_count(4)
+    page.clock.run_for(40_000)
+    expect(page.locator(".turn")).to_have_count(0)
+    ask(page, "And who are you?")
+    expect(page.locator("#send")).to_be_visible(timeout=PATIENCE_MS)
+    assert sessions[0] == sessions[1] != sessions[2], "each conversation is a session"
+    page.close()
+
+
+def test_a_conversation_that_outgrows_the_context_goes_on_without_its_beginning(
+    browser: Browser, base_bundle: Bundle
+) -> None:
+    small = Generations(base_bundle, EngineOptions(threads=1, context=192, parallel=1))
+    with listening(make_app(small, lambda _: None, ready=lambda: None)) as server:
+        page = browser.new_page(has_touch=True)
+        page.goto(server.url)
+        for _ in range(3):
+            ask(page, "Where is the charging station? " * 10)
+            expect(page.locator("#send")).to_be_visible(timeout=PATIENCE_MS)
+        expect(page.locator(".trimmed")).to_have_count(1)
+        expect(page.locator(".failed")).to_have_count(0)
+        assert all(page.locator(".turn").all_text_contents())
+        page.close()
+    small.close()
+
+
 @pytest.fixture
 def fresh_url(live: Generations) -> Iterator[str]:
     """A server that has answered nobody yet."""
@@ -184,3 +228,47 @@ def test_a_locked_server_asks_for_the_key_once(browser: Browser, live: Generatio
         expect(page.locator("#state")).to_have_text("ready", timeout=PATIENCE_MS)
         expect(door).not_to_be_visible()
         page.close()
+
+
+def test_it_promises_only_what_the_device_keeps(browser: Browser, live: Generations) -> None:
+    for leaves, promise in (
+        ("nothing", "Nothing leaves this device."),
+        ("figures", "your words do not"),
+        ("text", "your words too where you have agreed"),
+    ):
+        told = cast(Leaves, leaves)
+        app = make_app(live, lambda _: None, ready=lambda: None, leaves=lambda told=told: told)
+        with listening(app) as server:
+            page = browser.new_page()
+            page.goto(server.url)
+            expect(page.locator(".hint")).to_contain_text(promise, timeout=PATIENCE_MS)
+            assert ("Nothing leaves" in (page.locator(".hint").text_content() or "")) == (leaves == "nothing")
+            page.close()
+
+
+def streamed(*choices: dict[str, object]) -> str:
+    return "".join(f"data: {json.dumps({'choices': [{'index': 0, **choice}]})}\n\n" for choice in choices)
+
+
+def test_an_answer_that_breaks_off_is_an_error_apart_and_the_question_is_kept(page: Page) -> None:
+    half = streamed({"delta": {"content": "Half an"}, "finish_reason": None})
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=half))
+    ask(page, "Will it end?")
+    expect(page.locator(".note.failed")).to_contain_text("broke off", timeout=PATIENCE_MS)
+    expect(page.locator(".turn.assistant")).to_have_text("Half an")
+    expect(page.locator("#question")).to_have_value("Will it end?")
+
+
+def test_a_device_that_is_gone_is_told_in_our_words_and_the_question_is_kept(page: Page) -> None:
+    page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
+    ask(page, "Anybody there?")
+    expect(page.locator(".note.failed")).to_contain_text("cannot be reached", timeout=PATIENCE_MS)
+    expect(page.locator("#question")).to_have_value("Anybody there?")
+
+
+def test_an_answer_that_was_cut_off_says_so(page: Page) -> None:
+    cut = streamed({"delta": {"content": "And then"}, "finish_reason": None}, {"delta": {}, "finish_reason": "length"})
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=cut))
+    ask(page, "Go on for ever.")
+    expect(page.locator(".said .note")).to_contain_text("cut off", timeout=PATIENCE_MS)
+    expect(page.locator("#question")).to_have_value("")

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from fieldlm.api.app import make_app
-from fieldlm.engines import Sampling
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
@@ -24,7 +24,7 @@ TEXTS = ["The cat sleeps on the warm sofa.", "A kitten naps on the couch.", "Int
 
 @pytest.fixture(scope="module")
 def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, threads=1, context=256, parallel=2)
+    made = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
     yield made
     made.close()
 

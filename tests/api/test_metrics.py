@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fieldlm.api.app import make_app
 from fieldlm.api.metrics import process_readings
+from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
@@ -20,7 +21,7 @@ PATIENCE_S = 60
 
 @pytest.fixture(scope="module")
 def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, threads=1, context=256, parallel=2)
+    made = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
     yield made
     made.close()
 

@@ -10,6 +10,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from fieldlm.api.app import make_app
+from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
@@ -22,7 +23,7 @@ ENDLESS: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Repeat
 
 @pytest.fixture(scope="module")
 def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, threads=1, context=512, parallel=3)
+    made = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=3))
     yield made
     made.close()
 

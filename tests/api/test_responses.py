@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
+from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
@@ -52,7 +53,7 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
-    live = Generations(base_bundle, threads=1, context=512, parallel=2)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=2))
     exchanges: list[Exchange] = []
     with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
         made = Kiosk(server.url, exchanges)

@@ -13,6 +13,7 @@ import pytest
 from fieldlm.api.app import MAX_WAITING, make_app
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.core.errors import InputError
+from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
@@ -45,7 +46,7 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
-    live = Generations(base_bundle, threads=1, context=512, parallel=2)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=2))
     exchanges: list[Exchange] = []
 
     def known(given: Feedback) -> bool:
@@ -62,6 +63,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "this never became true"
         time.sleep(0.005)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_tokenised(kiosk: Kiosk) -> None:
+    for role, text in (("user", " " * 3_000_000), ("user", "word " * 90_000)):
+        error = kiosk.ask(messages=[{"role": role, "content": text}]).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "at least" in error["message"]
+        assert "maximum context length" in error["message"]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 8000
+    assert kiosk.ask(messages=turns).json()["error"]["code"] == "context_length_exceeded"
+    predicted = {"type": "content", "content": "x" * 3_000_000}
+    assert kiosk.ask(prediction=predicted).json()["error"]["param"] == "prediction"
+    vectors = kiosk.client.post("/v1/embeddings", json={"input": ["a", "x" * 3_000_000]}).json()["error"]
+    assert (vectors["param"], "at least" in vectors["message"]) == ("input", True)
 
 
 def events(response: httpx.Response) -> Iterator[Any]:
@@ -229,7 +244,7 @@ def test_feedback_finds_its_answer(kiosk: Kiosk) -> None:
 
 def test_alive_is_not_ready(base_bundle: Bundle) -> None:
     reasons: list[str | None] = ["still loading"]
-    live = Generations(base_bundle, threads=1, context=128, parallel=1)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=128, parallel=1))
     app = make_app(live, lambda _: None, ready=lambda: reasons[0])
     with listening(app) as server, httpx.Client(base_url=server.url) as client:
         assert client.get("/health").status_code == 200
@@ -242,7 +257,7 @@ def test_alive_is_not_ready(base_bundle: Bundle) -> None:
 
 def test_ready_means_that_the_system_prompt_is_warm(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "b", system_prompt="You sell coffee. " * 10)
-    live = Generations(bundle, threads=1, context=256, parallel=1)
+    live = Generations(bundle, EngineOptions(threads=1, context=256, parallel=1))
     ready = warm(live)
     wait_until(lambda: ready() is None)
     with listening(make_app(live, lambda _: None, ready=ready)) as server:
@@ -253,7 +268,7 @@ def test_ready_means_that_the_system_prompt_is_warm(tmp_path: Path) -> None:
 
 def test_damaged_weights_are_a_server_error_and_never_ready(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "b", adapter=lora_gguf(tmp_path / "nan.gguf", scale=float("nan")))
-    live = Generations(bundle, threads=1, context=128, parallel=1)
+    live = Generations(bundle, EngineOptions(threads=1, context=128, parallel=1))
     ready = warm(live)
     with listening(make_app(live, lambda _: None, ready=ready)) as server, httpx.Client(base_url=server.url) as client:
         wait_until(lambda: "damaged" in str(ready()))
@@ -314,7 +329,7 @@ def test_a_full_queue_is_refused_and_not_made_longer(kiosk: Kiosk) -> None:
 
 
 def test_a_switch_in_the_middle_of_a_stream_leaves_it_alone(base_bundle: Bundle, tmp_path: Path) -> None:
-    live = Generations(base_bundle, threads=1, context=256, parallel=2)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
     other = tiny_bundle(tmp_path / "other", system_prompt="You sell tea.")
     body = {"messages": ENDLESS, "max_tokens": 60, "stream": True}
     with (
@@ -353,7 +368,7 @@ def test_a_taken_port_is_one_clear_line(kiosk: Kiosk) -> None:
 
 
 def test_stopping_ends_the_streams_and_returns(base_bundle: Bundle) -> None:
-    live = Generations(base_bundle, threads=1, context=256, parallel=1)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=1))
     server = HttpServer(make_app(live, lambda _: None, ready=lambda: None), port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -366,3 +381,51 @@ def test_stopping_ends_the_streams_and_returns(base_bundle: Bundle) -> None:
     thread.join(60)
     assert not thread.is_alive()
     live.close()
+
+
+CALL = {"type": "function", "function": {"name": "goto", "arguments": '{"place": "door"}'}}
+SPELT = {"tool_calls": [{"type": "function", "function": {"name": "goto", "arguments": {"place": "door"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("correction", "text"),
+    [
+        ("two teas", "two teas"),
+        ({"name": "order", "items": ["tée"]}, '{"name": "order", "items": ["tée"]}'),
+        ([CALL], json.dumps(SPELT)),
+        ({"tool_calls": [{"id": "call_1", **CALL}]}, json.dumps(SPELT)),
+        ({"role": "assistant", "content": None, "tool_calls": [CALL]}, json.dumps(SPELT)),
+        ([{"function": {"name": "goto", "arguments": {"place": "door"}}}], json.dumps(SPELT)),
+        ({"role": "assistant", "content": "two teas"}, "two teas"),
+    ],
+)
+def test_a_correction_is_words_an_object_or_calls(correction: object, text: str) -> None:
+    assert Feedback(id="x", correction=correction).text == text  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "correction", ["", "   ", "\n", [], {"role": "assistant", "content": " "}, [{"name": "goto"}], {"tool_calls": [7]}]
+)
+def test_a_correction_that_says_nothing_is_refused(kiosk: Kiosk, correction: object) -> None:
+    response_id = kiosk.ask(max_tokens=1).json()["id"]
+    answer = kiosk.client.post("/v1/feedback", json={"id": response_id, "correction": correction})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "correction")
+
+
+def test_what_was_rendered_is_told_with_the_exchange(kiosk: Kiosk) -> None:
+    function = {"name": "goto", "description": "", "parameters": {"type": "object"}}
+    call = {"id": "c1", "type": "function", "function": {"name": "goto", "arguments": "{}"}}
+    said = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "arrived"},
+    ]
+    tools = [{"type": "function", "function": function}]
+    body = {"messages": said, "tools": tools, "tool_choice": "required", "max_tokens": 4}
+    assert kiosk.client.post(CHAT, json=body).status_code == 200
+    exchange = kiosk.exchanges[-1]
+    assert exchange.context["tools"] == tools
+    assert [message["role"] for message in exchange.messages] == ["user", "assistant", "tool"]
+    assert exchange.messages[1]["tool_calls"][0]["function"] == {"name": "goto", "arguments": {}}
+    kiosk.client.post("/v1/completions", json={"prompt": "one two", "max_tokens": 1})
+    assert kiosk.exchanges[-1].context == {"raw": True}

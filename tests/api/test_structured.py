@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
-from fieldlm.engines import Engine, Sampling
+from fieldlm.engines import Engine, EngineOptions, Sampling
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
@@ -66,7 +66,7 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
-    live = Generations(base_bundle, threads=1, context=1024, parallel=3)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=1024, parallel=3))
     exchanges: list[Exchange] = []
     with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
         made = Kiosk(server.url, exchanges, live.current.engine)
@@ -124,7 +124,7 @@ def test_a_regular_expression_and_a_grammar_are_followed(kiosk: Kiosk) -> None:
         ({"tools": [HONK], "fallback": "x"}, "fallback", "tools"),
         (
             {
-                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}],
+                "tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}],
                 "tool_choice": "required",
             },
             "tools",
@@ -138,6 +138,43 @@ def test_what_cannot_be_honoured_is_refused_by_name(kiosk: Kiosk, change: Any, p
     assert response.status_code == 400
     assert error["param"] == param
     assert names in error["message"]
+
+
+def chained(way: str, length: int) -> dict[str, Any]:
+    """Return a request whose form is `length` rules, each of which leads to the next."""
+    if way == "schema":
+        parts = {f"d{i}": {"type": "array", "items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(length)}
+        schema = {"$defs": parts | {f"d{length}": {"type": "null"}}, "$ref": "#/$defs/d0"}
+        return {"response_format": {"type": "json_schema", "json_schema": {"name": "deep", "schema": schema}}}
+    sign, first = ("::=", "root") if way == "gbnf" else (":", "start")
+    name = "T" if way == "terminals" else "r"
+    rules = [f'{name}{i} {sign} "a" {name}{i + 1}' for i in range(length)]
+    return {"grammar": "\n".join([f"{first} {sign} {name}0", *rules, f'{name}{length} {sign} "z"'])}
+
+
+@pytest.mark.parametrize("way", ["lark", "terminals", "gbnf", "schema"])
+def test_rules_that_lead_to_each_other_without_end_are_refused_and_end_nothing(kiosk: Kiosk, way: str) -> None:
+    for length in (3000, 4500):
+        response = kiosk.ask(**chained(way, length))
+        assert response.status_code == 400
+        assert "want at most" in response.json()["error"]["message"]
+    assert kiosk.ask(**chained(way, 900), max_tokens=4).status_code == 200
+
+
+PANIC = """%llguidance {}
+start: "\\n"? r2*
+r0[suffix="z"]: /(^|(()|(($|())\\b){7,}))/~1..3 " "* r2 | <[*]>
+r1[stop=""]: "a"~2 "\\u00e9"{0,3} r1 |
+r2: T1+ <|x|>~2 %json {"enum": [true, {"a": [1]}]}{2}
+T0: T1 | "b"
+T1: ~/a/"""
+
+
+def test_a_grammar_that_its_compiler_gives_up_on_is_the_callers_mistake(kiosk: Kiosk) -> None:
+    response = kiosk.ask(grammar=PANIC)
+    assert response.status_code == 400
+    assert "grammar" in response.json()["error"]["message"]
+    assert kiosk.ask(regex="[a-z]+").status_code == 200
 
 
 def test_several_answers_differ_and_their_seeds_repeat(kiosk: Kiosk) -> None:
@@ -260,6 +297,67 @@ def test_a_call_that_must_come_is_valid_under_its_tool(kiosk: Kiosk, choice: Any
     Carry.model_validate_json(call.function.arguments, strict=True)
     assert answer.choices[0].finish_reason == "tool_calls"
     assert answer.choices[0].message.content is None
+
+
+def named(name: str, parameters: Any, *, strict: bool = False) -> Any:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, "strict": strict}}
+
+
+def called(kiosk: Kiosk, **asked: Any) -> Any:
+    """Return the arguments of the one call that must come."""
+    response = kiosk.ask(tool_choice="required", max_tokens=100, **HOT, **asked)
+    assert response.status_code == 200, response.text
+    (call,) = response.json()["choices"][0]["message"]["tool_calls"]
+    return json.loads(call["function"]["arguments"])
+
+
+def test_a_function_without_parameters_gets_none(kiosk: Kiosk) -> None:
+    assert called(kiosk, tools=[HONK]) == {}
+
+
+def test_a_mark_in_an_argument_loses_no_call(kiosk: Kiosk) -> None:
+    parameters = {"type": "object", "properties": {"c": {"const": "a</tool_call>b"}}, "required": ["c"]}
+    assert called(kiosk, tools=[named("w", parameters)]) == {"c": "a</tool_call>b"}
+
+
+def test_a_tool_that_is_not_strict_is_no_reason_to_refuse(kiosk: Kiosk) -> None:
+    loose = named("w", {"type": "object", "properties": {"u": {"enum": ["c", "f"], "not": {}}}, "required": ["u"]})
+    assert called(kiosk, tools=[loose])["u"] in ("c", "f")
+    beside = named("v", Carry.model_json_schema(), strict=True)
+    assert kiosk.ask(tools=[loose, beside]).status_code == 200
+    refused = kiosk.ask(tools=[named("w", loose["function"]["parameters"], strict=True), beside])
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+    assert "w: " in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [named("w", {"type": "array"})],
+        [named("w", {}), named("w", {})],
+        [named("w", {"properties": {"id": {"const": 2**53 + 1}}}, strict=True)],
+    ],
+)
+def test_a_tool_that_no_call_can_be_held_to_is_refused(kiosk: Kiosk, tools: Any) -> None:
+    refused = kiosk.ask(tools=tools)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+
+
+def test_an_answer_with_tools_is_a_call_or_has_the_form(kiosk: Kiosk) -> None:
+    for seed in range(3):
+        asked: dict[str, Any] = {"tools": [CARRY], "response_format": FORMAT, "max_tokens": 200}
+        message = kiosk.ask(**asked, temperature=2.0, seed=seed).json()["choices"][0]["message"]
+        if message.get("tool_calls"):
+            Carry.model_validate_json(message["tool_calls"][0]["function"]["arguments"], strict=True)
+        else:
+            Order.model_validate_json(message["content"], strict=True)
+    with_regex = kiosk.ask(tools=[HONK], regex="a/b|c\\\\/d", logit_bias={}, max_tokens=40).json()["choices"][0][
+        "message"
+    ]
+    assert bool(with_regex.get("tool_calls")) != (with_regex["content"] in ("a/b", "c\\/d"))
+    assert called(kiosk, tools=[HONK], response_format=FORMAT) == {}
+    both = kiosk.ask(tools=[HONK], grammar='root ::= "yes"')
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "tools")
 
 
 def test_a_streamed_call_adds_up_in_the_clients_helper(kiosk: Kiosk) -> None:

@@ -46,6 +46,31 @@ def test_what_is_no_call_is_text_to_the_letter(text: str, step: int) -> None:
     assert "".join(piece for piece in read(text, step) if isinstance(piece, str)) == text
 
 
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_a_mark_within_an_argument_ends_no_call(step: int) -> None:
+    arguments = {"to": 'a</tool_call>"\\', "via": "<tool_call>"}
+    text = f"<tool_call>\n{json.dumps({'name': 'go', 'arguments': arguments})}\n</tool_call>"
+    (call,) = read(text, step)
+    assert isinstance(call, Call)
+    assert json.loads(call.arguments) == arguments
+    assert [piece for piece in read(text + "\n" + SPELLINGS["hermes"], step) if piece != "\n"] == [call, GO]
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_arguments_that_are_no_json_are_no_call(number: str) -> None:
+    text = f'<tool_call>{{"name": "go", "arguments": {{"x": [{number}]}}}}</tool_call>'
+    assert "".join(piece for piece in read(text, 5) if isinstance(piece, str)) == text
+
+
+def test_json_that_was_asked_for_is_no_call_that_nobody_marked() -> None:
+    reader = CallReader(NAMES, marked_only=True)
+    text = SPELLINGS["llama"]
+    assert reader.push(text) == [text]
+    assert reader.push("") + reader.finish() == []
+    marked = CallReader(NAMES, marked_only=True)
+    assert [*marked.push(SPELLINGS["hermes"]), *marked.finish()] == [GO]
+
+
 def test_text_before_a_call_and_calls_in_a_row_are_kept_apart() -> None:
     found = read("On my way.\n" + (SPELLINGS["hermes"] + "\n") * 2, 4)
     assert "".join(piece for piece in found if isinstance(piece, str)).strip() == "On my way."

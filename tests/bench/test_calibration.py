@@ -19,11 +19,11 @@ from fieldlm.bench.calibration import (
     points,
     words,
 )  # fmt: skip
-from fieldlm.bench.roofline import Reading
 from fieldlm.cli import verify
 from fieldlm.core.errors import BundleError
 from fieldlm.core.files import sha256_file
 from fieldlm.core.signing import load_or_create_key
+from fieldlm.engines import Reading
 from fieldlm.formats.bundle import Bundle, describe, write_bundle
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.hardware.bandwidth import Bandwidth

@@ -15,10 +15,10 @@ from benchmarks.serving_calls import LONGEST, kiosk, snips
 from benchmarks.serving_engine import write_adapter
 from benchmarks.serving_rows import Figure, ratio
 from benchmarks.serving_sides import chat
-from fieldlm.bench.bench import interval
+from fieldlm.bench.result import interval
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json
-from fieldlm.engines import Sampling
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 
@@ -140,7 +140,7 @@ def test_an_answer_that_fails_in_its_middle_is_no_answer() -> None:
 
 def test_the_adapter_of_the_benchmark_loads_and_changes_all_layers(smollm2_gguf: Path, tmp_path: Path) -> None:
     write_adapter(smollm2_gguf, tmp_path / "adapter.gguf")
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=64, parallel=1)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=64, parallel=1))
     try:
         engine.load_adapter("it", tmp_path / "adapter.gguf")
         chunks = list(engine.start(engine.tokenize("tea"), Sampling(max_tokens=2), adapter="it"))

@@ -1,5 +1,6 @@
 """Blobs on their way: from a folder, from a web server, through kills and damage."""
 
+import base64
 import os
 import random
 import signal
@@ -17,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from fieldlm.blobs.fetch import ByteReader, FolderSource, WebSource, fetch, open_source
-from fieldlm.blobs.sources import PacedSource, TokenBucket, read_window
+from fieldlm.blobs.sources import MissingFileError, PacedSource, TokenBucket, is_within
 from fieldlm.blobs.store import Blobs
-from fieldlm.core.errors import InputError, NoSpaceError, TrustError, UnavailableError
+from fieldlm.core.errors import NoSpaceError, TrustError, UnavailableError
 from fieldlm.core.files import CHUNK_BYTES
+from fieldlm.core.hours import parse_hours
 from fieldlm.formats.release import Blob, Release, blob_path
 from fieldlm_compiler.repository.publish import publish
 from tests.support.update_simulators import BASE_BYTES, small_bundle
@@ -106,6 +108,31 @@ class Broken(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
+class Busy(BaseHTTPRequestHandler):
+    """Says to come again in three years, or sends to where that is said."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        is_moved = self.path.startswith("/moved")
+        self.send_response(302 if is_moved else 503)
+        self.send_header("Location" if is_moved else "Retry-After", "/elsewhere" if is_moved else "100000000")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+class Locked(Ranged):
+    """Wants to know who asks."""
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") == "Basic " + base64.b64encode(b"pub:p@ss").decode():
+            super().do_GET()
+        else:
+            self.send_error(401)
+
+
 @pytest.fixture
 def serve(shop: Shop) -> Iterator["Serve"]:
     with Serve(shop.repository) as serve:
@@ -164,6 +191,22 @@ def test_a_connection_that_breaks_costs_no_chunk_that_arrived(shop: Shop, serve:
 def test_a_server_in_trouble_is_a_reason_to_try_later(shop: Shop, serve: Serve) -> None:
     with pytest.raises(UnavailableError, match="answers 500"):
         shop.fetch(serve(Broken))
+
+
+@pytest.mark.parametrize("path", ["", "/moved"])
+def test_how_long_a_device_waits_is_not_the_servers_to_say(shop: Shop, serve: Serve, path: str) -> None:
+    with pytest.raises(UnavailableError, match="answers 503"), open_source(serve(Busy).name + path).open("x"):
+        raise AssertionError("it was opened")
+
+
+def test_a_password_in_the_address_opens_the_repository_and_is_told_to_nobody_else(shop: Shop, serve: Serve) -> None:
+    host = serve(Locked).name.removeprefix("http://")
+    source = open_source(f"http://pub:p%40ss@{host}")
+    with source.open(blob_path(shop.base.sha256), 0, 4) as reader:
+        assert len(reader.read(4)) == 4
+    with pytest.raises(MissingFileError, match="has no nothing") as caught, source.open("nothing"):
+        pass
+    assert "p%40ss" not in f"{caught.value} {source.name}"
 
 
 def test_a_server_that_is_not_there_is_a_reason_to_try_later(shop: Shop) -> None:
@@ -321,15 +364,13 @@ def test_a_cap_makes_the_reader_wait_as_long_as_the_bytes_take(shop: Shop) -> No
     ],
 )  # fmt: skip
 def test_the_hours_count_by_the_devices_clock_once_it_was_set(window: str, clock: str, is_open: bool) -> None:
-    hours = read_window(window)
-    assert hours is not None
-    assert hours.is_open(datetime.fromisoformat(clock).timestamp()) is is_open
+    assert is_within(parse_hours(window), datetime.fromisoformat(clock).timestamp()) is is_open
 
 
 @pytest.mark.parametrize("text", ["1-5", "25:00-01:00", "01:00", "01:00-02:00-03:00", "ab:cd-01:00"])
 def test_hours_that_are_none_are_named(text: str) -> None:
-    with pytest.raises(InputError, match="want HH:MM-HH:MM"):
-        read_window(text)
+    with pytest.raises(ValueError, match="write HH:MM-HH:MM"):
+        parse_hours(text)
 
 
 def test_an_index_that_is_damaged_on_the_way_is_asked_for_again_and_then_refused(shop: Shop) -> None:

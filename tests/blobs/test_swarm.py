@@ -1,5 +1,6 @@
 """Devices at one site: they share one way out, and nobody's word."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +15,17 @@ import pytest
 import urllib3
 from zeroconf import IPVersion, Zeroconf
 
+from fieldlm.blobs import server as blob_server
 from fieldlm.blobs.fetch import BlobSource, FetchPolicy, FolderSource, fetch
 from fieldlm.blobs.partial_blob import CLAIMED, map_path
 from fieldlm.blobs.server import BlobServer
-from fieldlm.blobs.sources import PacedSource, TokenBucket, Window
+from fieldlm.blobs.sources import PacedSource, TokenBucket
 from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.swarm import Nearby, Neighbour, Swarm, is_local
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import CHUNK_BYTES
+from fieldlm.core.hours import HourWindow
 from fieldlm.device.fetch_policy import fetching
 from fieldlm.formats.release import Blob, Release, blob_path
 from fieldlm_compiler.repository.publish import publish
@@ -181,6 +184,37 @@ class Claimer(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
+class Busy(BaseHTTPRequestHandler):
+    """Has everything, and no time."""
+
+    def do_GET(self) -> None:
+        is_map = self.path.startswith("/maps/")
+        self.send_response(200 if is_map else 503)
+        self.send_header("Content-Length", "1" if is_map else "0")
+        self.end_headers()
+        if is_map:
+            self.wfile.write(b"*")
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+class Fickle(BaseHTTPRequestHandler):
+    """Fetches everything, to believe its map, which is another one each time."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        body = bytearray(CLAIMED * 25)
+        body[self.asked % 25] = 0
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
 class Babbler(BaseHTTPRequestHandler):
     """Answers every question with more than anybody can hold."""
 
@@ -224,7 +258,7 @@ class Elsewhere(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-@pytest.mark.parametrize("stranger", [Trickle, Claimer, Babbler, Mumbler, Elsewhere])
+@pytest.mark.parametrize("stranger", [Trickle, Claimer, Busy, Fickle, Babbler, Mumbler, Elsewhere])
 def test_a_stranger_holds_nobody_up(place: Place, stranger: type[BaseHTTPRequestHandler]) -> None:
     place.visit(stranger, "stranger")
     device = place.device("kiosk")
@@ -315,6 +349,34 @@ def test_a_device_hands_out_chunks_that_are_here_and_nothing_else(place: Place) 
         assert get(path, "0-3") == 404
 
 
+def test_connections_that_only_lie_open_are_bounded_and_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blob_server, "MOST_OF_ONE", 8)
+    monkeypatch.setattr(blob_server, "IDLE_S", 1.0)
+    device = place.device("kiosk")
+    threads, held = threading.active_count(), list[socket.socket]()
+    try:
+        for _ in range(40):
+            held.append(socket.create_connection(("127.0.0.1", device.server.port)))
+            held[-1].sendall(b"GET / HTTP/1.1\r\nX: ")
+        wait_for(lambda: threading.active_count() <= threads + 8)
+
+        def drips() -> bool:
+            """Send each a byte; says whether one is still there."""
+            for one in [*held]:
+                try:
+                    one.sendall(b"x")
+                except OSError:
+                    held.remove(one)
+                    one.close()
+            return bool(held)
+
+        wait_for(lambda: not drips())
+        assert urllib3.request("GET", f"{device.neighbour.url}/maps/{place.base.sha256}").status == 404
+    finally:
+        for one in held:
+            one.close()
+
+
 def test_neighbours_find_each_other_and_notice_who_leaves() -> None:
     make = partial(Zeroconf, interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)
     nearby = [Nearby(f"kiosk-{n}", zeroconf=make, addresses=["127.0.0.1"], port=4000 + n) for n in range(2)]
@@ -352,7 +414,7 @@ def test_outside_its_hours_a_device_takes_what_its_neighbours_have(place: Place)
     late = place.device("late")
     now = datetime.now()
     minute = now.hour * 60 + now.minute
-    closed = Window(opens=(minute + 600) % 1440, closes=(minute + 660) % 1440)
+    closed = HourWindow(opens=(minute + 600) % 1440, closes=(minute + 660) % 1440)
     manner = FetchPolicy(window=closed, neighbours=late.swarm)
     fetch(late.wan, place.release, late.blobs, wanted=[place.base], manner=manner)
     assert late.swarm.moved == SIZE
@@ -376,3 +438,12 @@ def wait_for(holds: Callable[[], bool]) -> None:
 )  # fmt: skip
 def test_only_addresses_on_this_side_of_the_router_are_asked(address: str, is_near: bool) -> None:
     assert is_local(address) is is_near
+
+
+def test_blobs_are_handed_out_over_ipv6(tmp_path: Path) -> None:
+    server = BlobServer(tmp_path, host="::1")
+    server.start()
+    try:
+        assert urllib3.request("GET", f"http://[::1]:{server.port}/maps/{'0' * 64}", retries=False).status == 404
+    finally:
+        server.stop()

@@ -14,7 +14,7 @@ from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.merge import merge
 from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, check_shippable, open_adapter, true_scale
 from fieldlm_compiler.compile.assemble import draft_manifest
-from fieldlm_compiler.export.artefact import lower
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.export.gguf import export_adapter
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates
@@ -50,7 +50,8 @@ def prove(tiny: Checkpoint, stages: Stages, profile: Profile, tmp_path: Path) ->
     def hold(adapter: PeftAdapter, shown: PeftAdapter) -> None:
         export_adapter(shown, tiny, tmp_path / "a.gguf")
         fitted = Fitted(adapter=adapter, gguf=tmp_path / "a.gguf")
-        gates.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), tiny, stages, fitted=fitted)
+        full = lower(tiny, "gguf", stages)
+        gates.prove(draft_manifest(tiny, profile), full, tiny, profile, stages, fitted=fitted)
 
     return hold
 
@@ -84,8 +85,9 @@ def test_a_merged_adapter_answers_as_with_peft(
     merged = merge(tiny, odd, stages)
     assert merged.sha256 != tiny.sha256
     manifest, full = draft_manifest(merged, profile), lower(merged, "gguf", stages)
-    answers = gates.ask(manifest, full, stages)
-    (gate,) = compare_answers(tiny.folder, gates.rendered(manifest, full.parts), answers, adapter=odd.folder).value
+    answers = gates.ask(manifest, full, profile, stages)
+    texts = gates.rendered(manifest, full.parts)
+    (gate,) = compare_answers(tiny.folder, texts, answers, adapter=odd.folder).value["gates"]
     assert gate["value"] < gate["limit"]
 
 

@@ -39,7 +39,7 @@ def test_every_kind_says_merged_what_it_says_beside_its_base(kind: str, tiny: Ch
     change, unshippable = KINDS[kind]
     adapter = open_adapter(tiny_models.tiny_adapter(tmp_path / "lora", tiny.folder, **change), tiny)
     check_mergeable(adapter)
-    gap = merge_folder(str(tiny.folder), str(adapter.folder), str(tmp_path / "merged"))["logit_gap"]
+    gap = merge_folder(tiny.folder, adapter.folder, tmp_path / "merged")["logit_gap"]
     assert gap < 0.001
     beside, base = (tiny_models.logits(tiny.folder, adapter=each) for each in (adapter.folder, None))
     merged = tiny_models.logits(tmp_path / "merged")
@@ -57,7 +57,7 @@ def test_every_kind_says_merged_what_it_says_beside_its_base(kind: str, tiny: Ch
 def test_a_tied_table_that_only_one_side_changed_is_stored_twice(tiny: Checkpoint, tmp_path: Path) -> None:
     for name, target, tied in (("head", ["lm_head"], False), ("body", ["q_proj"], True)):
         lora = tiny_models.tiny_adapter(tmp_path / name, tiny.folder, target_modules=target)
-        merge_folder(str(tiny.folder), str(lora), str(tmp_path / f"{name}-merged"))
+        merge_folder(tiny.folder, lora, tmp_path / f"{name}-merged")
         merged = open_checkpoint(str(tmp_path / f"{name}-merged"))
         assert json.loads((merged.folder / "config.json").read_bytes())["tie_word_embeddings"] is tied
         assert merged.parameters == tiny.parameters + 49152 * 64 * (not tied)
@@ -117,7 +117,7 @@ def test_a_module_that_the_configuration_promises_and_the_file_lacks_is_refused(
     folder = changed(tiny, tmp_path, target_modules=["q_proj", "v_proj", "down_proj", "up_proj"])
     open_adapter(folder, tiny)
     with pytest.raises(InputError, match="peft cannot merge lora: Found missing adapter keys"):
-        merge_folder(str(tiny.folder), str(folder), str(tmp_path / "merged"))
+        merge_folder(tiny.folder, folder, tmp_path / "merged")
 
 
 def test_a_merge_that_says_something_else_is_not_handed_out(tiny: Checkpoint, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_merge_that_says_something_else_is_not_handed_out(tiny: Checkpoint, tm
     weights[next(iter(weights))][:] = float("nan")
     save_file(weights, folder / "adapter_model.safetensors")
     with pytest.raises((InputError, GateError), match=r"cannot merge|is not what it is"):
-        merge_folder(str(tiny.folder), str(folder), str(tmp_path / "merged"))
+        merge_folder(tiny.folder, folder, tmp_path / "merged")
 
 
 def changed(base: Checkpoint, tmp_path: Path, **change: Any) -> Path:

@@ -14,7 +14,8 @@ from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import doubled_start
 from fieldlm_compiler.compile.assemble import draft_manifest
-from fieldlm_compiler.export.artefact import Artefact, lower
+from fieldlm_compiler.export.artefact import Artefact
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates
 
@@ -38,7 +39,7 @@ def test_one_damaged_tensor_is_noticed_by_what_the_artefact_thinks(
     tensor = next(each for each in GGUFReader(path, "r+").tensors if each.name == "blk.1.ffn_down.weight")
     tensor.data[:] = (tensor.data.astype(np.float32) * 1.05).astype(tensor.data.dtype)
     with pytest.raises(GateError, match=r"the artefact is not its source: (its mean divergence is|in prompt \d token)"):
-        gates.prove(draft_manifest(tiny, profile), with_file(full, "base", path), tiny, stages)
+        gates.prove(draft_manifest(tiny, profile), with_file(full, "base", path), tiny, profile, stages)
 
 
 def test_another_chat_template_is_noticed_at_the_first_character(
@@ -50,7 +51,7 @@ def test_another_chat_template_is_noticed_at_the_first_character(
     path.write_text(own.read_text().replace("<|im_end|>", "<|im_end|> "))
     wrong = replace(with_file(full, "template", path), sha256="0" * 64)
     with pytest.raises(GateError, match=r"template is rendered otherwise than by transformers: user: '.* at character"):
-        gates.prove(draft_manifest(tiny, profile), wrong, tiny, stages)
+        gates.prove(draft_manifest(tiny, profile), wrong, tiny, profile, stages)
 
 
 def test_an_end_of_turn_that_the_artefact_does_not_know_is_noticed(
@@ -60,7 +61,7 @@ def test_an_end_of_turn_that_the_artefact_does_not_know_is_noticed(
     path = folder / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"eos_token_id": [2, 17]}))
     with pytest.raises(GateError, match="ends an answer of the source and none of the artefact's"):
-        gates.prove(draft_manifest(tiny, profile), full, open_checkpoint(str(folder)), stages)
+        gates.prove(draft_manifest(tiny, profile), full, open_checkpoint(str(folder)), profile, stages)
 
 
 def test_a_start_that_stands_twice_is_found() -> None:

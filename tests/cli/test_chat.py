@@ -19,12 +19,15 @@ from typing import IO, Any
 import pytest
 
 from fieldlm.api.app import make_app
-from fieldlm.cli.chat import HELP, main, ps_main, run_main
+from fieldlm.cli import ps, run
+from fieldlm.cli.chat import main
+from fieldlm.cli.conversation import HELP
 from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
+from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.auth import Keys
-from fieldlm.network.http_client import events
+from fieldlm.network.http_client import HttpClient
 from fieldlm.network.http_server import listening
 from tests.support.material import lora_gguf, tiny_bundle
 
@@ -36,7 +39,7 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module")
 def url(base_bundle: Bundle) -> Iterator[str]:
-    live = Generations(base_bundle, threads=1, context=512, parallel=1)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=1))
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         yield server.url
     live.close()
@@ -47,9 +50,9 @@ def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_run_prints_the_answer(base_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_main([str(base_bundle.folder), "Hello", "--max-tokens", "4", *FAST]) == 0
+    assert run.main([str(base_bundle.folder), "Hello", "--max-tokens", "4", *FAST]) == 0
     printed = capsys.readouterr().out
-    assert run_main([str(base_bundle.folder), "Hello", "--max-tokens", "4", "--json", *FAST]) == 0
+    assert run.main([str(base_bundle.folder), "Hello", "--max-tokens", "4", "--json", *FAST]) == 0
     document = json.loads(capsys.readouterr().out)
     assert printed == document["text"] + "\n"
     assert (document["outcome"], document["completion_tokens"]) == ("length", 4)
@@ -60,11 +63,11 @@ def test_run_reads_the_prompt_from_a_pipe(
     base_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     type_in(monkeypatch, "Hello")
-    assert run_main([str(base_bundle.folder), "--max-tokens", "2", *FAST]) == 0
+    assert run.main([str(base_bundle.folder), "--max-tokens", "2", *FAST]) == 0
     assert capsys.readouterr().out.strip()
     type_in(monkeypatch, " \n")
     with pytest.raises(InputError, match="the prompt is empty"):
-        run_main([str(base_bundle.folder)])
+        run.main([str(base_bundle.folder)])
 
 
 def test_what_is_piped_in_stands_below_the_prompt(base_bundle: Bundle, tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_an_answer_that_fails_is_no_answer(
 ) -> None:
     broken = tiny_bundle(tmp_path / "b", adapter=lora_gguf(tmp_path / "nan.gguf", scale=float("nan")))
     with pytest.raises(UnavailableError, match="damaged"):
-        run_main([str(broken.folder), "Hello", "--max-tokens", "4", *FAST])
+        run.main([str(broken.folder), "Hello", "--max-tokens", "4", *FAST])
 
 
 def test_commands_change_how_it_answers(
@@ -107,6 +110,19 @@ def test_commands_change_how_it_answers(
     assert unknown == "there is no /nope"
 
 
+def test_a_conversation_in_json_is_one_document(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(monkeypatch, "Hello\n/stats\n" + "word " * 900 + "\n/again\n")
+    assert main(["--url", url, "--max-tokens", "2", "--json"]) == 0
+    said = capsys.readouterr()
+    first, refused, again = json.loads(said.out)["answers"]
+    assert (first["question"], first["outcome"], first["tokens"]) == ("Hello", "length", 2)
+    assert "the context of 512 holds it and the answer" in refused["error"]
+    assert (again["question"], again["text"]) == ("Hello", first["text"])
+    assert "tokens/s" in said.err
+
+
 def test_a_message_may_have_several_lines(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,19 +136,19 @@ def test_a_message_may_have_several_lines(
 def test_a_locked_server_is_talked_to_with_the_key_of_the_environment(
     base_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    live = Generations(base_bundle, threads=1, context=512, parallel=1)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=1))
     path = tmp_path / "s"
     app = make_app(live, lambda _: None, ready=lambda: None, keys=Keys(["a-key-of-fair-length"]))
     with listening(app) as server:
         with pytest.raises(InputError, match=r"an API key is needed.*; put the key into FIELDLM_API_KEY"):
-            ps_main(["--url", server.url])
+            ps.main(["--url", server.url])
         monkeypatch.setenv("FIELDLM_API_KEY", "a-key-of-fair-length")
-        assert ps_main(["--url", server.url]) == 0
+        assert ps.main(["--url", server.url]) == 0
         type_in(monkeypatch, "Hello\n")
         assert main(["--url", server.url, "--max-tokens", "2"]) == 0
     with listening(app, unix_socket=path):
         monkeypatch.delenv("FIELDLM_API_KEY")
-        assert ps_main(["--url", f"unix:{path}"]) == 0
+        assert ps.main(["--url", f"unix:{path}"]) == 0
     live.close()
     assert capsys.readouterr().out.count("smollm2") == 2
 
@@ -172,10 +188,10 @@ def test_a_refused_question_is_said_and_the_conversation_goes_on(
 
 
 def test_ps_shows_what_is_served(url: str, base_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ps_main(["--url", url]) == 0
+    assert ps.main(["--url", url]) == 0
     row = capsys.readouterr().out.splitlines()[-1].split()
     assert row[:5] == ["smollm2-135m-instruct", base_bundle.generation, "llama", "Q4_1", "512"]
-    assert ps_main(["--url", url, "--json"]) == 0
+    assert ps.main(["--url", url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ready"]["status"] == "ready"
 
 
@@ -194,22 +210,24 @@ def test_a_strangers_answer_is_one_clear_line(answer: bytes, line: str) -> None:
 
         def serve() -> None:
             client, _ = door.accept()
+            asked = b""
             with client:
-                client.recv(65536)
+                while not asked.endswith(b"{}"):  # what is not read when the socket closes resets the connection
+                    asked += client.recv(65536)
                 client.sendall(answer)
 
         server = threading.Thread(target=serve)
         server.start()
         with pytest.raises(FieldlmError, match=line):
-            list(events(f"http://127.0.0.1:{door.getsockname()[1]}", "/v1/chat/completions", {}))
+            list(HttpClient(f"http://127.0.0.1:{door.getsockname()[1]}").events("/v1/chat/completions", {}))
         server.join()
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(url: str) -> None:
     with pytest.raises(UnavailableError, match=r"no server answers at http://127\.0\.0\.1:9: .*fieldlm serve"):
-        ps_main(["--url", "http://127.0.0.1:9"])
+        ps.main(["--url", "http://127.0.0.1:9"])
     with pytest.raises(InputError, match="is not the address of a server"):
-        ps_main(["--url", "kiosk"])
+        ps.main(["--url", "kiosk"])
     with pytest.raises(InputError, match="not both"):
         main(["bundle", "--url", url])
 

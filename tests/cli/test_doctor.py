@@ -11,7 +11,7 @@ import pytest
 
 from fieldlm.cli import doctor
 from fieldlm.cli.doctor import Finding
-from fieldlm.core.config import load_config
+from fieldlm.core.config import Config, load_config
 from fieldlm.formats.profile import load_profile
 from fieldlm.formats.record import Record
 from fieldlm.hardware.detect import detect
@@ -140,14 +140,19 @@ def test_a_damaged_spool_is_named_before_and_after_it_is_set_aside(tmp_path: Pat
     assert "spool.db.quarantine-" in found.text
 
 
+def listening_on(port: int, host: str = "127.0.0.1") -> Config:
+    return load_config({"device": "kiosk-1", "host": host, "port": port}, {"HOME": "/nowhere"})
+
+
 def test_a_port_that_another_program_holds_fails(listener: int) -> None:
-    found = doctor.check_port("127.0.0.1", listener)
+    found = doctor.check_port(listening_on(listener))
     assert found.level == "fail"
     assert f"127.0.0.1:{listener} cannot be used" in found.text
 
 
 def test_a_free_port_is_fine() -> None:
-    assert doctor.check_port("127.0.0.1", 0).level == "ok"
+    assert doctor.check_port(listening_on(0)).level == "ok"
+    assert doctor.check_port(listening_on(0, host="::1")).level == "ok"
 
 
 def test_a_port_where_a_healthy_server_answers_is_fine() -> None:
@@ -155,6 +160,7 @@ def test_a_port_where_a_healthy_server_answers_is_fine() -> None:
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
+            self.wfile.write(b"{}")
 
         def log_message(self, format: str, *args: object) -> None:
             return
@@ -162,7 +168,7 @@ def test_a_port_where_a_healthy_server_answers_is_fine() -> None:
     with HTTPServer(("127.0.0.1", 0), Healthy) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        found = doctor.check_port("127.0.0.1", server.server_port)
+        found = doctor.check_port(listening_on(server.server_port))
         server.shutdown()
         thread.join()
     assert found.text.endswith("says it is healthy")
@@ -207,3 +213,12 @@ def test_a_wrong_setting_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     last = list(doctor.examine({}))[-1]
     assert (last.what, last.level) == ("settings", "fail")
     assert "telemetry is 'all' (from FIELDLM_TELEMETRY)" in last.text
+
+
+def test_an_installed_package_is_not_told_to_use_a_pip_that_it_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (flags := tmp_path / "cpu-flags").write_text("asimd\n")
+    monkeypatch.setattr(doctor, "FLAGS", flags)
+    *_, build = doctor.check_engine(tuple(doctor.BUILD_NAMES))
+    assert (build.level, "make deb" in build.next, "pip" in build.next) == ("warn", True, False)

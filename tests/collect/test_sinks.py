@@ -1,6 +1,6 @@
 """One contract for every sink: what it promises about rows, watermarks, gaps, raw blocks and forgetting."""
 
-import contextlib
+import fcntl
 import random
 import shutil
 import sqlite3
@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
 from confluent_kafka import KafkaError, Producer
 
 from fieldlm.core.errors import FieldlmError, InputError
@@ -94,6 +91,36 @@ def test_a_hello_steps_over_what_will_never_come_and_says_so(where: str) -> None
         assert gap.lost == (1 << 60) - 3
 
 
+LIE = 1 << 40
+
+
+@pytest.mark.parametrize("is_noticed_by", ["a block", "a hello", "a block that it cut"])
+def test_what_a_forged_hello_stepped_over_is_taken_when_the_device_has_it_after_all(
+    where: str, is_noticed_by: str
+) -> None:
+    first = 6 if is_noticed_by == "a block that it cut" else LIE
+    with open_sink(where) as sink:
+        sink.append(blocks(made(1, 3)))
+        assert sink.greet("kiosk-1", 7, {"gen": first}, {"gen": first}) == {"gen": first - 1}
+    with open_sink(where) as sink:
+        if is_noticed_by == "a hello":
+            assert sink.greet("kiosk-1", 7, {"gen": 4}, {"gen": 9}) == {"gen": 3}
+        assert sink.append(blocks(made(4, 9))) == {KEY: 9}
+        assert sink.append(blocks(made(4, 9), made(8, 12))) == {KEY: 12}
+    with open_sink(where, read_only=True) as reader:
+        assert (seqs(reader), reader.watermarks(), reader.gaps()) == ([*range(1, 13)], {KEY: 12}, [])
+
+
+def test_what_comes_late_from_before_a_true_step_is_not_stored_twice(where: str) -> None:
+    with open_sink(where) as sink:
+        sink.append(blocks(made(1, 3)))
+        assert sink.greet("kiosk-1", 7, {"gen": 10}, {"gen": 20}) == {"gen": 9}
+        assert sink.append(blocks(made(10, 20))) == {KEY: 20}
+        assert sink.append(blocks(made(4, 6), made(10, 20), made(15, 22))) == {KEY: 22}
+        assert sink.greet("kiosk-1", 7, {"gen": 10}, {"gen": 20}) == {"gen": 22}
+        assert seqs(sink) == [1, 2, 3, *range(10, 23)]
+
+
 def test_an_unknown_schema_is_kept_raw_acknowledged_and_no_gap(where: str) -> None:
     newer = msgspec.structs.replace(blocks(made(1, 3))[0], schema=99)
     with open_sink(where) as sink:
@@ -145,51 +172,37 @@ def test_nobody_can_have_another_devices_customers_forgotten(where: str) -> None
         assert ("s1", SECRET) in texts(sink)
 
 
-@pytest.mark.parametrize("policy", ["text", "rows"])
-@pytest.mark.parametrize("kind", ["parquet", "delta"])
-def test_no_file_holds_what_was_forgotten(kind: str, policy: Policy, tmp_path: Path) -> None:
-    folder = tmp_path / "store"
-    sink: Sink = (
-        Store(folder, forget=policy, erase_every_s=0)
-        if kind == "parquet"
-        else DeltaStore(str(folder), forget=policy, erase_after_h=0)
-    )
-    with sink:
-        for first in (1, 11):
-            sink.append(blocks(made(first, first + 9, session="s1", answer=SECRET, generation="g")))
-            sink.tidy(finish=True)
-        sink.append(blocks(made(21, 25, session="s1", answer=SECRET, generation="g")))
-        assert holds(folder, SECRET.encode())
+def test_after_a_session_was_forgotten_the_store_opens_and_answers_every_query(where: str) -> None:
+    mixed = [msgspec.structs.replace(r, stream="sys", kind="system") for r in made(1, 2, session="s1", answer=SECRET)]
+    mixed[1] = msgspec.structs.replace(mixed[1], kind="sketch", session="s2", answer="")
+    with open_sink(where) as sink:
+        sink.append(blocks(mixed, made(1, 1, session="s1", answer=SECRET), made(2, 2, session="s2", answer="kept")))
         sink.append(blocks(forget("s1")))
-        sink.tidy()
-        assert not holds(folder, SECRET.encode())
-        assert (len(seqs(sink)), sink.gaps()) == (26, [])
-        left = {r["generation"] for r in sink.query("SELECT generation FROM records WHERE stream = 'gen'")}
-        assert left == ({"g"} if policy == "text" else {""})
-    assert not holds(folder, SECRET.encode())
+        sink.tidy(finish=True)
+    with open_sink(where) as again:
+        for sql, count in (
+            ("kind <> 'forget'", 4),
+            ("session = 's1' AND kind <> 'forget'", 2),
+            ("session IN ('s1', 's2') AND answer = 'kept'", 1),
+            ("stream = 'sys' AND kind = 'sketch'", 1),
+            ("answer LIKE 'my sister%'", 0),
+        ):
+            assert again.query(f"SELECT count(*) AS n FROM records WHERE {sql}") == [{"n": count}], sql
+        assert again.append(blocks(made(3, 3, session="s1", answer=SECRET))) == {KEY: 3}
+        assert again.query("SELECT count(*) AS n FROM records WHERE session = 's1' AND answer <> ''") == [{"n": 0}]
 
 
-def holds(folder: Path, needle: bytes) -> bool:
-    """Look into every file, and into Parquet as a reader would."""
-    for path in (path for path in folder.rglob("*") if path.is_file()):
-        if path.suffix == ".parquet":
-            columns = [c for c in pq.read_table(path).columns if c.type in (pa.string(), pa.large_string())]
-            if any(needle.decode() in (value or "") for column in columns for value in column.to_pylist()):
-                return True
-        if needle in path.read_bytes() or any(needle in body for body in bodies(path)):
-            return True
-    return False
-
-
-def bodies(path: Path) -> list[bytes]:
-    """Return what is packed with zstd in a file, wherever it lies: a block's body holds its texts compressed."""
-    data, found = path.read_bytes(), list[bytes]()
-    start = data.find(MAGIC)
-    while start >= 0:
-        with contextlib.suppress(zstandard.ZstdError):
-            found.append(zstandard.ZstdDecompressor().decompress(data[start:], allow_extra_data=True))
-        start = data.find(MAGIC, start + 1)
-    return found
+def test_two_who_compact_one_delta_store_do_not_double_its_rows(tmp_path: Path) -> None:
+    with DeltaStore(str(tmp_path)) as one, DeltaStore(str(tmp_path)) as other:
+        for seq in range(1, 5):
+            one.append(blocks(made(seq, seq)))
+        with (tmp_path / "compact.lock").open("ab") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with pytest.raises(InputError, match="another fieldlm compacts"):
+                other.compact()
+        other.compact()
+        one.compact()
+        assert seqs(one) == [1, 2, 3, 4]
 
 
 def test_a_kill_at_any_time_neither_loses_nor_doubles(where: str) -> None:

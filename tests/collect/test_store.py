@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from fieldlm.formats import block, topics
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.collect import CollectTotals, MqttMessage, main, parse_shards, take_in
-from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.collect.parquet import MOST_EPOCHS, Store
 
 
 def records(first: int, last: int, *, device: str = "kiosk-1", stream: str = "gen") -> list[Record]:
@@ -86,7 +87,7 @@ def test_a_parquet_file_that_a_killed_compaction_left_is_swept(tmp_path: Path) -
 CRASHES = """
 import os, sys
 from pathlib import Path
-from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.collect.parquet import MOST_EPOCHS, Store
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
 calls = 0
@@ -158,8 +159,8 @@ def test_a_body_that_is_damaged_is_kept_raw_too(tmp_path: Path) -> None:
         assert store.counts()[0].raw == 3
 
 
-def hello(device: str, first: int, *, speaks_for: str = "") -> MqttMessage:
-    said = topics.Hello(device=speaks_for or device, epoch=7, first={"gen": first}, last={"gen": 9}, nonce="n")
+def hello(device: str, first: int, *, last: int = 9, speaks_for: str = "") -> MqttMessage:
+    said = topics.Hello(device=speaks_for or device, epoch=7, first={"gen": first}, last={"gen": last}, nonce="n")
     return MqttMessage(topics.hello_topic("shop", device), msgspec.json.encode(said))
 
 
@@ -176,6 +177,29 @@ def test_what_a_device_no_longer_has_is_stepped_over_and_counts_as_lost(tmp_path
         take_in(store, "shop", [message(records(5, 6))], CollectTotals())
         assert seqs(store) == [5, 6]
         assert [(gap.lost, gap.ranges) for gap in store.gaps()] == [(4, ((1, 4),))]
+
+
+def test_streams_that_a_hello_makes_up_cost_nothing(tmp_path: Path) -> None:
+    made_up = {f"s{number}": 5 for number in range(900)} | {"gen": 3}
+    said = topics.Hello(device="kiosk-1", epoch=7, first=made_up, last=made_up, nonce="n")
+    with Store(tmp_path) as store:
+        heard = MqttMessage(topics.hello_topic("shop", "kiosk-1"), msgspec.json.encode(said))
+        (reply,) = take_in(store, "shop", [heard], CollectTotals())
+        assert reply.ack.upto == {"gen": 2}
+        assert store.watermarks() == {("kiosk-1", 7, "gen"): 2}
+
+
+def test_epochs_that_nobody_sends_from_are_forgotten_and_gaps_are_found_in_one_go(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append(blocks(message(records(1, 3))))
+        for epoch in range(2 * MOST_EPOCHS):
+            store.greet("kiosk-1", 1000 + epoch, {"gen": 5}, {"gen": 5})
+        assert len(store.watermarks()) == MOST_EPOCHS + 1
+        asked: list[str] = []
+        query = store.query
+        store.query = lambda sql, values=(): asked.append(sql) or query(sql, values)
+        assert {gap.lost for gap in store.gaps()} == {4}
+        assert len(asked) < 5
 
 
 def foreign_shard() -> MqttMessage:
@@ -195,6 +219,13 @@ def foreign_shard() -> MqttMessage:
         ),
         (MqttMessage(topics.block_topic("shop", "kiosk-1", "gen"), b"junk"), "not a block"),
         (MqttMessage(topics.hello_topic("shop", "kiosk-1"), b"{}"), "not a Hello"),
+        (hello("kiosk-1", 11), "impossible hello"),
+        (hello("kiosk-1", 1 << 62, last=1 << 62), "impossible hello"),
+        (MqttMessage(topics.state_topic("shop", "kiosk-1"), b"I am fine"), "not a presence"),
+        (
+            MqttMessage(topics.state_topic("shop", "kiosk-1"), b'{"a": "' + b"x" * 9000 + b'"}'),
+            "a presence of 9009 bytes",
+        ),
     ],
 )
 def test_a_message_that_does_not_fit_its_topic_is_refused_and_the_rest_taken(
@@ -244,3 +275,29 @@ def test_a_folder_that_is_no_store_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no store"):
         main(["--store", str(tmp_path / "nothing"), "--show"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_writer_is_refused_and_what_it_would_have_swept_stays(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append(blocks(message(records(1, 3))))
+        # Between the rename of a file and its listing, as on a slow disk: whoever sweeps now deletes it.
+        stray = store.records_folder / "not-listed-yet.parquet"
+        stray.write_bytes(b"")
+        with pytest.raises(InputError, match="another fieldlm writes to"):
+            Store(tmp_path)
+        assert stray.exists()
+        assert main(["--store", str(tmp_path), "--show"]) == 0
+    with Store(tmp_path) as store:
+        assert (seqs(store), stray.exists()) == ([1, 2, 3], False)
+
+
+def test_nobody_else_on_the_machine_reads_a_store(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with Store(tmp_path / "store") as store:
+            store.append(blocks(message(records(1, 3))))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "store").rglob("store.db*")}
+    assert set(modes.values()) == {0}
+    assert (tmp_path / "store").stat().st_mode & 0o077 == 0

@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fieldlm.cli import logs, rollback
+from fieldlm.cli.adopt import main as adopt_main
 from fieldlm.cli.slots import main as slots_main
 from fieldlm.cli.update import main as update_main
 from fieldlm.control.owner_commands import NONCE_S, Action, Commands
-from fieldlm.control.remote import Remote, adopt_main, logs_main, rollback_main
+from fieldlm.control.remote import Remote
 from fieldlm.core.errors import InputError, TrustError
 from fieldlm.formats import command as wire
 from fieldlm.formats.command import Command, CommandResult, Verb
@@ -207,10 +209,10 @@ def test_a_device_is_adopted_updated_looked_at_and_taken_back_from_elsewhere(
     assert (result["outcome"], result["generation"]) == ("updated", tuned.generation)
     assert slots_main([*mqtt, "--json"]) == 0
     assert said(capsys)["current"] == tuned.id
-    assert rollback_main([*mqtt, "--json"]) == 0
+    assert rollback.main([*mqtt, "--json"]) == 0
     assert said(capsys)["generation"] == shop.base.generation
     assert site.device.chat("Hello.")[1]["fieldlm"]["generation"] == shop.base.generation
     with pytest.raises(InputError, match="no generation to go back to"):
-        rollback_main(lan)
-    assert logs_main([*lan, "--json", "--lines", "5"]) == 0
+        rollback.main(lan)
+    assert logs.main([*lan, "--json", "--lines", "5"]) == 0
     assert any("is owned by key" in line for line in said(capsys))

@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -91,6 +93,24 @@ def chat(port: int) -> tuple[int, Any]:
     return ask(port, "POST", "/v1/chat/completions", json.dumps(body))
 
 
+def test_what_is_served_is_a_document_when_it_is_ready(bundle: Path, tmp_path: Path) -> None:
+    port = free_port()
+    serve = command(bundle, tmp_path / "state", "--port", str(port), "--json")
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout
+            lines = iter(child.stdout.readline, "}\n")
+            document = json.loads("".join([*lines, "}"]))
+            assert ask(port, "GET", "/ready")[0] == 200
+            assert (document["url"], document["state"]) == (f"http://127.0.0.1:{port}", "ready")
+            assert (document["profile"], document["model"]) == (PROFILE, "smollm2-135m-instruct")
+            child.send_signal(signal.SIGINT)
+            rest, said = child.communicate(timeout=60)
+            assert (child.returncode, rest) == (0, ""), said
+        finally:
+            child.kill()
+
+
 STARTED = """
 import json, sys, time
 from pathlib import Path
@@ -100,7 +120,7 @@ def packages():
     return sorted({name.partition(".")[0] for name in sys.modules})
 
 before, (bundle, state, profile_id, port) = packages(), sys.argv[1:]
-config = service.load_config({"state": state, "context": "128", "discovery": "false", "port": port})
+config = service.load_config({"device": "kiosk", "state": state, "context": "128", "discovery": "false", "port": port})
 profile = service.load_profile(profile_id)
 start = service.Start(config, profile, Path(bundle))
 from fieldlm.device.device import Device
@@ -149,19 +169,22 @@ def test_an_unknown_profile_names_its_neighbours(bundle: Path, tmp_path: Path) -
     assert "rpi5-8gb" in said
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "manifest.json", "manifest.sig"])
-def test_a_flipped_byte_is_found_before_anything_is_served(bundle: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "code", "reason"),
+    [("model.gguf", 2, "model.gguf"), ("manifest.json", 1, "signature"), ("manifest.sig", 1, "signature")],
+)
+def test_a_flipped_byte_is_found_before_anything_is_served(
+    bundle: Path, tmp_path: Path, name: str, code: int, reason: str
+) -> None:
     damaged = tmp_path / "bundle"
     shutil.copytree(bundle, damaged)
-    path = damaged / next(
-        p.name for p in damaged.iterdir() if p.name == name or (name == "model.gguf" and p.suffix == ".gguf")
-    )
+    path = damaged / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    code, said = refusal(command(damaged, tmp_path / "state"))
-    assert code in (1, 2)
-    assert path.name in said or "signature" in said
+    found, said = refusal(command(damaged, tmp_path / "state"))
+    assert found == code, said
+    assert reason in said
 
 
 def test_a_wrong_setting_is_named_with_its_value(bundle: Path, tmp_path: Path) -> None:
@@ -211,6 +234,7 @@ def test_a_device_gives_way_to_busy_neighbours_unless_it_was_told_its_threads(
     bundle: Path, tmp_path: Path, threads: dict[str, str], gives_way: bool
 ) -> None:
     flags = {"state": str(tmp_path / "state"), "context": "128", "discovery": "false", "port": str(free_port())}
+    flags["device"] = "kiosk"
     config, profile = load_config(flags | threads), load_profile(PROFILE)
     device = Device(config, profile, Start(config, profile, bundle))
     try:
@@ -219,12 +243,42 @@ def test_a_device_gives_way_to_busy_neighbours_unless_it_was_told_its_threads(
         device.close()
 
 
+def test_after_a_device_is_closed_no_thread_of_it_is_left_and_the_status_named_those_that_ran(
+    bundle: Path, tmp_path: Path
+) -> None:
+    before = set(threading.enumerate())
+    flags = {"state": str(tmp_path / "state"), "context": "128", "port": str(free_port()), "host": "127.0.0.1"}
+    config = load_config(flags | {"broker": f"mqtt://127.0.0.1:{free_port()}", "discovery": "true"}, env={})
+    profile = load_profile(PROFILE)
+    device = Device(config, profile, Start(config, profile, bundle))
+    try:
+        serving = threading.Thread(target=device.run, name="server")
+        serving.start()
+        while ask(config.port, "GET", "/ready")[0] != 200:
+            time.sleep(0.05)
+        assert chat(config.port)[0] == 200
+        device.tasks.start("toaster", lambda: int("toast"))
+        while not (status := ask(config.port, "GET", "/v1/fieldlm/status")[1]["tasks"])["crashes"].get("toaster"):
+            time.sleep(0.05)
+        metrics = httpx.get(f"http://127.0.0.1:{config.port}/metrics").text
+        device.http.stop()
+        serving.join()
+    finally:
+        device.close()
+    known = {"announce", "nearby", "poll", "rescue", "share", "spool", "sync", "sync-callbacks", "when-ready"}
+    # One thread announces the blobs and is done with it.
+    assert known - set(status["running"]) <= {"nearby"}
+    assert status["crashes"]["toaster"] == 1
+    assert 'fieldlm_task_crashes_total{task="toaster"} 1.0' in metrics
+    assert not set(threading.enumerate()) - before
+
+
 def test_a_gpu_that_is_promised_and_not_there_is_refused_and_no_generation_is_blamed(
     bundle: Path, tmp_path: Path
 ) -> None:
     gpu = load_profile("laptop-nvidia").accelerators
     promises = msgspec.structs.replace(load_profile(PROFILE), accelerators=gpu)
-    config = load_config({"state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
+    config = load_config({"device": "kiosk", "state": str(tmp_path / "state"), "context": "128", "discovery": "false"})
     with pytest.raises(MissingDependencyError, match=r"promises GeForce .* sees only CPU here; .*GGML_CUDA=on"):
         Device(config, promises, Start(config, promises, bundle))
     with closing(Slots(tmp_path / "state")) as slots:
@@ -239,3 +293,24 @@ def test_the_device_says_what_it_holds(bundle: Path, tmp_path: Path) -> None:
         assert status["generation"] == answer["fieldlm"]["generation"]
         assert status["memory_mb"]["rss"] > status["memory_mb"]["weights"] > 50
         assert ask(port, "GET", "/v1/fieldlm/update")[1]["running"] is False
+
+
+def test_a_stop_ends_a_stream_with_the_reason_and_leaves_no_traceback(bundle: Path, tmp_path: Path) -> None:
+    asked = {
+        "messages": [{"role": "user", "content": "Count."}], "stream": True, "max_tokens": 7000,
+        "logit_bias": {"0": -100, "2": -100},  # no end of its own
+    }  # fmt: skip
+    with running(bundle, tmp_path / "state", "--context", "8000", "--device", "kiosk") as (port, child):
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        with httpx.stream("POST", url, json=asked, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            child.send_signal(signal.SIGTERM)
+            events = [line.removeprefix("data: ") for line in lines if line]
+        assert child.wait(60) == 0
+        assert child.stderr
+        said = child.stderr.read()
+    (last,) = [json.loads(event) for event in events if '"error"' in event]
+    assert last["error"]["code"] == "stopping"
+    assert last["fieldlm"]["text"], "what was said so far"
+    assert "Traceback" not in said

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.engines import Chunk, RunningAnswer, Sampling, Schedule
+from fieldlm.engines import Chunk, EngineOptions, RunningAnswer, Sampling, Schedule
 from fieldlm.engines.llama import LlamaEngine
+from fieldlm.engines.llama_api import Context, LlamaWeights, api
 from tests.support.material import lora_gguf
 
 SYSTEM = "<|im_start|>system\nYou are the voice of a kiosk that sells coffee, tea and cakes.<|im_end|>\n"
@@ -19,7 +20,7 @@ LONG = Sampling(max_tokens=400)
 
 @pytest.fixture(scope="module")
 def engine(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
-    made = LlamaEngine(smollm2_gguf, threads=1, context=1024, parallel=4)
+    made = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=1024, parallel=4))
     yield made
     made.close()
 
@@ -27,7 +28,7 @@ def engine(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
 @pytest.fixture(scope="module")
 def narrow(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
     """An engine that answers one at a time."""
-    made = LlamaEngine(smollm2_gguf, threads=1, context=512, parallel=1)
+    made = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=512, parallel=1))
     yield made
     made.close()
 
@@ -116,7 +117,7 @@ def test_a_shared_beginning_is_computed_once(engine: LlamaEngine) -> None:
 
 
 def test_simultaneous_questions_share_the_beginning_too(smollm2_gguf: Path) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=512, parallel=4)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=512, parallel=4))
     try:
         beginning = engine.tokenize(SYSTEM * 4)
         asked = [engine.start([*beginning, i], Sampling(max_tokens=2)) for i in range(100, 103)]
@@ -278,7 +279,7 @@ def test_the_engine_says_what_it_holds(engine: LlamaEngine) -> None:
 
 
 def test_closing_cancels_what_runs_and_refuses_what_comes(smollm2_gguf: Path) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=512, parallel=1)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=512, parallel=1))
     running, queued = endless(engine), endless(engine)
     engine.close()
     engine.close()
@@ -384,7 +385,7 @@ def test_the_base_is_not_an_adapter(engine: LlamaEngine, smollm2_gguf: Path) -> 
 def test_closing_gives_the_weights_back_at_once_and_the_collector_is_not_needed(smollm2_gguf: Path) -> None:
     gc.disable()
     try:
-        engine = LlamaEngine(smollm2_gguf, threads=1, context=128, parallel=1)
+        engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=128, parallel=1))
         weights = engine._need().weights  # pyright: ignore[reportPrivateUsage]
         assert list(engine.start([1, 2, 3], Sampling(max_tokens=1), terms=Schedule(deadline_s=60)))[-1].outcome
         assert weights.is_loaded
@@ -397,10 +398,27 @@ def test_closing_gives_the_weights_back_at_once_and_the_collector_is_not_needed(
 
 
 def test_weights_wait_for_who_still_reads_them(smollm2_gguf: Path) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=128, parallel=1)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=128, parallel=1))
     weights = engine._need().weights  # pyright: ignore[reportPrivateUsage]
     weights.hold()
     engine.close()
     assert weights.tokenize("Hello")
     weights.release()
     assert not weights.is_loaded
+
+
+def test_prompts_are_read_with_threads_of_their_own_and_neighbours_take_of_both(smollm2_gguf: Path) -> None:
+    weights = LlamaWeights(smollm2_gguf)
+    context = Context(weights, cells=64, sequences=1, batch=16, threads=2, prefill_threads=3)
+
+    def threads() -> tuple[int, int]:
+        pointer = context._context  # pyright: ignore[reportPrivateUsage]
+        return api.llama_n_threads(pointer), api.llama_n_threads_batch(pointer)
+
+    assert threads() == (2, 3)
+    context.limit_threads(1)
+    assert threads() == (1, 1)
+    context.limit_threads(8)
+    assert threads() == (2, 3)
+    context.close()
+    weights.release()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines import Chunk, Outcome, RunningAnswer, Sampling, Schedule
+from fieldlm.engines import Chunk, EngineOptions, Outcome, RunningAnswer, Sampling, Schedule
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.sampling import CERTAIN
 from tests.support.engines import OneOf
@@ -23,7 +23,7 @@ LETTERS = "a, b, c, d, e, f, g, h, i,"
 @pytest.fixture(scope="module")
 def engine(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
     """An engine that answers one at a time, so that nothing is computed beside an answer."""
-    made = LlamaEngine(smollm2_gguf, threads=1, context=1024, parallel=1)
+    made = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=1024, parallel=1))
     yield made
     made.close()
 
@@ -192,7 +192,7 @@ def test_an_answer_that_was_pushed_out_until_its_deadline_says_so_and_has_its_te
 
 
 def test_an_engine_that_closes_tells_who_was_pushed_out_from_who_was_running(smollm2_gguf: Path) -> None:
-    made = LlamaEngine(smollm2_gguf, threads=1, context=512, parallel=1)
+    made = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=512, parallel=1))
     batch = start(made, COUNT, 400, BATCH)
     chunks = iter(batch)
     next(chunks)

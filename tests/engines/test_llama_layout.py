@@ -8,14 +8,15 @@ import msgspec
 import pytest
 
 from fieldlm.core.errors import BundleError, EngineError, MissingDependencyError, ProfileError
-from fieldlm.engines import Sampling, onnx, open_engine
+from fieldlm.engines import EngineOptions, Sampling, onnx, open_engine
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.llama_api import LOG_WARN, log
 from fieldlm.engines.llama_devices import ComputeDevice, check_offload, devices, promised
 from fieldlm.engines.llama_layout import ALL_LAYERS, F16, KV_TYPES, NO_LAYERS, Layout, layout_of
 from fieldlm.formats.bundle import Bundle, CacheTypes
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_names
-from fieldlm.hardware.facts import LIVE, meminfo_mb
+from fieldlm.hardware.facts import meminfo_mb
+from fieldlm.hardware.limits import LIVE
 
 PROFILE = load_profile("generic-x86-64-avx2")
 (GEFORCE,) = load_profile("laptop-nvidia").accelerators
@@ -36,7 +37,7 @@ def opened(base_bundle: Bundle) -> Iterator[list[LlamaEngine]]:
 
 
 def engine_for(profile: Profile | None, bundle: Bundle, opened: list[LlamaEngine]) -> LlamaEngine:
-    engine = open_engine(bundle, threads=1, context=256, parallel=2, profile=profile)
+    engine = open_engine(bundle, EngineOptions(threads=1, context=256, parallel=2, profile=profile))
     assert isinstance(engine, LlamaEngine)
     opened.append(engine)
     return engine
@@ -116,7 +117,7 @@ def test_llama_cpp_says_what_it_can_compute_on() -> None:
 def test_a_gpu_that_this_build_does_not_see_is_refused_before_the_weights_are_read(base_bundle: Bundle) -> None:
     promises = msgspec.structs.replace(PROFILE, accelerators=(GEFORCE,))
     with pytest.raises(MissingDependencyError, match=r"promises GeForce .*\(cuda\), .* sees only CPU here") as caught:
-        open_engine(base_bundle, threads=1, context=256, profile=promises)
+        open_engine(base_bundle, EngineOptions(threads=1, context=256, profile=promises))
     assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -157,9 +158,12 @@ def test_an_onnx_bundle_is_refused_where_a_gpu_would_stand_idle(base_bundle: Bun
     with pytest.raises(
         MissingDependencyError, match="ONNX bundles are computed on the CPU; compile for the llama engine"
     ):
-        onnx.open(base_bundle, profile=promises)
+        onnx.open(base_bundle, EngineOptions(profile=promises))
     with pytest.raises(MissingDependencyError, match=r"promises CUDAExecutionProvider, and this onnxruntime has .*CPU"):
-        onnx.open(base_bundle, profile=with_("onnx", providers=("CUDAExecutionProvider", "CPUExecutionProvider")))
+        onnx.open(
+            base_bundle,
+            EngineOptions(profile=with_("onnx", providers=("CUDAExecutionProvider", "CPUExecutionProvider"))),
+        )
 
 
 def test_a_cache_that_the_profile_leaves_open_is_the_bundles(base_bundle: Bundle, opened: list[LlamaEngine]) -> None:

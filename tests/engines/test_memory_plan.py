@@ -7,6 +7,7 @@ import pytest
 from gguf import GGUFWriter
 
 from fieldlm.core.errors import EngineError
+from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.llama_layout import Layout
 from fieldlm.engines.llama_scheduler import PREFILL_ALONE
@@ -45,7 +46,7 @@ def header(tensors: dict[str, Tensor], **numbers: int) -> Header:
 
 @pytest.mark.parametrize(("context", "parallel"), [(256, 1), (2048, 1), (1000, 3), (2048, 4), (64, 32)])
 def test_what_is_foreseen_is_what_llama_cpp_takes(smollm2_gguf: Path, context: int, parallel: int) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=context, parallel=parallel)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=context, parallel=parallel))
     taken = engine.memory_mb()
     engine.close()
     foreseen = plan(
@@ -74,7 +75,7 @@ def test_what_is_foreseen_is_what_llama_cpp_takes(smollm2_gguf: Path, context: i
 def test_what_a_profile_asks_for_is_foreseen_too(
     smollm2_gguf: Path, layout: Layout, context: int, parallel: int
 ) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=context, parallel=parallel, layout=layout)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=context, parallel=parallel), layout=layout)
     taken = engine.memory_mb()
     engine.close()
     foreseen = plan(
@@ -228,4 +229,4 @@ def test_an_engine_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(EngineError, match=r"huge.gguf needs \d+ MB .* would fit"):
-        LlamaEngine(tmp_path / "huge.gguf", threads=1, context=2**31 - 1, parallel=64)
+        LlamaEngine(tmp_path / "huge.gguf", EngineOptions(threads=1, context=2**31 - 1, parallel=64))

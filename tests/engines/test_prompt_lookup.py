@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.engines import RunningAnswer, Sampling, prompt_lookup
+from fieldlm.engines import EngineOptions, RunningAnswer, Sampling, prompt_lookup
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.prompt_lookup import COSTS, MOST_ROWS, Costs, Lookup
 from tests.support.engines import OneOf
@@ -21,7 +21,7 @@ CONTEXT = 256
 
 @pytest.fixture(scope="module")
 def engine(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
-    made = LlamaEngine(smollm2_gguf, threads=1, context=CONTEXT, parallel=1)
+    made = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=CONTEXT, parallel=1))
     yield made
     made.close()
 
@@ -29,7 +29,7 @@ def engine(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
 @pytest.fixture
 def fresh(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
     """An engine that has learned nothing of costs, which would decide what is drafted."""
-    made = LlamaEngine(smollm2_gguf, threads=1, context=CONTEXT, parallel=1)
+    made = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=CONTEXT, parallel=1))
     yield made
     made.close()
 
@@ -214,7 +214,7 @@ def test_drafts_end_where_the_context_does(engine: LlamaEngine, drafts_always: N
 
 
 def test_nobody_waits_for_the_drafts_of_another(smollm2_gguf: Path) -> None:
-    engine = LlamaEngine(smollm2_gguf, threads=1, context=CONTEXT, parallel=2)
+    engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=CONTEXT, parallel=2))
     try:
         prompt = known(engine, COPY)
         said = read(engine.start(prompt, MOST))

@@ -10,7 +10,7 @@ import pytest
 
 from fieldlm.api.app import make_app
 from fieldlm.core.errors import EngineError
-from fieldlm.engines import Sampling
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.engines.llama import WEDGED, LlamaEngine
 from fieldlm.engines.llama_api import api
 from fieldlm.formats.bundle import Bundle
@@ -48,7 +48,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 @pytest.fixture
 def engine(smollm2_gguf: Path) -> Iterator[LlamaEngine]:
-    made = LlamaEngine(smollm2_gguf, threads=1, context=128, parallel=1)
+    made = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=128, parallel=1))
     made._patience.least_s = 0.5  # pyright: ignore[reportPrivateUsage]
     assert list(made.start([1, 2, 3], Sampling(max_tokens=1)))[-1].outcome == "length"
     yield made
@@ -96,7 +96,7 @@ def test_one_that_hangs_again_at_once_is_not_replaced_for_ever(engine: LlamaEngi
 
 
 def test_a_server_goes_on_by_itself(base_bundle: Bundle) -> None:
-    live = Generations(base_bundle, threads=1, context=128, parallel=2)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=128, parallel=2))
     engine = live.current.engine
     assert isinstance(engine, LlamaEngine)
     engine._patience.least_s = 0.5  # pyright: ignore[reportPrivateUsage]

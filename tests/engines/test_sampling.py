@@ -115,7 +115,7 @@ def test_a_constraint_that_leaves_nothing_is_an_error_that_says_so() -> None:
         ({"logit_bias": ((1, math.nan),)}, "logit_bias of token 1 is nan"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"presence_penalty": math.inf}, "presence_penalty is inf"),
-        ({"repeat_penalty": 0.0}, "repeat_penalty is 0.0, want more than 0"),
+        ({"repeat_penalty": 0.0}, "repeat_penalty is 0.0, want a number"),
         ({"logprobs": -1}, "logprobs is -1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
     ],

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.compile.assemble import draft_manifest
 from fieldlm_compiler.export import quantize
-from fieldlm_compiler.export.artefact import lower
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates as proof
 from tests.support import tiny_models
@@ -20,7 +21,7 @@ from tests.support import tiny_models
 def test_a_checkpoint_of_transformers_5_keeps_its_rotation(tiny: Checkpoint, stages: Stages, profile: Profile) -> None:
     full = lower(tiny, "gguf", stages)
     assert read_header(full.base).metadata["llama.rope.freq_base"] == tiny_models.ROPE_THETA
-    gates, _ = proof.prove(draft_manifest(tiny, profile), full, tiny, stages)
+    gates, _, _ = proof.prove(draft_manifest(tiny, profile), full, tiny, profile, stages)
     assert {gate.name for gate in gates} == {
         "tokens-equal", "template-equal", "ends-equal", "greedy-gap", "mean-kl", "same-top",
     }  # fmt: skip
@@ -36,8 +37,8 @@ def test_a_checkpoint_of_transformers_4_gives_the_same_weights_rotation_and_answ
     assert header.metadata["llama.rope.freq_base"] == tiny_models.ROPE_THETA
     assert header.metadata["tokenizer.ggml.pre"] == other.metadata["tokenizer.ggml.pre"] == "smollm"
     assert header.tensors == other.tensors
-    _, answers = proof.prove(draft_manifest(checkpoint, profile), full, checkpoint, stages)
-    _, others = proof.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), tiny, stages)
+    answers = proof.prove(draft_manifest(checkpoint, profile), full, checkpoint, profile, stages).answers
+    others = proof.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), tiny, profile, stages).answers
     assert answers.tokens == others.tokens
 
 
@@ -49,15 +50,16 @@ def test_a_wrong_rotation_is_caught_before_anything_is_quantised(
     (folder / "config.json").write_text(config.replace("100000.0", "10000.0"))
     wrong = lower(open_checkpoint(str(folder)), "gguf", stages)
     with pytest.raises(GateError, match=r"the artefact is not its source: in prompt \d token \d+ is .* logits better"):
-        proof.prove(draft_manifest(tiny, profile), wrong, tiny, stages)
+        proof.prove(draft_manifest(tiny, profile), wrong, tiny, profile, stages)
 
 
 def test_another_tokenizer_is_caught(tiny: Checkpoint, tmp_path: Path, stages: Stages, profile: Profile) -> None:
     folder = Path(shutil.copytree(tiny.folder, tmp_path / "tiny-llama"))
     text = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(text.replace('"use_regex": true', '"use_regex": false'))
+    other = open_checkpoint(str(folder))
     with pytest.raises(GateError, match="cuts text otherwise than its source: '"):
-        proof.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), open_checkpoint(str(folder)), stages)
+        proof.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), other, profile, stages)
 
 
 def test_quantising_weighs_what_it_wrote(tiny: Checkpoint, tmp_path: Path, stages: Stages) -> None:
@@ -87,3 +89,46 @@ def test_a_quantiser_that_fails_leaves_one_line(tiny: Checkpoint, tmp_path: Path
     full = lower(tiny, "gguf", stages)
     with pytest.raises(EngineError, match="could not quantise"):
         quantize.quantize(full.base, tmp_path / "no-such-folder" / "q.gguf", "Q4_0")
+
+
+def test_a_vocabulary_that_only_sentencepiece_has_is_asked_for_by_name(tmp_path: Path, stages: Stages) -> None:
+    """transformers 5 saves no tokenizer.model, and the converter of Gemma 2 reads nothing else."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+    }  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **shape))
+    model.save_pretrained(tmp_path / "gemma")
+    vocabulary = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)} | {"a": 257, "b": 258, "ab": 259}
+    bpe = models.BPE(vocab=vocabulary, merges=[("a", "b")], unk_token="<unk>", byte_fallback=True)
+    Tokenizer(bpe).save(str(tmp_path / "gemma" / "tokenizer.json"))
+    with pytest.raises(
+        InputError, match=r"gemma has no tokenizer\.model, .*: copy the one of the model it was trained"
+    ):
+        lower(open_checkpoint(str(tmp_path / "gemma")), "gguf", stages)
+
+
+def test_layers_for_drafting_that_transformers_left_out_are_not_looked_for(tmp_path: Path, stages: Stages) -> None:
+    """The converter asserts that Qwen 3.5 and Qwen3-Next have them, unless it is told otherwise."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True,
+        "layer_types": ["linear_attention", "full_attention"], "full_attention_interval": 2,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+        "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+    }  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_text", **shape))
+    model.save_pretrained(tmp_path / "qwen")
+    for name in tiny_models.TOKENIZER:
+        shutil.copyfile(tiny_models.smollm2().folder / name, tmp_path / "qwen" / name)
+    full = lower(open_checkpoint(str(tmp_path / "qwen")), "gguf", stages)
+    assert read_header(full.base).architecture == "qwen35"

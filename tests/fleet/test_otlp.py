@@ -31,7 +31,10 @@ class Receiver(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.got: list[ExportTraceServiceRequest] = []
         self.paths: list[str] = []
+        self.keys: list[str] = []
         self.refusals = 0
+        self.refusal = 503
+        self.page = b""
         self.rejects = 0
 
     @property
@@ -48,9 +51,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         assert isinstance(receiver, Receiver)
         body = self.rfile.read(int(self.headers["content-length"]))
         receiver.paths.append(self.path)
-        if receiver.refusals:
+        receiver.keys.append(self.headers.get("x-api-key", ""))
+        if receiver.refusals or receiver.refusal != 503:
             receiver.refusals -= 1
-            self.send_response(503)
+            self.send_response(receiver.refusal)
             self.send_header("retry-after", "0")
             self.send_header("content-length", "0")
             self.end_headers()
@@ -59,11 +63,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         receiver.got.append(ExportTraceServiceRequest.FromString(gzip.decompress(body)))
         answer = ExportTraceServiceResponse()
         answer.partial_success.rejected_spans = receiver.rejects
+        body = receiver.page or answer.SerializeToString()
         self.send_response(200)
         self.send_header("content-type", "application/x-protobuf")
-        self.send_header("content-length", str(answer.ByteSize()))
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(answer.SerializeToString())
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None: ...
 
@@ -149,6 +154,27 @@ def test_an_answer_is_a_span_under_the_names_of_the_conventions(store: Path, rec
 def test_what_people_said_does_not_leave(store: Path, receiver: Receiver) -> None:
     main(["--store", str(store), "--otlp", receiver.url])
     assert SAID.encode() not in receiver.got[0].SerializeToString()
+
+
+def test_a_receiver_gets_the_key_that_it_asks_for(
+    store: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=of%20the%20house")
+    assert main(["--store", str(store), "--otlp", receiver.url]) == 0
+    assert receiver.keys == ["of the house"]
+
+
+def test_a_page_at_that_address_is_no_receiver(store: Path, receiver: Receiver) -> None:
+    receiver.page = b"<html>Sign in</html>"
+    with pytest.raises(UnavailableError, match="is no OTLP receiver"):
+        main(["--store", str(store), "--otlp", receiver.url])
+
+
+def test_a_receiver_that_refuses_is_quoted(store: Path, receiver: Receiver) -> None:
+    receiver.refusal = 401
+    with pytest.raises(UnavailableError, match="answered 401 Unauthorized"):
+        main(["--store", str(store), "--otlp", receiver.url])
+    assert len(receiver.paths) == 1
 
 
 def test_what_is_sent_again_is_the_same_span(store: Path, receiver: Receiver) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
+from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.fleet.rollout import main
 from fieldlm_compiler.repository.offers import offered
@@ -149,3 +150,17 @@ def test_a_harmless_release_reaches_everybody(world: World, capsys: pytest.Captu
 def test_what_is_no_rollout_says_how_to_begin_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fieldlm rollout start"):
         main(["show", "--store", str(tmp_path)])
+
+
+def test_a_rollout_reads_a_store_that_is_no_folder(world: World, tmp_path: Path) -> None:
+    where, memory = f"delta:{tmp_path / 'lake'}", tmp_path / "memory"
+    with open_sink(where) as store:
+        for profile in PROFILES:
+            state = {"state": "ready", "profile": profile, "generation": OLD}
+            store.note_presence(f"{profile}-1", json.dumps(state))
+        store.tidy(finish=True)
+    words = ["start", "--once", "--store", where, *world.where(), "--json"]
+    with pytest.raises(InputError, match="--memory"):
+        main(words)
+    assert main([*words, "--memory", str(memory)]) == 0
+    assert {track["size"] for track in json.loads((memory / "rollout.json").read_text())["tracks"]} == {1}

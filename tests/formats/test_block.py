@@ -195,7 +195,8 @@ def test_ids_of_a_device_come_back_equal_from_a_few_bits_each(count: int, key: b
     records = named(count, key, prefix)
     message = encode(records, id_key=key)
     assert list(parse(message).records()) == records
-    assert len(message) < len(encode(records)) or count < 5
+    if count >= 5:
+        assert len(message) < len(encode(records))
 
 
 def test_with_a_devices_own_ids_a_record_among_128_takes_at_most_17_bytes() -> None:

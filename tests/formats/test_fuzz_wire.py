@@ -1,17 +1,12 @@
-"""A share of the fuzzing in benchmarks/fuzz_wire.py, which does a million inputs when asked."""
+"""Messages that are changed at random, as many as the depth of this run asks for."""
 
-import os
-import random
+from tests.support import depth, fuzz_wire
 
-from benchmarks import fuzz_wire
-
-INPUTS = 100_000
+INPUTS = depth.scaled(10_000, most=1_000_000)
 
 
 def test_changed_messages_raise_one_kind_of_error_and_nothing_is_wrongly_accepted() -> None:
-    seed = int(os.environ.get("FIELDLM_SEED") or random.SystemRandom().randrange(1 << 32))
-    print(f"\nseed {seed}, set FIELDLM_SEED to repeat")
-    count = fuzz_wire.run(INPUTS, seed)
+    count = fuzz_wire.run(INPUTS, depth.SEED)
     print(dict(count))
     assert count.total() == INPUTS
     assert all(

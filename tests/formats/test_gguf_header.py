@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fieldlm.core.errors import EngineError
+from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.gguf import BLOCKS, read_header
 from fieldlm.hardware.cores import physical_cores
@@ -93,7 +94,7 @@ def test_no_damage_gets_past_as_anything_but_an_engine_error(gguf: Path, data: s
 
 def refusal(path: Path) -> str:
     with pytest.raises(EngineError) as caught:
-        LlamaEngine(path, threads=1, context=64, parallel=1)
+        LlamaEngine(path, EngineOptions(threads=1, context=64, parallel=1))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

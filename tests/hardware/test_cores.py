@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.engines import Sampling, llama
+from fieldlm.engines import EngineOptions, Sampling, llama
 from fieldlm.hardware.cores import (
     LOOKS_TO_LOWER,
     LOOKS_TO_RAISE,
@@ -90,6 +90,11 @@ def test_of_the_fast_cores_only_those_count_that_we_may_use() -> None:
     assert home(2, root, [0, 1]) == set(), "none of them is faster than the other"
 
 
+def test_equal_cores_of_unequal_names_are_all_fast_and_of_three_kinds_the_slowest_is_left_out() -> None:
+    assert home(4, SYSROOTS / "ryzen-7840hs-amd-pstate", range(16)) == set()
+    assert home(4, SYSROOTS / "qcs6490-three-clusters", range(8)) == {4, 5, 6, 7}
+
+
 def test_a_thread_and_those_it_starts_stay_where_they_were_put() -> None:
     first = min(os.sched_getaffinity(0))
     seen: list[set[int]] = []
@@ -120,7 +125,7 @@ def test_who_computes_stays_there_and_nobody_else(smollm2_gguf: Path, monkeypatc
         return frozenset({last})
 
     monkeypatch.setattr(llama, "home", at_last)
-    engine = llama.LlamaEngine(smollm2_gguf, threads=1, context=64, parallel=1)
+    engine = llama.LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=64, parallel=1))
     assert list(engine.start(engine.tokenize("tea"), Sampling(max_tokens=2)))[-1].outcome == "length"
     (worker,) = [thread for thread in threading.enumerate() if thread.name == f"llama[{smollm2_gguf.name}]"]
     assert os.sched_getaffinity(worker.native_id or 0) == {last}

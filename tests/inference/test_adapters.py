@@ -12,7 +12,7 @@ import pytest
 
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
-from fieldlm.engines import Sampling
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.generations import Generations
@@ -47,7 +47,7 @@ def kiosk(base_bundle: Bundle, tmp_path: Path) -> Iterator[Kiosk]:
         name: tiny_bundle(shelf / name, adapter=lora_gguf(tmp_path / f"{name}.gguf", seed=seed, scale=0.5))
         for seed, name in enumerate(NAMES)
     }
-    live = Generations(base_bundle, threads=1, context=512, parallel=4)
+    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=4))
     exchanges: list[Exchange] = []
     app = make_app(live, exchanges.append, ready=lambda: None, shelf=Shelf(live, shelf))
     with listening(app) as server, httpx.Client(base_url=server.url, timeout=120) as http:
@@ -124,10 +124,10 @@ def test_an_update_to_a_like_base_takes_them_along(kiosk: Kiosk, tmp_path: Path)
     kiosk.load("left")
     text = content(kiosk.ask(f"{BASE}:left"))
     # Another engine, on the same bytes: what an update to a bundle with other threads or another prompt would do.
-    other = Generations(kiosk.live.current.bundle, threads=1, context=512, parallel=1)
+    other = Generations(kiosk.live.current.bundle, EngineOptions(threads=1, context=512, parallel=1))
     shelf = Shelf(other, tmp_path / "adapters")
     shelf.load("left")
-    third = Generations(kiosk.live.current.bundle, threads=1, context=512, parallel=1)
+    third = Generations(kiosk.live.current.bundle, EngineOptions(threads=1, context=512, parallel=1))
     chosen = shelf.find(third.current, "left")
     assert chosen.engine is third.current.engine
     other.close()

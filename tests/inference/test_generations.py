@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.core.errors import EngineError, InputError, UnavailableError
-from fieldlm.engines import Sampling
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.chat_template import render
 from fieldlm.inference.generations import Generations, Serving, canary
@@ -36,7 +36,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
 @pytest.fixture
 def live(bundles: Bundles) -> Iterator[Generations]:
-    made = Generations(bundles.base, threads=1, context=256, parallel=2)
+    made = Generations(bundles.base, EngineOptions(threads=1, context=256, parallel=2))
     yield made
     made.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.engines import RunningAnswer, Sampling
+from fieldlm.engines import EngineOptions, RunningAnswer, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.chat_template import render
 from fieldlm.inference.generations import Generations, Serving
@@ -54,7 +54,7 @@ def kept(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(bundle: Bundle, folder: Path) -> Generations:
-    live = Generations(bundle, threads=1, context=512, parallel=2)
+    live = Generations(bundle, EngineOptions(threads=1, context=512, parallel=2))
     ready = warm(live, Snapshots(folder))
     deadline = time.monotonic() + 60
     while (why := ready()) is not None:
@@ -73,14 +73,14 @@ def said(generation: RunningAnswer) -> str:
 
 
 def test_a_second_start_computes_nothing_of_the_system_prompt_and_answers_the_same(bundle: Bundle, kept: Path) -> None:
-    live = Generations(bundle, threads=1, context=512, parallel=2)
+    live = Generations(bundle, EngineOptions(threads=1, context=512, parallel=2))
     prefix = len(system_tokens(live.current))
     assert prefix > 100
     fresh = ask(live.current, "Where is table 3?")
     text = said(fresh)
     assert fresh.timings.cached_tokens == 0
     live.close()
-    live = Generations(bundle, threads=1, context=512, parallel=2)
+    live = Generations(bundle, EngineOptions(threads=1, context=512, parallel=2))
     assert Snapshots(kept).restore(live.current)
     restored = ask(live.current, "Where is table 3?")
     assert said(restored) == text
@@ -94,7 +94,7 @@ def test_what_is_damaged_cut_short_or_foreign_is_as_good_as_not_there(
     (good,) = kept.glob("*.kv")
     data = good.read_bytes()
     path = tmp_path / good.name
-    live = Generations(bundle, threads=1, context=512, parallel=2)
+    live = Generations(bundle, EngineOptions(threads=1, context=512, parallel=2))
     for place in (0, 20, 60, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         assert not Snapshots(tmp_path).restore(live.current), f"byte {place}"
@@ -112,11 +112,11 @@ def test_what_is_damaged_cut_short_or_foreign_is_as_good_as_not_there(
 def test_another_context_template_or_prompt_has_a_snapshot_of_its_own(
     bundle: Bundle, kept: Path, tmp_path: Path
 ) -> None:
-    shorter = Generations(bundle, threads=1, context=256, parallel=1)
+    shorter = Generations(bundle, EngineOptions(threads=1, context=256, parallel=1))
     assert not Snapshots(kept).restore(shorter.current)
     shorter.close()
     other = Generations(
-        tiny_bundle(tmp_path / "b", system_prompt=SYSTEM + " Hurry."), threads=1, context=512, parallel=2
+        tiny_bundle(tmp_path / "b", system_prompt=SYSTEM + " Hurry."), EngineOptions(threads=1, context=512, parallel=2)
     )
     assert not Snapshots(kept).restore(other.current)
     other.close()

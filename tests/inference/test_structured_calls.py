@@ -1,11 +1,12 @@
 """Answers as objects in the same process, waited for or awaited."""
 
 import asyncio
+import decimal
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import msgspec
 import pytest
@@ -73,6 +74,27 @@ def test_an_object_within_an_object_is_checked_too(model: Model) -> None:
     order = model.call(Order, ASKED, Sampling(max_tokens=400), fallback=Order())
     assert isinstance(order, Order)
     assert all(isinstance(item, Item) for item in order.items)
+
+
+class Shelf(msgspec.Struct):
+    drinks: set[Literal["coffee", "tea"]]
+    price: decimal.Decimal
+    label: Annotated[bytes, msgspec.Meta(max_length=3)]
+
+
+def test_sets_decimals_and_bytes_come_back_as_such(model: Model) -> None:
+    shelf = model.call(Shelf, ASKED, Sampling(max_tokens=400), fallback=Shelf(set(), decimal.Decimal(1), b""))
+    assert isinstance(shelf.drinks, set)
+    assert isinstance(shelf.price, decimal.Decimal)
+    with pytest.raises(InputError, match="uniqueItems"):
+        model.call({"type": "array", "uniqueItems": True}, ASKED)
+
+
+def test_a_number_beyond_what_is_exact_is_refused(model: Model) -> None:
+    with pytest.raises(InputError, match="'const'"):
+        model.call({"const": 2**53 + 1}, ASKED)
+    with pytest.raises(InputError, match="'enum'"):
+        model.call(cast(Any, Literal[9007199254740993]), ASKED)
 
 
 def test_an_answer_that_is_not_whole_is_no_object(model: Model) -> None:

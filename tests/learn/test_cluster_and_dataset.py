@@ -3,6 +3,7 @@ import random
 import zipfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -164,3 +165,35 @@ def test_a_missing_examples_folder_is_an_input_error(tmp_path: Path) -> None:
         main([str(tmp_path)])
     with pytest.raises(InputError, match="fieldlm curate"):
         dataset_main([str(tmp_path), "--out", str(tmp_path)])
+
+
+def test_an_empty_utterance_stops_no_round(tmp_path: Path, embedder: Embedder) -> None:
+    silent = [msgspec.structs.replace(e, messages=[{"role": "user", "content": ""}]) for e in talk(3)]
+    assert embedder(["", "a tea"]).shape == (2, 256)
+    assert embedder([""]).shape == (1, 256)
+    assert sum(task["size"] for task in cluster(filled(tmp_path, [*talk(60), *silent]), embedder=embedder)) == 63
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"name": "goto", "arguments": {"place": 1}}',
+        '<tool_call>\n{"name": "goto", "arguments": {"place": 1}}\n</tool_call>',
+        '[{"type": "function", "function": {"name": "goto", "arguments": "{\\"place\\": 1}"}}]',
+        '{"tool_calls": [{"function": {"name": "goto", "arguments": {"place": 1}}}]}',
+    ],
+)
+def test_a_call_has_one_signature_however_it_is_spelt(answer: str) -> None:
+    assert signature(answer) == ("goto", "goto.place")
+
+
+def test_a_task_that_nobody_asked_for_in_a_round_comes_back_with_its_id(tmp_path: Path, embedder: Embedder) -> None:
+    everything = talk(240)
+
+    def ids(examples: list[CuratedExample]) -> dict[str, str]:
+        cluster(filled(tmp_path, examples), embedder=embedder)
+        return {signature(e.answer)[0]: e.task for e in read_examples(tmp_path)}
+
+    first = ids(everything)
+    assert "book_table" not in ids([e for e in everything if "book_table" not in e.answer])
+    assert ids(everything)["book_table"] == first["book_table"]

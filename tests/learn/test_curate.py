@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,27 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
-from fieldlm_compiler.collect.parquet import Store
-from fieldlm_compiler.learn.curate import CuratedExample, curate, dedupe, judge, main, read_examples, share_of
+from fieldlm_compiler.collect.open import open_sink
+from fieldlm_compiler.learn.curate import CuratedExample, curate, judge, main, read_examples, share_of, spoken
+from fieldlm_compiler.learn.dataset import dataset
+
+TERMS = ("yes",)
+BARE = {"device": "d", "digest": "", "context": "", "cut": ""}
 
 
-def fill(folder: Path, generations: list[dict[str, Any]], feedback: list[dict[str, Any]]) -> None:
+TOOLS = [{"type": "function", "function": {"name": "goto", "description": "", "parameters": {}}}]
+CALLS = json.dumps({"tool_calls": [{"type": "function", "function": {"name": "goto", "arguments": {"place": "door"}}}]})
+
+
+def fill(
+    folder: Path | str,
+    generations: list[dict[str, Any]],
+    feedback: list[dict[str, Any]],
+    system: Sequence[dict[str, Any]] = (),
+) -> None:
     """Store records; every generation is complete and consented unless a field says otherwise."""
     common = {"device": "kiosk-1", "epoch": 1}
-    made: list[list[Record]] = [[], []]
+    made: list[list[Record]] = [[], [], []]
     for seq, fields in enumerate(generations, 1):
         said = [
             {"role": "system", "content": "You take orders."},
@@ -27,12 +41,14 @@ def fill(folder: Path, generations: list[dict[str, Any]], feedback: list[dict[st
     for seq, fields in enumerate(feedback, 1):
         full = {"stream": "fb", "kind": "feedback", "seq": seq}
         made[1].append(msgspec.convert(common | full | fields, Record))
-    with Store(folder) as store:
+    for seq, fields in enumerate(system, 1):
+        made[2].append(msgspec.convert(common | {"stream": "sys", "kind": "system", "seq": seq} | fields, Record))
+    with open_sink(str(folder)) as store:
         store.append([block.parse(block.encode(records)) for records in made if records])
 
 
 def kept(tmp_path: Path) -> list[CuratedExample]:
-    curate(tmp_path / "store", tmp_path / "out")
+    curate(tmp_path / "store", tmp_path / "out", consents=TERMS)
     return read_examples(tmp_path / "out")
 
 
@@ -43,6 +59,13 @@ def test_the_correction_is_the_label_and_a_liked_answer_is_one(tmp_path: Path) -
     assert (first.answer, first.label_source, first.utterance) == ("two teas", "correction", "tea 1")
     assert (second.answer, second.label_source, second.session) == ("answer 2", "rated up", "s2")
     assert [message["role"] for message in first.messages] == ["system", "user"]
+
+
+def test_a_store_that_is_no_folder_gives_the_same_examples(tmp_path: Path) -> None:
+    for where in (str(tmp_path / "store"), f"delta:{tmp_path / 'lake'}"):
+        fill(where, [{}, {}], [{"response": "r1", "rating": "up"}, {"response": "r2", "correction": "two teas"}])
+    curate(f"delta:{tmp_path / 'lake'}", tmp_path / "lake-out", consents=TERMS)
+    assert read_examples(tmp_path / "lake-out") == kept(tmp_path)
 
 
 def test_the_latest_feedback_counts_and_a_rating_does_not_undo_a_correction(tmp_path: Path) -> None:
@@ -59,6 +82,11 @@ def test_the_latest_feedback_counts_and_a_rating_does_not_undo_a_correction(tmp_
     ("change", "why"),
     [
         ({"consent": ""}, "no consent"),
+        ({"consent": "no"}, "consent not listed"),
+        ({"cut": "yes"}, "cut short"),
+        ({"digest": "1234"}, "context lost"),
+        ({"digest": "1234", "context": '{"raw":true}'}, "not a chat"),
+        ({"rating": "", "correction": "  "}, "no label"),
         ({"prompt": ""}, "no text"),
         ({"rating": ""}, "no label"),
         ({"outcome": "length"}, "not finished"),
@@ -67,42 +95,24 @@ def test_the_latest_feedback_counts_and_a_rating_does_not_undo_a_correction(tmp_
     ],
 )
 def test_what_is_no_example_says_why(change: dict[str, str], why: str) -> None:
-    row = {"response": "r", "session": "s", "consent": "c", "generation": "g", "outcome": "stop", "answer": "a"}
-    row |= {"prompt": '[{"role":"user","content":"x"}]', "rating": "up", "correction": ""}
-    assert isinstance(judge(row), CuratedExample)
-    assert judge(row | change) == why
+    row = {"response": "r", "session": "s", "consent": "yes", "generation": "g", "outcome": "stop", "answer": "a"}
+    row |= BARE | {"prompt": '[{"role":"user","content":"x"}]', "rating": "up", "correction": ""}
+    assert isinstance(judge(row, consents=TERMS), CuratedExample)
+    assert judge(row | change, consents=TERMS) == why
 
 
 def test_an_answer_that_was_cut_off_may_still_be_corrected() -> None:
-    row = {"response": "r", "session": "s", "consent": "c", "generation": "g", "outcome": "length", "answer": ""}
-    row |= {"prompt": '[{"role":"user","content":"x"}]', "rating": "", "correction": "right"}
-    found = judge(row)
+    row = {"response": "r", "session": "s", "consent": "yes", "generation": "g", "outcome": "length", "answer": ""}
+    row |= BARE | {"prompt": '[{"role":"user","content":"x"}]', "rating": "", "correction": "right"}
+    found = judge(row, consents=TERMS)
     assert isinstance(found, CuratedExample)
     assert found.answer == "right"
-
-
-def example(said: str, answer: str, *, corrected: bool = False, session: str = "s") -> CuratedExample:
-    return CuratedExample(
-        messages=[{"role": "user", "content": said}],
-        answer=answer,
-        label_source="correction" if corrected else "rated up",
-        session=session,
-        response=answer,
-        split="train",
-    )
-
-
-def test_of_the_same_words_one_example_is_kept_a_corrected_one_first() -> None:
-    found, doubles = dedupe([example("A  tea", "1", corrected=True), example("a tea", "2"), example("a coffee", "3")])
-    assert ([e.answer for e in found], doubles) == (["1", "3"], 1)
-    found, _ = dedupe([example("a tea", "1"), example("a tea", "2")])
-    assert [e.answer for e in found] == ["2"]
 
 
 def test_a_customer_is_in_one_split_with_everything_they_said(tmp_path: Path) -> None:
     generations = [{"session": f"s{number % 60}"} for number in range(600)]
     fill(tmp_path / "store", generations, [{"response": f"r{n}", "rating": "up"} for n in range(1, 601)])
-    document = curate(tmp_path / "store", tmp_path / "out", eval_share=0.3)
+    document = curate(tmp_path / "store", tmp_path / "out", eval_share=0.3, consents=TERMS)
     found = read_examples(tmp_path / "out")
     splits = {e.session: {o.split for o in found if o.session == e.session} for e in found}
     assert all(len(split) == 1 for split in splits.values())
@@ -113,11 +123,11 @@ def test_a_customer_is_in_one_split_with_everything_they_said(tmp_path: Path) ->
 def test_the_same_store_gives_the_same_bytes_and_counts_add_up(tmp_path: Path) -> None:
     fill(
         tmp_path / "store",
-        [{}, {"consent": ""}, {"said": "x"}, {"said": "x"}],
+        [{}, {"consent": ""}, {"said": "x", "answer": "y"}, {"said": "X!", "answer": "y"}],
         [{"response": f"r{n}", "rating": "up"} for n in (1, 2, 3, 4)],
     )
-    document = curate(tmp_path / "store", tmp_path / "one")
-    curate(tmp_path / "store", tmp_path / "two")
+    document = curate(tmp_path / "store", tmp_path / "one", consents=TERMS)
+    curate(tmp_path / "store", tmp_path / "two", consents=TERMS)
     assert document["examples"] + sum(document["dropped"].values()) == document["generations"] == 4
     assert document["dropped"] == {"duplicate": 1, "no consent": 1}
     for name in ("examples.jsonl", "curate.json"):
@@ -127,10 +137,69 @@ def test_the_same_store_gives_the_same_bytes_and_counts_add_up(tmp_path: Path) -
 def test_a_store_without_examples_is_an_input_error_that_says_why(tmp_path: Path) -> None:
     fill(tmp_path / "store", [{"consent": ""}], [])
     with pytest.raises(InputError, match="'no consent': 1"):
-        main([str(tmp_path / "store"), "--out", str(tmp_path / "out")])
+        main([str(tmp_path / "store"), "--consent", "yes", "--out", str(tmp_path / "out")])
 
 
 def test_the_command_prints_what_it_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path / "store", [{}], [{"response": "r1", "rating": "up"}])
-    assert main([str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert main([str(tmp_path / "store"), "--consent", "yes", "--out", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["examples"] == 1
+
+
+def test_without_a_term_nothing_is_curated_and_the_terms_of_the_store_are_said(tmp_path: Path) -> None:
+    fill(tmp_path / "store", [{}, {"consent": "no"}, {}], [{"response": "r1", "rating": "up"}])
+    with pytest.raises(InputError, match=r"--consent TERM; .* holds: 'yes' \(2\), 'no' \(1\)"):
+        main([str(tmp_path / "store"), "--out", str(tmp_path / "out")])
+
+
+def test_an_example_has_the_system_prompt_and_the_tools_that_were_served(tmp_path: Path) -> None:
+    told = json.dumps({"system": "You are a robot.", "tools": TOOLS})
+    prompt = json.dumps([{"role": "user", "content": "to the door"}])
+    fill(
+        tmp_path / "store",
+        [{"prompt": prompt, "detail": {"context": "abcd"}}, {"prompt": prompt, "detail": {"context": "gone"}}],
+        [{"response": "r1", "correction": CALLS}, {"response": "r2", "correction": CALLS}],
+        [{"detail": {"event": "context", "digest": "abcd", "context": told}}],
+    )
+    (found,) = kept(tmp_path)
+    assert [message["role"] for message in found.messages] == ["system", "user"]
+    assert found.messages[0]["content"] == "You are a robot."
+    assert found.tools == TOOLS
+    assert found.tool_calls == [{"type": "function", "function": {"name": "goto", "arguments": {"place": "door"}}}]
+    assert json.loads(found.answer) == {"name": "goto", "arguments": {"place": "door"}}
+    assert json.loads((tmp_path / "out/curate.json").read_bytes())["dropped"] == {"context lost": 1}
+    line = json.loads((dataset(tmp_path / "out", tmp_path / "sets") / "train.jsonl").read_bytes())
+    assert line["messages"][-1] == {"role": "assistant", "content": "", "tool_calls": found.tool_calls}
+    assert line["tools"] == TOOLS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CALLS,
+        json.dumps([{"type": "function", "function": {"name": "goto", "arguments": '{"place": "door"}'}}]),
+        '<tool_call>\n{"name": "goto", "arguments": {"place": "door"}}\n</tool_call>',
+        '{"name": "goto", "parameters": {"place": "door"}}',
+        '[TOOL_CALLS][{"name": "goto", "arguments": {"place": "door"}}]',
+    ],
+)
+def test_a_call_is_one_however_it_was_spelt(text: str) -> None:
+    found = spoken(text, TOOLS)
+    assert found is not None
+    assert found[1] == [{"type": "function", "function": {"name": "goto", "arguments": {"place": "door"}}}]
+
+
+@pytest.mark.parametrize("text", ["two teas", '{"name": "order"}', '[{"name": "x"}]', "[1, 2]", '"<tool_call>"'])
+def test_what_is_no_call_is_text_to_the_letter(text: str) -> None:
+    assert spoken(text, TOOLS) == (text, [])
+
+
+def test_a_turn_that_ends_in_a_tools_answer_is_an_example(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "goto", "arguments": {"place": "door"}}}
+    said = [
+        {"role": "user", "content": "to the door"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "arrived"},
+    ]
+    fill(tmp_path / "store", [{"prompt": json.dumps(said)}], [{"response": "r1", "rating": "up"}])
+    assert kept(tmp_path)[0].messages == said

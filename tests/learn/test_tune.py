@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fieldlm.core.errors import InputError, MissingDependencyError
-from fieldlm_compiler.learn.packing import pack
+from fieldlm_compiler.learn.answer_loss import AnswerLoss
+from fieldlm_compiler.learn.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
-from fieldlm_compiler.learn.tune import TrainingRecipe, answer_logits, evaluate_loss, tune, with_adapter
+from fieldlm_compiler.learn.tune import TrainingRecipe, tune, with_adapter
+from fieldlm_compiler.learn.tuning_state import ThreadChoice
+from tests.support.checkpoints import VOCABULARY, save_bytes_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
@@ -24,14 +26,10 @@ TEMPLATE = (
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer llama with a byte-level vocabulary."""
     folder = tmp_path_factory.mktemp("tiny")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    save_bytes_tokenizer(folder, TEMPLATE)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -51,9 +49,11 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_one_packed_row_has_the_loss_and_the_gradients_of_separate_rows(checkpoint: Path, dataset: Path) -> None:
-    examples = read_examples(dataset / "train.jsonl", checkpoint, 512)
+    examples = read_examples(dataset / "train.jsonl", checkpoint, 512).examples
     torch.manual_seed(1)
     model: Any = with_adapter(checkpoint, TrainingRecipe(rank=4, targets=("q_proj", "down_proj"), precision="float32"))
+    model.get_base_model().set_attn_implementation(ATTENTION_OF_ROWS)
+    packed = AnswerLoss(model, is_packed=True)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -63,20 +63,20 @@ def test_one_packed_row_has_the_loss_and_the_gradients_of_separate_rows(checkpoi
         count = sum(len(e.tokens) - e.answer_at for e in examples)
         total = 0.0
         for group in groups:
-            row = pack(group)
-            loss = cross_entropy(answer_logits(model, row), row.targets, reduction="sum") / count
+            logits, targets = packed.logits(group)
+            loss = cross_entropy(logits, targets, reduction="sum") / count
             loss.backward()
             total += float(loss.detach())
         return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    loss_packed, gradient_packed = step([examples])
+    loss_packed, gradient_packed = step([[*examples]])
     loss_apart, gradient_apart = step([[example] for example in examples])
     assert loss_packed == pytest.approx(loss_apart, rel=1e-5)
     torch.testing.assert_close(gradient_packed, gradient_apart, rtol=1e-3, atol=1e-6)
 
 
 def test_the_loss_counts_answers_only(checkpoint: Path, dataset: Path) -> None:
-    examples = read_examples(dataset / "train.jsonl", checkpoint, 512)
+    examples = read_examples(dataset / "train.jsonl", checkpoint, 512).examples
     row = pack(examples)
     assert bytes(row.targets.tolist()[:4]) != b""
     assert len(row.targets) == sum(len(e.tokens) - e.answer_at for e in examples)
@@ -125,8 +125,34 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been
     assert not list(tmp_path.glob(".stopped*")), "what it took to go on is gone when it is done"
 
 
-def test_evaluating_nothing_gives_nothing(checkpoint: Path) -> None:
-    assert evaluate_loss(None, [], 4) is None
+def test_threads_are_as_many_as_are_faster_now_and_that_is_looked_at_again() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        choice = ThreadChoice(look_s=3600.0)
+        used: list[int] = []
+        with choice.restored():
+            for _ in range(2):
+                with choice.step(1) as count:
+                    used.append(count)
+            assert used == [1, 2], "each is tried once"
+            for slower, wanted in ((2, 1), (1, 2)):
+                choice.took(slower, 2.0)
+                choice.took(3 - slower, 1.0)
+                with choice.step(1) as count:
+                    assert count == wanted == torch.get_num_threads()
+            eager = ThreadChoice(look_s=0.0)
+            for count, seconds in ((1, 1.0), (2, 2.0)):
+                eager.took(count, seconds)
+            with eager.step(1) as count:
+                assert count == 2, "the slower one is tried again"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_evaluating_nothing_gives_nothing() -> None:
+    assert AnswerLoss(None, is_packed=True).evaluate([], 4) is None
 
 
 def test_a_missing_dataset_says_how_to_make_one(checkpoint: Path, tmp_path: Path) -> None:
@@ -140,18 +166,15 @@ def test_a_folder_that_is_no_checkpoint_is_named(dataset: Path, tmp_path: Path) 
 
 
 def test_a_row_moves_whole(checkpoint: Path, dataset: Path) -> None:
-    row = pack(read_examples(dataset / "train.jsonl", checkpoint, 512), "meta")
+    row = pack(read_examples(dataset / "train.jsonl", checkpoint, 512).examples, "meta")
     held = [value for value in vars(row).values() if isinstance(value, torch.Tensor)]
     assert len(held) == 7
     assert {tensor.device.type for tensor in held} == {"meta"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_pytorch_does_not_see_is_said(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_gpu_that_pytorch_does_not_see_is_said(
+    checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(MissingDependencyError, match=r"--device cuda: PyTorch .* or take --device cpu"):
         tune(checkpoint, dataset, tmp_path / "adapter", TrainingRecipe(device="cuda"))
-
-
-def test_an_example_that_is_too_long_is_named(checkpoint: Path, dataset: Path) -> None:
-    with pytest.raises(InputError, match=r"train\.jsonl:1 has \d+ tokens"):
-        read_examples(dataset / "train.jsonl", checkpoint, 8)

@@ -1,7 +1,6 @@
 """Who gets in and how long a client may take, over real sockets."""
 
 import asyncio
-import datetime
 import hmac
 import json
 import os
@@ -16,10 +15,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -32,13 +27,14 @@ from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import ConfigError, InputError
 from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.systemd import heartbeat
-from fieldlm.engines import Sampling
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations
 from fieldlm.network.auth import Keys, is_local
 from fieldlm.network.http_connection import ConnectionLimits, Peers
 from fieldlm.network.http_server import Heartbeat, HttpServer, Tls, listening
+from tests.support.certificate import certificate
 
 KEY = "a-key-of-fair-length"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -48,7 +44,7 @@ PATIENCE_S = 60
 
 @pytest.fixture(scope="module")
 def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, threads=1, context=256, parallel=2)
+    made = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
     yield made
     made.close()
 
@@ -191,30 +187,6 @@ def test_the_network_is_answered_with_keys_or_on_request(tmp_path: Path) -> None
     assert ListenSettings.of(settings_of(tmp_path, host="0.0.0.0", open="true")).keys is None
     assert ListenSettings.of(settings_of(tmp_path)).host == "127.0.0.1"
     assert is_local("::1")
-
-
-def certificate(folder: Path) -> Tls:
-    """Make a certificate for 127.0.0.1 that vouches for itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kiosk")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    tls = Tls(folder / "cert.pem", folder / "key.pem")
-    tls.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    tls.key.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return tls
 
 
 async def hello(_: Request) -> PlainTextResponse:

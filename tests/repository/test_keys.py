@@ -13,7 +13,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.release import Offer, place
 from fieldlm.updates.trust import Trust
 from fieldlm_compiler.repository import keys, offers
-from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, found
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, create_root
 from fieldlm_compiler.repository.publish import publish
 from tests.support.update_simulators import Site, make_site, small_bundle
 
@@ -109,7 +109,7 @@ def test_metadata_that_a_thief_signs_with_a_revoked_key_is_refused(shop: Shop, r
 def test_root_keys_lie_offline_and_a_threshold_of_them_signs(tmp_path: Path) -> None:
     sticks = [tmp_path / f"stick-{number}" for number in range(3)]
     shop = Shop(tmp_path, Trust(tmp_path / "trust"))
-    found(shop.ring(), root_keys=3, threshold=2, offline=sticks)
+    create_root(shop.ring(), root_keys=3, threshold=2, offline=sticks)
     assert not list(shop.keys.glob("root*.pem"))
     assert shop.publish("first") == 1
     shop.trust.adopt(shop.keys / "root.json")
@@ -269,5 +269,5 @@ def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)[0]["offer"]["share_ppm"] == 50_000
     with pytest.raises(InputError, match="no release 9 for test; releases: 1"):
         offers.main(["pull", "test", "9", *where])
-    with pytest.raises(InputError, match="want 0 to 100 %"):
+    with pytest.raises(InputError, match="want a number, 0–100"):
         offers.main(["promote", "test", "--share", "150", *where])

@@ -17,10 +17,11 @@ import msgspec
 import pytest
 
 from fieldlm.cli.main import main as fieldlm
+from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
-from fieldlm_compiler.export.artefact import lower, shrink
+from fieldlm_compiler.export.format import lower, shrink
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import ray_pool
 from fieldlm_compiler.verify import divergence as measuring
@@ -220,7 +221,7 @@ def test_mixtures_measured_one_by_one_stop_where_all_together_would(
     [
         (["--ray", "127.0.0.1:1", "--max-bundle-mb", "4.6"], "no Ray cluster answers at 127.0.0.1:1 ("),
         (["--ray", "nowhere", "--max-bundle-mb", "4.6"], "--ray nowhere is no address of a cluster; give HOST:PORT"),
-        (["--ray", "127.0.0.1:1", "--max-kl", "1", "--format", "onnx"], "--ray goes with GGUF alone: leave it out"),
+        (["--ray", "127.0.0.1:1", "--max-kl", "1", "--format", "onnx"], "--ray is not for onnx: leave it out"),
         (
             ["--ray", "127.0.0.1:1"],
             "--ray shares out the candidates of a search: name --calibration, --task or a limit",
@@ -230,6 +231,7 @@ def test_mixtures_measured_one_by_one_stop_where_all_together_would(
 def test_a_cluster_that_is_not_there_is_one_line(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
 ) -> None:
+    load_or_create_key(tmp_path / "signing.pem")
     profile = ["--profile", "generic-x86-64-avx2", "--keys", str(tmp_path)]
     assert fieldlm(["compile", str(tiny_folder), *arguments, *profile, "--out", str(tmp_path / "out")]) != 0
     said = capsys.readouterr().err.splitlines()

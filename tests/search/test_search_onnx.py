@@ -17,15 +17,15 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.compile.explain import main as explain
-from fieldlm_compiler.export.artefact import lower
+from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.export.ggml import Floats
 from fieldlm_compiler.export.onnx_graph import MICROSOFT
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search.gptq_rounding import factor
-from fieldlm_compiler.search.mixture import size_bytes
 from fieldlm_compiler.search.onnx_blocks import NBits, Rounded, nbits, ways
 from fieldlm_compiler.search.onnx_forecast import OnnxForesight
 from fieldlm_compiler.search.onnx_weights import OnnxWeights
+from fieldlm_compiler.search.searchable import mixtures_of
 from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from fieldlm_compiler.verify.onnx_read import OnnxReader
 
@@ -103,7 +103,7 @@ def test_a_mixture_under_a_size_is_as_large_as_foreseen_and_says_how_it_was_foun
     full = lower(tiny, "onnx", stages)
     kept = ("model.onnx", "model.onnx.data", "tokenizer.json")
     held = sum((bundle.folder / name).stat().st_size for name in kept)
-    assert held == search["trials"][0]["bytes"] == size_bytes(full, search["types"], profile)
+    assert held == search["trials"][0]["bytes"] == mixtures_of(full).size_bytes(full, search["types"], profile)
     assert SMALL_MB - 1 < held / 1e6 < SMALL_MB
     foreseen = OnnxForesight(full, profile, 100.0, stages).foresee(search["types"])
     assert foreseen.bytes == held

@@ -12,7 +12,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.files import canonical_json, link_or_copy
-from fieldlm.engines import Sampling
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle, Role, describe, write_bundle
 from fieldlm.formats.probe import Probe, Probes
@@ -143,7 +143,7 @@ class Workshop:
 
 def _ask(bundle: Bundle) -> bytes:
     """Return the firm beginnings of what a healthy copy answers."""
-    engine = LlamaEngine(bundle.need("base"), threads=1, context=512, parallel=1)
+    engine = LlamaEngine(bundle.need("base"), EngineOptions(threads=1, context=512, parallel=1))
     probes = list[Probe]()
     try:
         for question in QUESTIONS:

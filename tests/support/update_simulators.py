@@ -91,6 +91,9 @@ class EngineSimulator:
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def least_tokens(self, text: str) -> int:
+        return 0
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         return bytes(tokens).decode()
 

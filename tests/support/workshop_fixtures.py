@@ -17,8 +17,13 @@ from tests.support import tiny_models
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compile")
+def work(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Return where finished stages lie, by their content: one folder for all workers of a run; a lock guards each."""
+    if not hasattr(request.config, "workerinput"):
+        return tmp_path_factory.mktemp("compile")
+    folder = tmp_path_factory.getbasetemp().parent / "compile"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -69,7 +69,8 @@ def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gen
 @contextmanager
 def serving(bundle: Path, state: Path, **flags: str) -> Generator[tuple[Device, int]]:
     port = free_port()
-    wanted = {"state": str(state), "context": "256", "discovery": "false", "port": str(port), "threads": "1"} | flags
+    wanted = {"state": str(state), "device": "kiosk", "context": "256", "discovery": "false", "port": str(port)}
+    wanted |= {"threads": "1"} | flags
     config, profile = load_config(wanted), load_profile(PROFILE)
     device = Device(config, profile, Start(config, profile, bundle))
     thread = threading.Thread(target=device.run)
@@ -78,7 +79,7 @@ def serving(bundle: Path, state: Path, **flags: str) -> Generator[tuple[Device, 
         assert soon(lambda: ask(port, "GET", "/ready")[0] == 200)
         yield device, port
     finally:
-        device._http.stop()  # pyright: ignore[reportPrivateUsage]  # what a signal does in the main thread
+        device.http.stop()  # what a signal does in the main thread
         thread.join()
         device.close()
 

@@ -1,21 +1,14 @@
-"""Kill -9 at random: benchmarks/telemetry_kills.py has the machinery, and does ten thousand when asked."""
+"""Kill -9 at random: devices, broker and collector, as often as the depth of this run asks for."""
 
-import os
-import random
 from pathlib import Path
 
-import pytest
+from tests.support import depth, telemetry_kills
 
-from benchmarks import telemetry_kills
-from tests.support.brokers import MOSQUITTO
-
-KILLS = 500
+KILLS = depth.scaled(50, most=10_000)
 
 
-@pytest.mark.skipif(not MOSQUITTO and os.environ.get("CI") != "true", reason="Mosquitto is not installed")
 def test_random_kills_of_device_broker_and_collector_lose_and_double_nothing(tmp_path: Path) -> None:
-    seed = int(os.environ.get("FIELDLM_SEED") or random.SystemRandom().randrange(1 << 32))
-    result = telemetry_kills.run(tmp_path, kills=KILLS, seed=seed)
+    result = telemetry_kills.run(tmp_path, kills=KILLS, seed=depth.SEED)
     print(f"\n{result}")
     assert (result.lost, result.doubled, result.gaps) == (0, 0, 0), result
     assert sum(result.kills.values()) == KILLS

@@ -1,7 +1,7 @@
 import random
 
-from benchmarks.reconnects import MOST_A_SECOND, power_back, storm
 from fieldlm.telemetry.backoff import Backoff
+from tests.support.reconnects import MOST_A_SECOND, power_back, storm
 
 SHARE = 20  # of a million clients
 

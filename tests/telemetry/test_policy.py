@@ -8,7 +8,7 @@ from fieldlm.formats.policy import MODES, Mode, Policy, sign_policy
 from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
-from tests.telemetry.test_recorder import Exchange
+from tests.telemetry.test_recorder import TERMS, Exchange
 
 KEY = Ed25519PrivateKey.generate()
 SIGNER = key_id(KEY.public_key())
@@ -28,7 +28,7 @@ def test_a_policy_lowers_what_is_told_and_never_raises_it(ceiling: Mode, asked: 
 
 
 def test_an_older_policy_an_unsigned_one_and_a_strangers_change_nothing() -> None:
-    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER, consents=TERMS)
     assert terms.take(signed(5, "metrics"))
     stranger = sign_policy(Policy(fleet="shop", version=9), Ed25519PrivateKey.generate())
     for message in (signed(4), signed(5), stranger, b"{}", b'{"policy":"{}","signature":{}}'):
@@ -48,7 +48,7 @@ def test_a_policy_counts_after_a_restart_and_a_damaged_one_lets_no_text_out(tmp_
 
 
 def test_what_changes_is_told() -> None:
-    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER, consents=TERMS)
     heard: list[Policy] = []
     terms.on_change.append(heard.append)
     terms.take(signed(1, daily_mb=2.5))
@@ -56,7 +56,7 @@ def test_what_changes_is_told() -> None:
 
 
 def test_a_policy_counts_for_the_next_exchange(tmp_path: Path) -> None:
-    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER, consents=TERMS)
     with Spool(tmp_path / "spool.db") as spool:
         recorder = Recorder(spool, device="k", salt=b"", terms=terms)
         for number, mode in enumerate((None, "redacted", "metrics", "off"), 1):
@@ -68,7 +68,7 @@ def test_a_policy_counts_for_the_next_exchange(tmp_path: Path) -> None:
 
 
 def test_a_fleets_own_patterns_are_applied(tmp_path: Path) -> None:
-    terms = EffectivePolicy("redacted", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("redacted", fleet="shop", signer=SIGNER, consents=TERMS)
     assert terms.take(signed(1, patterns=(r"\bMB-\d+\b",)))
     with Spool(tmp_path / "spool.db") as spool:
         recorder = Recorder(spool, device="k", salt=b"", terms=terms)
@@ -81,7 +81,7 @@ def test_a_fleets_own_patterns_are_applied(tmp_path: Path) -> None:
 
 
 def test_the_sessions_whose_text_travels_are_a_share_and_always_the_same(tmp_path: Path) -> None:
-    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER)
+    terms = EffectivePolicy("full", fleet="shop", signer=SIGNER, consents=TERMS)
     assert terms.take(signed(1, sample=0.3))
     chosen: list[set[str]] = []
     for run in range(2):

@@ -7,16 +7,17 @@ from starlette.testclient import TestClient
 
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import ConfigError
+from fieldlm.device.device import policy_of
 from fieldlm.network.json_api import ApiError, error_response
-from fieldlm.telemetry.forget import identity_of, privacy_routes, terms_of
+from fieldlm.telemetry.forget import privacy_routes
 from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
-from tests.telemetry.test_recorder import Exchange
+from tests.telemetry.test_recorder import TERMS, Exchange
 
 
 def test_a_customer_is_forgotten_over_http(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="full", salt=b"salt")
+        recorder = Recorder(spool, device="k", mode="full", salt=b"salt", consents=TERMS)
         app = Starlette(routes=privacy_routes(recorder), exception_handlers={ApiError: error_response})
         with TestClient(app) as client:
             recorder.exchange(Exchange())
@@ -29,10 +30,10 @@ def test_a_customer_is_forgotten_over_http(tmp_path: Path) -> None:
                 assert client.post("/v1/fieldlm/forget", content=json.dumps(wrong)).status_code == 400
 
 
-def test_settings_become_terms_and_certificates(tmp_path: Path) -> None:
+def test_settings_become_a_policy_and_certificates(tmp_path: Path) -> None:
     env = {"HOME": str(tmp_path), "FIELDLM_STATE": str(tmp_path), "FIELDLM_TELEMETRY": "redacted"}
     config = load_config(env=env | {"FIELDLM_BROKER_CA": "/etc/ca.pem", "FIELDLM_DAILY_MB": "5"})
-    assert (terms_of(config).mode, config.daily_mb) == ("redacted", 5)
-    assert (identity_of(config).ca, identity_of(config).cert) == ("/etc/ca.pem", "")
+    assert (policy_of(config).mode, config.daily_mb) == ("redacted", 5)
+    assert (config.broker_ca, config.broker_cert) == ("/etc/ca.pem", "")
     with pytest.raises(ConfigError, match="policy_signer"):
         load_config(env=env | {"FIELDLM_POLICY_SIGNER": "somebody"})

@@ -10,6 +10,7 @@ import zstandard
 
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
+from fieldlm.telemetry.prompt_context import MOST
 from fieldlm.telemetry.quantile_sketch import Sketch
 from fieldlm.telemetry.recorder import TEXT_CHARS, Mode, Recorder, load_salt
 from fieldlm.telemetry.spool import Spool
@@ -35,6 +36,7 @@ class Exchange:
             {"role": "user", "content": "a latte for Maria, call 555-0199"},
         ]
     )
+    context: dict[str, Any] = field(default_factory=dict[str, Any])
     answer: str = '{"name":"order","to":"Maria"}'
     outcome: str = "stop"
     timings: Timings = field(default_factory=Timings)
@@ -49,9 +51,14 @@ class Exchange:
     used_fallback: bool = False
 
 
+TERMS = ("yes-7",)
+"""What the owner lists as consent."""
+
+
 def recorded(tmp_path: Path, mode: Mode, exchange: Exchange, correction: str | None = None) -> list[Record]:
+    tmp_path.mkdir(exist_ok=True)
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=b"salt")
+        recorder = Recorder(spool, device="kiosk-1", mode=mode, salt=b"salt", consents=TERMS)
         recorder.exchange(exchange)
         if correction is not None:
             assert recorder.feedback(exchange.id, "down", correction)
@@ -101,6 +108,13 @@ def test_without_consent_no_text_is_kept_in_any_mode(tmp_path: Path, mode: Mode)
     assert b"latte" not in on_disk(tmp_path)
 
 
+@pytest.mark.parametrize("word", ["no", "false", "0", "denied", "withdrawn", "YES-7", "yes-7 "])
+def test_a_word_that_the_owner_did_not_list_is_no_consent(tmp_path: Path, word: str) -> None:
+    (found, said) = recorded(tmp_path, "full", Exchange(consent=word), correction="a tea")
+    assert (found.consent, found.prompt, found.answer, said.consent, said.correction) == ("",) * 5
+    assert b"latte" not in on_disk(tmp_path)
+
+
 def test_off_records_nothing(tmp_path: Path) -> None:
     assert recorded(tmp_path, "off", Exchange(), correction="a tea") == []
 
@@ -117,7 +131,7 @@ def test_a_session_is_hashed_with_the_devices_salt(tmp_path: Path) -> None:
 
 def test_feedback_for_an_unknown_response_is_refused(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="full", salt=b"")
+        recorder = Recorder(spool, device="k", mode="full", salt=b"", consents=TERMS)
         assert not recorder.feedback("chatcmpl-never", "up", None)
         spool.flush()
         assert spool.pending("fb", 0, 10) == []
@@ -126,7 +140,7 @@ def test_feedback_for_an_unknown_response_is_refused(tmp_path: Path) -> None:
 def test_feedback_after_a_restart_joins_its_session_and_consent(tmp_path: Path) -> None:
     (before,) = recorded(tmp_path, "redacted", Exchange())
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="kiosk-1", mode="redacted", salt=b"salt")
+        recorder = Recorder(spool, device="kiosk-1", mode="redacted", salt=b"salt", consents=TERMS)
         assert recorder.feedback("chatcmpl-1", None, "a tea for Emma")
         spool.flush()
         (said,) = spool.pending("fb", 0, 10)
@@ -167,7 +181,7 @@ def test_events_go_to_their_streams(tmp_path: Path) -> None:
 
 def test_many_requests_may_end_at_once(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="redacted", salt=b"")
+        recorder = Recorder(spool, device="k", mode="redacted", salt=b"", consents=TERMS)
 
         def serve(first: int) -> None:
             for number in range(first, first + 50):
@@ -192,7 +206,7 @@ def test_the_salt_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) ->
 def test_a_forgotten_session_leaves_the_disk_and_is_asked_to_leave_the_store(tmp_path: Path) -> None:
     text = [{"role": "user", "content": "a cortado with cardamom " * 40}]
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="full", salt=b"salt")
+        recorder = Recorder(spool, device="k", mode="full", salt=b"salt", consents=TERMS)
         for number in range(30):
             who = "customer-42" if number % 3 == 0 else "another"
             words = text if who == "customer-42" else [{"role": "user", "content": "an espresso"}]
@@ -215,12 +229,12 @@ def test_a_forgotten_session_leaves_the_disk_and_is_asked_to_leave_the_store(tmp
         assert not recorder.feedback("r0", "up", None)
         assert recorder.feedback("r1", "up", None)
     with Spool(tmp_path / "spool.db") as spool:
-        assert not Recorder(spool, device="k", mode="full", salt=b"salt").feedback("r3", "up", None)
+        assert not Recorder(spool, device="k", mode="full", salt=b"salt", consents=TERMS).feedback("r3", "up", None)
 
 
 def test_a_session_that_waits_in_the_ring_is_forgotten_too(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.db") as spool:
-        recorder = Recorder(spool, device="k", mode="full", salt=b"salt")
+        recorder = Recorder(spool, device="k", mode="full", salt=b"salt", consents=TERMS)
         recorder.exchange(Exchange())
         recorder.forget("customer-42")
         assert spool.flush()
@@ -270,3 +284,48 @@ def test_sums_of_a_generation_become_a_record(tmp_path: Path) -> None:
     assert found.generation == "abc"
     assert found.detail["calibration"] == "0/0 0/0 10/1 0/0 0/0 0/0"
     assert abs(Sketch.decode(found.detail["duration_ms"]).quantile(0.5) - 500) < 11
+
+
+TOOLS = [{"type": "function", "function": {"name": "goto", "description": "ask 0151 23456789", "parameters": {}}}]
+
+
+@pytest.mark.parametrize("mode", ["redacted", "full"])
+def test_what_stood_around_the_words_is_told_once_and_then_by_its_digest(tmp_path: Path, mode: Mode) -> None:
+    with Spool(tmp_path / "spool.db") as spool:
+        recorder = Recorder(spool, device="k", mode=mode, salt=b"salt", consents=TERMS)
+        for number in range(3):
+            recorder.exchange(Exchange(id=f"r{number}", context={"system": "Be kind.", "tools": TOOLS}))
+        recorder.exchange(Exchange(id="other", context={"system": "Be brief."}))
+        recorder.exchange(Exchange(id="silent", consent="no", context={"system": "Be silent."}))
+        spool.flush()
+        told, said = spool.pending("sys", 0, 10), spool.pending("gen", 0, 10)
+    by_digest = {record.detail["digest"]: json.loads(record.detail["context"]) for record in told}
+    assert len(told) == len(by_digest) == 2
+    assert [by_digest[record.detail["context"]]["system"] for record in said[:4]] == ["Be kind."] * 3 + ["Be brief."]
+    assert "context" not in said[4].detail
+    (tool,) = by_digest[said[0].detail["context"]]["tools"]
+    assert tool["function"]["name"] == "goto"
+    assert tool["function"]["description"] == ("ask <PHONE>" if mode == "redacted" else "ask 0151 23456789")
+
+
+def test_a_client_with_other_tools_each_time_does_not_fill_the_spool(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool.db") as spool:
+        recorder = Recorder(spool, device="k", mode="full", salt=b"salt", consents=TERMS)
+        for number in range(200):
+            recorder.exchange(Exchange(id=f"r{number}", context={"tools": [{"name": f"t{number}"}]}))
+        recorder.exchange(Exchange(id="long", context={"system": "x" * 100_000}))
+        spool.flush()
+        told, said = spool.pending("sys", 0, 1000), spool.pending("gen", 0, 1000, max_bytes=1 << 30)
+    assert len(told) == MOST
+    assert all(record.detail["context"] for record in said), "what was not told is named all the same"
+
+
+@pytest.mark.parametrize(
+    "change", [{"answer": "x" * 20_000}, {"messages": [{"role": "user", "content": "y" * 20_000}]},
+               {"messages": [{"role": "user", "content": "z" * 9_000}] * 9}],
+)  # fmt: skip
+def test_a_text_that_was_cut_is_marked(tmp_path: Path, change: dict[str, Any]) -> None:
+    (found,) = recorded(tmp_path, "full", Exchange(**change))
+    assert found.detail["cut"] == "yes"
+    (found, *_) = recorded(tmp_path / "other", "full", Exchange())
+    assert "cut" not in found.detail

@@ -98,3 +98,39 @@ def test_a_fleets_own_patterns_are_redacted_wherever_text_stands() -> None:
 def test_a_number_in_json_is_judged_by_its_key() -> None:
     assert redact('{"ticket":4155550132}') == '{"ticket":4155550132}'
     assert redact('{"call":4155550132}') == '{"call":"<PHONE>"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("call 820.261.5129x75383 please", "call <PHONE> please"),
+        ("my number is 415-555-0132 ext. 12", "my number is <PHONE>"),
+        ("我的手机13812345678谢谢", "我的手机<PHONE>谢谢"),
+        ("携帯09012345678です", "携帯<PHONE>です"),
+        ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG", "aws_secret_access_key = <KEY>"),
+        ("DB_PASSWORD=hunter2", "DB_PASSWORD=<KEY>"),
+        ("the server 192.168.17.4 is down", "the server <IP> is down"),
+        ("ping 2001:db8::8a2e:370:7334 now", "ping <IP> now"),
+        ("its MAC is 00:1B:44:11:3A:B7.", "its MAC is <MAC>."),
+        ("I was born on 12 March 1984 in Ulm", "I was born on <DATE> in Ulm"),
+        ("DOB: 1984-03-12", "DOB: <DATE>"),
+        ("geboren am 12.03.1984", "geboren am <DATE>"),
+        ("my passport number is C01X00T47", "my passport number is <ID>"),
+        ("SSN 536-22-8726", "SSN <ID>"),
+        ("Kennzeichen: UL-AB 1234", "Kennzeichen: <ID>"),
+    ],
+)
+def test_what_names_a_person_or_a_machine_by_its_form_goes(text: str, wanted: str) -> None:
+    assert redact(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version 1.2.3.4 of the firmware", "at 12:30:15 it rang", "the meeting on 12 March 2026", "born in Ulm",
+        "a passport photo please", "the id card is blue", "std::vector::size", "set 3 alarms at 7:30",
+        "order 4155550132", "my passport expired in 2024", "the plate number four is hot",
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_it_stays(text: str) -> None:
+    assert redact(text) == text

@@ -1,3 +1,4 @@
+import os
 import sqlite3
 import subprocess
 import sys
@@ -230,3 +231,15 @@ def test_what_was_durable_survives_kill_9_without_gaps(tmp_path: Path) -> None:
         for number in range(1, durable + 1):
             assert found.count(str(number)) == seen.count(str(number)) + 1
         seen = found
+
+
+def test_nobody_else_on_the_machine_reads_what_waits(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with Spool(tmp_path / "state" / "spool.db") as spool:
+            spool.append(Record(device="kiosk-1", stream="gen", kind="generation", answer="a person's words"))
+            spool.flush()
+            modes = [path.stat().st_mode & 0o077 for path in (tmp_path / "state", *(tmp_path / "state").iterdir())]
+    finally:
+        os.umask(before)
+    assert modes == [0] * 4

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import apsw
 import pytest
 
+from fieldlm.core import sqlite
 from fieldlm.formats.record import Record, Stream
 from fieldlm.telemetry import spool as spool_module
-from fieldlm.telemetry import spool_database
 from fieldlm.telemetry.spool import Spool
 from tests.support.sqlite_power_cuts import Call, Disk
 from tests.telemetry.test_spool import drops, numbers_of, record
@@ -89,7 +89,7 @@ def test_a_folder_on_a_read_only_file_system_is_waited_for(tmp_path: Path) -> No
     def connect(path: Path) -> sqlite3.Connection:
         if not is_writable:
             raise OSError(errno.EROFS, "Read-only file system")
-        return spool_database.connect(path)
+        return sqlite.connect(path)
 
     with Spool(tmp_path / "spool.db", connect=connect) as spool:
         assert spool.append(record(1))
@@ -109,7 +109,7 @@ def test_a_log_that_cannot_be_made_on_a_read_only_file_system_is_named_so(
             error = sqlite3.OperationalError("unable to open database file")
             error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
             raise error
-        return spool_database.connect(path)
+        return sqlite.connect(path)
 
     def statvfs(_folder: Path) -> SimpleNamespace:
         return SimpleNamespace(f_flag=flags)

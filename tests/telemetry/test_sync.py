@@ -123,6 +123,35 @@ def test_an_acknowledgement_of_another_epoch_deletes_nothing(tmp_path: Path) -> 
         assert spool.counts()["gen"].held == 3
 
 
+def test_an_acknowledgement_goes_no_further_than_what_was_sent(tmp_path: Path) -> None:
+    with filled(tmp_path, 300) as spool:
+        talk = conversation(spool)
+        said = hello(list(talk.due(0)))
+        for upto in (1, 300, 1 << 62):
+            answer(talk, spool, upto, "somebody else's")
+        answer(talk, spool, 301, said.nonce)
+        assert (spool.counts()["gen"].held, talk.totals.unbelieved, talk.is_answered) == (300, 2, False)
+        answer(talk, spool, 0, said.nonce)
+        assert spans(list(talk.due(1))) == [(1, 128), (129, 256)]
+        answer(talk, spool, 300)
+        assert spool.counts()["gen"].held == 300
+        answer(talk, spool, 256)
+        assert spool.counts()["gen"].held == 44
+
+
+def test_a_spool_from_a_backup_whose_numbers_are_used_up_goes_home_under_a_new_epoch(tmp_path: Path) -> None:
+    with filled(tmp_path, 10) as spool:
+        before, talk = spool.epoch, conversation(spool)
+        for now in (0, 11, 22):
+            answer(talk, spool, 50, hello(list(talk.due(now))).nonce)
+        assert spool.epoch != before
+        said = hello(list(talk.due(23)))
+        assert (said.epoch, spool.counts()["gen"].held) == (spool.epoch, 10)
+        answer(talk, spool, 0, said.nonce)
+        list(talk.due(24))
+        assert spans(list(talk.due(27))) == [(1, 10)]
+
+
 def test_a_block_speaks_for_the_numbers_that_were_dropped_before_it(tmp_path: Path) -> None:
     with filled(tmp_path, 10) as spool:
         talk = conversation(spool)

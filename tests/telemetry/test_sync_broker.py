@@ -37,10 +37,9 @@ from fieldlm.telemetry.sync_session import Timing
 from fieldlm_compiler.collect.collect import Collector
 from fieldlm_compiler.collect.parquet import Store
 from tests.support.brokers import MOSQUITTO
-from tests.telemetry.test_recorder import SECRETS, Exchange
+from tests.telemetry.test_recorder import SECRETS, TERMS, Exchange
 
 QUICK = Timing(ack_s=1.0, linger_s=0.05, backoff_base_s=0.05, backoff_cap_s=0.3)
-pytestmark = pytest.mark.skipif(not MOSQUITTO, reason="Mosquitto is not installed")
 
 
 def soon(holds: Callable[[], bool], timeout_s: float = 30.0) -> bool:
@@ -56,7 +55,7 @@ def mosquitto(folder: Path, *lines: str, tls: bool = False) -> Generator[str]:
     port = free_port()
     config = folder / "mosquitto.conf"
     config.write_text("\n".join([f"listener {port} 127.0.0.1", "user root", "log_type error", *lines]) + "\n")
-    assert MOSQUITTO
+    assert MOSQUITTO, "these tests need Mosquitto: apt-get install mosquitto"
     process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stderr=subprocess.DEVNULL)
     try:
         wait_until_open("127.0.0.1", port)
@@ -204,6 +203,17 @@ def test_a_record_too_large_for_the_broker_arrives_without_its_text_and_holds_no
     assert [row["size"] for row in rows] == [5] * 5 + [0] + [300] * 300
 
 
+def test_a_retained_message_without_bound_stays_at_the_broker(tmp_path: Path) -> None:
+    with mosquitto(tmp_path, "allow_anonymous true") as url, contextlib.closing(Tap(url)) as tap:
+        publish(url, topics.policy_topic("shop"), bytes(8 << 20))
+        publish(url, topics.block_topic("shop", "kiosk-1", "gen"), bytes(8 << 20))
+        with Store(tmp_path / "store") as store, Collector(tap.url, "shop", store), Spool(tmp_path / "s.db") as spool:
+            fill(spool, 10)
+            with synced(spool, tap.url) as sync:
+                assert sync.drain(30)
+        assert len(tap.heard) < 1 << 20
+
+
 def test_whoever_comes_later_finds_the_presence_and_whoever_waits_the_last_will(tmp_path: Path) -> None:
     with mosquitto(tmp_path, "allow_anonymous true") as url, Spool(tmp_path / "s.db") as spool:
         name = topics.state_topic("shop", "kiosk-1")
@@ -282,7 +292,7 @@ def test_a_forgotten_session_leaves_the_store_too(tmp_path: Path) -> None:
         Spool(tmp_path / "s.db") as spool,
         synced(spool, url) as sync,
     ):
-        recorder = Recorder(spool, device="kiosk-1", mode="full", salt=b"salt")
+        recorder = Recorder(spool, device="kiosk-1", mode="full", salt=b"salt", consents=TERMS)
         for who in ("customer-42", "another"):
             recorder.exchange(Exchange(id=who, session=who, answer=f"tea for {who}"))
         assert sync.drain(30)

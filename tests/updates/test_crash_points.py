@@ -20,11 +20,13 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.updates.progress import UpdateResult
 from fieldlm.updates.slots import Slots
 from fieldlm_compiler.repository.publish import publish
+from tests.support import depth
 from tests.support.disk_simulator import Moment, Node, intercepted, lay_out, recording
 from tests.support.update_simulators import Site, simulated_live, small_bundle
 
 SIZE = 5_000
-UPDATED_EVERY = 12  # one in so many of the states that start takes the update up again
+ONE_IN = 4  # at depth 1 one in so many of the states is started
+UPDATED_EVERY = 3  # one in so many of those that start takes the update up again
 
 OnStep = Callable[[str], None]
 
@@ -129,17 +131,21 @@ def test_whatever_a_power_cut_leaves_starts_with_what_was_committed(world: World
     scene.prepare(world)
     with recording(world.disk) as recorder:
         scene.play(world, world.disk, recorder.note)
-    count = 0
+    states = started = 0
     with tempfile.TemporaryDirectory(dir=memory()) as folder:
-        for count, (what, nodes) in enumerate(distinct(recorder.moments), start=1):
-            disk = Path(folder) / str(count)
+        for states, (what, nodes) in enumerate(distinct(recorder.moments), start=1):
+            if not depth.is_tried(states, ONE_IN):
+                continue
+            started += 1
+            disk = Path(folder) / str(started)
             lay_out(nodes, disk)
             try:
-                revive(world, scene, disk, is_updated=count % UPDATED_EVERY == 0)
+                revive(world, scene, disk, is_updated=started % UPDATED_EVERY == 0)
             except (AssertionError, FieldlmError, OSError) as error:
                 raise AssertionError(f"{name}, {what}: {error}") from error
-    print(f"{name}: {len(recorder.moments)} points, {count} states")
-    assert count > (250 if scene.release else 25)
+    print(f"{name}: {len(recorder.moments)} points, {started} of {states} states")
+    assert states > (250 if scene.release else 25)
+    assert started >= states // ONE_IN
 
 
 def memory() -> Path | None:

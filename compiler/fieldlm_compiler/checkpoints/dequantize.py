@@ -43,12 +43,11 @@ PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
 }
 
 
-def dequantize(gguf: str, into: str) -> dict[str, str]:
-    """Write the model in `gguf` to the folder `into`; returns its weight type and licence.
+def dequantize(path: Path, folder: Path) -> dict[str, str]:
+    """Write the model in the GGUF file `path` to `folder`; returns its weight type and licence.
 
     Raises InputError when the file is cut short, of an unknown architecture, or its tokenizer cannot be kept.
     """
-    path, folder = Path(gguf), Path(into)
     fields = _fields(path)
     _save(path, folder)
     _repair_tokenizer(folder, fields)

@@ -26,10 +26,7 @@ def merge(checkpoint: Checkpoint, adapter: PeftAdapter, stages: Stages) -> Check
     check_mergeable(adapter)
 
     def make(folder: Path) -> Ran:
-        return call(
-            "fieldlm_compiler.checkpoints.merge:merge_folder",
-            what=f"merge {adapter.folder.name} into {checkpoint.name}",
-            env=PATIENT,
+        return call(merge_folder, what=f"merge {adapter.folder.name} into {checkpoint.name}", env=PATIENT)(
             base=checkpoint.folder,
             adapter=adapter.folder,
             into=folder,
@@ -40,7 +37,7 @@ def merge(checkpoint: Checkpoint, adapter: PeftAdapter, stages: Stages) -> Check
     return replace(checkpoint, folder=folder, sha256=folder_digest(folder), parameters=count_parameters(folder))
 
 
-def merge_folder(base: str, adapter: str, into: str) -> dict[str, float]:
+def merge_folder(base: Path, adapter: Path, into: Path) -> dict[str, float]:
     """Merge with peft, and read back what was saved: it must say what the adapter says beside its base.
 
     Runs in a child process. Returns the largest difference of a logit; raises GateError when it is no rounding.

@@ -10,10 +10,16 @@ from typing import Any, cast
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.core.logs import logger
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, shapes, weight_files
+from fieldlm_compiler.checkpoints.licences import licence_of
+
+log = logger(__name__)
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
+# Families whose models' names begin with the name of their architecture.
+FAMILIES = ("gemma", "granite", "mistral", "mixtral", "phi", "qwen", "stablelm")
 HEAD, TABLES = "lm_head", ("lm_head", "embed_tokens")
 # What a LoRA's configuration may say without changing what its two matrices mean. Whatever else is switched on is
 # refused by name, so that a kind of adapter that does not exist yet is not taken for one that does.
@@ -38,6 +44,13 @@ UNMERGEABLE = {
     "use_qalora": "it was made for a quantised base; train a LoRA on the full one",
     "layer_replication": "it makes a model with other layers; merge and save it with peft, then compile that",
 }
+# What only merged weights can say, and peft says rightly.
+MERGED = frozenset(
+    {
+        "corda_config", "fan_in_fan_out", "lora_bias", "modules_to_save", "target_parameters",
+        "trainable_token_indices", "use_bdlora", "use_dora",
+    }
+)  # fmt: skip
 VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
 
 
@@ -50,6 +63,7 @@ class PeftAdapter:
     config: dict[str, Any]
     rank: int
     dataset: str | None
+    licence: str
     unshippable: tuple[str, ...]
     """What a GGUF adapter cannot carry; merged into the weights, it can stay."""
 
@@ -70,6 +84,7 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> PeftAdapter:
     if not weights.is_file():
         raise InputError(f"{folder} has no {WEIGHTS}; save the adapter as safetensors")
     _check_base(folder, tuned, checkpoint)
+    _note_other_base(folder, config, checkpoint)
     tensors = shapes(weights)
     _check_shapes(folder, config, tensors, checkpoint)
     digest = {"config": sha256_bytes(canonical_json(_telling(config))), "weights": sha256_file(weights)}
@@ -79,6 +94,7 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> PeftAdapter:
         config=config,
         rank=max((shape[0] for name, shape in tensors.items() if _is_first_half(name)), default=0),
         dataset=cast(str | None, tuned.get("dataset") or None),
+        licence=licence_of(folder),
         unshippable=_unshippable(config, tensors, checkpoint),
     )
 
@@ -93,10 +109,16 @@ def check_shippable(adapter: PeftAdapter) -> None:
 
 
 def check_mergeable(adapter: PeftAdapter) -> None:
-    """Raise InputError when the weights of a model cannot say what `adapter` does."""
+    """Raise InputError when no weights can say what `adapter` does, or nobody here knows what it does."""
     for key, reason in UNMERGEABLE.items():
         if adapter.config.get(key):
             raise InputError(f"{adapter.folder} uses {NAMES.get(key, key)} and cannot be merged: {reason}")
+    strange = [key for key, value in adapter.config.items() if value and key not in PLAIN | MERGED | UNMERGEABLE.keys()]
+    if strange:
+        raise InputError(
+            f"{adapter.folder} uses {', '.join(strange)}, which is not known here and peft would silently leave out; "
+            "merge and save it with the peft that trained it, then compile that model"
+        )
 
 
 def _check_kind(folder: Path, config: dict[str, Any]) -> None:
@@ -132,7 +154,7 @@ def _is_first_half(name: str) -> bool:
 
 def _module(name: str) -> str:
     """Return the module that the tensor `name` of an adapter belongs to."""
-    return re.split(r"\.(?:base_layer|lora_|token_adapter|weight$|bias$)", name.removeprefix(PREFIX))[0]
+    return re.split(r"\.(?:base_layer|modules_to_save|lora_|token_adapter|weight$|bias$)", name.removeprefix(PREFIX))[0]
 
 
 def true_scale(config: dict[str, Any], module: str, rank: int) -> float:
@@ -175,6 +197,24 @@ def _check_base(folder: Path, tuned: dict[str, Any], checkpoint: Checkpoint) -> 
         )
 
 
+def _note_other_base(folder: Path, config: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """Say so when the base that peft recorded is of another architecture, as far as its folder or its name tells."""
+    named = str(config.get("base_model_name_or_path") or "")
+    try:
+        found = json.loads((Path(named) / "config.json").read_bytes())["model_type"]
+    except (OSError, ValueError, TypeError, KeyError):
+        parts = set(re.split(r"[^a-z]+", Path(named).name.lower()))
+        found = next((each for each in FAMILIES if each in parts), None)
+        is_other = found is not None and not checkpoint.architecture.startswith(found)
+    else:
+        is_other = found != checkpoint.architecture
+    if named and is_other:
+        log.info(
+            f"  note: {folder.name} was trained on {named}, a {found}, and {checkpoint.name} is a "
+            f"{checkpoint.architecture}: equal shapes alone do not make it fit"
+        )
+
+
 def _base_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     base: dict[str, tuple[int, ...]] = {}
     for path in weight_files(checkpoint.folder):
@@ -194,6 +234,14 @@ def _check_shapes(
         if wanted is None and name != HEAD and not config.get("target_parameters"):
             raise InputError(f"{folder} changes {name}, which {checkpoint.name} does not have; it is for another model")
         turned = found[::-1] if config.get("fan_in_fan_out") else found
+        # A tied head is not in the file; its table is.
+        table = wanted or next((base[key] for key in base if key.endswith("embed_tokens.weight")), None)
+        is_table = name.rpartition(".")[2] in TABLES
+        if table is not None and is_table and table[1:] == turned[1:] and table[0] != turned[0]:
+            raise InputError(
+                f"{folder} was trained on {checkpoint.name} with its vocabulary resized from {table[0]} to {turned[0]} "
+                "tokens: resize the model, merge and save it with its new tokenizer by peft, then compile that folder"
+            )
         if wanted is not None and wanted != turned:
             raise InputError(
                 f"{folder} changes {name} of shape {found}, {checkpoint.name} has {wanted}; it is for another model"

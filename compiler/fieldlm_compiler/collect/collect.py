@@ -24,15 +24,20 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError, InputError
+from fieldlm.core.logs import logger
+from fieldlm.core.urls import shown
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import WireError
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
 
+log = logger(__name__)
+
 QUEUE_MESSAGES = 256
 SESSION_EXPIRY_S = 3600
 ACK_EXPIRY_S = 3600
-STORES = "FOLDER|delta:URI|kafka:BROKERS/TOPIC"
+MOST_BYTES = block.MAX_BLOCK_BYTES + (4 << 10)
+"""What the broker may hand out in one packet: a block and its topic."""
 
 
 class MqttMessage(msgspec.Struct, frozen=True):
@@ -88,6 +93,7 @@ class Collector:
         address = topics.parse_broker(self.url)
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = SESSION_EXPIRY_S
+        properties.MaximumPacketSize = MOST_BYTES
         self._client.connect_async(address.host, address.port, clean_start=False, properties=properties)
         self._client.loop_start()
         self._thread.start()
@@ -107,7 +113,7 @@ class Collector:
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            terminal.log(f"collect: the broker refused: {reason}")
+            log.warning(f"collect: the broker refused: {reason}")
             return
         client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._filters])
 
@@ -127,7 +133,7 @@ class Collector:
                         self._send(reply)
                     self.store.tidy()
         except (FieldlmError, sqlite3.Error) as error:
-            terminal.log(f"collect: stopped: {error}")
+            log.warning(f"collect: stopped: {error}")
             self.error = error
 
     def _batch(self) -> list[MqttMessage]:
@@ -159,13 +165,13 @@ def take_in(store: Sink, fleet: str, batch: Sequence[MqttMessage], totals: Colle
         except WireError as error:
             totals.refused += 1
             totals.last_refusal = str(error)
-            terminal.log(f"collect: refused a message: {error}")
+            log.warning(f"collect: refused a message: {error}")
     upto: dict[tuple[str, int], dict[str, int]] = {}
     for (device, epoch, stream), mark in store.append(blocks).items():
         upto.setdefault((device, epoch), {})[stream] = mark
     replies = [_reply(fleet, device, epoch, marks) for (device, epoch), marks in upto.items()]
     for hello in hellos:
-        marks = store.greet(hello.device, hello.epoch, hello.first)
+        marks = store.greet(hello.device, hello.epoch, hello.first, hello.last)
         replies.append(_reply(fleet, hello.device, hello.epoch, marks, hello.nonce))
     return replies
 
@@ -173,7 +179,7 @@ def take_in(store: Sink, fleet: str, batch: Sequence[MqttMessage], totals: Colle
 def _sort(message: MqttMessage, blocks: list[block.Block], hellos: list[topics.Hello], store: Sink) -> None:
     source = topics.parse_up(message.topic)
     if source.part == "state":
-        store.note_presence(source.device, message.payload.decode("utf-8", "replace")[: topics.MAX_MESSAGE_BYTES])
+        store.note_presence(source.device, topics.parse_state(message.payload))
     elif source.part == "hello":
         hello = topics.parse_hello(message.payload)
         _check_speaker(source, hello.device)
@@ -254,7 +260,7 @@ def _collect(collector: Collector, where: str, *, as_json: bool) -> int:
     ended = threading.Event()
     _on_signal(ended.set)
     with collector:
-        terminal.log(f"collecting fleet {collector.fleet} from {collector.url} into {where}, stop with Ctrl-C")
+        log.info(f"collecting fleet {collector.fleet} from {shown(collector.url)} into {where}, stop with Ctrl-C")
         while collector.is_running() and not ended.wait(0.5):
             pass
     document = _summary(collector.store) | {"totals": msgspec.to_builtins(collector.totals)}

@@ -22,6 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
+from fieldlm.core.files import held_lock
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import Record
@@ -35,10 +36,12 @@ from fieldlm_compiler.collect.sink import (
     Session,
     Sink,
     arrow_table,
+    blanked,
     forgets,
     read,
     sessions_table,
     stripped,
+    tell_lie,
     without_forgotten,
 )
 
@@ -52,6 +55,8 @@ TRIES = 10
 PRESENCE_EVERY_S = 5.0
 ERASE_AFTER_H = 1
 """Files that no version needs any more go after so long: another collector may be about to commit one of them."""
+VACUUM_EVERY_S = 300.0
+"""Between two looks whether they are old enough."""
 # The log has the smallest and the largest value of each column it knows about: never what somebody said.
 _CONFIGURATION: dict[str, str | None] = {"delta.dataSkippingStatsColumns": "device,epoch,stream"}
 _RAW = pa.schema(
@@ -68,6 +73,9 @@ _RAW = pa.schema(
         "problem": pa.string(),
     }
 )
+# deltalake writes files anew (`update`) with views where there were strings. pyarrow compares those with views only,
+# and strings with either: under this schema a query's filters work whoever wrote a file.
+_VIEWS = pa.schema([field.with_type(pa.string_view()) if field.type == pa.string() else field for field in ARROW])
 _PRESENCE = pa.schema([("device", pa.string()), ("state", pa.string()), ("at_ms", pa.int64())])
 
 
@@ -81,9 +89,10 @@ class DeltaStore(Sink):
     ) -> None:
         self.uri = uri
         self.forget: Policy = forget
-        self._erase_after_h = erase_after_h
+        self.erase_after_h = erase_after_h
         self._lock = threading.RLock()
         self._marks: dict[Key, int] = {}
+        self._steps: dict[Key, int] = {}
         self._states: dict[str, tuple[str, int]] = {}
         self._states_s = time.monotonic()
         try:
@@ -95,6 +104,8 @@ class DeltaStore(Sink):
             raise InputError(f"the Delta tables at {uri} cannot be opened: {error}") from error
         self._forgotten = self._find_forgotten()
         self._has_to_erase = not read_only and bool(self._forgotten)
+        self._has_old_files = False
+        self._vacuumed_s = float("-inf")
 
     def close(self) -> None:
         """Nothing is held open between commits."""
@@ -110,33 +121,70 @@ class DeltaStore(Sink):
         records: list[Record] = []
         raws: list[Raw] = []
         touched: dict[Key, int] = {}
+        steps: dict[Key, int] = {}
         for block in blocks:
             key = (block.device, block.epoch, block.stream)
-            upto = touched[key] = touched.get(key, self.watermark(key))
+            upto = touched[key] = self._believed(key, touched.get(key, self.watermark(key)), block, steps)
             if block.first <= upto + 1 and block.last > upto:
                 found = read(block, upto)
                 if isinstance(found, str):
-                    raws.append(Raw(block=block, after=upto, problem=found))
+                    raws.append(Raw(block=blanked(block, self._forgotten), after=upto, problem=found))
                 else:
                     records += found
                 touched[key] = block.last
         asked = set(forgets(records)) - self._forgotten
         # Raw blocks go first and say so for themselves: after a crash in between they come again, and are passed over.
         self._keep(raws)
-        self._commit(stripped(records, self._forgotten | asked, self.forget), touched)
+        self._commit(stripped(records, self._forgotten | asked, self.forget), touched, steps)
         self._forgotten |= asked
         self._has_to_erase = self._has_to_erase or bool(asked)
         return touched
 
-    def greet(self, device: str, epoch: int, first: dict[str, int]) -> dict[str, int]:
+    def greet(
+        self, device: str, epoch: int, first: dict[str, int], last: dict[str, int] | None = None
+    ) -> dict[str, int]:
+        said = last or {}
+
         def answer() -> dict[Key, int]:
-            marks = {(device, epoch, stream): self.watermark((device, epoch, stream)) for stream in first}
-            marks = {key: max(upto, first[key[2]] - 1) for key, upto in marks.items()}
-            self._commit([], marks)
+            marks: dict[Key, int] = {}
+            steps: dict[Key, int] = {}
+            for stream, begin in first.items():
+                key = (device, epoch, stream)
+                upto = self.watermark(key)
+                if said.get(stream, upto) < upto:
+                    upto = self._before_step(key, upto, 1 << 62, steps)
+                marks[key] = max(upto, begin - 1)
+                if marks[key] > upto and not steps.get(key, self._step(key)):
+                    steps[key] = upto + 1
+            self._commit([], marks, steps)
             return marks
 
         with self._lock:
             return {stream: upto for (_, _, stream), upto in self._again(answer).items()}
+
+    def _believed(self, key: Key, upto: int, block: Block, steps: dict[Key, int]) -> int:
+        """Return the watermark, from before the last step where `block` shows that the hello behind it was a lie."""
+        if block.first <= upto:
+            return self._before_step(key, upto, block.last, steps)
+        if block.first == upto + 1 and steps.get(key, self._step(key)):
+            # What is stored beyond the step makes it true: what lies there now would be stored twice.
+            steps[key] = 0
+        return upto
+
+    def _before_step(self, key: Key, upto: int, last: int, steps: dict[Key, int]) -> int:
+        """Take the last step back unless it did not go over `last`; return the watermark."""
+        step = steps.get(key, self._step(key))
+        if not 0 < step <= last:
+            return upto
+        tell_lie(key)
+        steps[key] = 0
+        return step - 1
+
+    def _step(self, key: Key) -> int:
+        """Return the first number that the last hello stepped over; 0 where something beyond is stored."""
+        if key not in self._steps:
+            self._steps[key] = self._records.transaction_version(f"step/{_app_id(key)}") or 0
+        return self._steps[key]
 
     def note_presence(self, device: str, state: str) -> None:
         with self._lock:
@@ -151,6 +199,8 @@ class DeltaStore(Sink):
             # Whoever loses the race against another collector's commit does it the next time.
             with contextlib.suppress(CommitFailedError):
                 self._erase()
+            if self._has_old_files and (finish or time.monotonic() - self._vacuumed_s > VACUUM_EVERY_S):
+                self._vacuum()
 
     def compact(self) -> None:
         """Make few large files of many small ones. Only one process may do that at a time.
@@ -158,26 +208,37 @@ class DeltaStore(Sink):
         deltalake 1.6 lets two compactions of the same files both commit, which doubles every row; against appends and
         erasures it is safe. So collectors never do it by themselves: run `fieldlm collect --compact` by a timer.
         """
-        with self._lock, _errors(self.uri):
+        with self._lock, _errors(self.uri), self._alone():
             for table in (self._records, self._presence):
                 table.update_incremental()
                 table.optimize.compact()
-                table.vacuum(self._erase_after_h, dry_run=False, enforce_retention_duration=False)
+                table.vacuum(self.erase_after_h, dry_run=False, enforce_retention_duration=False)
 
-    def _commit(self, records: Sequence[Record], marks: dict[Key, int]) -> None:
+    def _alone(self) -> contextlib.AbstractContextManager[object]:
+        """Hold the tables against another compactor on this machine; an object store cannot be held."""
+        if "://" in self.uri:
+            return contextlib.nullcontext()
+        return held_lock(Path(self.uri) / "compact.lock", f"another fieldlm compacts {self.uri}; wait for it")
+
+    def _commit(self, records: Sequence[Record], marks: dict[Key, int], steps: dict[Key, int]) -> None:
         """Commit rows and watermarks together; raises CommitFailedError when another collector was first."""
-        moved = [(key, upto) for key, upto in marks.items() if upto > self.watermark(key)]
-        if not moved:
+        moved = {key: upto for key, upto in marks.items() if upto != self.watermark(key)}
+        stepped = {key: step for key, step in steps.items() if step != self._step(key)}
+        if not moved and not stepped:
             return
+        versions = {_app_id(key): upto for key, upto in moved.items()}
+        versions |= {f"step/{_app_id(key)}": step for key, step in stepped.items()}
         properties = CommitProperties(
-            max_commit_retries=TRIES, app_transactions=[Transaction(_app_id(key), upto) for key, upto in moved]
+            max_commit_retries=TRIES,
+            app_transactions=[Transaction(name, version) for name, version in versions.items()],
         )
         if records:
             write_deltalake(self._records, arrow_table(records), mode="append", commit_properties=properties)
         else:
             schema = self._records.schema()
             self._records.create_write_transaction([], "append", schema, commit_properties=properties)
-        self._marks |= dict(moved)
+        self._marks |= moved
+        self._steps |= stepped
 
     def _keep(self, raws: Sequence[Raw]) -> None:
         for raw in raws:
@@ -202,6 +263,7 @@ class DeltaStore(Sink):
                     if not patience:
                         raise
                     self._marks.clear()
+                    self._steps.clear()
                     self._records.update_incremental()
                     self._raw.update_incremental()
         raise AssertionError("the last try returns or raises")
@@ -217,8 +279,23 @@ class DeltaStore(Sink):
         for device, session in sorted(held):
             where = f"device = {_quoted(device)} AND session = {_quoted(session)} AND kind <> 'forget'"
             self._records.update(predicate=where, updates=_blank(self.forget))
-        self._records.vacuum(self._erase_after_h, dry_run=False, enforce_retention_duration=False)
+        self._blank_raw()
         self._has_to_erase = False
+        self._vacuum()
+
+    def _blank_raw(self) -> None:
+        for block in [raw.block for raw in self.raw()]:
+            if blanked(block, self._forgotten) is not block:
+                where = f"device = {_quoted(block.device)} AND stream = {_quoted(block.stream)}"
+                place = f"epoch = {block.epoch} AND first = {block.first}"
+                self._raw.update(predicate=f"{where} AND {place}", updates={"body": "X''"})
+
+    def _vacuum(self) -> None:
+        """Delete files that no version needs any more, as far as they are old enough; the rest is for the next time."""
+        self._vacuumed_s, self._has_old_files = time.monotonic(), False
+        for table in (self._records, self._raw):
+            table.vacuum(self.erase_after_h, dry_run=False, enforce_retention_duration=False)
+            self._has_old_files |= bool(table.vacuum(0, dry_run=True, enforce_retention_duration=False))
 
     def _find_forgotten(self) -> set[Session]:
         with self._connect(("device", "session", "kind")) as duck:
@@ -277,7 +354,7 @@ class DeltaStore(Sink):
     ) -> Generator[duckdb.DuckDBPyConnection]:
         shown = without_forgotten(self.forget) if forgotten else "*"
         with duckdb.connect() as duck:
-            duck.register("stored", self._records.to_pyarrow_dataset())
+            duck.register("stored", self._records.to_pyarrow_dataset(schema=_VIEWS))
             duck.register("forgotten", sessions_table(forgotten or set()))
             duck.execute(f"CREATE VIEW records AS SELECT {shown} FROM (SELECT {', '.join(columns)} FROM stored)")
             yield duck

@@ -23,8 +23,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 import msgspec
@@ -33,6 +32,7 @@ from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
 from fieldlm.formats import block as blocks_of
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record, WireError
+from fieldlm_compiler.collect.kafka_place import Place, parse_place
 from fieldlm_compiler.collect.sink import (
     ARROW,
     Key,
@@ -41,10 +41,12 @@ from fieldlm_compiler.collect.sink import (
     Session,
     Sink,
     arrow_table,
+    blanked,
     forgets,
     read,
     sessions_table,
     stripped,
+    tell_lie,
     without_forgotten,
 )
 
@@ -73,14 +75,6 @@ _TOPIC_CONFIG = {
 }
 
 
-class Place(NamedTuple):
-    """Where a sink lies."""
-
-    brokers: str
-    topic: str
-    properties: dict[str, str]
-
-
 class KafkaStore(Sink):
     """One topic. Several collectors write to it, each device's by one at a time."""
 
@@ -90,7 +84,8 @@ class KafkaStore(Sink):
         self.place = parse_place(where)
         self.forget: Policy = forget
         self._lock = threading.RLock()
-        self._marks: dict[Key, int] = {}
+        self._stored: dict[Key, int] = {}
+        self._stepped: dict[Key, int] = {}
         self._forgotten: set[Session] = set()
         self._states: dict[str, str] = {}
         self._unsaid: dict[str, str] = {}
@@ -115,7 +110,7 @@ class KafkaStore(Sink):
             taken: list[Block] = []
             for block in blocks:
                 key = _key(block)
-                upto = touched[key] = touched.get(key, self.watermark(key))
+                upto = touched[key] = self._believed(key, touched.get(key, self.watermark(key)), block)
                 if block.first <= upto + 1 and block.last > upto:
                     taken.append(block)
                     touched[key] = block.last
@@ -124,16 +119,40 @@ class KafkaStore(Sink):
             self._has_to_erase = self._has_to_erase or bool(asked)
             for wave in _waves(taken):
                 self._write({_name(block): _message(self._clean(block)) for block in wave})
-            self._marks |= touched
+            for block in taken:
+                self._mark(block)
             return touched
 
-    def greet(self, device: str, epoch: int, first: dict[str, int]) -> dict[str, int]:
+    def greet(
+        self, device: str, epoch: int, first: dict[str, int], last: dict[str, int] | None = None
+    ) -> dict[str, int]:
+        said = last or {}
         with self._lock, self._errors():
-            marks = {(device, epoch, stream): first[stream] - 1 for stream in first}
-            moved = {key: upto for key, upto in marks.items() if upto > self.watermark(key)}
-            self._write({f"s/{d}/{e}/{s}": str(upto).encode() for (d, e, s), upto in moved.items()})
-            self._marks |= moved
-            return {key[2]: self.watermark(key) for key in marks}
+            moved: dict[Key, int] = {}
+            for stream, begin in first.items():
+                key = (device, epoch, stream)
+                if said.get(stream, self.watermark(key)) < self.watermark(key):
+                    self._step_back(key)
+                if begin - 1 > self.watermark(key):
+                    moved[key] = begin - 1
+            self._step(moved)
+            return {stream: self.watermark((device, epoch, stream)) for stream in first}
+
+    def _step(self, marks: Mapping[Key, int]) -> None:
+        self._write({f"s/{d}/{e}/{s}": str(upto).encode() for (d, e, s), upto in marks.items()})
+        self._stepped |= marks
+
+    def _believed(self, key: Key, upto: int, block: Block) -> int:
+        """Return the watermark, from before the last step where `block` shows that the hello behind it was a lie."""
+        is_gone = self._stored.get(key, 0) < block.last and block.first <= self._stepped.get(key, 0) == upto
+        return self._step_back(key) if is_gone else upto
+
+    def _step_back(self, key: Key) -> int:
+        """Take a step back beyond which nothing is stored; return the watermark."""
+        if self._stepped.get(key, 0) > self._stored.get(key, 0):
+            tell_lie(key)
+            self._step({key: 0})
+        return self.watermark(key)
 
     def note_presence(self, device: str, state: str) -> None:
         with self._lock:
@@ -184,7 +203,7 @@ class KafkaStore(Sink):
             return block
         found = read(block, 0)
         if isinstance(found, str):
-            return block
+            return blanked(block, gone)
         clean = stripped(found, gone, self.forget)
         return block if clean == found else blocks_of.parse(blocks_of.encode(clean, first=block.first))
 
@@ -201,11 +220,12 @@ class KafkaStore(Sink):
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def watermark(self, key: Key) -> int:
-        return self._marks.get(key, 0)
+        return max(self._stored.get(key, 0), self._stepped.get(key, 0))
 
     def watermarks(self) -> dict[Key, int]:
         with self._reading():
-            return dict(sorted((key, upto) for key, upto in self._marks.items() if upto))
+            marks = {key: self.watermark(key) for key in sorted(self._stored.keys() | self._stepped.keys())}
+            return {key: upto for key, upto in marks.items() if upto}
 
     def presence(self) -> dict[str, str]:
         with self._reading():
@@ -256,17 +276,18 @@ class KafkaStore(Sink):
         match name.split("/"):
             case ["b", *_]:
                 block = self._block(value)
-                self._mark(_key(block), block.last)
+                self._mark(block)
                 self._forgotten |= set(_asked(block))
             case ["s", device, epoch, stream]:
-                self._mark((device, int(epoch), stream), int(value))
+                self._stepped[device, int(epoch), stream] = int(value)
             case ["p", device]:
                 self._states[device] = value.decode("utf-8", "replace")
             case _:
                 raise FieldlmError(f"the Kafka topic {self.place.topic} is no store: it has a message {name[:80]!r}")
 
-    def _mark(self, key: Key, upto: int) -> None:
-        self._marks[key] = max(upto, self._marks.get(key, 0))
+    def _mark(self, block: Block) -> None:
+        key = _key(block)
+        self._stored[key] = max(block.last, self._stored.get(key, 0))
 
     def _block(self, value: bytes) -> Block:
         try:
@@ -304,24 +325,6 @@ class KafkaStore(Sink):
             yield
         except (KafkaException, BufferError) as error:
             raise FieldlmError(f"the Kafka topic {self.place.topic} at {self.place.brokers}: {error}") from error
-
-
-def parse_place(where: str) -> Place:
-    """Read HOST:PORT[,HOST:PORT…]/TOPIC[?config=FILE]; raises InputError."""
-    path, _, query = where.partition("?")
-    brokers, _, topic = path.partition("/")
-    if not brokers or not topic or "/" in topic or (query and not query.startswith("config=")):
-        raise InputError(f"kafka:{where} names no topic; write kafka:HOST:PORT/TOPIC or …/TOPIC?config=FILE")
-    return Place(brokers, topic, _properties(Path(query.removeprefix("config="))) if query else {})
-
-
-def _properties(path: Path) -> dict[str, str]:
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except OSError as error:
-        raise InputError(f"the Kafka properties cannot be read: {error}") from error
-    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _common(place: Place) -> dict[str, Any]:

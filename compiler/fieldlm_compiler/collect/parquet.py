@@ -17,13 +17,13 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import duckdb
 import pyarrow.parquet as pq
 
 from fieldlm.core.errors import InputError
-from fieldlm.core.files import disk_errors, sync_folder
+from fieldlm.core.files import disk_errors, held_lock, make_private, sync_folder
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import SCHEMAS, Record, unpack
@@ -36,18 +36,24 @@ from fieldlm_compiler.collect.sink import (
     Session,
     Sink,
     arrow_table,
+    blanked,
     forgets,
     read,
     sessions_table,
     stripped,
+    tell_lie,
     without_forgotten,
 )
 
 COMPACT_ROWS = 50_000
+MOST_EPOCHS = 256
+"""Streams of one device of which a hello said something and no record ever came; older ones are forgotten."""
 MERGE_FILES, MERGE_ROWS = 32, 1_000_000
 """So many files of fewer rows become one."""
 ERASE_EVERY_S = 30.0
 """What is forgotten cannot be seen from its commit on; the files that hold it are written anew so often at most."""
+BUSY_S = 30
+CHECKPOINT_MS = 200
 VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS watermarks (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
@@ -62,14 +68,21 @@ CREATE TABLE IF NOT EXISTS raw (device TEXT NOT NULL, epoch INTEGER NOT NULL, st
     PRIMARY KEY (device, epoch, stream, first)) STRICT;
 CREATE TABLE IF NOT EXISTS presence (device TEXT PRIMARY KEY, state TEXT NOT NULL, at_ms INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS traffic (device TEXT PRIMARY KEY, bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS steps (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
+    before INTEGER NOT NULL, PRIMARY KEY (device, epoch, stream)) STRICT;
 CREATE TABLE IF NOT EXISTS forgotten (device TEXT NOT NULL, session TEXT NOT NULL, erased INTEGER NOT NULL,
     PRIMARY KEY (device, session)) STRICT, WITHOUT ROWID;
 """
+_SPARE = """SELECT device, epoch, stream FROM steps WHERE device = ? AND before = 0
+    ORDER BY rowid DESC LIMIT -1 OFFSET ?"""
 _HEAD = "device, epoch, stream, first, last, records, schema, body"
 
 
 class Store(Sink):
-    """Parquet and DuckDB in a folder. One process writes; any number read with `read_only`."""
+    """Parquet and DuckDB in a folder. Any number read with `read_only`; the one who writes holds `store.lock`.
+
+    Raises InputError when there is another writer.
+    """
 
     def __init__(
         self, folder: Path, *, read_only: bool = False, forget: Policy = "text", erase_every_s: float = ERASE_EVERY_S
@@ -83,23 +96,36 @@ class Store(Sink):
         if read_only and not database.is_file():
             raise InputError(f"{folder} is no store; fill one with: fieldlm collect --store {folder}")
         with disk_errors(folder):
-            self.records_folder.mkdir(parents=True, exist_ok=True)
+            make_private(database)
+            self.records_folder.mkdir(exist_ok=True, mode=0o700)
+        self._is_writer = not read_only
         self._lock = threading.RLock()
-        try:
-            self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=30)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA secure_delete = ON")
-            self._upgrade()
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{database} cannot be opened: {error}") from error
-        if not read_only:
-            self._sweep()
-            self._reread()
-        self._forgotten: set[Session] = set(self._db.execute("SELECT device, session FROM forgotten"))
+        with contextlib.ExitStack() as opened:
+            if self._is_writer:
+                opened.enter_context(self._hold())
+            try:
+                self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
+                opened.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA secure_delete = ON")
+                self._upgrade()
+            except sqlite3.DatabaseError as error:
+                raise InputError(f"{database} cannot be opened: {error}") from error
+            if self._is_writer:
+                self._sweep()
+                self._reread()
+            self._forgotten: set[Session] = set(self._db.execute("SELECT device, session FROM forgotten"))
+            self._opened = opened.pop_all()
+
+    def _hold(self) -> IO[bytes]:
+        return held_lock(
+            self.folder / "store.lock",
+            f"another fieldlm writes to {self.folder}; a collector tidies up by itself: stop it or use another --store",
+        )
 
     def close(self) -> None:
-        self._db.close()
+        self._opened.close()
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -110,7 +136,7 @@ class Store(Sink):
         with self._transaction():
             for block in blocks:
                 key = (block.device, block.epoch, block.stream)
-                upto = touched[key] = touched.get(key, self.watermark(key))
+                upto = touched[key] = self._believed(key, touched.get(key, self.watermark(key)), block)
                 traffic[block.device] = traffic.get(block.device, 0) + len(block.body)
                 if block.first <= upto + 1 and block.last > upto:
                     self._insert("blocks", _head(block), upto)
@@ -127,12 +153,45 @@ class Store(Sink):
         self._forgotten |= asked
         return touched
 
-    def greet(self, device: str, epoch: int, first: dict[str, int]) -> dict[str, int]:
+    def greet(
+        self, device: str, epoch: int, first: dict[str, int], last: dict[str, int] | None = None
+    ) -> dict[str, int]:
+        said = last or {}
+        marks: dict[Key, int] = {}
         with self._transaction():
-            marks = {(device, epoch, stream): self.watermark((device, epoch, stream)) for stream in first}
-            marks = {key: max(upto, first[key[2]] - 1) for key, upto in marks.items()}
-            self._mark(marks)
+            for stream, begin in first.items():
+                key = (device, epoch, stream)
+                upto = self.watermark(key)
+                if said.get(stream, upto) < upto:
+                    upto = self._before_step(key, upto)
+                marks[key] = max(upto, begin - 1)
+                if marks[key] > upto:
+                    self._db.execute("INSERT OR IGNORE INTO steps VALUES (?, ?, ?, ?)", (*key, upto))
+            self._mark({key: upto for key, upto in marks.items() if upto})
+            spare = self._db.execute(_SPARE, (device, MOST_EPOCHS)).fetchall()
+            for table in ("steps", "watermarks"):
+                self._db.executemany(f"DELETE FROM {table} WHERE device = ? AND epoch = ? AND stream = ?", spare)
         return {stream: upto for (_, _, stream), upto in marks.items()}
+
+    def _believed(self, key: Key, upto: int, block: Block) -> int:
+        """Return the watermark, from before the last step where `block` shows that the hello behind it was a lie."""
+        if block.first <= upto:
+            return self._before_step(key, upto, block.last)
+        if block.first == upto + 1:
+            # What is stored beyond the step makes it true: what lies there now would be stored twice.
+            self._db.execute("DELETE FROM steps WHERE device = ? AND epoch = ? AND stream = ?", key)
+        return upto
+
+    def _before_step(self, key: Key, upto: int, last: int = 1 << 62) -> int:
+        """Take the last step back unless it did not go over `last`; return the watermark."""
+        where = "device = ? AND epoch = ? AND stream = ?"
+        found = self._db.execute(f"SELECT before FROM steps WHERE {where} AND before < ?", (*key, last)).fetchone()
+        if found is None:
+            return upto
+        tell_lie(key)
+        self._db.execute(f"DELETE FROM steps WHERE {where}", key)
+        self._db.execute(f"UPDATE watermarks SET upto = ? WHERE {where}", (found[0], *key))
+        return found[0]
 
     def note_presence(self, device: str, state: str) -> None:
         with self._transaction():
@@ -163,9 +222,10 @@ class Store(Sink):
                 path = self._write([table], f"{newest} {[(r.device, r.epoch, r.stream, r.seq) for r in records]}")
             with self._transaction():
                 if path:
-                    self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, len(records)))
+                    self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (path.name, len(records)))
                 for raw in raws:
-                    self._insert("raw", _head(raw.block), raw.after, problem=raw.problem)
+                    block = blanked(raw.block, self._forgotten | asked)
+                    self._insert("raw", _head(block), raw.after, problem=raw.problem)
                 self._note_forgotten(asked)
                 self._db.execute("DELETE FROM blocks WHERE number <= ?", (newest,))
             self._forgotten |= asked
@@ -201,13 +261,30 @@ class Store(Sink):
                     sql = f"SELECT {without_forgotten(self.forget)} FROM read_parquet($name)"
                     clean: Any = duck.sql(sql, params={"name": name}).to_arrow_table()
                     self._replace([Path(name)], [clean.cast(ARROW)], clean.num_rows)
-            with self._transaction():
-                self._db.executemany(
-                    "UPDATE forgotten SET erased = 1 WHERE device = ? AND session = ?", sorted(sessions)
-                )
+            self._blank_raw(sessions)
             self._erased_s = time.monotonic()
-            # The log still has the pages with the text.
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # The log still has the pages with the text, and keeps them as long as somebody reads: then not yet.
+            if self._is_log_empty():
+                with self._transaction():
+                    self._db.executemany(
+                        "UPDATE forgotten SET erased = 1 WHERE device = ? AND session = ?", sorted(sessions)
+                    )
+
+    def _blank_raw(self, sessions: set[Session]) -> None:
+        with self._transaction():
+            kept = [_block(row) for row in self._db.execute(f"SELECT {_HEAD} FROM raw")]
+            gone = [(b.device, b.epoch, b.stream, b.first) for b in kept if blanked(b, sessions) is not b]
+            key = "device = ? AND epoch = ? AND stream = ? AND first = ?"
+            self._db.executemany(f"UPDATE raw SET body = x'' WHERE {key}", gone)
+
+    def _is_log_empty(self) -> bool:
+        """Bring SQLite's log into the database and cut it off, without waiting for readers; say whether that was."""
+        self._db.execute(f"PRAGMA busy_timeout = {CHECKPOINT_MS}")
+        try:
+            is_busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000}")
+        return not is_busy
 
     def _merge(self) -> None:
         with self._lock:
@@ -259,7 +336,7 @@ class Store(Sink):
         if version == VERSION:
             return
         # Version 1 kept rows instead of blocks; a new store has the number 0.
-        with self._transaction():
+        with contextlib.nullcontext() if self._is_writer else self._hold(), self._transaction():
             names = {name for (name,) in self._db.execute("SELECT name FROM pragma_table_info('raw')")}
             if "after" not in names:
                 self._db.execute("ALTER TABLE raw ADD COLUMN after INTEGER NOT NULL DEFAULT 0")

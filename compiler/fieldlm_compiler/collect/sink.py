@@ -17,8 +17,11 @@ import msgspec
 import pyarrow as pa
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.logs import logger
 from fieldlm.formats.block import Block, UnknownSchemaError
 from fieldlm.formats.record import Record, WireError
+
+log = logger(__name__)
 
 Key = tuple[str, int, str]
 """Device, epoch, stream."""
@@ -90,8 +93,14 @@ class Sink(ABC):
         """
 
     @abstractmethod
-    def greet(self, device: str, epoch: int, first: dict[str, int]) -> dict[str, int]:
-        """Answer a hello: the watermarks of this epoch. What lies before `first` will never come, so step over it."""
+    def greet(
+        self, device: str, epoch: int, first: dict[str, int], last: dict[str, int] | None = None
+    ) -> dict[str, int]:
+        """Answer a hello: the watermarks of this epoch. What lies before `first` will never come, so step over it.
+
+        Whoever may publish can say so in a device's name. So nothing that was stepped over counts as stored: when the
+        device itself has given out less (`last`), or sends a block from there, the step is taken back.
+        """
 
     @abstractmethod
     def note_presence(self, device: str, state: str) -> None:
@@ -169,15 +178,24 @@ class Sink(ABC):
             block = raw.block
             kept[block.device, block.epoch, block.stream].append((block.first, block.last))
         told = self._told()
-        missing = ((key, without(self._holes(key, marks[key]), kept[key])) for key in doubtful)
-        return [_gap(key, holes, told.get(key, [])) for key, holes in missing if holes]
+        holes = self._holes({key: marks[key] for key in doubtful})
+        missing = ((key, without(holes[key], kept[key])) for key in doubtful)
+        return [_gap(key, ranges, told.get(key, [])) for key, ranges in missing if ranges]
 
-    def _holes(self, key: Key, upto: int) -> list[tuple[int, int]]:
-        """Return the ranges of numbers up to `upto` that no row has. A hello may claim a range of any length."""
-        sql = """WITH seqs AS (SELECT seq FROM records WHERE device = ? AND epoch = ? AND stream = ?
-                UNION SELECT ?), steps AS (SELECT seq, lag(seq, 1, 0) OVER (ORDER BY seq) AS before FROM seqs)
-            SELECT before + 1 AS first, seq - 1 AS last FROM steps WHERE seq > before + 1 ORDER BY seq"""
-        return [(row["first"], row["last"]) for row in self.query(sql, (*key, upto + 1))]
+    def _holes(self, marks: dict[Key, int]) -> dict[Key, list[tuple[int, int]]]:
+        """Return the ranges of numbers up to these marks that no row has. A hello may claim a range of any length."""
+        sql = """WITH marks AS (SELECT unnest($1) AS device, unnest($2) AS epoch, unnest($3) AS stream,
+                unnest($4) AS seq), seqs AS (SELECT device, epoch, stream, seq FROM records
+                WHERE (device, epoch, stream) IN (SELECT (device, epoch, stream) FROM marks) UNION FROM marks),
+            steps AS (SELECT *, lag(seq, 1, 0) OVER (PARTITION BY device, epoch, stream ORDER BY seq) AS before
+                FROM seqs)
+            SELECT device, epoch, stream, before + 1 AS first, seq - 1 AS last FROM steps WHERE seq > before + 1
+            ORDER BY ALL"""
+        columns = [list(column) for column in zip(*((*key, upto + 1) for key, upto in marks.items()), strict=True)]
+        found: dict[Key, list[tuple[int, int]]] = defaultdict(list)
+        for row in self.query(sql, columns):
+            found[row["device"], row["epoch"], row["stream"]].append((row["first"], row["last"]))
+        return found
 
     def _told(self) -> dict[Key, list[tuple[int, int, int]]]:
         """Return the drop records' ranges: first, last and how many of them."""
@@ -222,6 +240,11 @@ def as_dict(value: Any) -> dict[str, str]:
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def tell_lie(key: Key) -> None:
+    """Say that a hello was not its device's own."""
+    log.warning(f"collect: {key[0]} has what a hello in its name said to be gone; who may publish as {key[0]}?")
+
+
 def read(block: Block, after: int) -> list[Record] | str:
     """Return the records of `block` beyond `after`, or why it cannot be read."""
     try:
@@ -248,6 +271,30 @@ def stripped(records: Iterable[Record], sessions: set[Session], policy: Policy) 
     if not sessions:
         return list(records)
     return [_strip(r, policy) if (r.device, r.session) in sessions and r.kind != "forget" else r for r in records]
+
+
+def blanked(block: Block, sessions: set[Session]) -> Block:
+    """Return a block that nobody can read yet, without its body where that speaks of a forgotten session.
+
+    So does one that cannot be unpacked. What else it held is lost with it: the promise to forget is the older one.
+    """
+    gone = [session for device, session in sessions if device == block.device]
+    if not gone or not block.body:
+        return block
+    try:
+        body = block.plain()
+    except WireError:
+        return msgspec.structs.replace(block, body=b"")
+    is_held = any(name in body for session in gone for name in _spellings(session))
+    return msgspec.structs.replace(block, body=b"") if is_held else block
+
+
+def _spellings(session: str) -> list[bytes]:
+    """Return how a block may spell a session: as text, or its hex digits as bytes."""
+    found = [session.encode()]
+    with contextlib.suppress(ValueError):
+        found.append(bytes.fromhex(session[max(session.rfind("-"), session.rfind("_")) + 1 :]))
+    return [name for name in found if name]
 
 
 def _strip(record: Record, policy: Policy) -> Record:

@@ -7,11 +7,11 @@ import msgspec
 from fieldlm.core.errors import InputError
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, origin
-from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, check_shippable, open_adapter
+from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, open_adapter
 from fieldlm_compiler.compile.adapter_costs import Judge
-from fieldlm_compiler.compile.assemble import Wish, check_licence, finish
-from fieldlm_compiler.export.artefact import Artefact, lower
-from fieldlm_compiler.export.gguf import export_adapter
+from fieldlm_compiler.compile.assemble import Wish, check_adapter_licence, check_licence, finish
+from fieldlm_compiler.export.artefact import Artefact
+from fieldlm_compiler.export.format import CarriesAdapters, Format, format_for
 from fieldlm_compiler.export.quantize import WeightsSize
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran
@@ -20,7 +20,6 @@ from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.gates import Candidate, Fitted
 
-ADAPTER = "adapter.gguf"
 # The base bundle's own; an adapter changes the answers, so these are made anew.
 OWN = ("adapter", "probe", "report")
 
@@ -36,31 +35,35 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
         raise InputError(f"{base.folder} is for {base.manifest.profile}; add --profile {base.manifest.profile}")
     checkpoint = open_checkpoint(model, stages)
     check_licence(checkpoint.licence, wish, checkpoint.source)
+    fmt, adapters = _format_of(base)
     _check_base(base, checkpoint)
     peft = open_adapter(adapter, checkpoint)
-    check_shippable(peft)
-    fitted = Fitted(adapter=peft, gguf=_export(peft, checkpoint, stages))
+    adapters.check_adapter(peft)
+    licence = check_adapter_licence(peft, checkpoint, wish)
+    fitted = Fitted(adapter=peft, gguf=_export(adapters, peft, checkpoint, stages))
     manifest = msgspec.structs.replace(
         base.manifest,
-        model=msgspec.structs.replace(base.manifest.model, name=wish.name or base.manifest.model.name),
-        recipe=msgspec.structs.replace(base.manifest.recipe, adapter_rank=peft.rank),
-        toolchain=llama_toolchain.versions(),
+        model=msgspec.structs.replace(base.manifest.model, name=wish.name or base.manifest.model.name, licence=licence),
+        toolchain=fmt.versions(),
         system_prompt=wish.system_prompt if wish.system_prompt is not None else base.manifest.system_prompt,
         dataset=peft.dataset,
         parent=base.id,
     )
-    full = lower(checkpoint, "gguf", stages)
-    gates, reference = proof.prove(manifest, full, checkpoint, stages, fitted=fitted)
+    full = fmt.lower(checkpoint, stages)
+    gates, reference, context = proof.prove(manifest, full, checkpoint, wish.profile, stages, fitted=fitted)
+    manifest = msgspec.structs.replace(manifest, model=msgspec.structs.replace(manifest.model, context=context))
     artefact = _artefact(base, fitted)
-    answers = proof.ask(manifest, artefact, stages, fitted=fitted, reference=reference)
+    answers = proof.ask(manifest, artefact, wish.profile, stages, fitted=fitted, reference=reference)
     made = Candidate(artefact=artefact, answers=answers)
     _, fits = proof.choose([made], wish.profile)
-    judge = Judge(fitted=fitted, manifest=manifest, reference=reference, wish=wish, stages=stages)
+    judge = Judge(
+        fmt=fmt, adapters=adapters, fitted=fitted, manifest=manifest, reference=reference, wish=wish, stages=stages
+    )
     judged = judge.task(artefact, full, checkpoint, answers)
     kept = judge.compare_with_merged(artefact, checkpoint, answers, judged) if wish.compare else None
     parts = (
         *artefact.parts,
-        BundlePart(role="adapter", name=ADAPTER, source=fitted.gguf),
+        BundlePart(role="adapter", name=adapters.adapter_name, source=fitted.gguf),
         BundlePart(role="probe", name="probe.json", source=proof.probe_file(made.answers)),
     )
     return finish(
@@ -68,9 +71,14 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
     )
 
 
-def _check_base(base: Bundle, checkpoint: Checkpoint) -> None:
-    if base.manifest.engine != "llama" or base.manifest.file("adapter"):
+def _format_of(base: Bundle) -> tuple[Format, CarriesAdapters]:
+    fmt = format_for(base.manifest.engine)
+    if not isinstance(fmt, CarriesAdapters) or base.manifest.file("adapter"):
         raise InputError(f"{base.folder} cannot carry an adapter: it needs to be a GGUF bundle without one")
+    return fmt, fmt
+
+
+def _check_base(base: Bundle, checkpoint: Checkpoint) -> None:
     weights, gguf = base.manifest.file("base"), origin(checkpoint.folder).get("gguf_sha256")
     # An adapter may be tuned on the source, or against the base as it is quantised, unpacked from its own file.
     if base.manifest.model.source_sha256 not in (checkpoint.sha256, gguf) and (weights and weights.sha256) != gguf:
@@ -80,13 +88,13 @@ def _check_base(base: Bundle, checkpoint: Checkpoint) -> None:
         )
 
 
-def _export(adapter: PeftAdapter, checkpoint: Checkpoint, stages: Stages) -> Path:
+def _export(adapters: CarriesAdapters, adapter: PeftAdapter, checkpoint: Checkpoint, stages: Stages) -> Path:
     def make(folder: Path) -> Ran:
-        return export_adapter(adapter, checkpoint, folder / ADAPTER)
+        return adapters.export_adapter(adapter, checkpoint, folder / adapters.adapter_name)
 
     inputs = {"adapter": adapter.sha256, "checkpoint": checkpoint.sha256, "toolchain": llama_toolchain.versions()}
     folder, _ = stages.run("adapter", inputs, make)
-    return folder / ADAPTER
+    return folder / adapters.adapter_name
 
 
 def _artefact(base: Bundle, fitted: Fitted) -> Artefact:
@@ -101,7 +109,7 @@ def _artefact(base: Bundle, fitted: Fitted) -> Artefact:
     assert weights is not None, "a bundle has weights"
     size = weights.size + fitted.gguf.stat().st_size
     return Artefact(
-        engine="llama",
+        engine=base.manifest.engine,
         quant=recipe.quant,
         parts=tuple(parts),
         size=WeightsSize(bytes=size, bits_per_weight=recipe.bits_per_weight, tensors={}),

@@ -8,21 +8,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import GateError, NoSpaceError
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import Gate, Manifest
 from fieldlm.inference.chat_template import render
 from fieldlm_compiler.checkpoints import merge as merging
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.compile.assemble import Wish
-from fieldlm_compiler.export.artefact import Artefact, lower, shrink
-from fieldlm_compiler.export.quantize import QUANTS
+from fieldlm_compiler.export.artefact import Artefact
+from fieldlm_compiler.export.format import CarriesAdapters, Format
 from fieldlm_compiler.pipeline.pack import draft
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.corpus import TaskExample, read_task
+from fieldlm_compiler.verify.divergence import kept
 from fieldlm_compiler.verify.gates import Fitted
+from fieldlm_compiler.verify.served import with_plain_cache
+from fieldlm_compiler.verify.task import task_gate
+
+log = logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,8 @@ class Judged:
 class Judge:
     """What an adapter is judged by; `reference` is what it answers on full weights."""
 
+    fmt: Format
+    adapters: CarriesAdapters
     fitted: Fitted
     manifest: Manifest
     reference: Answers
@@ -54,19 +61,21 @@ class Judge:
             return Judged()
         prompt = partial(render, draft(self.manifest, artefact.parts))
         examples = tuple(read_task(request.task, checkpoint, prompt, answers.stops))
-        pairs = ((proof.plain(self.manifest), full), (self.manifest, artefact))
+        plain, profile = proof.plain(self.manifest), self.wish.profile
+        pairs = ((plain, full, with_plain_cache(profile)), (self.manifest, artefact, profile))
         most, right = (
-            proof.count_right(manifest, each, examples, self.stages, fitted=self.fitted) for manifest, each in pairs
+            proof.answers_right(manifest, each, examples, served, self.stages, fitted=self.fitted)
+            for manifest, each, served in pairs
         )
-        if not most:
+        if not any(most):
             raise GateError("the adapter answers none of the task right on full weights: it was tuned for another")
-        gate = proof.task_gate(right, most, request)
+        gate = task_gate("task-served", kept([*zip(most, right, strict=True)]), request.limits)
         if not gate.passed:
             raise GateError(
-                f"on the quantised base the adapter keeps {gate.value:.2f} of its right answers, the limit is "
-                f"{gate.limit:g}; tune against this base (fieldlm unpack), take a larger one, or --merge"
+                f"on the quantised base the adapter keeps {gate.value:.2f} of its right answers ({gate.doubt}), "
+                f"the limit is {gate.limit:g}; tune against this base (fieldlm unpack), take a larger one, or --merge"
             )
-        return Judged(gates=(gate,), right=right, examples=examples)
+        return Judged(gates=(gate,), right=sum(right), examples=examples)
 
     def compare_with_merged(
         self, artefact: Artefact, checkpoint: Checkpoint, answers: Answers, judged: Judged
@@ -74,21 +83,19 @@ class Judge:
         """Return what the adapter costs apart and merged into weights of the base's kind; None without room for it."""
         try:
             merged = merging.merge(checkpoint, self.fitted.adapter, self.stages)
-            whole = shrink(lower(merged, "gguf", self.stages), self._quant(artefact), self.wish.profile, self.stages)
+            quant = self.adapters.merged_quant(artefact.quant, self.wish.profile)
+            whole = self.fmt.shrink(self.fmt.lower(merged, self.stages), quant, self.wish.profile, self.stages)
         except NoSpaceError as error:
-            terminal.log(f"  note: not compared with the merged model: {error}")
+            log.info(f"  note: not compared with the merged model: {error}")
             return None
-        said = proof.ask(self.manifest, whole, self.stages, reference=self.reference)
+        said = proof.ask(self.manifest, whole, self.wish.profile, self.stages, reference=self.reference)
         examples = judged.examples
-        right = proof.count_right(self.manifest, whole, examples, self.stages) if examples else None
+        profile = self.wish.profile
+        right = sum(proof.answers_right(self.manifest, whole, examples, profile, self.stages)) if examples else None
         return {
             "apart": _cost(self.fitted.gguf.stat().st_size, answers, judged.right),
             "merged": {"quant": whole.quant, **_cost(whole.size.bytes, said, right)},
         }
-
-    def _quant(self, artefact: Artefact) -> str:
-        """Return the base's own type, or the profile's where the base is a mixture that was searched for it."""
-        return artefact.quant if artefact.quant in QUANTS else self.wish.profile.gguf.default_quant
 
 
 def _cost(ships_bytes: int, answers: Answers, right: int | None) -> dict[str, Any]:

@@ -1,25 +1,24 @@
 """Assemble a bundle, two roads: from a checkpoint, proved against it, and from a GGUF as it is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe
-from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm_compiler.checkpoints import merge as merging
-from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, find_gguf, open_checkpoint, special_tokens
-from fieldlm_compiler.checkpoints.peft_adapter import open_adapter
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from fieldlm_compiler.checkpoints.licences import AND, UNKNOWN, together
+from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, open_adapter
 from fieldlm_compiler.compile import bom
-from fieldlm_compiler.export import quantize
-from fieldlm_compiler.export.artefact import ENGINES, Format, as_is, candidates, lower, shrink, versions
+from fieldlm_compiler.export.format import DEFAULT, Format, format_named
 from fieldlm_compiler.pipeline.pack import BundlePart, pack
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search.search import MixtureTrial, Search
@@ -28,7 +27,7 @@ from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.gates import Candidate
 from fieldlm_compiler.verify.limits import PRESETS, SearchRequest
 
-FULL_WEIGHTS = ("F32", "F16", "BF16")
+log = logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Wish:
     out: Path
     key: Ed25519PrivateKey
     quants: tuple[str, ...] = ()
-    fmt: Format = "gguf"
+    fmt: str = DEFAULT
     name: str = ""
     system_prompt: str | None = None
     request: SearchRequest = PRESETS
@@ -50,35 +49,51 @@ class Wish:
 
 def check_licence(licence: str, wish: Wish, what: str) -> None:
     """Raise GateError unless `licence` is one of those that are allowed; none named allows all."""
-    if wish.licences and licence.lower() not in {each.lower() for each in wish.licences}:
+    allowed = {each.lower() for each in wish.licences}
+    refused = [each for each in licence.split(AND) if allowed and each.lower() not in allowed]
+    if refused:
         raise GateError(
             f"{what} has the licence {licence}, allowed are {', '.join(wish.licences)}; "
-            f"add --licence-allow {licence} if you may use it"
+            f"add {' '.join(f'--licence-allow {each}' for each in refused)} if you may use it"
         )
+
+
+def check_adapter_licence(adapter: PeftAdapter, checkpoint: Checkpoint, wish: Wish) -> str:
+    """Return the licence of `checkpoint` with `adapter`; raises GateError unless the adapter's, too, is allowed.
+
+    One that says none, as an adapter of one's own does, adds none.
+    """
+    if adapter.licence == UNKNOWN:
+        return checkpoint.licence
+    check_licence(adapter.licence, wish, str(adapter.folder))
+    return together(checkpoint.licence, adapter.licence)
 
 
 def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Stages) -> Bundle:
     """Compile what `model` names, with `adapter` merged in if there is one; see `build.compile_model`."""
-    asked = () if wish.request.is_wanted else candidates(wish.fmt, wish.quants, wish.profile)
+    fmt = format_named(wish.fmt)
+    asked = () if wish.request.is_wanted else fmt.candidates(wish.quants, wish.profile)
     checkpoint = open_checkpoint(model, stages)
     check_licence(checkpoint.licence, wish, checkpoint.source)
     merged = open_adapter(adapter, checkpoint) if adapter else None
     if merged:
-        checkpoint = merging.merge(checkpoint, merged, stages)
+        licence = check_adapter_licence(merged, checkpoint, wish)
+        checkpoint = replace(merging.merge(checkpoint, merged, stages), licence=licence)
     manifest = _named(draft_manifest(checkpoint, wish.profile, wish.fmt), wish)
-    full = lower(checkpoint, wish.fmt, stages)
-    gates, reference = proof.prove(manifest, full, checkpoint, stages)
+    full = fmt.lower(checkpoint, stages)
+    gates, reference, context = proof.prove(manifest, full, checkpoint, wish.profile, stages)
     manifest = msgspec.structs.replace(
         manifest,
         gates=gates,
+        model=msgspec.structs.replace(manifest.model, context=context),
         dataset=merged.dataset if merged else None,
         recipe=msgspec.structs.replace(manifest.recipe, merged_adapter_sha256=merged.sha256 if merged else None),
     )
     if wish.request.is_wanted:
         search = Search(manifest, full, checkpoint, request=wish.request, profile=wish.profile, stages=stages)
         return _pack_found(manifest, search, reference, wish, stages)
-    artefacts = [shrink(full, quant, wish.profile, stages) for quant in asked]
-    answers = [proof.ask(manifest, each, stages, reference=reference) for each in artefacts]
+    artefacts = [fmt.shrink(full, quant, wish.profile, stages) for quant in asked]
+    answers = [proof.ask(manifest, each, wish.profile, stages, reference=reference) for each in artefacts]
     made = [Candidate(artefact=each, answers=said) for each, said in zip(artefacts, answers, strict=True)]
     return _choose_and_pack(manifest, made, wish, stages)
 
@@ -88,7 +103,7 @@ def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wi
     found = search.run(reference)
     # The chosen one comes first; a mixture that was tried twice is one.
     trials = {(trial.artefact.sha256, trial.cache): trial for trial in (found.chosen, *found.trials)}.values()
-    made = [_candidate(manifest, trial, reference, stages) for trial in trials]
+    made = [_candidate(manifest, trial, reference, wish.profile, stages) for trial in trials]
     manifest = msgspec.structs.replace(manifest, cache=found.chosen.cache)
     limits = proof.hold_limits(
         made[0],
@@ -104,39 +119,23 @@ def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wi
     return _choose_and_pack(manifest, made, wish, stages, search=found.facts)
 
 
-def _candidate(manifest: Manifest, trial: MixtureTrial, reference: Answers, stages: Stages) -> Candidate:
+def _candidate(
+    manifest: Manifest, trial: MixtureTrial, reference: Answers, profile: Profile, stages: Stages
+) -> Candidate:
     """Return what `trial` found, and what it answers with its cache."""
     manifest = msgspec.structs.replace(manifest, cache=trial.cache)
-    answers = proof.ask(manifest, trial.artefact, stages, reference=reference)
+    answers = proof.ask(manifest, trial.artefact, profile, stages, reference=reference)
     return Candidate(artefact=trial.artefact, answers=answers, measured=trial.measured, cache=trial.cache)
 
 
-def quantized_file(model: str, stages: Stages) -> Path | None:
-    """Return the file when `model` names one whose weights are quantised already."""
-    if model.startswith(("pypi:", "hf:")):
-        return None
-    path = find_gguf(model, stages)
-    return path if path and quantize.file_type(path) not in FULL_WEIGHTS else None
-
-
-def compile_file(gguf: Path, wish: Wish, stages: Stages) -> Bundle:
-    """Make a bundle around the quantised GGUF file `gguf`; there is no source to prove it against."""
-    artefact = as_is(gguf, stages)
-    terminal.log(f"  note: {gguf.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
-    header = read_header(gguf)
-    metadata = header.metadata
-    model = ModelInfo(
-        name=str(metadata.get("general.name") or gguf.stem).lower().replace(" ", "-"),
-        source=gguf.name,
-        licence=str(metadata.get("general.license") or "unknown"),
-        architecture=header.architecture,
-        parameters=quantize.parameters(header),
-        context=int(metadata.get(f"{header.architecture}.context_length") or 2048),
-        source_sha256=artefact.sha256,
-    )
-    check_licence(model.licence, wish, gguf.name)
-    manifest = _named(_manifest(model, wish.profile, "gguf"), wish)
-    made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, stages))]
+def compile_file(path: Path, wish: Wish, stages: Stages) -> Bundle:
+    """Make a bundle around the quantised file `path`; there is no source to prove it against."""
+    fmt = format_named(wish.fmt)
+    artefact, model = fmt.as_is(path, stages)
+    log.info(f"  note: {path.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
+    check_licence(model.licence, wish, path.name)
+    manifest = _named(_manifest(model, wish.profile, fmt), wish)
+    made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, wish.profile, stages))]
     return _choose_and_pack(manifest, made, wish, stages)
 
 
@@ -181,7 +180,7 @@ def report_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.report.json")
 
 
-def draft_manifest(checkpoint: Checkpoint, profile: Profile, fmt: Format = "gguf") -> Manifest:
+def draft_manifest(checkpoint: Checkpoint, profile: Profile, name: str = DEFAULT) -> Manifest:
     """Return what is known of the bundle of `checkpoint` before anything is made."""
     model = ModelInfo(
         name=checkpoint.name,
@@ -192,21 +191,20 @@ def draft_manifest(checkpoint: Checkpoint, profile: Profile, fmt: Format = "gguf
         context=checkpoint.context,
         source_sha256=checkpoint.sha256,
     )
-    # A GGUF says these itself; the template of any other artefact asks the manifest.
-    notes = {} if fmt == "gguf" else special_tokens(checkpoint.folder)
-    return msgspec.structs.replace(_manifest(model, profile, fmt), notes=notes)
+    fmt = format_named(name)
+    return msgspec.structs.replace(_manifest(model, profile, fmt), notes=fmt.notes(checkpoint))
 
 
 def _manifest(model: ModelInfo, profile: Profile, fmt: Format) -> Manifest:
     return Manifest(
         format=FORMAT,
-        engine=ENGINES[fmt],
+        engine=fmt.engine,
         model=model,
         profile=profile.id,
         profile_sha256=profile_sha256(profile),
         recipe=Recipe(quant="", bits_per_weight=0.0),
         files=(),
-        toolchain=versions(fmt),
+        toolchain=fmt.versions(),
     )
 
 

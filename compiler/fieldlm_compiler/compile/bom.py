@@ -7,6 +7,7 @@ from typing import Any
 
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.formats.bundle import Manifest
+from fieldlm_compiler.checkpoints.licences import AND
 from fieldlm_compiler.pipeline.pack import BundlePart
 
 NAME = "bom.cdx.json"
@@ -103,6 +104,8 @@ def _toolchain(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _licences(manifest: Manifest) -> list[dict[str, Any]]:
-    name = manifest.model.licence
-    known = SPDX.get(name.lower())
-    return [{"license": {"id": known} if known else {"name": name}}]
+    found: list[dict[str, Any]] = []
+    for name in manifest.model.licence.split(AND):
+        known = SPDX.get(name.lower())
+        found.append({"license": {"id": known} if known else {"name": name}})
+    return found

@@ -7,28 +7,36 @@ Each stage is kept by the digest of what it was made from, so a second run, or o
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import GateError, InputError
-from fieldlm.core.signing import load_or_create_key
-from fieldlm.formats.bundle import Bundle
+from fieldlm.core.logs import logger
+from fieldlm.core.signing import key_id, load_or_create_key
+from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
 from fieldlm_compiler.compile.adapter_bundle import attach
-from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file, quantized_file, report_path
-from fieldlm_compiler.export.artefact import Format
+from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file, report_path
+from fieldlm_compiler.export.format import DEFAULT, Format, format_named, formats
 from fieldlm_compiler.pipeline.pack import check_out
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import ray_pool
+from fieldlm_compiler.search.searchable import Shareable, searchable
+from fieldlm_compiler.verify.corpus import check_sources
 from fieldlm_compiler.verify.limits import PRESETS, Limits, SearchRequest
 
+log = logger(__name__)
+
+LEAST_JUDGED = 8  # examples of a task; fewer judge nothing
+AMOUNT = options.real(0, above=True)
 COLUMNS = ("candidate", "MB", "bits/weight", "as full", "KL", "tokens/s here")
 
 
@@ -42,7 +50,7 @@ def compile_model(
     merge: Path | None = None,
     adapter: Path | None = None,
     base_bundle: Path | None = None,
-    fmt: Format = "gguf",
+    fmt: str = DEFAULT,
     name: str = "",
     system_prompt: str | None = None,
     work: Path | None = None,
@@ -62,11 +70,15 @@ def compile_model(
     large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
     """
     check_out(out)
-    if (adapter is None) != (base_bundle is None) or (adapter and (merge or quants or fmt != "gguf")):
+    if (adapter is None) != (base_bundle is None) or (adapter and (merge or quants or fmt != DEFAULT)):
         raise InputError(
             "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
         )
-    _check_request(request, fmt, with_adapter=adapter is not None, with_quant=bool(quants))
+    form = format_named(fmt)
+    if form.engine not in profile.engines:
+        can = ", ".join(each.name for each in formats().values() if each.engine in profile.engines)
+        raise InputError(f"{profile.id} takes no {fmt.upper()} bundles; compile with --format {can}")
+    _check_request(request, form, with_adapter=adapter is not None, with_quant=bool(quants))
     wish = Wish(
         profile=profile,
         out=out,
@@ -82,9 +94,9 @@ def compile_model(
     stages = Stages(work)
     if adapter and base_bundle:
         return attach(model, adapter, base_bundle, wish, stages)
-    gguf = None if merge or quants or fmt != "gguf" or request.is_wanted else quantized_file(model, stages)
-    if gguf:
-        return compile_file(gguf, wish, stages)
+    ready = None if merge or quants or request.is_wanted else form.ready_file(model, stages)
+    if ready:
+        return compile_file(ready, wish, stages)
     with ray_pool.connected(request.ray):
         return compile_checkpoint(model, merge, wish, stages)
 
@@ -93,13 +105,16 @@ def _check_request(request: SearchRequest, fmt: Format, *, with_adapter: bool, w
     """Raise InputError when the search, or a limit of it, is asked for where nothing can be searched."""
     if request.ray and (with_adapter or not request.is_wanted):
         raise InputError("--ray shares out the candidates of a search: name --calibration, --task or a limit with it")
-    if request.ray and fmt != "gguf":
-        raise InputError("--ray goes with GGUF alone: leave it out, ONNX is searched on this machine")
+    if request.is_wanted and not with_adapter:
+        searchable(fmt)
+    if request.ray and not isinstance(fmt, Shareable):
+        raise InputError(f"--ray is not for {fmt.name}: leave it out, {fmt.name} is searched on this machine")
     if request.is_wanted and with_quant:
         raise InputError("limits, --calibration and --task look for types: they go without --quant")
     rest = replace(request, task=None, limits=replace(request.limits, min_task=None))
     if with_adapter and rest.is_wanted:
         raise InputError("the base has its types already: --adapter goes with --task and --min-task, not with others")
+    check_sources(request.calibration, request.task, least=1 if with_adapter else LEAST_JUDGED)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -115,11 +130,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str, Any]:
+    request = _request(args)
     compile_model(
         args.model,
         profile=profile,
         out=out,
-        key=load_or_create_key(args.keys / "signing.pem"),
+        key=_signing_key(keys_folder(args.keys)),
         quants=args.quant,
         merge=args.merge,
         adapter=args.adapter,
@@ -127,7 +143,7 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         fmt=args.format,
         name=args.name,
         system_prompt=args.system_prompt,
-        request=_request(args),
+        request=request,
         licences=args.licence_allow,
         compare=args.compare,
     )
@@ -139,7 +155,7 @@ def _compile_each(args: argparse.Namespace, profiles: Sequence[Profile]) -> int:
     reports: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
     for profile in profiles:
-        terminal.log(f"{profile.id}:")
+        log.info(f"{profile.id}:")
         try:
             reports[profile.id] = _compile(args, profile, (args.out or Path(_short(args.model))) / profile.id)
         except GateError as error:
@@ -151,9 +167,14 @@ def _compile_each(args: argparse.Namespace, profiles: Sequence[Profile]) -> int:
     return 1 if refused else 0
 
 
-def default_keys() -> Path:
-    """Return `$XDG_CONFIG_HOME/fieldlm/keys`, or `~/.config/fieldlm/keys`."""
-    return Path(os.environ.get("XDG_CONFIG_HOME", "") or Path.home() / ".config") / "fieldlm" / "keys"
+def _signing_key(folder: Path) -> Ed25519PrivateKey:
+    """Return the key that signs bundles; that a new one was made is said, because nobody trusts it yet."""
+    path = folder / "signing.pem"
+    is_new = not path.exists()
+    key = load_or_create_key(path)
+    if is_new:
+        log.info(f"  made a new signing key, {key_id(key.public_key())}: {path}")
+    return key
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -164,25 +185,38 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--profile", action="append", default=[], help="the kind of device; none: this machine; may be repeated"
     )
-    parser.add_argument("--out", type=Path, help="folder of the bundle; by default named after model and profile")
     parser.add_argument(
-        "--format", choices=("gguf", "onnx"), default="gguf", help="what the engine on the device reads"
+        "--out", type=options.new_folder, help="folder of the bundle; by default named after model and profile"
+    )
+    parser.add_argument(
+        "--format", choices=sorted(formats()), default=DEFAULT, help="what the engine on the device reads"
     )
     parser.add_argument("--quant", action="append", default=[], help="a candidate, best first; may be repeated")
     parser.add_argument(
-        "--calibration", action="append", default=[], type=Path, metavar="FILE",
+        "--calibration", action="append", default=[], type=options.existing_file, metavar="FILE",
         help="text, conversations (.jsonl) or collected sums (.gguf) to choose types by; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--task", type=Path, metavar="JSONL", help="conversations whose last answers are right")
-    parser.add_argument("--max-bundle-mb", type=float, metavar="MB", help="the best mixture of types this small")
-    parser.add_argument("--max-ram-mb", type=float, metavar="MB", help="weights, cache and buffers together")
-    parser.add_argument("--min-tokens-per-s", type=float, metavar="N", help="for one answer, on this machine")
-    parser.add_argument("--max-kl", type=float, metavar="NATS", help="mean divergence from full weights, per token")
-    parser.add_argument("--min-task", type=float, metavar="SHARE", help="of full weights' right answers (with --task)")
+    parser.add_argument(
+        "--task", type=options.existing_file, metavar="JSONL", help="conversations whose last answers are right"
+    )
+    parser.add_argument("--max-bundle-mb", type=AMOUNT, metavar="MB", help="the best mixture of types this small")
+    parser.add_argument("--max-ram-mb", type=AMOUNT, metavar="MB", help="weights, cache and buffers together")
+    parser.add_argument("--min-tokens-per-s", type=options.real(0), metavar="N", help="for one answer, on this machine")
+    parser.add_argument("--max-kl", type=AMOUNT, metavar="NATS", help="mean divergence from full weights, per token")
+    parser.add_argument(
+        "--min-task", type=options.real(0, 1), metavar="SHARE",
+        help="least share of the full weights' right answers to keep (with --task)",
+    )  # fmt: skip
     parser.add_argument("--ray", metavar="ADDRESS", help="let a Ray cluster make and measure the candidates")
-    parser.add_argument("--merge", type=Path, metavar="PEFT", help="fold this adapter into the weights")
-    parser.add_argument("--adapter", type=Path, metavar="PEFT", help="make a small bundle of this adapter")
-    parser.add_argument("--base-bundle", type=Path, metavar="BUNDLE", help="the bundle that --adapter is for")
+    parser.add_argument(
+        "--merge", type=options.existing_folder, metavar="PEFT", help="fold this adapter into the weights"
+    )
+    parser.add_argument(
+        "--adapter", type=options.existing_folder, metavar="PEFT", help="make a small bundle of this adapter"
+    )
+    parser.add_argument(
+        "--base-bundle", type=options.existing_folder, metavar="BUNDLE", help="the bundle that --adapter is for"
+    )
     parser.add_argument(
         "--compare", action=argparse.BooleanOptionalAction, default=True,
         help="with --adapter: make it merged, too, and say what either costs",
@@ -193,7 +227,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--licence-allow", action="append", default=[], metavar="LICENCE",
         help="a licence that the model may have; may be repeated; none: any",
     )  # fmt: skip
-    parser.add_argument("--keys", type=Path, default=default_keys(), help="folder of the signing key")
+    parser.add_argument("--keys", metavar="DIR", help="folder of the signing key; default: as configured")
     return parser.parse_args(argv)
 
 
@@ -207,7 +241,11 @@ def _request(args: argparse.Namespace) -> SearchRequest:
         max_kl=args.max_kl,
         min_task=args.min_task,
     )
-    return SearchRequest(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
+    request = SearchRequest(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
+    _check_request(
+        request, format_named(args.format), with_adapter=args.adapter is not None, with_quant=bool(args.quant)
+    )
+    return request
 
 
 def _profile(name: str) -> Profile:
@@ -216,7 +254,7 @@ def _profile(name: str) -> Profile:
     from fieldlm.hardware.detect import detect
 
     best = detect().best
-    terminal.log(f"  compiling for {best.id}: {best.title} (this machine; --profile names another)")
+    log.info(f"  compiling for {best.id}: {best.title} (this machine; --profile names another)")
     return best
 
 
@@ -247,8 +285,8 @@ def _cache(cache: dict[str, str] | None) -> str:
 
 def _text(report: dict[str, Any]) -> str:
     gates = [
-        f"  ✓ {gate['name']} {gate['value']:g} (limit {gate['limit']:g}) {gate['unit']}".rstrip()
-        for gate in report["manifest"]["gates"]
+        f"  ✓ {gate.name} {gate.value:g} (limit {gate.limit:g}) {gate.unit} {gate.doubt}".rstrip()
+        for gate in msgspec.convert(report["manifest"]["gates"], list[Gate])
     ]
     spent = sum(stage["seconds"] for stage in report["stages"] if not stage["cached"])
     return "\n".join(

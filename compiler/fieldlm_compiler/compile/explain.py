@@ -4,26 +4,24 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import terminal
+from fieldlm.core import charts, terminal
+from fieldlm.core.charts import Dot, Scale, Svg
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import write_whole
+from fieldlm.core.pages import render
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm_compiler.export.ggml import kind
 from fieldlm_compiler.search import onnx_blocks
 
 MB = 1e6
-WIDTH, HEIGHT, MARGIN = 720, 300, 60
 BLOCK = re.compile(r"blk\.(\d+)\.(.*)")
 FEWEST_BITS, MOST_BITS = 2.5, 8.5
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}td,th{padding:.15rem .6rem;
-text-align:left;border-bottom:1px solid #ddd}.heat td{font-size:11px;padding:.1rem .3rem;border:1px solid #fff}
-svg text{font-size:12px;fill:#555}.note{color:#666}"""
+Cell = tuple[str, int, str]
+"""A tensor's type, its warmth in per cent, and its bits for each weight."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,74 +46,55 @@ def page(bundle: Bundle) -> str:
             "compile it with a limit, such as --max-bundle-mb"
         )
     manifest = bundle.manifest
-    title = f"{manifest.model.name} as {manifest.recipe.quant} for {manifest.profile}"
-    gates = [
-        (gate.name, f"{gate.value:g}", f"{gate.limit:g}", gate.unit, "passed" if gate.passed else "missed")
-        for gate in manifest.gates
-    ]
-    parts = [
-        f"<h1>{escape(title)}</h1><p class=note>generation {bundle.generation}, {manifest.size / MB:.1f} MB, from "
-        f"{escape(manifest.model.source)} ({escape(manifest.model.licence)})</p>",
-        "<h2>The frontier</h2><p class=note>The line is the least divergence foreseen for each size; the dots were "
-        "made and measured beside full weights. Dots above the line by one factor mean that the order is right.</p>",
-        _plot(search),
-        *_caches(search),
-        "<h2>What each megabyte bought</h2>",
-        _table(_bought(search["frontier"]), ("from MB", "to MB", "divergence falls by", "for each MB")),
-        "<h2>The type of each tensor</h2>",
-        _heat(search["types"]),
-        "<h2>Gates</h2>",
-        _table(gates, ("gate", "value", "limit", "unit", "verdict")),
-    ]
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-    return head + "".join(parts) + "</html>\n"
+    blocks, others = _heat(search["types"])
+    return render(
+        "fieldlm_compiler.compile",
+        "explain.html",
+        title=f"{manifest.model.name} as {manifest.recipe.quant} for {manifest.profile}",
+        bundle=bundle,
+        frontier=_frontier(search),
+        caches=_caches(search),
+        bought=_bought(search["frontier"]),
+        blocks=sorted(blocks.items()),
+        names=sorted({name for block in blocks.values() for name in block}),
+        others=others,
+        gates=[
+            (
+                gate.name,
+                f"{gate.value:g}",
+                f"{gate.limit:g}",
+                f"{gate.unit} {gate.doubt}",
+                "passed" if gate.passed else "missed",
+            )
+            for gate in manifest.gates
+        ],
+    )
 
 
-def _plot(search: dict[str, Any]) -> str:
+def _frontier(search: dict[str, Any]) -> Svg:
     line = [(each["bytes"] / MB, each["predicted_kl"]) for each in search["frontier"] if each["predicted_kl"] > 0]
-    dots = [(each["bytes"] / MB, each["measured"]["kl"], each["quant"]) for each in search["trials"]]
-    values = [kl for _, kl in line] + [kl["value"] for _, kl, _ in dots]
+    trials = [(each["bytes"] / MB, each["measured"]["kl"]["value"], each["quant"]) for each in search["trials"]]
+    values = [kl for _, kl in line] + [kl for _, kl, _ in trials]
     left, right = min(mb for mb, _ in line), max(mb for mb, _ in line)
     low, high = math.floor(math.log10(max(min(values), 1e-5))), math.ceil(math.log10(max(values)))
-
-    def x(mb: float) -> float:
-        return MARGIN + (mb - left) / max(right - left, 1e-9) * (WIDTH - 2 * MARGIN)
-
-    def y(kl: float) -> float:
-        at = (math.log10(max(kl, 10.0**low)) - low) / max(high - low, 1)
-        return HEIGHT - MARGIN / 2 - at * (HEIGHT - MARGIN)
-
-    path = " ".join(f"{x(mb):.1f},{y(kl):.1f}" for mb, kl in line)
-    grid = "".join(
-        f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{y(10.0**power):.1f}" y2="{y(10.0**power):.1f}" stroke="#eee"/>'
-        f'<text x="4" y="{y(10.0**power) + 4:.1f}">{10.0**power:g}</text>'
-        for power in range(low, high + 1)
-    )
-    marks = "".join(
-        f'<circle cx="{x(mb):.1f}" cy="{y(kl["value"]):.1f}" r="4" fill="#c33"/>'
-        f'<text x="{x(mb) + 7:.1f}" y="{y(kl["value"]) - 6:.1f}">{escape(quant)}: {kl["value"]:.4f}</text>'
-        for mb, kl, quant in dots
-    )
-    ends = "".join(f'<text x="{x(mb) - 15:.1f}" y="{HEIGHT - 2}">{mb:.0f} MB</text>' for mb in (left, right))
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="divergence over size">{grid}'
-        f'<polyline points="{path}" fill="none" stroke="#36c" stroke-width="2"/>{marks}{ends}</svg>'
+    powers = range(low, max(high, low + 1) + 1)
+    return charts.plot(
+        "divergence over size",
+        Scale(low=left, high=right, ticks=[(mb, f"{mb:.0f} MB") for mb in (left, right)]),
+        Scale(low=10.0**low, high=10.0 ** powers[-1], ticks=[(10.0**p, f"{10.0**p:g}") for p in powers], is_log=True),
+        line=line,
+        dots=[Dot(x=mb, y=kl, kind="bad", words=f"{quant}: {kl:.4f}") for mb, kl, quant in trials],
     )
 
 
-def _caches(search: dict[str, Any]) -> list[str]:
+def _caches(search: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return what was known of keys and values in fewer bits, where there was a choice."""
-    if not search["caches"]:
-        return []
     chosen = search["cache"] or {"keys": "f16", "values": "f16"}
-    rows = [
+    return [
         (each["keys"], each["values"], f"{each['mb']:.1f}", f"{each['predicted_kl']:.5f}", "chosen" if is_it else "")
         for each in search["caches"]
         for is_it in [(each["keys"], each["values"]) == (chosen["keys"], chosen["values"])]
     ]
-    note = "What a coarser cache saves of the memory allowed, weights may take. Divergence is that of full weights."
-    head = ("keys", "values", "MB as served", "divergence", "")
-    return [f"<h2>Keys and values</h2><p class=note>{note}</p>", _table(rows, head)]
 
 
 def _bought(frontier: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -134,33 +113,19 @@ def _bought(frontier: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _heat(types: dict[str, str]) -> str:
-    """Return a table of blocks by tensors, coloured by bits for each weight; what is in no block comes first."""
-    blocks: dict[int, dict[str, str]] = {}
+def _heat(types: dict[str, str]) -> tuple[dict[int, dict[str, Cell]], list[tuple[str, Cell]]]:
+    """Return the types of each block's tensors by name, and of the tensors that are in no block."""
+    blocks: dict[int, dict[str, Cell]] = {}
+    others: list[tuple[str, Cell]] = []
     for name, each in types.items():
         if found := BLOCK.fullmatch(name):
-            blocks.setdefault(int(found[1]), {})[found[2].removesuffix(".weight")] = each
-    names = sorted({name for block in blocks.values() for name in block})
-    rows = [
-        f"<tr><th>{number}</th>{''.join(_cell(block.get(name, '')) for name in names)}</tr>"
-        for number, block in sorted(blocks.items())
-    ]
-    others = "".join(
-        f"<tr><th>{escape(name)}</th>{_cell(each)}</tr>" for name, each in types.items() if not BLOCK.fullmatch(name)
-    )
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    return f"<table class=heat>{others}</table><table class=heat><tr><th>block</th>{head}</tr>{''.join(rows)}</table>"
+            blocks.setdefault(int(found[1]), {})[found[2].removesuffix(".weight")] = _cell(each)
+        else:
+            others.append((name, _cell(each)))
+    return blocks, others
 
 
-def _cell(name: str) -> str:
-    if not name:
-        return "<td></td>"
+def _cell(name: str) -> Cell:
     bits = onnx_blocks.bits(name) if name == onnx_blocks.WHOLE or onnx_blocks.NAME.fullmatch(name) else kind(name).bits
     heat = min(1.0, max(0.0, (bits - FEWEST_BITS) / (MOST_BITS - FEWEST_BITS)))
-    return f'<td style="background:hsl({220 - 200 * heat:.0f} 70% 80%)" title="{bits:g} bits">{escape(name)}</td>'
-
-
-def _table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(each)}</th>" for each in header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return name, round(10 + 60 * heat), f"{bits:g}"

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import whole_folder
 from fieldlm.formats.bundle import MANIFEST, open_bundle
 from fieldlm_compiler.checkpoints.checkpoint import ORIGIN, Checkpoint, model_files, open_checkpoint
+from fieldlm_compiler.export.format import format_for
 from fieldlm_compiler.pipeline.stages import Stages
 
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the folder."""
     parser = terminal.parser("unpack", "Write a model, or the base of a bundle, as a folder that can be tuned.")
     parser.add_argument("model", help="a bundle's folder, or what `fieldlm compile` takes")
-    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("out", type=options.new_folder, help="the folder to write")
     args = parser.parse_args(argv)
     checkpoint = unpack(args.model, args.out)
     facts = {"folder": str(args.out), "model": checkpoint.name, "parameters": checkpoint.parameters}
@@ -48,8 +49,4 @@ def _base(model: str) -> str:
     if not (Path(model) / MANIFEST).is_file():
         return model
     bundle = open_bundle(Path(model))
-    if bundle.manifest.engine != "llama":
-        raise InputError(
-            f"{model} is an ONNX bundle, whose weights cannot be unpacked; name the model it was made from"
-        )
-    return str(bundle.need("base"))
+    return str(format_for(bundle.manifest.engine).unpackable(bundle))

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from fieldlm.network.http_client import HttpClient
 from fieldlm_compiler.demo.kiosk import Customer, Utterance
 from fieldlm_compiler.demo.menu import SYSTEM_PROMPT
-from fieldlm_compiler.learn.evaluate import Reply, ask, post, same_json
+from fieldlm_compiler.learn.evaluate import Reply, ask, same_json
 
 MAX_TOKENS = 72
 STOP = ("\n", ". ", ", ", "'")
@@ -50,24 +51,24 @@ def messages(utterance: Utterance) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": utterance.text}]
 
 
-def visit(url: str, customer: Customer, tally: Tally, *, corrects: bool = True) -> None:
+def visit(server: HttpClient, customer: Customer, tally: Tally, *, corrects: bool = True) -> None:
     """One customer says everything and, with `corrects`, puts every wrong order right on the screen."""
     metadata = {"session": customer.session, "route": "kiosk"}
     if customer.has_consented:
         metadata["consent"] = CONSENT
     for utterance in customer.utterances:
-        reply = ask(url, messages(utterance), max_tokens=MAX_TOKENS, stop=STOP, metadata=metadata)
+        reply = ask(server, messages(utterance), max_tokens=MAX_TOKENS, stop=STOP, metadata=metadata)
         is_right = reply.status == 200 and same_json(reply.text, utterance.answer)
         tally.add(reply, is_right=is_right)
         if corrects and reply.status == 200:
             body = {"id": reply.id, "rating": "up"} if is_right else {"id": reply.id, "correction": utterance.answer}
-            status, _ = post(url, "/v1/feedback", body)
+            status, _ = server.post("/v1/feedback", body)
             if status == 200 and not is_right:
                 tally.add_correction()
 
 
 def serve_all(
-    url: str,
+    server: HttpClient,
     customers: Sequence[Customer],
     *,
     clients: int,
@@ -82,7 +83,7 @@ def serve_all(
     def one(customer: Customer) -> None:
         nonlocal count
         tally = Tally()
-        visit(url, customer, tally)
+        visit(server, customer, tally)
         with lock:
             count += 1
             on_done(count, customer, tally)
@@ -99,11 +100,11 @@ def serve_all(
 class Crowd:
     """Customers who keep coming from `start` until `stop`: the load under which an update has to go unnoticed."""
 
-    def __init__(self, url: str, customers: Sequence[Customer], *, clients: int = 2) -> None:
+    def __init__(self, server: HttpClient, customers: Sequence[Customer], *, clients: int = 2) -> None:
         self.tally = Tally()
         self.latencies_s: list[tuple[float, float, str]] = []
         """(when it was asked in seconds since the epoch, how long it took, which generation answered)."""
-        self._url = url
+        self._server = server
         self._customers = customers
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._come, args=(i, clients), daemon=True) for i in range(clients)]
@@ -126,7 +127,7 @@ class Crowd:
                     return
                 asked_s = time.time()
                 reply = ask(
-                    self._url, messages(utterance), max_tokens=MAX_TOKENS, stop=STOP, metadata={"route": "crowd"}
+                    self._server, messages(utterance), max_tokens=MAX_TOKENS, stop=STOP, metadata={"route": "crowd"}
                 )
                 self.latencies_s.append((asked_s, time.time() - asked_s, reply.generation))
                 self.tally.add(reply, is_right=reply.status == 200 and same_json(reply.text, utterance.answer))

@@ -1,7 +1,5 @@
 """The processes of the story: a broker, a collector and a device, each a child of its own with a log in `logs/`."""
 
-import http.client
-import json
 import os
 import signal
 import subprocess
@@ -12,11 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from fieldlm.cli.broker import EmbeddedBroker, free_port
 from fieldlm.core.errors import GateError, UnavailableError
+from fieldlm.network.http_client import OK, HttpClient
 from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.demo.customers import CONSENT
 
 Facts = dict[str, Any]
 
@@ -70,37 +69,28 @@ class Process:
 
 
 @contextmanager
-def device(bundle: Path, folder: Path, *, profile: str) -> Generator[str]:
-    """Serve `bundle` alone, without telemetry, and yield the server's URL."""
+def device(bundle: Path, folder: Path, *, profile: str) -> Generator[HttpClient]:
+    """Serve `bundle` alone, without telemetry, and yield the server."""
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
+    server = HttpClient(f"http://127.0.0.1:{port}", key="")
     arguments = [
         "serve", str(bundle), "--state", str(folder), "--port", str(port), "--profile", profile,
         "--telemetry", "off", "--no-discovery",
     ]  # fmt: skip
     process = Process("device", COMMAND, arguments, folder / "device.log")
     try:
-        wait(f"{bundle} is ready", lambda: is_ready(url), [process])
-        yield url
+        wait(f"{bundle} is ready", lambda: is_ready(server), [process])
+        yield server
     finally:
         process.stop()
 
 
-def is_ready(url: str) -> bool:
-    """Say whether the server at `url` can answer."""
-    connection = connect(url)
+def is_ready(server: HttpClient) -> bool:
+    """Say whether the server can answer."""
     try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
-    except OSError:
+        return server.get("/ready")[0] == OK
+    except UnavailableError:
         return False
-    finally:
-        connection.close()
-
-
-def connect(url: str) -> http.client.HTTPConnection:
-    parts = urlsplit(url)
-    return http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=30)
 
 
 def wait(until: str, is_true: Callable[[], bool], processes: Sequence[Process]) -> None:
@@ -144,12 +134,13 @@ class Machines:
         self.broker = EmbeddedBroker("127.0.0.1", free_port(), folder / "broker")
         self.broker_url = self.broker.url
         port, web_port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self.server = HttpClient(f"http://127.0.0.1:{port}", key="")
         self.repository_url = f"http://127.0.0.1:{web_port}"
         repository = folder / "repository"
         serve = [
             "serve", str(bundle), "--state", str(folder / "device"), "--port", str(port), "--profile", profile,
             "--device", DEVICE, "--fleet", FLEET, "--broker", self.broker_url, "--telemetry", "redacted",
+            "--consent", CONSENT,
             "--repository", self.repository_url, "--trust", str(repository / "tuf" / "root.json"),
         ]  # fmt: skip
         collect = ["collect", "--broker", self.broker_url, "--store", str(folder / "store"), "--fleet", FLEET]
@@ -168,7 +159,7 @@ class Machines:
                 process = Process(name, program, arguments, self.folder / "logs" / f"{name}.log")
                 self._parts.callback(process.stop)
                 self._processes.append(process)
-            wait("the device is ready", lambda: is_ready(self.url), self._processes)
+            wait("the device is ready", lambda: is_ready(self.server), self._processes)
         except BaseException:
             self._parts.close()
             raise
@@ -220,11 +211,7 @@ class Machines:
         return [{"name": detail["event"].removeprefix("update."), "at_s": at / 1000} for at, detail in details]
 
     def _read(self, path: str) -> Facts:
-        connection = connect(self.url)
         try:
-            connection.request("GET", path)
-            return json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise UnavailableError(f"the device does not answer {path}: {error}; look at logs/device.log") from error
-        finally:
-            connection.close()
+            return self.server.get(path)[1]
+        except UnavailableError as error:
+            raise UnavailableError(f"{error}; look at logs/device.log") from error

@@ -15,19 +15,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import logger
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm.formats.release import Pointer
 from fieldlm.formats.topics import release_topic
-from fieldlm.hardware.detect import detect, usable_cores
+from fieldlm.hardware.detect import detect
+from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.compile.build import compile_model
-from fieldlm_compiler.demo.customers import MAX_TOKENS, STOP, Crowd, Tally, messages, serve_all
+from fieldlm_compiler.demo.customers import CONSENT, MAX_TOKENS, STOP, Crowd, Tally, messages, serve_all
 from fieldlm_compiler.demo.kiosk import Customer, held_out_customers, strangers, training_customers
 from fieldlm_compiler.demo.menu import SYSTEM_PROMPT
 from fieldlm_compiler.demo.processes import FLEET, Machines, Outage
@@ -38,6 +40,8 @@ from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.evaluate import Score, score
 from fieldlm_compiler.learn.tune import TrainingRecipe, tune
 from fieldlm_compiler.repository.publish import announce, publish
+
+log = logger(__name__)
 
 Facts = dict[str, Any]
 CLIENTS = 8
@@ -115,9 +119,9 @@ class Story:
         path = self.folder / "stages" / f"{name}.json"
         if path.exists():
             facts = json.loads(path.read_text())
-            terminal.log(f"▸ {title}: done before ({facts['seconds']:.0f} s)")
+            log.info(f"▸ {title}: done before ({facts['seconds']:.0f} s)")
         else:
-            terminal.log(f"▸ {title}")
+            log.info(f"▸ {title}")
             started_s = time.monotonic()
             facts = work()
             facts["seconds"] = round(time.monotonic() - started_s, 1)
@@ -146,8 +150,8 @@ class Story:
 
     def _score(self, who: str, customers: Sequence[Customer]) -> Facts:
         examples = [(messages(u), u.answer) for customer in customers for u in customer.utterances]
-        found = score(self.machines.url, examples, clients=CLIENTS, max_tokens=MAX_TOKENS, stop=STOP)
-        terminal.log(f"  {who}: exact match {found}")
+        found = score(self.machines.server, examples, clients=CLIENTS, max_tokens=MAX_TOKENS, stop=STOP)
+        log.info(f"  {who}: exact match {found}")
         return _score_facts(found)
 
     def serve_customers(self) -> Facts:
@@ -166,7 +170,7 @@ class Story:
                 outage.customer(count)
                 line.update(count, "the broker is away" if outage.is_on else "")
 
-            serve_all(self.machines.url, waiting, clients=CLIENTS, on_done=on_done)
+            serve_all(self.machines.server, waiting, clients=CLIENTS, on_done=on_done)
         rows = _rows(log)
         totals = {key: sum(row[key] for row in rows) for key in COUNTED}
         if totals["failed"]:
@@ -184,7 +188,7 @@ class Story:
         sent_bytes = self.machines.sent_bytes()
         total = sum(side["stored"] for side in streams.values())
         for stream, side in streams.items():
-            terminal.log(f"  {stream}: {side['produced']} made, {side['stored']} stored")
+            log.info(f"  {stream}: {side['produced']} made, {side['stored']} stored")
         if any(side["produced"] != side["stored"] for side in streams.values()) or doubled or gaps:
             raise GateError(f"telemetry lost or doubled something: {streams}, {gaps} gaps, {doubled} doubled")
         return {
@@ -198,10 +202,10 @@ class Story:
 
     def learn(self) -> Facts:
         """Turn the store into a dataset."""
-        curated = curate(self.folder / "store", self.folder / "examples", eval_share=0.05)
+        curated = curate(self.folder / "store", self.folder / "examples", consents=[CONSENT], eval_share=0.05)
         tasks = cluster(self.folder / "examples")
         made = dataset(self.folder / "examples", self.folder / "datasets")
-        terminal.log(f"  {curated['train']} examples to train on, {curated['eval']} to watch, {len(tasks)} tasks found")
+        log.info(f"  {curated['train']} examples to train on, {curated['eval']} to watch, {len(tasks)} tasks found")
         return {"curated": curated, "tasks": tasks, "dataset": str(made)}
 
     def tune(self, learned: Facts) -> Facts:
@@ -227,7 +231,7 @@ class Story:
     def update(self) -> Facts:
         """Publish the adapter and let the device take it while customers keep coming."""
         bundle = open_bundle(self.tuned)
-        with Crowd(self.machines.url, training_customers(400, seed=9), clients=2) as crowd:
+        with Crowd(self.machines.server, training_customers(400, seed=9), clients=2) as crowd:
             time.sleep(4)
             release = publish(bundle.folder, self.repository, keys=self.keys, profile=self.profile.id)
             pointer = Pointer(seq=release.seq, profile=release.profile)
@@ -264,7 +268,7 @@ def candidates(bundle: Path) -> list[Facts]:
 
 
 def _rows(path: Path) -> list[Facts]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 def _score_facts(found: Score) -> Facts:
@@ -328,7 +332,13 @@ def _parser() -> Any:
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes")
     parser.add_argument("--fresh", action="store_true", help="start over")
     parser.add_argument("--profile", default="", help="device profile (default: detected)")
-    parser.add_argument("--sentences", type=int, default=StorySize.sentences, help="what training customers say")
-    parser.add_argument("--held-out", type=int, default=StorySize.held_out, help="what held-out customers say")
-    parser.add_argument("--epochs", type=float, default=StorySize.epochs, help="passes over the dataset")
+    parser.add_argument(
+        "--sentences", type=options.whole(1), default=StorySize.sentences, help="what training customers say"
+    )
+    parser.add_argument(
+        "--held-out", type=options.whole(1), default=StorySize.held_out, help="what held-out customers say"
+    )
+    parser.add_argument(
+        "--epochs", type=options.real(0, 10_000, above=True), default=StorySize.epochs, help="passes over the dataset"
+    )
     return parser

@@ -10,25 +10,29 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, model_files
+from fieldlm.core.errors import InputError
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, model_files, shapes, weight_files
+from fieldlm_compiler.checkpoints.licences import UNKNOWN
 from fieldlm_compiler.checkpoints.peft_adapter import PREFIX, WEIGHTS, PeftAdapter, check_shippable, true_scale
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran, call
 
-STEP = "fieldlm_compiler.export.gguf"
+# Families whose converter counts on layers for drafting, and what those are called in a checkpoint.
+WITH_MTP = ("qwen3_next", "qwen3_5")
+MTP = re.compile(r"(model\.)?mtp\.")
 
 
 def export_f16(checkpoint: Checkpoint, out: Path) -> Ran:
     """Write `checkpoint` to the GGUF file `out` with 16-bit weights; norms and biases keep 32."""
     converter = llama_toolchain.llama_converter()
     return call(
-        f"{STEP}:convert_model",
-        what=f"convert {checkpoint.name} to GGUF",
-        env={"PYTHONPATH": str(converter / "gguf-py")},
+        convert_model, what=f"convert {checkpoint.name} to GGUF", env={"PYTHONPATH": str(converter / "gguf-py")}
+    )(
         converter=converter,
         checkpoint=checkpoint.folder,
         out=out,
         name=checkpoint.name,
+        licence=checkpoint.licence,
     )
 
 
@@ -40,9 +44,8 @@ def export_adapter(adapter: PeftAdapter, checkpoint: Checkpoint, out: Path) -> R
     check_shippable(adapter)
     converter = llama_toolchain.llama_converter()
     return call(
-        f"{STEP}:convert_adapter",
-        what=f"convert {adapter.folder.name} to GGUF",
-        env={"PYTHONPATH": str(converter / "gguf-py")},
+        convert_adapter, what=f"convert {adapter.folder.name} to GGUF", env={"PYTHONPATH": str(converter / "gguf-py")}
+    )(
         converter=converter,
         adapter=adapter.folder,
         plain=adapter.is_plain,
@@ -51,28 +54,51 @@ def export_adapter(adapter: PeftAdapter, checkpoint: Checkpoint, out: Path) -> R
     )
 
 
-def convert_model(converter: str, checkpoint: str, out: str, name: str) -> None:
+def convert_model(converter: Path, checkpoint: Path, out: Path, name: str, licence: str) -> None:
     """Run the model converter on a neutral copy. Runs in a child process."""
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as temporary:
-        staged = _stage_model(Path(checkpoint), Path(temporary) / "model")
-        _run(
-            Path(converter) / "convert_hf_to_gguf.py",
-            staged,
-            "--outfile",
-            out,
-            "--outtype",
-            "f16",
-            "--model-name",
-            name,
-        )
+        staged = _stage_model(checkpoint, Path(temporary) / "model")
+        if licence != UNKNOWN:
+            # The converter reads a licence from the model card alone: who takes the file by itself must find it there.
+            (staged / "README.md").write_text(f"---\nlicense: {json.dumps(licence)}\n---\n")
+        arguments = [staged, "--outfile", out, "--outtype", "f16", "--model-name", name]
+        if _lacks_draft_layers(checkpoint):
+            arguments.append("--no-mtp")
+        try:
+            _run(converter / "convert_hf_to_gguf.py", *arguments)
+        except (AssertionError, FileNotFoundError) as error:
+            if not _needs_sentencepiece(checkpoint):
+                raise
+            raise InputError(
+                f"{name} has no tokenizer.model, from which llama.cpp's converter takes the vocabulary of this family: "
+                "copy the one of the model it was trained from into its folder"
+            ) from error
 
 
-def convert_adapter(converter: str, adapter: str, plain: bool, checkpoint: str, out: str) -> None:
+def _lacks_draft_layers(checkpoint: Path) -> bool:
+    """Say whether transformers left the layers for drafting (MTP) out when it saved a family that has them.
+
+    The converter expects them of these families, and asserts without a word.
+    """
+    config = json.loads((checkpoint / "config.json").read_bytes())
+    has_them = any(MTP.match(name) for path in weight_files(checkpoint) for name in shapes(path))
+    return str(config.get("model_type")).startswith(WITH_MTP) and not has_them
+
+
+def _needs_sentencepiece(checkpoint: Path) -> bool:
+    """Say whether the tokenizer was born as a sentencepiece model, which is not there."""
+    path = checkpoint / "tokenizer.json"
+    if (checkpoint / "tokenizer.model").is_file() or not path.is_file():
+        return False
+    return bool(json.loads(path.read_bytes()).get("model", {}).get("byte_fallback"))
+
+
+def convert_adapter(converter: Path, adapter: Path, plain: bool, checkpoint: Path, out: Path) -> None:
     """Run the adapter converter on a neutral copy with plain scales. Runs in a child process."""
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as temporary:
-        base = _stage_model(Path(checkpoint), Path(temporary) / "model")
-        staged = _stage_adapter(Path(adapter), Path(temporary) / "adapter", plain=plain)
-        _run(Path(converter) / "convert_lora_to_gguf.py", "--base", base, staged, "--outfile", out, "--outtype", "f16")
+        base = _stage_model(checkpoint, Path(temporary) / "model")
+        staged = _stage_adapter(adapter, Path(temporary) / "adapter", plain=plain)
+        _run(converter / "convert_lora_to_gguf.py", "--base", base, staged, "--outfile", out, "--outtype", "f16")
 
 
 def _run(script: Path, *arguments: object) -> None:

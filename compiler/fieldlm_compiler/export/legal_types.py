@@ -1,5 +1,6 @@
 """Legal quantisation types of a tensor: its shape must be whole blocks, and the device must compute with them fast."""
 
+import re
 from collections.abc import Collection
 
 from fieldlm_compiler.export.ggml import Kind, kind
@@ -10,13 +11,18 @@ LINEAR = ("Q2_K", "Q3_K", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K"
 # Grids looked up in a table: one shuffle with AVX2 or NEON, a loop over bytes without.
 LOOKED_UP = ("IQ3_XXS", "IQ3_S", "IQ4_XS", "IQ4_NL")
 SHUFFLES = ("avx2", "neon")
-# Tensors that llama.cpp leaves alone whatever is asked.
-KEPT_SUFFIXES = ("_norm.weight", "ffn_gate_inp.weight")
+# Tensors that llama.cpp leaves alone whatever is asked (tensor_allows_quantization in its src/llama-quant.cpp): norms,
+# routers, positions, and the small convolutions and mixing weights of recurrent models.
+KEPT = re.compile(
+    r"_norm\.weight|ffn_gate_inp\.weight|altup|laurel|per_layer_model_proj|position_embd\.weight$"
+    r"|token_types\.weight$|ssm_conv1d|shortconv\.conv\.weight|indexer\.proj\.weight|attn_rel_b\.weight"
+    r"|time_mix_(first|w0|w1|w2|v0|v1|v2|a0|a1|a2|g1|g2|decay_w1|decay_w2|lerp_fused)\.weight"
+)
 
 
 def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """Say whether llama.cpp would quantise the tensor `name`: matrices, but no norms and no router."""
-    return len(shape) >= 2 and name.endswith(".weight") and not name.endswith(KEPT_SUFFIXES)
+    """Say whether llama.cpp would quantise the tensor `name`: matrices, but none of those it leaves alone."""
+    return len(shape) >= 2 and name.endswith("weight") and not KEPT.search(name)
 
 
 def legal_types(columns: int, isa: Collection[str]) -> tuple[Kind, ...]:

@@ -3,7 +3,6 @@
 What comes out follows docs/onnx-graph.md: `model.onnx` with its weights in `model.onnx.data`, and `tokenizer.json`.
 """
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from fieldlm_compiler.export.transformers4 import TOKENIZER, in_old_form, stop_t
 from fieldlm_compiler.pipeline import child
 from fieldlm_compiler.pipeline.optimum_toolchain import optimum
 
-STEPS = "fieldlm_compiler.export.onnx_steps"
 MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
 SMALL_HEAD = "-h4"
 """Ends the name of what is made with a head of 4 bits; without it the head, which suffers most, has 8."""
@@ -53,16 +51,18 @@ def export_fp32(checkpoint: Path, out: Path) -> OnnxExport:
     """Export `checkpoint` with fp32 weights into the existing folder `out`: what the fidelity gate compares."""
     if not (checkpoint / TOKENIZER).is_file():
         raise InputError(f"{checkpoint} has no {TOKENIZER}; save the model's fast tokenizer there")
+    from fieldlm_compiler.export.onnx_steps import trace
+
     overlay = optimum()
     with disk_errors(out), tempfile.TemporaryDirectory(prefix=".old-", dir=out.parent) as temporary:
         in_old_form(checkpoint, Path(temporary))
         ran = child.call(
-            f"{STEPS}:trace",
+            trace,
             what="export to ONNX",
-            # In front of whatever else is on it.
-            env={"PYTHONPATH": os.pathsep.join(filter(None, (str(overlay), os.environ.get("PYTHONPATH"))))},
-            checkpoint=temporary,
-            out=str(out),
+            env={"PYTHONPATH": str(overlay)},
+        )(
+            checkpoint=Path(temporary),
+            out=out,
             stops=stop_tokens(checkpoint),
         )
         shutil.copyfile(checkpoint / TOKENIZER, out / TOKENIZER)
@@ -74,11 +74,11 @@ def quantize(fp32: Path, out: Path, *, block_size: int, accuracy_level: int, hea
 
     A head that is the embedding too gets `head_bits` (8 or 4).
     """
-    ran = child.call(
-        f"{STEPS}:round_weights",
-        what="quantise ONNX weights",
-        fp32=str(fp32),
-        out=str(out),
+    from fieldlm_compiler.export.onnx_steps import round_weights
+
+    ran = child.call(round_weights, what="quantise ONNX weights")(
+        fp32=fp32,
+        out=out,
         block_size=block_size,
         accuracy_level=accuracy_level,
         head_bits=head_bits,

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import onnx
-import torch
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json
@@ -25,12 +23,12 @@ BODY_BITS = 4
 HEAD = "/lm_head/MatMul"
 
 
-def trace(checkpoint: str, out: str, stops: list[int]) -> dict[str, Any]:
+def trace(checkpoint: Path, out: Path, stops: list[int]) -> dict[str, Any]:
     """Export `checkpoint` with the toolchain's Optimum and Transformers, then make the graph follow the contract."""
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(checkpoint)
-    with tempfile.TemporaryDirectory(prefix=".traced-", dir=Path(out).parent) as traced:
+    with tempfile.TemporaryDirectory(prefix=".traced-", dir=out.parent) as traced:
         _optimum(checkpoint, traced, config.model_type)
         model = onnx.load(Path(traced) / "model.onnx")
     parameters = onnx_graph.count_floats(model)
@@ -46,11 +44,11 @@ def trace(checkpoint: str, out: str, stops: list[int]) -> dict[str, Any]:
         "stop_tokens": stops,
     }
     onnx.helper.set_model_props(model, {METADATA: canonical_json(about).decode()})
-    _save(model, Path(out))
+    _save(model, out)
     return {"parameters": parameters, "fused": is_fused}
 
 
-def _optimum(checkpoint: str, into: str, family: str) -> None:
+def _optimum(checkpoint: Path, into: str, family: str) -> None:
     from optimum.exporters.onnx import main_export  # pyright: ignore  (only the toolchain has it)
 
     try:
@@ -71,6 +69,7 @@ def _optimum(checkpoint: str, into: str, family: str) -> None:
 
 def _attention(config: Any) -> Attention | None:
     """Return what the fused attention needs, or None when `config` asks for something it does not compute."""
+    import torch
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
@@ -92,10 +91,12 @@ def _attention(config: Any) -> Attention | None:
     )
 
 
-def round_weights(fp32: str, out: str, block_size: int, accuracy_level: int, head_bits: int) -> dict[str, Any]:
+def round_weights(fp32: Path, out: Path, block_size: int, accuracy_level: int, head_bits: int) -> dict[str, Any]:
     """Replace every matrix product's weights by blocks of int4, the head's by `head_bits`; a tied one stays tied."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
     logging.disable(logging.INFO)
-    model = onnx.load(Path(fp32) / "model.onnx")
+    model = onnx.load(fp32 / "model.onnx")
     parameters = onnx_graph.count_floats(model)
     width = onnx_graph.untie_head(model)
     products = [node.name for node in model.graph.node if node.op_type == "MatMul"]
@@ -113,7 +114,7 @@ def round_weights(fp32: str, out: str, block_size: int, accuracy_level: int, hea
         model = cast(Any, rounding.model).model
     if width and width % block_size == 0:
         onnx_graph.tie_embedding(model, bits=head_bits, block_size=block_size)
-    _save(model, Path(out))
+    _save(model, out)
     fused = any(node.op_type == "GroupQueryAttention" for node in model.graph.node)
     return {"parameters": parameters, "fused": fused}
 

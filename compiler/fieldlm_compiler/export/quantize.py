@@ -8,6 +8,7 @@ import msgspec
 
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.formats.gguf import BLOCKS, Header, read_header
+from fieldlm_compiler.export.legal_types import is_quantizable
 from fieldlm_compiler.pipeline.child import Ran, call
 
 # llama.cpp file type → its number, the enum llama_ftype in llama.h
@@ -19,8 +20,6 @@ QUANTS = {
 # These put most tensors into types that llama.cpp refuses to write without an importance matrix.
 NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S")
 SMALLEST_BLOCK = 32
-# Tensors that llama.cpp leaves alone whatever is asked.
-KEPT = ("_norm.weight", "ffn_gate_inp.weight")
 
 
 class WeightsSize(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +45,8 @@ def check_shapes(source: Path, quant: str) -> None:
     if QUANTS[quant] in (0, 1, 32):
         return
     for name, tensor in read_header(source).tensors.items():
-        row, *others = tensor.shape
-        if others and not name.endswith(KEPT) and row % SMALLEST_BLOCK:
+        row = tensor.shape[0]
+        if is_quantizable(name, tensor.shape) and row % SMALLEST_BLOCK:
             raise InputError(
                 f"{quant} cannot hold {name}: its rows have {row} weights, "
                 f"blocks need a multiple of {SMALLEST_BLOCK}; take F16"
@@ -62,9 +61,7 @@ def quantize(source: Path, target: Path, quant: str, *, threads: int = 0, imatri
     """
     name = check_quant(quant)
     check_shapes(source, name)
-    return call(
-        "fieldlm_compiler.export.quantize:quantize_file",
-        what=f"quantise to {name}",
+    return call(quantize_file, what=f"quantise to {name}")(
         source=source,
         target=target,
         ftype=QUANTS[name],
@@ -73,20 +70,20 @@ def quantize(source: Path, target: Path, quant: str, *, threads: int = 0, imatri
     )
 
 
-def quantize_file(source: str, target: str, ftype: int, threads: int, imatrix: str | None) -> dict[str, Any]:
+def quantize_file(source: Path, target: Path, ftype: int, threads: int, imatrix: Path | None) -> dict[str, Any]:
     """Call llama_model_quantize. Runs in a child process: a tensor type it dislikes ends the process."""
     import llama_cpp
 
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = ftype, threads
-    rows = _importance(Path(imatrix)) if imatrix else None
+    rows = _importance(imatrix) if imatrix else None
     if rows is not None:
         params.imatrix = rows
-    code = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.pointer(params))
+    code = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.pointer(params))
     if code != 0:
-        raise EngineError(f"llama.cpp could not quantise {Path(source).name} to {target} (code {code})")
-    return msgspec.to_builtins(weigh(Path(target)))
+        raise EngineError(f"llama.cpp could not quantise {source.name} to {target} (code {code})")
+    return msgspec.to_builtins(weigh(target))
 
 
 def _importance(path: Path) -> Any:

@@ -9,11 +9,11 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
-from fieldlm_compiler.fleet.page import clock, device_page, fleet_page, share, size
+from fieldlm_compiler.fleet.page import clock, device_page, draw, fleet_page, share, size
 from fieldlm_compiler.fleet.view import FINE, DeviceRow, Event, FleetReport, look, timeline
 
 HOST = "127.0.0.1"
@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._answer(200, self.server.draw(urlsplit(self.path).path))
         except FieldlmError as error:
-            self._answer(404, f"<!doctype html><meta charset=utf-8><p>{_plain(error)}</p>\n")
+            self._answer(404, draw("message.html", str(error), ""))
 
     def _answer(self, status: int, page: str) -> None:
         body = page.encode()
@@ -94,10 +94,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: a page reloads every few seconds."""
 
 
-def _plain(error: FieldlmError) -> str:
-    return str(error).replace("&", "&amp;").replace("<", "&lt;")
-
-
 def _answers(sink: Sink, device: str) -> list[tuple[float, float, float, bool]]:
     rows = reversed(sink.query(_ANSWERS, (device,)))
     return [(row["queue_ms"], row["prompt_ms"], row["decode_ms"], row["outcome"] in FINE) for row in rows]
@@ -108,16 +104,18 @@ def main(argv: Sequence[str]) -> int:
     parser = terminal.parser("fleet", "Show what a fleet is doing, out of the store of `fieldlm collect`.")
     parser.add_argument("device", nargs="?", help="show this device's own timeline")
     parser.add_argument("--store", required=True, metavar="FOLDER|delta:URI", help="where records are kept")
-    parser.add_argument("--last", type=int, default=50, help="records of a timeline")
+    parser.add_argument("--last", type=options.whole(1), default=50, help="records of a timeline")
     parser.add_argument("--serve", action="store_true", help=f"show it as a page on {HOST} until Ctrl-C")
-    parser.add_argument("--port", type=int, default=8095, help="of --serve; 0 takes a free one")
+    parser.add_argument(
+        "--port", type=options.whole(*options.PORT), default=8095, help="of --serve; 0 takes a free one"
+    )
     parser.add_argument("--otlp", metavar="URL", help="send answers as spans to an OTLP receiver, http://HOST:4318")
-    parser.add_argument("--since-h", type=float, default=24.0, help="of --otlp: no answers older than this")
+    parser.add_argument("--since-h", type=options.real(0), default=24.0, help="of --otlp: no answers older than this")
     args = parser.parse_args(argv)
     if args.last < 1:
         raise InputError(f"--last {args.last} shows nothing; write 1 or more")
     if args.serve:
-        return _serve(args.store, args.port)
+        return _serve(args.store, args.port, as_json=args.json)
     if args.otlp:
         return _export(args.store, args.otlp, args.since_h, as_json=args.json)
     with open_sink(args.store, read_only=True) as sink:
@@ -140,11 +138,11 @@ def _export(where: str, url: str, since_h: float, *, as_json: bool) -> int:
     return 1 if rejected else 0
 
 
-def _serve(where: str, port: int) -> int:
+def _serve(where: str, port: int, *, as_json: bool) -> int:
     with open_sink(where, read_only=True):
         pass
     with Pages(where, port) as pages:
-        terminal.log(f"the fleet of {where} is at {pages.url}, stop with Ctrl-C")
+        terminal.show({"url": pages.url}, f"the fleet of {where} is at {pages.url}, stop with Ctrl-C", as_json=as_json)
         try:
             pages.serve_forever()
         except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.waves import DeviceVitals, Group, Trouble, judge
 
 LEAST_ANSWERS = 8  # of a device, before it is judged by them; one that is used less is fine while it is heard of
@@ -50,7 +50,7 @@ class FleetSnapshot:
     failures: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
 
     @classmethod
-    def read(cls, store: Store, *, since_ms: int) -> "FleetSnapshot":
+    def read(cls, store: Sink, *, since_ms: int) -> "FleetSnapshot":
         """Read it; `since_ms` is when the wave began."""
         presence = {device: _presence(state) for device, state in store.presence().items()}
         fleet = cls({device: found for device, found in presence.items() if found and found.profile})
@@ -70,7 +70,9 @@ class FleetSnapshot:
     def trouble(self, device: str, group: Group, bundle: str) -> Trouble:
         """Judge one device; `bundle` is the generation that goes out, by its first twelve digits."""
         found = self.presence[device]
-        is_rolled_back = group == "updated" and (device, bundle) in self.failures
+        # One that has it again has taken it again: a crash may have been a request's doing.
+        is_back = found.generation != bundle
+        is_rolled_back = group == "updated" and is_back and (device, bundle) in self.failures
         is_heard = found.state not in AWAY and (group == "control" or found.generation == bundle)
         if is_rolled_back or not is_heard:
             return judge(DeviceVitals(errors=0, tokens_per_s=0), None, is_rolled_back=is_rolled_back)

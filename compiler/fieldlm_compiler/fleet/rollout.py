@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.formats.topics import parse_broker, release_topic
-from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.collect.open import open_sink
+from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.controller import Controller, State, Track, publisher, read
 from fieldlm_compiler.fleet.observation import FleetSnapshot
 from fieldlm_compiler.fleet.rollout_page import page
@@ -28,7 +29,7 @@ WORDS = ("start", "watch", "show", "pause", "resume", "abort")
 def main(argv: Sequence[str]) -> int:
     """Run `fieldlm rollout`; exit code 1 when the release was taken back."""
     args = _parse(argv)
-    path = args.store / "rollout.json"
+    path = args.memory / "rollout.json"
     if args.what == "show":
         state = read(path)
         terminal.show(state, describe(state), as_json=args.json)
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if args.what == "start":
         _found(path, args, release("show"))
     controller = Controller(path, release)
-    with Store(args.store, read_only=True) as store:
+    with open_sink(args.store, read_only=True) as store:
         _act(controller, args)
         _draw(controller, args)
         if args.what == "watch" or (args.what in ("start", "resume") and not args.once):
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     return _verdict(controller.state)
 
 
-def watch(controller: Controller, store: Store, args: argparse.Namespace) -> None:
+def watch(controller: Controller, store: Sink, args: argparse.Namespace) -> None:
     """Look every so often until the rollout is over, or is paused from elsewhere."""
     while controller.state.status == "running":
         wave = controller.state.wave
@@ -81,7 +82,7 @@ def _found(path: Path, args: argparse.Namespace, offered: list[dict[str, Any]]) 
     """Write the memory of a new rollout: the newest release of each profile that was named."""
     if path.exists() and read(path).status in ("running", "paused"):
         raise InputError(f"{path} is a rollout that is not over; run: fieldlm rollout watch, or abort")
-    with Store(args.store, read_only=True) as store:
+    with open_sink(args.store, read_only=True) as store:
         sizes = FleetSnapshot.read(store, since_ms=0).sizes()
     tracks: list[Track] = []
     for profile in args.profiles or sorted({one["profile"] for one in offered}):
@@ -120,13 +121,13 @@ def _tell(state: State, args: argparse.Namespace) -> None:
 
 
 def _draw(controller: Controller, args: argparse.Namespace) -> None:
-    write_whole(args.store / "rollout.html", page(controller.state).encode())
+    write_whole(args.memory / "rollout.html", page(controller.state).encode())
     text = describe(controller.state)
     if sys.stderr.isatty():
         # The whole view is drawn anew in place.
         sys.stderr.write(f"\x1b[H\x1b[2J{text}\n")
     else:
-        terminal.log(text.splitlines()[0])
+        print(text.splitlines()[0], file=sys.stderr, flush=True)
 
 
 def describe(state: State) -> str:
@@ -155,17 +156,43 @@ def _verdict(state: State) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = terminal.parser("rollout", "Bring a release to a fleet in waves, and take it back from where it harms.")
-    parser.add_argument("what", choices=WORDS, nargs="?", default="show")
+    parser.add_argument("what", choices=WORDS, nargs="?", default="show", help="what to do")
     parser.add_argument("profiles", nargs="*", metavar="PROFILE", help="start: whose releases; all without")
-    parser.add_argument("--store", type=Path, default=Path("store"), help="what `fieldlm collect` fills")
+    parser.add_argument(
+        "--store", default="store", metavar="FOLDER|delta:URI|kafka:BROKERS/TOPIC", help="what `fieldlm collect` fills"
+    )
+    parser.add_argument(
+        "--memory",
+        type=Path,
+        metavar="FOLDER",
+        help="where the rollout is remembered and drawn; default: a store's folder",
+    )
     parser.add_argument("--to", type=Path, metavar="REPOSITORY", help="the repository that offers the releases")
     parser.add_argument("--keys", default="", metavar="DIR", help="the publisher's keys; default: as configured")
-    parser.add_argument("--patience", type=float, default=86_400.0, metavar="SECONDS", help="until a device is judged")
-    parser.add_argument("--spread", type=float, default=3600.0, metavar="SECONDS", help="over which a wave starts")
-    parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="between two looks")
+    parser.add_argument(
+        "--patience", type=options.real(0), default=86_400.0, metavar="SECONDS", help="seconds until a device is judged"
+    )
+    parser.add_argument(
+        "--spread",
+        type=options.real(0, 31_536_000),
+        default=3600.0,
+        metavar="SECONDS",
+        help="seconds to stagger a wave over",
+    )
+    parser.add_argument(
+        "--every",
+        type=options.real(0, 86_400, above=True),
+        default=30.0,
+        metavar="SECONDS",
+        help="seconds between two looks",
+    )
     parser.add_argument("--once", action="store_true", help="look once and end, for a timer; start: do not look yet")
     parser.add_argument("--broker", default="", metavar="mqtt://HOST:PORT", help="tell devices through this broker")
-    parser.add_argument("--fleet", default="default", help="whom to tell")
+    parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument("--at", default="", metavar="URL", help="where devices reach the repository")
     parser.add_argument("--reason", default="asked for", help="abort: why")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.memory is None and args.store.startswith(("delta:", "kafka:")):
+        raise InputError(f"{args.store} is no folder; say where the rollout is remembered: --memory FOLDER")
+    args.memory = args.memory or Path(args.store)
+    return args

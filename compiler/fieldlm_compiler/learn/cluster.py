@@ -4,7 +4,7 @@ An example is a point: half of it the customer's words as a vector, half of it t
 JSON answer calls and its arguments' names). k-means for a range of k; silhouette decides. A task keeps its id
 from round to round as long as its centre stays near, so adapters and thresholds can be tied to it.
 
-    tasks.json        name, size, cohesion, an example and the centre of each task
+    tasks.json        name, size, cohesion, an example and the centre of each task, also of those of earlier rounds
     examples.jsonl    the same examples, each with the id of its `task`
 """
 
@@ -19,9 +19,10 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.inference.tool_calls import CLOSE, OPEN
 from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.embed import Embedder, Vectors, unit
 
@@ -62,8 +63,13 @@ def cluster(folder: Path, *, seed: int = 0, embedder: Embedder | None = None) ->
         raise InputError(f"{folder / EXAMPLES} is empty; collect more, then: fieldlm curate STORE --out {folder}")
     points = locate(examples, embedder or Embedder())
     labels = group(points, seed=seed)
-    tasks = describe(examples, points, labels, earlier=_earlier(folder / TASKS))
-    write_whole(folder / TASKS, canonical_json({"format": "fieldlm.tasks/1", "tasks": tasks}))
+    earlier = _earlier(folder / TASKS)
+    tasks = describe(examples, points, labels, earlier=earlier)
+    found = {task.id for task in tasks}
+    # Who is not asked for in this round comes back under the same id: adapters are tied to it.
+    retired = [task for task in earlier if task.id not in found]
+    document = {"format": "fieldlm.tasks/1", "tasks": tasks, "retired": retired}
+    write_whole(folder / TASKS, canonical_json(document))
     of = {label: task.id for label, task in zip(sorted(set(labels)), tasks, strict=True)}
     write_examples(
         folder / EXAMPLES,
@@ -82,16 +88,25 @@ def locate(examples: Sequence[CuratedExample], embedder: Embedder) -> Vectors:
 def signature(answer: str) -> tuple[str, ...]:
     """Return what an answer does: the called function, then its arguments' names. Plain text does "text"."""
     try:
-        call: Any = json.loads(answer)
-    except ValueError:
+        call: Any = json.loads(answer.strip().removeprefix(OPEN).partition(CLOSE)[0])
+    except (ValueError, RecursionError):
         return ("text",)
+    if isinstance(call, dict) and isinstance(cast(dict[str, Any], call).get("tool_calls"), list):
+        call = cast(dict[str, Any], call)["tool_calls"]
     if isinstance(call, list) and call:
         call = cast(list[Any], call)[0]
     if not isinstance(call, dict):
         return ("text",)
     fields = cast(dict[str, Any], call)
+    if isinstance(fields.get("function"), dict):
+        fields = cast(dict[str, Any], fields["function"])
     name = next((str(fields[key]) for key in ("name", "function", "tool", "intent") if key in fields), "object")
     arguments = next((fields[key] for key in ("arguments", "args", "parameters", "slots") if key in fields), fields)
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = {}
     keys = sorted(cast(dict[str, Any], arguments)) if isinstance(arguments, dict) else []
     return (name, *(f"{name}.{key}" for key in keys))
 
@@ -197,7 +212,8 @@ def _earlier(path: Path) -> list[Task]:
     if not path.is_file():
         return []
     try:
-        return msgspec.convert(msgspec.json.decode(path.read_bytes())["tasks"], list[Task])
+        document = msgspec.json.decode(path.read_bytes())
+        return msgspec.convert([*document["tasks"], *document.get("retired", [])], list[Task])
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no tasks file: {error}; remove it to number the tasks anew") from error
 
@@ -206,7 +222,9 @@ def main(argv: Sequence[str]) -> int:
     """Find the recurring tasks in curated examples."""
     parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.")
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl; the examples get their task there")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same tasks")
+    parser.add_argument(
+        "--seed", type=options.whole(0, 2**32 - 1), default=0, help="the same seed gives the same tasks"
+    )
     args = parser.parse_args(argv)
     with terminal.progress("find tasks"):
         tasks = cluster(args.examples, seed=args.seed)

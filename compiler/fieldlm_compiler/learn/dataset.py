@@ -1,25 +1,30 @@
 """Dataset versions: a folder named by its content, so that a model can say what it has learned from.
 
 out/<first 16 digits of the content's SHA-256>/
-  train.jsonl  eval.jsonl   {"messages": […, {"role": "assistant", …}], "task": …, "session": …} a line
+  train.jsonl  eval.jsonl   {"v": 1, "messages": […, {"role": "assistant", …}], "tools": […], "task": …, "session": …}
   dataset.json              counts, tasks, consents, and the generations whose answers it holds
 """
 
 import hashlib
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder
+from fieldlm.core.logs import logger
 from fieldlm_compiler.learn.cluster import TASKS, Task
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
+from fieldlm_compiler.learn.tokenized import VERSION, read_lines
 
+log = logger(__name__)
 FORMAT = "fieldlm.dataset/1"
+DOCUMENT = "dataset.json"
 SPLITS = ("train", "eval")
 
 
@@ -32,31 +37,62 @@ def dataset(examples: Path, out: Path, *, task: str = "") -> Path:
     lines = {split: b"".join(_line(e) for e in chosen if e.split == split) for split in SPLITS}
     if not lines["train"]:
         raise InputError(f"{examples} has no training example{' of ' + task if task else ''}; collect more first")
+    made_of = {
+        "labels": _counted(example.label_source for example in chosen),
+        "consents": _counted(example.consent for example in chosen),
+        "generations": _counted(example.generation for example in chosen),
+    }
+    return _write(out, lines, made_of)
+
+
+def without_sessions(folder: Path, gone: Collection[str]) -> Path | None:
+    """Replace the data set in `folder` by one that holds no line of the sessions `gone`; returns the new folder.
+
+    The new one names the old in `replaces`, so that what was made of that is still known. Where no training example is
+    left there is no new one, and None is returned.
+    """
+    old = msgspec.json.decode((folder / DOCUMENT).read_bytes(), type=dict[str, Any])
+    lines = {split: list(read_lines(folder / f"{split}.jsonl")) for split in SPLITS}
+    kept = {
+        split: b"".join(line + b"\n" for line in those if msgspec.json.decode(line).get("session") not in gone)
+        for split, those in lines.items()
+    }
+    about = {name: old[name] for name in ("labels", "consents", "generations") if name in old}
+    replaces = [*old.get("replaces", []), old["id"]]
+    new = _write(folder.parent, kept, about | {"replaces": replaces}) if kept["train"] else None
+    shutil.rmtree(folder)
+    return new
+
+
+def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any]) -> Path:
+    """Write a data set, unless it is there; `about` says what its lines do not."""
+    rows = {split: [msgspec.json.decode(line) for line in lines[split].split(b"\n") if line] for split in SPLITS}
+    both = [row for split in SPLITS for row in rows[split]]
     digest = hashlib.sha256(b"\0".join(lines[split] for split in SPLITS)).hexdigest()
     folder = out / digest[:16]
     document = {
         "format": FORMAT,
         "id": digest[:16],
         "sha256": digest,
-        "train": sum(example.split == "train" for example in chosen),
-        "eval": sum(example.split == "eval" for example in chosen),
-        "customers": len({example.session for example in chosen}),
-        "tasks": _counted(example.task for example in chosen),
-        "labels": _counted(example.label_source for example in chosen),
-        "consents": _counted(example.consent for example in chosen),
-        "generations": _counted(example.generation for example in chosen),
+        "train": len(rows["train"]),
+        "eval": len(rows["eval"]),
+        "customers": len({row["session"] for row in both}),
+        "tasks": _counted(row["task"] for row in both),
+        **about,
     }
-    if not (folder / "dataset.json").is_file():
+    if not (folder / DOCUMENT).is_file():
         with whole_folder(folder) as aside:
             for split in SPLITS:
                 (aside / f"{split}.jsonl").write_bytes(lines[split])
-            (aside / "dataset.json").write_bytes(canonical_json(document))
+            (aside / DOCUMENT).write_bytes(canonical_json(document))
     return folder
 
 
 def _line(example: CuratedExample) -> bytes:
-    messages = [*example.messages, {"role": "assistant", "content": example.answer}]
-    return msgspec.json.encode({"messages": messages, "task": example.task, "session": example.session}) + b"\n"
+    answer = {"content": "", "tool_calls": example.tool_calls} if example.tool_calls else {"content": example.answer}
+    line: dict[str, Any] = {"v": VERSION, "messages": [*example.messages, {"role": "assistant", **answer}]}
+    line |= {"tools": example.tools} if example.tools else {}
+    return msgspec.json.encode(line | {"task": example.task, "session": example.session}) + b"\n"
 
 
 def _of_task(examples: Sequence[CuratedExample], task: str, folder: Path) -> list[CuratedExample]:
@@ -86,11 +122,16 @@ def main(argv: Sequence[str]) -> int:
     """Write a dataset that is named by its content."""
     parser = terminal.parser("dataset", "Turn examples into a dataset that is named by its content.")
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl, from curate and cluster")
-    parser.add_argument("--out", type=Path, required=True, help="folder of datasets")
+    parser.add_argument("--out", type=options.new_folder, required=True, help="folder of datasets")
     parser.add_argument("--task", default="", help="only this task, by its id or name")
     args = parser.parse_args(argv)
     folder = dataset(args.examples, args.out, task=args.task)
     document: dict[str, Any] = msgspec.json.decode((folder / "dataset.json").read_bytes())
     text = f"{folder}: {document['train']} train, {document['eval']} eval, {len(document['tasks'])} tasks"
+    if not document["eval"]:
+        log.warning(
+            f"! {folder} has no eval example: what is tuned on it cannot be evaluated; "
+            "collect from more customers, or hold more of them out: fieldlm curate --eval-share"
+        )
     terminal.show(document | {"folder": str(folder)}, text, as_json=args.json)
     return 0

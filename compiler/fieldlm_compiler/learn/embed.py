@@ -53,7 +53,11 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
         """Return one row of length 1 per text; tokens that nearly every text has count little."""
-        encoded = [np.unique(e.ids) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        # An empty list makes an array of floats, and those index nothing.
+        encoded = [
+            np.unique(np.array(e.ids, dtype=np.int64))
+            for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
         counts = np.bincount(np.concatenate(encoded), minlength=len(self._vectors))
         # Smooth inverse frequency: "please" and "can i have" say little about what is asked for.
         weights = 1.0 / (0.05 + counts / max(1, len(texts)))

@@ -4,22 +4,29 @@ Right means equal as JSON: white space and the order of keys do not count, every
 Wilson's (E. B. Wilson, JASA 22, 1927), which stays honest near 0 and 1 where the usual one collapses.
 """
 
-import http.client
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError, UnavailableError
+from fieldlm.network.http_client import HttpClient, server_at
+from fieldlm_compiler.learn.tokenized import DatasetLine, read_lines
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[dict[str, Any]]
+
+
+class Question(NamedTuple):
+    """What is asked, the answer that is right, and the tools at hand."""
+
+    messages: Messages
+    answer: str
+    tools: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +54,16 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.right, self.total)
+        from scipy.stats import binomtest
+
+        if not self.total:
+            return 0.0, 1.0
+        low, high = binomtest(self.right, self.total).proportion_ci(method="wilson")
+        return float(low), float(high)
 
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.share:.1%} ({self.right}/{self.total}, 95 % interval {low:.1%}–{high:.1%})"
-
-
-def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's score interval for `right` of `total`; `z` is the normal quantile (95 % by default)."""
-    if total == 0:
-        return 0.0, 1.0
-    share, square = right / total, z * z / total
-    centre = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def same_json(answer: str, right: str) -> bool:
@@ -72,45 +74,32 @@ def same_json(answer: str, right: str) -> bool:
         return answer.strip() == right.strip()
 
 
-def post(url: str, path: str, body: Any, timeout_s: float = 120.0) -> tuple[int, Any]:
-    """Send JSON to `url` + `path` and return the status and the decoded answer.
-
-    Raises LinkError when nothing answers there.
-    """
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_s)
-    try:
-        connection.request("POST", path, msgspec.json.encode(body), {"content-type": "application/json"})
-        response = connection.getresponse()
-        data = response.read()
-        return response.status, msgspec.json.decode(data) if data else None
-    except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-        raise UnavailableError(f"no answer from {url}: {error}; is `fieldlm serve` running there?") from error
-    finally:
-        connection.close()
-
-
 def ask(
-    url: str,
+    server: HttpClient,
     messages: Messages,
     *,
     max_tokens: int,
     stop: Sequence[str] = (),
     metadata: dict[str, str] | None = None,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> Reply:
-    """Ask for one greedy answer; a refusal or a broken connection is a Reply with its error, not an exception."""
+    """Ask for one greedy answer; a refusal or a broken connection is a Reply with its error, not an exception.
+
+    Raises InputError when the server wants another key: no question would be answered.
+    """
     body: dict[str, Any] = {"messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
     body |= {"stop": list(stop)} if stop else {}
     body |= {"metadata": metadata} if metadata else {}
+    body |= {"tools": list(tools), "tool_choice": "auto"} if tools else {}
     try:
-        status, document = post(url, "/v1/chat/completions", body)
+        status, document = server.post("/v1/chat/completions", body)
     except UnavailableError as error:
         return Reply(status=0, error=str(error))
     if status != 200:
         return Reply(status=status, error=str(document))
     return Reply(
         status=status,
-        text=document["choices"][0]["message"]["content"],
+        text=said(document["choices"][0]["message"]),
         id=document["id"],
         generation=document["fieldlm"]["generation"],
         completion_tokens=document["usage"]["completion_tokens"],
@@ -118,8 +107,8 @@ def ask(
 
 
 def score(
-    url: str,
-    examples: Sequence[tuple[Messages, str]],
+    server: HttpClient,
+    examples: Sequence[tuple[Messages, str] | Question],
     *,
     clients: int = 4,
     max_tokens: int = 96,
@@ -128,37 +117,78 @@ def score(
 ) -> Score:
     """Ask every example with `clients` in parallel and count the exact matches.
 
-    Raises LinkError at the first example that gets no answer: a score over the rest would look better than it is.
+    Raises UnavailableError at the first example without an answer: a score over the rest would look better than it is.
     """
     right = 0
 
-    def one(example: tuple[Messages, str]) -> Reply:
-        return ask(url, example[0], max_tokens=max_tokens, stop=stop)
+    questions = [each if isinstance(each, Question) else Question(*each) for each in examples]
+
+    def one(question: Question) -> Reply:
+        return ask(server, question.messages, max_tokens=max_tokens, stop=stop, tools=question.tools)
 
     with ThreadPoolExecutor(clients) as pool, terminal.progress("ask", total=len(examples)) as line:
-        replies: Iterable[Reply] = pool.map(one, examples)
-        for index, (reply, (_, answer)) in enumerate(zip(replies, examples, strict=True)):
+        replies: Iterable[Reply] = pool.map(one, questions)
+        for index, (reply, question) in enumerate(zip(replies, questions, strict=True)):
             if reply.status != 200:
                 pool.shutdown(cancel_futures=True)
                 raise UnavailableError(f"example {index} got no answer (HTTP {reply.status}): {reply.error}")
-            right += same_json(reply.text, answer)
+            right += same_json(reply.text, question.answer)
             on_reply(index, reply)
             line.update(index + 1, f"{right} right")
     return Score(right=right, total=len(examples))
 
 
-def read_examples(path: Path) -> list[tuple[Messages, str]]:
-    """Read a dataset file: every line's messages but the last, and the last one's text."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
-    rows = [msgspec.json.decode(line)["messages"] for line in path.read_text().splitlines()]
-    return [(row[:-1], row[-1]["content"]) for row in rows]
+def read_examples(path: Path) -> list[Question]:
+    """Read a dataset file: every line's messages but the last, what that one says or calls, and the tools at hand.
+
+    Raises InputError for a line that is no example, and when there is none.
+    """
+    questions: list[Question] = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            row = msgspec.json.decode(line, type=DatasetLine)
+            questions.append(Question(_as_sent(row.messages[:-1]), said(row.messages[-1]), tuple(row.tools or ())))
+        except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"example {number} of {path} is no conversation with its answer at the end ({error}); make the file "
+                "with: fieldlm dataset EXAMPLES --out DIR"
+            ) from error
+    if not questions:
+        raise InputError(
+            f"{path} has no examples, so nothing can be counted; with few customers nobody is held out: "
+            "fieldlm curate --eval-share raises their share"
+        )
+    return questions
+
+
+def said(message: dict[str, Any]) -> str:
+    """Return the text of an assistant's message; of calls their names and arguments as JSON, several as a list."""
+    calls: list[dict[str, Any]] = [call["function"] for call in message.get("tool_calls") or []]
+    plain = [{"name": call["name"], "arguments": _object(call["arguments"])} for call in calls]
+    if not plain:
+        return str(message.get("content") or "")
+    return json.dumps(plain[0] if len(plain) == 1 else plain, ensure_ascii=False)
+
+
+def _object(arguments: Any) -> Any:
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+def _as_sent(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return `messages` as OpenAI's API wants them: the arguments of a call are its JSON there."""
+    sent: list[dict[str, Any]] = []
+    for message in messages:
+        functions = [call["function"] for call in message.get("tool_calls") or []]
+        spelt = [{**each, "arguments": json.dumps(_object(each["arguments"]))} for each in functions]
+        calls = [{"type": "function", "function": function} for function in spelt]
+        sent.append({**message, "tool_calls": calls} if calls else message)
+    return sent
 
 
 def main(argv: Sequence[str]) -> int:
     """`fieldlm evaluate FILE --url URL`."""
     args = _parser().parse_args(argv)
-    found = score(args.url, read_examples(args.file), clients=args.clients, max_tokens=args.max_tokens)
+    found = score(server_at(args.url), read_examples(args.file), clients=args.clients, max_tokens=args.max_tokens)
     low, high = found.interval
     document = {"right": found.right, "total": found.total, "share": found.share, "low": low, "high": high}
     terminal.show(document, f"exact match {found}", as_json=args.json)
@@ -168,8 +198,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Any:
     parser = terminal.parser("evaluate", "Ask a running server every example and count the exact matches.")
     parser.add_argument("file", type=Path, help="eval.jsonl of a dataset")
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="the server")
-    parser.add_argument("--clients", type=int, default=4, help="how many ask at the same time")
-    parser.add_argument("--max-tokens", type=int, default=96, help="longest answer")
-    parser.add_argument("--at-least", type=float, default=0.0, help="exit 1 when the share is lower")
+    parser.add_argument("--url", help="the server: http, https or unix:/PATH; default: as configured")
+    parser.add_argument("--clients", type=options.whole(1, 256), default=4, help="how many ask at the same time")
+    parser.add_argument("--max-tokens", type=options.whole(1), default=96, help="longest answer")
+    parser.add_argument("--at-least", type=options.real(0, 1), default=0.0, help="exit 1 when the share is lower")
     return parser

@@ -91,37 +91,68 @@ def attend(
     *,
     scaling: float,
     row: Row,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer over a packed row, as transformers calls it.
 
     `query` is (1, query heads, n, d), `key` and `value` (1, key heads, n, d); returns (1, n, query heads, d). All
-    queries meet the prefix in one product, and their own example in a batched one.
+    queries meet the prefix in one product, and their own example in a batched one. A key more than `sliding_window`
+    positions back is not seen; `softcap` bounds the scores, as Gemma 2 does. What else a family asks for is not known
+    here, and shows before the first step (`answer_loss.choose_loss`).
     """
     del module, attention_mask
     own = query.shape[2] - row.shared
     first_q, own_q = query[0].split((row.shared, own), dim=1)
     first_k, own_k = key[0].split((row.shared, own), dim=1)
     first_v, own_v = value[0].split((row.shared, own), dim=1)
-    prefix = scaled_dot_product_attention(first_q, first_k, first_v, is_causal=True, scale=scaling, enable_gqa=True)
-
     heads, width = own_k.shape[0], own_k.shape[2]
     group, (count, longest) = own_q.shape[0] // heads, row.places.shape
+    window = sliding_window if sliding_window and sliding_window < row.shared + longest else None
+    prefix = _attend_prefix(first_q, first_k, first_v, scaling=scaling, window=window, softcap=softcap)
+
     places = row.places.flatten() - row.shared
     k = own_k.index_select(1, places).view(heads, count, longest, width)
     v = own_v.index_select(1, places).view(heads, count, longest, width)
     q = own_q.index_select(1, places).view(heads, group, count, longest, width).transpose(1, 2) * scaling
     q = q.reshape(heads, count * group * longest, width)
 
-    to_prefix = q @ first_k.transpose(1, 2)
-    to_own = q.view(heads, count, group * longest, width) @ k.transpose(2, 3)
-    to_own = to_own.view(heads, count, group, longest, longest).masked_fill(row.future, NEVER)
+    to_prefix = _capped(q @ first_k.transpose(1, 2), softcap)
+    to_own = _capped(q.view(heads, count, group * longest, width) @ k.transpose(2, 3), softcap)
+    hidden = row.future
+    if window:
+        ranks = torch.arange(row.shared + longest, device=query.device)
+        back = ranks[row.shared :, None] - ranks[None, :] >= window
+        to_prefix = to_prefix.view(heads, count * group, longest, row.shared)
+        to_prefix = to_prefix.masked_fill(back[:, : row.shared], NEVER).view(heads, -1, row.shared)
+        hidden = hidden | back[:, row.shared :]
+    to_own = to_own.view(heads, count, group, longest, longest).masked_fill(hidden, NEVER)
     scores = torch.cat((to_prefix, to_own.view(heads, -1, longest)), dim=-1)
     shares = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
     on_prefix, on_own = shares.split((row.shared, longest), dim=-1)
     seen = (on_own.reshape(heads, count, group * longest, longest) @ v).view(q.shape) + on_prefix @ first_v
     seen = seen.view(heads, count, group, longest, width).transpose(1, 2).reshape(heads * group, -1, width)
     return torch.cat((prefix, seen.index_select(1, row.ranks)), dim=1).transpose(0, 1)[None].contiguous(), None
+
+
+def _attend_prefix(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scaling: float, window: int | None, softcap: float | None
+) -> torch.Tensor:
+    """Attention of the shared beginning on itself: (query heads, n, d)."""
+    length = q.shape[1]
+    if softcap is None and (window is None or window >= length):
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+    ranks = torch.arange(length, device=q.device)
+    back = ranks[:, None] - ranks[None, :]
+    hidden = (back < 0) | (back >= (window or length))
+    grouped = q.view(k.shape[0], -1, length, q.shape[2]) * scaling
+    scores = _capped(grouped @ k[:, None].transpose(2, 3), softcap).masked_fill(hidden, NEVER)
+    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v[:, None]).reshape(q.shape)
+
+
+def _capped(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_OF_ROWS, attend)

@@ -1,11 +1,27 @@
-"""Tokenised examples, lines of a dataset as tokens, as the model to be tuned will see them."""
+"""Tokenised examples: the lines of a dataset, rendered and tokenised by the code that serves them.
 
+The prompt is what the device puts before its model, to the token; what follows is what the model has to say, with the
+token that ends its turn. A line that cannot be learned from is left out, and counted by why.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from fieldlm.core.errors import InputError
+from fieldlm.engines import SpecialTokens, control_tokens
+from fieldlm.engines.hf_tokenizer import HfTokenizer
+from fieldlm.inference.chat_template import ChatTemplate, Message
+from fieldlm_compiler.checkpoints.checkpoint import chat_template, special_tokens
+
+VERSION = 1
+"""Of a line; those from before there were versions have none and are read as the first."""
+Skipped = Literal["unreadable", "refused by the chat template", "too long", "no answer", "ambiguous border"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,30 +32,111 @@ class TokenizedExample:
     answer_at: int
 
 
-def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> list[TokenizedExample]:
-    """Render every line of a dataset file with the checkpoint's own chat template and tokenise it.
+@dataclass(frozen=True, kw_only=True)
+class TokenizedSplit:
+    """The examples of one file, and how many of its lines are none, by why."""
 
-    Raises InputError when the file or what the checkpoint needs is missing, and for a line that is too long.
+    examples: tuple[TokenizedExample, ...]
+    dropped: dict[str, int]
+
+
+class DatasetLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a line: messages of which the last one is the answer, and the tools at hand."""
+
+    messages: list[Message]
+    tools: list[Message] | None = None
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a JSON Lines file. Only a line feed ends one: JSON may hold U+2028 and the like as they are.
+
+    Raises InputError when there is no such file, or when a line is of a version that is not known.
     """
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from tokenizers import Tokenizer
-
     if not path.is_file():
         raise InputError(f"{path} does not exist; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
-    for name in ("tokenizer.json", "chat_template.jinja"):
-        if not (checkpoint / name).is_file():
-            raise InputError(f"{checkpoint} has no {name}; name a model's folder, such as `fieldlm unpack` makes")
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((checkpoint / "chat_template.jinja").read_text())
-    examples: list[TokenizedExample] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        messages = msgspec.json.decode(line)["messages"]
-        asked = template.render(messages=messages[:-1], add_generation_prompt=True, bos_token="", eos_token="")
-        whole = template.render(messages=messages, add_generation_prompt=False, bos_token="", eos_token="")
-        prompt = tokenizer.encode(asked, add_special_tokens=False).ids
-        tokens = tokenizer.encode(whole.rstrip("\n"), add_special_tokens=False).ids
-        if tokens[: len(prompt)] != prompt or len(tokens) > max_tokens:
-            raise InputError(f"{path}:{number} has {len(tokens)} tokens (at most {max_tokens}) or an ambiguous border")
-        examples.append(TokenizedExample(tokens=tuple(tokens), answer_at=len(prompt)))
-    return examples
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if line.strip():
+            check_version(line, f"{path}:{number}")
+            yield line
+
+
+class _Versioned(msgspec.Struct):
+    v: int = VERSION
+
+
+def check_version(line: bytes, place: str) -> None:
+    """Raise InputError unless `line` is of a known version; it may have other fields. One that is no JSON has none."""
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        if (found := msgspec.json.decode(line, type=_Versioned).v) != VERSION:
+            raise InputError(f"{place} is of version {found}, known: {VERSION}; update fieldlm-compiler")
+
+
+def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> TokenizedSplit:
+    """Render every line of a dataset file with the checkpoint's own chat template and tokenise it.
+
+    Raises InputError when the file or what the checkpoint needs is missing, and when there are lines but none of them
+    is an example.
+    """
+    lines = list(read_lines(path))
+    writer = _Writer(checkpoint)
+    read = [writer.example(line, max_tokens) for line in lines]
+    examples = tuple(each for each in read if isinstance(each, TokenizedExample))
+    dropped = Counter(each for each in read if isinstance(each, str))
+    if lines and not examples:
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+        raise InputError(f"{path} holds no example for this model: {why}; at most {max_tokens} tokens (--max-tokens)")
+    return TokenizedSplit(examples=examples, dropped=dict(sorted(dropped.items())))
+
+
+class _Writer:
+    """Conversations as the tokens of one model."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        path, source = checkpoint / "tokenizer.json", chat_template(checkpoint) if checkpoint.is_dir() else None
+        for what, is_there in (("tokenizer.json", path.is_file()), ("chat template", source)):
+            if not is_there:
+                raise InputError(f"{checkpoint} has no {what}; name a model's folder, such as `fieldlm unpack` makes")
+        said = special_tokens(checkpoint)
+        special = SpecialTokens(
+            bos=str(said.get("bos_token") or ""),
+            eos=str(said.get("eos_token") or ""),
+            control=control_tokens(path.read_bytes()),
+        )
+        self._template = ChatTemplate(source or "", special)
+        self._tokenizer = HfTokenizer(path)
+        self._control = {ids[0] for text in special.control if len(ids := self._tokenizer.encode(text)) == 1}
+        self._eos = self._tokenizer.encode(special.eos) if special.eos else []
+
+    def example(self, line: bytes, max_tokens: int) -> TokenizedExample | Skipped:
+        try:
+            found = msgspec.json.decode(line, type=DatasetLine)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return "unreadable"
+        if not found.messages:
+            return "unreadable"
+        try:
+            asked = self._template.render(found.messages[:-1], tools=found.tools)
+            whole = self._template.render(found.messages, tools=found.tools, asks=False)
+        except InputError:
+            return "refused by the chat template"
+        prompt = self._tokenizer.encode(asked)
+        tokens = self._continued(asked, prompt, whole.rstrip("\n"))
+        if tokens is None:
+            return "ambiguous border"
+        if self._control.issuperset(tokens[len(prompt) :]):
+            return "no answer"
+        if tokens[-1] not in self._control:
+            # Without the token that ends a turn a model never learns to stop.
+            tokens += self._eos
+        return "too long" if len(tokens) > max_tokens else TokenizedExample(tokens=(*tokens,), answer_at=len(prompt))
+
+    def _continued(self, asked: str, prompt: list[int], whole: str) -> list[int] | None:
+        """Return the tokens of `whole` that begin with `prompt`; None where its text goes on from another prompt."""
+        tokens = self._tokenizer.encode(whole)
+        if tokens[: len(prompt)] == prompt:
+            return tokens
+        if not whole.startswith(asked):
+            return None
+        # The answer's first letters and the prompt's last make one token here; the device has them apart.
+        apart = [*prompt, *self._tokenizer.encode(whole[len(asked) :])]
+        return apart if self._tokenizer.decode(apart) == self._tokenizer.decode(tokens) else None

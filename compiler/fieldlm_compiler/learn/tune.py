@@ -1,8 +1,8 @@
 """LoRA fine-tuning, dataset in and adapter out: on the answers alone, on a GPU or, if need be, on a processor.
 
 Three things make this fast enough for two cores. The examples of a step are one row behind their common beginning (see
-`packing`). The head, a fifth of a small model's work, runs on the answers' positions only. And the base is multiplied
-in bfloat16 where the processor is faster at that.
+`packing`), for a model that computes the same so (`answer_loss`). The head, a fifth of a small model's work, runs on
+the answers' positions only. And the base is multiplied in bfloat16 where the processor is faster at that.
 """
 
 import json
@@ -10,23 +10,28 @@ import math
 import random
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fieldlm.core import terminal
-from fieldlm.core.errors import MissingDependencyError
+from fieldlm.core import options, terminal
+from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_whole
-from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
-from fieldlm_compiler.learn.tuning_state import EVERY_S, TuningRun, kept_memory, prepare
+from fieldlm.core.logs import logger
+from fieldlm_compiler.checkpoints.checkpoint import folder_digest, weight_files
+from fieldlm_compiler.learn.tokenized import TokenizedExample, TokenizedSplit, read_examples
+from fieldlm_compiler.learn.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
+
+log = logger(__name__)
 
 if TYPE_CHECKING:
-    from fieldlm_compiler.learn.packing import Row
+    from fieldlm_compiler.learn.answer_loss import AnswerLoss
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer of a family, whatever it calls them, but the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,8 @@ class TrainingRecipe:
 
     rank: int = 16
     alpha: int = 32
-    targets: tuple[str, ...] = (*ATTENTION, *FEED_FORWARD)
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    """Names of modules, or the one word for all linear layers."""
     epochs: float = 2.0
     batch: int = 8
     learning_rate: float = 1e-3
@@ -65,33 +71,39 @@ def tune(
     A run that was interrupted goes on where it was at most `keep_every_s` before, when it is asked for the same again.
 
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
-    Raises InputError when a file is missing or an example is longer than the model's context, MissingPartError when
-    PyTorch does not see the device that is asked for.
+    Raises InputError when a file is missing or no example is left, MissingDependencyError when PyTorch does not see the
+    device that is asked for.
     """
+    train, held_out = _splits(dataset, checkpoint, recipe)
+    base_sha256 = _base_sha256(checkpoint)
+    # PyTorch takes seconds to import: what can be refused without it has been.
     prepare()
     import torch
 
     torch.manual_seed(recipe.seed)
-    examples = read_examples(dataset / "train.jsonl", checkpoint, recipe.max_tokens)
-    held_out = read_examples(dataset / "eval.jsonl", checkpoint, recipe.max_tokens)
     sources = {
         "recipe": asdict(recipe),
-        "base_sha256": sha256_file(checkpoint / "model.safetensors"),
+        "base_sha256": base_sha256,
         "dataset_sha256": sha256_file(dataset / "train.jsonl"),
     }
     with kept_memory():
+        from fieldlm_compiler.learn.answer_loss import choose_loss
+
         model = with_adapter(checkpoint, recipe)
-        before = evaluate_loss(model, held_out, recipe.batch)
+        loss = choose_loss(model, train.examples, recipe.batch)
+        before = loss.evaluate(held_out.examples, recipe.batch)
         run = TuningRun(out.with_name(f".{out.name}.tuning"), sources, keep_every_s)
-        _train(model, examples, recipe, run)
-        after = evaluate_loss(model, held_out, recipe.batch)
+        _train(loss, train.examples, recipe, run)
+        after = loss.evaluate(held_out.examples, recipe.batch)
     document = {
         "recipe": asdict(recipe),
         "dataset": json.loads((dataset / "dataset.json").read_text())["id"]
         if (dataset / "dataset.json").exists()
         else "",
         "base_sha256": sources["base_sha256"],
-        "examples": len(examples),
+        "examples": len(train.examples),
+        "dropped": {"train": train.dropped, "eval": held_out.dropped},
+        "packed": loss.is_packed,
         "steps": len(run.losses),
         "seconds": round(run.seconds, 1),
         "device": _name_of(model.device),
@@ -107,43 +119,29 @@ def tune(
     return document
 
 
-def evaluate_loss(model: Any, examples: Sequence[TokenizedExample], batch: int) -> float | None:
-    """Return the mean cross-entropy per answer token in nats, or None without examples."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from fieldlm_compiler.learn.packing import pack
-
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(examples), batch):
-            row = pack(examples[start : start + batch], model.device)
-            total += float(cross_entropy(answer_logits(model, row).float(), row.targets, reduction="sum"))
-            count += len(row.targets)
-    return round(total / count, 4) if count else None
+def _splits(dataset: Path, checkpoint: Path, recipe: TrainingRecipe) -> tuple[TokenizedSplit, TokenizedSplit]:
+    """Return what is trained on and what is held out, and say what is left out."""
+    train, held_out = (
+        read_examples(dataset / f"{split}.jsonl", checkpoint, recipe.max_tokens) for split in ("train", "eval")
+    )
+    for name, count in (Counter(train.dropped) + Counter(held_out.dropped)).items():
+        log.info(f"  left out: {count} {name}")
+    if not train.examples:
+        raise InputError(f"{dataset / 'train.jsonl'} has no examples; make a dataset with: fieldlm dataset EXAMPLES")
+    return train, held_out
 
 
-def answer_logits(model: Any, row: "Row") -> Any:
-    """Return the logits (a, vocabulary) at the places of `row` whose next token is judged."""
-    import torch
-    from peft.helpers import disable_input_dtype_casting
-
-    causal = model.get_base_model()
-    # Under autocast the float32 adapter multiplies in bfloat16 too; peft's own cast to float32 would undo that.
-    is_mixed = causal.dtype == torch.bfloat16
-    mixed = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_mixed)
-    with mixed, disable_input_dtype_casting(model, is_mixed):
-        states = causal.model(input_ids=row.tokens, position_ids=row.positions, use_cache=False, row=row)
-        return causal.lm_head(states.last_hidden_state[0, row.at])
+def _base_sha256(checkpoint: Path) -> str:
+    """Return what names the weights: of one file its own digest, of several the digest of the model's folder."""
+    files = weight_files(checkpoint)
+    return sha256_file(files[0]) if len(files) == 1 else folder_digest(checkpoint)
 
 
-def _train(model: Any, examples: Sequence[TokenizedExample], recipe: TrainingRecipe, run: TuningRun) -> None:
+def _train(answers: "AnswerLoss", examples: Sequence[TokenizedExample], recipe: TrainingRecipe, run: TuningRun) -> None:
     import torch
     from peft.optimizers import create_loraplus_optimizer
-    from torch.nn.functional import cross_entropy
 
-    from fieldlm_compiler.learn.packing import pack
-
+    model = answers.model
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = create_loraplus_optimizer(
         model, torch.optim.AdamW, lr=recipe.learning_rate, loraplus_lr_ratio=recipe.b_ratio, weight_decay=0.0
@@ -153,17 +151,18 @@ def _train(model: Any, examples: Sequence[TokenizedExample], recipe: TrainingRec
     run.restore(model, optimiser)
     steps = math.ceil(len(examples) * recipe.epochs / recipe.batch)
     done = len(run.losses)
-    with terminal.progress("tune", total=steps) as line:
+    threads = ThreadChoice(is_needed=model.device.type == "cpu")
+    with terminal.progress("tune", total=steps) as line, threads.restored():
         for step, batch in enumerate(islice(_batches(examples, recipe, steps), done, None), done):
             started_s = time.monotonic()
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * _schedule(step, steps, recipe.warmup)
-            row = pack(batch, model.device)
-            loss = cross_entropy(answer_logits(model, row), row.targets)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            with threads.step(sum(len(example.tokens) for example in batch)):
+                loss = answers.mean(batch)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
             run.add(float(loss.detach()), time.monotonic() - started_s)
             run.keep(model, optimiser)
             line.update(step + 1, f"loss {sum(run.losses[-10:]) / len(run.losses[-10:]):.3f}")
@@ -194,23 +193,30 @@ def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from fieldlm_compiler.learn.packing import ATTENTION_OF_ROWS
+    from fieldlm_compiler.learn.answer_loss import OWN_ATTENTION
 
     disable_progress_bar()
     device = choose_device(recipe.device)
     dtype = getattr(torch, _faster_on(device) if recipe.precision == "auto" else recipe.precision)
-    config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), task_type="CAUSAL_LM"
-    )
+    targets = ALL_LINEAR if ALL_LINEAR in recipe.targets else list(recipe.targets)
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=targets, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         # peft 0.21 still asks transformers by a name that 5.23 has deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation=ATTENTION_OF_ROWS)
-        return get_peft_model(base, config).to(device)
+        # GPT-2 keeps its matrices turned; peft says that it has seen it.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
+        base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation=OWN_ATTENTION)
+        try:
+            return get_peft_model(base, config).to(device)
+        except ValueError as error:
+            raise InputError(f"{checkpoint} has no module {', '.join(recipe.targets)} to tune: {error}") from error
 
 
 def choose_device(wanted: str) -> str:
-    """Return "cuda" or "cpu" for `wanted`, which may be "auto"; raises MissingPartError for a GPU that is not seen."""
+    """Return "cuda" or "cpu" for `wanted`, which may be "auto".
+
+    Raises MissingDependencyError for a GPU that is not seen.
+    """
     import torch
 
     seen = torch.cuda.is_available()
@@ -255,14 +261,37 @@ def bfloat16_gain() -> float:
 def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
     parser = terminal.parser("tune", "Fine-tune a checkpoint on a dataset; writes a LoRA adapter.")
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder of the base")
-    parser.add_argument("--dataset", type=Path, required=True, help="folder with train.jsonl and eval.jsonl")
-    parser.add_argument("--out", type=Path, required=True, help="where the adapter goes")
-    parser.add_argument("--rank", type=int, default=TrainingRecipe.rank, help="LoRA rank")
-    parser.add_argument("--epochs", type=float, default=TrainingRecipe.epochs, help="passes over the examples")
-    parser.add_argument("--batch", type=int, default=TrainingRecipe.batch, help="examples a step")
-    parser.add_argument("--learning-rate", type=float, default=TrainingRecipe.learning_rate, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=TrainingRecipe.seed, help="order of examples and first weights")
+    parser.add_argument("checkpoint", type=options.existing_folder, help="Hugging Face folder of the base")
+    parser.add_argument(
+        "--dataset", type=options.existing_folder, required=True, help="folder with train.jsonl and eval.jsonl"
+    )
+    parser.add_argument("--out", type=options.new_folder, required=True, help="where the adapter goes")
+    parser.add_argument("--rank", type=options.whole(1, 4096), default=TrainingRecipe.rank, help="LoRA rank")
+    parser.add_argument(
+        "--epochs",
+        type=options.real(0, 10_000, above=True),
+        default=TrainingRecipe.epochs,
+        help="passes over the examples",
+    )
+    parser.add_argument("--batch", type=options.whole(1, 65_536), default=TrainingRecipe.batch, help="examples a step")
+    parser.add_argument(
+        "--learning-rate",
+        type=options.real(0, 1, above=True),
+        default=TrainingRecipe.learning_rate,
+        help="peak learning rate",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=options.whole(1, options.CONTEXT[1]),
+        default=TrainingRecipe.max_tokens,
+        help="longer examples are left out",
+    )
+    parser.add_argument(
+        "--seed",
+        type=options.whole(*options.SEED),
+        default=TrainingRecipe.seed,
+        help="order of examples and first weights",
+    )
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     args = parser.parse_args(argv)
@@ -272,6 +301,7 @@ def main(argv: Sequence[str]) -> int:
         epochs=args.epochs,
         batch=args.batch,
         learning_rate=args.learning_rate,
+        max_tokens=args.max_tokens,
         seed=args.seed,
         precision=args.precision,
         device=args.device,

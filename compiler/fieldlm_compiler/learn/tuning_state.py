@@ -10,10 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import terminal
 from fieldlm.core.files import canonical_json, sha256_bytes, write_whole
+from fieldlm.core.logs import logger
+
+log = logger(__name__)
 
 EVERY_S = 60.0
+LOOK_S = 30.0
+"""How often a step is tried with the other number of threads."""
 # What GNU OpenMP and PyTorch read once, before their first step: how often a thread looks if the others are done
 # before it sleeps (for ever: all stand still whenever a neighbour takes a core; never: waking up costs a fifth),
 # and whether tensors are asked for in huge pages.
@@ -45,7 +49,7 @@ class TuningRun:
         set_peft_model_state_dict(model, kept["adapter"])
         optimiser.load_state_dict(kept["optimiser"])
         self.losses, self.seconds = kept["losses"], kept["seconds"]
-        terminal.log(f"  going on after step {len(self.losses)}")
+        log.info(f"  going on after step {len(self.losses)}")
 
     def add(self, loss: float, seconds: float) -> None:
         self.losses.append(loss)
@@ -66,6 +70,64 @@ class TuningRun:
 
     def forget(self) -> None:
         shutil.rmtree(self._path.parent, ignore_errors=True)
+
+
+class ThreadChoice:
+    """How many threads a step takes: one, or all that PyTorch would. Measured now and then, because neighbours come.
+
+    Threads wait for each other many times a step. Beside a busy neighbour one of them always stands still, and two are
+    several times slower than one.
+    """
+
+    def __init__(self, *, is_needed: bool = True, look_s: float = LOOK_S) -> None:
+        import torch
+
+        self._most = torch.get_num_threads()
+        self._counts = sorted({1, self._most}) if is_needed else []
+        self._look_s = look_s
+        self._took_s: dict[int, float] = {}
+        self._looked_s = -look_s
+
+    @contextmanager
+    def step(self, work: int) -> Generator[int]:
+        """Yield the number of threads that are set for a step of `work` tokens; the step is timed."""
+        import torch
+
+        count = self._next()
+        if count is None:
+            yield torch.get_num_threads()
+            return
+        torch.set_num_threads(count)
+        started_s = time.monotonic()
+        yield count
+        self.took(count, (time.monotonic() - started_s) / max(1, work))
+
+    def took(self, count: int, seconds: float) -> None:
+        """Remember what a token took with `count` threads, in seconds."""
+        self._took_s[count] = seconds
+
+    @contextmanager
+    def restored(self) -> Generator[None]:
+        """Leave PyTorch's threads as they were."""
+        import torch
+
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self._most)
+
+    def _next(self) -> int | None:
+        if len(self._counts) < 2:
+            return None
+        new = [count for count in self._counts if count not in self._took_s]
+        if new:
+            self._looked_s = time.monotonic()
+            return new[0]
+        best = min(self._counts, key=self._took_s.__getitem__)
+        if time.monotonic() - self._looked_s < self._look_s:
+            return best
+        self._looked_s = time.monotonic()
+        return next(count for count in self._counts if count != best)
 
 
 def prepare() -> None:

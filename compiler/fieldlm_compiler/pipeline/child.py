@@ -1,7 +1,7 @@
 """Child processes, one step in each: an abort becomes an error message, and its memory is measured.
 
-`call("package.module:function", …)` starts a fresh interpreter, hands it JSON, and returns the JSON it answers. The
-step dies with the compiler, whatever kills the compiler.
+`call(function, what="…")(…)` starts a fresh interpreter, which imports the function and hands it the arguments, and
+returns the JSON it answers. The step dies with the compiler, whatever kills the compiler.
 """
 
 import contextlib
@@ -16,11 +16,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import IO, Any
+from inspect import signature
+from pathlib import Path, PurePath
+from typing import IO, Any, ParamSpec, get_type_hints
+
+import msgspec
 
 from fieldlm.core import errors
 from fieldlm.core.errors import EngineError, FieldlmError, NoSpaceError
@@ -31,8 +34,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_TEXT = re.compile(
     r"No space left on device|StorageFull|Disk quota exceeded|File too large|requested and \d+ written"
 )
+GGML_ASSERT = re.compile(r"GGML_ASSERT\(|GGML_ABORT|\bggml\S*\.(c|cpp|h):\d+: ")
+# An exception whose message says nothing to who does not know the code that raised it.
+BARE = re.compile(r"(AssertionError|KeyError|IndexError|StopIteration|NotImplementedError)(: .{0,40})?")
+TRACED = re.compile(r'File "([^"]+)", line (\d+), in ')
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.05
+P = ParamSpec("P")
 # No step may reach for a hub: what is needed is on this disk, and a timeout would look like a hang.
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -56,35 +64,65 @@ class Ran:
     peak_mb: float
 
 
-def call(target: str, /, *, what: str, env: Mapping[str, str] | None = None, **arguments: object) -> Ran:
-    """Run `module:function` with `arguments` in a new process and return its JSON answer.
+def call(function: Callable[P, object], *, what: str, env: Mapping[str, str] | None = None) -> Callable[P, Ran]:
+    """Return `function` as one that runs in a new process, and says how it went.
 
-    Raises the FieldlmError that the step raised, NoSpaceError when its disk filled up, and EngineError with the last
-    line of its stderr when it died.
+    `env` is added to its environment, a PYTHONPATH in front of the one there is.
+
+    The function stands in a module of its own right, takes what JSON can say (paths and structs too: they are made
+    again from the types that it declares) and answers with JSON. It raises the FieldlmError that the step raised,
+    NoSpaceError when its disk filled up, and EngineError with the last line of its stderr when it died.
     """
-    request = json.dumps({"target": target, "arguments": arguments}, default=str)
-    with tempfile.TemporaryDirectory(prefix="fieldlm-") as folder, progress(what):
-        answer = Path(folder) / "answer.json"
-        with (Path(folder) / "log").open("w+b") as log:
-            started_s = time.monotonic()
-            code, peak_mb = _run(request, answer, log, env or {})
-            seconds = time.monotonic() - started_s
-            value = _value(code, answer, log, what)
-    return Ran(value=value, seconds=seconds, peak_mb=peak_mb)
+
+    def run(*arguments: P.args, **named: P.kwargs) -> Ran:
+        asked = {"target": _target(function), "arguments": arguments, "named": named}
+        request = msgspec.json.encode(asked, enc_hook=_plain)
+        with tempfile.TemporaryDirectory(prefix="fieldlm-") as folder, progress(what):
+            answer = Path(folder) / "answer.json"
+            with (Path(folder) / "log").open("w+b") as log:
+                started_s = time.monotonic()
+                code, peak_mb = _run(request, answer, log, env or {})
+                seconds = time.monotonic() - started_s
+                value = _value(code, answer, log, what)
+        return Ran(value=value, seconds=seconds, peak_mb=peak_mb)
+
+    return run
 
 
-def _run(request: str, answer: Path, log: IO[bytes], env: Mapping[str, str]) -> tuple[int, float]:
+def _target(function: Callable[..., object]) -> tuple[str, str]:
+    """Return module and name by which another interpreter finds `function`; `__main__` is another module there."""
+    module = function.__module__
+    if module == "__main__" and (spec := sys.modules[module].__spec__) is not None:
+        module = spec.name
+    return module, function.__qualname__
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"a step cannot be handed a {type(value).__name__}")
+
+
+def _made(kind: type, value: object) -> Any:
+    if issubclass(kind, PurePath) and isinstance(value, str):
+        return kind(value)
+    raise TypeError(f"{value!r} is no {kind.__name__}")
+
+
+def _run(request: bytes, answer: Path, log: IO[bytes], env: Mapping[str, str]) -> tuple[int, float]:
+    # In front of whatever else is on it.
+    path = (env.get("PYTHONPATH"), os.environ.get("PYTHONPATH"))
     process = subprocess.Popen(
         [sys.executable, "-m", "fieldlm_compiler.pipeline.child", str(answer), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **QUIET, **env},
+        env={**os.environ, **QUIET, **env, "PYTHONPATH": os.pathsep.join(filter(None, path))},
     )
     assert process.stdin is not None
     try:
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-            pipe.write(request.encode())
+            pipe.write(request)
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
@@ -111,13 +149,27 @@ def _value(code: int, answer: Path, log: IO[bytes], what: str) -> Any:
             f"no space left on the disk while trying to {what}; free some and run the same command again"
         )
     ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    raise EngineError(f"could not {what} ({ended}): {_last_line(text)}")
+    raise EngineError(f"could not {what} ({ended}): {_cause(text)}")
 
 
-def _last_line(text: str) -> str:
-    """Return the last line that is not a progress bar."""
-    lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
-    return next((line[:300] for line in reversed(lines) if line and "%|" not in line), "it printed nothing")
+def _cause(text: str) -> str:
+    """Return the line of a log that names the cause.
+
+    That is what ggml asserted, before a debugger has its say; or the last line that is no progress bar, with its place
+    where an exception has nothing else to tell.
+    """
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
+    lines = [line for line in lines if line and "%|" not in line]
+    asserted = next((line for line in lines if GGML_ASSERT.search(line)), None)
+    if asserted or not lines:
+        return asserted[:300] if asserted else "it printed nothing"
+    places = [at for at, line in enumerate(lines) if TRACED.match(line)]
+    if not BARE.fullmatch(lines[-1]) or not places:
+        return lines[-1][:300]
+    place = TRACED.match(lines[places[-1]])
+    assert place is not None, "it matched before"
+    said = lines[places[-1] + 1]
+    return f"{lines[-1][:200]} at {Path(place[1]).name} line {place[2]}: {said[:200]}"
 
 
 def main(answer: Path, parent: int) -> int:
@@ -126,9 +178,13 @@ def main(answer: Path, parent: int) -> int:
     if os.getppid() != parent:
         return 1
     request = json.load(sys.stdin)
-    module, _, function = request["target"].partition(":")
+    module, name = request["target"]
+    function = getattr(import_module(module), name)
+    given, hints = signature(function).bind(*request["arguments"], **request["named"]), get_type_hints(function)
+    for name in given.arguments.keys() & hints.keys():
+        given.arguments[name] = msgspec.convert(given.arguments[name], hints[name], dec_hook=_made)
     try:
-        told = {"value": getattr(import_module(module), function)(**request["arguments"])}
+        told = {"value": function(*given.args, **given.kwargs)}
     except FieldlmError as error:
         told = {"error": type(error).__name__, "message": str(error)}
     except OSError as error:

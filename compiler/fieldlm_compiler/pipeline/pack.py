@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import link_or_copy, whole_folder
-from fieldlm.formats.bundle import MANIFEST, Bundle, File, Manifest, Role, describe, write_bundle
+from fieldlm.formats.bundle import MANIFEST, Bundle, File, Manifest, describe, write_bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class BundlePart:
     bundle.
     """
 
-    role: Role
+    role: str
     name: str
     source: Path | bytes
     shared: bool = False

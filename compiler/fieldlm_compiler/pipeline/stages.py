@@ -16,8 +16,10 @@ import msgspec
 
 from fieldlm.core.errors import FieldlmError, NoSpaceError
 from fieldlm.core.files import canonical_json, free_mb, sha256_bytes, sha256_file, whole_folder
-from fieldlm.core.terminal import log
+from fieldlm.core.logs import logger
 from fieldlm_compiler.pipeline.child import Ran
+
+log = logger(__name__)
 
 DONE = "stage.json"
 # Counts up when a stage comes to answer in another form: what an older compiler left in the cache is then made anew.
@@ -73,7 +75,7 @@ class Stages:
             if made is None:
                 made = self._make(path, name, inputs, make, needs_mb)
             else:
-                log(f"  ✓ {name}: taken from the cache ({made.seconds:.1f} s the first time)")
+                log.info(f"  ✓ {name}: taken from the cache ({made.seconds:.1f} s the first time)")
         self.made.append(made)
         return path, made
 

@@ -15,11 +15,18 @@ import msgspec
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
-from fieldlm.core import terminal
-from fieldlm.core.config import load_config
+from fieldlm.core import options, terminal
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors, write_whole
-from fieldlm_compiler.repository.metadata import ROLES, Keyring, RepositoryMetadata, alone, found, read_root
+from fieldlm_compiler.repository.metadata import (
+    ROLES,
+    Keyring,
+    RepositoryMetadata,
+    create_root,
+    publish_lock,
+    read_root,
+)
 
 STAGED = "next-root.json"
 
@@ -52,7 +59,7 @@ def rotate(repository: Path, ring: Keyring, role: str, *, old: str = "", thresho
 
     `role` is root, targets, snapshot, timestamp or profile-NAME. `threshold` is the root's from now on, 0 for as it is.
     """
-    with alone(repository):
+    with publish_lock(repository):
         book = RepositoryMetadata(repository, ring)
         _check_nothing_waits(book)
         dropped = _the_key(book, role, old)
@@ -67,7 +74,7 @@ def revoke(repository: Path, ring: Keyring, keyid: str) -> list[Change]:
     """Let no role be signed by the key any more; a role that would have too few keys left gets a new one."""
     changes = list[Change]()
     for role in _roles(repository, ring):
-        with alone(repository):
+        with publish_lock(repository):
             book = RepositoryMetadata(repository, ring)
             found_ids = [known for known in book.keys(role).keyids if known.startswith(keyid)] if keyid else []
             if not found_ids:
@@ -85,15 +92,14 @@ def revoke(repository: Path, ring: Keyring, keyid: str) -> list[Change]:
 
 def add_signatures(repository: Path, ring: Keyring) -> Change:
     """Add the signatures of the root keys at hand to the root that waits, and publish it once they are enough."""
-    with alone(repository):
+    with publish_lock(repository):
         book = RepositoryMetadata(repository, ring)
         staged = _staged(book)
         if staged is None:
             raise InputError(f"no change of keys waits in {repository}; begin one with: fieldlm keys rotate")
-        old = book.root
+        old = book.root()
         for signer in ring.at_hand([*old.roles["root"].keyids, *staged.signed.roles["root"].keyids]):
             staged.sign(signer, append=True)
-        book.root = staged.signed
         return _finish(book, staged, old, Change(role="root", version=0, signatures=0, needed=0, published=False))
 
 
@@ -107,11 +113,8 @@ def report(repository: Path | None, ring: Keyring) -> list[KeyReport]:
         roles = {name: (role, str(root.expires)) for name, role in root.roles.items() if name in ROLES}
     else:
         book = RepositoryMetadata(repository, ring)
-        expires = {
-            "root": book.root.expires, "targets": book.targets.expires, "snapshot": book.snapshot.expires,
-            "timestamp": book.timestamp.expires, **{name: signed.expires for name, signed in book.profiles.items()},
-        }  # fmt: skip
-        roles = {name: (book.keys(name), str(when)) for name, when in expires.items()}
+        names = (*ROLES, *book.profiles)
+        roles = {name: (book.keys(name), str(book.open(name).signed.expires)) for name in names}
     return [
         KeyReport(
             role=name, key=keyid, at_hand=keyid in ring.signers, threshold=role.threshold, keys=len(role.keyids),
@@ -123,7 +126,7 @@ def report(repository: Path | None, ring: Keyring) -> list[KeyReport]:
 
 
 def _roles(repository: Path, ring: Keyring) -> list[str]:
-    with alone(repository):
+    with publish_lock(repository):
         return [*ROLES, *RepositoryMetadata(repository, ring).profiles]
 
 
@@ -144,7 +147,7 @@ def _set_threshold(book: RepositoryMetadata, role: str, threshold: int) -> None:
 
 def _publish(book: RepositoryMetadata, role: str, *, added: str, dropped: str) -> Change:
     change = Change(
-        role=role, added=added, dropped=dropped, version=book.root.version, signatures=1, needed=1, published=True
+        role=role, added=added, dropped=dropped, version=book.root().version, signatures=1, needed=1, published=True
     )
     if role not in ROLES:
         book.need(["targets", role, "snapshot", "timestamp"])
@@ -200,10 +203,10 @@ def _check_nothing_waits(book: RepositoryMetadata) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run `fieldlm keys create|show|rotate|revoke|sign`."""
     args = _parse(argv)
-    keys = load_config({"keys": args.keys}).keys
+    keys = keys_folder(args.keys)
     ring = Keyring(keys, args.root_keys)
     if args.what == "create":
-        anchor = found(ring, root_keys=args.root, threshold=args.threshold or 1, offline=args.root_keys)
+        anchor = create_root(ring, root_keys=args.root, threshold=args.threshold or 1, offline=args.root_keys)
         _show_report(report(None, ring), f"devices trust: {anchor}", args.json)
         return 0
     if args.what == "show":
@@ -223,13 +226,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Any:
     parser = terminal.parser("keys", "Make a publisher's keys, replace them, take them back.")
-    parser.add_argument("what", choices=("create", "show", "rotate", "revoke", "sign"))
+    parser.add_argument("what", choices=("create", "show", "rotate", "revoke", "sign"), help="what to do")
     parser.add_argument("name", nargs="?", default="", help="the role to rotate, or the key to revoke")
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys; default: as configured")
     where = "where root keys lie that are kept apart: a folder or a PEM; may be said again"
     parser.add_argument("--root-keys", type=Path, action="append", default=[], metavar="PATH", help=where)
-    parser.add_argument("--root", type=int, default=1, metavar="N", help="create: how many root keys")
-    parser.add_argument("--threshold", type=int, default=0, metavar="N", help="how many root keys have to sign")
+    parser.add_argument("--root", type=options.whole(1, 100), default=1, metavar="N", help="create: how many root keys")
+    parser.add_argument(
+        "--threshold",
+        type=options.whole(1, 100, zero=True),
+        default=0,
+        metavar="N",
+        help="how many root keys have to sign",
+    )
     parser.add_argument("--key", default="", help="rotate: the old key, where the role has several")
     parser.add_argument("--to", type=Path, metavar="REPOSITORY", help="the repository whose keys change")
     args = parser.parse_args(argv)

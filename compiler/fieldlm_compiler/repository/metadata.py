@@ -5,22 +5,23 @@ one role per profile, which alone signs that profile's releases. Root and target
 profile comes, and may lie offline the rest of the time; the others are needed to publish. Keys are found by what they
 are, not by their file names: any Ed25519 PEM in the folders that are searched.
 
-Everything is written under a new name; the next root, and then `timestamp.json`, make it visible.
+python-tuf's `Repository` keeps snapshot and timestamp up to date. It says of that module that it may still change,
+which is one reason for the bound on tuf's version. Everything is written under a new name; the next root, and then
+`timestamp.json`, make it visible.
 """
 
 # python-tuf and securesystemslib document these names, and re-export them without saying so to type checkers.
 # pyright: reportPrivateImportUsage=false
 
-import fcntl
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from securesystemslib.signer import CryptoSigner, Key
-from tuf.api.exceptions import RepositoryError
+from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -33,16 +34,16 @@ from tuf.api.metadata import (
     Targets,
     Timestamp,
 )
+from tuf.repository import Repository
 
 from fieldlm.core.errors import BundleError, InputError
-from fieldlm.core.files import disk_errors, write_whole
+from fieldlm.core.files import disk_errors, held_lock, write_whole
 from fieldlm.core.signing import load_key, load_or_create_key
 from fieldlm.formats.release import Offer, role_name
 
 ROLES = ("root", "targets", "snapshot", "timestamp")
 LASTS_DAYS = {"root": 3650, "targets": 3650, "snapshot": 3650, "timestamp": 365}
 ANCHOR = "root.json"
-Signed = Root | Targets | Snapshot | Timestamp
 
 
 class Keyring:
@@ -91,7 +92,7 @@ class Keyring:
         return signer
 
 
-def found(ring: Keyring, *, root_keys: int = 1, threshold: int = 1, offline: Sequence[Path] = ()) -> Path:
+def create_root(ring: Keyring, *, root_keys: int = 1, threshold: int = 1, offline: Sequence[Path] = ()) -> Path:
     """Make all keys of a new publisher and the root that devices are handed; return its path.
 
     Root keys go to the `offline` folders in turn, or beside the others where there are none. Raises InputError when
@@ -110,145 +111,146 @@ def found(ring: Keyring, *, root_keys: int = 1, threshold: int = 1, offline: Seq
     for role in ROLES[1:]:
         root.add_key(ring.get_or_make(role).public_key, role)
     root.roles["root"].threshold = threshold
-    write_whole(anchor, sign(root, "root", ring.at_hand(root.roles["root"].keyids)).to_bytes())
+    write_whole(anchor, sign(Metadata(root), "root", ring.at_hand(root.roles["root"].keyids)).to_bytes())
     return anchor
 
 
-def sign(signed: Signed, role: str, signers: Sequence[CryptoSigner]) -> Metadata[Any]:
-    """Sign with all of `signers`, good for as long as the role's metadata lasts."""
-    signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=LASTS_DAYS.get(role, 3650))
-    metadata = Metadata(cast(Root, signed))  # any of the four; the constructor wants to know which
+def sign(metadata: Metadata[Any], role: str, signers: Sequence[CryptoSigner]) -> Metadata[Any]:
+    """Sign with all of `signers` and with nobody else, good for as long as the role's metadata lasts."""
+    metadata.signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=LASTS_DAYS.get(role, 3650))
+    metadata.signatures.clear()
     for signer in signers:
         metadata.sign(signer, append=True)
     return metadata
 
 
-class RepositoryMetadata:
-    """Read what is current, change it, write what changed anew."""
+class RepositoryMetadata(Repository):
+    """Read what is current, change it, write anew what is no longer signed as it stands."""
 
     def __init__(self, repository: Path, ring: Keyring) -> None:
         self.folder = repository / "tuf"
         self.ring = ring
-        if not (self.folder / "root.json").exists():
+        if not (self.folder / ANCHOR).exists():
             anchor = ring.folder / ANCHOR
             if not anchor.exists():
-                found(ring)
-            write_whole(self.folder / "root.json", anchor.read_bytes())  # for devices to be; stays the first
-            write_whole(self.folder / f"{read_version(anchor)}.root.json", anchor.read_bytes())
-        self.root = read_root(self.folder)
-        self.timestamp, self.snapshot, self.targets, self.profiles = read_current(self.folder)
-        self._is_new = not (self.folder / "timestamp.json").exists()
-        self._changed = set[str]()
+                create_root(ring)
+            write_whole(self.folder / ANCHOR, anchor.read_bytes())  # for devices to be; stays the first
+            write_whole(self.folder / f"{_read(anchor).signed.version}.root.json", anchor.read_bytes())
+        self._current = {"root": Metadata(read_root(self.folder)), **read_current(self.folder)}
+
+    def open(self, role: str) -> Metadata[Any]:
+        """Return the metadata of any role as it stands here; what is not there yet was never written."""
+        if role not in self._current:
+            signed: Any = {"snapshot": Snapshot, "timestamp": Timestamp}.get(role, Targets)()
+            signed.version = int(role in ROLES)
+            self._current[role] = Metadata(signed)
+        return self._current[role]
+
+    def close(self, role: str, md: Metadata[Any]) -> None:
+        """Sign the next version of a role's metadata and write it."""
+        signers = self._signers(role)
+        md.signed.version += 1
+        name = f"{role}.json" if role == "timestamp" else f"{md.signed.version}.{role}.json"
+        write_whole(self.folder / name, sign(md, role, signers).to_bytes())
+
+    @property
+    def targets_infos(self) -> dict[str, MetaFile]:
+        """What the snapshot is to name."""
+        return {f"{role}.json": MetaFile(self.targets(role).version) for role in ("targets", *self.profiles)}
+
+    @property
+    def snapshot_info(self) -> MetaFile:
+        """What the timestamp is to name."""
+        return MetaFile(self.snapshot().version)
+
+    @property
+    def profiles(self) -> list[str]:
+        """The roles that sign for one profile each."""
+        return [role for role in self._current if role not in ROLES]
 
     def need(self, roles: Iterable[str]) -> None:
         """Raise InputError unless the keys at hand can sign for all of `roles`, before anything is written."""
         for role in roles:
             self._signers(role)
         # Handed to devices; beside the keys, so that it need not be fetched from a place nobody trusts yet.
-        write_whole(self.ring.folder / ANCHOR, (self.folder / f"{self.root.version}.root.json").read_bytes())
+        write_whole(self.ring.folder / ANCHOR, (self.folder / f"{self.root().version}.root.json").read_bytes())
 
     def profile(self, profile: str) -> Targets:
         """Return the targets of a profile, and delegate to it when it is new."""
         name = role_name(profile)
-        delegations = self.targets.delegations or Delegations({}, {})
-        roles = delegations.roles if delegations.roles is not None else {}
-        if name not in roles:
+        targets = self.targets()
+        if name not in self._delegated():
             self._signers("targets")
-            signer = self.ring.get_or_make(name)
-            roles[name] = DelegatedRole(name, [], 1, True, paths=[f"{profile}/*"])
-            delegations.roles = roles
-            self.targets.delegations = delegations
-            self.targets.add_key(signer.public_key, name)
-            self._changed.add("targets")
-        if name not in self.profiles:
-            self.profiles[name] = Targets()
-            self.profiles[name].version = 0  # the first one written is 1
-            self._changed.add(name)
-        return self.profiles[name]
+            targets.delegations = targets.delegations or Delegations({}, {})
+            targets.delegations.roles = {
+                **(targets.delegations.roles or {}),
+                name: DelegatedRole(name, [], 1, True, paths=[f"{profile}/*"]),
+            }
+            targets.add_key(self.ring.get_or_make(name).public_key, name)
+        return self.targets(name)
 
     def add(self, profile: str, path: str, data: bytes, offer: Offer | None = None) -> None:
         """Offer the release file at `path` under `releases/`."""
-        target = TargetFile.from_data(path, data, ["sha256"])
-        self.profile(profile).targets[path] = target
+        self.profile(profile).targets[path] = TargetFile.from_data(path, data, ["sha256"])
         self.offer(profile, path, offer or Offer())
 
     def offer(self, profile: str, path: str, offer: Offer) -> None:
         """Say to whom a release goes."""
-        target = self.profile(profile).targets[path]
-        custom = msgspec.to_builtins(offer)
-        if target.unrecognized_fields.get("custom") != custom:
-            target.unrecognized_fields["custom"] = custom
-            self._changed.add(role_name(profile))
+        self.profile(profile).targets[path].unrecognized_fields["custom"] = msgspec.to_builtins(offer)
 
     def keys(self, role: str) -> Role:
         """Return the keys and the threshold of any role; raises InputError for one that is not there."""
-        if role in ROLES:
-            return self.root.roles[role]
-        roles = (self.targets.delegations.roles if self.targets.delegations else None) or {}
-        if role not in roles:
-            raise InputError(f"there is no role {role!r}; roles: {', '.join([*ROLES, *sorted(roles)])}")
-        return roles[role]
-
-    def public(self, keyid: str) -> Key | None:
-        delegated = self.targets.delegations.keys if self.targets.delegations else {}
-        return self.root.keys.get(keyid) or delegated.get(keyid)
+        known: dict[str, Role] = {**self.root().roles, **self._delegated()}
+        if role not in known or role == "mirrors":
+            raise InputError(f"there is no role {role!r}; roles: {', '.join([*ROLES, *sorted(self._delegated())])}")
+        return known[role]
 
     def swap_key(self, role: str, *, add: Key | None = None, drop: str = "") -> None:
-        """Let another key sign for a role, or one key no longer; the role's metadata will be signed afresh."""
-        owner = self.root if role in ROLES else self.targets
+        """Let another key sign for a role, or one key no longer."""
+        owner = self._owner(role)
         if add is not None:
             owner.add_key(add, role)
         if drop:
             owner.revoke_key(drop, role)
-        self._changed.add("root" if role in ROLES else "targets")
-        self._changed.add(role)
-
-    def resign_stale(self) -> None:
-        """Take for changed what the keys of today do not vouch for: a rotation that was broken off, or another's."""
-        checked: list[tuple[str, Signed, Signed]] = [
-            ("targets", self.root, self.targets), ("snapshot", self.root, self.snapshot),
-        ]  # fmt: skip
-        checked += [(name, self.targets, targets) for name, targets in self.profiles.items()]
-        for name, owner, signed in checked:
-            path = self.folder / f"{signed.version}.{name}.json"
-            if path.exists() and name not in self._changed:
-                metadata = Metadata[Any].from_file(str(path))
-                try:
-                    cast(Root | Targets, owner).verify_delegate(name, metadata.signed_bytes, metadata.signatures)
-                except (RepositoryError, ValueError):
-                    self._changed.add(name)
 
     def stage_root(self) -> Metadata[Root]:
         """Return the next root, signed with what is at hand of the old keys and the new."""
-        old = read_root(self.folder)
-        self.root.version = old.version + 1
-        keyids = dict.fromkeys([*old.roles["root"].keyids, *self.root.roles["root"].keyids])
-        return cast(Metadata[Root], sign(self.root, "root", self.ring.at_hand(keyids)))
+        old, root = read_root(self.folder), self.root()
+        root.version = old.version + 1
+        keyids = dict.fromkeys([*old.roles["root"].keyids, *root.roles["root"].keyids])
+        return sign(Metadata(root), "root", self.ring.at_hand(keyids))
 
     def write(self, root: Metadata[Root] | None = None) -> None:
-        """Sign and write what changed, with the next `root` if there is one; visible with the last file."""
-        self.resign_stale()
-        changed = [role for role in self._changed if role in self.profiles]
-        for role in changed:
-            self.profiles[role].version += 1
-            self._write(role, self.profiles[role], f"{self.profiles[role].version}.{role}.json")
-            self.snapshot.meta[f"{role}.json"] = MetaFile(version=self.profiles[role].version)
-        if "targets" in self._changed or self._is_new:
-            self.targets.version += 1
-            self._write("targets", self.targets, f"{self.targets.version}.targets.json")
-            self.snapshot.meta["targets.json"] = MetaFile(version=self.targets.version)
-        if self._changed - {"root", "timestamp"} or self._is_new:
-            self.snapshot.version += 1
-            self._write("snapshot", self.snapshot, f"{self.snapshot.version}.snapshot.json")
-        self.timestamp.version += 1
-        self.timestamp.snapshot_meta = MetaFile(version=self.snapshot.version)
+        """Sign and write what is not signed as it stands, with the next `root` if there is one.
+
+        That is what changed, and what the keys of today do not vouch for: after a rotation that was broken off, or
+        another's. All of it becomes visible with the last file.
+        """
+        if root is not None:
+            self._current["root"] = root
+        for role in (*self.profiles, "targets"):
+            if not self._is_signed(role):
+                self.close(role, self.open(role))
+        self.do_snapshot()
         self._signers("timestamp")
         if root is not None:
             write_whole(self.folder / f"{root.signed.version}.root.json", root.to_bytes())
             write_whole(self.ring.folder / ANCHOR, root.to_bytes())
-        self._write("timestamp", self.timestamp, "timestamp.json")
-        self._is_new = False
-        self._changed.clear()
+        self.do_timestamp(force=True)
+
+    def _is_signed(self, role: str) -> bool:
+        metadata = self.open(role)
+        try:
+            self._owner(role).verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except UnsignedMetadataError:
+            return False
+        return True
+
+    def _owner(self, role: str) -> Root | Targets:
+        return self.root() if role in ROLES else self.targets()
+
+    def _delegated(self) -> dict[str, DelegatedRole]:
+        return dict((self.targets().delegations or Delegations({}, {})).roles or {})
 
     def _signers(self, role: str) -> list[CryptoSigner]:
         wanted = self.keys(role)
@@ -260,50 +262,48 @@ class RepositoryMetadata:
             )
         return signers
 
-    def _write(self, role: str, signed: Signed, name: str) -> None:
-        write_whole(self.folder / name, sign(signed, role, self._signers(role)).to_bytes())
-
-
-def read_version(path: Path) -> int:
-    """Return the version of the metadata in a file."""
-    return _read(path).version
-
 
 def read_root(folder: Path) -> Root:
     """Return the newest root of the repository; trusts the folder, as its owner does."""
     versions = [path.name.partition(".")[0] for path in folder.glob("*.root.json")]
     newest = max(int(version) for version in versions if version.isdecimal())
-    return cast(Root, _read(folder / f"{newest}.root.json"))
+    return _read(folder / f"{newest}.root.json").signed
 
 
-def read_current(folder: Path) -> tuple[Timestamp, Snapshot, Targets, dict[str, Targets]]:
-    """Follow timestamp → snapshot → targets → profiles, so that files of an interrupted publisher are not seen."""
+def read_current(folder: Path) -> dict[str, Metadata[Any]]:
+    """Return all roles but root by name.
+
+    Follows timestamp → snapshot → targets, so that files of an interrupted publisher are not seen.
+    """
     if not (folder / "timestamp.json").exists():
-        return Timestamp(), Snapshot(), Targets(), {}
-    timestamp = cast(Timestamp, _read(folder / "timestamp.json"))
-    snapshot = cast(Snapshot, _read(folder / f"{timestamp.snapshot_meta.version}.snapshot.json"))
-    read = {
-        name.removesuffix(".json"): cast(Targets, _read(folder / f"{meta.version}.{name}"))
-        for name, meta in snapshot.meta.items()
+        return {}
+    timestamp = _read(folder / "timestamp.json")
+    snapshot = _read(folder / f"{timestamp.signed.snapshot_meta.version}.snapshot.json")
+    listed = {
+        name.removesuffix(".json"): _read(folder / f"{meta.version}.{name}")
+        for name, meta in snapshot.signed.meta.items()
     }
-    return timestamp, snapshot, read.pop("targets"), read
+    return {"timestamp": timestamp, "snapshot": snapshot, **listed}
 
 
-def _read(path: Path) -> Signed:
+def read_offered(repository: Path) -> dict[str, Targets]:
+    """Return what each profile's role offers; trusts the folder, as its owner does."""
+    return {role: found.signed for role, found in read_current(repository / "tuf").items() if role not in ROLES}
+
+
+def _read(path: Path) -> Metadata[Any]:
     try:
-        return Metadata[Any].from_file(str(path)).signed
+        return Metadata[Any].from_file(str(path))
     except (RepositoryError, OSError) as error:
         raise BundleError(f"{path} is damaged: {error}; publish into a new folder, with the same keys") from error
 
 
 @contextmanager
-def alone(repository: Path) -> Generator[None]:
+def publish_lock(repository: Path) -> Generator[None]:
     """Hold the repository against another publisher on this machine."""
     with disk_errors(repository):
         repository.mkdir(parents=True, exist_ok=True)
-        with (repository / ".publish.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"another fieldlm publishes into {repository}; wait for it and try again") from error
+        with held_lock(
+            repository / ".publish.lock", f"another fieldlm publishes into {repository}; wait for it and try again"
+        ):
             yield

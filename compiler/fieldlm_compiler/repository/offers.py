@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.core import terminal
-from fieldlm.core.config import load_config
+from fieldlm.core import options, terminal
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
 from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
-from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, alone, read_current
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, publish_lock, read_offered
 from fieldlm_compiler.repository.publish import add_release, make_offer
 
 
@@ -28,7 +28,7 @@ class Offered(msgspec.Struct, frozen=True, kw_only=True):
 
 def offered(repository: Path) -> list[Offered]:
     """List every release, the newest of each profile last; trusts the folder, as its owner does."""
-    *_, profiles = read_current(repository / "tuf")
+    profiles = read_offered(repository)
     found = list[Offered]()
     for targets in profiles.values():
         for path, target in targets.targets.items():
@@ -70,7 +70,7 @@ def change(
         raise InputError(f"{repository} has no release {seq or ''} for {profile}; releases: {numbers}")
     if one.offer.pulled and what != "pull":
         raise InputError(f"release {one.seq} of {profile} was pulled ({one.offer.pulled}); publish a new one")
-    with alone(repository):
+    with publish_lock(repository):
         book = RepositoryMetadata(repository, ring)
         book.need([role_name(profile), "snapshot", "timestamp"])
         changed = [msgspec.structs.replace(one, offer=_next_offer(one, what, percent, spread_s, reason))]
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
         return 0 if found else 1
     if not args.profile:
         raise InputError(f"fieldlm release {args.what} needs the profile whose release it is")
-    ring = Keyring(load_config({"keys": args.keys}).keys)
+    ring = Keyring(keys_folder(args.keys))
     changed = change(
         args.to,
         ring,
@@ -136,13 +136,27 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Any:
     parser = terminal.parser("release", "Show what a repository offers, and offer it to more, to nobody new, or never.")
-    parser.add_argument("what", choices=("show", "promote", "pause", "pull"))
+    parser.add_argument("what", choices=("show", "promote", "pause", "pull"), help="what to do")
     parser.add_argument("profile", nargs="?", default="", help="whose release")
-    parser.add_argument("seq", nargs="?", type=int, default=0, help="its number; the newest without")
-    parser.add_argument("--to", type=Path, required=True, metavar="REPOSITORY", help="the repository")
+    parser.add_argument("seq", nargs="?", type=options.whole(1), default=0, help="its number; the newest without")
+    parser.add_argument(
+        "--to", type=options.existing_folder, required=True, metavar="REPOSITORY", help="the repository"
+    )
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys; default: as configured")
-    parser.add_argument("--share", type=float, default=100.0, metavar="PERCENT", help="promote: to that many devices")
-    parser.add_argument("--spread", type=float, default=0.0, metavar="SECONDS", help="promote: over which they start")
+    parser.add_argument(
+        "--share",
+        type=options.real(0, 100),
+        default=100.0,
+        metavar="PERCENT",
+        help="promote: percent of the profile's devices",
+    )
+    parser.add_argument(
+        "--spread",
+        type=options.real(0, 31_536_000),
+        default=0.0,
+        metavar="SECONDS",
+        help="promote: seconds to stagger the start over",
+    )
     parser.add_argument("--reason", default="", help="pull: why, for people")
     return parser.parse_args(argv)
 

@@ -15,11 +15,12 @@ import msgspec
 
 from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.tensor_chunks import chunk_sizes, cut
-from fieldlm.core import terminal
-from fieldlm.core.config import load_config
+from fieldlm.core import options, terminal
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
 from fieldlm.core.signing import Signature
+from fieldlm.core.urls import shown
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from fieldlm.formats.release import (
     FORMAT,
@@ -35,7 +36,8 @@ from fieldlm.formats.release import (
     role_name,
 )
 from fieldlm.formats.topics import release_topic
-from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, alone, read_current
+from fieldlm_compiler.export.format import formats
+from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, publish_lock, read_offered
 
 
 def publish(
@@ -56,7 +58,7 @@ def publish(
     """
     bundle = open_bundle(bundle_folder)
     _check_profile(bundle, profile)
-    with disk_errors(repository), alone(repository):
+    with disk_errors(repository), publish_lock(repository):
         _check_keys_at_hand(repository, keys)
         book = RepositoryMetadata(repository, Keyring(keys))
         own = role_name(bundle.manifest.profile)
@@ -86,7 +88,7 @@ def add_release(book: RepositoryMetadata, repository: Path, release: Release, of
 
 def newest_release(repository: Path, profile: str) -> Release | None:
     """Return the newest release that the repository offers to `profile`; trusts the folder, as its owner does."""
-    *_, profiles = read_current(repository / "tuf")
+    profiles = read_offered(repository)
     offered = profiles.get(role_name(profile))
     if offered is None or not offered.targets:
         return None
@@ -126,24 +128,11 @@ def describe_release(
 
 
 def _chunk_sizes(bundle: Bundle, name: str) -> Iterator[int]:
-    """Cut what an ONNX graph says of its weights where their tensors begin, everything else by what it says itself."""
+    """Cut where the format says that tensors begin, else by what the file says itself."""
     path = bundle.folder / name
-    graph = bundle.path("base") if bundle.manifest.engine == "onnx" else None
-    places = _places(graph, name) if graph and graph.name != name else ()
+    fmt = next((each for each in formats().values() if each.engine == bundle.manifest.engine), None)
+    places = fmt.places(bundle, name) if fmt else ()
     return cut(places, path.stat().st_size) if places else chunk_sizes(path)
-
-
-def _places(graph: Path, name: str) -> list[int]:
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    try:
-        model = onnx.load(graph, load_external_data=False)
-    except DecodeError:
-        return []  # published as it is: what is wrong with it is for the device's own checks to say
-    told = [ExternalDataInfo(tensor) for tensor in model.graph.initializer if uses_external_data(tensor)]
-    return [one.offset or 0 for one in told if one.location == name]
 
 
 def _keep_index(store: Blobs, sha256: str, index: bytes) -> None:
@@ -159,7 +148,7 @@ def announce(pointer: Pointer, broker: str, *, topic: str) -> None:
 
     address = urlsplit(broker)
     if address.scheme != "mqtt" or not address.hostname:
-        raise InputError(f"broker is {broker!r}; want mqtt://HOST:PORT")
+        raise InputError(f"broker is {shown(broker)!r}; want mqtt://HOST:PORT")
     # paho calls its own orderly goodbye an error.
     logging.getLogger("paho").setLevel(logging.CRITICAL)
     try:
@@ -174,7 +163,7 @@ def announce(pointer: Pointer, broker: str, *, topic: str) -> None:
         )
     except (OSError, MQTTException) as error:
         raise UnavailableError(
-            f"the release is published, but broker {broker} does not take its announcement: {error}"
+            f"the release is published, but broker {shown(broker)} does not take its announcement: {error}"
         ) from error
 
 
@@ -206,23 +195,37 @@ def main(argv: Sequence[str]) -> int:
     parser = terminal.parser("publish", "Offer a bundle to the devices of its profile.")
     parser.add_argument("bundle", type=Path, help="the folder that `fieldlm compile` made")
     parser.add_argument(
-        "--to", type=Path, required=True, metavar="REPOSITORY", help="folder; made when it is not there"
+        "--to", type=options.new_folder, required=True, metavar="REPOSITORY", help="folder; made when it is not there"
     )
     parser.add_argument("--profile", default="", help="refuse unless the bundle is for this profile")
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys, made on first use; default: as configured")
-    parser.add_argument("--min-seq", type=int, help="devices that take this release never go back below that one")
+    parser.add_argument(
+        "--min-seq", type=options.whole(0), help="devices that take this release never go back below that one"
+    )
     parser.add_argument("--notes", default="", help="a line for people")
-    parser.add_argument("--share", type=float, default=100.0, metavar="PERCENT", help="of the devices, to begin with")
-    parser.add_argument("--spread", type=float, default=0.0, metavar="SECONDS", help="over which they start")
+    parser.add_argument(
+        "--share",
+        type=options.real(0, 100),
+        default=100.0,
+        metavar="PERCENT",
+        help="percent of the profile's devices, to begin with",
+    )
+    parser.add_argument(
+        "--spread",
+        type=options.real(0, 31_536_000),
+        default=0.0,
+        metavar="SECONDS",
+        help="seconds to stagger the start over",
+    )
     parser.add_argument(
         "--announce", default="", metavar="mqtt://HOST:PORT", help="tell the devices through this broker"
     )
-    parser.add_argument("--fleet", default="default", help="whom to tell")
+    parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument(
         "--at", default="", metavar="URL", help="where devices reach the repository; default: as configured"
     )
     args = parser.parse_args(argv)
-    keys = load_config({"keys": args.keys}).keys
+    keys = keys_folder(args.keys)
     before = newest_release(args.to, open_bundle(args.bundle, digests=False).manifest.profile)
     with terminal.progress(f"publish {args.bundle} to {args.to}"):
         release = publish(

@@ -6,7 +6,8 @@ the diagonal of the Fisher information, and half of it times a squared change of
 change will cause (J. Martens, JMLR 21, 2020). Only its sums over rows and columns are kept. Runs in a child process.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,27 +17,29 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
+from fieldlm_compiler.export.format import format_of
 from fieldlm_compiler.export.imatrix import Imatrix, add, read_imatrix, write_imatrix
 from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
 from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.search.searchable import searchable
 from fieldlm_compiler.verify.corpus import HELD_BACK, HOLD_WINDOWS, LEARN_WINDOWS, WINDOW, Corpus, Windows
 
 IMATRIX, FISHER, COVARIANCE = "imatrix.gguf", "fisher.safetensors", "covariance.safetensors"
 SHARES = "shares.json"  # tensor → the one whose inputs it shares
 ROWS, COLUMNS = ".rows", ".columns"
+LAYER = re.compile(r"\blayers\.(\d+)\.")
 SEED = 0
+TOGETHER = 16  # windows that the model writes side by side
 # Going back costs twice as much again, and sums over rows and columns need less text than a covariance.
 BACK_WINDOWS = 16
 # A covariance has columns² numbers; beyond this, errors are weighed by column alone.
 MOST_COLUMNS = 6144
+_Part = tuple[str, int, int]  # tensor's name, first row, the one behind the last
 
 
 def calibrate(checkpoint: Path, full: Path, learn: Sequence[Sequence[int]], sums: Sequence[Path], into: Path) -> Ran:
     """Write the statistics of the model in `checkpoint`, named as in the file `full`, over the windows `learn`."""
-    return call(
-        "fieldlm_compiler.search.calibrate:collect",
-        what=f"calibrate on {sum(map(len, learn)):,} tokens",
-        env=PATIENT,
+    return call(collect, what=f"calibrate on {sum(map(len, learn)):,} tokens", env=PATIENT)(
         checkpoint=checkpoint,
         full=full,
         learn=[list(window) for window in learn],
@@ -51,10 +54,7 @@ def own_samples(checkpoint: Checkpoint, prompts: Sequence[str], stages: Stages) 
     count = LEARN_WINDOWS + HOLD_WINDOWS
 
     def make(_: Path) -> Ran:
-        return call(
-            "fieldlm_compiler.search.calibrate:sample",
-            what=f"let {checkpoint.name} write text to calibrate on",
-            env=PATIENT,
+        return call(sample, what=f"let {checkpoint.name} write text to calibrate on", env=PATIENT)(
             checkpoint=checkpoint.folder,
             starts=starts,
             count=count,
@@ -68,35 +68,50 @@ def own_samples(checkpoint: Checkpoint, prompts: Sequence[str], stages: Stages) 
     return Corpus(learn=[each for at, each in enumerate(windows) if at % HELD_BACK != HELD_BACK - 1], hold=hold)
 
 
-def sample(checkpoint: str, starts: list[list[int]], count: int, length: int) -> list[list[int]]:
-    """Let the model write `count` windows of `length` tokens, each of `starts` in turn. Runs in a child process."""
+def sample(checkpoint: Path, starts: list[list[int]], count: int, length: int) -> list[list[int]]:
+    """Let the model write `count` windows of `length` tokens, each of `starts` in turn. Runs in a child process.
+
+    The end of a prompt is what matters: at most half a window of it, so that the model says the other half itself.
+    """
     import torch
 
     torch.manual_seed(SEED)
     model = _load(checkpoint)
-    windows: list[list[int]] = []
-    for at in range(0, count, 16):
-        chosen = [starts[number % len(starts)] for number in range(at, min(at + 16, count))]
-        room = min(map(len, chosen))
-        # Starts of one length need no padding: the ends of the prompts are what matters.
-        ids = torch.tensor([start[-room:] for start in chosen])
+    chosen = [starts[number % len(starts)][-(length // 2) :] for number in range(count)]
+    windows: list[list[int]] = [[]] * count
+    for numbers in _alike([len(start) for start in chosen]):
+        # Starts of one length need no padding.
+        room = len(chosen[numbers[0]])
+        ids = torch.tensor([chosen[number][-room:] for number in numbers])
         made = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             min_new_tokens=length - room, max_new_tokens=length - room, pad_token_id=0,
         )  # fmt: skip
-        windows += made.tolist()
+        for number, window in zip(numbers, made.tolist(), strict=True):
+            windows[number] = window
     return windows
 
 
-def collect(checkpoint: str, full: str, learn: list[list[int]], sums: list[str], into: str) -> dict[str, Any]:
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the places of `lengths`, the shortest first, in groups in which none is more than twice the first."""
+    group: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        if group and (len(group) == TOGETHER or lengths[place] > 2 * lengths[group[0]]):
+            yield group
+            group = []
+        group.append(place)
+    yield group
+
+
+def collect(checkpoint: Path, full: Path, learn: Windows, sums: list[Path], into: Path) -> dict[str, Any]:
     """Read the windows `learn` forward and back and write what was found to the folder `into`."""
     import torch
     from safetensors.numpy import save_file
 
     torch.manual_seed(SEED)
     model = _load(checkpoint)
-    names = _names(model, Path(full))
-    inputs, fisher = _Inputs(model, names), _Fisher(model, names)
+    names = _names(model, full)
+    inputs, fisher = _Inputs(model, names), _Fisher(model, names, _experts(model, full))
     tokens, back = 0, sum(map(len, learn[:BACK_WINDOWS]))
     for window in learn[BACK_WINDOWS:]:
         with torch.no_grad():
@@ -156,28 +171,34 @@ class _Inputs:
 
 
 class _Fisher:
-    """Sums over rows and columns of each matrix' squared gradient; a gradient is let go as soon as it is seen."""
+    """Sums over rows and columns of each matrix' squared gradient; a gradient is let go as soon as it is seen.
 
-    def __init__(self, model: Any, names: dict[str, str]) -> None:
+    All experts of a layer are one matrix, with the rows of one behind those of another.
+    """
+
+    def __init__(self, model: Any, names: dict[str, str], experts: dict[str, list[_Part]]) -> None:
         self.totals: dict[str, Any] = {}
         for path, parameter in model.named_parameters():
-            name = names.get(path)
-            if name is None:
-                parameter.requires_grad_(False)
+            parts = experts.get(path) or ([(names[path], 0, len(parameter))] if path in names else [])
+            if parts:
+                parameter.register_post_accumulate_grad_hook(self._hook(parts))
             else:
-                parameter.register_post_accumulate_grad_hook(self._hook(name))
+                parameter.requires_grad_(False)
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, parts: list[_Part]) -> Any:
         def note(parameter: Any) -> None:
             squares = parameter.grad.float().square_()
-            for key, total in ((name + ROWS, squares.sum(1)), (name + COLUMNS, squares.sum(0))):
-                self.totals[key] = self.totals[key] + total if key in self.totals else total
+            squares = squares.reshape(-1, *squares.shape[-2:])
+            for name, first, last in parts:
+                part = squares[:, first:last]
+                for key, total in ((name + ROWS, part.sum(2).flatten()), (name + COLUMNS, part.sum((0, 1)))):
+                    self.totals[key] = self.totals[key] + total if key in self.totals else total
             parameter.grad = None
 
         return note
 
 
-def _load(checkpoint: str) -> Any:
+def _load(checkpoint: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -188,38 +209,43 @@ def _load(checkpoint: str) -> Any:
 
 
 def _names(model: Any, full: Path) -> dict[str, str]:
-    """Return what the matrices of `model` are called in the GGUF file or ONNX graph `full`.
+    """Return what the matrices of `model` are called in the file `full`.
 
     Raises InputError when none of them can be found there.
     """
-    names = _onnx_names(model) if full.suffix == ".onnx" else _gguf_names(model, full)
+    names = searchable(format_of(full)).names(model, full)
     if not names:
         raise InputError(f"no matrix of the checkpoint is in {full}; it was made from another model")
     return names
 
 
-def _onnx_names(model: Any) -> dict[str, str]:
-    from fieldlm_compiler.search.onnx_weights import name_of
+def _experts(model: Any, full: Path) -> dict[str, list[_Part]]:
+    """Return where the rows of each expert's matrix lie in the parameter [experts, rows, columns] that holds them all.
 
-    matrices = [path for path, parameter in model.named_parameters() if parameter.dim() == 2]
-    return {path: name_of(path.removesuffix(".weight")) for path in matrices}
+    transformers joins matrices that a GGUF keeps apart, in an order that each family chooses: the weights themselves
+    say which is which. What is not found stays without statistics, and `price` keeps it at a safe type.
+    """
+    if full.suffix != ".gguf":
+        return {}
+    from gguf import GGUFReader
 
-
-def _gguf_names(model: Any, gguf: Path) -> dict[str, str]:
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    from fieldlm.formats.gguf import read_header
-
-    header = read_header(gguf)
-    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == header.architecture)
-    table = get_tensor_name_map(arch, int(header.metadata[f"{header.architecture}.block_count"]))
-    names: dict[str, str] = {}
+    stacked = [tensor for tensor in GGUFReader(full).tensors if len(tensor.shape) == 3]
+    found: dict[str, list[_Part]] = {}
     for path, parameter in model.named_parameters():
-        name = table.get_name(path, try_suffixes=(".weight",))
-        tensor = header.tensors.get(name or "")
-        if name and tensor and parameter.dim() == 2 and tuple(parameter.shape)[::-1] == tensor.shape:
-            names[path] = name
-    return names
+        layer = LAYER.search(path)
+        if parameter.dim() != 3 or layer is None:
+            continue
+        count, rows, columns = parameter.shape
+        own = parameter.detach()[0].float().numpy()
+        for tensor in stacked:
+            wide, high, many = map(int, tensor.shape)
+            if (wide, many) != (columns, count) or high > rows or not tensor.name.startswith(f"blk.{layer[1]}."):
+                continue
+            theirs = tensor.data[0].astype(np.float32)
+            at = next((at for at in (0, rows - high) if np.allclose(own[at : at + high], theirs, 0.01, 1e-6)), None)
+            if at is not None:
+                found.setdefault(path, []).append((tensor.name, at, at + high))
+    return found
 
 
 def _tied(model: Any) -> str:
@@ -227,7 +253,7 @@ def _tied(model: Any) -> str:
     return next((path for path, _ in model.named_parameters() if path.endswith("embed_tokens.weight")), "")
 
 
-def _checked(sums: Imatrix, own: Imatrix, path: str) -> Imatrix:
+def _checked(sums: Imatrix, own: Imatrix, path: Path) -> Imatrix:
     foreign = [name for name in sums.sums if name in own.sums and sums.sums[name].shape != own.sums[name].shape]
     if foreign or not set(sums.sums) & set(own.sums):
         raise InputError(f"{path} was collected on another model: it does not fit {next(iter(foreign or sums.sums))}")

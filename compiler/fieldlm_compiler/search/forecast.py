@@ -1,54 +1,18 @@
-"""Forecast: what a mixture will weigh, hold in memory and answer a second, before anything of it is written."""
+"""Forecast: what a GGUF mixture will weigh, hold in memory and answer a second, before anything of it is written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
-from fieldlm.bench.calibration import BESIDE_MB
 from fieldlm.engines.llama_layout import layout_of
-from fieldlm.engines.memory_plan import PREFILL_ALONE, MemoryPlan, plan
+from fieldlm.engines.memory_plan import PREFILL_ALONE, plan
 from fieldlm.formats.bundle import CacheTypes
 from fieldlm.formats.gguf import Tensor, read_header
 from fieldlm.formats.profile import Profile, without_gpu
 from fieldlm_compiler.export.ggml import kind
 from fieldlm_compiler.search.gguf_write import resized
-from fieldlm_compiler.verify.limits import Limits
-
-MB = 1e6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foreseen:
-    """One mixture: bytes of its file exactly, memory as the profile serves it, tokens a second for one answer here."""
-
-    bytes: int
-    ram: MemoryPlan
-    tokens_per_s: float
-
-    def missed(self, limits: Limits) -> str | None:
-        """Say which of `limits` it misses and by how much, or None."""
-        bundle_mb = self.bytes / MB + BESIDE_MB
-        if limits.max_bundle_mb is not None and bundle_mb > limits.max_bundle_mb:
-            return f"{bundle_mb:.1f} MB of files, --max-bundle-mb leaves {limits.max_bundle_mb:g}"
-        if limits.max_ram_mb is not None and self.ram.total > limits.max_ram_mb:
-            ram = self.ram
-            return (
-                f"{ram.total:.0f} MB of memory (weights {ram.weights:.0f}, cache {ram.kv:.0f}, buffers "
-                f"{ram.compute:.0f}), --max-ram-mb leaves {limits.max_ram_mb:g}"
-            )
-        if limits.min_tokens_per_s is not None and self.tokens_per_s < limits.min_tokens_per_s:
-            return f"about {self.tokens_per_s:.0f} tokens/s here, --min-tokens-per-s wants {limits.min_tokens_per_s:g}"
-        return None
-
-
-class Foresees(Protocol):
-    """What says of a mixture what it will be."""
-
-    def foresee(self, types: Mapping[str, str], cache: CacheTypes | None = None) -> Foreseen:
-        """Return what the mixture `types` will be with `cache`, or with the profile's own."""
-        ...
+from fieldlm_compiler.search.searchable import Foreseen
 
 
 class Foresight:

@@ -28,10 +28,7 @@ FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
 
 def write(source: Path, statistics: Path, types: Mapping[str, str], target: Path) -> Ran:
     """Write the GGUF `source` to `target` with the given type for each tensor; the answer is a Size."""
-    return call(
-        "fieldlm_compiler.search.gguf_write:write_file",
-        what="write a mixture",
-        env=ONE_THREAD,
+    return call(write_file, what="write a mixture", env=ONE_THREAD)(
         source=source,
         statistics=statistics,
         types=dict(types),
@@ -53,7 +50,7 @@ def resized(header: Header, total: int, types: Mapping[str, str]) -> int:
     return total
 
 
-def write_file(source: str, statistics: str, types: dict[str, str], target: str) -> dict[str, Any]:
+def write_file(source: Path, statistics: Path, types: dict[str, str], target: Path) -> dict[str, Any]:
     """Round every tensor and write the file, on all cores."""
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
@@ -110,7 +107,7 @@ def _field(reader: Any, name: str) -> object:
     return reader.fields[name].contents()
 
 
-def _rounded(source: str, statistics: str, types: Mapping[str, str]) -> Iterator[tuple[str, Bytes]]:
+def _rounded(source: Path, statistics: Path, types: Mapping[str, str]) -> Iterator[tuple[str, Bytes]]:
     """Yield each tensor's blocks as workers finish them, in the order of the file."""
     with in_processes(source, statistics) as pool:
         order = [name for name in read_header(Path(source)).tensors if name in types]

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from fieldlm.engines.llama_layout import F16_CACHE, KV_TYPES
 from fieldlm.formats.bundle import CacheTypes
 from fieldlm.formats.gguf import BLOCKS, Header, read_header
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.profile_lint import CUDA_KV
 from fieldlm_compiler.pipeline.child import Ran, call
-from fieldlm_compiler.search.forecast import Foresees
 from fieldlm_compiler.search.frontier import FrontierPoint
+from fieldlm_compiler.search.searchable import Foresees
 from fieldlm_compiler.verify.divergence import GgufReader, Truth
 
 # Finest first. BF16 and F32 give a model in F16 nothing.
@@ -71,21 +69,19 @@ def legal_caches(full: Path, profile: Profile) -> list[CacheTypes]:
 
 def price_caches(full: Path, caches: Sequence[CacheTypes], windows: Sequence[Sequence[int]]) -> Ran:
     """Return the divergence of each of `caches` from one in F16, with the weights `full` over `windows` of tokens."""
-    return call(
-        "fieldlm_compiler.search.kv_cache:price_all",
-        what="price keys and values in fewer bits",
+    return call(price_all, what="price keys and values in fewer bits")(
         full=full,
-        caches=msgspec.to_builtins(list(caches)),
+        caches=list(caches),
         windows=[list(window) for window in windows[:WINDOWS]],
     )
 
 
-def price_all(full: str, caches: list[dict[str, str]], windows: list[list[int]]) -> list[float]:
+def price_all(full: Path, caches: list[CacheTypes], windows: list[list[int]]) -> list[float]:
     """Read `windows` once with each type of keys and of values. Runs in a child process."""
     from fieldlm.engines.llama_api import LlamaWeights
 
-    wanted, weights = msgspec.convert(caches, list[CacheTypes]), LlamaWeights(Path(full))
-    lost = {half: 0.0 for each in wanted for half in _halves(each)}
+    weights = LlamaWeights(full)
+    lost = {half: 0.0 for each in caches for half in _halves(each)}
     coarse = [half for half in lost if half != F16_CACHE]
     for window in windows:
         reader = GgufReader(weights, None, len(window))
@@ -97,7 +93,7 @@ def price_all(full: str, caches: list[dict[str, str]], windows: list[list[int]])
             kl, _ = truth.divergence(reader.read(window, 0)[:-1])
             reader.close()
             lost[half] += float(kl.mean()) / len(windows)
-    return [round(sum(lost[half] for half in _halves(each)), 7) for each in wanted]
+    return [round(sum(lost[half] for half in _halves(each)), 7) for each in caches]
 
 
 def priced(caches: Sequence[CacheTypes], divergences: Sequence[float], foresight: Foresees) -> list[PricedCache]:

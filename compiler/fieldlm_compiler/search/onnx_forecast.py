@@ -16,10 +16,9 @@ from fieldlm_compiler.export.onnx_graph import MICROSOFT
 from fieldlm_compiler.pipeline.child import call
 from fieldlm_compiler.pipeline.llama_toolchain import installed
 from fieldlm_compiler.pipeline.stages import Stages
-from fieldlm_compiler.search.forecast import Foreseen
-from fieldlm_compiler.search.mixture import size_bytes
 from fieldlm_compiler.search.onnx_blocks import WHOLE, nbits
 from fieldlm_compiler.search.onnx_weights import opened
+from fieldlm_compiler.search.searchable import Foreseen
 
 MB = 1e6
 # A product this large is read from memory, as a model's are, and not from a cache.
@@ -42,7 +41,8 @@ class OnnxForesight:
 
     def foresee(self, types: Mapping[str, str], cache: CacheTypes | None = None) -> Foreseen:
         """Return what the mixture `types` will be; its cache has the graph's own type."""
-        size = size_bytes(self._full, types, self._profile)
+        level = self._profile.onnx.accuracy_level
+        size = self._full.tokenizer_bytes + self._weights.size_bytes(types, level)
         kv = self._weights.token_bytes * self._context * self._profile.runtime.parallel
         ram = MemoryPlan(weights=(size - self._full.tokenizer_bytes) / MB, kv=kv / MB, compute=0.0, loading=0.0)
         return Foreseen(bytes=size, ram=ram, tokens_per_s=self._speed(types))
@@ -69,9 +69,7 @@ class OnnxForesight:
         }
 
         def make(_: object) -> Any:
-            return call(
-                "fieldlm_compiler.search.onnx_forecast:time_products",
-                what="time a product of every type",
+            return call(time_products, what="time a product of every type")(
                 types=asked["types"],
                 accuracy_level=asked["level"],
             )

@@ -18,10 +18,7 @@ from fieldlm_compiler.search.price import PriceWorker, in_processes
 
 def write(source: Path, statistics: Path, types: Mapping[str, str], folder: Path, *, accuracy_level: int) -> Ran:
     """Write the graph `source` to `folder` with the given type for each matrix; the answer says what came of it."""
-    return call(
-        "fieldlm_compiler.search.onnx_write:write_files",
-        what="write a mixture",
-        env=ONE_THREAD,
+    return call(write_files, what="write a mixture", env=ONE_THREAD)(
         source=source,
         statistics=statistics,
         types=dict(types),
@@ -31,12 +28,12 @@ def write(source: Path, statistics: Path, types: Mapping[str, str], folder: Path
 
 
 def write_files(
-    source: str, statistics: str, types: dict[str, str], folder: str, *, accuracy_level: int
+    source: Path, statistics: Path, types: dict[str, str], folder: Path, *, accuracy_level: int
 ) -> dict[str, Any]:
     """Round every matrix and write graph and weights, on all cores."""
-    weights = OnnxWeights(Path(source))
+    weights = OnnxWeights(source)
     model, placed = weights.retyped(types, accuracy_level)
-    graph, data = Path(folder) / Path(source).name, Path(folder) / WEIGHTS
+    graph, data = folder / source.name, folder / WEIGHTS
     rounded = _rounded(source, statistics, {name: types[name] for name in weights.names if types[name] != WHOLE})
     current: tuple[str, Rounded | None] = ("", None)
     with data.open("wb") as file:
@@ -58,7 +55,7 @@ def write_files(
     }
 
 
-def _rounded(source: str, statistics: str, types: Mapping[str, str]) -> Iterator[tuple[str, Rounded]]:
+def _rounded(source: Path, statistics: Path, types: Mapping[str, str]) -> Iterator[tuple[str, Rounded]]:
     """Yield each matrix as workers finish it, in the order of `types`."""
     with in_processes(source, statistics) as pool:
         yield from zip(types, pool.map(_round, types, types.values()), strict=True)

@@ -25,33 +25,33 @@ from fieldlm_compiler.export.ggml import Floats
 from fieldlm_compiler.export.imatrix import read_imatrix
 from fieldlm_compiler.pipeline.child import ONE_THREAD, PR_SET_PDEATHSIG, Ran, call
 from fieldlm_compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATRIX, ROWS, SHARES
-from fieldlm_compiler.search.frontier import Option
 from fieldlm_compiler.search.gptq_rounding import factor
-from fieldlm_compiler.search.open import open_weights
+from fieldlm_compiler.search.searchable import open_weights
 from fieldlm_compiler.search.weights import RowSlice, Weights, WeightType
 
 SAMPLED_ROWS = 256
 TRIED_ROWS = 64
 TRIED_BLOCKS = 2
+# A matrix of which calibration knows nothing gets this many bits a weight or more: unknown is not free.
+SAFE_BITS = 8
 BLOCK_NUMBER = re.compile(r"blk\.\d+\.")
-Options = dict[str, list[Option]]
 
 
 def price(weights: Path, statistics: Path, isa: Sequence[str]) -> Ran:
     """Return the options of every matrix of the GGUF or ONNX file `weights`: type, bytes, predicted divergence."""
-    return call(
-        "fieldlm_compiler.search.price:price_all",
-        what="price every type of every tensor",
-        env=ONE_THREAD,
+    return call(price_all, what="price every type of every tensor", env=ONE_THREAD)(
         weights=weights,
         statistics=statistics,
         isa=list(isa),
     )
 
 
-def price_all(weights: str, statistics: str, isa: list[str]) -> dict[str, list[tuple[str, int, float]]]:
-    """Price every legal type of every matrix in `weights`."""
-    names = open_weights(Path(weights)).names
+def price_all(weights: Path, statistics: Path, isa: list[str]) -> dict[str, list[tuple[str, int, float | None]]]:
+    """Price every legal type of every matrix in `weights`; None for one that calibration knows nothing of.
+
+    Such a matrix, an expert that no text reached for one, has types of SAFE_BITS or more only.
+    """
+    names = open_weights(weights).names
     with in_processes(weights, statistics) as pool:
         gains = _gains(names, pool, isa)
         asked = [(name, gains[role(name)], isa) for name in names]
@@ -60,7 +60,7 @@ def price_all(weights: str, statistics: str, isa: list[str]) -> dict[str, list[t
 
 
 @contextmanager
-def in_processes(weights: str, statistics: str) -> Generator[ProcessPoolExecutor]:
+def in_processes(weights: Path, statistics: Path) -> Generator[ProcessPoolExecutor]:
     """Give work to as many processes as there are cores, each with both open as `Worker` has them.
 
     They end with this process, whatever ends it.
@@ -70,12 +70,12 @@ def in_processes(weights: str, statistics: str) -> Generator[ProcessPoolExecutor
         yield pool
 
 
-def _begin(weights: str, statistics: str, parent: int) -> None:
+def _begin(weights: Path, statistics: Path, parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     PriceWorker.weights = open_weights(Path(weights))
-    PriceWorker.known = Statistics(Path(statistics))
+    PriceWorker.known = Statistics(statistics)
 
 
 class PriceWorker:
@@ -114,10 +114,13 @@ class Statistics:
         """Return the tensor whose inputs `name` shares."""
         return self._shared.get(name, name)
 
-    def fisher(self, name: str) -> tuple[Floats, Floats]:
-        """Return r [rows] and c [columns], whose product r_i c_j is the Fisher information of a weight a token."""
+    def fisher(self, name: str) -> tuple[Floats, Floats] | None:
+        """Return r [rows] and c [columns], whose product r_i c_j is the Fisher information of a weight a token.
+
+        None where nothing is known.
+        """
         if name + ROWS not in self._names:
-            return np.zeros(1, np.float32), np.zeros(1, np.float32)
+            return None
         rows, columns = self._fisher.get_tensor(name + ROWS), self._fisher.get_tensor(name + COLUMNS)
         return rows / max(float(columns.sum()), 1e-30), columns
 
@@ -127,24 +130,33 @@ def role(name: str) -> str:
     return BLOCK_NUMBER.sub("", name)
 
 
-def _options(name: str, gains: dict[str, float], isa: list[str]) -> list[tuple[str, int, float]]:
+def _options(name: str, gains: dict[str, float], isa: list[str]) -> list[tuple[str, int, float | None]]:
     weights = PriceWorker.weights
     rows, ways = weights.rows(name), weights.ways(name, isa)
     count, columns = rows.shape
-    lost = np.sum([_lost(rows[part.first : part.last], part, ways) for part in weights.parts(name)], axis=0)
+    each_lost = [_lost(rows[part.first : part.last], part, ways) for part in weights.parts(name)]
+    known = [lost for lost in each_lost if lost is not None]
+    if len(known) < len(each_lost):
+        sizes = [(way.name, way.size(count, columns)) for way in ways]
+        return [(way, size, None) for way, size in sizes if size * 8 >= SAFE_BITS * count * columns]
+    lost = np.sum(known, axis=0)
     return [
         (way.name, way.size(count, columns), float(loss) * gains.get(way.name, 1.0))
         for way, loss in zip(ways, lost, strict=True)
     ]
 
 
-def _lost(data: Any, part: RowSlice, ways: Sequence[WeightType]) -> list[float]:
-    """Return the divergence that each of `ways` costs the rows `data` of `part` when they are rounded one by one."""
+def _lost(data: Any, part: RowSlice, ways: Sequence[WeightType]) -> list[float] | None:
+    """Return the divergence that each of `ways` costs the rows `data` of `part` when they are rounded one by one.
+
+    None where calibration knows nothing of them, or no text reached them.
+    """
     count, columns = data.shape
     step = max(1, count // SAMPLED_ROWS)
-    r, c = PriceWorker.known.fisher(part.name)
-    if len(c) != columns:
-        r, c = np.zeros(count, np.float32), np.zeros(columns, np.float32)
+    known = PriceWorker.known.fisher(part.name)
+    if known is None or len(known[1]) != columns:
+        return None
+    r, c = known
     if len(r) != count or part.is_permuted:
         r = np.full(count, r.mean(), np.float32)
     sample = np.ascontiguousarray(data[::step], np.float32)
@@ -153,9 +165,11 @@ def _lost(data: Any, part: RowSlice, ways: Sequence[WeightType]) -> list[float]:
         float(r[at : at + 4096] @ (np.square(data[at : at + 4096].astype(np.float32)) @ c))
         for at in range(0, count, 4096)
     )
+    if not whole or not mass:
+        return None
     importance = PriceWorker.known.importance(part.name)
     changes = [np.square(way.alone(sample, importance) - sample) for way in ways]
-    return [0.5 * whole * float(r[::step] @ (changed @ c)) / mass if mass else 0.0 for changed in changes]
+    return [0.5 * whole * float(r[::step] @ (changed @ c)) / mass for changed in changes]
 
 
 def _gains(names: Sequence[str], pool: ProcessPoolExecutor, isa: list[str]) -> dict[str, dict[str, float]]:

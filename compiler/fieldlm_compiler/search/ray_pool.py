@@ -24,13 +24,16 @@ import msgspec
 from fieldlm.core import errors
 from fieldlm.core.errors import EngineError, FieldlmError, MissingDependencyError, UnavailableError
 from fieldlm.core.files import sha256_file
-from fieldlm.core.terminal import log, progress
+from fieldlm.core.logs import logger
+from fieldlm.core.terminal import progress
 from fieldlm.formats.bundle import CacheTypes
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.llama_toolchain import installed
 from fieldlm_compiler.pipeline.stages import cache_root, lock
-from fieldlm_compiler.search import gguf_write as writing
+from fieldlm_compiler.search.searchable import shareable
 from fieldlm_compiler.verify import divergence as measuring
+
+log = logger(__name__)
 
 PIECE_BYTES = 64 << 20
 MOST_TRIES = 3
@@ -202,7 +205,9 @@ class Flight:
                 if not isinstance(error, lost) or tries == MOST_TRIES:
                     raise EngineError(f"the cluster could not try a mixture: {_last_line(error)}") from error
                 tries += 1
-                log(f"  note: the node with mixture {at + 1} was lost; it is tried elsewhere ({tries} of {MOST_TRIES})")
+                log.info(
+                    f"  note: the node with mixture {at + 1} was lost; it is tried elsewhere ({tries} of {MOST_TRIES})"
+                )
                 self._refs[at] = self._submit(*self._mixtures[at])
 
     def _check_room(self) -> None:
@@ -245,9 +250,10 @@ def try_mixture(
         with tempfile.TemporaryDirectory(prefix="fieldlm-") as name:
             folder = Path(name)
             full, *_ = [_held(each, folder) for each in sent]
-            wrote = writing.write(full, folder, types, folder / "mixture.gguf")
-            read = measuring.measure_one(full, folder / "mixture.gguf", *texts, cache=cache)
-            mixture = np.fromfile(folder / "mixture.gguf", np.uint8)
+            target = folder / f"mixture{full.suffix}"
+            wrote = shareable(full).write(full, folder, types, target)
+            read = measuring.measure_one(full, target, *texts, cache=cache)
+            mixture = np.fromfile(target, np.uint8)
     except FieldlmError as error:
         return {"error": type(error).__name__, "message": f"{socket.gethostname()}: {error}"}
     return {

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 
 from fieldlm.bench.calibration import BESIDE_MB
-from fieldlm.core.errors import GateError, InputError
+from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import CacheTypes, Gate, Manifest
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import render
@@ -30,16 +31,19 @@ from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import calibrate as calibrating
 from fieldlm_compiler.search import kv_cache as caching
 from fieldlm_compiler.search import price as pricing
-from fieldlm_compiler.search.forecast import Foresees, Foresight
 from fieldlm_compiler.search.frontier import Frontier, FrontierPoint, Option
 from fieldlm_compiler.search.kv_cache import HOPE, Choice, PricedCache
-from fieldlm_compiler.search.mixture import mix, size_bytes
+from fieldlm_compiler.search.mixture import mix
 from fieldlm_compiler.search.ray_pool import Flight
+from fieldlm_compiler.search.searchable import mixtures_of
 from fieldlm_compiler.verify import divergence as measuring
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
-from fieldlm_compiler.verify.corpus import Corpus, TaskExample, read_corpus, read_task
+from fieldlm_compiler.verify.corpus import SUMS, Corpus, TaskExample, apart_for_the_end, read_corpus, read_task
 from fieldlm_compiler.verify.divergence import Divergences
-from fieldlm_compiler.verify.limits import MIN_TASK, SearchRequest
+from fieldlm_compiler.verify.limits import SearchRequest
+from fieldlm_compiler.verify.task import task_gate
+
+log = logger(__name__)
 
 MB = 1e6
 # Where no limit says how good: as near to full weights as llama.cpp's Q4_K_M keeps a model of eight billion weights
@@ -95,6 +99,7 @@ class Search:
     ) -> None:
         self.full, self.checkpoint, self.request = full, checkpoint, request
         self.profile, self.stages = profile, stages
+        self.fmt = mixtures_of(full)
         self._render = partial(render, draft(manifest, full.parts))
         self._trials: list[MixtureTrial] = []
 
@@ -106,7 +111,7 @@ class Search:
             trials=tuple(self._trials),
             chosen=chosen,
             gates=tuple(self._gates(chosen)),
-            examples=tuple(self.examples),
+            examples=tuple(self.final),
             recipe={
                 "calibration_sha256": self.calibration_sha256,
                 "types_sha256": sha256_bytes(canonical_json(chosen.types)),
@@ -119,7 +124,7 @@ class Search:
         self._read(reference.stops)
         self._statistics()
         self._frontier()
-        self.foresight = _forecast_of(self.full, self.profile, reference.tokens_per_s, self.stages)
+        self.foresight = self.fmt.forecast(self.full, self.profile, reference.tokens_per_s, self.stages)
         self.caches = self._price_caches()
 
     def make(self, point: FrontierPoint, writing: Callable[[Path], Ran] | None = None) -> Artefact:
@@ -137,8 +142,13 @@ class Search:
     def _read(self, stops: Sequence[int]) -> None:
         request = self.request
         task = read_task(request.task, self.checkpoint, self._render, stops) if request.task else []
-        texts = [path for path in request.calibration if path.suffix != ".gguf"]
-        self.corpus = read_corpus(request.calibration, self.checkpoint, self._render) if request.calibration else None
+        texts = [path for path in request.calibration if path.suffix != SUMS]
+        judged_by = [example.messages for example in task]
+        self.corpus = (
+            read_corpus(request.calibration, self.checkpoint, self._render, without=judged_by)
+            if request.calibration
+            else None
+        )
         if self.corpus is None or not texts:
             prompts = [self._render(example.messages) for example in task[::2][:32]] if task else []
             asked = prompts or [self._render([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
@@ -146,9 +156,8 @@ class Search:
             self.corpus = Corpus(learn=own.learn, hold=own.hold, sums=self.corpus.sums if self.corpus else ())
         # What prompts were taken from is not what the task is judged by.
         judged = task if texts else task[1::2]
-        if request.task and len(judged) < 8:
-            raise InputError(f"{request.task} has {len(task)} examples; 16 are the fewest that can judge anything")
-        self.examples = judged[:: max(1, len(judged) // TASK_EXAMPLES)][:TASK_EXAMPLES]
+        searched, self.final = apart_for_the_end(judged)
+        self.examples = searched[:: max(1, len(searched) // TASK_EXAMPLES)][:TASK_EXAMPLES]
 
     def _statistics(self) -> None:
         assert self.corpus is not None, "read before"
@@ -158,8 +167,8 @@ class Search:
             "learn": sha256_bytes(canonical_json(corpus.learn)),
             "sums": [sha256_file(path) for path in corpus.sums],
             "toolchain": installed(JUDGES),
-            # Both forms call some matrices by other names.
-            **({} if self.full.engine == "llama" else {"engine": self.full.engine}),
+            # Each format calls some matrices by other names.
+            "engine": self.full.engine,
         }
 
         def make(folder: Path) -> Any:
@@ -177,8 +186,14 @@ class Search:
         }
         isa = self.profile.cpu.isa
         _, made = self.stages.run("priced", asked, lambda _: pricing.price(self.full.base, self.statistics, isa))
+        self.unpriced = sorted(name for name, options in made.value.items() if options[0][2] is None)
+        if self.unpriced:
+            log.info(
+                f"  note: calibration knows nothing of {len(self.unpriced)} tensors, {self.unpriced[0]} among them; "
+                f"they keep {pricing.SAFE_BITS} bits a weight or more"
+            )
         options = {
-            name: [Option(*each) for each in options if each[0] not in self.request.without]
+            name: [Option(type, size, loss or 0.0) for type, size, loss in options if type not in self.request.without]
             for name, options in made.value.items()
         }
         self.frontier = Frontier(options)
@@ -187,10 +202,10 @@ class Search:
         """Return the caches to choose among, the finest first: they matter where memory is bounded."""
         assert self.corpus is not None, "read before"
         own = PricedCache(cache=caching.own_cache(self.profile))
-        if self.full.engine != "llama" or self.request.limits.max_ram_mb is None:
+        if self.request.limits.max_ram_mb is None:
             return [own]
-        legal = caching.legal_caches(self.full.base, self.profile)
-        if len(legal) == 1:
+        legal = self.fmt.caches(self.full.base, self.profile)
+        if len(legal) < 2:
             return [own]
         windows = self.corpus.learn[: caching.WINDOWS]
         asked = {
@@ -200,7 +215,7 @@ class Search:
             "engine": installed(JUDGES),
         }
         _, made = self.stages.run(
-            "priced-caches", asked, lambda _: caching.price_caches(self.full.base, legal, windows)
+            "priced-caches", asked, lambda _: self.fmt.price_caches(self.full.base, legal, windows)
         )
         return caching.priced(legal, made.value, self.foresight)
 
@@ -298,7 +313,7 @@ class Search:
         flight = self._flight(mixtures, caches, pairs) if self.request.ray else None
         made = [self.make(p, flight and partial(flight.write, at)) for at, p in enumerate(points)]
         for types, artefact in zip(mixtures, made, strict=True):
-            assert artefact.size.bytes == size_bytes(self.full, types, self.profile), (
+            assert artefact.size.bytes == self.fmt.size_bytes(self.full, types, self.profile), (
                 "sizes are known before anything is written"
             )
         hold, limit = self.corpus.hold, self.request.limits.max_kl
@@ -308,6 +323,7 @@ class Search:
             "caches": caches,
             "hold": sha256_bytes(canonical_json(hold)),
             "examples": sha256_bytes(canonical_json(pairs)),
+            "has": "pairs",
             "max_kl": limit,
             "engine": installed(JUDGES),
         }
@@ -352,17 +368,18 @@ class Search:
             size_mb = round(trial.artefact.size.bytes / MB + BESIDE_MB, 3)
             passed = size_mb <= limits.max_bundle_mb
             gates.append(Gate(name="bundle", value=size_mb, limit=limits.max_bundle_mb, passed=passed, unit="MB"))
-        if found.task is not None and found.task_full is not None:
-            if not found.task_full.value:
-                raise GateError("full weights answer none of the task right: it needs a model that was tuned for it")
-            kept, least = round(found.task.value / found.task_full.value, 4), limits.min_task or MIN_TASK
-            gates.append(Gate(name="task", value=kept, limit=least, passed=kept >= least, unit="of full weights"))
+        if found.task is not None:
+            gates.append(task_gate("task", found.task_kept, limits))
         return gates
 
     def _nearest(self, trial: MixtureTrial) -> str:
         """Say which gates were missed, and where on the frontier they would be passed."""
         missed = [gate for gate in self._gates(trial) if not gate.passed]
-        said = ", ".join(f"{gate.name} is {gate.value:.4g}, the limit {gate.limit:g} {gate.unit}" for gate in missed)
+        said = ", ".join(
+            f"{gate.name} is {gate.value:.4g}, the limit {gate.limit:g} {gate.unit}"
+            + (f" ({gate.doubt})" if gate.doubt else "")
+            for gate in missed
+        )
         size = f"the best mixture that the limits allow has {trial.artefact.size.bytes / MB:.1f} MB"
         wish = self.request.limits.max_kl
         if wish is None or trial.measured.kl.value <= wish:
@@ -376,7 +393,7 @@ class Search:
         return {name: option.type for name, option in self.frontier.mixture(point).items()}
 
     def _size(self, point: FrontierPoint) -> int:
-        return size_bytes(self.full, self.types(point), self.profile)
+        return self.fmt.size_bytes(self.full, self.types(point), self.profile)
 
     def _facts(self, chosen: MixtureTrial) -> dict[str, Any]:
         """Return the search's part of the report: nothing in it changes from run to run."""
@@ -390,6 +407,7 @@ class Search:
             "cache": msgspec.to_builtins(chosen.cache),
             "trials": [_trial_facts(trial) for trial in self._trials],
             "types": chosen.types,
+            "unpriced": self.unpriced,
             "tensor_bytes": _tensor_bytes(self.frontier.mixture(chosen.point)),
         }
 
@@ -415,12 +433,3 @@ def _trial_facts(trial: MixtureTrial) -> dict[str, Any]:
 
 def _tensor_bytes(mixture: Mapping[str, Option]) -> dict[str, int]:
     return {name: option.bytes for name, option in mixture.items()}
-
-
-def _forecast_of(full: Artefact, profile: Profile, tokens_per_s: float, stages: Stages) -> Foresees:
-    """Return what says of mixtures of `full` what they will be, where full weights give `tokens_per_s`."""
-    if full.engine == "llama":
-        return Foresight(full.base, profile, tokens_per_s)
-    from fieldlm_compiler.search.onnx_forecast import OnnxForesight
-
-    return OnnxForesight(full, profile, tokens_per_s, stages)

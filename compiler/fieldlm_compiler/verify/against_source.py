@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 
 from fieldlm.core.errors import EngineError, GateError
-from fieldlm.engines import Engine, Sampling, open_engine
-from fieldlm.formats.bundle import Bundle, Gate, Manifest
+from fieldlm.engines import Engine, Sampling
+from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import opening, special_tokens
 from fieldlm_compiler.checkpoints.tokenizer_parity import (
@@ -33,6 +33,8 @@ from fieldlm_compiler.export.transformers4 import named_stops
 from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
 from fieldlm_compiler.verify.dialogues import difference
 from fieldlm_compiler.verify.logits import Passage, read
+from fieldlm_compiler.verify.reference_model import judge
+from fieldlm_compiler.verify.served import open_served
 
 TOKENS = 24
 # Two choices of the source closer than this are one choice: 16-bit activations move a logit by about as much.
@@ -43,8 +45,8 @@ FIRM = 1.0
 # Full weights against the source: perplexity's own table has 2.5e-5 and 99.74 % for BF16 against F16.
 MOST_KL, LEAST_SAME_TOP = 1e-4, 0.995
 STOP = -1
-CONTEXT = 2048
-PASSAGE = 512  # the most tokens of a passage that is read, with what is given before it
+# Tokens that are read behind a bound of the model, such as its sliding window, of a passage as long as that.
+BEYOND = 48
 PROMPTS = (
     "What is the capital of France?",
     "Write a short poem about the sea.",
@@ -87,33 +89,30 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True):
 def ask(
     draft: Bundle,
     texts: Sequence[str],
+    profile: Profile,
     *,
     what: str,
     adapter: Path | None = None,
     reference: Sequence[Sequence[int]] | None = None,
 ) -> Ran:
     """Return the Answers of the artefact in `draft` to `texts`, compared with the tokens of `reference`."""
-    return call(
-        "fieldlm_compiler.verify.against_source:answer",
-        what=f"ask {what}",
-        folder=draft.folder,
-        manifest=msgspec.to_builtins(draft.manifest),
+    return call(answer, what=f"ask {what}")(
+        bundle=draft,
+        profile=profile,
         adapter=adapter,
         texts=list(texts),
         reference=reference,
     )
 
 
-def compare_texts(draft: Bundle, tokenizer: Path, texts: Sequence[str]) -> Ran:
+def compare_texts(draft: Bundle, profile: Profile, tokenizer: Path, texts: Sequence[str]) -> Ran:
     """Return the gates that the artefact cuts text, renders conversations and ends answers as its source does.
 
     `tokenizer` is the source's folder. Raises GateError with the first text, conversation or token that differs.
     """
-    ran = call(
-        "fieldlm_compiler.verify.against_source:compare",
-        what="compare tokens and templates",
-        folder=draft.folder,
-        manifest=msgspec.to_builtins(draft.manifest),
+    ran = call(compare, what="compare tokens and templates")(
+        bundle=draft,
+        profile=profile,
         tokenizer=tokenizer,
         texts=list(texts),
     )
@@ -130,31 +129,41 @@ def compare_answers(
     adapter: Path | None = None,
     reader: "ArtefactReader | None" = None,
 ) -> Ran:
-    """Return the gates that `answers`, and what `reader` thinks, are what the source in `checkpoint` says in 32 bits.
+    """Return the `gates` that `answers`, and what `reader` thinks, are what the source in `checkpoint` says in 32 bits.
 
-    `adapter` is what peft has to put beside the source. Raises GateError with the prompt, the position and both tokens
-    of the worst difference, or with the figure that missed its limit.
+    `context` is the first of the reader's bounds past which they differ; None where there is none. `adapter` is what
+    peft has to put beside the source. Raises GateError with the prompt, the position and both tokens of the worst
+    difference, or with the figure that missed its limit.
     """
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as folder:
         reading = reader.read(Path(folder) / "logits.npy", texts, answers) if reader else None
-        ran = call(
-            "fieldlm_compiler.verify.reference_model:judge",
-            what="ask the source model",
-            env=PATIENT,
+        ran = call(judge, what="ask the source model", env=PATIENT)(
             checkpoint=checkpoint,
             adapter=adapter,
             texts=list(texts),
             answers=answers.tokens,
             stops=answers.stops,
-            passages=reading.value if reading else [],
+            passages=reading.value["passages"] if reading else [],
             logits=Path(folder) / "logits.npy" if reading else None,
             rounding=ROUNDING,
         )
     gates = [_greedy_gap(msgspec.convert(ran.value["doubts"], list[Doubt]))]
+    context = None
     if reading:
-        gates += _held(ran.value["mean_kl"], ran.value["same_top"])
+        # The passages past a bound come last, one for each.
+        bounds, read = reading.value["bounds"], ran.value["read"]
+        short = read[: len(read) - len(bounds)]
+        gates += _held(*_together(short))
+        past = [*zip(bounds, read[len(short) :], strict=True)]
+        context = next((bound for bound, found in past if not _is_held(*_together([found]))), None)
+        gates += [
+            Gate(name=f"past-{bound}", value=round(_together([found])[0], 6), limit=MOST_KL, passed=True, unit="nats")
+            for bound, found in past
+            if context is None
+        ]
     seconds, peak_mb = (reading.seconds, reading.peak_mb) if reading else (0.0, 0.0)
-    return Ran(value=msgspec.to_builtins(gates), seconds=ran.seconds + seconds, peak_mb=max(ran.peak_mb, peak_mb))
+    value = {"gates": msgspec.to_builtins(gates), "context": context}
+    return Ran(value=value, seconds=ran.seconds + seconds, peak_mb=max(ran.peak_mb, peak_mb))
 
 
 def _greedy_gap(doubts: Sequence[Doubt]) -> Gate:
@@ -168,12 +177,22 @@ def _greedy_gap(doubts: Sequence[Doubt]) -> Gate:
     return Gate(name="greedy-gap", value=gap, limit=ROUNDING, passed=True, unit="logits")
 
 
-def _held(mean_kl: float, same_top: float) -> list[Gate]:
+def _together(passages: Sequence[dict[str, float]]) -> tuple[float, float]:
+    """Return mean divergence and share of the same best token over all tokens of `passages`."""
+    tokens = sum(each["tokens"] for each in passages)
+    return sum(each["kl"] for each in passages) / tokens, 1 - sum(each["partings"] for each in passages) / tokens
+
+
+def _is_held(mean_kl: float, same_top: float) -> bool:
     # Rounded, so that the same inputs give the same bundle whatever the last digits do.
+    return round(mean_kl, 6) <= MOST_KL and round(same_top, 4) >= LEAST_SAME_TOP
+
+
+def _held(mean_kl: float, same_top: float) -> list[Gate]:
     kl, top = round(mean_kl, 6), round(same_top, 4)
-    if not (kl <= MOST_KL and top >= LEAST_SAME_TOP):
+    if not _is_held(mean_kl, same_top):
         raise GateError(
-            f"the artefact is not its source: its mean divergence is {kl:.2g} nats (limit {MOST_KL}), it likes the "
+            f"the artefact is not its source: its mean divergence is {kl:g} nats (limit {MOST_KL:g}), it likes the "
             f"same token best in {100 * top:.2f} % (limit {100 * LEAST_SAME_TOP} %); please report this architecture"
         )
     return [
@@ -184,18 +203,22 @@ def _held(mean_kl: float, same_top: float) -> list[Gate]:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtefactReader:
-    """An artefact, with its adapter, that reads the answers it gave and the passages of PROSE."""
+    """An artefact, with its adapter, that reads the answers it gave and the passages of PROSE.
+
+    Past each of `bounds`, in tokens, that the served context holds, it reads a passage as long as that, too.
+    """
 
     draft: Bundle
+    profile: Profile
+    bounds: tuple[int, ...] = ()
     adapter: Path | None = None
 
     def read(self, into: Path, texts: Sequence[str], answers: Answers) -> Ran:
         """Write the logits of every token read to the .npy file `into`; return the passages for the source."""
-        return call(
-            "fieldlm_compiler.verify.against_source:read_passages",
-            what="read what it thinks",
-            folder=self.draft.folder,
-            manifest=msgspec.to_builtins(self.draft.manifest),
+        return call(read_passages, what="read what it thinks")(
+            bundle=self.draft,
+            profile=self.profile,
+            bounds=list(self.bounds),
             adapter=self.adapter,
             texts=list(texts),
             answers=answers.tokens,
@@ -208,21 +231,16 @@ def weigh_serving(draft: Bundle, profile: Profile) -> Ran:
 
     The most that the process held, in `peak_mb`, is with Python.
     """
-    return call(
-        "fieldlm_compiler.verify.against_source:serve",
-        what="weigh the engine as it serves",
-        folder=draft.folder,
-        manifest=msgspec.to_builtins(draft.manifest),
-        profile=msgspec.to_builtins(profile),
+    return call(serve, what="weigh the engine as it serves")(
+        bundle=draft,
+        profile=profile,
     )
 
 
-def serve(folder: str, manifest: dict[str, Any], profile: dict[str, Any]) -> dict[str, float]:
+def serve(bundle: Bundle, profile: Profile) -> dict[str, float]:
     """Load the artefact, let it read and answer once, and say what it holds. Runs in a child process."""
-    bundle, device = _bundle(folder, manifest), msgspec.convert(profile, Profile)
-    context = min(device.gguf.context, bundle.manifest.model.context)
-    engine = open_engine(bundle, context=context, parallel=device.runtime.parallel, profile=device)
-    prompt = (engine.tokenize(PROMPTS[0]) * context)[: min(engine.context // 2, 1024)]
+    engine = open_served(bundle, profile)
+    prompt = (engine.tokenize(PROMPTS[0]) * engine.context)[: min(engine.context // 2, 1024)]
     for _ in engine.start(prompt, Sampling(max_tokens=4)):
         pass
     held = engine.memory_mb()
@@ -230,18 +248,9 @@ def serve(folder: str, manifest: dict[str, Any], profile: dict[str, Any]) -> dic
     return held
 
 
-def _bundle(folder: str, manifest: dict[str, Any]) -> Bundle:
-    return Bundle(folder=Path(folder), id="0" * 64, manifest=msgspec.convert(manifest, Manifest))
-
-
-def _open(folder: str, manifest: dict[str, Any], *, context: int = CONTEXT) -> Engine:
-    bundle = _bundle(folder, manifest)
-    return open_engine(bundle, context=min(context, bundle.manifest.model.context), parallel=1)
-
-
-def compare(folder: str, manifest: dict[str, Any], tokenizer: str, texts: list[str]) -> dict[str, tuple[int, str]]:
+def compare(bundle: Bundle, profile: Profile, tokenizer: Path, texts: list[str]) -> dict[str, tuple[int, str]]:
     """Return what was compared and found equal: count and unit by gate. Runs in a child process."""
-    source, bundle, engine = Path(tokenizer), _bundle(folder, manifest), _open(folder, manifest)
+    source, engine = tokenizer, open_served(bundle, profile)
     corpus = [*CORPUS, *special_texts(source), *texts]
     cut = [*map(engine.tokenize, corpus)]
     if found := first_difference(corpus, json_tokens(source, corpus), cut):
@@ -266,15 +275,24 @@ def compare(folder: str, manifest: dict[str, Any], tokenizer: str, texts: list[s
     }
 
 
-def read_passages(  # noqa: PLR0917  (called by name, through JSON)
-    folder: str, manifest: dict[str, Any], adapter: str | None, texts: list[str], answers: list[list[int]], into: str
-) -> list[tuple[list[int], list[int]]]:
-    """Write what the artefact thinks of its answers and of PROSE to `into`. Runs in a child process."""
-    # One after the other: which share a batch would depend on the moment, and the last digit of a gate on the batch.
-    engine = _open(folder, manifest, context=PASSAGE)
-    start = opening(_bundle(folder, manifest))
+def read_passages(
+    *,
+    bundle: Bundle,
+    profile: Profile,
+    bounds: list[int],
+    adapter: Path | None,
+    texts: list[str],
+    answers: list[list[int]],
+    into: Path,
+) -> dict[str, Any]:
+    """Write what the artefact thinks of its answers and of PROSE to `into`. Runs in a child process.
+
+    Returns the `passages` and the `bounds` that the last of them pass.
+    """
+    engine = open_served(bundle, profile)
+    start = opening(bundle)
     if adapter is not None:
-        engine.load_adapter("adapter", Path(adapter))
+        engine.load_adapter("adapter", adapter)
     said = [tuple(token for token in answer if token != STOP) for answer in answers]
     passages = [
         Passage(given=tuple(engine.tokenize(text)), read=tokens)
@@ -284,21 +302,37 @@ def read_passages(  # noqa: PLR0917  (called by name, through JSON)
     for prose in PROSE:
         head, tokens = len(engine.tokenize(start)) if start else 1, engine.tokenize(start + prose)
         passages.append(Passage(given=tuple(tokens[:head]), read=tuple(tokens[head:])))
+    passed = [bound for bound in bounds if bound + 1 < engine.context]
+    passages += [_past(engine, start, bound) for bound in passed]
     rows = read(engine, passages, adapter="adapter" if adapter is not None else None)
     np.save(into, np.concatenate(list(rows)))
     engine.close()
-    return [([*passage.given], [*passage.read]) for passage in passages]
+    return {"passages": [([*passage.given], [*passage.read]) for passage in passages], "bounds": passed}
+
+
+def _past(engine: Engine, start: str, bound: int) -> Passage:
+    """Return a passage of which the tokens behind the first `bound` are read, as many as the context holds."""
+    end = min(bound + BEYOND, engine.context - 1)
+    tokens, page = engine.tokenize(start), 0
+    while len(tokens) < end:
+        page += 1
+        tokens += engine.tokenize(f"Page {page}. {PROSE[page % len(PROSE)]}\n")
+    return Passage(given=tuple(tokens[:bound]), read=tuple(tokens[bound:end]))
 
 
 def answer(
-    folder: str, manifest: dict[str, Any], adapter: str | None, texts: list[str], reference: list[list[int]] | None
+    bundle: Bundle,
+    profile: Profile,
+    adapter: Path | None,
+    texts: list[str],
+    reference: Sequence[Sequence[int]] | None,
 ) -> dict[str, Any]:
     """Answer `texts` with the artefact and time it. Runs in a child process."""
     started_s = time.monotonic()
-    engine = _open(folder, manifest)
+    engine = open_served(bundle, profile)
     name = "adapter" if adapter is not None else None
     if adapter is not None:
-        engine.load_adapter("adapter", Path(adapter))
+        engine.load_adapter("adapter", adapter)
     load_s = time.monotonic() - started_s
     prompts = [engine.tokenize(text) for text in texts]
     said = [_say(engine, prompt, TOKENS, name) for prompt in prompts]

@@ -8,13 +8,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
+from fieldlm.core.logs import logger
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
 from fieldlm_compiler.export.imatrix import read_imatrix
+
+log = logger(__name__)
 
 WINDOW = 256
 LEARN_WINDOWS = 64
@@ -22,6 +25,7 @@ HOLD_WINDOWS = 32
 HELD_BACK = 3  # every third window is measured on
 SUMS = ".gguf"
 MANY_BYTES = 64 << 20
+FEWEST_APART = 48  # examples of a task, of which a part is kept for the end
 
 Message = dict[str, Any]
 Render = Callable[[Sequence[Message]], str]
@@ -47,8 +51,13 @@ class TaskExample:
     answer_tokens: list[int]
 
 
-def read_corpus(paths: Sequence[Path], checkpoint: Checkpoint, render: Render) -> Corpus:
+def read_corpus(
+    paths: Sequence[Path], checkpoint: Checkpoint, render: Render, *, without: Sequence[Sequence[Message]] = ()
+) -> Corpus:
     """Cut the text of `paths` into windows, an equal share from each file; files of sums are only named.
+
+    Conversations that begin as one of `without`, what a task asks, are left out: nothing is judged by what it was
+    fitted to.
 
     Raises InputError for a file that is missing, empty, or holds something else.
     """
@@ -56,7 +65,9 @@ def read_corpus(paths: Sequence[Path], checkpoint: Checkpoint, render: Render) -
     learn: list[Windows] = []
     hold: list[Windows] = []
     for path in texts:
-        windows = _windows([*documents(path, render)], checkpoint, count=(LEARN_WINDOWS + HOLD_WINDOWS) // len(texts))
+        windows = _windows(
+            _others(path, render, without), checkpoint, count=(LEARN_WINDOWS + HOLD_WINDOWS) // len(texts)
+        )
         if len(windows) < HELD_BACK:
             raise InputError(
                 f"{path} has {sum(map(len, windows))} tokens of text, calibration needs {HELD_BACK * WINDOW} or more; "
@@ -71,23 +82,32 @@ def read_corpus(paths: Sequence[Path], checkpoint: Checkpoint, render: Render) -
     return Corpus(learn=_in_turn(learn), hold=_in_turn(hold), sums=sums)
 
 
+def check_sources(calibration: Sequence[Path], task: Path | None, *, least: int) -> None:
+    """Raise InputError for files that can be refused without a model: it would else come after minutes of work.
+
+    A task judges by `least` examples or more; it also gives the prompts where `calibration` names no text, then by
+    twice as many.
+    """
+    for path in calibration:
+        if path.suffix == SUMS:
+            read_imatrix(path)
+        elif not any(text.strip() or path.suffix == ".jsonl" for text in documents(path, lambda messages: "")):
+            raise InputError(f"{path} is empty; name a file with text")
+    if task is not None:
+        count = len(_task_rows(task))
+        least *= 1 if any(path.suffix != SUMS for path in calibration) else 2
+        if count < least:
+            raise InputError(f"{task} has {count} examples; {least} are the fewest that can judge anything")
+
+
 def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequence[int]) -> list[TaskExample]:
     """Return the examples in the `.jsonl` file `path`: the last message of each is the right answer.
 
     Raises InputError when a line is no conversation or does not end with an answer.
     """
-    rows = [*_rows(path)]
-    for number, row in rows:
-        messages = row.get("messages")
-        if not messages or messages[-1].get("role") != "assistant" or len(messages) < 2:
-            raise InputError(
-                f"{path} line {number} has no answer: a task's line is "
-                '{"messages": [{"role": "user", …}, {"role": "assistant", …}]}'
-            )
-    if not rows:
-        raise InputError(f"{path} has no examples; a task is a .jsonl file of conversations")
-    asked = [render(row["messages"][:-1]) for _, row in rows]
-    whole = [render(row["messages"]) for _, row in rows]
+    rows = _task_rows(path)
+    asked = [render(row["messages"][:-1]) for row in rows]
+    whole = [render(row["messages"]) for row in rows]
     pairs = zip(json_tokens(checkpoint.folder, asked), json_tokens(checkpoint.folder, whole), strict=True)
     return [
         TaskExample(
@@ -96,8 +116,65 @@ def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequenc
             prompt_tokens=prompt,
             answer_tokens=_until_stop(full[len(prompt) :], stops),
         )
-        for (_, row), (prompt, full) in zip(rows, pairs, strict=True)
+        for row, (prompt, full) in zip(rows, pairs, strict=True)
     ]
+
+
+def _others(path: Path, render: Render, without: Sequence[Sequence[Message]]) -> list[str]:
+    """Return the texts in `path` but those that ask what one of `without` asks."""
+    asked = {_asks(messages) for messages in without}
+    rows = _rows(path) if asked and path.suffix == ".jsonl" else ()
+    same = [_is_conversation(row.get("messages")) and _asks(row["messages"]) in asked for _, row in rows]
+    texts = [*documents(path, render)]
+    if not any(same):
+        return texts
+    log.info(f"  note: {sum(same)} conversations of {path} are in the task, too, and are left out of the text")
+    return [text for text, is_same in zip(texts, same, strict=True) if not is_same]
+
+
+def _asks(messages: Sequence[Message]) -> str:
+    """Return what the users of a conversation say in it."""
+    return json.dumps([message.get("content") for message in messages if message["role"] == "user"])
+
+
+def apart_for_the_end(examples: Sequence[TaskExample]) -> tuple[list[TaskExample], list[TaskExample]]:
+    """Return what the search may try mixtures on, and what only the one it chose is judged by at last.
+
+    The best of several tries on the same examples looks better than it is. Where there are too few for two parts, both
+    are all of them.
+    """
+    if len(examples) < FEWEST_APART:
+        log.info(
+            f"  note: {len(examples)} examples are too few to keep some apart for the end ({FEWEST_APART} would do): "
+            "what is chosen on them will look a little better than it is"
+        )
+        return list(examples), list(examples)
+    last = [example for at, example in enumerate(examples) if at % HELD_BACK == HELD_BACK - 1]
+    return [example for at, example in enumerate(examples) if at % HELD_BACK != HELD_BACK - 1], last
+
+
+def _task_rows(path: Path) -> list[dict[str, Any]]:
+    rows = [*_rows(path)]
+    for number, row in rows:
+        messages = row.get("messages")
+        if not _is_answered(messages):
+            raise InputError(
+                f"{path} line {number} has no answer: a task's line is "
+                '{"messages": [{"role": "user", …}, {"role": "assistant", …}]}'
+            )
+    if not rows:
+        raise InputError(f"{path} has no examples; a task is a .jsonl file of conversations")
+    return [row for _, row in rows]
+
+
+def _is_answered(messages: Any) -> bool:
+    """Say whether these are messages of which the last one is an answer."""
+    if not isinstance(messages, list) or len(cast(list[Any], messages)) < 2:
+        return False
+    if not all(isinstance(each, dict) for each in cast(list[Any], messages)):
+        return False
+    last = cast(list[Message], messages)[-1]
+    return last.get("role") == "assistant" and isinstance(last.get("content"), str)
 
 
 def documents(path: Path, render: Render) -> Iterator[str]:
@@ -106,7 +183,7 @@ def documents(path: Path, render: Render) -> Iterator[str]:
         yield _read(path)
         return
     for number, row in _rows(path):
-        if isinstance(row.get("messages"), list) and row["messages"]:
+        if _is_conversation(row.get("messages")):
             yield render(row["messages"])
         elif isinstance(row.get("text"), str):
             yield row["text"]
@@ -138,15 +215,16 @@ def _read(path: Path) -> str:
     with disk_errors(path), path.open("rb") as file:
         data = file.read(MANY_BYTES)
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if len(data) == MANY_BYTES and error.start > len(data) - 4:
-            return data[: error.start].decode()
+            return data[: error.start].decode("utf-8-sig")
         raise InputError(f"{path} is not text (byte {error.start}); calibration takes .txt, .jsonl or .gguf") from error
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    # JSON Lines end at \n alone: str.splitlines would cut a text that holds U+2028, too.
+    for number, line in enumerate(_read(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -155,4 +233,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise InputError(f"{path} line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"{path} line {number} is not a JSON object")
-        yield number, row
+        yield number, cast(dict[str, Any], row)
+
+
+def _is_conversation(messages: object) -> bool:
+    """Say whether `messages` is a list of messages, each with a role."""
+    if not isinstance(messages, list) or not messages:
+        return False
+    each = cast(list[object], messages)
+    return all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in each)

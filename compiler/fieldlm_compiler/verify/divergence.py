@@ -9,13 +9,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
+from scipy.stats import t as student
 
+from fieldlm.core.errors import InputError
 from fieldlm.engines.llama_layout import layout_of
 from fieldlm.formats.bundle import CacheTypes
+from fieldlm_compiler.export.format import format_of
 from fieldlm_compiler.export.ggml import Floats
 from fieldlm_compiler.pipeline.child import Ran, call
 
@@ -42,7 +45,8 @@ class Divergences(msgspec.Struct, frozen=True, kw_only=True):
 
     `kl` in nats a token; `kl_p99` its 99th percentile over tokens; `same_top` the share of tokens with the same
     likeliest next; `perplexity_ratio` its perplexity over that of full weights. `task` is the share of answers that are
-    exactly right, `task_full` that of full weights, `task_kl` the divergence within right answers.
+    exactly right, `task_full` that of full weights, `task_kept` the share of full weights' right answers that stay
+    right (None where full weights have none), `task_kl` the divergence within right answers.
     """
 
     kl: Mean
@@ -51,6 +55,7 @@ class Divergences(msgspec.Struct, frozen=True, kw_only=True):
     perplexity_ratio: float
     task: Mean | None = None
     task_full: Mean | None = None
+    task_kept: Mean | None = None
     task_kl: Mean | None = None
 
 
@@ -70,31 +75,29 @@ def measure(
     Each reads with its own of `caches`; None is F16, as full weights have it. With `max_kl`, reading text stops as soon
     as every artefact is clearly on one side of it.
     """
-    return call(
-        "fieldlm_compiler.verify.divergence:measure_all",
-        what=what,
+    return call(measure_all, what=what)(
         full=full,
         artefacts=list(artefacts),
         windows=[list(window) for window in windows],
         examples=[[list(prompt), list(answer)] for prompt, answer in examples],
-        caches=msgspec.to_builtins(list(caches) or [None] * len(artefacts)),
+        caches=list(caches) or [None] * len(artefacts),
         threads=threads,
         max_kl=max_kl,
     )
 
 
 def measure_all(
-    full: str,
-    artefacts: list[str],
+    full: Path,
+    artefacts: list[Path],
     windows: list[list[int]],
     examples: list[list[list[int]]],
     *,
-    caches: list[dict[str, str] | None],
+    caches: list[CacheTypes | None],
     threads: int,
     max_kl: float | None,
 ) -> list[dict[str, Any]]:
     """Read everything with full weights and with every artefact. Runs in a child process."""
-    others = list(zip(artefacts, msgspec.convert(caches, list[CacheTypes | None]), strict=True))
+    others = list(zip(artefacts, caches, strict=True))
     tallies = _read_all(full, others, windows, examples, threads=threads, max_kl=max_kl)
     return [msgspec.to_builtins(text.measured(task)) for text, task in tallies]
 
@@ -103,28 +106,25 @@ def measure_one(
     full: Path, artefact: Path, windows: Sequence[Any], examples: Sequence[Any], *, cache: CacheTypes | None = None
 ) -> Ran:
     """Read everything with one artefact and its cache; what it answers goes to `together`, with that of the others."""
-    return call(
-        "fieldlm_compiler.verify.divergence:read_one",
-        what="measure a mixture",
+    return call(read_one, what="measure a mixture")(
         full=full,
         artefact=artefact,
-        cache=msgspec.to_builtins(cache),
-        windows=windows,
-        examples=examples,
+        cache=cache,
+        windows=[*windows],
+        examples=[*examples],
     )
 
 
 def read_one(
-    full: str,
-    artefact: str,
+    full: Path,
+    artefact: Path,
     windows: list[list[int]],
     examples: list[list[list[int]]],
     *,
-    cache: dict[str, str] | None,
+    cache: CacheTypes | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read everything to the end with full weights and with `artefact` and its cache. Runs in a child process."""
-    other = (artefact, msgspec.convert(cache, CacheTypes | None))
-    ((text, task),) = _read_all(full, [other], windows, examples, threads=0, max_kl=None)
+    ((text, task),) = _read_all(full, [(artefact, cache)], windows, examples, threads=0, max_kl=None)
     return text.told(), task.told()
 
 
@@ -139,8 +139,8 @@ def together(told: Sequence[tuple[dict[str, Any], dict[str, Any]]], max_kl: floa
 
 
 def _read_all(
-    full: str,
-    artefacts: list[tuple[str, CacheTypes | None]],
+    full: Path,
+    artefacts: list[tuple[Path, CacheTypes | None]],
     windows: list[list[int]],
     examples: list[list[list[int]]],
     *,
@@ -174,14 +174,20 @@ class LogitReader(Protocol):
         ...
 
 
-def _open(path: str, cache: CacheTypes | None, room: int, threads: int) -> LogitReader:
-    if path.endswith(".onnx"):
-        from fieldlm_compiler.verify.onnx_read import OnnxReader
+@runtime_checkable
+class Readable(Protocol):
+    """A Format whose artefacts say the logits behind every token of a text."""
 
-        return OnnxReader(Path(path), room, threads)
-    from fieldlm.engines.llama_api import LlamaWeights
+    def reader(self, path: Path, cache: CacheTypes | None, room: int, threads: int) -> LogitReader:
+        """Open the weights at `path` for texts of up to `room` tokens; 0 threads are as many as there are cores."""
+        ...
 
-    return GgufReader(LlamaWeights(Path(path)), cache, room, threads)
+
+def _open(path: Path, cache: CacheTypes | None, room: int, threads: int) -> LogitReader:
+    fmt = format_of(path)
+    if not isinstance(fmt, Readable):
+        raise InputError(f"{fmt.name} says no logits of a whole text, by which mixtures are measured")
+    return fmt.reader(path, cache, room, threads)
 
 
 class GgufReader:
@@ -288,6 +294,7 @@ class _Tally:
             perplexity_ratio=round(math.exp(float(np.mean(self.gap))), 6),
             task=share([right for _, right in task.right]) if task.right else None,
             task_full=share([right for right, _ in task.right]) if task.right else None,
+            task_kept=kept(task.right),
             task_kl=_mean([float(each.mean()) for each in task.kl]) if task.kl else None,
         )
 
@@ -299,21 +306,27 @@ def _heard(told: dict[str, Any]) -> _Tally:
 
 def share(right: Sequence[bool]) -> Mean:
     """Return the share of True with Wilson's interval (E. B. Wilson, JASA 22, 1927)."""
+    from scipy.stats import binomtest
+
     count, hits = len(right), sum(right)
-    value, square = hits / count, Z95 * Z95 / count
-    centre = (value + square / 2) / (1 + square)
-    half = Z95 / (1 + square) * math.sqrt(value * (1 - value) / count + square / (4 * count))
-    return Mean(
-        value=round(value, 6),
-        low=round(max(0.0, centre - half), 6),
-        high=round(min(1.0, centre + half), 6),
-        count=count,
-    )
+    low, high = binomtest(hits, count).proportion_ci(method="wilson")
+    return Mean(value=round(hits / count, 6), low=round(float(low), 6), high=round(float(high), 6), count=count)
+
+
+def kept(pairs: Sequence[tuple[bool, bool]]) -> Mean | None:
+    """Return the share of full weights' right answers that the other gives right, too; None where there are none.
+
+    An answer that was wrong and became right makes up for none that broke.
+    """
+    stayed = [other for full, other in pairs if full]
+    return share(stayed) if stayed else None
 
 
 def _mean(values: Sequence[float]) -> Mean:
     mean = float(np.mean(values))
-    half = Z95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    # Few windows: Student's distribution, not the normal one.
+    wide = float(student.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.inf
+    half = wide * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     # JSON has no infinity: of one text, nothing is known about the next.
     half = min(half, 1e3)
     return Mean(value=round(mean, 6), low=round(mean - half, 6), high=round(mean + half, 6), count=len(values))

@@ -3,17 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import Bundle, CacheTypes, Gate, Manifest
 from fieldlm.formats.probe import Probe, Probes
 from fieldlm.formats.profile import Profile, profile_sha256, without_gpu
 from fieldlm.inference.chat_template import render
-from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, position_bounds
 from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter
 from fieldlm_compiler.export.artefact import Artefact
 from fieldlm_compiler.pipeline.child import Ran
@@ -23,9 +24,13 @@ from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import against_source
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
 from fieldlm_compiler.verify.corpus import TaskExample
-from fieldlm_compiler.verify.divergence import Divergences
-from fieldlm_compiler.verify.limits import MIN_TASK, SearchRequest
-from fieldlm_compiler.verify.task import answer_task
+from fieldlm_compiler.verify.divergence import Divergences, kept
+from fieldlm_compiler.verify.limits import SearchRequest
+from fieldlm_compiler.verify.served import facts as served_facts
+from fieldlm_compiler.verify.served import with_plain_cache
+from fieldlm_compiler.verify.task import answer_task, task_gate
+
+log = logger(__name__)
 
 REPORT = "fieldlm.compile-report/1"
 PROBE_PROMPTS = 3
@@ -52,6 +57,14 @@ class Fitted:
     gguf: Path
 
 
+class Proof(NamedTuple):
+    """The gates that full weights passed, what they answer, and the context up to which that holds, in tokens."""
+
+    gates: tuple[Gate, ...]
+    answers: Answers
+    context: int
+
+
 def questions() -> list[list[dict[str, Any]]]:
     """Return the conversations that every artefact is asked."""
     return [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
@@ -69,32 +82,49 @@ def plain(manifest: Manifest) -> Manifest:
 
 
 def prove(
-    manifest: Manifest, full: Artefact, checkpoint: Checkpoint, stages: Stages, *, fitted: Fitted | None = None
-) -> tuple[tuple[Gate, ...], Answers]:
-    """Hold `full`, with its adapter, against its source; return the gates it passed and what it answers.
+    manifest: Manifest,
+    full: Artefact,
+    checkpoint: Checkpoint,
+    profile: Profile,
+    stages: Stages,
+    *,
+    fitted: Fitted | None = None,
+) -> Proof:
+    """Hold `full`, with its adapter and as `profile` serves it, against its source.
 
-    Raises GateError when it cuts text otherwise, or thinks or answers what its source would not.
+    Where the engine knows nothing of a bound of the model, such as a sliding window, the context ends there. Raises
+    GateError when it cuts text otherwise, or thinks or answers what its source would not.
     """
-    manifest = plain(manifest)
-    texts = rendered(manifest, full.parts)
+    manifest, profile = plain(manifest), with_plain_cache(profile)
+    texts, bounds = rendered(manifest, full.parts), position_bounds(checkpoint.folder)
     asked = {"artefact": full.sha256, "checkpoint": checkpoint.sha256, "texts": texts, "versions": _judges()}
     bundle, folder = draft(manifest, full.parts), checkpoint.folder
-    _, cut = stages.run("tokens", asked, lambda _: against_source.compare_texts(bundle, folder, texts))
-    answers = ask(manifest, full, stages, fitted=fitted)
+    _, cut = stages.run("tokens", asked, lambda _: against_source.compare_texts(bundle, profile, folder, texts))
+    answers = ask(manifest, full, profile, stages, fitted=fitted)
     asked |= {"adapter": fitted.adapter.sha256 if fitted else None, "answers": answers.tokens}
+    asked |= {"served": served_facts(profile), "context": manifest.model.context, "bounds": bounds}
     peft, gguf = (fitted.adapter.folder, fitted.gguf) if fitted else (None, None)
-    reader = against_source.ArtefactReader(draft=bundle, adapter=gguf)
+    reader = against_source.ArtefactReader(draft=bundle, profile=profile, bounds=bounds, adapter=gguf)
 
     def hold(_: Path) -> Ran:
         return against_source.compare_answers(folder, texts, answers, adapter=peft, reader=reader)
 
     _, held = stages.run("proof", asked, hold)
-    return msgspec.convert([*cut.value, *held.value], tuple[Gate, ...]), answers
+    if (context := held.value["context"]) is not None:
+        log.info(
+            f"  note: past {context} tokens the engine computes {checkpoint.name} otherwise than its source, "
+            f"whose window or stretched positions it does not know; the bundle's context ends there"
+        )
+        manifest = msgspec.structs.replace(manifest, model=msgspec.structs.replace(manifest.model, context=context))
+        return prove(manifest, full, checkpoint, profile, stages, fitted=fitted)
+    gates = msgspec.convert([*cut.value, *held.value["gates"]], tuple[Gate, ...])
+    return Proof(gates=gates, answers=answers, context=manifest.model.context)
 
 
 def ask(
     manifest: Manifest,
     artefact: Artefact,
+    profile: Profile,
     stages: Stages,
     *,
     fitted: Fitted | None = None,
@@ -105,6 +135,8 @@ def ask(
     inputs = {
         "artefact": artefact.sha256,
         "cache": manifest.cache,
+        "served": served_facts(profile),
+        "context": manifest.model.context,
         "adapter": sha256_file(fitted.gguf) if fitted else None,
         "texts": texts,
         "tokens": against_source.TOKENS,
@@ -116,7 +148,7 @@ def ask(
     tokens = reference.tokens if reference else None
 
     def make(_: Path) -> Ran:
-        return against_source.ask(bundle, texts, what=artefact.quant, adapter=gguf, reference=tokens)
+        return against_source.ask(bundle, texts, profile, what=artefact.quant, adapter=gguf, reference=tokens)
 
     _, made = stages.run(f"answers-{artefact.quant}", inputs, make)
     return msgspec.convert(made.value, Answers)
@@ -159,23 +191,17 @@ def hold_limits(
         speed = chosen.answers.tokens_per_s
         gates.append(_at_least("speed", speed, limits.min_tokens_per_s, "tokens/s here"))
     if examples:
-        full_right = count_right(plain(manifest), full, examples, stages)
-        right = count_right(manifest, chosen.artefact, examples, stages)
-        gates.append(task_gate(right, full_right, request))
+        full_right = answers_right(plain(manifest), full, examples, with_plain_cache(profile), stages)
+        right = answers_right(manifest, chosen.artefact, examples, profile, stages)
+        gates.append(task_gate("task-served", kept([*zip(full_right, right, strict=True)]), limits))
     for gate in gates:
         if not gate.passed:
+            doubt = f" ({gate.doubt})" if gate.doubt else ""
             raise GateError(
-                f"{gate.name} of {chosen.artefact.quant} is {gate.value:g} {gate.unit}, the limit is {gate.limit:g}; "
-                "change the limit or take a smaller model"
+                f"{gate.name} of {chosen.artefact.quant} is {gate.value:g} {gate.unit}{doubt}, the limit is "
+                f"{gate.limit:g}; change the limit or take a smaller model"
             )
     return tuple(gate for gate in gates if gate.name == "task-served")
-
-
-def task_gate(right: int, full_right: int, request: SearchRequest) -> Gate:
-    """Return the gate of the task's answers as served: how many of those that full weights give right stay right."""
-    return _at_least(
-        "task-served", round(right / max(full_right, 1), 4), request.limits.min_task or MIN_TASK, "of full weights"
-    )
 
 
 def _served_mb(manifest: Manifest, artefact: Artefact, profile: Profile, stages: Stages) -> float:
@@ -204,20 +230,23 @@ def _at_least(name: str, value: float, limit: float, unit: str) -> Gate:
     return Gate(name=name, value=value, limit=limit, passed=value >= limit, unit=unit)
 
 
-def count_right(
+def answers_right(
     manifest: Manifest,
     artefact: Artefact,
     examples: Sequence[TaskExample],
+    profile: Profile,
     stages: Stages,
     *,
     fitted: Fitted | None = None,
-) -> int:
-    """Return how many of the first `examples` the engine answers exactly right with `artefact` and its adapter."""
+) -> list[bool]:
+    """Return which of the first `examples` the engine answers exactly right with `artefact` and its adapter."""
     few = examples[:SERVED_EXAMPLES]
     pairs = [[example.prompt_tokens, example.answer] for example in few]
     asked = {
         "artefact": artefact.sha256,
         "cache": manifest.cache,
+        "served": served_facts(profile),
+        "context": manifest.model.context,
         "examples": sha256_bytes(canonical_json(pairs)),
         "engine": installed(ENGINES),
     }
@@ -225,8 +254,8 @@ def count_right(
         asked["adapter"] = sha256_file(fitted.gguf)
     bundle, gguf = draft(manifest, artefact.parts), fitted.gguf if fitted else None
     what = f"ask {artefact.quant} {len(few)} examples of the task"
-    _, made = stages.run("task", asked, lambda _: answer_task(bundle, few, what=what, adapter=gguf))
-    return sum(made.value)
+    _, made = stages.run("task", asked, lambda _: answer_task(bundle, few, profile, what=what, adapter=gguf))
+    return made.value
 
 
 def probe_file(answers: Answers) -> bytes:

@@ -56,14 +56,11 @@ def read(engine: Engine, passages: Sequence[Passage], *, adapter: str | None = N
 
     Raises EngineError when the engine ends a passage early.
     """
-    readers = [_Reader(tokens=passage.read) for passage in passages]
-    running = [
-        engine.start(passage.given, Sampling(max_tokens=len(passage.read), constraint=reader), adapter=adapter)
-        for passage, reader in zip(passages, readers, strict=True)
-    ]
-    for generation, reader in zip(running, readers, strict=True):
-        *_, last = generation
+    for passage in passages:
+        reader = _Reader(tokens=passage.read)
+        # One after the other: which share a batch would depend on the moment, and the last digit of a logit on that.
+        sampling = Sampling(max_tokens=len(passage.read), constraint=reader)
+        *_, last = engine.start(passage.given, sampling, adapter=adapter)
         if len(reader.rows) != len(reader.tokens):
             raise EngineError(f"the engine stopped reading at token {len(reader.rows)}: {last.error or last.outcome}")
         yield np.stack(reader.rows)
-        reader.rows.clear()

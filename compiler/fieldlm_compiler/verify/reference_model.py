@@ -13,39 +13,40 @@ STOP = -1
 CERTAIN = 0.0
 
 
-def judge(  # noqa: PLR0917  (called by name, through JSON)
-    checkpoint: str,
-    adapter: str | None,
+def judge(  # noqa: PLR0917  (called by name)
+    checkpoint: Path,
+    adapter: Path | None,
     texts: list[str],
     answers: list[list[int]],
     stops: list[int],
     passages: list[tuple[list[int], list[int]]],
-    logits: str | None,
+    logits: Path | None,
     rounding: float,
 ) -> dict[str, Any]:
     """Return each token of `answers` to `texts` that the source would not have said, and how it reads `passages`.
 
     A passage is tokens that are given and tokens that are read; `logits` is the .npy file with what the artefact thinks
-    of each token read, [tokens, vocabulary]. `mean_kl` is the mean divergence of the artefact from the source in nats,
-    `same_top` the share of tokens for which both like one best, to within `rounding` logits of the source.
+    of each token read, [tokens, vocabulary]. `read` has for each passage its `tokens`, the sum `kl` of the artefact's
+    divergences from the source in nats, and the `partings`: tokens for which both like another best, by `rounding`
+    logits of the source or more.
     """
     import torch
     from tokenizers import Tokenizer
 
     model = _open(checkpoint, adapter)
-    tokenizer = Tokenizer.from_file(f"{checkpoint}/tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     found: list[dict[str, Any]] = []
     with torch.inference_mode():
-        prompts = json_tokens(Path(checkpoint), texts)
+        prompts = json_tokens(checkpoint, texts)
         for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             said = [token for token in answer if token != STOP]
             thought = _logits(model, prompt, said, last=True)
             found += [{"prompt": index} | doubt for doubt in _doubts(thought, answer, stops, tokenizer)]
-        read = _compare(model, passages, logits, rounding) if logits else {}
-    return {"doubts": found, **read}
+        read = _compare(model, passages, logits, rounding) if logits else []
+    return {"doubts": found, "read": read}
 
 
-def _open(checkpoint: str, adapter: str | None) -> Any:
+def _open(checkpoint: Path, adapter: Path | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -61,28 +62,33 @@ def _logits(model: Any, given: Sequence[int], read: Sequence[int], *, last: bool
     """Return what `model` thinks of each token of `read`, and with `last` of the one behind them."""
     import torch
 
-    logits = model(input_ids=torch.tensor([[*given, *read]])).logits[0, len(given) - 1 :]
+    # Logits of a long text would be larger than the model.
+    logits = model(input_ids=torch.tensor([[*given, *read]]), logits_to_keep=len(read) + 1).logits[0]
     return logits if last else logits[:-1]
 
 
 def _compare(
-    model: Any, passages: Sequence[tuple[list[int], list[int]]], logits: str, rounding: float
-) -> dict[str, float]:
+    model: Any, passages: Sequence[tuple[list[int], list[int]]], logits: Path, rounding: float
+) -> list[dict[str, float]]:
     import numpy as np
     import torch
 
     artefact, at = np.load(logits, mmap_mode="r"), 0
-    divergences: list[float] = []
-    partings = 0
+    found: list[dict[str, float]] = []
     for given, read in passages:
         ours = _logits(model, given, read)
         theirs = torch.from_numpy(np.array(artefact[at : at + len(read)]))[:, : ours.shape[1]]
         at += len(read)
         one, other = torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1)
-        divergences += torch.sum(one.exp() * (one - other), -1).tolist()
         chosen = ours.gather(1, theirs.argmax(-1, keepdim=True))[:, 0]
-        partings += int((ours.max(-1).values - chosen >= rounding).sum())
-    return {"mean_kl": sum(divergences) / at, "same_top": 1 - partings / at}
+        found.append(
+            {
+                "tokens": len(read),
+                "kl": float(torch.sum(one.exp() * (one - other), -1).sum()),
+                "partings": int((ours.max(-1).values - chosen >= rounding).sum()),
+            }
+        )
+    return found
 
 
 def _doubts(logits: Any, answer: list[int], stops: list[int], tokenizer: Any) -> list[dict[str, Any]]:

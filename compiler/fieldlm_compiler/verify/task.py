@@ -3,47 +3,70 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from fieldlm.engines import Sampling, open_engine
-from fieldlm.formats.bundle import Bundle, Manifest
+from fieldlm.core.errors import GateError
+from fieldlm.engines import Sampling
+from fieldlm.formats.bundle import Bundle, Gate
+from fieldlm.formats.profile import Profile
 from fieldlm_compiler.pipeline.child import Ran, call
 from fieldlm_compiler.verify.corpus import TaskExample
+from fieldlm_compiler.verify.divergence import Mean
+from fieldlm_compiler.verify.limits import MIN_TASK, Limits
+from fieldlm_compiler.verify.served import open_served
 
 SPARE_TOKENS = 16
 
 
-def answer_task(draft: Bundle, examples: Sequence[TaskExample], *, what: str, adapter: Path | None = None) -> Ran:
+def answer_task(
+    draft: Bundle, examples: Sequence[TaskExample], profile: Profile, *, what: str, adapter: Path | None = None
+) -> Ran:
     """Return for each of `examples` whether the artefact in `draft`, with `adapter`, answers it exactly right."""
-    return call(
-        "fieldlm_compiler.verify.task:answer_all",
-        what=what,
-        folder=draft.folder,
-        manifest=msgspec.to_builtins(draft.manifest),
+    return call(answer_all, what=what)(
+        bundle=draft,
+        profile=profile,
         adapter=adapter,
-        examples=[[example.prompt_tokens, len(example.answer_tokens), example.answer] for example in examples],
+        examples=[(example.prompt_tokens, len(example.answer_tokens), example.answer) for example in examples],
     )
 
 
 def answer_all(
-    folder: str, manifest: dict[str, Any], adapter: str | None, examples: list[tuple[list[int], int, str]]
+    bundle: Bundle, profile: Profile, adapter: Path | None, examples: list[tuple[Sequence[int], int, str]]
 ) -> list[bool]:
-    """Answer every example. Runs in a child process."""
-    bundle = Bundle(folder=Path(folder), id="0" * 64, manifest=msgspec.convert(manifest, Manifest))
-    longest = max(len(prompt) + count for prompt, count, _ in examples) + SPARE_TOKENS
-    # One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
-    engine = open_engine(bundle, context=min(longest, bundle.manifest.model.context), parallel=1)
+    """Answer every example; one whose prompt the served context does not hold is not right. Runs in a child process."""
+    engine = open_served(bundle, profile)
     name = "adapter" if adapter is not None else None
     if adapter is not None:
-        engine.load_adapter("adapter", Path(adapter))
+        engine.load_adapter("adapter", adapter)
     right: list[bool] = []
     for prompt, count, wanted in examples:
+        if len(prompt) >= engine.context:
+            right.append(False)
+            continue
+        # One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
         answer = engine.start(prompt, Sampling(max_tokens=count + SPARE_TOKENS), adapter=name)
         right.append(_is_same("".join(chunk.text for chunk in answer), wanted))
     engine.close()
     return right
+
+
+def task_gate(name: str, kept: Mean | None, limits: Limits) -> Gate:
+    """Return the gate of a task: the share of full weights' right answers that stay right, with its interval.
+
+    Raises GateError where full weights have none right: then there is nothing to keep.
+    """
+    if kept is None:
+        raise GateError("full weights answer none of the task right: it needs a model that was tuned for it")
+    value, least = round(kept.value, 4), limits.min_task or MIN_TASK
+    return Gate(
+        name=name,
+        value=value,
+        limit=least,
+        passed=value >= least,
+        unit="of full weights",
+        low=round(kept.low, 4),
+        high=round(kept.high, 4),
+        count=kept.count,
+    )
 
 
 def _is_same(answer: str, wanted: str) -> bool:

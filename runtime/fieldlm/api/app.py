@@ -7,7 +7,7 @@ leaves cancels its answer, whether it streams, waits or is still queued. No prom
 import asyncio
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,9 +24,10 @@ from fieldlm.api import chat_request
 from fieldlm.api.chat_format import Choices
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.api.choices import CHAT, COMPLETION
-from fieldlm.api.dashboard import Panel
+from fieldlm.api.dashboard import Leaves, Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
 from fieldlm.api.output_contract import OutputContract, needs_compiling, output_contract
+from fieldlm.api.preparation import LONG_TEXT, Preparation, tokens_of
 from fieldlm.api.response_stream import EventStream, ResponseFormat, ResponseStream, whole
 from fieldlm.api.responses_format import ResponseVoice
 from fieldlm.api.responses_request import ResponsesRequest
@@ -35,10 +36,9 @@ from fieldlm.core.errors import ConflictError, FieldlmError, InputError, NotFoun
 from fieldlm.engines import RunningAnswer, Schedule
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.inference.adapters import Shelf, name_of
-from fieldlm.inference.chat_template import opening, render
+from fieldlm.inference.chat_template import as_served, opening, render
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations, Serving
-from fieldlm.inference.tool_calls import as_text
 from fieldlm.inference.warmup import UnreadyReason
 from fieldlm.network.auth import AuthMiddleware, Keys
 from fieldlm.network.json_api import ApiError, as_json, error_response, read_body
@@ -46,7 +46,6 @@ from fieldlm.network.json_api import ApiError, as_json, error_response, read_bod
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
 RETRY_AFTER_S = 2
 HELD_LOOK_S = 0.02
-LONG_TEXT = 8192  # characters; tokenising more than this is not done in the event loop
 
 
 def make_app(
@@ -61,16 +60,19 @@ def make_app(
     pulse: ProgressMonitor | None = None,
     shelf: Shelf | None = None,
     ids: ResponseIds | None = None,
+    crashes: Callable[[], Mapping[str, int]] = dict,
+    leaves: Callable[[], Leaves] | None = None,
 ) -> Starlette:
     """Make the application.
 
     With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
     `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
-    the answers.
+    the answers; `crashes` counts those of background tasks, by name; `leaves` says what leaves the
+    device, for the page: without it, nothing.
     `on_exchange` gets every answered, failed or cancelled request before its last byte is sent, in the event loop, and
     must not block; `on_feedback`, in a thread of its own, returns False for an answer it does not know.
     """
-    panel = Panel(live, ready)
+    panel = Panel(live, ready, crashes, leaves)
 
     def ended(exchange: Exchange) -> None:
         panel.metrics.exchange(exchange)
@@ -127,15 +129,18 @@ class _Api:
         self._on_feedback = on_feedback
         self._ready = ready
         self.inside = 0
+        self._texts, self._forms, self._vectors = map(Preparation, ("texts", "forms", "vectors"))
         self._started_wall_s = int(time.time())
 
     async def chat(self, request: Request) -> Any:
-        asked = chat_request.parse(await read_body(request), chat_request.ChatRequest)
-        return await self._converse(request, asked, Choices(CHAT, wants_usage=asked.wants_usage))
+        body = await read_body(request)
+        asked = chat_request.parse(body, chat_request.ChatRequest)
+        return await self._converse(request, asked, Choices(CHAT, wants_usage=asked.wants_usage), len(body))
 
     async def respond(self, request: Request) -> Any:
-        asked = chat_request.parse(await read_body(request), ResponsesRequest)
-        return await self._converse(request, asked, ResponseVoice(asked))
+        body = await read_body(request)
+        asked = chat_request.parse(body, ResponsesRequest)
+        return await self._converse(request, asked, ResponseVoice(asked), len(body))
 
     async def complete(self, request: Request) -> Any:
         came_s = time.monotonic()
@@ -143,14 +148,17 @@ class _Api:
         asked.refuse()
         with ExitStack() as needs:
             serving = await self._admit(needs, asked.model, asked.terms())
-            promised = await _promise(serving, asked, None)
-            prompt = await _prompt(serving, opening(serving.bundle) + asked.prompt, param="prompt")
+            promised = await self._promise(request, serving, asked, None)
+            text = opening(serving.bundle) + asked.prompt
+            prompt, drafted = await self._tokens(request, serving, asked, lambda: text, len(text), param="prompt")
             voice = Choices(COMPLETION, wants_usage=asked.wants_usage)
-            job = _Job(serving, asked, voice, asked.conversation_so_far(), prompt, promised, came_s)
+            job = _Job(serving, asked, voice, asked.conversation_so_far(), prompt, drafted, promised, came_s)
             return await self._answer(request, needs, job)
 
-    async def _converse(self, request: Request, asked: chat_request.CompletionParams, voice: ResponseFormat) -> Any:
-        """Answer a conversation, whichever API it came by."""
+    async def _converse(
+        self, request: Request, asked: chat_request.CompletionParams, voice: ResponseFormat, size: int
+    ) -> Any:
+        """Answer a conversation of `size` bytes, whichever API it came by."""
         came_s = time.monotonic()
         asked.refuse()
         toolbox = asked.toolbox()
@@ -158,10 +166,41 @@ class _Api:
         tools = toolbox.plain if toolbox else None
         with ExitStack() as needs:
             serving = await self._admit(needs, asked.model, asked.terms())
-            promised = await _promise(serving, asked, toolbox)
-            prompt = await _prompt(serving, render(serving.bundle, messages, tools=tools), param="messages")
-            spelt = [as_text(message) for message in messages]
-            return await self._answer(request, needs, _Job(serving, asked, voice, spelt, prompt, promised, came_s))
+            promised = await self._promise(request, serving, asked, toolbox)
+
+            def text() -> str:
+                return render(serving.bundle, messages, tools=tools)
+
+            prompt, drafted = await self._tokens(request, serving, asked, text, size, param="messages")
+            job = _Job(serving, asked, voice, messages, prompt, drafted, promised, came_s)
+            return await self._answer(request, needs, job)
+
+    async def _promise(
+        self, request: Request, serving: Serving, asked: chat_request.CompletionParams, toolbox: Toolbox | None
+    ) -> OutputContract:
+        def make() -> OutputContract:
+            return output_contract(serving.engine, asked, toolbox)
+
+        return await self._forms.run(request, make) if needs_compiling(asked, toolbox) else make()
+
+    async def _tokens(
+        self,
+        request: Request,
+        serving: Serving,
+        asked: chat_request.CompletionParams,
+        text: Callable[[], str],
+        size: int,
+        *,
+        param: str,
+    ) -> tuple[list[int], tuple[int, ...] | None]:
+        """Return the tokens of the prompt `text()`, which has about `size` characters, and those that are predicted."""
+        engine, predicted = serving.engine, asked.predicted()
+
+        def make() -> tuple[list[int], tuple[int, ...] | None]:
+            tokens = tokens_of(engine, text(), param=param, room=1)
+            return tokens, None if predicted is None else tuple(tokens_of(engine, predicted, param="prediction"))
+
+        return await self._texts.run(request, make) if size + len(predicted or "") > LONG_TEXT else make()
 
     async def stored(self, request: Request) -> Response:
         what = "responses are not stored on this device; keep what POST /v1/responses returned"
@@ -171,7 +210,7 @@ class _Api:
         asked = chat_request.parse(await read_body(request), EmbeddingRequest)
         with ExitStack() as needs:
             serving = await self._admit(needs, asked.model, asked.terms())
-            return as_json(await embeddings(request, asked, serving))
+            return as_json(await embeddings(request, asked, serving, self._vectors))
 
     async def _admit(self, needs: ExitStack, model: str | None, terms: Schedule) -> Serving:
         """Return the generation that answers, held by `needs`; raises ApiError when the queue is full."""
@@ -226,7 +265,7 @@ class _Api:
 
         if job.asked.stream:
             return EventStream(turn, job.voice, finish=finish).keep(needs)
-        async with turn.cancelled_on_leave(request.receive):
+        async with turn.cancelled_on_leave(request.scope, request.receive):
             await turn.read_all()
         finish()
         return whole(turn, job.voice)
@@ -275,6 +314,7 @@ class _Api:
 
     async def feedback(self, request: Request) -> Response:
         given = chat_request.parse(await read_body(request), Feedback)
+        _ = given.text
         # What was answered before a restart is on the disk, and that may hang.
         if not await asyncio.to_thread(self._on_feedback, given):
             raise ApiError(404, f"no answer {given.id!r} is remembered here", param="id", code="unknown_id")
@@ -317,6 +357,7 @@ class _Job:
     voice: ResponseFormat
     messages: list[dict[str, Any]]
     prompt: list[int]
+    prediction: tuple[int, ...] | None
     promise: OutputContract
     came_s: float
     """When the request came: its time runs from there, and not from when its form was compiled."""
@@ -324,11 +365,9 @@ class _Job:
     def start(self) -> list[RunningAnswer]:
         """Start every answer that was asked for; what is the same in them is computed once."""
         started: list[RunningAnswer] = []
-        predicted = self.asked.predicted()
-        prediction = None if predicted is None else tuple(self.serving.engine.tokenize(predicted))
         try:
             for index in range(self.asked.n or 1):
-                sampling = replace(self.asked.wanted(self.promise.rule, index), prediction=prediction)
+                sampling = replace(self.asked.wanted(self.promise.rule, index), prediction=self.prediction)
                 adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)
                 started.append(self.serving.engine.start(self.prompt, sampling, adapter=adapter, terms=terms))
         except BaseException:
@@ -337,34 +376,23 @@ class _Job:
             raise
         return started
 
+    def _context(self) -> dict[str, Any]:
+        """Return what `render` put into the prompt beside the messages."""
+        if isinstance(self.asked, chat_request.CompletionRequest):
+            return {"raw": True}
+        system, toolbox = self.serving.bundle.manifest.system_prompt, self.asked.toolbox()
+        has_own = len(as_served(self.messages, system)) > len(self.messages)
+        return ({"system": system} if has_own else {}) | ({"tools": toolbox.plain} if toolbox else {})
+
     def exchange(self, ids: ResponseIds) -> Exchange:
         return Exchange(
             id=ids.next(self.voice.prefix),
             generation=self.serving.bundle.generation,
             model=name_of(self.serving),
             messages=self.messages,
+            context=self._context(),
             started_wall_s=time.time(),
             session=self.asked.label("session"),
             consent=self.asked.label("consent"),
             route=self.asked.label("route"),
         )
-
-
-async def _promise(serving: Serving, asked: chat_request.CompletionParams, toolbox: Toolbox | None) -> OutputContract:
-    if needs_compiling(asked, toolbox):
-        return await asyncio.to_thread(output_contract, serving.engine, asked, toolbox)
-    return output_contract(serving.engine, asked, toolbox)
-
-
-async def _prompt(serving: Serving, text: str, *, param: str) -> list[int]:
-    """Return the tokens of `text`; raises ApiError when they leave no room for an answer."""
-    engine = serving.engine
-    tokens = await asyncio.to_thread(engine.tokenize, text) if len(text) > LONG_TEXT else engine.tokenize(text)
-    if len(tokens) >= engine.context:
-        raise ApiError(
-            400,
-            f"the prompt has {len(tokens)} tokens; the context of {engine.context} holds it and the answer",
-            param=param,
-            code="context_length_exceeded",
-        )
-    return tokens

@@ -1,17 +1,20 @@
-"""Chat completions and completions, the requests: OpenAI's JSON, checked. Knows nothing of HTTP and nothing of engines.
+"""Chat completions and completions, the requests: OpenAI's JSON, checked, and turned into what an engine takes.
 
+What is refused is an ApiError with the status that OpenAI gives it; no connection and no running model is known here.
 What is accepted is honoured; what would change the answer and is not built is refused by name, never ignored.
 Defaults are OpenAI's but for two: temperature is 0 (a device answers the same question the same way), and an answer
 ends after 512 tokens (a small model that repeats itself must not hold a sequence until the context is full).
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
+from fieldlm.api.parameters import check_names
 from fieldlm.api.tools import AskedCall, NamedChoice, Tool, Toolbox, toolbox
 from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Schedule, Timings
 from fieldlm.engines.constraint import Kind, Rule
@@ -22,8 +25,6 @@ MAX_TOKENS_COMPLETION = 16  # OpenAI's own default for plain completions
 MAX_STOPS = 4
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
-ELSEWHERE = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema")
-"""How other servers name a constraint. An answer must not go out free because its caller meant another server."""
 
 T = TypeVar("T")
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
@@ -98,6 +99,7 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
     logit_bias: dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]] | None = None
+    response_format: ResponseFormat | None = None
     # What OpenAI's API has no word for.
     regex: str | None = None
     grammar: str | None = None
@@ -106,23 +108,9 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority = "interactive"
     fallback: Any = None
     on_miss: Any = None  # what `fallback` was called before
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
-    json_schema: Any = None
 
     def refuse(self) -> None:
         """Raise ApiError for a parameter that asks for what is not there."""
-        for name in ELSEWHERE:
-            if getattr(self, name) is not None:
-                raise ApiError(
-                    400,
-                    f"{name} is another server's name; use response_format, regex or grammar",
-                    param=name,
-                    code="unsupported_parameter",
-                )
         if self.fallback is not None and self.on_miss is not None:
             message = "on_miss is the old name of fallback; send one of them"
             raise ApiError(400, message, param="on_miss", code="invalid_value")
@@ -138,7 +126,12 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     def rules(self) -> dict[str, Rule]:
         """Return what the answer has to look like, by the parameter that says so."""
         kinds: tuple[Kind, ...] = ("regex", "grammar")
-        return {kind: Rule(kind, text) for kind in kinds if (text := getattr(self, kind)) is not None}
+        found: dict[str, Rule] = {kind: Rule(kind, text) for kind in kinds if (text := getattr(self, kind)) is not None}
+        format = self.response_format
+        if format is None or format.type == "text":
+            return found
+        schema = format.json_schema.schema if format.json_schema else format.schema
+        return {**found, "response_format": rule_of(format.type, schema, "response_format.json_schema.schema")}
 
     def terms(self, spent_s: float = 0.0) -> Schedule:
         """Return when the answer is wanted, by the engine's clock: `spent_s` have passed since the request came."""
@@ -200,31 +193,16 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Any] | None = None
-    function_call: Any = None
-    response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
     prediction: Prediction | None = None
 
     def refuse(self) -> None:
         super().refuse()
-        for name in ("functions", "function_call"):
-            if getattr(self, name):
-                raise _unsupported(name)
         if self.modalities not in (None, ["text"]):
-            raise _unsupported("modalities")
+            raise ApiError(400, "modalities: not supported", param="modalities", code="unsupported_parameter")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
-        if self.toolbox() and self.rules():
-            raise ApiError(400, "an answer follows tools or a form, not both", param="tools", code="invalid_value")
-
-    def rules(self) -> dict[str, Rule]:
-        format = self.response_format
-        found = super().rules()
-        if format is None or format.type == "text":
-            return found
-        schema = format.json_schema.schema if format.json_schema else format.schema
-        return {**found, "response_format": rule_of(format.type, schema, "response_format.json_schema.schema")}
+        self.toolbox()
 
     def predicted(self) -> str | None:
         return None if self.prediction is None else _text(self.prediction.content, "prediction.content")
@@ -245,17 +223,6 @@ class CompletionRequest(CompletionParams, frozen=True, kw_only=True):
 
     prompt: str
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-    best_of: int | None = None
-
-    def refuse(self) -> None:
-        super().refuse()
-        if self.best_of not in (None, 1):
-            raise _unsupported("best_of")
-        for name in ("echo", "suffix"):
-            if getattr(self, name):
-                raise _unsupported(name)
 
     def conversation_so_far(self) -> list[dict[str, Any]]:
         return [{"role": "user", "content": self.prompt}]
@@ -276,7 +243,24 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     id: str
     rating: Literal["up", "down"] | None = None
-    correction: str | None = None
+    correction: str | list[Any] | dict[str, Any] | None = None
+    """Words, an object that is meant as JSON, or `tool_calls` as OpenAI spells them, alone or in a message."""
+
+    @property
+    def text(self) -> str | None:
+        """The correction as one text, calls as `{"tool_calls": […]}`; raises ApiError where it says nothing."""
+        said = self.correction
+        if isinstance(said, dict) and said.get("role") == "assistant" and not said.get("tool_calls"):
+            said = said.get("content")
+        calls = said.get("tool_calls") if isinstance(said, dict) else said
+        if isinstance(calls, list) and calls:
+            plain = [call.plain(f"correction[{i}]") for i, call in enumerate(_asked_calls(calls))]
+            spelt = [{"type": "function", "function": call["function"]} for call in plain]
+            return json.dumps({"tool_calls": spelt}, ensure_ascii=False)
+        text = json.dumps(said, ensure_ascii=False) if isinstance(said, dict) else said
+        if self.correction is not None and not (isinstance(text, str) and text.strip()):
+            raise ApiError(400, "correction says nothing", param="correction", code="invalid_value")
+        return cast(str | None, text)
 
 
 @dataclass(kw_only=True)
@@ -291,6 +275,8 @@ class Exchange:
     session: str | None = None
     consent: str | None = None
     route: str | None = None
+    context: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the prompt held beside the messages: `system`, the bundle's own, and `tools`; `raw` says it was no chat."""
     answer: str = ""
     outcome: Outcome = "error"
     timings: Timings = field(default_factory=Timings)
@@ -308,8 +294,17 @@ class Exchange:
         return self.timings.completion_tokens
 
 
+def _asked_calls(calls: list[Any]) -> list[AskedCall]:
+    try:
+        return msgspec.convert(calls, list[AskedCall])
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"correction: {error}", param="correction", code="invalid_type") from error
+
+
 def parse(body: bytes, kind: type[T]) -> T:
-    """Read a request body; raises ApiError 400 with the parameter that is wrong."""
+    """Read a request body; raises ApiError 400 with the parameter that is wrong, or that is not known here."""
+    if (names := getattr(kind, "__struct_fields__", None)) is not None:
+        check_names(body, frozenset(names))
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -320,10 +315,6 @@ def parse(body: bytes, kind: type[T]) -> T:
         raise ApiError(400, f"{param or 'the body'}: {what}", param=param, code="invalid_type") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
-
-
-def _unsupported(name: str) -> ApiError:
-    return ApiError(400, f"{name} is not supported yet", param=name, code="unsupported_parameter")
 
 
 def _left_s(millis: float | None, spent_s: float) -> float | None:

@@ -1,16 +1,16 @@
 """Dashboard and status: the page at `/`, the figures it draws, and Prometheus's /metrics."""
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, process_readings
-from fieldlm.hardware.detect import rss_mb, temperature_c
+from fieldlm.core.pages import stylesheet
+from fieldlm.hardware.sensors import rss_mb, temperature_c
 from fieldlm.inference.generations import Generations
 from fieldlm.network.json_api import as_json
 
@@ -24,16 +24,27 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-STATIC = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+
+
+Leaves = Literal["nothing", "figures", "text"]
+"""What goes from the device to whoever runs its fleet: `text` is that of people who agreed."""
 
 
 class Panel:
     """The figures of one server, and the routes that show them."""
 
-    def __init__(self, live: Generations, ready: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        live: Generations,
+        ready: Callable[[], str | None],
+        crashes: Callable[[], Mapping[str, int]] = dict,
+        leaves: Callable[[], Leaves] | None = None,
+    ) -> None:
         self.metrics = Metrics(self._readings)
         self._live = live
         self._ready = ready
+        self._crashes = crashes
+        self._leaves = leaves or (lambda: "nothing")
         self._inside: Callable[[], int] = lambda: 0
 
     def count_inside(self, inside: Callable[[], int]) -> None:
@@ -42,9 +53,9 @@ class Panel:
 
     def routes(self) -> list[Route]:
         return [
-            Route("/", _static("page.html")),
-            Route("/page.css", _static("page.css")),
-            Route("/page.js", _static("page.js")),
+            Route("/", _fixed(_static("page.html"), "text/html")),
+            Route("/page.css", _fixed(stylesheet(), "text/css")),
+            Route("/page.js", _fixed(_static("page.js"), "text/javascript")),
             Route("/metrics", self._metrics),
             Route("/status", self._status),
         ]
@@ -70,6 +81,7 @@ class Panel:
         document |= {
             "ready": reason is None,
             "status": reason or "ready",
+            "leaves": self._leaves(),
             "temperature_c": temperature_c(),
             "running": running,
             "waiting": waiting,
@@ -86,6 +98,8 @@ class Panel:
     def _readings(self) -> Iterable[Reading]:
         yield from process_readings()
         running, waiting = self._queue()
+        for task, count in self._crashes().items():
+            yield "fieldlm_task_crashes_total", "Crashes of background tasks since the start.", {"task": task}, count
         yield "fieldlm_requests_running", "Requests that are being answered.", {}, running
         yield "fieldlm_requests_waiting", "Requests that wait for a turn.", {}, waiting
         yield "fieldlm_ready", "1 when the system prompt is warm and a first answer came.", {}, self._ready() is None
@@ -102,13 +116,12 @@ class Panel:
             yield "fieldlm_generation_info", "The generation that answers.", labels, 1
 
 
-@functools.cache
-def _read(name: str) -> bytes:
+def _static(name: str) -> bytes:
     return files("fieldlm.api").joinpath("static", name).read_bytes()
 
 
-def _static(name: str) -> Callable[[Request], Any]:
+def _fixed(content: bytes, media_type: str) -> Callable[[Request], Any]:
     async def answer(_: Request) -> Response:
-        return Response(_read(name), media_type=STATIC[name], headers=HEADERS)
+        return Response(content, media_type=media_type, headers=HEADERS)
 
     return answer

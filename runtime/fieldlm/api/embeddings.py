@@ -1,6 +1,5 @@
 """OpenAI's embeddings: vectors from the hidden states of the very model that serves."""
 
-import asyncio
 import base64
 import math
 import time
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from starlette.requests import Request
 
+from fieldlm.api.preparation import Preparation, tokens_of
 from fieldlm.engines import Schedule, SupportsEmbeddings
 from fieldlm.engines.sampling import Floats
 from fieldlm.inference.adapters import name_of
@@ -18,7 +18,6 @@ from fieldlm.inference.generations import Serving
 from fieldlm.network.json_api import ApiError
 
 MAX_TEXTS = 256
-POLL_S = 0.2  # how often somebody looks whether the client is still there
 Tokens = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(min_length=1)]
 Texts = Annotated[list[str | Tokens], msgspec.Meta(min_length=1, max_length=MAX_TEXTS)]
 
@@ -47,6 +46,9 @@ class Wanted:
     def __call__(self) -> bool:
         return not self.has_left and time.monotonic() < self.due_s
 
+    def leave(self) -> None:
+        self.has_left = True
+
     def check(self) -> None:
         if self.has_left:
             raise ApiError(503, "the client left before its vectors were there", code="cancelled")
@@ -54,7 +56,9 @@ class Wanted:
             raise ApiError(504, "the vectors were not there by their deadline", code="deadline_exceeded")
 
 
-async def embeddings(request: Request, asked: EmbeddingRequest, serving: Serving) -> dict[str, Any]:
+async def embeddings(
+    request: Request, asked: EmbeddingRequest, serving: Serving, threads: Preparation
+) -> dict[str, Any]:
     """Return the answer to `asked`; raises ApiError for what cannot be honoured."""
     began_s = time.monotonic()
     engine = serving.engine
@@ -67,10 +71,7 @@ async def embeddings(request: Request, asked: EmbeddingRequest, serving: Serving
     wanted = Wanted(began_s + (math.inf if limit_s is None else limit_s))
 
     async def run(job: Callable[[], Any]) -> Any:
-        task = asyncio.create_task(asyncio.to_thread(job))
-        while not (await asyncio.wait([task], timeout=POLL_S))[0]:
-            wanted.has_left = wanted.has_left or await request.is_disconnected()
-        return task.result()
+        return await threads.run(request, job, leave=wanted.leave)
 
     texts: list[list[int]] = await run(lambda: _tokens(asked.input, serving))
     vectors: list[Floats] = []
@@ -105,7 +106,7 @@ def _tokens(given: Any, serving: Serving) -> list[list[int]]:
         raise ApiError(400, what, param="input", code="invalid_type") from error
     engine = serving.engine
     size = len(engine.vocabulary()) if any(not isinstance(text, str) for text in texts) else 0
-    found = [engine.tokenize(text) if isinstance(text, str) else text for text in texts]
+    found = [tokens_of(engine, text, param="input") if isinstance(text, str) else text for text in texts]
     for i, (text, tokens) in enumerate(zip(texts, found, strict=True)):
         if not isinstance(text, str) and max(tokens) >= size:
             raise ApiError(400, f"input[{i}] names a token above {size - 1}", param="input", code="invalid_value")

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fieldlm.api.chat_request import Exchange
-from fieldlm.hardware.detect import peak_rss_mb, rss_mb, temperature_c
-from fieldlm.hardware.facts import LIVE
+from fieldlm.hardware.limits import LIVE
+from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -21,7 +21,7 @@ MOST_GENERATIONS = 32
 """A label must not grow without end; a device that was updated more often since its start counts them together."""
 
 Reading = tuple[str, str, dict[str, str], float]
-"""A gauge's name, what it says, its labels and its value."""
+"""A gauge's name, or a counter's that ends with _total, what it says, its labels and its value."""
 
 
 class Metrics:
@@ -107,9 +107,10 @@ class _Gauges(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for name, says, labels, value in self._readings():
-            family = families.setdefault(name, GaugeMetricFamily(name, says, labels=list(labels)))
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = families.setdefault(name, kind(name, says, labels=list(labels)))
             family.add_metric(list(labels.values()), value)
         return families.values()
 

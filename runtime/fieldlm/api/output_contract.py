@@ -23,6 +23,8 @@ class OutputContract:
 
     rule: CompiledRule | None = None
     toolbox: Toolbox | None = None
+    is_formed: bool = False
+    """Whether what is no call has a form: JSON there is an answer, and no call that nobody marked."""
     fallback: str | None = None
     vocabulary: Sequence[bytes] | None = None
     """Given when the request asks how likely the tokens were."""
@@ -44,14 +46,16 @@ def output_contract(engine: Engine, asked: CompletionParams, toolbox: Toolbox | 
 
     The first constraint on an engine takes half a second, later ones milliseconds: not for an event loop.
     """
-    rules = asked.rules() | ({"tools": toolbox.rule} if toolbox and toolbox.rule else {})
-    compiled = [(rule, _compiled(engine, param, rule)) for param, rule in rules.items()]
-    rule, made = compiled[0] if compiled else (None, None)
+    param, rule = next(iter(asked.rules().items()), ("", None))
+    made = None if rule is None else _compiled(engine, param, rule)
     if asked.canned is not None and toolbox is not None:
         raise ApiError(400, "fallback cannot stand in for a call of tools", param="fallback", code="invalid_value")
+    if toolbox is not None and (with_tools := toolbox.rule(rule, lambda one: grammars(engine).compile(one))):
+        made = _compiled(engine, "tools", with_tools)
     return OutputContract(
         rule=made,
         toolbox=toolbox,
+        is_formed=rule is not None,
         fallback=None if asked.canned is None else _canned(asked.canned, rule, made),
         vocabulary=grammars(engine).vocabulary if asked.wanted().logprobs is not None else None,
     )

@@ -23,7 +23,7 @@ from fieldlm.api.choices import Said, finish_reason, own_fields
 from fieldlm.api.output_contract import OutputContract
 from fieldlm.engines import Chunk, Outcome, RunningAnswer, Timings, TokenChoice
 from fieldlm.inference.tool_calls import Call, CallReader
-from fieldlm.network.json_api import WRITE, ApiError, as_json
+from fieldlm.network.json_api import STOPPING, WRITE, ApiError, as_json
 
 RETRY_AFTER_S = 2
 
@@ -39,7 +39,7 @@ class StreamedChoice:
         self.error: str | None = None
         self.whole = Said(index=index)
         self._promise = promise
-        self._reader = CallReader(promise.toolbox.names) if promise.toolbox else None
+        self._reader = CallReader(promise.toolbox.names, marked_only=promise.is_formed) if promise.toolbox else None
 
     def take(self, chunk: Chunk) -> Said:
         """Add `chunk`; return what may be said now."""
@@ -83,7 +83,7 @@ class ResponseStream:
         self._come: deque[tuple[StreamedChoice, Chunk]] = deque()
         self._news = asyncio.Event()
         self._look: Callable[[], None] = self._news.set
-        self._is_told = False
+        self._is_told = self._is_stopping = False
         self._is_read_whole = promise.fallback is not None
         self._loop = asyncio.get_running_loop()
         for answer in self.answers:
@@ -162,6 +162,10 @@ class ResponseStream:
     def failure(self) -> ApiError | None:
         """Return why there is no answer, once one of them has ended without."""
         for answer in self.answers:
+            if self._is_stopping and answer.outcome == "cancelled" and not answer.uses_fallback:
+                own = {**own_fields(self.exchange), "outcome": answer.outcome, "text": answer.raw}
+                what = "the server is stopping; ask again when it is back"
+                return ApiError(503, what, code="stopping", retry_after_s=RETRY_AFTER_S, own=own)
             if not answer.uses_fallback and (error := _failure(answer, own_fields(self.exchange))):
                 return error
         return None
@@ -179,9 +183,14 @@ class ResponseStream:
         for answer in self.answers:
             answer.generation.cancel()
 
+    def _stop(self) -> None:
+        self._is_stopping = True
+        self.cancel()
+
     @asynccontextmanager
-    async def cancelled_on_leave(self, receive: Receive) -> AsyncGenerator[None]:
-        """Cancel the answers when the client leaves, or when this block ends before they do."""
+    async def cancelled_on_leave(self, scope: Scope, receive: Receive) -> AsyncGenerator[None]:
+        """Cancel the answers when the client leaves, the server stops, or this block ends before they do."""
+        stopping: set[Callable[[], None]] = scope["state"][STOPPING]
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -189,9 +198,11 @@ class ResponseStream:
             self.cancel()
 
         watcher = asyncio.create_task(watch(), name=f"watch[{self.exchange.id}]")
+        stopping.add(self._stop)
         try:
             yield
         finally:
+            stopping.discard(self._stop)
             self.cancel()
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -246,7 +257,7 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         with self._needs:
-            async with self._turn.cancelled_on_leave(receive):
+            async with self._turn.cancelled_on_leave(scope, receive):
                 first = await self._turn.read()
                 if self._turn.has_ended and (error := self._turn.failure()) and not any(s.text for _, s in first):
                     self._finish()

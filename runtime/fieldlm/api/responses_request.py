@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, ROLES, AtLeastOne, CompletionParams, rule_of
+from fieldlm.api.parameters import FORM, KEPT, LENGTH
 from fieldlm.api.tools import AskedCall, Function, NamedChoice, Tool, Toolbox, toolbox
 from fieldlm.engines import Constraint, Sampling
 from fieldlm.engines.constraint import Rule
 from fieldlm.network.json_api import ApiError
 
 LOGPROBS = "message.output_text.logprobs"
-STATE = ("previous_response_id", "conversation", "prompt", "background", "store")
-"""Parameters that need memory between requests."""
-ABSENT = ("reasoning", "max_tool_calls", "context_management", "moderation", "max_tokens", "n")
+OTHERS = {"max_tokens": LENGTH, "response_format": FORM, "n": "one answer is given", "prompt": KEPT}
+"""Parameters of the other endpoints, or of a store of prompts that is not here; what to do instead."""
 TEXTS = ("input_text", "output_text", "text")
 
 Plain = dict[str, Any]
@@ -87,30 +87,18 @@ class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     include: list[str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    store: bool | None = None
-    background: bool | None = None
-    previous_response_id: str | None = None
-    conversation: Any = None
     prompt: Any = None
-    reasoning: Any = None
-    max_tool_calls: Any = None
-    context_management: Any = None
-    moderation: Any = None
 
     def refuse(self) -> None:
         super().refuse()
-        for name in STATE:
-            if getattr(self, name):
-                raise _refused(name, "nothing is kept between requests here; send the whole conversation in input")
-        for name in ABSENT:
+        for name, why in OTHERS.items():
             if getattr(self, name) not in (None, {}, []):
-                raise _refused(name, "max_output_tokens is its name here" if name == "max_tokens" else "not supported")
-        if self.text and self.text.verbosity:
+                raise _refused(name, why)
+        if self.text and self.text.verbosity not in (None, "medium"):
             raise _refused("text.verbosity", "not supported")
         if self.truncation == "auto":
             raise _refused("truncation", "nothing is left out of a conversation here; shorten it yourself")
-        if self.toolbox() and self.rules():
-            raise ApiError(400, "an answer follows tools or a form, not both", param="tools", code="invalid_value")
+        self.toolbox()
 
     def rules(self) -> dict[str, Rule]:
         found = super().rules()

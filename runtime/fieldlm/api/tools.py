@@ -1,18 +1,25 @@
 """Tool calling (function calling): what a request may call, and the grammar of a call that must come."""
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines.constraint import Rule
-from fieldlm.engines.json_schema import checked
+from fieldlm.engines.constraint import CompiledRule, Rule
+from fieldlm.engines.rules.json_schema import checked, loosened
 from fieldlm.inference.tool_calls import CLOSE, OPEN, Plain
 from fieldlm.network.json_api import ApiError
 
 ANYTHING: dict[str, Any] = {"type": "object"}
+_SLASH = re.compile(r"(?<!\\)((?:\\\\)*)/")  # one that no backslash escapes
+_TEXT = f"TEXT: /([^\\[{{<]|<[^t|])(.|\\n)*/ & ~/(.|\\n)*{OPEN}(.|\\n)*/"
+"""Free text is what cannot be taken for a call."""
+NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
+"""OpenAI: "Omitting parameters defines a function with an empty parameter list"."""
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -22,6 +29,11 @@ class Function(msgspec.Struct, frozen=True):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The schema of its arguments, as it was given."""
+        return NOTHING if self.parameters is None else self.parameters or ANYTHING
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -33,7 +45,7 @@ class Tool(msgspec.Struct, frozen=True):
     def plain(self) -> Plain:
         """Return the tool as templates know it."""
         described = {"name": self.function.name, "description": self.function.description or ""}
-        return {"type": "function", "function": {**described, "parameters": self.function.parameters or ANYTHING}}
+        return {"type": "function", "function": {**described, "parameters": self.function.schema}}
 
 
 class _Name(msgspec.Struct, frozen=True):
@@ -49,7 +61,7 @@ class NamedChoice(msgspec.Struct, frozen=True):
 
 class _AskedFunction(msgspec.Struct, frozen=True):
     name: str
-    arguments: str = "{}"
+    arguments: str | dict[str, Any] = "{}"
 
 
 class AskedCall(msgspec.Struct, frozen=True):
@@ -62,7 +74,8 @@ class AskedCall(msgspec.Struct, frozen=True):
     def plain(self, where: str) -> Plain:
         """Return the call as templates know it: arguments are an object there, not its JSON."""
         try:
-            arguments = msgspec.json.decode(self.function.arguments or "{}")
+            given = self.function.arguments or "{}"
+            arguments = msgspec.json.decode(given) if isinstance(given, str) else given
         except (ValueError, RecursionError) as error:
             name = f"{where}.function.arguments"
             raise ApiError(400, f"{name} is not JSON: {error}", param=name, code="invalid_value") from error
@@ -85,23 +98,25 @@ class Toolbox:
     def names(self) -> frozenset[str]:
         return frozenset(tool.function.name for tool in self.tools)
 
-    @property
-    def rule(self) -> Rule | None:
-        """Return the grammar of what must come: a call, or anything but a call that its tool would not understand."""
-        if not self.must and not any(tool.function.strict for tool in self.tools):
+    def rule(self, form: Rule | None, compile: Callable[[Rule], CompiledRule]) -> Rule | None:
+        """Return the grammar of what must come; `compile` says of a tool's schema whether it can be honoured.
+
+        That is a call, or what `form` asks for, or any text that cannot be taken for a call its tool would not
+        understand; None where nothing must. Raises ApiError for a strict tool, or a form, that cannot be held to.
+        """
+        if not self.must and form is None and not any(tool.function.strict for tool in self.tools):
             return None
         calls = [f"call_{i}" for i in range(len(self.tools))]
         start = "call (NEXT call)*" if self.several else "call"
-        lines = [
-            f"start: {start}" if self.must else f"start: TEXT | {start}",
-            f"call: {' | '.join(calls)}",
-            'NEXT: "\\n"',
-            *(_spelt(name, tool.function) for name, tool in zip(calls, self.tools, strict=True)),
-        ]
-        if not self.must:
-            # Free text is what cannot be taken for a call.
-            lines.append(f"TEXT: /([^\\[{{<]|<[^t|])(.|\\n)*/ & ~/(.|\\n)*{OPEN}(.|\\n)*/")
-        return Rule("grammar", "\n".join(lines))
+        is_free = form is None and not self.must
+        rules = [f"start: {start}" if self.must else f"start: {start} | {'TEXT' if is_free else 'form'}"]
+        if is_free:
+            rules.append(_TEXT)
+        elif form is not None and not self.must:  # where a call must come, no form matters
+            rules.append(_formed(form))
+        rules += [f"call: {' | '.join(calls)}", 'NEXT: "\\n"']
+        rules += [_spelt(name, tool.function, compile) for name, tool in zip(calls, self.tools, strict=True)]
+        return Rule("grammar", "\n".join(rules), json_after=OPEN if is_free else "")
 
 
 def toolbox(
@@ -114,17 +129,56 @@ def toolbox(
         return None
     if not declared:
         raise ApiError(400, "tool_choice names no tool of tools", param="tool_choice", code="invalid_value")
+    for tool in declared:
+        _check(tool.function, declared)
     must = choice == "required" or isinstance(choice, NamedChoice)
     return Toolbox(tools=tuple(declared), must=must, several=several and not isinstance(choice, NamedChoice))
 
 
-def _spelt(rule: str, function: Function) -> str:
-    schema = function.parameters or ANYTHING
-    try:
-        schema = checked(schema)
-    except InputError as error:
-        raise ApiError(400, f"tools: {function.name}: {error}", param="tools", code="invalid_value") from error
-    style = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": False}
-    text = json.dumps({**schema, "x-guidance": style})
+def _check(function: Function, declared: list[Tool]) -> None:
+    """Raise ApiError for what no call can be meant by: arguments that are no object, a name that two tools have."""
+    if function.schema.get("type", "object") != "object":
+        what = f"tools: {function.name}: its parameters are no object"
+        raise ApiError(400, what, param="tools", code="invalid_value")
+    if sum(tool.function.name == function.name for tool in declared) > 1:
+        raise ApiError(400, f"tools: two are called {function.name!r}", param="tools", code="invalid_value")
+
+
+def _spelt(rule: str, function: Function, compile: Callable[[Rule], CompiledRule]) -> str:
     before = f'{OPEN}\n{{"name": {json.dumps(function.name)}, "arguments": '
-    return f"{rule}: {json.dumps(before)} %json {text} {json.dumps('}' + chr(10) + CLOSE)}"
+    return f"{rule}: {json.dumps(before)} {_json(_arguments(function, compile))} {json.dumps('}' + chr(10) + CLOSE)}"
+
+
+def _arguments(function: Function, compile: Callable[[Rule], CompiledRule]) -> dict[str, Any]:
+    """Return the schema of `function`'s arguments to hold a call to; who is not strict is held to what can be."""
+    try:
+        compile(_schema_rule(function.schema))
+        return checked(function.schema)
+    except InputError as error:
+        if function.strict:
+            raise ApiError(400, f"tools: {function.name}: {error}", param="tools", code="invalid_value") from error
+    try:
+        schema = loosened(function.schema)
+        compile(_schema_rule(schema))
+    except InputError:
+        return ANYTHING
+    return schema
+
+
+def _schema_rule(schema: dict[str, Any]) -> Rule:
+    return Rule("json_schema", msgspec.json.encode(schema).decode())
+
+
+def _formed(form: Rule) -> str:
+    """Return the rule of a form that an answer with tools may have instead of a call."""
+    if form.kind == "grammar":
+        raise ApiError(400, "an answer follows tools or a grammar, not both", param="tools", code="invalid_value")
+    if form.kind == "regex":
+        return "form: /" + _SLASH.sub(r"\1\/", form.text).replace("\n", r"\n") + "/"
+    schema = msgspec.json.decode(form.text)
+    return f"form: {_json(checked(schema) if form.kind == 'json_schema' else schema)}"
+
+
+def _json(schema: dict[str, Any]) -> str:
+    style = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": False}
+    return f"%json {json.dumps({**schema, 'x-guidance': style})}"

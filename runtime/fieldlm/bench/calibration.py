@@ -11,19 +11,18 @@ from pathlib import Path
 
 import msgspec
 
-from fieldlm.bench.bench import Interval, Result, bench, remarks
+from fieldlm.bench.bench import bench
 from fieldlm.bench.measure import Spec
-from fieldlm.bench.roofline import Reading
-from fieldlm.core import terminal
+from fieldlm.bench.remarks import remarks
+from fieldlm.bench.result import Interval, Result
 from fieldlm.core.errors import BundleError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
-from fieldlm.engines.llama_layout import Layout, layout_of
-from fieldlm.engines.memory_plan import PREFILL_ALONE, plan
+from fieldlm.engines import Reading, engine_kind
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile
-from fieldlm.hardware.bandwidth import Bandwidth, read_bandwidth
-from fieldlm.hardware.detect import Detection, detect, usable_cores
+from fieldlm.hardware.bandwidth import Bandwidth
+from fieldlm.hardware.detect import Detection, detect
+from fieldlm.hardware.sensors import usable_cores
 
 FORMAT = "fieldlm.calibration/1"
 REPORT = "report.json"
@@ -120,13 +119,11 @@ def confirm(bundle: Bundle, profile: Profile, probes: float) -> Overlay:
 def measure(bundle: Bundle, profile: Profile) -> Result:
     """Run a short bench of `bundle` with the threads that `profile` gives one answer."""
     threads = min(profile.cpu.decode_threads, usable_cores())
-    with terminal.progress("memory bandwidth"):
-        bandwidth = read_bandwidth(threads)
     spec = Spec(
         bundle=str(bundle.folder), prompt_tokens=PROMPT_TOKENS, gen_tokens=GEN_TOKENS, repetitions=REPETITIONS,
-        threads=threads, seed=1,
+        threads=threads, seed=1, profile=profile,
     )  # fmt: skip
-    return bench(bundle, spec, bandwidth)
+    return bench(bundle, spec)
 
 
 def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, probes: float) -> Overlay:
@@ -141,7 +138,7 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
             context=result.spec.prompt_tokens + 8,
             parallel=1,
             isa=found.facts["isa"],
-            layout=layout_of(None, bundle.manifest.cache),
+            profile=result.spec.profile,
         ),
         measured=round(sum(result.measured.engine_mb.values()), 1),
     )
@@ -150,7 +147,7 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
         context=profile.gguf.context,
         parallel=profile.runtime.parallel,
         isa=profile.cpu.isa,
-        layout=layout_of(profile, bundle.manifest.cache),
+        profile=profile,
     )
     serving_mb = round((served or memory.measured) * memory.ratio, 1)
     budget_mb = float(profile.memory.model_budget_mb)
@@ -168,7 +165,7 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
         decode=result.decode,
         prefill=result.prefill,
         read_gb_s=round(result.bandwidth.read_gb_s, 2),
-        bandwidth_percent=round(result.bandwidth_percent, 1),
+        bandwidth_percent=round(result.bandwidth_percent.median, 1),
         instead=instead(points(bundle), bundle.need("base").stat().st_size, speed, serving_mb - budget_mb),
         remarks=tuple(remarks(result, found)),
     )
@@ -187,21 +184,14 @@ def foreseen_tokens_per_s(profile: Profile, bandwidth: Bandwidth, read: Reading)
     return None if gb_s is None else round(gb_s * 1e9 / read.at_depth(GEN_TOKENS / 2), 2)
 
 
-def foreseen_mb(bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str], layout: Layout) -> float | None:
-    """Return the megabytes of weights, cache and buffers by the GGUF's header; None for ONNX, which does not say."""
-    if bundle.manifest.engine != "llama":
-        return None
+def foreseen_mb(
+    bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str], profile: Profile | None = None
+) -> float | None:
+    """Return the megabytes of weights, cache and buffers by what the weights say; None for ONNX, which does not say."""
     context = min(context, bundle.manifest.model.context)
-    adapter = bundle.manifest.file("adapter")
-    need = plan(
-        read_header(bundle.need("base")),
-        context=context,
-        parallel=parallel,
-        batch=PREFILL_ALONE + parallel,
-        isa=isa,
-        layout=layout,
-    )
-    return round(need.total + (adapter.size / MB if adapter else 0.0), 1)
+    kind = engine_kind(bundle.manifest.engine)
+    found = kind.foreseen_mb(bundle, context=context, parallel=parallel, isa=isa, profile=profile)
+    return None if found is None else round(found, 1)
 
 
 def points(bundle: Bundle) -> tuple[ForeseenPoint, ...]:

@@ -2,20 +2,28 @@
 
 import os
 import platform
+import re
+import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from fieldlm.hardware.detect import Detection, memory_available_mb, temperature_c, usable_cores
-from fieldlm.hardware.facts import LIVE, read_text
+from fieldlm.hardware.detect import Detection
+from fieldlm.hardware.limits import LIVE, cpu_throttled, read_text
+from fieldlm.hardware.sensors import memory_available_mb, temperature_c, usable_cores
 
 PACKAGES = ("fieldlm", "llama-cpp-python", "numpy", "onnxruntime")
 
 
 class EnvironmentSample(msgspec.Struct, frozen=True, kw_only=True):
-    """What changes while one measures; `busy_ticks` and `steal_ticks` are of all CPUs since boot."""
+    """What changes while one measures; counts are since boot, `busy_ticks` and `steal_ticks` of all CPUs.
+
+    `cpu_waited_s` are the seconds in which something waited for a processor (PSI), `pi_throttled` the bits of Raspberry
+    Pi's firmware, `quota_stops` how often a control group's quota stopped us, `swapped_mb` what went to swap and back.
+    """
 
     load_average: float
     temperature_c: float | None
@@ -23,9 +31,15 @@ class EnvironmentSample(msgspec.Struct, frozen=True, kw_only=True):
     busy_ticks: int
     steal_ticks: int
     throttled: int | None
+    at_s: float = 0.0
+    cpu_waited_s: float | None = None
+    pi_throttled: int = 0
+    quota_stops: int | None = None
+    swapped_mb: int = 0
+    is_on_battery: bool = False
 
 
-def moment(root: Path = LIVE) -> EnvironmentSample:
+def moment(root: Path = LIVE, zones: Sequence[str] = ()) -> EnvironmentSample:
     """Look at the machine now."""
     # user nice system idle iowait irq softirq steal …
     ticks = [int(word) for word in read_text(root, "proc/stat").partition("\n")[0].split()[1:9] if word.isdigit()]
@@ -38,12 +52,37 @@ def moment(root: Path = LIVE) -> EnvironmentSample:
     load = read_text(root, "proc/loadavg").split()
     return EnvironmentSample(
         load_average=float(load[0]) if load else 0.0,
-        temperature_c=temperature_c(root),
+        temperature_c=temperature_c(root, zones),
         memory_available_mb=memory_available_mb(root),
         busy_ticks=sum(ticks),
         steal_ticks=steal,
         throttled=sum(throttles) if throttles else None,
+        at_s=time.monotonic(),
+        cpu_waited_s=_waited_s(root),
+        pi_throttled=_pi_throttled(root),
+        quota_stops=cpu_throttled(root),
+        swapped_mb=_swapped_mb(root),
+        is_on_battery=any(
+            read_text(path.parent, path.name) == "Discharging"
+            for path in (root / "sys/class/power_supply").glob("*/status")
+        ),
     )
+
+
+def _waited_s(root: Path) -> float | None:
+    """Seconds since boot in which a task waited for a processor: pressure stall information, `some`."""
+    found = re.search(r"^some .*total=(\d+)", read_text(root, "proc/pressure/cpu"), re.MULTILINE)
+    return int(found[1]) / 1e6 if found else None
+
+
+def _pi_throttled(root: Path) -> int:
+    text = read_text(root, "sys/devices/platform/soc/soc:firmware/get_throttled")
+    return int(text, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,8}", text) else 0
+
+
+def _swapped_mb(root: Path) -> int:
+    pages = re.findall(r"^pswp(?:in|out) (\d+)$", read_text(root, "proc/vmstat"), re.MULTILINE)
+    return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE") // 1_000_000
 
 
 def steal_percent(before: EnvironmentSample, after: EnvironmentSample) -> float:

@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.core.errors import EngineError, FieldlmError
-from fieldlm.engines import Engine, RunningAnswer, Sampling, open_engine
+from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, engine_kind, open_engine
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.hardware.detect import peak_rss_mb, rss_mb
+from fieldlm.formats.profile import Profile
+from fieldlm.hardware.sensors import clock_mhz, peak_rss_mb, rss_mb, temperature_c
 
 ADAPTER = "bench"
 TRIES = 4  # for an answer of full length
@@ -25,7 +26,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure."""
+    """What to measure, held as `profile` has a server hold it; one that `waits` begins a repetition when told to."""
 
     bundle: str
     prompt_tokens: int
@@ -33,10 +34,15 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     repetitions: int
     threads: int
     seed: int
+    profile: Profile | None = None
+    waits: bool = False
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One repetition; seconds, and the tokens they were spent on. `ttft_s` is from the request to the first chunk."""
+    """One repetition; seconds, and the tokens they were spent on. `ttft_s` is from the request to the first chunk.
+
+    Clock and temperature are those of the machine while its last token is just over.
+    """
 
     ttft_s: float
     prefill_s: float
@@ -44,6 +50,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     decode_s: float
     decode_tokens: int
     cached_tokens: int
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,18 +73,21 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
 class MeasureLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the child's output."""
 
-    step: int = 0
+    step: int | None = None
     measured: BenchResult | None = None
     error: str = ""
 
 
 def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> BenchResult:
-    """Load `bundle` and time `spec.repetitions` prompts and answers after one warm-up."""
+    """Load `bundle` and time `spec.repetitions` prompts and answers after one warm-up.
+
+    `on_step` is called before each repetition and after the last, with how many are done.
+    """
     before_mb = rss_mb()
     started_s = time.perf_counter()
     # One token more than is timed: the first comes with the prompt.
     context = max(spec.prompt_tokens, spec.gen_tokens + 1) + 8
-    engine = open_engine(bundle, threads=spec.threads, context=context, parallel=1)
+    engine = open_engine(bundle, EngineOptions(threads=spec.threads, context=context, parallel=1, profile=spec.profile))
     adapter = bundle.path("adapter")
     if adapter:
         engine.load_adapter(ADAPTER, adapter)
@@ -89,13 +100,13 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
         timing.sample()
         samples: list[Sample] = []
         for done in range(spec.repetitions):
+            on_step(done)
             samples.append(timing.sample())
-            on_step(done + 1)
+        on_step(spec.repetitions)
         engine_mb = engine.memory_mb()
     finally:
         engine.close()
-    version, system, batch = _engine_facts(bundle.manifest.engine)
-    gpu, gpu_layers = _gpu_facts() if bundle.manifest.engine == "llama" else ("", 0)
+    facts = engine_kind(bundle.manifest.engine).facts()
     return BenchResult(
         load_s=load_s,
         samples=tuple(samples),
@@ -103,11 +114,11 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
         after_load_mb=after_mb,
         peak_mb=peak_rss_mb(),
         engine_mb=engine_mb,
-        engine_version=version,
-        system_info=system,
-        batch=batch,
-        gpu=gpu,
-        gpu_layers=gpu_layers,
+        engine_version=facts.version,
+        system_info=facts.system,
+        batch=facts.batch,
+        gpu=facts.gpu,
+        gpu_layers=facts.gpu_layers,
     )
 
 
@@ -135,6 +146,8 @@ class _Timing:
             decode_s=decode.timings.decode_s,
             decode_tokens=steps,
             cached_tokens=prefill.timings.cached_tokens,
+            clock_mhz=clock_mhz(),
+            temperature_c=temperature_c(zones=self._spec.profile.thermal.zones if self._spec.profile else ()),
         )
 
     def _long_answer(self) -> RunningAnswer:
@@ -157,37 +170,15 @@ class _Timing:
         return answer, first_s - started_s
 
 
-def _engine_facts(engine: str) -> tuple[str, str, int]:
-    """Return version, build flags and batch size of the engine that was just used."""
-    if engine == "llama":
-        import llama_cpp
-
-        from fieldlm.engines.memory_plan import PREFILL_ALONE
-
-        return (
-            f"llama-cpp-python-{llama_cpp.__version__}",
-            llama_cpp.llama_print_system_info().decode(),
-            PREFILL_ALONE + 1,
-        )
-    import onnxruntime
-
-    from fieldlm.engines.onnx import PROMPT_PIECE
-
-    return f"onnxruntime-{onnxruntime.__version__}", " ".join(onnxruntime.get_available_providers()), PROMPT_PIECE
-
-
-def _gpu_facts() -> tuple[str, int]:
-    """Return what llama.cpp computed on beside the CPU, and how many layers of the weights it loaded last are there."""
-    from fieldlm.engines.llama_api import log
-    from fieldlm.engines.llama_devices import devices
-
-    layers = log.offloaded[0] if log.offloaded else 0
-    return ", ".join(f"{d.name} ({d.description})" for d in devices() if d.name != "CPU") if layers else "", layers
-
-
 def say(line: MeasureLine) -> None:
     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
+
+
+def _step(spec: Spec, done: int) -> None:
+    say(MeasureLine(step=done))
+    if spec.waits and done < spec.repetitions:
+        sys.stdin.readline()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -195,7 +186,7 @@ def main(argv: Sequence[str]) -> int:
     spec = msgspec.json.decode(argv[0], type=Spec)
     try:
         bundle = open_bundle(Path(spec.bundle), digests=False)
-        say(MeasureLine(measured=measure(bundle, spec, on_step=lambda done: say(MeasureLine(step=done)))))
+        say(MeasureLine(measured=measure(bundle, spec, on_step=lambda done: _step(spec, done))))
     except FieldlmError as error:
         say(MeasureLine(error=str(error)))
         return error.exit_code

@@ -23,7 +23,6 @@ from fieldlm.blobs.sources import (
     StoppedError,
     TokenBucket,
     WebSource,
-    Window,
     open_source,
 )
 from fieldlm.blobs.store import Blobs
@@ -31,6 +30,7 @@ from fieldlm.blobs.tensor_chunks import borrow
 from fieldlm.core import timing
 from fieldlm.core.errors import NoSpaceError, TrustError, UnavailableError
 from fieldlm.core.files import CHUNK_BYTES, disk_errors, make_folder, sha256_bytes
+from fieldlm.core.hours import HourWindow
 from fieldlm.formats.release import Blob, Release, blob_path
 
 __all__ = [
@@ -68,7 +68,7 @@ class FetchPolicy:
     """How a device fetches: how much of the line it takes, 0 for all, at which hours, and whom it asks first."""
 
     most_bytes_s: float = 0
-    window: Window | None = None
+    window: HourWindow | None = None
     neighbours: Neighbours | None = None
 
     def pace(self, source: BlobSource) -> BlobSource:

@@ -7,9 +7,12 @@ There is no list: who asks has to know a digest, and digests stand in signed rel
 """
 
 import contextlib
+import math
 import os
 import re
+import socket
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.blobs.partial_blob import index_path, map_path, part_path
+from fieldlm.core.tasks import Tasks
 from fieldlm.formats.release import ENTRY_BYTES, MAX_CHUNK_BYTES, blob_path
 
 AT_A_TIME = 16  # answers; who comes then is told to come again
-IDLE_S = 30.0
+MOST, MOST_OF_ONE = 64, 16  # connections, of all and of one address; who comes then is cut off
+IDLE_S = 30.0  # from one answer to the whole head of the next request
+LEAST_BYTES_S = 16 << 10  # slower than this, a reader is cut off
 WHOLE = b"*"
 _BLOB = re.compile(r"/blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})")
 _MAP = re.compile(r"/maps/([0-9a-f]{64})")
@@ -30,31 +36,74 @@ _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
 class BlobServer:
     """Serves the blobs of a state folder from `start` to `stop`."""
 
-    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._server = _Server((host, port), partial(_Handler, folder=folder))
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0, tasks: Tasks | None = None) -> None:
+        self._tasks = Tasks(tasks)
+        self._server = _Server((host, port), partial(_Handler, folder=folder), self._tasks)
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="share", daemon=True
-        )
 
     def start(self) -> None:
         """Begin to answer."""
-        self._thread.start()
+        self._tasks.start("share", partial(self._server.serve_forever, poll_interval=0.5), restarts=True)
 
     def stop(self) -> None:
         """Answer nobody any more."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
+        self._server.hang_up()
+        self._tasks.close()
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], handler: Any) -> None:
+    def __init__(self, address: tuple[str, int], handler: Any, tasks: Tasks) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
         self.seats = threading.BoundedSemaphore(AT_A_TIME)
+        self._tasks = tasks
+        self._lock = threading.Lock()
+        self._open = dict[Any, tuple[str, float]]()
+        """Of each connection whose it is, and when it is cut off."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a task of its own, or close it when there are too many; what ends there ends alone."""
+        peer = str(client_address[0])
+        with self._lock:
+            of_one = sum(whose == peer for whose, _ in self._open.values())
+            is_full = len(self._open) >= MOST or of_one >= MOST_OF_ONE
+            if not is_full:
+                self._open[request] = (peer, time.monotonic() + IDLE_S)
+        if is_full:
+            self.shutdown_request(request)
+        else:
+            self._tasks.start("share-answer", lambda: self.process_request_thread(request, client_address))
+
+    def close_request(self, request: Any) -> None:
+        """Close it, and have room for another one."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().close_request(request)
+
+    def allow(self, request: Any, seconds: float) -> None:
+        """Let a connection live for so long from now on."""
+        with self._lock:
+            if request in self._open:
+                self._open[request] = (self._open[request][0], time.monotonic() + seconds)
+
+    def service_actions(self) -> None:
+        """Cut off whose time is over: a socket's own timeout begins anew with every byte."""
+        self._cut_off(time.monotonic())
+
+    def hang_up(self) -> None:
+        """End the connections that wait for their next request, and those that are being answered."""
+        self._cut_off(math.inf)
+
+    def _cut_off(self, now_s: float) -> None:
+        with self._lock:
+            for request, (_, end_s) in self._open.items():
+                if now_s > end_s:
+                    with contextlib.suppress(OSError):
+                        request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a neighbour that went away is no news."""
@@ -81,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             self.server.seats.release()
+            self.server.allow(self.connection, IDLE_S)
 
     def _answer(self) -> None:
         if found := _MAP.fullmatch(self.path):
@@ -124,6 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(last + 1 - first))
             self.end_headers()
             self.wfile.flush()
+            assert isinstance(self.server, _Server)
+            self.server.allow(self.connection, IDLE_S + (last + 1 - first) / LEAST_BYTES_S)
             self.connection.sendfile(file, first, last + 1 - first)
 
     def _say(self, status: int, body: bytes = b"") -> None:

@@ -10,10 +10,11 @@ from typing import Protocol
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-import msgspec
 import urllib3
 
 from fieldlm.core.errors import InputError, UnavailableError
+from fieldlm.core.hours import HourWindow
+from fieldlm.core.urls import credentials, shown
 from fieldlm.hardware.clock import is_set
 from fieldlm.network.bounded_http import MinimumRate, connections
 
@@ -70,7 +71,7 @@ def open_source(repository: str, stop: threading.Event | None = None) -> BlobSou
         return FolderSource(Path(url2pathname(urlsplit(repository).path)), stop)
     if scheme and "://" in repository:
         raise InputError(
-            f"repository {repository!r} has an unknown scheme; want a folder, file://, http:// or https://"
+            f"repository {shown(repository)!r} has an unknown scheme; want a folder, file://, http:// or https://"
         )
     return FolderSource(Path(repository), stop)
 
@@ -111,17 +112,19 @@ class WebSource:
     """A repository behind a web server. Works, slower after an interruption, with one that ignores Range."""
 
     def __init__(self, url: str, stop: threading.Event | None = None) -> None:
-        self.name = url.rstrip("/")
+        self.name = shown(url).rstrip("/")
         self.moved = 0
         self.has_ranges = True
         self.stop = stop or threading.Event()
         timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S)
         self._pool = connections(tls=urlsplit(url).scheme == "https", timeout=timeout)
+        known = credentials(url)
+        self._headers = urllib3.make_headers(basic_auth=known) if known else {}
 
     @contextmanager
     def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:
         """Open bytes `start` to `stop` of the file."""
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", **self._headers}
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         url = f"{self.name}/{quote(path, safe='/%')}"  # names of TUF roles come quoted, and ours need none
@@ -180,32 +183,12 @@ class _Counted:
         return b"".join(parts)
 
 
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """The hours of the day, in the device's own time, in which the repository is read; minutes since midnight."""
-
-    opens: int
-    closes: int
-
-    def is_open(self, now_s: float) -> bool:
-        """Say whether the window is open; for a clock that was never set it always is."""
-        if not is_set(int(now_s * 1000)) or self.opens == self.closes:
-            return True
-        clock = datetime.fromtimestamp(now_s)
-        minute = clock.hour * 60 + clock.minute
-        if self.opens < self.closes:
-            return self.opens <= minute < self.closes
-        return minute >= self.opens or minute < self.closes
-
-
-def read_window(text: str) -> Window | None:
-    """Read `01:00-05:30`; empty for no window. Raises InputError."""
-    if not text:
-        return None
-    try:
-        opens, closes = (datetime.strptime(part.strip(), "%H:%M") for part in text.split("-"))
-    except ValueError as error:
-        raise InputError(f"window is {text!r}; want HH:MM-HH:MM, as in 01:00-05:30") from error
-    return Window(opens=opens.hour * 60 + opens.minute, closes=closes.hour * 60 + closes.minute)
+def is_within(window: HourWindow, now_s: float) -> bool:
+    """Say whether the repository may be read now: at any time by a clock that was never set, or from 0:00 to 0:00."""
+    if not is_set(int(now_s * 1000)) or window.opens == window.closes:
+        return True
+    clock = datetime.fromtimestamp(now_s)
+    return window.holds(clock.hour * 60 + clock.minute)
 
 
 class TokenBucket:
@@ -230,7 +213,7 @@ class TokenBucket:
 class PacedSource:
     """A source that is read no faster than its bucket allows, and only while its window is open."""
 
-    def __init__(self, source: BlobSource, *, bucket: TokenBucket | None, window: Window | None) -> None:
+    def __init__(self, source: BlobSource, *, bucket: TokenBucket | None, window: HourWindow | None) -> None:
         self._source = source
         self._bucket = bucket
         self._window = window
@@ -253,7 +236,7 @@ class PacedSource:
 
     @property
     def is_open(self) -> bool:
-        return not self._window or self._window.is_open(time.time())
+        return not self._window or is_within(self._window, time.time())
 
     @contextmanager
     def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from fieldlm.core.files import disk_errors, link_or_copy, make_folder, sha256_file, sync_folder
+from fieldlm.core.files import disk_errors, link_or_copy, make_folder, need_room, sha256_file, sync_folder
 from fieldlm.formats.release import blob_path
 
 
@@ -22,6 +22,15 @@ class Blobs:
         """Say whether the blob is here and undamaged; reads all of it."""
         path = self.path(sha256)
         return path.is_file() and path.stat().st_size == size and digest(path) == sha256
+
+    def make_room(self, files: Collection[tuple[Path, str, int]]) -> None:
+        """Remove what a crash left aside; raise NoSpaceError when not all of `files` (source, digest, bytes) fit."""
+        for aside in (self.folder / "blobs").glob("sha256/*/.*.part"):
+            aside.unlink(missing_ok=True)
+        missing = [(source, size) for source, sha256, size in files if not self.path(sha256).is_file()]
+        # On one file system a link may do; who has to copy there looks for himself.
+        device = self.folder.stat().st_dev
+        need_room(self.folder, sum(size for source, size in missing if source.stat().st_dev != device))
 
     def keep(self, source: Path, sha256: str, size: int) -> None:
         """Store `source`, whose digest the caller has checked, by hard link where the file system allows."""

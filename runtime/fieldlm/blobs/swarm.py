@@ -4,7 +4,8 @@ Neighbours are found by zeroconf and trusted in nothing: each chunk is checked a
 release, whoever hands it out. Who wants the same file shares the way out to the repository. A file is cut in
 stretches, and rendezvous (HRW) hashing assigns each to a neighbour: all who see each other agree on that without a
 word; what somebody has begun is marked in the map that the others read. One that lies costs a chunk, one that is slow
-two seconds, one that claims and does nothing half a minute; after that it is asked no more.
+two seconds, one that claims and does nothing half a minute; after that it is asked no more. All of them together, busy
+or changing their maps as they like, cost a minute without a byte.
 """
 
 import ipaddress
@@ -18,16 +19,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
-from zeroconf import ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+from zeroconf import ServiceInfo, ServiceListener, Zeroconf
 
 from fieldlm.blobs.fetch import OnBytes, pull
 from fieldlm.blobs.partial_blob import CLAIMED, PartialBlob, runs
 from fieldlm.blobs.server import WHOLE
 from fieldlm.blobs.sources import BlobSource, StoppedError, check_stop, is_open
-from fieldlm.core import terminal
 from fieldlm.core.errors import UnavailableError
+from fieldlm.core.logs import logger
+from fieldlm.core.tasks import Tasks
 from fieldlm.formats.release import blob_path
 from fieldlm.network.bounded_http import TricklingError, connections
+from fieldlm.network.discovery import nearest
+
+log = logger(__name__)
 
 SERVICE = "_fieldlm-blob._tcp.local."
 MOST = 64  # neighbours that are asked
@@ -37,12 +42,16 @@ SETTLE_S = 2.0  # before the first byte from the repository, so that those who b
 PATIENCE_S = 3.0  # without news, after which the next one fetches a stretch instead
 MOST_TURNS = 5
 CLAIM_S = 30.0  # without a new chunk, after which what a neighbour has claimed is fetched by another
+HELD_UP = 2  # times as long without a byte of our own, after which neighbours are asked no more
 CONNECT_S, READ_S = 0.5, 2.0
 GRACE_S, LEAST_BYTES_S = 2.0, 64 << 10  # slower than this, a neighbour is no help
 MOST_FAULTS = 3  # broken connections and refusals of one neighbour
 MOST_LIARS = 8  # after which this network is not asked at all
 FAILURES = 3  # of the repository in a row
 SLICE_BYTES = 64 << 10
+
+
+_FURTHER = {CLAIMED[0]: 1, 1: 2}  # than a chunk that nobody began
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class _Peer:
     neighbour: Neighbour
     claim_s: float
     map: bytes = b""
+    furthest: bytes = b""
     is_out: bool = False
     faults: int = 0
     changed_s: float = field(default_factory=time.monotonic)
@@ -92,9 +102,16 @@ class _Peer:
             self.faults += 1
             self.is_out = self.faults >= MOST_FAULTS
             return
-        known = data if data == WHOLE or len(data) == len(part.chunks) else b""
-        if known != self.map:
-            self.map, self.changed_s = known, time.monotonic()
+        self.map = data if data == WHOLE or len(data) == len(part.chunks) else b""
+        if self._grew(len(part.chunks)):
+            self.changed_s = time.monotonic()
+
+    def _grew(self, chunks: int) -> bool:
+        """Say whether a chunk is further than ever: a map that only changes to and fro is no progress."""
+        now = bytes(_FURTHER.get(byte, 0) for byte in (b"\1" * chunks if self.map == WHOLE else self.map))
+        before = self.furthest.ljust(len(now), b"\0")
+        self.furthest = bytes(map(max, before, now)) + before[len(now) :]
+        return self.furthest != before
 
     def pull(self, part: PartialBlob, start: int, stop: int, on_bytes: OnBytes) -> None:
         """Bring chunks `start` to `stop`; raises Lying, or an error of the network."""
@@ -169,7 +186,7 @@ class _Together:
         self._peers = dict[str, _Peer]()
         self._looked_s = -LOOK_S
         self._look_took_s = 0.0
-        self._news_s = time.monotonic()
+        self._news_s = self._grew_s = time.monotonic()
         self._begins_s = self._news_s + swarm.settle_s
         self._failures = 0
 
@@ -178,10 +195,16 @@ class _Together:
             check_stop(self._source)
             self._look()
             liars = sum(peer.is_out for peer in self._peers.values())
-            if not self._asked() or liars >= MOST_LIARS or self._failures >= FAILURES:
+            if not self._asked() or liars >= MOST_LIARS or self._failures >= FAILURES or self._is_held_up():
                 return
             if not self._from_a_neighbour() and not self._from_the_repository():
                 time.sleep(0.1)
+
+    def _is_held_up(self) -> bool:
+        """Say whether nothing has come for so long that the rest is better fetched alone, whatever the others say."""
+        if not is_open(self._source):
+            self._grew_s = time.monotonic()
+        return time.monotonic() - self._grew_s > HELD_UP * self._swarm.claim_s
 
     def _asked(self) -> list[_Peer]:
         return [peer for peer in self._peers.values() if not peer.is_out]
@@ -196,12 +219,12 @@ class _Together:
             if known is None or (known.neighbour != neighbour and not known.is_out):
                 self._peers[name] = _Peer(neighbour, self._swarm.claim_s)
         for peer in self._asked():
-            before = peer.map
+            before = peer.furthest
             if peer.neighbour.name in here:
                 peer.look(self._part)
             else:
                 peer.map = b""
-            if peer.map != before:
+            if peer.furthest != before:
                 self._news_s = time.monotonic()  # somebody gets on: nobody's turn is over
         self._looked_s = time.monotonic()
         self._look_took_s = self._looked_s - began_s
@@ -274,7 +297,7 @@ class _Together:
 
     def _news(self, before: int) -> None:
         if self._part.bytes_here > before:
-            self._news_s = time.monotonic()
+            self._news_s = self._grew_s = time.monotonic()
             self._failures = 0
 
     def _rank(self, names: Sequence[str], index: int) -> int:
@@ -294,7 +317,7 @@ class _Together:
     def _put_out(self, peer: _Peer, why: str) -> None:
         peer.is_out = True
         peer.pool.clear()
-        terminal.log(f"neighbour {peer.neighbour.name} is not asked any more: {why}")
+        log.warning(f"neighbour {peer.neighbour.name} is not asked any more: {why}")
 
 
 class Nearby(ServiceListener):
@@ -303,8 +326,18 @@ class Nearby(ServiceListener):
     Whatever goes wrong here is a line on stderr, never a reason not to serve or to fetch.
     """
 
-    def __init__(self, me: str, *, zeroconf: Callable[[], Zeroconf], addresses: Sequence[str], port: int) -> None:
+    def __init__(
+        self,
+        me: str,
+        *,
+        zeroconf: Callable[[], Zeroconf],
+        addresses: Sequence[str],
+        port: int,
+        tasks: Tasks | None = None,
+    ) -> None:
         self._me = me
+        self._tasks = Tasks(tasks)
+        self._is_stopped = False
         self._make = zeroconf
         self._addresses = addresses
         self._port = port
@@ -314,14 +347,16 @@ class Nearby(ServiceListener):
 
     def start(self) -> None:
         """Announce and look around, in a thread of its own: asking whether a name is free takes a second."""
-        threading.Thread(target=self._register, name="nearby", daemon=True).start()
+        self._tasks.start("nearby", self._register)
 
     def stop(self) -> None:
         """Take the announcement back."""
         with self._lock:
+            self._is_stopped = True
             zeroconf, self._zeroconf = self._zeroconf, None
         if zeroconf is not None:
             zeroconf.close()
+        self._tasks.close()
 
     def neighbours(self) -> list[Neighbour]:
         """Return who is there now."""
@@ -332,8 +367,12 @@ class Nearby(ServiceListener):
         try:
             zeroconf = self._make()
             with self._lock:
-                self._zeroconf = zeroconf
-            ServiceBrowser(zeroconf, SERVICE, listener=self)
+                is_late = self._is_stopped
+                self._zeroconf = None if is_late else zeroconf
+            if is_late:
+                zeroconf.close()
+                return
+            zeroconf.add_service_listener(SERVICE, self)  # which ends with it, as a ServiceBrowser of our own would not
             info = ServiceInfo(
                 SERVICE,
                 f"{self._me}.{SERVICE}",
@@ -344,7 +383,8 @@ class Nearby(ServiceListener):
             )
             zeroconf.register_service(info, allow_name_change=True)
         except Exception as error:  # zeroconf raises what it likes for a network it does not
-            terminal.log(f"updates are not shared on this network: {error or type(error).__name__}")
+            if not self._is_stopped:
+                log.warning(f"updates are not shared on this network: {error or type(error).__name__}")
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         info = zc.get_service_info(type_, name, timeout=2000)
@@ -352,7 +392,7 @@ class Nearby(ServiceListener):
         usable = [address for address in addresses if is_local(address)]
         if info and info.port and usable:
             with self._lock:
-                self._found[name] = Neighbour(name.removesuffix(f".{SERVICE}"), _url(usable[0], info.port))
+                self._found[name] = Neighbour(name.removesuffix(f".{SERVICE}"), _url(nearest(usable), info.port))
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         self.add_service(zc, type_, name)

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError, MissingDependencyError, UnavailableError
+from fieldlm.core.tasks import PROCESS
 
 MAX_PAYLOAD_BYTES = 4 << 20
 # rumqttd speaks MQTT 5 only on listeners that stand under [v5.…].
@@ -120,7 +121,7 @@ def serve(config: str) -> None:
         ) from error
     # It labels every packet's trace as an error.
     logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
-    threading.Thread(target=IotCoreBroker(config_path=config).run_forever, daemon=True).start()
+    PROCESS.start("broker", IotCoreBroker(config_path=config).run_forever)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -163,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the embedded broker until it is stopped."""
     parser = terminal.parser("broker", "Run an MQTT 5 broker for a bench or one site; it keeps its messages in memory.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; it has no passwords and no TLS")
-    parser.add_argument("--port", type=int, default=1883, help="port to listen on")
+    parser.add_argument("--port", type=options.whole(*options.PORT), default=1883, help="port to listen on")
     args = parser.parse_args(argv)
     check_free(args.host, args.port)
     with tempfile.TemporaryDirectory(prefix="fieldlm-broker-") as folder:

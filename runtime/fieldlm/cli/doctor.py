@@ -1,7 +1,6 @@
 """`fieldlm doctor`: one command says what is wrong with this device, and what to do next."""
 
 import contextlib
-import http.client
 import importlib.metadata
 import json
 import os
@@ -21,21 +20,24 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.core import terminal
-from fieldlm.core.config import Config, load_config
+from fieldlm.core.config import NO_NETWORK, Config, load_config
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.files import free_mb
+from fieldlm.core.sqlite import connect_read_only
+from fieldlm.core.urls import shown
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
-from fieldlm.hardware import detect as hardware
-from fieldlm.hardware.clock import LATEST_CLOCK_MS
+from fieldlm.hardware import sensors
+from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
 from fieldlm.hardware.detect import Detection, detect
-from fieldlm.hardware.facts import LIVE
+from fieldlm.hardware.limits import LIVE
+from fieldlm.hardware.processor import FLAGS
+from fieldlm.network.http_client import OK, NobodyAnswersError, own_server
 from fieldlm.telemetry.spool import quarantined
 
 Level = Literal["ok", "warn", "fail"]
 MARKS: dict[Level, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 LEAST_FREE_MB = 200  # a spool at its bound and an adapter fit; a base model does not
 WISHED_FREE_MB = 2000  # one more generation of a 1B model
-EARLIEST_S = 1_735_689_600  # 1 January 2025: before it, this code was not
 BUILD_NAMES = {
     "avx2": "AVX2", "f16c": "F16C", "fma": "FMA", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI",
     "dotprod": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE",
@@ -94,12 +96,12 @@ def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
     yield from check_engine(detection.facts["isa"] if detection else ())
     yield check_clock(time.time(), _newest_file_s())
     try:
-        config = load_config(flags)
+        config = load_config(flags, strict=True)
         profile = load_profile(config.profile) if config.profile else detection.best if detection else None
     except FieldlmError as error:
         yield fail("settings", str(error), "correct it, then see: fieldlm config")
         return
-    yield ok("settings", f"device {config.device}, telemetry {config.telemetry}")
+    yield ok("settings", f"device {config.device or 'without a name yet'}, telemetry {config.telemetry}")
     if profile:
         yield from _check_device(profile, detection, root)
     yield from _check_settings(config)
@@ -107,9 +109,9 @@ def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
 
 def _check_device(profile: Profile, detection: Detection | None, root: Path) -> Iterator[Finding]:
     yield check_profile(profile, detection)
-    yield check_memory(hardware.memory_available_mb(root), profile)
-    yield check_threads(hardware.usable_cores(), profile)
-    yield check_heat(hardware.temperature_c(root), profile)
+    yield check_memory(sensors.memory_available_mb(root), profile)
+    yield check_threads(sensors.usable_cores(), profile)
+    yield check_heat(sensors.temperature_c(root, profile.thermal.zones), profile)
     for accelerator in profile.accelerators:
         if accelerator.used:
             yield check_accelerator(accelerator)
@@ -119,7 +121,7 @@ def _check_settings(config: Config) -> Iterator[Finding]:
     yield check_state(config.state)
     yield check_disk(free_mb(config.state), config.spool_mb)
     yield check_spool(config.state / "spool.db", config.spool_mb)
-    yield check_port(config.host, config.port)
+    yield check_port(config)
     if config.broker:
         yield check_broker(config.broker)
     if config.repository:
@@ -135,7 +137,10 @@ def check_python(version: tuple[int, ...]) -> Finding:
 
 def check_engine(isa: Sequence[str]) -> Iterator[Finding]:
     """Import llama.cpp in a child process: built for another CPU, it kills whoever imports it."""
-    again = f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'"
+    # A Debian package has no pip; it says which processors it is for.
+    again = "install a package that was built for this processor (make deb on a machine like it)"
+    if not FLAGS.is_file():
+        again = f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'"
     run = subprocess.run([sys.executable, "-c", ASK_ENGINE], capture_output=True, text=True, timeout=120, check=False)
     if run.returncode == -signal.SIGILL:
         yield fail("engine", "llama-cpp-python was built for another CPU: illegal instruction", again)
@@ -190,7 +195,7 @@ def check_accelerator(accelerator: Accelerator) -> Finding:
 def check_clock(now_s: float, newest_s: float) -> Finding:
     """TLS and update metadata expire by the clock; one that cannot be right sees neither."""
     words = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now_s))
-    if now_s < max(newest_s, EARLIEST_S) - 86_400:
+    if now_s < max(newest_s, OLDEST_CLOCK_MS / 1000) - 86_400:
         return fail("clock", f"{words} is in the past; updates will look not yet valid", "timedatectl set-ntp true")
     if now_s * 1000 >= LATEST_CLOCK_MS:
         return fail("clock", f"{words} is far in the future; times are not believed", "timedatectl set-ntp true")
@@ -243,13 +248,13 @@ def check_heat(degrees: float | None, profile: Profile) -> Finding:
 
 
 def check_state(state: Path) -> Finding:
+    place = next(folder for folder in (state, *state.parents) if folder.exists())
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=state):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        return fail("state", f"{state} cannot be written: {error.strerror}", f"chown it to user {os.getuid()}")
-    return ok("state", f"{state} can be written")
+        return fail("state", f"{place} cannot be written: {error.strerror}", f"chown it to user {os.getuid()}")
+    return ok("state", f"{state} can be written" if place == state else f"{state} is made by the first start")
 
 
 def check_disk(free: int, spool_mb: int) -> Finding:
@@ -281,29 +286,34 @@ def check_spool(path: Path, spool_mb: int) -> Finding:
 
 
 def _look_into(path: Path) -> tuple[int, dict[str, int]]:
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+    with contextlib.closing(connect_read_only(path)) as database:
         (waiting,) = database.execute("SELECT count(*) FROM records").fetchone()
         return waiting, dict(database.execute("SELECT reason, records FROM dropped WHERE records > 0"))
 
 
-def check_port(host: str, port: int) -> Finding:
-    """Free is good, and so is a server of ours; anything else is in the way."""
+def check_port(config: Config) -> Finding:
+    """Free is good, and so is a server of ours, on the network or on its socket; anything else is in the way."""
     try:
-        with socket.create_server((host, port)):
-            return ok("port", f"{host}:{port} is free")
-    except OSError as error:
-        if _answers_health(host, port):
-            return ok("port", f"a server on {host}:{port} says it is healthy")
-        reason = error.strerror or str(error)
-    return fail("port", f"{host}:{port} cannot be used: {reason}", "FIELDLM_PORT=8081, or stop what holds it")
-
-
-def _answers_health(host: str, port: int) -> bool:
-    connection = http.client.HTTPConnection(host, port, timeout=2)
-    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    return False
+        server = own_server(config, key="", timeout_s=2)
+        if server.get("/health")[0] == OK:
+            return ok("port", f"a server on {server.url} says it is healthy")
+        reason = "what listens there is not healthy"
+    except NobodyAnswersError:
+        reason = ""
+    except FieldlmError as error:
+        reason = str(error)
+    where = f"{config.host}:{config.port}" if config.host != NO_NETWORK else config.socket
+    if not reason and config.host != NO_NETWORK:
+        try:
+            with socket.create_server(
+                (config.host, config.port), family=socket.AF_INET6 if ":" in config.host else socket.AF_INET
+            ):
+                pass
+        except OSError as error:
+            reason = error.strerror or str(error)
+    if reason:
+        return fail("port", f"{where} cannot be used: {reason}", "FIELDLM_PORT=8081, or stop what holds it")
+    return ok("port", f"{where} is free")
 
 
 def check_broker(url: str) -> Finding:
@@ -324,4 +334,4 @@ def check_trust(config: Config) -> Finding:
         return fail(
             "updates", "repository is set and trust is not", "FIELDLM_TRUST=/path/of/root.json from who publishes"
         )
-    return ok("updates", f"{config.repository}, vouched for by {config.trust}")
+    return ok("updates", f"{shown(config.repository)}, vouched for by {config.trust}")

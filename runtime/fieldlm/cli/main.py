@@ -1,57 +1,138 @@
-"""The `fieldlm` command: find the subcommand among the installed entry points, load only that one, run it."""
+"""The `fieldlm` command: a table of subcommands, one line each; the one that is asked for is imported and run.
+
+With `--json` whatever fails is a document, too, on stdout: {"error": {"kind", "message", "exit_code"}}. The line for
+people stands on stderr with and without it.
+"""
 
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points, version
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 
-from fieldlm.core.errors import FieldlmError
+from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
 
-GROUP = "fieldlm.commands"
-COMPILER_COMMANDS = {
-    "cluster", "collect", "compile", "curate", "dataset", "demo", "evaluate", "fleet", "keys", "publish",
-    "release", "rollout", "tune",
-}  # fmt: skip
-USAGE = """\
-usage: fieldlm COMMAND [ARGUMENTS]      fieldlm COMMAND --help says more
-
-  make       compile  verify  publish  release  keys
-  serve      serve  run  chat  ps  doctor
-  devices    detect  profiles  bench  devices  update  slots  adopt  rollback  logs  rollout
-  learn      broker  collect  fleet  curate  cluster  dataset  tune  evaluate
-  settings   config
-  story      demo
-"""
+WORKSHOP = "fieldlm_compiler"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return the exit code: 0 done, 1 the answer is no, 2 wrong use or input."""
+# Group → subcommand → the module whose `main(argv)` returns the exit code, and what it does.
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "make": {
+        "compile": ("fieldlm_compiler.compile.build", "make a signed bundle for one kind of device out of a model"),
+        "explain": ("fieldlm_compiler.compile.explain", "write a page on how a bundle's types were chosen"),
+        "unpack": ("fieldlm_compiler.compile.unpack", "write a model, or a bundle's base, as a folder to tune"),
+        "verify": ("fieldlm.cli.verify", "check a bundle's bytes, signature and answers"),
+        "bench": ("fieldlm.cli.bench", "measure how fast a bundle is on this machine"),
+        "publish": ("fieldlm_compiler.repository.publish", "offer a bundle to the devices of its profile"),
+        "release": ("fieldlm_compiler.repository.offers", "show, widen, pause or pull what a repository offers"),
+        "keys": ("fieldlm_compiler.repository.keys", "make, rotate and revoke a publisher's keys"),
+    },
+    "serve": {
+        "serve": ("fieldlm.device.serve", "serve a bundle on this device: API, telemetry, updates"),
+        "run": ("fieldlm.cli.run", "answer one prompt, in this process"),
+        "chat": ("fieldlm.cli.chat", "converse with a bundle or a running server"),
+        "ps": ("fieldlm.cli.ps", "show what a running server serves"),
+        "doctor": ("fieldlm.cli.doctor", "say what is wrong with this device, and what to do"),
+        "config": ("fieldlm.cli.config", "show every setting and where it comes from"),
+    },
+    "devices": {
+        "detect": ("fieldlm.cli.detect", "name the profile that fits this machine"),
+        "profiles": ("fieldlm.cli.profiles", "list the device profiles, show one, or check it"),
+        "devices": ("fieldlm.cli.devices", "find the devices on the local network"),
+        "adopt": ("fieldlm.cli.adopt", "become the owner of a device"),
+        "update": ("fieldlm.cli.update", "let a device take the newest release"),
+        "slots": ("fieldlm.cli.slots", "show which generations a device holds"),
+        "rollback": ("fieldlm.cli.rollback", "let a device go back to the generation before"),
+        "logs": ("fieldlm.cli.logs", "show what a device logged last"),
+    },
+    "fleet": {
+        "fleet": ("fieldlm_compiler.fleet.command", "show what all devices are doing"),
+        "rollout": ("fieldlm_compiler.fleet.rollout", "bring a release to a fleet in waves"),
+        "policy": ("fieldlm.cli.policy", "sign what a fleet's devices may tell"),
+        "broker": ("fieldlm.cli.broker", "run an MQTT broker for a bench or one site"),
+    },
+    "learn": {
+        "collect": ("fieldlm_compiler.collect.collect", "fill a store with a fleet's records"),
+        "curate": ("fieldlm_compiler.learn.curate", "make examples of records: join, drop, dedupe, split"),
+        "cluster": ("fieldlm_compiler.learn.cluster", "find the recurring tasks in examples"),
+        "dataset": ("fieldlm_compiler.learn.dataset", "turn examples into a dataset"),
+        "tainted": ("fieldlm_compiler.learn.tainted", "list, or rebuild, what was made of forgotten people's words"),
+        "tune": ("fieldlm_compiler.learn.tune", "fine-tune a checkpoint; writes a LoRA adapter"),
+        "evaluate": ("fieldlm_compiler.learn.evaluate", "ask a server a dataset's questions and count right answers"),
+        "demo": ("fieldlm_compiler.demo.story", "run the whole circle once, on this machine"),
+    },
+}
+RESUMED = ("compile", "tune", "update")
+"""Commands that go on where they were stopped."""
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+
+def main(argv: Sequence[str] | None = None, *, on_loaded: Callable[[], object] = lambda: None) -> int:
+    """Run one subcommand and return the exit code: 0 done, 1 the answer is no, 2 wrong use or input.
+
+    `on_loaded` is called when its modules are imported and its work begins.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print(usage(), end="")
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
         print(f"fieldlm {version('fieldlm')}")
         return 0
+    from fieldlm.core import logs
+
+    logs.to_terminal()
     try:
-        return _command(args[0])(args[1:])
+        command = load(args[0])
+        on_loaded()
+        return command(args[1:])
     except FieldlmError as error:
-        print(f"fieldlm {args[0]}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(args, type(error).__name__, str(error), error.exit_code)
     except KeyboardInterrupt:
-        print(f"fieldlm {args[0]}: stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+        said = "stopped; run the same command again to go on" if args[0] in RESUMED else "stopped"
+        return _fail(args, "Interrupted", said, 130)
     except BrokenPipeError:
         # The reader (head, less) has gone; point stdout elsewhere so that the interpreter's last flush is silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _command(name: str) -> Callable[[Sequence[str]], int]:
-    points = entry_points(group=GROUP, name=name)
-    if points:
-        return next(iter(points)).load()
-    if name in COMPILER_COMMANDS:
-        raise FieldlmError(f"'{name}' comes with the compiler half; run: pip install fieldlm-compiler")
-    known = ", ".join(sorted({point.name for point in entry_points(group=GROUP)}))
-    raise FieldlmError(f"there is no command '{name}'; commands: {known}")
+def usage() -> str:
+    """Return the list of all commands; imports none of them."""
+    lines = ["usage: fieldlm COMMAND [ARGUMENTS]      fieldlm COMMAND --help says more"]
+    for group, commands in GROUPS.items():
+        lines += ["", group]
+        lines += [f"  {name:<10}{' ' if _is_here(module) else '*'} {text}" for name, (module, text) in commands.items()]
+    if not _is_here(WORKSHOP):
+        lines += ["", "* comes with the compiler half: pip install fieldlm-compiler"]
+    return "\n".join(lines) + "\n"
+
+
+def load(name: str) -> Callable[[Sequence[str]], int]:
+    """Return the subcommand's `main`; raises InputError for an unknown one, MissingDependencyError without its half."""
+    if name not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = "".join(f", did you mean '{one}'?" for one in get_close_matches(name, COMMANDS, 1))
+        raise InputError(f"there is no command '{name}'{near}; commands: {', '.join(sorted(COMMANDS))}")
+    module, _ = COMMANDS[name]
+    if not _is_here(module):
+        raise MissingDependencyError(f"'{name}' comes with the compiler half; run: pip install fieldlm-compiler")
+    return import_module(module).main
+
+
+@cache
+def _is_here(module: str) -> bool:
+    return find_spec(module.partition(".")[0]) is not None
+
+
+def _fail(args: Sequence[str], kind: str, message: str, exit_code: int) -> int:
+    from fieldlm.core import terminal
+
+    if "--json" in args:
+        terminal.show({"error": {"kind": kind, "message": message, "exit_code": exit_code}}, "", as_json=True)
+    print(terminal.visible(f"fieldlm {args[0]}: {message}"), file=sys.stderr)
+    return exit_code

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.core import terminal
-from fieldlm.core.config import load_config
+from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors, write_whole
 from fieldlm.core.signing import key_id, load_or_create_key
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     where.add_argument("--out", type=Path, help="file to write the signed policy to")
     args = parser.parse_args(argv)
     policy = _read(args.policy)
-    key = load_or_create_key(args.key or load_config().keys / "policy.pem")
+    key = load_or_create_key(args.key or keys_folder() / "policy.pem")
     try:
         message = sign_policy(policy, key)
     except WireError as error:

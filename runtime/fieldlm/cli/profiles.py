@@ -9,7 +9,7 @@ from fieldlm.core import terminal
 from fieldlm.formats.profile import Profile, load_profile, profile_names, profile_sha256
 from fieldlm.formats.profile_lint import cautions, lint
 
-SECTIONS = ("cpu", "memory", "power", "thermal", "storage", "gguf", "onnx", "runtime", "expect")
+SECTIONS = ("cpu", "memory", "power", "thermal", "gguf", "onnx", "runtime", "expect")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,9 +8,7 @@ import msgspec
 from fieldlm.control import remote
 from fieldlm.core import terminal
 from fieldlm.core.config import load_config
-from fieldlm.core.errors import InputError
-from fieldlm.updates.journal import Journal
-from fieldlm.updates.slots import SlotStatus, read_status
+from fieldlm.updates.journal import Journal, SlotStatus, journal_of, read_status
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,9 +21,7 @@ def main(argv: Sequence[str]) -> int:
         terminal.show(status, _page(status), as_json=args.json)
         return 0
     state = load_config({"state": args.state}).state
-    if not (state / "slots.db").exists():
-        raise InputError(f"{state} holds no generation yet; run: fieldlm serve BUNDLE")
-    journal = Journal(state / "slots.db", read_only=True)
+    journal = Journal(journal_of(state), read_only=True)
     try:
         status = read_status(journal)
     finally:

@@ -4,19 +4,23 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
-import urllib3
 
 from fieldlm.control import remote
 from fieldlm.core import terminal
 from fieldlm.core.config import Config, load_config
-from fieldlm.core.errors import UnavailableError
+from fieldlm.core.errors import InputError, UnavailableError
+from fieldlm.core.files import act_as_owner
+from fieldlm.network.http_client import HttpClient, NobodyAnswersError, own_server, refusal
+from fieldlm.updates.journal import journal_of
 from fieldlm.updates.progress import UpdateResult, UpdateState
 from fieldlm.updates.slots import Slots
 from fieldlm.updates.updater import Updater
 
 POLL_S = 0.2
+PATH = "/v1/fieldlm/update"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     config = load_config({"state": args.state, "repository": args.repository, "trust": args.trust})
     result = None
     if not args.state and (args.url or not args.repository or Path(args.repository).is_dir()):
-        url = args.url or f"http://{config.host}:{config.port}"
-        result = ask_server(url, needed=bool(args.url), repository=args.repository or "")
+        client = HttpClient(args.url) if args.url else own_server(config)
+        result = ask_server(client, needed=bool(args.url), repository=args.repository or "")
     if result is None:
         result = update_offline(config)
     terminal.show(result, describe(result), as_json=args.json)
@@ -54,21 +58,20 @@ def ask_remote(args: argparse.Namespace) -> UpdateResult:
     return state.last
 
 
-def ask_server(url: str, *, needed: bool, repository: str = "") -> UpdateResult | None:
-    """Let the server at `url` update itself, out of a folder if one is named, and wait.
+def ask_server(client: HttpClient, *, needed: bool, repository: str = "") -> UpdateResult | None:
+    """Let a server update itself, out of a folder if one is named, and wait.
 
     None when nobody answers and nobody `needed` to.
     """
-    address = f"{url.rstrip('/')}/v1/fieldlm/update"
     folder = str(Path(repository).absolute()) if repository else ""
     try:
-        runs = _state(urllib3.request("POST", address, json={"repository": folder}, retries=False)).runs
-    except urllib3.exceptions.HTTPError as error:
+        runs = _state(client.post(PATH, {"repository": folder})).runs
+    except NobodyAnswersError:
         if needed:
-            raise UnavailableError(f"no server answers at {url}: {error}; start one with: fieldlm serve") from error
+            raise
         return None
     with terminal.progress("update") as line:
-        while (state := _state(urllib3.request("GET", address))).runs <= runs:
+        while (state := _state(client.get(PATH))).runs <= runs:
             line.total = state.bytes_total // 1_000_000
             line.update(state.bytes_done // 1_000_000, f"MB · {state.step}")
             time.sleep(POLL_S)
@@ -78,11 +81,15 @@ def ask_server(url: str, *, needed: bool, repository: str = "") -> UpdateResult 
 
 def update_offline(config: Config) -> UpdateResult:
     """Update a state folder that no server uses: the same steps, in this process."""
-    from fieldlm.inference.generations import Generations as Loading
+    from fieldlm.engines import EngineOptions
+    from fieldlm.inference.generations import Generations
 
+    options = EngineOptions(threads=config.threads or None, context=config.context or None, parallel=1)
+    journal_of(config.state)
+    act_as_owner(config.state)
     slots = Slots(config.state)
     try:
-        live = Loading(slots.current(), threads=config.threads or None, context=config.context or None, parallel=1)
+        live = Generations(slots.current(), options)
         try:
             trust = Path(config.trust) if config.trust else None
             with terminal.progress("update"):
@@ -104,8 +111,11 @@ def describe(result: UpdateResult) -> str:
     return "\n".join([head, moved, steps] if result.outcome == "updated" else [head])
 
 
-def _state(response: urllib3.BaseHTTPResponse) -> UpdateState:
+def _state(answer: tuple[int, Any]) -> UpdateState:
+    status, document = answer
     try:
-        return msgspec.json.decode(response.data, type=UpdateState)
+        return msgspec.convert(document, UpdateState)
     except msgspec.MsgspecError as error:
-        raise UnavailableError(f"the server answers {response.status} and no update state; is it fieldlm?") from error
+        if 400 <= status < 500:
+            raise InputError(f"the server refuses: {refusal(document)}") from error
+        raise UnavailableError(f"the server answers {status} and no update state; is it fieldlm?") from error

@@ -20,14 +20,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError, InputError, TrustError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import logger
 from fieldlm.core.signing import key_id, load_or_create_key
 from fieldlm.formats import command as wire
 from fieldlm.formats.command import Command, CommandResult, Envelope, Question
 from fieldlm.formats.record import WireError
 from fieldlm.network.json_api import as_json, read_body
+
+log = logger(__name__)
 
 PATH = "/v1/fieldlm/command"
 LOCAL_KEY = "local.pem"
@@ -80,7 +82,7 @@ class Commands:
             return CommandResult(id=name, ok=True, data=msgspec.Raw(msgspec.json.encode(data)))
         except (TrustError, WireError) as error:
             reason = "trust" if isinstance(error, TrustError) else "wire"
-            terminal.log(f"a command was refused: {error}")
+            log.warning(f"a command was refused: {error}")
             return CommandResult(id=name, ok=False, reason=reason, detail=str(error))
         except (FieldlmError, OSError) as error:
             return CommandResult(id=name, ok=False, reason="failed", detail=str(error))
@@ -115,7 +117,7 @@ class Commands:
         self._guesses += 1
         if self._guesses >= MOST_GUESSES:
             self._guesses, self.code = 0, _code()
-            terminal.log(f"too many wrong pairing codes; the new one is {self.code}")
+            log.warning(f"too many wrong pairing codes; the new one is {self.code}")
         raise TrustError("that is not this device's pairing code; its log shows it")
 
     def _adopt(self, command: Command) -> Any:
@@ -128,7 +130,7 @@ class Commands:
         data = self._actions["adopt"](command.args)
         write_whole(self._path, canonical_json(owner))
         self.owner = owner
-        terminal.log(f"this device is owned by key {named}")
+        log.info(f"this device is owned by key {named}")
         return data
 
 

@@ -4,22 +4,16 @@ A device is named by its URL, by the name it announces on the network, or, with 
 """
 
 import argparse
-import hashlib
 import queue
 import secrets
-import ssl
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
-import urllib3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.control.owner_commands import LOCAL_KEY, PATH
-from fieldlm.core import terminal
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import FieldlmError, InputError, TrustError, UnavailableError
 from fieldlm.core.signing import load_or_create_key
@@ -27,14 +21,16 @@ from fieldlm.formats import command as wire
 from fieldlm.formats import topics
 from fieldlm.formats.command import Command, CommandResult, Verb
 from fieldlm.network.discovery import browse
+from fieldlm.network.http_client import HttpClient, own_server
 from fieldlm.network.mqtt import Closed, Inbox, Link
 
 ANSWER_S = 60.0
+ANSWER_BYTES = 1 << 20  # a thousand lines of log
 COMMAND_EXPIRY_S = 120
 OWNER_KEY = "owner.pem"
 
 Post = Callable[[bytes], CommandResult]
-"""Sends one message to a device and returns its answer; raises LinkError when none comes."""
+"""Sends one message to a device and returns its answer; raises UnavailableError when none comes."""
 
 
 class Remote:
@@ -81,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, needs_device: bool = False
 def connect(args: argparse.Namespace) -> Remote:
     """Return the device that the arguments name.
 
-    Raises LinkError when it is not found. Without a name it is the one that runs on this machine, with its own key.
+    Raises UnavailableError when it is not found. Without a name it is the one on this machine, with its own key.
     """
     config = load_config({"keys": args.keys, "state": args.state})
     if not args.device:
@@ -89,8 +85,8 @@ def connect(args: argparse.Namespace) -> Remote:
     key = load_or_create_key(config.keys / OWNER_KEY)
     if args.broker:
         return Remote(_over_mqtt(args.broker, args.fleet, args.device), key)
-    if "://" in args.device:
-        return Remote(_over_http(args.device), key)
+    if "://" in args.device or args.device.startswith("unix:"):
+        return Remote(_over_http(_client(args.device)), key)
     return Remote(_found(args.device), key)
 
 
@@ -98,8 +94,8 @@ def _local(config: Config, url: str) -> Remote:
     path = config.state / LOCAL_KEY
     if not path.is_file():
         raise InputError(f"{config.state} belongs to no running device; name one, or give --state")
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::", "none") else config.host
-    return Remote(_over_http(url or f"http://{host}:{config.port}"), load_or_create_key(path))
+    client = _client(url) if url else own_server(config, key="", timeout_s=ANSWER_S)
+    return Remote(_over_http(client), load_or_create_key(path))
 
 
 def _found(name: str) -> Post:
@@ -111,49 +107,35 @@ def _found(name: str) -> Post:
     if len(devices) > 1:
         names = ", ".join(each.name for each in devices)
         raise InputError(f"several devices call themselves {name!r}; say which: {names}")
-    return _over_http(devices[0].url, fingerprint=devices[0].fingerprint)
+    return _over_http(_client(devices[0].url, devices[0].fingerprint))
 
 
-def _over_http(url: str, *, fingerprint: str = "") -> Post:
-    parts = urlsplit(url)
-    address = f"{parts.scheme}://{parts.netloc}{PATH}"
-    pool = urllib3.PoolManager(retries=False, timeout=ANSWER_S)
-    if fingerprint:
-        pinned = pin(parts.hostname or "", parts.port or 443, fingerprint)
-        pool = urllib3.PoolManager(retries=False, timeout=ANSWER_S, assert_fingerprint=pinned, cert_reqs="CERT_NONE")
+def _client(url: str, fingerprint: str = "") -> HttpClient:
+    # Commands are signed: no key goes to somebody who only says that he is the device.
+    return HttpClient(url, fingerprint=fingerprint, key="", timeout_s=ANSWER_S)
 
+
+def _over_http(client: HttpClient) -> Post:
     def post(message: bytes) -> CommandResult:
+        status, answer = client.request("POST", PATH, message)
         try:
-            response = pool.request("POST", address, body=message, headers={"content-type": "application/json"})
-            return msgspec.json.decode(response.data, type=CommandResult)
-        except urllib3.exceptions.HTTPError as error:
-            raise UnavailableError(f"{url} does not answer: {error}") from error
+            return msgspec.json.decode(answer, type=CommandResult)
         except msgspec.MsgspecError as error:
-            raise UnavailableError(f"{url} answers, but is no fieldlm device of this version: {error}") from error
+            raise UnavailableError(
+                f"{client.url} answers {status}, but is no fieldlm device of this version: {error}"
+            ) from error
 
     return post
-
-
-def pin(host: str, port: int, fingerprint: str) -> str:
-    """Return the whole SHA-256 of the certificate at that address; raises TrustError when it begins otherwise."""
-    try:
-        pem = ssl.get_server_certificate((host, port), timeout=10)
-    except OSError as error:
-        raise UnavailableError(f"{host}:{port} does not answer: {error}") from error
-    whole = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
-    if not whole.startswith(fingerprint):
-        raise TrustError(f"the certificate of {host}:{port} is {whole[:16]}, the device announced {fingerprint}")
-    return whole
 
 
 def _over_mqtt(broker: str, fleet: str, device: str) -> Post:
     def post(message: bytes) -> CommandResult:
         inbox: Inbox = queue.SimpleQueue()
         client = f"fieldlm-owner-{secrets.token_hex(4)}"
-        with Link(broker, client_id=client, session_expiry_s=0, inbox=inbox) as link:
+        with Link(broker, client_id=client, session_expiry_s=0, inbox=inbox, most_bytes=ANSWER_BYTES) as link:
             link.subscribe([topics.up(fleet, device, "res/+")])
             link.publish(topics.command_topic(fleet, device), message, expiry_s=COMMAND_EXPIRY_S)
-            return _await(inbox, _name(message), f"{device} on {broker}")
+            return _await(inbox, _name(message), f"{device} on {topics.parse_broker(broker)}")
 
     return post
 
@@ -175,52 +157,3 @@ def _await(inbox: Inbox, name: str, what: str) -> CommandResult:
 def _name(message: bytes) -> str:
     asked = wire.parse(message)
     return asked.question if isinstance(asked, wire.Question) else asked[0].id
-
-
-def adopt_main(argv: Sequence[str]) -> int:
-    """Run `fieldlm adopt DEVICE --code CODE`."""
-    parser = terminal.parser("adopt", "Become the owner of a device: its log shows the pairing code.")
-    add_arguments(parser, needs_device=True)
-    parser.add_argument("--code", default="", help="the pairing code; not needed by who owns the device already")
-    parser.add_argument("--repository", default="", help="where it takes its updates from")
-    parser.add_argument("--root", type=Path, help="root.json that vouches for that repository")
-    parser.add_argument("--owner", default="", metavar="HEX", help="hand it on to this public key instead of one's own")
-    args = parser.parse_args(argv)
-    remote = connect(args)
-    own = load_or_create_key(load_config({"keys": args.keys}).keys / OWNER_KEY).public_key().public_bytes_raw().hex()
-    given = {"owner": args.owner or own}
-    if args.repository:
-        given["repository"] = args.repository
-    if args.root:
-        given["root"] = _read_root(args.root)
-    found = remote.do("adopt", given, code=args.code)
-    terminal.show(found, f"{found['device']} ({found['profile']}) is yours", as_json=args.json)
-    return 0
-
-
-def _read_root(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def rollback_main(argv: Sequence[str]) -> int:
-    """Run `fieldlm rollback`."""
-    parser = terminal.parser("rollback", "Let a device go back to the generation before; not below its floor.")
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    found = connect(args).do("rollback")
-    terminal.show(found, f"back at generation {found['generation']}", as_json=args.json)
-    return 0
-
-
-def logs_main(argv: Sequence[str]) -> int:
-    """Run `fieldlm logs`."""
-    parser = terminal.parser("logs", "Show what a device logged last. No prompt and no answer is ever in it.")
-    add_arguments(parser)
-    parser.add_argument("--lines", type=int, default=50, help="how many lines")
-    args = parser.parse_args(argv)
-    lines = connect(args).do("logs", {"lines": str(args.lines)})
-    terminal.show(lines, "\n".join(lines) or "nothing was logged", as_json=args.json)
-    return 0

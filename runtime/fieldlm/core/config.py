@@ -1,96 +1,146 @@
 """Settings: one frozen struct. Flag > environment FIELDLM_X > file > default, and every value knows where it is from.
 
 The file is TOML with the same names: $FIELDLM_CONFIG, else ~/.config/fieldlm/config.toml, else
-/etc/fieldlm/config.toml. A wrong value is named with its origin; an unknown name is an error, not a wish.
+/etc/fieldlm/config.toml. A wrong value is named with its origin; an unknown name in the file is said and does nothing.
 """
 
+import argparse
+import json
 import os
-import re
 import secrets
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
-from urllib.parse import urlsplit
+from typing import Annotated, Any, cast, get_type_hints
 
 import msgspec
 
+from fieldlm.core import setting as check
 from fieldlm.core.errors import ConfigError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import logger
+from fieldlm.core.options import CONTEXT, PARALLEL, THREADS
+from fieldlm.core.setting import Check, Setting, Telemetry
 
-HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
-Telemetry = Literal["off", "metrics", "redacted", "full"]
-Check = Callable[[object], object]
-"""Turns what was given into the typed value; raises ValueError with what is wanted instead."""
+NO_NETWORK = "none"
+"""The host of who listens on no network, only on a unix socket."""
+log = logger(__name__)
+_server, _device, _engine = partial(Setting, "server"), partial(Setting, "device"), partial(Setting, "engine")
+_usage, _updates, _owner = partial(Setting, "usage"), partial(Setting, "updates"), partial(Setting, "owner")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting of the device. 0 and "" mean: take it from the profile, or do without.
+    """Every setting, declared here and nowhere else: group, help, check, default, and what its flag wants.
 
-    state: folder of the spool, the slots and this device's name.   keys: folder of private keys.
-    telemetry: what may travel home; text only in `redacted` and `full`, and only with consent.
-    host: "none" listens on no network, only on `socket`.   socket_group: who may use it beside its owner and root.
-    daily_mb: what may be sent in a day.   policy_signer: id of the key whose fleet policy counts, which only lowers.
-    broker_ca, broker_cert, broker_key: PEM files for mqtts, where the system's authorities do not do.
-    api_keys: file of keys; without one the network is served only when `open` says so.
-    repository: URL or folder of updates; `trust` is the TUF root.json that vouches for it.
-    share: fetch updates together with the devices around.   fetch_kb_s, fetch_hours: how fast, and when.
+    From this come the flags of `fieldlm serve`, the variables, the names in the file, `fieldlm config`, the Debian
+    package's settings and docs/settings.md. 0 and "" mean: take it from the profile, or do without.
     """
 
-    state: Path
-    host: str
-    port: int
-    device: str
-    fleet: str
-    broker: str
-    telemetry: Telemetry
-    profile: str
-    threads: int
-    context: int
-    parallel: int
-    discovery: bool
-    repository: str
-    keys: Path
-    trust: str
-    share: bool
-    fetch_kb_s: int
-    fetch_hours: str
-    spool_mb: int
-    daily_mb: int
-    policy_signer: str
-    broker_ca: str
-    broker_cert: str
-    broker_key: str
-    api_keys: str
-    open: bool
-    tls_cert: str
-    tls_key: str
-    socket: str
-    socket_group: str
+    host: Annotated[str, _server('address to listen on; "none": only the socket', check.word, "127.0.0.1", "ADDRESS")]
+    port: Annotated[int, _server("port to listen on; 0 is any that is free", check.number(1, 65535, zero=True), 8080)]
+    api_keys: Annotated[str, _server("file of keys, one a line, that open the API", check.file, "", "FILE")]
+    open: Annotated[bool, _server("answer the network without keys", check.switch, False)]
+    tls_cert: Annotated[str, _server("certificate to serve https with", check.file, "", "PEM")]
+    tls_key: Annotated[str, _server("the certificate's private key", check.file, "", "PEM")]
+    socket: Annotated[str, _server("unix socket to serve, too; alone with host none", check.file, "", "PATH")]
+    socket_group: Annotated[str, _server("who may use it beside its owner and root", str, "", "GROUP")]
+    state: Annotated[Path, _device("folder of spool, slots and name", check.folder, check.state_folder, "DIR")]
+    device: Annotated[str, _device("this device's name; without one it makes and keeps one", check.device, "", "NAME")]
+    fleet: Annotated[str, _device("the fleet it belongs to", check.topic_word, "default", "NAME")]
+    profile: Annotated[str, _device("device profile; without one, what `fieldlm detect` finds", str, "", "NAME")]
+    discovery: Annotated[bool, _device("announce it by mDNS, and find those around", check.switch, True)]
+    threads: Annotated[int, _engine("threads that decode; 0 is one a free core", check.number(*THREADS, zero=True), 0)]
+    context: Annotated[
+        int, _engine("tokens of prompt and answer; 0 is the profile's", check.number(*CONTEXT, zero=True), 0)
+    ]
+    parallel: Annotated[int, _engine("answers at a time; 0 is the profile's", check.number(*PARALLEL, zero=True), 0)]
+    telemetry: Annotated[
+        Telemetry,
+        _usage(
+            "what may be sent: off, metrics, redacted or full; text with consent only",
+            check.telemetry,
+            "metrics",
+            "MODE",
+        ),
+    ]
+    consent: Annotated[
+        tuple[str, ...], _usage("terms that count as consent; any other word is none", check.words, (), "TERM[,TERM]")
+    ]
+    broker: Annotated[str, _usage("where usage goes and commands come from: mqtt[s]://HOST", check.broker, "", "URL")]
+    broker_ca: Annotated[str, _usage("authorities for mqtts, where the system's do not do", check.file, "", "PEM")]
+    broker_cert: Annotated[str, _usage("this device's certificate for the broker", check.file, "", "PEM")]
+    broker_key: Annotated[str, _usage("the private key of that certificate", check.file, "", "PEM")]
+    policy_signer: Annotated[str, _usage("key id of who signs policies; they only lower", check.key_id, "", "KEYID")]
+    spool_mb: Annotated[int, _usage("megabytes of records to keep until they are sent", check.number(1, 65536), 64)]
+    daily_mb: Annotated[
+        int, _usage("megabytes that may be sent in a day; 0 is no limit", check.number(1, 1_000_000, zero=True), 0)
+    ]
+    repository: Annotated[str, _updates("folder or URL of updates", check.repository, "", "URL")]
+    trust: Annotated[str, _updates("root.json that vouches for the repository", check.trust, "", "FILE")]
+    share: Annotated[bool, _updates("fetch updates together with the devices around", check.switch, True)]
+    fetch_kb_s: Annotated[
+        int, _updates("1000 bytes a second to fetch at; 0 is no limit", check.number(1, 100_000_000, zero=True), 0)
+    ]
+    fetch_hours: Annotated[str, _updates("fetch only then: HH:MM-HH:MM by its clock", check.hours, "", "HOURS")]
+    keys: Annotated[Path, _owner("folder of private keys", check.folder, check.keys_folder, "DIR")]
     origins: dict[str, str] = {}
+
+
+SETTINGS: dict[str, Setting] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Config, include_extras=True).items()
+    if name != "origins"
+}
+"""All settings by name, in the order in which people read them."""
 
 
 def load_config(
-    flags: Mapping[str, object] | None = None, env: Mapping[str, str] = os.environ, file: Path | None = None
+    flags: Mapping[str, object] | None = None,
+    env: Mapping[str, str] = os.environ,
+    file: Path | None = None,
+    *,
+    strict: bool = False,
 ) -> Config:
-    """Gather all settings; a flag that is None was not given.
+    """Gather all settings; a flag that is None was not given. Writes nothing: a device without a name is called "".
 
-    Makes up the device's name once and keeps it in `state`/device.json. Raises ConfigError with name, value, origin
-    and what is wanted.
+    Raises ConfigError with name, value, origin and what is wanted. An unknown name in the file is said and passed over,
+    so that an older version starts with a newer one's settings; with `strict` it is an error, too.
     """
     path = file or config_file(env)
-    table = _read(path) if path else {}
+    table = _read(path, strict=strict) if path else {}
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
-    for name, (check, default) in SETTINGS.items():
-        given, origin = _given(name, flags or {}, env, table, str(path))
-        if origin == "default":
-            given = default(env)
-        values[name], origins[name] = _checked(name, given, origin, check), origin
+    for name in SETTINGS:
+        values[name], origins[name] = _value(name, flags or {}, env, table, str(path))
     if not values["device"]:
-        values["device"], origins["device"] = device_name(Path(str(values["state"])))
+        values["device"], origins["device"] = _kept_name(Path(str(values["state"])))
     return Config(**cast(dict[str, Any], values), origins=origins)
+
+
+def keys_folder(flag: str | None = None, env: Mapping[str, str] = os.environ) -> Path:
+    """Return the setting `keys` alone, for a workshop, which is no device; raises ConfigError as `load_config` does."""
+    path = config_file(env)
+    folder, _ = _value("keys", {"keys": flag}, env, _read(path, strict=False) if path else {}, str(path))
+    return cast(Path, folder)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every setting, in groups; one that is not given stays None."""
+    groups = {each.group: parser.add_argument_group(each.group) for each in SETTINGS.values()}
+    for name, each in SETTINGS.items():
+        kind: dict[str, Any] = {"metavar": each.metavar or "N"}
+        if each.check is check.switch:
+            kind = {"action": argparse.BooleanOptionalAction}
+        default = "" if (words := default_words(name)) in ('""', "0", "false", "[]") else f" (default: {words})"
+        groups[each.group].add_argument(f"--{name.replace('_', '-')}", help=each.help + default, **kind)
+
+
+def default_words(name: str) -> str:
+    """Return the default as TOML has it; a folder below the home folder begins with ~."""
+    default = SETTINGS[name].default_in({"HOME": "~"})
+    return json.dumps(default if isinstance(default, bool | int | tuple) else str(default))
 
 
 def config_file(env: Mapping[str, str] = os.environ) -> Path | None:
@@ -101,30 +151,51 @@ def config_file(env: Mapping[str, str] = os.environ) -> Path | None:
     return next((path for path in (user, Path("/etc/fieldlm/config.toml")) if path.is_file()), None)
 
 
-def device_name(state: Path) -> tuple[str, str]:
-    """Return the device's kept name and its origin; makes one from the host's name on the first call."""
-    path = state / "device.json"
-    if path.is_file():
-        try:
-            kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])["device"]
-        except (OSError, msgspec.MsgspecError, KeyError) as error:
-            raise ConfigError(f"{path} should hold this device's name: {error}; correct or remove it") from error
-        return str(_checked("device", kept, str(path), _device)), str(path)
+def named(config: Config) -> Config:
+    """Return `config` with a name for the device: its own, or one made from the host's, kept in `state`/device.json."""
+    if config.device:
+        return config
+    path = _name_file(config.state)
     letters = (c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname().split(".")[0].lower())
     made = f"{''.join(letters).strip('-')[:40] or 'device'}-{secrets.token_hex(3)}"
     write_whole(path, canonical_json({"device": made}))
-    return made, f"made, kept in {path}"
+    return msgspec.structs.replace(config, device=made, origins=config.origins | {"device": f"made, kept in {path}"})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _name_file(state: Path) -> Path:
+    return state / "device.json"
+
+
+def _kept_name(state: Path) -> tuple[str, str]:
+    """Return the name that the device has kept, and its origin."""
+    path = _name_file(state)
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])["device"]
+    except FileNotFoundError:
+        return "", "the first start makes one"
+    except (OSError, msgspec.MsgspecError, KeyError) as error:
+        raise ConfigError(f"{path} should hold this device's name: {error}; correct or remove it") from error
+    return str(_checked("device", kept, str(path), check.device)), str(path)
+
+
+def _read(path: Path, *, strict: bool) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"settings file {path} cannot be read: {error}") from error
-    for name in table:
-        if name not in SETTINGS:
+    for name in table.keys() - SETTINGS.keys():
+        if strict:
             raise ConfigError(f"{name!r} in {path} is no setting; settings: {', '.join(SETTINGS)}")
+        log.warning(f"{name!r} in {path} is no setting of this version and does nothing; see: fieldlm config")
     return table
+
+
+def _value(
+    name: str, flags: Mapping[str, object], env: Mapping[str, str], table: Mapping[str, object], file: str
+) -> tuple[object, str]:
+    given, origin = _given(name, flags, env, table, file)
+    each = SETTINGS[name]
+    return _checked(name, each.default_in(env) if origin == "default" else given, origin, each.check), origin
 
 
 def _given(
@@ -132,7 +203,7 @@ def _given(
 ) -> tuple[object, str]:
     variable = f"FIELDLM_{name.upper()}"
     if flags.get(name) is not None:
-        return flags[name], f"--{name.replace('_', '-')}"
+        return flags[name], f"--{'no-' if flags[name] is False else ''}{name.replace('_', '-')}"
     if variable in env:
         return env[variable], variable
     if name in table:
@@ -140,146 +211,8 @@ def _given(
     return None, "default"
 
 
-def _checked(name: str, value: object, origin: str, check: Check) -> object:
+def _checked(name: str, value: object, origin: str, wanted: Check) -> object:
     try:
-        return check(value)
+        return wanted(value)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{name} is {value!r} (from {origin}); want {error}") from error
-
-
-def _number(least: int, most: int, zero: str = "") -> Check:
-    def check(value: object) -> int:
-        wanted = f"{least}–{most}" + (f", or 0 for {zero}" if zero else "")
-        if isinstance(value, bool) or not str(value).strip().isdecimal():
-            raise ValueError(wanted)
-        number = int(str(value))
-        if not (least <= number <= most or (zero and number == 0)):
-            raise ValueError(wanted)
-        return number
-
-    return check
-
-
-def _word(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("a word that is not empty")
-    return value.strip()
-
-
-def _topic_word(value: object) -> str:
-    """Check a name that becomes one level of an MQTT topic and a part of file names."""
-    word = str(value)
-    if not word or len(word) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in word):
-        raise ValueError("1–64 letters, digits, '-', '_' or '.'")
-    return word
-
-
-def _device(value: object) -> str:
-    return _topic_word(value) if value != "" else ""
-
-
-def _telemetry(value: object) -> str:
-    if value not in get_args(Telemetry):
-        raise ValueError(", ".join(get_args(Telemetry)))
-    return str(value)
-
-
-def _switch(value: object) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    switch = value if isinstance(value, bool) else words.get(str(value).lower())
-    if switch is None:
-        raise ValueError("true or false")
-    return switch
-
-
-def _folder(value: object) -> Path:
-    path = Path(str(value)).expanduser()
-    if not str(value) or not path.is_absolute():
-        path = Path(_word(value)).absolute()
-    return path
-
-
-def _broker(value: object) -> str:
-    if value == "":
-        return ""
-    url = urlsplit(str(value))
-    if url.scheme not in ("mqtt", "mqtts") or not url.hostname or not _has_port_or_none(url):
-        raise ValueError('mqtt://HOST[:PORT], mqtts://HOST[:PORT], or "" for none')
-    return str(value)
-
-
-def _has_port_or_none(url: Any) -> bool:
-    try:
-        return url.port is None or url.port > 0
-    except ValueError:
-        return False
-
-
-def _repository(value: object) -> str:
-    text = str(value)
-    if "://" in text and urlsplit(text).scheme not in ("http", "https", "file"):
-        raise ValueError('a folder, file://…, http(s)://…, or "" for none')
-    return text
-
-
-def _trust(value: object) -> str:
-    if value != "" and not Path(str(value)).expanduser().is_file():
-        raise ValueError('the path of a trusted root.json, or "" for none')
-    return str(Path(str(value)).expanduser()) if value != "" else ""
-
-
-def _file(value: object) -> str:
-    """Take a path or "" for none; whoever opens the file says what is wrong with it."""
-    return str(_folder(value)) if value != "" else ""
-
-
-def _hours(value: object) -> str:
-    if value != "" and not HOURS.fullmatch(str(value)):
-        raise ValueError('HH:MM-HH:MM, as in 01:00-05:30, or "" for any time')
-    return str(value)
-
-
-def _key_id(value: object) -> str:
-    text = str(value)
-    if text and not re.fullmatch("[0-9a-f]{16}", text):
-        raise ValueError('the key id of who signs policies, 16 hex digits, or "" for nobody')
-    return text
-
-
-def _home(env: Mapping[str, str], variable: str, fallback: str) -> Path:
-    return Path(env.get(variable) or Path(env.get("HOME") or Path.home()) / fallback) / "fieldlm"
-
-
-# name: (check, default given the environment)
-SETTINGS: dict[str, tuple[Check, Callable[[Mapping[str, str]], object]]] = {
-    "state": (_folder, lambda env: _home(env, "XDG_STATE_HOME", ".local/state")),
-    "host": (_word, lambda _: "127.0.0.1"),
-    "port": (_number(1, 65535, "any that is free"), lambda _: 8080),
-    "device": (_device, lambda _: ""),
-    "fleet": (_topic_word, lambda _: "default"),
-    "broker": (_broker, lambda _: ""),
-    "telemetry": (_telemetry, lambda _: "metrics"),
-    "profile": (str, lambda _: ""),
-    "threads": (_number(1, 1024, "as many as there are free cores for"), lambda _: 0),
-    "context": (_number(128, 1_048_576, "the profile's"), lambda _: 0),
-    "parallel": (_number(1, 64, "the profile's"), lambda _: 0),
-    "discovery": (_switch, lambda _: True),
-    "repository": (_repository, lambda _: ""),
-    "keys": (_folder, lambda env: _home(env, "XDG_CONFIG_HOME", ".config") / "keys"),
-    "trust": (_trust, lambda _: ""),
-    "share": (_switch, lambda _: True),
-    "fetch_kb_s": (_number(1, 100_000_000, "no limit"), lambda _: 0),
-    "fetch_hours": (_hours, lambda _: ""),
-    "spool_mb": (_number(1, 65536), lambda _: 64),
-    "daily_mb": (_number(1, 1_000_000, "no limit"), lambda _: 0),
-    "policy_signer": (_key_id, lambda _: ""),
-    "broker_ca": (_file, lambda _: ""),
-    "broker_cert": (_file, lambda _: ""),
-    "broker_key": (_file, lambda _: ""),
-    "api_keys": (_file, lambda _: ""),
-    "open": (_switch, lambda _: False),
-    "tls_cert": (_file, lambda _: ""),
-    "tls_key": (_file, lambda _: ""),
-    "socket": (_file, lambda _: ""),
-    "socket_group": (str, lambda _: ""),
-}

@@ -2,18 +2,21 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import pwd
 import shutil
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
 from fieldlm.core.errors import FieldlmError, InputError, NoSpaceError
 
 CHUNK_BYTES = 1 << 20
+FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 # What is hashed at once. Between two pieces a thread waits for Python's lock, beside one that computes up to 5 ms: in
 # pieces of 256 KB, which file_digest takes, a model took a start that imports meanwhile four times as long.
 PIECE_BYTES = 4 << 20
@@ -53,6 +56,49 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
+def make_private(file: Path) -> None:
+    """Make an empty `file`, and the folder it lies in, that nobody else on this machine can read, whatever the umask.
+
+    What is there already keeps the rights that it has. SQLite gives its log the rights of the database.
+    """
+    for folder in reversed([folder for folder in file.parents if not folder.exists()]):
+        folder.mkdir(exist_ok=True, mode=0o700 if folder == file.parent else 0o777)
+        sync_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        sync_folder(file.parent)
+
+
+def act_as_owner(folder: Path) -> None:
+    """Let this process, where it is root's, be that of the owner of `folder`, so that what it makes there is theirs.
+
+    A service that runs without root's rights could not write what root has made in its folder. An owner without an
+    account here is that of another system, a container's host say, and root stays root.
+    """
+    if os.geteuid() != 0 or not folder.exists() or not (owner := folder.stat()).st_uid:
+        return
+    with contextlib.suppress(KeyError):
+        name = pwd.getpwuid(owner.st_uid).pw_name
+        os.initgroups(name, owner.st_gid)
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
+def held_lock(file: Path, problem: str) -> IO[bytes]:
+    """Return `file`, opened and locked until it is closed; raises InputError(`problem`) when another opening has it."""
+    with disk_errors(file):
+        lock = file.open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise InputError(problem) from error
+        except BaseException:
+            lock.close()
+            raise
+    return lock
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Generator[None]:
     """Turn the operating system's refusals about `path` into errors a user can act on."""
@@ -66,6 +112,16 @@ def disk_errors(path: Path) -> Generator[None]:
         if isinstance(error, FileNotFoundError):
             raise InputError(f"{error.filename or path} does not exist") from error
         raise InputError(f"{path}: {error.strerror or error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that somebody named; raises InputError for one that is not there or is no UTF-8."""
+    with disk_errors(path):
+        data = path.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8 (byte {error.start})") from error
 
 
 def free_mb(path: Path) -> int:
@@ -115,11 +171,36 @@ def whole_folder(path: Path) -> Generator[Path]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give `source` a second name at `target`: a hard link where the file system allows, else a copy."""
+    """Give `source` a second name at `target`: a hard link where the file system allows, else a copy.
+
+    A copy shares its blocks where the file system can (btrfs, XFS). Raises NoSpaceError where there is no room for one,
+    before a byte of it is written.
+    """
     with disk_errors(target):
         try:
             os.link(source.resolve(), target)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 raise
-            shutil.copyfile(source, target)
+            _copy(source, target)
+
+
+def need_room(path: Path, size: int) -> None:
+    """Raise NoSpaceError when the disk of `path` has no room for `size` bytes more."""
+    if size > 1_000_000 * (free := free_mb(path)):
+        raise NoSpaceError(
+            f"{path} needs {size / 1e6:.1f} MB and {free} MB are free on its disk; free some and run the command again"
+        )
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with source.open("rb") as read, target.open("wb") as written:
+            try:
+                fcntl.ioctl(written, FICLONE, read.fileno())
+            except OSError:
+                need_room(target, os.fstat(read.fileno()).st_size)
+                shutil.copyfileobj(read, written, CHUNK_BYTES)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise

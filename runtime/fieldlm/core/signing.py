@@ -12,7 +12,7 @@ from fieldlm.core.errors import InputError, TrustError
 from fieldlm.core.files import disk_errors, sha256_bytes, sync_folder
 
 
-class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """A detached signature: who signed, with which public key, and the 64 signature bytes in hex."""
 
     keyid: str

@@ -1,29 +1,45 @@
-"""Terminal output and logs: results on stdout, progress and logs on stderr.
+"""Terminal output: results on stdout, progress on stderr.
 
-Every command takes `--json`, which prints one JSON document on stdout and nothing else there.
+Every command takes `--json`, which prints one JSON document on stdout and nothing else there; an error is one, too.
 """
 
 import argparse
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
+from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json
 
-RECENT: deque[str] = deque(maxlen=1000)
-"""What was logged last, each line with the time that the clock said."""
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says an option's default where there is one to say: no "(default: None)"."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_said = action.default not in (None, "", False, argparse.SUPPRESS) and action.default != []
+        return super()._get_help_string(action) if is_said else action.help
 
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Make the argument parser of `fieldlm COMMAND`, with `--json` already in it."""
-    made = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """Raises InputError where argparse would print its usage and exit: one line, or one document with --json."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see: {self.prog} --help")
+
+
+def parser(command: str, description: str) -> Parser:
+    """Make the argument parser of `fieldlm COMMAND`, with `--json` already in it.
+
+    A flag is written in full: an abbreviation would mean something else when a flag is added.
+    """
+    made = Parser(
         prog=f"fieldlm {command}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
     )
     made.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     return made
@@ -31,13 +47,28 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
 
 def show(document: Any, text: str, *, as_json: bool) -> None:
     """Print `document` as JSON or `text` for people."""
-    sys.stdout.write(canonical_json(document).decode() if as_json else text.rstrip("\n") + "\n")
+    sys.stdout.write(canonical_json(document).decode() if as_json else visible(text.rstrip("\n")) + "\n")
     sys.stdout.flush()
+
+
+_SHAPING = "\u00a0\u200c\u200d"  # a space that does not break, and what joins or parts letters and emoji
+
+
+def visible(text: str, *, keep: str = "\n\t") -> str:
+    """Return `text` with what a terminal obeys instead of showing spelt out: it may come from another machine."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each
+        if each.isprintable() or each in keep or each in _SHAPING
+        else each.encode("unicode_escape", "surrogatepass").decode()
+        for each in text
+    )
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Lay out `rows` under `header`; columns that hold only numbers are aligned to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[visible(str(cell), keep="") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
 
@@ -121,14 +152,3 @@ def progress(name: str, total: int | None = None) -> Generator[Progress]:
             sys.stderr.write("\n")
         else:
             print(text, file=sys.stderr, flush=True)
-
-
-def log(message: str) -> None:
-    """Write one line to stderr, and keep it for `fieldlm logs`. Never pass a prompt or an answer here."""
-    RECENT.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
-    print(message, file=sys.stderr, flush=True)
-
-
-def recent(lines: str) -> list[str]:
-    """Return the last `lines` that were logged, oldest first; what is no number counts as all."""
-    return list(RECENT)[-int(lines) :] if lines.isdecimal() and int(lines) else list(RECENT)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fieldlm.core.tasks import PROCESS
+
 SHARE = 0.25  # of one core, at most
 PIECE_BYTES = 1 << 20
 
@@ -19,13 +21,13 @@ PIECE_BYTES = 1 << 20
 @contextmanager
 def within(seconds: float, give_up: Callable[[], None]) -> Generator[None]:
     """Call `give_up` from another thread unless the block ends within `seconds`."""
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
+    is_over = threading.Event()
+    limit = PROCESS.start("limit", lambda: is_over.wait(seconds) or give_up())
     try:
         yield
     finally:
-        timer.cancel()
+        is_over.set()
+        limit.join()
 
 
 class Throttle:

@@ -6,6 +6,8 @@ slots ─ bundle ─ live ─ server ─ recorder ─ spool ─ sync ─ broker
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,22 +19,26 @@ from starlette.routing import Route
 
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange, Feedback
+from fieldlm.api.dashboard import Leaves
 from fieldlm.blobs.fetch import FetchPolicy
 from fieldlm.control.owner_commands import Action, Commands, command_route
-from fieldlm.core import terminal
 from fieldlm.core.config import Config
+from fieldlm.core.logs import RECENT, logger
+from fieldlm.core.tasks import PROCESS, TaskStatus
 from fieldlm.device import systemd
 from fieldlm.device.fetch_policy import fetching
 from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.startup import Start, context_of, exit_hung
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.response_ids import ResponseIds
-from fieldlm.hardware.detect import peak_rss_mb, rss_mb, temperature_c
+from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.engine_watchdog import EngineWatchdog, ProgressMonitor
 from fieldlm.inference.generations import Serving
-from fieldlm.telemetry.alerts import troubles
-from fieldlm.telemetry.forget import identity_of, privacy_routes, terms_of
+from fieldlm.network.mqtt import Identity
+from fieldlm.telemetry.alerts import Trouble, troubles
+from fieldlm.telemetry.effective_policy import EffectivePolicy
+from fieldlm.telemetry.forget import privacy_routes
 from fieldlm.telemetry.recorder import Recorder, id_key, load_salt
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
@@ -47,6 +53,8 @@ from fieldlm.updates.updater import Updater, update_routes
 if TYPE_CHECKING:
     from fieldlm.network.discovery import Announcer
 
+log = logger(__name__)
+
 READY_S = 120.0
 """How long the first answer may take; a large model on a small board needs its time."""
 OBSERVE_S, GUARD_S = 10.0, 3600.0
@@ -58,9 +66,20 @@ ENDS = frozenset({"update.committed", "update.rolled-back", "update.failed", "up
 
 
 class Device:
-    """A running device: everything is loaded when it is made, `run` serves, `close` takes it down, `start` too."""
+    """A running device: everything is loaded when it is made, `run` serves, `close` takes it down, `start` too.
 
-    def __init__(self, config: Config, profile: Profile, start: Start) -> None:
+    `on_ready` hears, once, where it answers and what.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        profile: Profile,
+        start: Start,
+        *,
+        on_ready: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._on_ready = on_ready
         self.config = config
         self.profile = profile
         self._parts = ExitStack()
@@ -80,30 +99,34 @@ class Device:
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; being told to stop is no failure."""
-        threading.Thread(target=self._when_ready, name="when-ready", daemon=True).start()
+        told = self.tasks.start("when-ready", self._when_ready, restarts=True)
+        self._parts.callback(told.join)
         with suppress(KeyboardInterrupt):
-            self._http.run()
+            self.http.run()
         systemd.stopping()
         self.updater.close()
         self.slots.confirm()
 
     def _wire(self, start: Start) -> None:
         config, keep = self.config, self._parts
+        self.tasks = start.tasks
+        keep.callback(self.tasks.close)
         keep.callback(start.close)
         door = ListenSettings.of(config)
         self.slots, self.live, self._not_ready = start.wait()
-        self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb))
+        self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb, tasks=self.tasks))
         salt = load_salt(config.state / "salt")
-        self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=terms_of(config))
+        self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=policy_of(config))
         keep.callback(self.recorder.sum_up)
-        self.watch = RegressionMonitor(temperature_c=temperature_c, throttle_c=self.profile.thermal.throttle_c)
+        self.watch = RegressionMonitor(temperature_c=self._heat_c, throttle_c=self.profile.thermal.throttle_c)
         self.busy = UpdateHold()
         self.commands = Commands(config.state, config.device, self._actions())
-        self.updater = self._updater(keep.enter_context(fetching(config, host=door.host or "")))
+        self.updater = self._updater(keep.enter_context(fetching(config, host=door.host or "", tasks=self.tasks)))
+        keep.callback(self.updater.close)
         self.updater.poll(POLL_S)
         self.announcer = self._announcer() if config.discovery and door.host else None
         self.sync = self._sync() if config.broker else None
-        keep.enter_context(EngineWatchdog(lambda: self.live.current.engine, terminal.log))
+        keep.enter_context(EngineWatchdog(lambda: self.live.current.engine, log.warning, tasks=self.tasks))
         pulse = ProgressMonitor()
         app = make_app(
             self.live,
@@ -122,18 +145,35 @@ class Device:
             any_name=config.open,
             pulse=pulse,
             shelf=Shelf(self.live, config.state / "adapters"),
+            crashes=lambda: self._tasks_status().crashes,
+            leaves=self._leaves,
         )
-        self._http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
-        keep.callback(self._http.close)
+        self.http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
+        keep.callback(self.http.close)
         if self.announcer:
-            self.announcer.start(port=self._http.port)
+            self.announcer.start(port=self.http.port)
             keep.callback(self.announcer.stop)
+
+    def _leaves(self) -> Leaves:
+        """Return what leaves this device; with a broker at least that it is there and how it fares does."""
+        if not self.config.broker:
+            return "nothing"
+        return "text" if self.config.consent and self.recorder.terms.mode in ("redacted", "full") else "figures"
 
     def _announcer(self) -> "Announcer":
         # What speaks DNS-SD is imported only where somebody listens.
         from fieldlm.network.discovery import Announcer
 
-        return Announcer(self.config, generation=self._generation, model=self._model, profile=self.profile.id)
+        return Announcer(
+            self.config.device,
+            host=self.config.host,
+            port=self.config.port,
+            certificate=self.config.tls_cert,
+            generation=self._generation,
+            model=self._model,
+            profile=self.profile.id,
+            tasks=self.tasks,
+        )
 
     def _updater(self, manner: FetchPolicy) -> Updater[Serving]:
         config, memory = self.config, self.profile.memory
@@ -160,6 +200,7 @@ class Device:
             manner=manner,
             observe_s=OBSERVE_S,
             guard_s=GUARD_S,
+            tasks=self.tasks,
         )
 
     def _actions(self) -> dict[str, Action]:
@@ -181,7 +222,7 @@ class Device:
             "update": update,
             "slots": lambda args: self.slots.status(),
             "rollback": lambda args: {"generation": self.updater.roll_back("asked: by the owner").generation},
-            "logs": lambda args: terminal.recent(args.get("lines", "50")),
+            "logs": lambda args: RECENT.last(args.get("lines", "50")),
         }
 
     def _on_command(self, message: bytes) -> None:
@@ -199,7 +240,7 @@ class Device:
     def _on_feedback(self, said: Feedback) -> bool:
         if said.correction is not None or said.rating == "down":
             self.watch.corrected(said.id)
-        return self.recorder.feedback(said.id, said.rating, said.correction)
+        return self.recorder.feedback(said.id, said.rating, said.text)
 
     def _sync(self) -> Sync:
         sync = Sync(
@@ -211,9 +252,10 @@ class Device:
             on_release=self.updater.on_hint,
             on_command=self._on_command,
             terms=self.recorder.terms,
-            identity=identity_of(self.config),
+            identity=Identity(ca=self.config.broker_ca, cert=self.config.broker_cert, key=self.config.broker_key),
             daily_mb=self.config.daily_mb,
             id_key=id_key(self.recorder.salt),
+            tasks=self.tasks,
         )
         sync.set_presence(self._presence())
         sync.start()
@@ -224,16 +266,19 @@ class Device:
         """Tell everybody once the first answer is there; a generation that never gets there is not confirmed."""
         while (why := self._not_ready()) is not None:
             if time.monotonic() > self._patience_end_s:
-                terminal.log(f"not ready: {why}")
+                log.warning(f"not ready: {why}")
                 return
-            time.sleep(0.02)
+            if self._is_stopping.wait(0.02):
+                return
         self.slots.up()
         systemd.ready()
         self.updater.tell_failures()
         if self.commands.owner is None and (self.sync or self.config.discovery):
             name = self.config.device
-            terminal.log(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
-        terminal.log(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self._http.url}/v1")
+            log.info(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
+        log.info(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self.http.url}/v1")
+        if self._on_ready:
+            self._on_ready({"url": self.http.url, "device": self.config.device, **self._presence()})
         if not self._is_stopping.wait(CRASH_FREE_S):
             self.slots.confirm()
 
@@ -244,6 +289,9 @@ class Device:
     @property
     def _model(self) -> str:
         return self.live.current.bundle.manifest.model.name
+
+    def _heat_c(self) -> float | None:
+        return temperature_c(zones=self.profile.thermal.zones)
 
     def _presence(self) -> dict[str, Any]:
         return {"state": "ready", "generation": self._generation, "profile": self.profile.id, "model": self._model}
@@ -268,12 +316,15 @@ class Device:
         why = f" ({detail['reason']}): {detail.get('detail', '')}" if detail.get("reason") else ""
         line = f"{what} {event.removeprefix('update.')}{why}"
         if line != self._last_end:
-            terminal.log(line)
+            log.info(line)
         self._last_end = line
 
     def _status(self, request: Request) -> Response:
         # In a thread of its own: it waits for the disk.
         return Response(msgspec.json.encode(self._facts()), media_type="application/json")
+
+    def _unwritten(self) -> list[Trouble]:
+        return [Trouble(name="slots-unwritable", detail=self.slots.problem)] if self.slots.problem else []
 
     def _facts(self) -> dict[str, Any]:
         health, sync = self.spool.health(), self.sync.status() if self.sync else None
@@ -284,9 +335,24 @@ class Device:
             "generation": self._generation,
             "ready": self._not_ready() is None,
             "telemetry": self.config.telemetry,
-            "health": list(troubles(health, sync, self.recorder.clock)),
+            "health": [*troubles(health, sync, self.recorder.clock), *self._unwritten()],
             "spool": {} if health.problem == "disk-hangs" else self.spool.counts(),
             "sync": sync,
             "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},
-            "temperature_c": temperature_c(),
+            "temperature_c": self._heat_c(),
+            "tasks": self._tasks_status(),
         }
+
+    def _tasks_status(self) -> TaskStatus:
+        """Return the device's tasks and those of the engines in this process."""
+        own, engines = self.tasks.status(), PROCESS.status()
+        crashes = Counter(own.crashes) + Counter(engines.crashes)
+        return TaskStatus(running=(*own.running, *engines.running), crashes=dict(crashes))
+
+
+def policy_of(config: Config) -> EffectivePolicy:
+    """Return what this device tells: the setting `telemetry` is the ceiling, the kept policy may lower it."""
+    path = config.state / "policy.json"
+    return EffectivePolicy(
+        config.telemetry, fleet=config.fleet, path=path, signer=config.policy_signer, consents=config.consent
+    )

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core.config import Config
+from fieldlm.core.config import NO_NETWORK, Config
 from fieldlm.core.errors import ConfigError
 from fieldlm.network.auth import Keys, is_local
 from fieldlm.network.http_connection import Peers
 from fieldlm.network.http_server import Heartbeat, HttpServer, Tls
-
-NO_NETWORK = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.core import terminal
-from fieldlm.core.config import Config, load_config
+from fieldlm.core.config import Config, add_flags, load_config, named
+from fieldlm.core.files import act_as_owner
 from fieldlm.device.startup import Start
 from fieldlm.formats.profile import Profile, load_profile
 
@@ -19,22 +20,22 @@ SWITCH_S = 0.00001
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `fieldlm serve`."""
-    args = vars(_parser().parse_args(argv))
-    folder: Path | None = args.pop("bundle")
-    args.pop("json")
+    """Run `fieldlm serve`; with --json what is served is a document on stdout as soon as it is ready."""
+    args = _parser().parse_args(argv)
     # uvicorn raises the signal again once the last answer is out; it must not end the process before its parts.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # numpy's BLAS would start a thread for each core, which spin while the weights are read; nothing here multiplies.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    config = load_config(args)
+    config = load_config(vars(args))
+    act_as_owner(config.state)
+    config = named(config)
     profile = _profile(config)
     with _quick_switches():
-        start = Start(config, profile, folder)
+        start = Start(config, profile, args.bundle)
         # The server, hundreds of modules: this thread has nothing better to do while the other one loads.
         from fieldlm.device.device import Device
 
-        device = Device(config, profile, start)
+        device = Device(config, profile, start, on_ready=_show if args.json else None)
     try:
         device.run()
     finally:
@@ -52,6 +53,10 @@ def _quick_switches() -> Generator[None]:
         sys.setswitchinterval(usual_s)
 
 
+def _show(served: dict[str, Any]) -> None:
+    terminal.show(served, "", as_json=True)
+
+
 def _profile(config: Config) -> Profile:
     if config.profile:
         return load_profile(config.profile)
@@ -64,24 +69,5 @@ def _profile(config: Config) -> Profile:
 def _parser() -> Any:
     parser = terminal.parser("serve", "Serve a bundle on this device: an OpenAI-compatible API, telemetry, updates.")
     parser.add_argument("bundle", nargs="?", type=Path, help="bundle folder; without it, what the state folder holds")
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", help="port to listen on (default 8080)")
-    parser.add_argument("--api-keys", metavar="FILE", help="keys, one a line, that open the API")
-    parser.add_argument("--open", action="store_const", const="true", help="answer the network without keys")
-    parser.add_argument("--tls-cert", metavar="PEM", help="certificate to serve https with")
-    parser.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
-    parser.add_argument("--socket", metavar="PATH", help="unix socket to serve, too; alone with --host none")
-    parser.add_argument("--socket-group", metavar="GROUP", help="who may use it beside this user and root")
-    parser.add_argument("--state", help="folder for the spool and the generations")
-    parser.add_argument("--profile", help="device profile (default: detected)")
-    parser.add_argument("--device", help="this device's name")
-    parser.add_argument("--fleet", help="the fleet it belongs to")
-    parser.add_argument("--broker", help="mqtt://HOST:PORT to send usage to and hear of releases from")
-    parser.add_argument("--telemetry", help="off, metrics, redacted or full")
-    parser.add_argument("--repository", help="folder or URL of updates")
-    parser.add_argument("--trust", help="root.json that vouches for the repository")
-    parser.add_argument("--threads", help="threads for decoding (default: as many as there are free cores for)")
-    parser.add_argument("--context", help="tokens of context for each request")
-    parser.add_argument("--parallel", help="answers at a time")
-    parser.add_argument("--no-discovery", dest="discovery", action="store_const", const="false", help="not on the LAN")
+    add_flags(parser)
     return parser

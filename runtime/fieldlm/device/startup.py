@@ -6,13 +6,13 @@ All of it is work for the disk and for C, and takes about as long as the imports
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fieldlm.core import terminal
 from fieldlm.core.config import Config
 from fieldlm.core.errors import BundleError, EngineError, FieldlmError
+from fieldlm.core.logs import logger
+from fieldlm.core.tasks import Tasks
 from fieldlm.core.timing import within
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
@@ -21,6 +21,8 @@ from fieldlm.updates.slots import Slots
 if TYPE_CHECKING:
     from fieldlm.inference.generations import Generations
     from fieldlm.inference.warmup import UnreadyReason
+
+log = logger(__name__)
 
 HANG = 75
 """The exit code, EX_TEMPFAIL, of a device whose load hangs: whatever started it starts it again, with what worked."""
@@ -35,12 +37,16 @@ class Start:
         self._config = config
         self._profile = profile
         self._slots = Slots(config.state)
+        self.tasks = Tasks()
+        """The device's, since the first answer is asked for before there is one."""
         self._thread = ThreadPoolExecutor(1, "start")
         checked = self._thread.submit(self._check, folder)
         # While files are read and hashed: what their engine needs. Who loads says what is missing.
         with suppress(FieldlmError, ImportError):
+            from fieldlm.engines import engine_kind
+
             bundle = open_bundle(folder, digests=False) if folder else self._slots.current()
-            import_module(f"fieldlm.engines.{bundle.manifest.engine}")
+            engine_kind(bundle.manifest.engine).preload()
         self._made = self._thread.submit(lambda: self._serve(checked.result()))
 
     def wait(self) -> tuple[Slots, "Generations", "UnreadyReason"]:
@@ -69,7 +75,7 @@ class Start:
         from fieldlm.inference.warmup import warm
 
         live = self._load(bundle)
-        return live, warm(live, Snapshots(self._config.state / "kv"))
+        return live, warm(live, Snapshots(self._config.state / "kv"), self.tasks)
 
     def _load(self, bundle: Bundle) -> "Generations":
         """Load what the slots name; an update that cannot be loaded gives way to what worked before it."""
@@ -83,22 +89,28 @@ class Start:
                 status = self._slots.status()
                 if status.current == status.factory:
                     raise
-                terminal.log(f"generation {bundle.generation} cannot be loaded ({error}); going back")
+                log.warning(f"generation {bundle.generation} cannot be loaded ({error}); going back")
                 self._slots.rollback(f"engine: {error}")
                 bundle = self._slots.boot()
 
     def _open(self, bundle: Bundle) -> "Generations":
-        from fieldlm.hardware.detect import usable_cores
+        from fieldlm.engines import EngineOptions
+        from fieldlm.hardware.sensors import usable_cores
         from fieldlm.inference.generations import Generations
 
         config, profile = self._config, self._profile
         return Generations(
             bundle,
-            threads=config.threads or None,
-            most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
-            context=context_of(config, profile, bundle),
-            parallel=config.parallel or profile.runtime.parallel,
-            profile=profile,
+            EngineOptions(
+                threads=config.threads or None,
+                most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
+                most_prefill_threads=max(
+                    1, min(profile.cpu.prefill_threads or profile.cpu.decode_threads, usable_cores())
+                ),
+                context=context_of(config, profile, bundle),
+                parallel=config.parallel or profile.runtime.parallel,
+                profile=profile,
+            ),
         )
 
 
@@ -108,7 +120,7 @@ def context_of(config: Config, profile: Profile, bundle: Bundle) -> int:
 
 
 def exit_hung() -> None:
-    terminal.log("a generation does not finish loading; starting again with what worked before")
+    log.warning("a generation does not finish loading; starting again with what worked before")
     os._exit(HANG)
 
 

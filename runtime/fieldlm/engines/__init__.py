@@ -1,4 +1,8 @@
-"""The engine Protocol, one file per engine: `open_engine` imports the module that the bundle's manifest names.
+"""Inference engines behind one Protocol: everything in which they differ is an EngineKind, one module for each.
+
+`engine_kind` finds it by the name in a bundle's manifest: a module in `kinds`, or what another package offers under
+that name in the entry point group `fieldlm.engines`. The module's `KIND` is light: it imports the engine's library
+where that computes, so that who does not compute can ask without it.
 
 An engine knows tokens and nothing of chat templates, HTTP or telemetry. `start` may be called from any thread at any
 time; answers run side by side and never disturb each other.
@@ -7,19 +11,28 @@ time; answers run side by side and never disturb each other.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldlm.core.errors import MissingDependencyError
+from fieldlm.core.errors import InputError, MissingDependencyError
+from fieldlm.core.options import CONTEXT, PARALLEL, THREADS
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
+
+GROUP = "fieldlm.engines"  # the entry points under which other packages offer engines
 
 Outcome = Literal["stop", "length", "cancelled", "deadline_exceeded", "preempted", "rejected", "error"]
 """How an answer ended. `preempted`: it had given its sequence up to a more urgent class, and its deadline or the
 engine's end came before it got one again; it was not slow, and at a quieter time it would have been whole."""
+SEAM = "\ufdd0"
+"""Parts a text for `Engine.tokenize`, so that no token, and no special one, reaches over it. Unicode keeps this code
+point free of meaning for ever."""
 Priority = Literal["safety", "interactive", "batch"]
 
 
@@ -171,7 +184,14 @@ class Engine(Protocol):
     """Tokens that end an answer; they are not part of its text."""
 
     def tokenize(self, text: str) -> list[int]:
-        """Return token ids; special tokens written in `text` (<|im_start|> …) become their ids. Adds no BOS."""
+        """Return token ids; special tokens written in `text` (<|im_start|> …) become their ids. Adds no BOS.
+
+        No token reaches over a `SEAM`, and none stands for it.
+        """
+        ...
+
+    def least_tokens(self, text: str) -> int:
+        """Return a number of tokens that `text` has at least, in no time; 0 where a tokenizer may leave text out."""
         ...
 
     def detokenize(self, tokens: Sequence[int]) -> str:
@@ -262,32 +282,128 @@ class SupportsRestart(Protocol):
         ...
 
 
-def open_engine(
-    bundle: Bundle,
-    *,
-    threads: int | None = None,
-    most_threads: int | None = None,
-    context: int | None = None,
-    parallel: int = 4,
-    profile: Profile | None = None,
-) -> Engine:
-    """Load `bundle` with the engine it was made for: `parallel` answers at a time share `context` tokens each.
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine runs: `parallel` answers at a time share `context` tokens each; None is the engine's choice.
 
-    `threads` are used whatever happens; without it, as many as there are cores for now, `most_threads` at most.
+    `threads` are used whatever happens; without it, as many as there are cores for now, `most_threads` at most, and for
+    prompts `most_prefill_threads`, which is `most_threads` where it is not said.
     `profile` says how weights and caches are held (types of keys and values, flash attention, mapping) and what
     computes; what it promises and this machine or build has not is an error.
-
-    Raises EngineError when the weights cannot be loaded, MissingPartError when the engine is not installed, or not for
-    the accelerator of the profile.
     """
+
+    threads: int | None = None
+    most_threads: int | None = None
+    most_prefill_threads: int | None = None
+    context: int | None = None
+    parallel: int = 4
+    profile: Profile | None = None
+
+
+DEFAULT_OPTIONS = EngineOptions()
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of one decode step. `is_exact` is False where only the file's size is known (ONNX)."""
+
+    weights: int
+    kv_of_token: int
+    is_exact: bool
+
+    def at_depth(self, tokens: float) -> float:
+        """Return the bytes read for one token after `tokens` others."""
+        return self.weights + self.kv_of_token * tokens
+
+
+class SpecialTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model puts around a text, spelled out; `adds_bos` when texts without a template begin with the BOS."""
+
+    bos: str = ""
+    eos: str = ""
+    adds_bos: bool = False
+    control: tuple[str, ...] = ()
+    """Every text that a tokenizer takes for a token of control, wherever it stands."""
+
+
+def control_tokens(tokenizer: bytes) -> tuple[str, ...]:
+    """Return the texts of the special tokens that the tokenizer.json `tokenizer` adds."""
+    added = cast(list[dict[str, Any]], msgspec.json.decode(tokenizer).get("added_tokens") or [])
+    return tuple(str(token["content"]) for token in added if token.get("special"))
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The library that computed: version, build flags, tokens a step, and the GPU with the layers that lie on it."""
+
+    version: str
+    system: str = ""
+    batch: int = 1
+    gpu: str = ""
+    gpu_layers: int = 0
+
+
+class EngineKind(Protocol):
+    """One kind of engine. `cache_type` is what keys and values are kept in, by llama-bench's names."""
+
+    cache_type: str
+
+    def open(self, bundle: Bundle, options: EngineOptions) -> Engine:
+        """Load `bundle`; see `open_engine`. Raises ModuleNotFoundError when the library is not installed."""
+        ...
+
+    def preload(self) -> None:
+        """Import the library, which takes its time, while files are read. Raises ImportError."""
+        ...
+
+    def facts(self) -> EngineFacts:
+        """Say what the engine that was loaded last computes with."""
+        ...
+
+    def foreseen_mb(
+        self, bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str] = (), profile: Profile | None = None
+    ) -> float | None:
+        """Return the megabytes (1e6 bytes) of weights, adapter, cache and buffers, or None when nothing says it."""
+        ...
+
+    def reading(self, bundle: Bundle) -> Reading:
+        """Return how many bytes decoding one token has to read, an adapter's included."""
+        ...
+
+    def weight_bytes(self, bundle: Bundle) -> int:
+        """Return the size of all base weights: llama-bench's `model_size`."""
+        ...
+
+    def special_tokens(self, bundle: Bundle) -> SpecialTokens:
+        """Return the special tokens where the manifest does not say them."""
+        ...
+
+
+def engine_kind(name: str) -> EngineKind:
+    """Return what is called `name`; raises MissingDependencyError when there is no such engine here."""
+    module = f"{__name__}.kinds.{name}"
+    if name.isidentifier() and find_spec(module) is not None:
+        return cast(EngineKind, import_module(module).KIND)
+    for found in entry_points(group=GROUP, name=name):
+        return cast(EngineKind, found.load().KIND)
+    raise MissingDependencyError(
+        f"there is no engine {name[:40]!r} here; update fieldlm or install the package that has it"
+    )
+
+
+def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
+    """Load `bundle` with the engine it was made for.
+
+    Raises InputError for options that no engine can run with, EngineError when the weights cannot be loaded,
+    MissingDependencyError when the engine is not installed, or not for the accelerator of the profile.
+    """
+    for option, (least, most) in {"threads": THREADS, "context": (1, CONTEXT[1]), "parallel": PARALLEL}.items():
+        given = getattr(options, option)
+        if given is not None and (type(given) is not int or not least <= given <= most):
+            raise InputError(f"{option} is {given!r}, want a whole number, {least}–{most}")
     name = bundle.manifest.engine
+    kind = engine_kind(name)
     try:
-        module = import_module(f"{__name__}.{name}")
+        return kind.open(bundle, options)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"this bundle needs {error.name}, which is not installed; run: pip install 'fieldlm[{name}]'"
         ) from error
-    made = module.open(
-        bundle, threads=threads, most_threads=most_threads, context=context, parallel=parallel, profile=profile
-    )
-    return cast(Engine, made)

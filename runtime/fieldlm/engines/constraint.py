@@ -3,17 +3,21 @@
 llguidance does the work; this wires it to any engine's vocabulary. It fails closed: what cannot be honoured raises when
 it is compiled, and a grammar that gets into trouble in the middle of an answer ends it with an error.
 
+Its compiler goes down into rules within rules, and a stack that ends there ends the process. So rules, and what else
+can lie within another, are counted before it is called, and it runs on a stack that holds several times as many.
+
 JSON is written as `json.dumps` writes it, on one line and with the keys in the schema's order. That is how templates
 and data sets spell it, and what is not the model's choice is not computed.
 """
 
+import contextlib
 import json
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -21,14 +25,21 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, grammar_from
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import EngineError, InputError
+from fieldlm.core.tasks import PROCESS
 from fieldlm.engines import Engine
-from fieldlm.engines.json_schema import check_repeats, checked
+from fieldlm.engines.rules.json_numbers import DigitTable, NumberBound
+from fieldlm.engines.rules.json_schema import check_repeats, checked, parts
+from fieldlm.engines.rules.rule_cache import RuleCache
 
 Kind = Literal["json_schema", "json_object", "regex", "grammar"]
 Floats = NDArray[np.float32]
 
 MAX_RULE_CHARS = 256 << 10
-CACHED = 64  # compiled grammars per engine
+MAX_RULES = 1000  # of a grammar; its compiler's time grows with their square
+MAX_COLONS = 5000  # of a grammar: each thing within another, in a schema inside it too, has one
+STACK_BYTES = 64 << 20  # measured with llguidance 1.9: 3 KB a rule, 8 KB a $ref; taken as it is needed
+COMPILING = 2  # at a time: who asks for hard ones does not take every thread
+CACHED_BYTES = 1 << 20  # of rules' text per engine; compiled, a list of words takes about thirty times its text
 JSON_OBJECT = '{"type":"object"}'
 
 
@@ -38,36 +49,50 @@ class Rule:
 
     kind: Kind
     text: str = JSON_OBJECT
+    json_after: str | None = None
+    """What an answer begins with before its JSON, whose numbers are bounded then; None where it is no JSON."""
+
+    @property
+    def json_begins(self) -> str | None:
+        """Behind what the JSON of an answer begins; None where there is none."""
+        return "" if self.kind in ("json_schema", "json_object") else self.json_after
 
 
 class TokenGuide:
     """A `Guide`: the state of one answer."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: int, numbers: NumberBound | None) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
+        self._numbers = numbers
         self._mask: NDArray[np.uint32] = np.zeros((vocabulary + 31) // 32, np.uint32)
 
     def forced(self) -> Sequence[int]:
         """See `Guide.forced`."""
-        tokens = self._matcher.compute_ff_tokens()
+        with _no_panic():
+            tokens = self._matcher.compute_ff_tokens()
         self._check()
         return tokens
 
     def allow(self, logits: Floats) -> Floats:
         """See `Guide.allow`. Logits may be longer than the vocabulary: embeddings are padded."""
-        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        with _no_panic():
+            self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
         bits = np.unpackbits(self._mask.view(np.uint8), count=self._vocabulary, bitorder="little")
         allowed = np.full_like(logits, -np.inf)
         known = min(self._vocabulary, logits.size)
         np.copyto(allowed[:known], logits[:known], where=bits[:known].view(np.bool_))
-        return allowed
+        return allowed if self._numbers is None else self._numbers.limit(allowed)
 
     def accept(self, token: int) -> None:
         """See `Guide.accept`."""
-        if not self._matcher.consume_token(token):
+        with _no_panic():
+            is_allowed = self._matcher.consume_token(token)
+        if not is_allowed:
             raise EngineError(f"the constraint does not allow token {token} here: {_line(self._matcher.get_error())}")
+        if self._numbers is not None:
+            self._numbers.note(token)
 
     @property
     def is_complete(self) -> bool:
@@ -82,19 +107,24 @@ class TokenGuide:
 class CompiledRule:
     """A `Constraint`, compiled for one vocabulary. Safe from any thread."""
 
-    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer) -> None:
+    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, digits: DigitTable, json_begins: str | None) -> None:
         self._matcher = matcher
         self._tokenizer = tokenizer
+        self._digits = digits
+        self._json_begins = json_begins
 
     def guide(self) -> TokenGuide:
         """See `Constraint.guide`."""
-        return TokenGuide(self._matcher.deep_copy(), self._tokenizer.vocab_size)
+        begins = self._json_begins
+        numbers = None if begins is None else NumberBound(self._digits, begins.encode())
+        return TokenGuide(self._matcher.deep_copy(), self._tokenizer.vocab_size, numbers)
 
     def accepts(self, text: str) -> bool:
         """Whether `text` is a whole answer."""
-        matcher = self._matcher.deep_copy()
-        tokens = self._tokenizer.tokenize_str(text)
-        return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+        with _no_panic():
+            matcher = self._matcher.deep_copy()
+            tokens = self._tokenizer.tokenize_str(text)
+            return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
 
 class Grammars:
@@ -106,24 +136,83 @@ class Grammars:
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(words), n_vocab=len(self.vocabulary), eos_token=words.special_token_ids
         )
-        self.compile = lru_cache(CACHED)(self._compile)
+        self._digits = DigitTable(self.vocabulary)
+        self.compile = RuleCache(self._compile, size=lambda rule: len(rule.text), most_bytes=CACHED_BYTES)
 
     def _compile(self, rule: Rule) -> CompiledRule:
         """Return `rule` ready to be followed; raises InputError that says what in it cannot be honoured."""
-        grammar = _grammar(rule)
+        try:
+            with _compiling:
+                return _on_own_stack(lambda: self._compile_here(rule))
+        except EngineError as error:
+            raise InputError(f"the {_NAMES[rule.kind]} no answer can follow it ({error})") from error
+
+    def _compile_here(self, rule: Rule) -> CompiledRule:
+        with _no_panic():
+            if rule.kind != "json_schema":
+                return self._compiled(_grammar(rule), rule)
+            schema = _schema(rule)
+            for text in {
+                json.dumps(part, sort_keys=True): part for part in map(_text_part, parts(schema)) if part
+            }.values():
+                self._try_text(text)
+            return self._compiled(_json_grammar(schema), rule)
+
+    def _compiled(self, grammar: str, rule: Rule) -> CompiledRule:
         failed, complaints = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if failed or complaints or matcher.is_error():
-            raise InputError(f"the {_NAMES[rule.kind]} {_line(*complaints, matcher.get_error())}")
-        compiled = CompiledRule(matcher, self._tokenizer)
-        try:
-            # A schema that refers to itself alone is well formed, and yet nothing is valid under it.
-            compiled.guide().allow(np.zeros(len(self.vocabulary), np.float32))
-        except EngineError as error:
-            raise InputError(f"the {_NAMES[rule.kind]} no answer can follow it ({error})") from error
+            raise InputError(f"the {_NAMES[rule.kind]} {_reason(*complaints, matcher.get_error())}")
+        compiled = CompiledRule(matcher, self._tokenizer, self._digits, rule.json_begins)
+        # A schema that refers to itself alone is well formed, and yet nothing is valid under it.
+        compiled.guide().allow(np.zeros(len(self.vocabulary), np.float32))
         return compiled
 
+    def _try_text(self, part: dict[str, Any]) -> None:
+        """Raise EngineError for a pattern that is too large, which shows when it is followed."""
+        matcher = LLMatcher(self._tokenizer, _json_grammar({"type": "string", **part}), log_level=0)
+        guide = TokenGuide(matcher, len(self.vocabulary), None)
+        guide.forced()
+        matcher.consume_tokens(self._tokenizer.tokenize_str('"'))
+        guide.allow(np.zeros(len(self.vocabulary), np.float32))
 
+
+@contextlib.contextmanager
+def _no_panic() -> Generator[None]:
+    """Turn a panic of llguidance, which no `except Exception` would stop, into an EngineError."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise EngineError(f"its compiler gave up: {_line(str(error))}") from error
+
+
+def _on_own_stack(work: Callable[[], CompiledRule]) -> CompiledRule:
+    """Run `work` in a thread whose stack has STACK_BYTES, whatever this one's has."""
+    done: Future[CompiledRule] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    with _starting:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            PROCESS.start("compile-rule", run)
+        finally:
+            threading.stack_size(before)
+    return done.result()
+
+
+OVERLAP = "the choices of a oneOf overlap, and one answer must fit one alone; use anyOf, or tell them apart by a const"
+TEXT_KEYWORDS = ("pattern", "format", "minLength", "maxLength")
+_compiling = threading.BoundedSemaphore(COMPILING)
+_starting = threading.Lock()
 _known: "weakref.WeakKeyDictionary[Engine, Grammars]" = weakref.WeakKeyDictionary()
 _making = threading.Lock()
 _NAMES: dict[Kind, str] = {
@@ -195,24 +284,57 @@ def _tokenize(engine: Engine) -> Callable[[str], list[int]]:
 
 
 def _grammar(rule: Rule) -> str:
+    """Return the compiler's text of a rule that is no schema."""
     if len(rule.text) > MAX_RULE_CHARS:
         raise InputError(f"the constraint has {len(rule.text)} characters, want at most {MAX_RULE_CHARS}")
-    if rule.kind in ("regex", "grammar"):
-        check_repeats(rule.text)
+    if rule.kind == "json_object":
+        return _json_grammar(msgspec.json.decode(rule.text))
+    check_repeats(rule.text)
     if rule.kind == "regex":
         return LLMatcher.grammar_from_regex(rule.text)
+    _check_size(rule.text)
     try:
-        if rule.kind == "grammar":
-            return grammar_from("gbnf", rule.text)
-        schema = msgspec.json.decode(rule.text)
+        return grammar_from("gbnf", rule.text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the {_NAMES[rule.kind]} {_line(str(error))}") from error
-    schema = checked(schema) if rule.kind == "json_schema" else schema
+
+
+def _schema(rule: Rule) -> dict[str, Any]:
+    if len(rule.text) > MAX_RULE_CHARS:
+        raise InputError(f"the constraint has {len(rule.text)} characters, want at most {MAX_RULE_CHARS}")
+    try:
+        return checked(msgspec.json.decode(rule.text))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the {_NAMES[rule.kind]} {_line(str(error))}") from error
+
+
+def _json_grammar(schema: Any) -> str:
     return LLMatcher.grammar_from_json_schema(
         json.dumps(schema),
         # With its defaults an answer could be whitespace for ever, and `lenient` would ignore what it does not know.
         overrides={"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": False},
     )
+
+
+def _check_size(grammar: str) -> None:
+    """Raise InputError for more rules than the compiler's stack and anybody's patience hold."""
+    # A rule begins on a line of its own in Lark, and has its ::= in GBNF.
+    rules = max(grammar.count("::="), sum(":" in line for line in grammar.splitlines()))
+    if rules > MAX_RULES or grammar.count(":") > MAX_COLONS:
+        raise InputError(
+            f"the grammar has {rules} rules and {grammar.count(':')} colons, want at most {MAX_RULES} and {MAX_COLONS}"
+        )
+
+
+def _text_part(found: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a schema says of texts, when it has a pattern; empty without one."""
+    _, part = found
+    return {name: part[name] for name in TEXT_KEYWORDS if name in part} if "pattern" in part else {}
+
+
+def _reason(*complaints: str) -> str:
+    line = _line(*complaints)
+    return OVERLAP if "coerce_one_of" in line else line
 
 
 def _line(*complaints: str) -> str:

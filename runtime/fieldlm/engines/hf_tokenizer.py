@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
 from tokenizers import Tokenizer
 
 from fieldlm.core.errors import EngineError
+from fieldlm.engines import SEAM
+from fieldlm.engines.special_texts import TokenLength, byte_of_character
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -17,6 +19,8 @@ class _Added(msgspec.Struct, frozen=True):
     id: int
     content: str
     special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -24,6 +28,7 @@ class _File(msgspec.Struct, frozen=True):
 
     added_tokens: tuple[_Added, ...] = ()
     decoder: msgspec.Raw = msgspec.Raw(b"null")
+    normalizer: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class HfTokenizer:
@@ -40,11 +45,27 @@ class HfTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._added = {token.id: b"" if token.special else token.content.encode() for token in file.added_tokens}
+        self._may_shrink = bytes(file.normalizer) != b"null" or any(
+            one.lstrip or one.rstrip for one in file.added_tokens
+        )
         self._is_byte_level = b"ByteLevel" in bytes(file.decoder)
 
+    @cached_property
+    def length(self) -> TokenLength:
+        """How much text a token can stand for; only of a tokenizer that spells bytes and leaves none out."""
+        words = self._tokenizer.get_vocab()
+        if self._may_shrink or not self._is_byte_level:
+            return TokenLength()
+        lost = (byte for character, byte in byte_of_character().items() if character not in words)
+        return TokenLength(max(len(word.encode()) for word in words), b"".join(lost))
+
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; special tokens written in it become their ids, none is added."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Return the ids of `text`; special tokens written in it become their ids, none is added.
+
+        No token reaches over a seam.
+        """
+        pieces = (self._tokenizer.encode(piece, add_special_tokens=False) for piece in text.split(SEAM))
+        return [token for piece in pieces for token in piece.ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", errors="replace")
@@ -64,15 +85,6 @@ class HfTokenizer:
         if byte := BYTE_TOKEN.fullmatch(text):
             return bytes([int(byte[1], 16)])
         return text.replace("▁", " ").encode()
-
-
-@lru_cache
-def byte_of_character() -> dict[str, bytes]:
-    """Return GPT-2's alphabet: bytes without a printable character of their own sit from U+0100 upwards, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): bytes([byte]) for byte in printable}
-    return alphabet | {chr(0x100 + place): bytes([byte]) for place, byte in enumerate(others)}
 
 
 def first_line(error: Exception) -> str:

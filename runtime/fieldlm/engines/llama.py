@@ -9,28 +9,29 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.engines import DEFAULT_TERMS, Sampling, Schedule
+from fieldlm.core.tasks import PROCESS, Task
+from fieldlm.engines import DEFAULT_TERMS, EngineOptions, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
 from fieldlm.engines.llama_api import Context, LlamaWeights, LoraAdapter, api
 from fieldlm.engines.llama_devices import check_offload, devices, promised
 from fieldlm.engines.llama_embed import PIECE, Embedding
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout, layout_of
 from fieldlm.engines.llama_scheduler import LlamaRequest, LlamaScheduler
-from fieldlm.engines.memory_plan import PREFILL_ALONE, ensure_fits, plan
+from fieldlm.engines.memory_plan import PREFILL_ALONE, ensure_fits, plan, servable
 from fieldlm.engines.request import Words, check_terms
 from fieldlm.engines.request_queue import DeadlineTimer
 from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import check_adapter, read_header
-from fieldlm.formats.profile import Profile
 from fieldlm.hardware.cores import CoreWatch, home, physical_cores, stay
-from fieldlm.hardware.detect import memory_available_mb
+from fieldlm.hardware.huge_pages import stop_moving
+from fieldlm.hardware.sensors import memory_available_mb
 
 DEFAULT_CONTEXT = 4096  # tokens; a model's own limit can need more memory than the weights
 MAX_PARALLEL = 64
@@ -76,42 +77,24 @@ class StallClock:
         return began_s is not None and time.monotonic() - began_s > limit_s
 
 
-def open(
-    bundle: Bundle,
-    *,
-    threads: int | None = None,
-    most_threads: int | None = None,
-    context: int | None = None,
-    parallel: int = 4,
-    profile: Profile | None = None,
-) -> "LlamaEngine":
+def open(bundle: Bundle, options: EngineOptions) -> "LlamaEngine":
     """Load the base weights of `bundle`; its adapter is loaded by who serves it."""
-    return LlamaEngine(
-        bundle.need("base"),
-        threads=threads,
-        most_threads=most_threads,
-        context=context or min(bundle.manifest.model.context, DEFAULT_CONTEXT),
-        parallel=parallel,
-        layout=layout_of(profile, bundle.manifest.cache),
-    )
+    # Past the manifest's context nobody has proved anything, whoever asks for more.
+    context = min(options.context or DEFAULT_CONTEXT, bundle.manifest.model.context)
+    layout = layout_of(options.profile, bundle.manifest.cache)
+    return LlamaEngine(bundle.need("base"), replace(options, context=context), layout=layout)
 
 
 class LlamaEngine:
     """An `Engine` on one GGUF file."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        threads: int | None,
-        context: int,
-        parallel: int,
-        most_threads: int | None = None,
-        layout: Layout = DEFAULT_LAYOUT,
-    ) -> None:
+    def __init__(self, path: Path, options: EngineOptions, *, layout: Layout = DEFAULT_LAYOUT) -> None:
+        context = DEFAULT_CONTEXT if options.context is None else options.context
+        parallel = options.parallel
         if not 1 <= parallel <= MAX_PARALLEL or context < 1:
             raise InputError(f"{parallel=} and {context=}: want 1 to {MAX_PARALLEL} answers of at least 1 token")
         self._header = read_header(path)
+        context, parallel = servable(self._header, context=context, parallel=parallel)
         self._layout = layout
         ensure_fits(
             self._header,
@@ -126,12 +109,13 @@ class LlamaEngine:
         if layout.gpu:
             check_offload(layout.gpu, weights.offloaded)
         self.context = min(context, weights.trained_context)
-        most = min(physical_cores(), most_threads or MAX_THREADS)
         self._parallel = parallel
-        self._threads = threads or most
-        self._home = home(self._threads)
+        self._threads = options.threads or min(physical_cores(), options.most_threads or MAX_THREADS)
+        most_prefill = options.most_prefill_threads or self._threads
+        self._prefill_threads = options.threads or min(physical_cores(), most_prefill)
+        self._home = home(max(self._threads, self._prefill_threads))
         # Who names a number of threads gets it; without one, neighbours are given way to.
-        self.gives_way = not threads
+        self.gives_way = not options.threads
         self._loaded: _Loaded | None = self._begin(weights)
         self.stop_tokens = weights.ends()
         self._words = Words(weights.piece, self.stop_tokens)
@@ -163,6 +147,10 @@ class LlamaEngine:
 
     def tokenize(self, text: str) -> list[int]:
         return self._need().weights.tokenize(text)
+
+    def least_tokens(self, text: str) -> int:
+        """See `Engine.least_tokens`."""
+        return self._need().weights.length.least_tokens(text)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self._need().weights.piece, tokens)).decode(errors="replace")
@@ -203,7 +191,9 @@ class LlamaEngine:
             raise EngineError(f"{need.kv + need.compute:.0f} MB for {len(tokens)} tokens and {free_mb} MB are free")
         loaded = self._need()
         with self._held(adapter) as lora:
-            embedding = self._call(lambda: Embedding(loaded.weights, tokens, adapter=lora, threads=self._threads))
+            embedding = self._call(
+                lambda: Embedding(loaded.weights, tokens, adapter=lora, threads=self._prefill_threads)
+            )
             try:
                 while is_wanted() and self._call(embedding.step):
                     pass
@@ -321,11 +311,12 @@ class LlamaEngine:
             self._closing = True
             self._loaded.context.abort()
             self._wakeup.notify()
-        self._thread.join(CLOSE_S)
+        has_ended = self._thread.join(CLOSE_S)
         self._alarm.close()
+        stop_moving()
         atexit.unregister(self.close)
         loaded, self._loaded = self._loaded, None
-        if self._thread.is_alive():
+        if not has_ended:
             loaded.worker.abandon(WEDGED)
             return
         loaded.context.close()
@@ -387,15 +378,14 @@ class LlamaEngine:
             sequences=self._parallel,
             batch=PREFILL_ALONE + self._parallel,
             threads=self._threads,
+            prefill_threads=self._prefill_threads,
             layout=self._layout,
         )
-        cores = CoreWatch(self._threads) if self.gives_way else None
+        cores = CoreWatch(max(self._threads, self._prefill_threads)) if self.gives_way else None
         return _Loaded(weights, memory, LlamaScheduler(weights, memory, sequences=self._parallel, cores=cores))
 
-    def _start_thread(self, loaded: "_Loaded") -> threading.Thread:
-        made = threading.Thread(target=self._run, args=(loaded,), name=f"llama[{self._name}]", daemon=True)
-        made.start()
-        return made
+    def _start_thread(self, loaded: "_Loaded") -> Task:
+        return PROCESS.start(f"llama[{self._name}]", lambda: self._run(loaded))
 
     def _look(self) -> None:
         if self._loaded:
@@ -412,6 +402,7 @@ class LlamaEngine:
                 worker.step()
             except Exception as error:
                 # Our own mistake must not end the service: those it hit are told, the next request starts afresh.
+                PROCESS.crashed("llama", error)
                 worker.fail_all(f"the engine failed: {error!r}")
             if self._loaded is loaded:
                 self._patience.end()

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import EngineError
+from fieldlm.engines import SEAM
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout
 from fieldlm.engines.prompt_lookup import MOST_ROWS
 from fieldlm.engines.sampling import Floats
+from fieldlm.engines.special_texts import SpecialText, SpecialTexts, TokenLength, byte_of_character
 from fieldlm.hardware.huge_pages import huge_pages
 from fieldlm.hardware.processor import check_processor
 
@@ -100,6 +103,29 @@ def start_backend() -> None:
         api.llama_backend_init()
 
 
+def _load(path: Path, params: Any) -> Pointer:
+    """Load a model so that Ctrl-C ends it: in the main thread a callback of the library would swallow the interrupt."""
+    is_wanted = threading.Event()
+    is_wanted.set()
+
+    def go_on(_share: float, _data: object) -> bool:
+        return is_wanted.is_set()
+
+    callback = params.progress_callback = api.llama_progress_callback(go_on)
+    assert callback, "kept until the load is over"
+    if threading.current_thread() is not threading.main_thread():
+        return api.llama_model_load_from_file(str(path).encode(), params)
+    with ThreadPoolExecutor(1, "load") as thread:
+        loading = thread.submit(api.llama_model_load_from_file, str(path).encode(), params)
+        try:
+            return loading.result()
+        except BaseException:
+            is_wanted.clear()
+            if not loading.exception() and (model := loading.result()):
+                api.llama_model_free(model)
+            raise
+
+
 def _built_with_amx() -> bool:
     """Whether this build would repack weights for AMX tiles.
 
@@ -140,7 +166,7 @@ class LlamaWeights:
         log.begin()
         try:
             with huge_pages():
-                self.model: Pointer = api.llama_model_load_from_file(str(path).encode(), params)
+                self.model: Pointer = _load(path, params)
             if not self.model:
                 raise EngineError(f"{path} cannot be loaded: {log.reason()}")
         finally:
@@ -195,8 +221,45 @@ class LlamaWeights:
         is_end = _keeping(api.llama_vocab_is_eog, ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32)
         return frozenset(filter(functools.partial(is_end, self._vocab), range(self.vocabulary)))
 
+    @functools.cached_property
+    def _specials(self) -> SpecialTexts | None:
+        """The tokens that are cut out here; None for a kind of tokenizer whose order nobody checked."""
+        if api.llama_vocab_type(self._vocab) not in (api.LLAMA_VOCAB_TYPE_SPM, api.LLAMA_VOCAB_TYPE_BPE):
+            return None
+        attributes = _keeping(api.llama_vocab_get_attr, ctypes.c_int, ctypes.c_void_p, ctypes.c_int32)
+        wanted = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED | api.LLAMA_TOKEN_ATTR_UNKNOWN
+        with self._held():
+            found = [(i, kind) for i in range(self.vocabulary) if (kind := attributes(self._vocab, i)) & wanted]
+            text, left, right = api.llama_vocab_get_text, api.LLAMA_TOKEN_ATTR_LSTRIP, api.LLAMA_TOKEN_ATTR_RSTRIP
+            return SpecialTexts(
+                SpecialText(text(self._vocab, i), i, bool(kind & left), bool(kind & right)) for i, kind in found
+            )
+
+    @functools.cached_property
+    def length(self) -> TokenLength:
+        """How much text a token can stand for."""
+        if self._specials is None or self._specials.shrinks:
+            return TokenLength()
+        with self._held():
+            texts: list[bytes] = [api.llama_vocab_get_text(self._vocab, token) for token in range(self.vocabulary)]
+        # A byte is a character of its own here, and in SentencePiece a space has three bytes: never too short.
+        longest = max(map(len, texts))
+        if api.llama_vocab_type(self._vocab) == api.LLAMA_VOCAB_TYPE_SPM:
+            return TokenLength(longest)
+        spelt = frozenset(texts)
+        lost = (byte for character, byte in byte_of_character().items() if character.encode() not in spelt)
+        return TokenLength(longest, b"".join(lost))
+
     def tokenize(self, text: str) -> list[int]:
-        data = text.encode()
+        return [token for piece in text.split(SEAM) for token in self._whole(piece.encode())]
+
+    def _whole(self, data: bytes) -> list[int]:
+        if self._specials is None:
+            return self._tokenize(data)
+        pieces = self._specials.split(data)
+        return [token for piece in pieces for token in ([piece] if isinstance(piece, int) else self._tokenize(piece))]
+
+    def _tokenize(self, data: bytes) -> list[int]:
         room = len(data) + 8
         tokens = (ctypes.c_int32 * room)()
         with self._held():
@@ -282,6 +345,7 @@ class Context:
         sequences: int,
         batch: int,
         threads: int,
+        prefill_threads: int,
         layout: Layout = DEFAULT_LAYOUT,
     ) -> None:
         params = api.llama_context_default_params()
@@ -293,7 +357,7 @@ class Context:
         # One row of logits per sequence and step, or of one sequence and its draft: for every token of a batch it would
         # be 50 MB.
         params.n_outputs_max = max(sequences, MOST_ROWS)
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads, params.n_threads_batch = threads, prefill_threads
         # One buffer for all sequences, so that a shared prefix is stored and read once.
         params.kv_unified = True
         # The callback runs hundreds of times a token: C's strlen over a flag keeps Python out of it.
@@ -310,7 +374,7 @@ class Context:
             weights.hold()
         finally:
             self.sizes = log.end()
-        self._threads = threads
+        self._most = self._now = threads, prefill_threads
         self._memory: Pointer = api.llama_get_memory(self._context)
         self._row_of = _row_of()
         self._row_type = ctypes.c_float * weights.vocabulary
@@ -321,11 +385,13 @@ class Context:
         api.llama_free(self._context)
         self._weights.release()
 
-    def set_threads(self, threads: int) -> None:
-        """Compute the next decodes with so many threads."""
-        if threads != self._threads:
-            api.llama_set_n_threads(self._context, threads, threads)
-            self._threads = threads
+    def limit_threads(self, free: int) -> None:
+        """Compute the next decodes with so many threads at most."""
+        threads, prefill_threads = self._most
+        now = min(threads, free), min(prefill_threads, free)
+        if now != self._now:
+            api.llama_set_n_threads(self._context, *now)
+            self._now = now
 
     def allow(self) -> None:
         """Forget an `abort` that came too late for its decode."""

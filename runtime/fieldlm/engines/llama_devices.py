@@ -57,7 +57,7 @@ def _device(ggml: Any, handle: int) -> ComputeDevice:
 
 
 def promised(gpu: Accelerator, seen: list[ComputeDevice], *, can_offload: bool | None = None) -> ComputeDevice:
-    """Return the device among `seen` that the profile means by `gpu`; raises MissingPartError when there is none.
+    """Return the device among `seen` that the profile means by `gpu`; raises MissingDependencyError when there is none.
 
     `can_offload`: whether this build can use a GPU at all; asked of llama.cpp unless given.
     """

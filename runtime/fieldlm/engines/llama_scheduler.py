@@ -114,7 +114,7 @@ class LlamaScheduler:
         """Start what can start, then compute one batch."""
         self._step += 1
         if self._cores is not None:
-            self._context.set_threads(self._cores.threads())
+            self._context.limit_threads(self._cores.threads())
         self._end_over()
         if len(self.waiting):
             self.waiting.sweep()

@@ -14,8 +14,9 @@ from fieldlm.core.errors import EngineError
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, F16, Layout
 from fieldlm.engines.prompt_lookup import MOST_ROWS
 from fieldlm.formats.gguf import BLOCKS, Header
-from fieldlm.hardware.detect import memory_available_mb
-from fieldlm.hardware.facts import LIVE, meminfo_mb, read_facts
+from fieldlm.hardware.facts import meminfo_mb, read_facts
+from fieldlm.hardware.limits import LIVE
+from fieldlm.hardware.sensors import memory_available_mb
 
 MB = 1e6
 FLOAT_BYTES = 4
@@ -35,6 +36,20 @@ class NoRoomError(EngineError):
     """A model does not fit into the memory that is free now; `reason` is what an update says then."""
 
     reason = "memory"
+
+
+def servable(header: Header, *, context: int, parallel: int) -> tuple[int, int]:
+    """Return the tokens of an answer, and the answers at a time, with which llama.cpp computes the model of `header`.
+
+    LongRoPE has two rotations, and llama.cpp takes the one for long texts as soon as the whole cache has more cells
+    than the model's original positions, however short a text is (llama-model.cpp, get_rope_factors; issue 24823). So
+    all answers together get no more than those.
+    """
+    original = _number(header, "rope.scaling.original_context_length") // CELL_STEP * CELL_STEP
+    if not original or not any("rope_factors_long" in name for name in header.tensors):
+        return context, parallel
+    context = min(context, original)
+    return context, max(1, min(parallel, original // context))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +80,7 @@ def plan(
     `isa` is what the CPU has; a GPU lays nothing out anew.
     """
     isa = () if layout.gpu else isa
+    context, parallel = servable(header, context=context, parallel=parallel)
     cells = -(-context * parallel // CELL_STEP) * CELL_STEP
     doubled = _doubled(header, isa)
     return MemoryPlan(
@@ -103,6 +119,7 @@ def ensure_fits(
         return None
     isa = read_facts(root).isa
     context = min(context, _number(header, "context_length") or context)
+    context, parallel = servable(header, context=context, parallel=parallel)
 
     def planned(context: int, parallel: int) -> MemoryPlan:
         return plan(header, context=context, parallel=parallel, batch=batch, isa=isa, layout=layout)

@@ -9,6 +9,7 @@ docs/onnx-graph.md.
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import EngineError, InputError, MissingDependencyError
-from fieldlm.engines import DEFAULT_TERMS, Outcome, Sampling, Schedule
+from fieldlm.core.tasks import PROCESS
+from fieldlm.engines import DEFAULT_OPTIONS, DEFAULT_TERMS, EngineOptions, Outcome, Sampling, Schedule
 from fieldlm.engines.answer_stream import RunningAnswer
 from fieldlm.engines.hf_tokenizer import HfTokenizer, first_line
 from fieldlm.engines.memory_plan import ensure_caches_fit
@@ -27,8 +29,9 @@ from fieldlm.engines.request_queue import DeadlineTimer, RequestQueue
 from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
-from fieldlm.hardware.huge_pages import huge_pages
+from fieldlm.hardware.huge_pages import huge_pages, stop_moving
 
+CLOSE_S = 30.0  # what computes is interrupted between two operators
 METADATA = "fieldlm.graph"
 FORMAT = "fieldlm.onnx/1"
 # A long prompt holds up the other answers for one piece at a time; smaller pieces cost more per token.
@@ -130,24 +133,17 @@ class _OnnxRequest(Request):
 class OnnxEngine:
     """An `Engine` over one ONNX graph. `parallel` answers run at a time, the others wait for a place."""
 
-    def __init__(
-        self,
-        model: Path,
-        tokenizer: Path,
-        *,
-        threads: int,
-        context: int | None,
-        parallel: int,
-        providers: Sequence[str] = ON_CPU,
-    ) -> None:
+    def __init__(self, model: Path, tokenizer: Path, options: EngineOptions) -> None:
         self._vocabulary = HfTokenizer(tokenizer)
+        threads = options.threads or options.most_threads or len(os.sched_getaffinity(0))
+        providers = options.profile.onnx.providers if options.profile else ON_CPU
         self._session = session_of(model, threads, providers)
         self._graph = _read_graph(self._session, model)
-        self.context = min(context or self._graph.context, self._graph.context)
+        self.context = min(options.context or self._graph.context, self._graph.context)
         self.stop_tokens = frozenset(self._graph.stop_tokens)
         self._tokens: int = self._session.get_outputs()[0].shape[2]
         self._weights_mb = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*")) / 1e6
-        self._parallel = max(1, parallel)
+        self._parallel = max(1, options.parallel)
         token_bytes = _token_bytes(self._session)
         ensure_caches_fit(model.name, token_bytes=token_bytes, context=self.context, parallel=self._parallel)
         self._changed = threading.Condition()
@@ -156,8 +152,7 @@ class OnnxEngine:
         self._computing: tuple[_OnnxRequest, RunOptions] | None = None
         self._is_closed = False
         self._alarm = DeadlineTimer(self._look)
-        self._worker = threading.Thread(target=self._work, name="onnx-engine", daemon=True)
-        self._worker.start()
+        self._worker = PROCESS.start("onnx", self._work, restarts=True)
 
     @property
     def running(self) -> int:
@@ -171,6 +166,10 @@ class OnnxEngine:
 
     def tokenize(self, text: str) -> list[int]:
         return self._vocabulary.encode(text)
+
+    def least_tokens(self, text: str) -> int:
+        """See `Engine.least_tokens`."""
+        return self._vocabulary.length.least_tokens(text)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._vocabulary.decode(tokens)
@@ -221,8 +220,9 @@ class OnnxEngine:
             self._is_closed = True
             self._changed.notify_all()
         self._look()
-        self._worker.join()
+        self._worker.join(CLOSE_S)
         self._alarm.close()
+        stop_moving()
 
     def _look(self) -> None:
         """End who waits in vain, and interrupt what is computed in vain. From any thread."""
@@ -288,6 +288,7 @@ class OnnxEngine:
         # Whatever goes wrong inside one answer is that answer's end and nobody else's. Interrupted: its fate is next.
         except Exception as error:
             if not options.terminate:
+                PROCESS.crashed("onnx", error)
                 self._end(request, "error", f"the engine failed: {first_line(error)}")
             return
         finally:
@@ -353,7 +354,7 @@ def _read_graph(session: ort.InferenceSession, model: Path) -> Graph:
 
 
 def _check_promise(profile: Profile | None) -> None:
-    """Raise MissingPartError for what `profile` promises and would stand idle: this engine computes on the CPU."""
+    """Raise MissingDependencyError for what `profile` promises and would stand idle: all is computed on the CPU."""
     if profile is None:
         return
     for accelerator in profile.accelerators:
@@ -370,36 +371,15 @@ def _check_promise(profile: Profile | None) -> None:
         )
 
 
-def open_graph(
-    model: Path,
-    tokenizer: Path,
-    *,
-    threads: int | None = None,
-    context: int | None = None,
-    parallel: int = 4,
-    providers: Sequence[str] = ON_CPU,
-) -> OnnxEngine:
+def open_graph(model: Path, tokenizer: Path, options: EngineOptions = DEFAULT_OPTIONS) -> OnnxEngine:
     """Load a graph that is in no bundle yet; raises EngineError when it cannot be loaded."""
-    threads = threads or len(os.sched_getaffinity(0))
-    return OnnxEngine(model, tokenizer, threads=threads, context=context, parallel=parallel, providers=providers)
+    return OnnxEngine(model, tokenizer, options)
 
 
-def open(
-    bundle: Bundle,
-    *,
-    threads: int | None = None,
-    most_threads: int | None = None,
-    context: int | None = None,
-    parallel: int = 4,
-    profile: Profile | None = None,
-) -> OnnxEngine:
+def open(bundle: Bundle, options: EngineOptions) -> OnnxEngine:
     """Load the graph and the tokenizer of `bundle`; see `open_engine`. A session's threads never change."""
-    _check_promise(profile)
-    return open_graph(
-        bundle.need("base"),
-        bundle.need("tokenizer"),
-        threads=threads or most_threads,
-        context=context,
-        parallel=parallel,
-        providers=profile.onnx.providers if profile else ON_CPU,
-    )
+    _check_promise(options.profile)
+    # Past the manifest's context nobody has proved anything, whoever asks for more.
+    proved = bundle.manifest.model.context
+    options = replace(options, context=min(options.context or proved, proved))
+    return OnnxEngine(bundle.need("base"), bundle.need("tokenizer"), options)

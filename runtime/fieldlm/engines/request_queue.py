@@ -4,7 +4,6 @@ Both are needed by every engine and by more than one thread: an engine that comp
 the time of another answer has come.
 """
 
-import contextlib
 import heapq
 import math
 import threading
@@ -13,6 +12,7 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from fieldlm.core.tasks import PROCESS, Task
 from fieldlm.engines import Outcome
 from fieldlm.engines.request import Request
 
@@ -75,7 +75,7 @@ class DeadlineTimer:
         self._times_s: list[float] = []
         self._changed = threading.Condition()
         self._is_closed = False
-        self._thread: threading.Thread | None = None
+        self._task: Task | None = None
 
     def set(self, request: Request) -> None:
         """Ring when `request` would have to begin, and when it would have to end."""
@@ -85,22 +85,23 @@ class DeadlineTimer:
         with self._changed:
             for time_s in times_s:
                 heapq.heappush(self._times_s, time_s)
-            if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
-                self._thread.start()
+            if self._task is None and not self._is_closed:
+                self._task = PROCESS.start("deadlines", self._run, restarts=True)
             self._changed.notify()
 
     def close(self) -> None:
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+        if self._task is not None:
+            self._task.join()
 
     def _run(self) -> None:
         while self._wait():
-            with contextlib.suppress(Exception):
+            try:
                 self._ring()
+            except Exception as error:  # the next deadline is another request's
+                PROCESS.crashed("deadlines", error)
 
     def _wait(self) -> bool:
         """Wait for the next time and forget it; False once closed."""

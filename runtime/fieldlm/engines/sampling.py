@@ -7,8 +7,8 @@ top-p, min-p. Greedy without any of it is one arg-max over logits that nobody co
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,19 @@ from fieldlm.engines import Guide, Sampling, TokenChoice
 # A token this far below the best has less than 1e-13 of its probability; leaving it out spares sorting 49,000 entries.
 NEGLIGIBLE = 30.0
 REPEAT_WINDOW = 64  # tokens of prompt and answer that the repeat penalty looks back on; llama.cpp's default
+RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 2**31 - 1),
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0.0, 1.0),
+    "seed": (-(2**63), 2**64 - 1),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repeat_penalty": (1e-6, 10.0),
+    "logprobs": (0, 2**31 - 1),
+}
+"""The least and the most of each number of `Sampling`; whole numbers have whole bounds. OpenAI's where it has any."""
 # The margin of a token that had no rival: a finite number, so that means and JSON stay in order.
 CERTAIN = 1000.0
 
@@ -84,21 +97,36 @@ class Sampler:
 
 def check_sampling(sampling: Sampling, vocabulary: int) -> None:
     """Raise InputError for what no engine can do; `vocabulary` is the number of the model's tokens."""
-    if sampling.max_tokens < 1:
-        raise InputError(f"max_tokens is {sampling.max_tokens}, want at least 1")
-    for token, bias in sampling.logit_bias:
+    for name, (least, most) in RANGES.items():
+        value: object = getattr(sampling, name)
+        if value is None and name in ("seed", "logprobs"):
+            continue
+        kind = int if isinstance(least, int) else (int, float)
+        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+            what = "a whole number" if kind is int else "a number"
+            raise InputError(f"{name} is {value!r}, want {what}, {least:g}–{most:g}")
+    _check_stops(sampling.stop)
+    for token, bias in _pairs(sampling.logit_bias):
         if not 0 <= token < vocabulary:
             raise InputError(f"logit_bias names token {token}, the model has 0 to {vocabulary - 1}")
         if not math.isfinite(bias):
             raise InputError(f"logit_bias of token {token} is {bias}, want a number")
-    for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repeat_penalty"):
-        value: float = getattr(sampling, name)
-        if not math.isfinite(value):
-            raise InputError(f"{name} is {value}, want a number")
-    if sampling.repeat_penalty <= 0:
-        raise InputError(f"repeat_penalty is {sampling.repeat_penalty}, want more than 0")
-    if sampling.logprobs is not None and sampling.logprobs < 0:
-        raise InputError(f"logprobs is {sampling.logprobs}, want 0 or more")
+
+
+def _check_stops(stop: object) -> None:
+    """A text is a sequence of texts, too: its letters would each end the answer."""
+    if not isinstance(stop, tuple | list) or not all(isinstance(each, str) for each in cast(list[object], stop)):
+        raise InputError(f"stop is {stop!r}, want a tuple of texts, such as ('END',)")
+
+
+def _pairs(biases: object) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = [(token, bias) for token, bias in cast(list[Any], biases)] if not isinstance(biases, Mapping) else None
+    except (TypeError, ValueError):
+        pairs = None
+    if pairs is None or not all(isinstance(token, int) and isinstance(bias, int | float) for token, bias in pairs):
+        raise InputError(f"logit_bias is {biases!r}, want pairs of a token and a number, such as ((7, -1.0),)")
+    return tuple(pairs)
 
 
 def make_rng(sampling: Sampling) -> np.random.Generator:

@@ -62,6 +62,13 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
     count: int
     body: bytes
 
+    def plain(self) -> bytes:
+        """Return the body unpacked, whatever its schema is; raises WireError."""
+        try:
+            return _unzip(self.body)
+        except ValueError as error:
+            raise WireError(f"block {self.first}–{self.last} of {self.device} is damaged: {error}") from error
+
     def records(self) -> tuple[Record, ...]:
         """Unpack the body; raises UnknownSchemaError or WireError, never anything else, and uses bounded memory."""
         if self.schema not in SCHEMAS:

@@ -15,7 +15,7 @@ fetches only the rest. The same inputs and toolchain give the same bytes: times 
 """
 
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,20 +23,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core.errors import BundleError, InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, write_whole
 from fieldlm.core.signing import Signature, check_signature, sign
+from fieldlm.formats.growth import Growing, check_understood, is_readable
 
 FORMAT = "fieldlm.bundle/1"
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 
-Role = Literal["base", "adapter", "tokenizer", "template", "guard", "probe", "report"]
-Engine = Literal["llama", "onnx"]
+Role = Literal["base", "adapter", "tokenizer", "template", "probe", "report"]
+"""What this version writes. A file with another role is kept and passed by."""
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class File(msgspec.Struct, frozen=True, kw_only=True):
     """One file of the bundle: its path inside the folder, what it is for, its size in bytes and its digest."""
 
     path: str
-    role: Role
+    role: str
     size: int
     sha256: str
 
@@ -54,13 +55,24 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
-    """One check the bundle had to pass: the value found, the limit, the verdict."""
+    """One check the bundle had to pass: the value found, the limit, the verdict.
+
+    A share that was counted has its 95 % interval, from `low` to `high`, and how many it was counted over.
+    """
 
     name: str
     value: float
     limit: float
     passed: bool
     unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    count: int | None = None
+
+    @property
+    def doubt(self) -> str:
+        """The interval and the count in words; empty where nothing was counted."""
+        return "" if self.count is None else f"95 %: {self.low:.3g} to {self.high:.3g}, n = {self.count}"
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +81,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     quant: str
     bits_per_weight: float
     merged_adapter_sha256: str | None = None
-    adapter_rank: int | None = None
     options: dict[str, str] = {}
 
 
@@ -80,11 +91,14 @@ class CacheTypes(msgspec.Struct, frozen=True, kw_only=True):
     values: str
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The table of contents of a bundle. Unknown fields of a later minor version are ignored, a later FORMAT is not."""
+class Manifest(Growing, frozen=True, kw_only=True):
+    """The table of contents of a bundle. What a later minor version adds is ignored unless it must be understood.
+
+    `engine` is the name of a module in `fieldlm.engines`, or of one that another package offers.
+    """
 
     format: str
-    engine: Engine
+    engine: str
     model: ModelInfo
     profile: str
     profile_sha256: str
@@ -92,11 +106,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[File, ...]
     cache: CacheTypes | None = None  # what the weights were judged with, where the profile left it open
     gates: tuple[Gate, ...] = ()
-    toolchain: dict[str, str] = {}
+    toolchain: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     system_prompt: str | None = None
     dataset: str | None = None
     parent: str | None = None
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
 
     def file(self, role: Role) -> File | None:
         """Return the first file with `role`, or None."""
@@ -106,6 +120,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
+
+    @property
+    def base(self) -> tuple[str, list[str]]:
+        """What bundles share whose adapters run on one engine: its name, the digests of base and tokenizer."""
+        return self.engine, sorted(file.sha256 for file in self.files if file.role in ("base", "tokenizer"))
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +152,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         return path
 
 
-def describe(folder: Path, path: str, role: Role) -> File:
+def describe(folder: Path, path: str, role: str) -> File:
     """Measure one file for the manifest."""
     return File(path=path, role=role, size=(folder / path).stat().st_size, sha256=sha256_file(folder / path))
 
@@ -144,8 +163,9 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.MsgspecError as error:
         raise BundleError(f"{what} is not a bundle manifest: {error}") from error
-    if manifest.format != FORMAT:
+    if not is_readable(manifest.format, FORMAT):
         raise BundleError(f"{what} has format {manifest.format!r}, this version reads {FORMAT!r}; update fieldlm")
+    check_understood(manifest, what=what, error=BundleError, known=get_args(Role))
     for file in manifest.files:
         pure = PurePosixPath(file.path)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in file.path:
@@ -173,6 +193,8 @@ def open_bundle(folder: Path, *, trusted: frozenset[str] = frozenset(), digests:
     """
     path = folder / MANIFEST
     if not path.is_file():
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file, a bundle is a folder; make one with: fieldlm compile {folder}")
         hint = "it is unfinished or not a bundle" if folder.is_dir() else "there is no such folder"
         raise InputError(f"{folder} has no {MANIFEST}: {hint}; make one with: fieldlm compile MODEL --out {folder}")
     data = path.read_bytes()

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.files import canonical_json
 from fieldlm.core.signing import Signature, check_signature, sign
+from fieldlm.formats.growth import Growing, check_understood
 from fieldlm.formats.record import WireError
 
 Verb = Literal["adopt", "status", "update", "slots", "rollback", "logs"]
@@ -26,13 +27,13 @@ Id = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9]{1,64}$")]
 """What can be a level of a topic."""
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Question(msgspec.Struct, frozen=True, kw_only=True):
     """Asks for a nonce; the answer carries the same `question` as its id."""
 
     question: Id
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class Command(Growing, frozen=True, kw_only=True):
     """What to do. `id` names the answer."""
 
     v: int = 1
@@ -40,10 +41,10 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     nonce: str
     do: Verb
-    args: dict[str, str] = {}
+    args: dict[str, str] = msgspec.field(default_factory=dict[str, str])
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """A command as the bytes that were signed, and the signature."""
 
     command: str
@@ -79,6 +80,7 @@ def parse(message: bytes) -> Question | tuple[Command, Envelope]:
         raise WireError(f"not a command: {error}") from error
     if command.v != 1:
         raise WireError(f"a command of version {command.v}, known: 1")
+    check_understood(command, what="the command", error=WireError)
     return command, envelope
 
 

@@ -3,7 +3,7 @@
     fieldlm/1/{fleet}/policy    {"policy": "<JSON>", "signature": {"keyid", "public", "sig"}}
 
 The signature is over the very bytes of the inner JSON. A policy can only take away: what a device tells at most is
-said by its own settings. Unknown fields of a later version are ignored.
+said by its own settings. What a later version adds is ignored unless it must be understood.
 """
 
 import re
@@ -13,7 +13,9 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.errors import TrustError
+from fieldlm.core.hours import HOURS, parse_hours
 from fieldlm.core.signing import Signature, check_signature, sign
+from fieldlm.formats.growth import Growing, check_understood
 from fieldlm.formats.record import WireError
 
 Mode = Literal["off", "metrics", "redacted", "full"]
@@ -22,11 +24,10 @@ MODES: tuple[Mode, ...] = ("off", "metrics", "redacted", "full")
 MAX_BYTES = 64 << 10
 MAX_PATTERNS, MAX_PATTERN_CHARS = 32, 200
 DAY_S = 86_400
-_HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.S)
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class Policy(Growing, frozen=True, kw_only=True):
     """What a fleet allows; the defaults allow what a device's own settings do.
 
     telemetry: the most that may be told.   sample: share of sessions whose text may travel, chosen by their hash.
@@ -87,8 +88,9 @@ def check_policy(policy: Policy) -> Policy:
     numbers = 1 <= policy.version < 1 << 63 and 0 <= policy.sample <= 1 and 0 <= policy.daily_mb < 1e9
     if policy.v != 1 or not numbers or not 0 <= policy.reconnect_window_s <= DAY_S:
         raise WireError(f"impossible policy: version {policy.version}, a number of it is out of range")
-    if policy.quiet_hours and not _HOURS.fullmatch(policy.quiet_hours):
+    if policy.quiet_hours and not HOURS.fullmatch(policy.quiet_hours):
         raise WireError(f"quiet_hours {policy.quiet_hours[:40]!r} are none; write 22:00-06:00")
+    check_understood(policy, what=f"policy {policy.version}", error=WireError)
     if len(policy.patterns) > MAX_PATTERNS:
         raise WireError(f"a policy with {len(policy.patterns)} patterns; the limit is {MAX_PATTERNS}")
     for pattern in policy.patterns:
@@ -126,8 +128,4 @@ def _repeats_what_varies(pattern: str) -> bool:
 
 def is_quiet(hours: str, minute: int) -> bool:
     """Say whether `minute` of the day lies in `hours`, which may go over midnight."""
-    match = _HOURS.fullmatch(hours)
-    if not match:
-        return False
-    first, last = (int(match[i]) * 60 + int(match[i + 1]) for i in (1, 3))
-    return first <= minute < last if first <= last else minute >= first or minute < last
+    return bool(hours) and parse_hours(hours).holds(minute)

@@ -14,7 +14,7 @@ import msgspec
 from fieldlm.core.errors import BundleError
 
 
-class Probe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """One conversation, and how the greedy answer of a healthy copy begins, in `max_tokens` tokens."""
 
     messages: list[dict[str, Any]]
@@ -22,7 +22,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_tokens: int
 
 
-class Probes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Probes(msgspec.Struct, frozen=True, kw_only=True):
     """The content of probe.json."""
 
     prompts: tuple[Probe, ...]

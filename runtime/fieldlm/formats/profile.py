@@ -24,9 +24,10 @@ import msgspec
 
 from fieldlm.core.errors import ProfileError
 from fieldlm.core.files import canonical_json, sha256_bytes
-from fieldlm.formats.bundle import Engine
+from fieldlm.formats.growth import check_names, is_readable
 
 FORMAT = "fieldlm.profile/1"
+_UNKNOWN = re.compile(r"unknown field `(?P<name>[^`]+)`(?: - at `\$(?P<place>.*)`)?")
 
 Arch = Literal["aarch64", "x86_64"]
 Kind = Literal["theory", "measured", "policy"]
@@ -34,7 +35,10 @@ Isa = Literal[
     "neon", "dotprod", "fp16", "i8mm", "sve", "sve2", "sme",
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8",
 ]  # fmt: skip
-PowerSensor = Literal["none", "rpi_pmic", "ina3221", "rapl", "nvml", "ioreport"]
+# What files of older versions carry and nothing ever read: a setting, or a whole section.
+RETIRED = (
+    "cpu.clock_ghz", "cpu.ggml_variant", "gguf.imatrix", "onnx.bits", "onnx.quantized_head", "power.sensor", "storage",
+)  # fmt: skip
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,17 +65,18 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The processor. Threads are for an otherwise idle device; `big_cores` counts the fast cores of a mixed set."""
+    """The processor. `big_cores` counts the fast cores of a mixed set.
+
+    Threads are for an otherwise idle device; prompts take `prefill_threads`, or `decode_threads` where nobody says.
+    """
 
     arch: Arch
     name: str = ""
     cores: int | None = None
     big_cores: int | None = None
-    clock_ghz: float | None = None
     isa: tuple[Isa, ...] = ()
-    ggml_variant: str = ""
     decode_threads: int
-    prefill_threads: int
+    prefill_threads: int | None = None
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,9 +116,8 @@ class PowerMode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How power can be read, and what the device draws; watts at `domain` (the wall, a rail, the package)."""
+    """What the device draws; watts at `domain` (the wall, a rail, the package)."""
 
-    sensor: PowerSensor = "none"
     domain: str = ""
     idle_w: float | None = None
     load_w: float | None = None
@@ -121,17 +125,10 @@ class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Thermal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where heat shows and at what temperature the clock falls."""
+    """At what temperature the clock falls, and the kernel's zones that show it; without any, the hottest sensor."""
 
     zones: tuple[str, ...] = ()
     throttle_c: float | None = None
-
-
-class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the models are read from."""
-
-    medium: Literal["", "microsd", "emmc", "nvme", "ssd"] = ""
-    read_mb_s: float | None = None
 
 
 class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,16 +144,13 @@ class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     kv_k: str | None = None
     kv_v: str | None = None
     flash_attention: bool | None = None
-    imatrix: Literal["off", "preferred", "required"] = "preferred"
 
 
 class Onnx(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What onnxruntime may be given: int4 MatMulNBits of this shape, on providers that work in the CPU's memory."""
 
-    bits: int
     block_size: int
     accuracy_level: int
-    quantized_head: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
 
@@ -187,19 +181,18 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A kind of device. `id` is its file's name."""
+    """A kind of device. `id` is its file's name; `engines` are those that bundles for it may need."""
 
     format: str
     id: str
     title: str
     generic: bool = False
-    engines: tuple[Engine, ...]
+    engines: tuple[str, ...]
     cpu: Cpu
     memory: Memory
     accelerators: tuple[Accelerator, ...] = ()
     power: Power = Power()
     thermal: Thermal = Thermal()
-    storage: Storage = Storage()
     gguf: Gguf
     onnx: Onnx
     runtime: Runtime
@@ -233,18 +226,48 @@ def load_profile(name_or_path: str) -> Profile:
     the field that is.
     """
     path = _path(name_or_path)
-    table = _read(path, seen=())
+    table = _without_retired(_read(path, seen=()))
     sources: dict[str, Provenance] = {}
     try:
         plain = _take_sources(table, "", sources)
-        profile = msgspec.convert({**plain, "sources": sources}, Profile)
+        profile = _known({**plain, "sources": sources}, what=str(path))
     except msgspec.ValidationError as error:
         raise ProfileError(f"{path}: {error}") from error
-    if profile.format != FORMAT:
+    if not is_readable(profile.format, FORMAT):
         raise ProfileError(f"{path} has format {profile.format!r}, this version reads {FORMAT!r}; update fieldlm")
     if profile.id != path.stem:
         raise ProfileError(f"{path} calls itself {profile.id!r}; id and file name must be the same")
     return profile
+
+
+def _known(plain: dict[str, Any], *, what: str) -> Profile:
+    """Return the profile: a newer minor version without what it adds, the known one only if nothing is misspelt.
+
+    Raises ValidationError, and ProfileError when a newer one must not be read without what it adds.
+    """
+    needed = msgspec.convert(plain.pop("must_understand", []), list[str])
+    passed: set[str] = set()
+    while True:
+        try:
+            profile = msgspec.convert(plain, Profile)
+        except msgspec.ValidationError as error:
+            unknown = _UNKNOWN.search(str(error))
+            if unknown is None or plain.get("format") == FORMAT or not is_readable(str(plain.get("format")), FORMAT):
+                raise
+            passed.add(_without(plain, unknown["place"] or "", unknown["name"]))
+        else:
+            check_names(needed, set(needed) - passed, what=what, error=ProfileError)
+            return profile
+
+
+def _without(plain: dict[str, Any], place: str, name: str) -> str:
+    """Take the field `name` out of the table at `place`, such as `.references[0]`, and return its name in full."""
+    table: Any = plain
+    steps = [key or int(number) for key, number in re.findall(r"\.(\w+)|\[(\d+)\]", place)]
+    for step in steps:
+        table = table[step]
+    del table[name]
+    return ".".join([*(step for step in steps if isinstance(step, str)), name])
 
 
 def profile_sha256(profile: Profile) -> str:
@@ -281,6 +304,14 @@ def _read(path: Path, *, seen: tuple[str, ...]) -> dict[str, Any]:
     inherited = _read(beside if beside.is_file() else _path(str(parent)), seen=(*seen, path.stem))
     own_only = {"match", "references", "id", "title", "generic"}
     return _merge({key: value for key, value in inherited.items() if key not in own_only}, table)
+
+
+def _without_retired(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        key: _without_retired(value, f"{prefix}{key}.") if _is_section(value) else value
+        for key, value in table.items()
+        if f"{prefix}{key}" not in RETIRED
+    }
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

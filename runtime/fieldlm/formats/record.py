@@ -27,13 +27,14 @@ class WireError(FieldlmError):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is told about one exchange or event. Fields are only ever appended, and `SCHEMAS` with them."""
+    """What is told about one exchange or event. A new field takes a new schema (`SCHEMAS`)."""
 
     device: str
     epoch: int = 0
     stream: Stream
     seq: int = 0
-    kind: Kind
+    kind: str
+    """One of `Kind`, or a word of a newer device: who reads takes any."""
     wall_ms: int = 0
     mono_ms: int = 0
     boot: str = ""
@@ -63,12 +64,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: dict[str, str] = {}
 
 
-_KEY = ("device", "epoch", "stream", "seq")
-FIELDS: tuple[str, ...] = tuple(name for name in Record.__struct_fields__ if name not in _KEY)
+_FIRST = (
+    "kind", "wall_ms", "mono_ms", "boot", "clock_ok", "generation", "model", "response", "session", "consent",
+    "route", "outcome", "prompt_tokens", "completion_tokens", "cached_tokens", "queue_ms", "ttft_ms", "duration_ms",
+    "margin", "prompt", "answer", "rating", "correction", "detail",
+)  # fmt: skip
+FIELDS = _FIRST
 """What a row holds beside its key, in the order of the newest schema."""
 SCHEMA = 1
 """How rows are written, on the disk and in blocks; a block that is written more tightly says 2 (`block`)."""
-SCHEMAS: dict[int, tuple[str, ...]] = {1: FIELDS[:24], 2: FIELDS[:24]}
+SCHEMAS: dict[int, tuple[str, ...]] = {1: _FIRST, 2: _FIRST}
 """Field names by schema id. An id's names never change; a new field makes a new id with one more name at the end."""
 
 
@@ -78,9 +83,15 @@ def pack(record: Record) -> bytes:
 
 
 def unpack(row: bytes, *, device: str, epoch: int, stream: str, seq: int) -> Record:
-    """Return the record that `pack` wrote, with its key; raises WireError when the row is damaged."""
+    """Return the record that `pack` wrote, with its key; raises WireError when the row is damaged.
+
+    A newer version's row is read as far as its fields are known: after an update that was taken back they stay.
+    """
     try:
         schema, *values = msgspec.msgpack.decode(row, type=list[Any])
+        newest = max(SCHEMAS)
+        if isinstance(schema, int) and schema > newest:
+            schema, values = newest, values[: len(SCHEMAS[newest])]
         fields = dict(zip(SCHEMAS[schema], values, strict=True))
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
         raise WireError(f"a stored record cannot be read: {error}") from error

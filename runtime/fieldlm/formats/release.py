@@ -16,13 +16,14 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 
 from fieldlm.core.errors import BundleError
 from fieldlm.core.files import CHUNK_BYTES, sha256_bytes
 from fieldlm.formats.bundle import Role
+from fieldlm.formats.growth import Growing, check_understood, is_readable
 
 FORMAT = "fieldlm.release/1"
 MAX_SEQ = 2**63 - 1  # what SQLite holds
@@ -60,11 +61,11 @@ class ReleaseFile(Blob, frozen=True, kw_only=True):
     """One file of the bundle: where it lies in the bundle's folder and what it is for."""
 
     path: str
-    role: Role
+    role: str
 
 
-class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """One bundle, offered to one profile. Unknown fields of a later minor version are ignored, a later FORMAT is not.
+class Release(Growing, frozen=True, kw_only=True):
+    """One bundle, offered to one profile. What a later minor version adds is ignored unless it must be understood.
 
     `bundle` is the bundle's id and the digest of its manifest; `signer` is the key id that the manifest is signed with.
     """
@@ -205,8 +206,9 @@ def parse_release(data: bytes, *, what: str) -> Release:
         release = msgspec.json.decode(data, type=Release)
     except msgspec.MsgspecError as error:
         raise BundleError(f"{what} is not a release: {error}") from error
-    if release.format != FORMAT:
+    if not is_readable(release.format, FORMAT):
         raise BundleError(f"{what} has format {release.format!r}, this version reads {FORMAT!r}; update fieldlm")
+    check_understood(release, what=what, error=BundleError, known=get_args(Role))
     check_profile_id(release.profile, what=what)
     if not 1 <= release.seq <= MAX_SEQ or not 0 <= release.min_seq <= release.seq:
         raise BundleError(f"{what} has seq {release.seq} and min_seq {release.min_seq}; want 0 ≤ min_seq ≤ seq ≥ 1")

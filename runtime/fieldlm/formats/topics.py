@@ -21,12 +21,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.core.errors import InputError
-from fieldlm.formats.record import WireError
+from fieldlm.formats.growth import Growing, check_understood
+from fieldlm.formats.record import STREAMS, WireError
 
 ROOT = "fieldlm/1"
 SHARDS = 256
 CONTENT_TYPE = "application/vnd.fieldlm.block+zstd"
 MAX_MESSAGE_BYTES = 16 << 10
+MAX_STATE_BYTES = 4 << 10
+MAX_SEQ = 1 << 48
+"""A thousand records a second take nine thousand years to get there: what claims more is made up."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -43,7 +47,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.host}:{self.port}"
 
 
-class Hello(msgspec.Struct, frozen=True, kw_only=True):
+class Hello(Growing, frozen=True, kw_only=True):
     """A device says, per stream, the first seq it still holds and the last it has given out.
 
     It has nothing before `first` and never will; `nonce` comes back in the Ack.
@@ -57,7 +61,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str = ""
 
 
-class Ack(msgspec.Struct, frozen=True, kw_only=True):
+class Ack(Growing, frozen=True, kw_only=True):
     """The collector has committed every seq up to `upto[stream]`: the device may delete them."""
 
     v: int = 1
@@ -164,11 +168,24 @@ def parse_up(topic: str) -> TopicSource:
 
 
 def parse_hello(message: bytes) -> Hello:
-    """Read a Hello; raises WireError."""
+    """Read a Hello, without the streams that this version does not know; raises WireError."""
     hello = _parse(message, Hello)
-    if not 0 <= hello.epoch < 1 << 63 or any(not 1 <= seq < 1 << 63 for seq in hello.first.values()):
+    first, last = ({s: seq for s, seq in part.items() if s in STREAMS} for part in (hello.first, hello.last))
+    spans = ((seq, last.get(stream, seq - 1)) for stream, seq in first.items())
+    if not 0 <= hello.epoch < 1 << 63 or not all(1 <= a <= b + 1 <= MAX_SEQ for a, b in spans):
         raise WireError(f"impossible hello of {hello.device[:80]!r}")
-    return hello
+    return msgspec.structs.replace(hello, first=first, last=last)
+
+
+def parse_state(message: bytes) -> str:
+    """Return a presence as JSON text; raises WireError for what is no object, or a long one."""
+    if len(message) > MAX_STATE_BYTES:
+        raise WireError(f"a presence of {len(message)} bytes; the limit is {MAX_STATE_BYTES}")
+    try:
+        made = msgspec.json.decode(message, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a presence: {error}") from error
+    return msgspec.json.encode(made).decode()
 
 
 def parse_ack(message: bytes) -> Ack:
@@ -188,4 +205,5 @@ def _parse(message: bytes, kind: type[Message]) -> Message:
         raise WireError(f"not a {kind.__name__}: {error}") from error
     if made.v != 1:
         raise WireError(f"{kind.__name__} of version {made.v}, known: 1")
+    check_understood(made, what=f"the {kind.__name__}", error=WireError)
     return made

@@ -9,13 +9,14 @@ VM). It reads only, so it is a variant of STREAM and not STREAM.
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from fieldlm.hardware.detect import memory_available_mb
-from fieldlm.hardware.facts import LIVE, read_text
+from fieldlm.hardware.limits import LIVE, read_text
+from fieldlm.hardware.sensors import memory_available_mb
 
 LEAST_MB = 64
 SUFFIX_BYTES = {"K": 1024, "M": 1 << 20, "G": 1 << 30}
@@ -61,18 +62,14 @@ def last_cache_mb(root: Path = LIVE) -> float:
 def _round(stretches: list[np.typing.NDArray[np.int32]]) -> float:
     """Return the seconds from the common start to the last thread's end."""
     gate = threading.Barrier(len(stretches) + 1)
-    ended_s = [0.0] * len(stretches)
 
-    def read(index: int) -> None:
+    def read(stretch: np.typing.NDArray[np.int32]) -> float:
         gate.wait()
-        np.max(stretches[index])
-        ended_s[index] = time.perf_counter()
+        np.max(stretch)
+        return time.perf_counter()
 
-    threads = [threading.Thread(target=read, args=(index,)) for index in range(len(stretches))]
-    for thread in threads:
-        thread.start()
-    started_s = time.perf_counter()
-    gate.wait()
-    for thread in threads:
-        thread.join()
-    return max(ended_s) - started_s
+    with ThreadPoolExecutor(len(stretches)) as pool:
+        ended_s = [pool.submit(read, stretch) for stretch in stretches]
+        started_s = time.perf_counter()
+        gate.wait()
+        return max(each.result() for each in ended_s) - started_s

@@ -12,6 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from fieldlm.hardware.facts import ONE_KIND, core_clocks
+from fieldlm.hardware.limits import cpu_limit
+
 LOOK_EVERY_S = 0.25
 # A core counts as taken when others use it for more than 45 % of the time: there, two threads on two cores fall to the
 # speed of one. It counts as free again under 30 %; between the two, things stay as they are.
@@ -25,10 +28,11 @@ def physical_cores(root: Path = Path("/"), visible: Collection[int] | None = Non
 
     Visible are those this process may run on, unless given.
 
-    Two hyperthreads of one core share the units that multiply, so the second one only makes both wait.
+    Two hyperthreads of one core share the units that multiply, so the second one only makes both wait. Of a quota of
+    processor time, whole cores count: a thread above them is stopped for most of each period.
     """
     cores = {_siblings(root, cpu) for cpu in visible or os.sched_getaffinity(0)}
-    return max(1, min(len(cores), _quota(root) or len(cores)))
+    return max(1, min(len(cores), int(cpu_limit(root) or len(cores))))
 
 
 def home(threads: int, root: Path = Path("/"), visible: Collection[int] | None = None) -> frozenset[int]:
@@ -38,9 +42,9 @@ def home(threads: int, root: Path = Path("/"), visible: Collection[int] | None =
     core makes all of them as slow (llama.cpp issue 21763).
     """
     visible = visible or os.sched_getaffinity(0)
-    clocks = {cpu: _clock(root, cpu) for cpu in visible}
-    # Cores of one kind can differ by a few per cent: those the maker found to clock higher than their neighbours.
-    fast = frozenset(cpu for cpu, clock in clocks.items() if clock >= 0.9 * max(clocks.values()))
+    known = core_clocks(root)
+    clocks = {cpu: known.get(cpu, (str(cpu), 0))[1] for cpu in visible}
+    fast = frozenset(cpu for cpu, clock in clocks.items() if clock >= ONE_KIND * max(clocks.values()))
     has_room = threads <= len({_siblings(root, cpu) for cpu in fast})
     return fast if has_room and len(fast) < len(visible) else frozenset()
 
@@ -52,29 +56,11 @@ def stay(processors: Collection[int]) -> None:
             os.sched_setaffinity(0, processors)
 
 
-def _clock(root: Path, cpu: int) -> int:
-    """Return the highest clock of one processor, or its capacity, in whatever unit: only comparable on one machine."""
-    folder = root / f"sys/devices/system/cpu/cpu{cpu}"
-    for name in ("cpufreq/cpuinfo_max_freq", "cpu_capacity"):
-        with contextlib.suppress(OSError, ValueError):
-            return int((folder / name).read_text())
-    return 0
-
-
 def _siblings(root: Path, cpu: int) -> str:
     try:
         return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
     except OSError:
         return str(cpu)
-
-
-def _quota(root: Path) -> int | None:
-    """Whole cores the cgroup (version 2) grants; a thread above them is stopped for most of each period."""
-    try:
-        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return None
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,25 @@
-"""Device detection: which profile fits? And small probes of memory, heat and the own process.
+"""Device detection: which profile fits this machine.
 
 `detect` compares `facts` with the matching rules of every shipped profile. A profile is ruled out by the wrong
 architecture, a missing instruction set, memory outside its range or a missing GPU; what is left is scored, and every
 point has a line of evidence. Nothing that names the board: then a generic profile, whose budget is small.
 """
 
-import contextlib
-import os
-import resource
-import sys
-from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import ProfileError
 from fieldlm.formats.profile import Match as Rules
 from fieldlm.formats.profile import Profile, load_profile, profile_names
-from fieldlm.hardware.cores import physical_cores
-from fieldlm.hardware.facts import LIVE, Facts, cgroup_folders, cpu_limit, meminfo_mb, read_facts, read_text
+from fieldlm.hardware.facts import Facts, read_facts
+from fieldlm.hardware.limits import LIVE
 
 Confidence = Literal["high", "medium", "low"]
+MOST_THREADS = 8  # as the engine; beyond, memory is the limit
+SPARE = 0.8  # of the memory beside the reserve
 COMPATIBLE, MODEL, SOC, GPU, CHASSIS, ISA, MEMORY = 8, 6, 3, 3, 2, 1, 1
 
 
@@ -38,7 +34,10 @@ class ProfileMatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Detection(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer: the best profile, all that fit (best first), boards ruled out in spite of their name, the facts."""
+    """The answer: the best profile, all that fit (best first), boards ruled out in spite of their name, the facts.
+
+    A generic profile has been made `as_large_as` the machine.
+    """
 
     best: Profile
     confidence: Confidence
@@ -62,12 +61,35 @@ def detect(root: Path = LIVE) -> Detection:
             f"no profile fits this machine ({what}); name one with --profile, all of them: fieldlm profiles"
         )
     return Detection(
-        best=profiles[matches[0].profile],
+        best=as_large_as(profiles[matches[0].profile], facts),
         confidence=matches[0].confidence,
         matches=tuple(matches),
-        ruled_out=tuple(match for match in tried if match.ruled_out and match.score >= MODEL),
+        ruled_out=tuple(
+            match for match in tried if match.ruled_out and _is_named(facts, profiles[match.profile].match)
+        ),
         facts={**msgspec.to_builtins(facts), "memory_mb": facts.memory_mb},
     )
+
+
+def as_large_as(profile: Profile, facts: Facts) -> Profile:
+    """Return a generic profile with the threads of this machine, and no more of its memory than it can spare.
+
+    Whoever decodes gives way to neighbours, so all fast cores may be used; a profile that names its board knows better.
+    """
+    if not profile.generic or not facts.cores:
+        return profile
+    threads = max(1, min(MOST_THREADS, facts.big_cores, int(facts.cpu_limit or facts.cores)))
+    spare_mb = int(SPARE * max(0, facts.memory_mb - profile.memory.reserve_mb)) or profile.memory.model_budget_mb
+    return msgspec.structs.replace(
+        profile,
+        cpu=msgspec.structs.replace(profile.cpu, decode_threads=threads, prefill_threads=threads),
+        memory=msgspec.structs.replace(profile.memory, model_budget_mb=min(profile.memory.model_budget_mb, spare_mb)),
+    )
+
+
+def _is_named(facts: Facts, rules: Rules) -> bool:
+    """Whether something of this machine bears the profile's name: its board, its chip or its GPU."""
+    return bool(_board_points(facts, rules)) or any(gpu in facts.gpus for gpu in rules.gpu)
 
 
 def score(facts: Facts, profile: Profile) -> ProfileMatch:
@@ -90,7 +112,8 @@ def _board_points(facts: Facts, rules: Rules) -> list[tuple[int, str]]:
     if board:
         points.append((COMPATIBLE, f"/proc/device-tree/compatible has {board}"))
     if facts.model and any(fnmatch(facts.model, rule) for rule in rules.model):
-        points.append((MODEL, f"/proc/device-tree/model is {facts.model!r}"))
+        where = "/proc/device-tree/model" if facts.compatible else "Model in /proc/cpuinfo"
+        points.append((MODEL, f"{where} is {facts.model!r}"))
     chip = next((name for name in facts.compatible if name in rules.soc), None)
     if chip:
         points.append((SOC, f"/proc/device-tree/compatible has the chip {chip}"))
@@ -149,97 +172,3 @@ def _confidence(profile: Profile, named: set[int]) -> Confidence:
     if {COMPATIBLE, MODEL} & named or (not names_board and SOC in named):
         return "high"
     return "medium"
-
-
-def usable_cores() -> int:
-    """Return how many physical cores this process may keep busy, all control groups around it counted."""
-    allowed = physical_cores() if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(allowed, int(cpu_limit() or allowed)))
-
-
-def memory_available_mb(root: Path = LIVE) -> int:
-    """Return what a new allocation may take: MemAvailable, or what the control group has left where that is less."""
-    left = [meminfo_mb(root, "MemAvailable")]
-    for folder in cgroup_folders(root):
-        limit, used = read_text(folder, "memory.max"), read_text(folder, "memory.current")
-        if limit.isdigit() and used.isdigit():
-            left.append((int(limit) - int(used) + _reclaimable(folder)) // 1_000_000)
-    return max(0, min(left))
-
-
-def _reclaimable(folder: Path) -> int:
-    """Bytes of file cache that the kernel gives back before it refuses memory."""
-    for line in read_text(folder, "memory.stat").splitlines():
-        name, _, count = line.partition(" ")
-        if name == "inactive_file" and count.isdigit():
-            return int(count)
-    return 0
-
-
-def temperature_c(root: Path = LIVE) -> float | None:
-    """Return the hottest sensor's temperature, None when there is no sensor (virtual machines)."""
-    paths = [
-        *(root / "sys/class/thermal").glob("thermal_zone*/temp"),
-        *(root / "sys/class/hwmon").glob("hwmon*/temp*_input"),
-    ]
-    heat: list[float] = []
-    for path in paths:
-        with contextlib.suppress(ValueError):
-            heat.append(int(read_text(path.parent, path.name)) / 1000)
-    # Unused zones report 0 or absurd values.
-    return max((degrees for degrees in heat if 0 < degrees < 150), default=None)
-
-
-def rss_mb() -> float:
-    """Return the memory this process holds now, in megabytes."""
-    return _status_mb("VmRSS")
-
-
-def peak_rss_mb() -> float:
-    """Return the most memory this process ever held, in megabytes."""
-    return _status_mb("VmHWM")
-
-
-def _status_mb(key: str) -> float:
-    for line in read_text(LIVE, "proc/self/status").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    # Elsewhere only the peak is to be had: bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def detect_main(argv: Sequence[str]) -> int:
-    """Say which profile fits this machine and why."""
-    parser = terminal.parser("detect", "Name the device profile that fits this machine, with the evidence.")
-    parser.add_argument(
-        "--sysroot", type=Path, default=LIVE, metavar="DIR", help="read another machine's /proc and /sys here"
-    )
-    args = parser.parse_args(argv)
-    found = detect(args.sysroot)
-    terminal.show(
-        {
-            "profile": found.best.id,
-            "confidence": found.confidence,
-            "matches": found.matches,
-            "ruled_out": found.ruled_out,
-            "facts": found.facts,
-        },
-        _describe(found),
-        as_json=args.json,
-    )
-    return 0
-
-
-def _describe(found: Detection) -> str:
-    best, facts = found.matches[0], found.facts
-    lines = [f"{found.best.id}  {found.best.title}  (confidence {found.confidence}, score {best.score})"]
-    lines += [f"  {line}" for line in best.evidence]
-    if others := [f"{match.profile} ({match.score})" for match in found.matches[1:4]]:
-        lines.append(f"also fit: {', '.join(others)}")
-    lines += [f"ruled out: {match.profile}: {match.ruled_out}" for match in found.ruled_out]
-    lines.append(
-        f"machine: {facts['cpu_name'] or facts['arch']}, {facts['cores']} cores, {facts['memory_mb']} MB"
-        + "".join(f", {word}" for word in ("virtual", "container") if facts[word])
-    )
-    lines.append(f"next: fieldlm profiles {found.best.id}")
-    return "\n".join(lines)

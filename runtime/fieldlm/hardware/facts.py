@@ -4,23 +4,41 @@ Nothing is run, nothing needs root rights, and a folder with the same files is a
 read is empty or None.
 """
 
-import contextlib
 import platform
 import re
+import struct
 from pathlib import Path
 
 import msgspec
 
-LIVE = Path("/")
+from fieldlm.hardware.limits import LIVE, cpu_limit, memory_limit_mb, read_text
+
 ARM_ISA = {
     "asimd": "neon", "asimddp": "dotprod", "asimdhp": "fp16",
     "i8mm": "i8mm", "sve": "sve", "sve2": "sve2", "sme": "sme",
 }  # fmt: skip
+POINTER_64 = 8
 X86_ISA = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+# Implementer and part, as in the registers' manuals and util-linux's lscpu.
 ARM_PARTS = {
-    "0xd03": "Cortex-A53", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72", "0xd0b": "Cortex-A76",
-    "0xd0c": "Neoverse-N1", "0xd40": "Neoverse-V1", "0xd42": "Cortex-A78AE", "0xd49": "Neoverse-N2",
+    "0x41": {
+        "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57",
+        "0xd08": "Cortex-A72", "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76",
+        "0xd0c": "Neoverse-N1", "0xd0d": "Cortex-A77", "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78",
+        "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710",
+        "0xd48": "Cortex-X2", "0xd49": "Neoverse-N2", "0xd4b": "Cortex-A78C", "0xd4d": "Cortex-A715",
+        "0xd4e": "Cortex-X3", "0xd4f": "Neoverse-V2", "0xd80": "Cortex-A520", "0xd81": "Cortex-A720",
+        "0xd82": "Cortex-X4", "0xd83": "Neoverse-V3AE", "0xd84": "Neoverse-V3", "0xd85": "Cortex-X925",
+        "0xd87": "Cortex-A725",
+    },
+    "0x4e": {"0x003": "Denver 2", "0x004": "Carmel"},
+    "0x51": {"0x001": "Oryon"},
+    "0x61": {"0x022": "Apple M1 Icestorm", "0x023": "Apple M1 Firestorm"},
+    "0xc0": {"0xac3": "Ampere-1", "0xac4": "Ampere-1a"},
 }  # fmt: skip
+# Cores of one kind differ by this much: AMD's driver gives equal cores clocks of 5.14 to 6.08 GHz, and the slow ones of
+# a mixed set have three quarters of the fast ones' clock at most.
+ONE_KIND = 0.8
 GPU_VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
 LAPTOP_CHASSIS = {
     "8",
@@ -40,13 +58,17 @@ VIRTUAL_WORDS = (
     "firecracker",
     "xen",
     "microsoft corporation virtual",
+    "apple virtualization",
+    "google compute engine",
+    "openstack",
 )
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known; memory in megabytes (1e6 bytes).
 
-    `isa` has our names (dotprod, not asimddp). `big_cores` are the physical cores within a tenth of the highest clock.
+    `isa` has our names (dotprod, not asimddp). `cores` are the physical ones that are switched on, `big_cores` those of
+    them that are of the fastest kind.
     `memory_mb` is the machine's memory, or the control group's limit where that is lower.
     """
 
@@ -76,28 +98,25 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.memory_total_mb, self.memory_limit_mb or self.memory_total_mb)
 
 
-def read_text(root: Path, path: str) -> str:
-    """Return the text of a file under `root`, less NULs and white space at its ends; empty when it cannot be read."""
-    with contextlib.suppress(OSError):
-        return (root / path).read_text(encoding="utf-8", errors="replace").strip("\0 \n")
-    return ""
-
-
 def read_facts(root: Path = LIVE) -> Facts:
     """Return everything we look at."""
     cpuinfo = read_text(root, "proc/cpuinfo")
-    name, isa = _cpu_name(cpuinfo), _isa(cpuinfo)
+    arch, is_linux = _arch(root, cpuinfo), _os(root) == "linux"
+    name, isa = _cpu_name(cpuinfo, arch), _isa(cpuinfo, arch)
+    model = read_text(root, "proc/device-tree/model")
+    if not model and (told := re.search(r"^Model\s*:\s*(.+)$", cpuinfo, re.MULTILINE)):
+        model = told[1].strip()  # Docker hides the device tree of a Raspberry Pi, and not this
     cores, big_cores = _cores(root, cpuinfo)
     vendor, product = (read_text(root, f"sys/class/dmi/id/{key}") for key in ("sys_vendor", "product_name"))
     return Facts(
         os=_os(root),
-        arch=_arch(root, cpuinfo),
-        model=read_text(root, "proc/device-tree/model"),
+        arch=arch,
+        model=model,
         compatible=tuple(filter(None, read_text(root, "proc/device-tree/compatible").split("\0"))),
         cpu_name=name,
         cores=cores,
         big_cores=big_cores,
-        isa=isa if _os(root) == "linux" else ("neon", "dotprod", "fp16"),
+        isa=isa if is_linux else ("neon", "dotprod", "fp16"),
         memory_total_mb=meminfo_mb(root, "MemTotal"),
         memory_limit_mb=memory_limit_mb(root),
         cpu_limit=cpu_limit(root),
@@ -106,7 +125,7 @@ def read_facts(root: Path = LIVE) -> Facts:
         chassis="laptop" if read_text(root, "sys/class/dmi/id/chassis_type") in LAPTOP_CHASSIS else "",
         gpus=_gpus(root),
         l4t=_l4t(root),
-        virtual=_is_virtual(cpuinfo, f"{vendor} {product}"),
+        virtual=_is_virtual(root, cpuinfo, f"{vendor} {product}"),
         container=_is_container(root),
         kernel=read_text(root, "proc/sys/kernel/osrelease"),
         governor=read_text(root, "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -119,50 +138,32 @@ def meminfo_mb(root: Path, key: str) -> int:
     return int(found[1]) * 1024 // 1_000_000 if found else 0
 
 
-def cgroup_folders(root: Path) -> list[Path]:
-    """Return the folders whose limits hold for this process, the nearest first (control groups version 2)."""
-    base = root / "sys/fs/cgroup"
-    found = re.search(r"^0::/(.*)$", read_text(root, "proc/self/cgroup"), re.MULTILINE)
-    inner = base / (found[1] if found else "")
-    folders = [folder for folder in (inner, *inner.parents) if folder.is_relative_to(base)]
-    return [folder for folder in folders if folder.is_dir()]
-
-
-def memory_limit_mb(root: Path = LIVE) -> int | None:
-    """Return the lowest memory limit of the control groups around this process, None when there is none."""
-    texts = [read_text(folder, "memory.max") for folder in cgroup_folders(root)]
-    texts.append(read_text(root, "sys/fs/cgroup/memory/memory.limit_in_bytes"))
-    # Version 1 says "none" as a number near 2^63.
-    limits = [int(text) for text in texts if text.isdigit() and int(text) < 1 << 60]
-    return min(limits) // 1_000_000 if limits else None
-
-
-def cpu_limit(root: Path = LIVE) -> float | None:
-    """Return how many cores' worth of time the control groups allow, None when they set no limit."""
-    limits: list[float] = []
-    for folder in cgroup_folders(root):
-        quota, _, period = read_text(folder, "cpu.max").partition(" ")
-        if quota.isdigit() and period.isdigit():
-            limits.append(int(quota) / int(period))
-    return min(limits, default=None)
-
-
 def _os(root: Path) -> str:
     return "macos" if (root / "System/Library/CoreServices/SystemVersion.plist").exists() else "linux"
 
 
 def _arch(root: Path, cpuinfo: str) -> str:
+    """Return aarch64 or x86_64, what it is when it is neither, or "" when nothing says.
+
+    The running kernel comes first: under an emulator (docker build for another processor) /proc/cpuinfo is the host's.
+    """
+    if root == LIVE and struct.calcsize("P") == POINTER_64:
+        machine = platform.machine()
+        return {"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine)
     if re.search(r"^flags\s*:.*\blm\b", cpuinfo, re.MULTILINE):
         return "x86_64"
     if re.search(r"^Features\s*:.*\basimd\b", cpuinfo, re.MULTILINE):
         return "aarch64"
+    if re.search(r"^(Features\s*:.*\b(neon|vfp\w*)|flags\s*:.*\bfpu)\b", cpuinfo, re.MULTILINE):
+        return "a 32-bit system, where 64 bits are needed"
     if any((root / "System/Library/Kernels").glob("kernel.release.t*")):
         return "aarch64"
-    machine = platform.machine() if root == LIVE else ""
-    return {"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine)
+    return "a 32-bit system, where 64 bits are needed" if root == LIVE else ""
 
 
-def _isa(cpuinfo: str) -> tuple[str, ...]:
+def _isa(cpuinfo: str, arch: str) -> tuple[str, ...]:
+    if arch == "aarch64" and "Features" not in cpuinfo:
+        return ("neon",) if cpuinfo else ()  # cpuinfo is another processor's, and all of these have that
     x86 = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
     if x86:
         flags = set(x86[1].split())
@@ -173,27 +174,43 @@ def _isa(cpuinfo: str) -> tuple[str, ...]:
     return tuple(name for flag, name in ARM_ISA.items() if flag in common)
 
 
-def _cpu_name(cpuinfo: str) -> str:
+def _cpu_name(cpuinfo: str, arch: str) -> str:
+    if arch == "aarch64" and "vendor_id" in cpuinfo:
+        return ""
     named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     if named and "Processor rev" not in named[1]:
         return named[1].strip()
-    parts = dict.fromkeys(re.findall(r"^CPU part\s*:\s*(\S+)$", cpuinfo, re.MULTILINE))
-    return ", ".join(ARM_PARTS.get(part, f"part {part}") for part in parts)
+    lines = r"^CPU implementer\s*:\s*(\S+)$(?:\n(?!\n).*)*?\nCPU part\s*:\s*(\S+)$"
+    cores = dict.fromkeys(re.findall(lines, cpuinfo, re.MULTILINE))
+    return ", ".join(ARM_PARTS.get(who, {}).get(part, f"implementer {who} part {part}") for who, part in cores)
 
 
 def _cores(root: Path, cpuinfo: str) -> tuple[int, int]:
-    """Return the physical cores, and those of them within a tenth of the highest clock."""
-    folder = root / "sys/devices/system/cpu"
-    clocks: dict[str, int] = {}
-    for cpu in sorted(folder.glob("cpu[0-9]*")):
-        siblings = read_text(cpu, "topology/thread_siblings_list") or cpu.name
-        clock = read_text(cpu, "cpufreq/cpuinfo_max_freq") or read_text(cpu, "cpu_capacity")
-        clocks[siblings] = int(clock) if clock.isdigit() else 0
+    """Return the physical cores that are switched on, and those of them that are of the fastest kind."""
+    clocks = dict(core_clocks(root).values())
     if not clocks:
         threads = len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE))
         return threads, threads
-    fast = [clock for clock in clocks.values() if clock >= 0.9 * max(clocks.values())]
+    fast = [clock for clock in clocks.values() if clock >= ONE_KIND * max(clocks.values())]
     return len(clocks), len(fast)
+
+
+def core_clocks(root: Path) -> dict[int, tuple[str, int]]:
+    """Return of each processor that is switched on which ones share its core, and how fast it is, in whatever unit.
+
+    The kernel's own measure of a core (cpu_capacity, ARM) comes before its clock: of two kinds one may do more at less.
+    One that is switched off (a Jetson's power mode, hyperthreading) says nothing of its core.
+    """
+    found: dict[int, tuple[str, int]] = {}
+    folders = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*"))
+    knows_siblings = any((folder / "topology/thread_siblings_list").is_file() for folder in folders)
+    for folder in folders:
+        siblings = read_text(folder, "topology/thread_siblings_list")
+        if read_text(folder, "online") == "0" or (knows_siblings and not siblings):
+            continue
+        clock = read_text(folder, "cpu_capacity") or read_text(folder, "cpufreq/cpuinfo_max_freq")
+        found[int(folder.name[3:])] = siblings or folder.name, int(clock) if clock.isdigit() else 0
+    return found
 
 
 def _gpus(root: Path) -> tuple[str, ...]:
@@ -213,9 +230,14 @@ def _l4t(root: Path) -> str:
     return f"{found[1]}.{found[2]}" if found else ""
 
 
-def _is_virtual(cpuinfo: str, dmi: str) -> bool:
-    return bool(re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE)) or any(
-        word in dmi.lower() for word in VIRTUAL_WORDS
+def _is_virtual(root: Path, cpuinfo: str, dmi: str) -> bool:
+    return (
+        bool(re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE))
+        or any(word in dmi.lower() for word in VIRTUAL_WORDS)
+        or ("Amazon EC2" in dmi and not dmi.endswith(".metal"))
+        # Virtual machines without DMI: those of QEMU for ARM, and Docker's on a Mac.
+        or "linux,dummy-virt" in read_text(root, "proc/device-tree/compatible")
+        or "linuxkit" in read_text(root, "proc/sys/kernel/osrelease")
     )
 
 

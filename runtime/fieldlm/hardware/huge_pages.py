@@ -7,14 +7,16 @@ Linux 6.1 and later move memory on request, whatever the system's setting for hu
 """
 
 import ctypes
-import threading
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fieldlm.core.tasks import PROCESS, Tasks
+
 MADV_COLLAPSE = 25
 LARGE = 16 << 20  # bytes; what is smaller is not weights
 
+_moves = Tasks(PROCESS)
 Mapping = tuple[int, int]
 """First byte and the one behind the last."""
 
@@ -25,7 +27,12 @@ def huge_pages() -> Generator[None]:
     before = mappings()
     yield
     if new := added(before, mappings()):
-        threading.Thread(target=move, args=(new,), name="huge-pages", daemon=True).start()
+        _moves.start("huge-pages", lambda: move(new))
+
+
+def stop_moving() -> None:
+    """Wait until nothing is being moved: for the end of who loaded it."""
+    _moves.close()
 
 
 def mappings() -> list[Mapping]:

@@ -89,7 +89,7 @@ class Shelf:
 
 def _load(name: str, bundle: Bundle, serving: Serving) -> Chosen:
     path = bundle.path("adapter")
-    if path is None or _base(bundle) != _base(serving.bundle):
+    if path is None or bundle.manifest.base != serving.bundle.manifest.base:
         raise InputError(f"{name!r} is no adapter for {serving.bundle.manifest.model.name} as it runs here")
     key = f"{name}@{bundle.generation}"
     try:
@@ -103,11 +103,6 @@ def _load(name: str, bundle: Bundle, serving: Serving) -> Chosen:
 def name_of(serving: Serving) -> str:
     """Return the model's name as a request spells it."""
     return serving.name if isinstance(serving, Chosen) else serving.bundle.manifest.model.name
-
-
-def _base(bundle: Bundle) -> tuple[str, list[str]]:
-    files = sorted(file.sha256 for file in bundle.manifest.files if file.role in ("base", "tokenizer"))
-    return bundle.manifest.engine, files
 
 
 def _free(chosen: Chosen) -> None:

@@ -1,62 +1,105 @@
-"""The chat template, messages in and prompt text out: as the model's authors wrote it, in a sandbox.
+"""Chat template: messages in, prompt text out, as the model's authors wrote it, in a sandbox.
 
-Knows nothing of tokens and engines. The prompt is written out with its special tokens, the BOS among them where the
-template puts one; `Engine.tokenize` adds none, so there is never a second.
+The one renderer of the project: what a device is asked is written here, and what a model is trained on too. The prompt
+is written out with its special tokens, the BOS among them where the template puts one; `Engine.tokenize` adds none, so
+there is never a second. A special token that stands in somebody's words is no special token: a `SEAM` parts its text.
 """
 
 import json
+import re
 import time
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jinja2
-import msgspec
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fieldlm.core.errors import BundleError, InputError
+from fieldlm.engines import SEAM, SpecialTokens, engine_kind
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.gguf import Strings, read_header
 from fieldlm.inference.tool_calls import as_text, described
 
 Message = dict[str, Any]
 
 
-class SpecialTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """The texts of the tokens a template may name, and whether plain text begins with the first of them."""
+class ChatTemplate:
+    """A model's chat template with its special tokens."""
 
-    bos: str = ""
-    eos: str = ""
-    adds_bos: bool = False
+    def __init__(self, source: str, special: SpecialTokens) -> None:
+        self._source = source
+        self._special = special
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        return _environment().from_string(self._source)
+
+    @cached_property
+    def _knows_tools(self) -> bool:
+        return "tools" in find_undeclared_variables(_environment().parse(self._source))
+
+    @cached_property
+    def _control(self) -> re.Pattern[str] | None:
+        texts = [re.escape(text) for text in self._special.control if len(text) > 1]
+        # A look ahead, so that one that begins inside another is found as well.
+        return re.compile(f"(?=(?:{'|'.join(texts)}))(.)", re.DOTALL) if texts else None
+
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, asks: bool = True) -> str:
+        """Return the text of `messages`; with `asks`, of the question for the next one too.
+
+        A template that knows no tools gets them as text: a system message that describes them, calls and their results
+        as `tool_calls` spells them. Raises InputError when the template refuses the messages (a role it does not know,
+        two answers in a row), BundleError when the template itself is broken.
+        """
+        messages, tools = self._parted(list(messages)), self._parted(tools and list(tools))
+        special = self._special
+        try:
+            if not self._knows_tools:
+                messages, tools = _without_tools(messages, tools), None
+            text = self._template.render(
+                messages=messages, tools=tools, add_generation_prompt=asks, bos_token=special.bos, eos_token=special.eos
+            )
+            text.encode()
+            return text
+        except UnicodeEncodeError as error:
+            broken = ascii(error.object[error.start])
+            raise InputError(f"a message holds {broken}, which is no character: send text in UTF-8") from error
+        except jinja2.TemplateSyntaxError as error:
+            raise BundleError(f"the chat template is broken in line {error.lineno}: {error.message}") from error
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            raise InputError(f"the model's chat template refuses these messages: {error}") from error
+
+    def _parted(self, value: Any) -> Any:
+        """Return `value` with a seam behind the first letter of each special token in its texts."""
+        if self._control is None:
+            return value
+        if isinstance(value, str):
+            return self._control.sub(rf"\1{SEAM}", value)
+        if isinstance(value, dict):
+            return {key: self._parted(item) for key, item in cast(dict[str, Any], value).items()}
+        return [self._parted(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
 
 
 def render(bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> str:
-    """Return the prompt that asks for the next message.
+    """Return the prompt that asks for the next message, as `ChatTemplate.render` does.
 
-    The manifest's system prompt is put in front when `messages` has none. A template that knows no tools gets them as
-    text: a system message that describes them, calls and their results as `tools` spells them. Raises InputError when
-    the template refuses the messages (a role it does not know, two answers in a row), BundleError when the template
-    itself is broken.
+    The manifest's system prompt is put in front when `messages` has none.
     """
-    asked = list(messages)
-    system = bundle.manifest.system_prompt
-    if system and not any(message.get("role") in ("system", "developer") for message in asked):
-        asked.insert(0, {"role": "system", "content": system})
-    special = special_tokens(bundle)
-    try:
-        template = _template(bundle.need("template"), bundle.id)
-        if not _knows_tools(bundle.need("template"), bundle.id):
-            asked, tools = _without_tools(asked, tools), None
-        return template.render(
-            messages=asked, tools=tools, add_generation_prompt=True, bos_token=special.bos, eos_token=special.eos
-        )
-    except jinja2.TemplateSyntaxError as error:
-        raise BundleError(f"the chat template is broken in line {error.lineno}: {error.message}") from error
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        raise InputError(f"the model's chat template refuses these messages: {error}") from error
+    return _template_of(bundle.need("template"), bundle.id, special_tokens(bundle)).render(
+        as_served(messages, bundle.manifest.system_prompt), tools=tools
+    )
+
+
+def as_served(messages: Sequence[Message], system_prompt: str | None) -> list[Message]:
+    """Return `messages` with the bundle's own system prompt in front, when it has one and they have none."""
+    if system_prompt and not any(message.get("role") in ("system", "developer") for message in messages):
+        return [{"role": "system", "content": system_prompt}, *messages]
+    return list(messages)
 
 
 def opening(bundle: Bundle) -> str:
@@ -66,13 +109,8 @@ def opening(bundle: Bundle) -> str:
 
 
 @lru_cache(maxsize=8)
-def _template(path: Path, _bundle_id: str) -> jinja2.Template:
-    return _environment().from_string(path.read_text(encoding="utf-8"))
-
-
-@lru_cache(maxsize=8)
-def _knows_tools(path: Path, _bundle_id: str) -> bool:
-    return "tools" in find_undeclared_variables(_environment().parse(path.read_text(encoding="utf-8")))
+def _template_of(path: Path, _bundle_id: str, special: SpecialTokens) -> ChatTemplate:
+    return ChatTemplate(path.read_text(encoding="utf-8"), special)
 
 
 def _without_tools(messages: Sequence[Message], tools: Sequence[Message] | None) -> list[Message]:
@@ -83,8 +121,20 @@ def _without_tools(messages: Sequence[Message], tools: Sequence[Message] | None)
     return [{"role": "system", "content": "\n\n".join([*system, described(list(tools))])}, *rest]
 
 
+class _Generation(Extension):
+    """`{% generation %}`: where trainers find the answer. It writes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
     environment.filters["tojson"] = _to_json
     functions: dict[str, Any] = {"raise_exception": _refuse, "strftime_now": time.strftime}
     environment.globals.update(functions)
@@ -101,28 +151,13 @@ def _refuse(message: str) -> NoReturn:
 
 
 def special_tokens(bundle: Bundle) -> SpecialTokens:
-    """Return the special tokens: the manifest's `notes` say them (`bos_token`, `eos_token`), else the GGUF does."""
-    notes = bundle.manifest.notes
-    if "bos_token" in notes or "eos_token" in notes or bundle.manifest.engine != "llama":
+    """Return the special tokens: the manifest's `notes` say them (`bos_token`, `eos_token`), else the weights do."""
+    notes, found = bundle.manifest.notes, engine_kind(bundle.manifest.engine).special_tokens(bundle)
+    if "bos_token" in notes or "eos_token" in notes:
         return SpecialTokens(
             bos=str(notes.get("bos_token") or ""),
             eos=str(notes.get("eos_token") or ""),
             adds_bos=bool(notes.get("add_bos_token", False)),
+            control=found.control,
         )
-    return _from_gguf(bundle.need("base"), bundle.id)
-
-
-@lru_cache(maxsize=8)
-def _from_gguf(base: Path, _bundle_id: str) -> SpecialTokens:
-    metadata = read_header(base).metadata
-    tokens = metadata.get("tokenizer.ggml.tokens")
-
-    def text(name: str) -> str:
-        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return tokens[token] if isinstance(tokens, Strings) and token is not None and token < len(tokens) else ""
-
-    # SentencePiece models want a BOS unless their file says otherwise.
-    default = metadata.get("tokenizer.ggml.model") == "llama"
-    return SpecialTokens(
-        bos=text("bos"), eos=text("eos"), adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", default))
-    )
+    return found

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from fieldlm.core.errors import FieldlmError
+from fieldlm.core.tasks import Tasks
 from fieldlm.engines import Chunk, Engine, RunningAnswer, SupportsRestart
 
 STUCK_S = 600.0
@@ -24,21 +25,26 @@ class EngineWatchdog:
     """Replaces an engine that hangs, from a thread of its own; what it cannot replace is left to systemd's watchdog."""
 
     def __init__(
-        self, engine: Callable[[], Engine], on_event: Callable[[str], None], *, look_s: float = LOOK_S
+        self,
+        engine: Callable[[], Engine],
+        on_event: Callable[[str], None],
+        *,
+        look_s: float = LOOK_S,
+        tasks: Tasks | None = None,
     ) -> None:
         self._engine = engine
         self._on_event = on_event
         self._look_s = look_s
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rescue", daemon=True)
+        self._tasks = Tasks(tasks)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._tasks.start("rescue", self._run, restarts=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._is_over.set()
-        self._thread.join()
+        self._tasks.close()
 
     def _run(self) -> None:
         given_up: Engine | None = None

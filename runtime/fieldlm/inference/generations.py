@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fieldlm.core.errors import EngineError, UnavailableError
-from fieldlm.engines import DEFAULT_TERMS, Engine, RunningAnswer, Sampling, Schedule, open_engine
-from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.profile import Profile
+from fieldlm.engines import (
+    DEFAULT_OPTIONS,
+    DEFAULT_TERMS,
+    Engine,
+    EngineOptions,
+    RunningAnswer,
+    Sampling,
+    Schedule,
+    open_engine,
+)
+from fieldlm.formats.bundle import Bundle, Manifest
 from fieldlm.inference.chat_template import render
 
 DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
@@ -35,21 +43,9 @@ class Serving:
 class Generations:
     """The generation that answers, those that still finish, and one that may be loaded beside. Safe from any thread."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        threads: int | None = None,
-        most_threads: int | None = None,
-        context: int | None = None,
-        parallel: int = 4,
-        profile: Profile | None = None,
-    ) -> None:
-        self.parallel = parallel
-        self._profile = profile
-        self._threads = threads
-        self._most_threads = most_threads
-        self._context = context
+    def __init__(self, bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> None:
+        self.parallel = options.parallel
+        self._options = options
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._leases: Counter[Serving] = Counter()
@@ -101,7 +97,7 @@ class Generations:
     def load(self, bundle: Bundle) -> Serving:
         """Load `bundle` beside what runs: only its adapter where the same base is in memory, else a second engine.
 
-        Raises EngineError, BundleError or MissingPartError; what runs is untouched then.
+        Raises EngineError, BundleError or MissingDependencyError; what runs is untouched then.
         """
         with self._loading:
             return self._load(bundle)
@@ -192,17 +188,10 @@ class Generations:
         """Return `bundle`'s base without its adapter, on an engine that has it already or on a new one."""
         with self._lock:
             awake = (each for each in self._loaded if not isinstance(each.engine, _Evicted))
-            engine = next((s.engine for s in awake if _same_base(s.bundle, bundle)), None)
+            engine = next((s.engine for s in awake if _same_base(s.bundle.manifest, bundle.manifest)), None)
             if engine is not None:
                 return self._hold(bundle, engine)
-        engine = open_engine(
-            bundle,
-            threads=self._threads,
-            most_threads=self._most_threads,
-            context=self._context,
-            parallel=self.parallel,
-            profile=self._profile,
-        )
+        engine = open_engine(bundle, self._options)
         with self._lock:
             return self._hold(bundle, engine)
 
@@ -240,6 +229,9 @@ class _Evicted:
     def tokenize(self, text: str) -> list[int]:
         raise self._error()
 
+    def least_tokens(self, text: str) -> int:
+        raise self._error()
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         raise self._error()
 
@@ -275,14 +267,9 @@ def canary(serving: Serving) -> None:
         raise EngineError(f"{serving.bundle.generation} does not answer: {last.error or last.outcome}")
 
 
-def _same_base(one: Bundle, other: Bundle) -> bool:
+def _same_base(one: Manifest, other: Manifest) -> bool:
     """Whether two bundles differ at most in what is loaded beside the base, which has one cache."""
-
-    def base(bundle: Bundle) -> list[str]:
-        return sorted(file.sha256 for file in bundle.manifest.files if file.role in ("base", "tokenizer"))
-
-    one_engine = (one.manifest.engine, one.manifest.cache) == (other.manifest.engine, other.manifest.cache)
-    return one_engine and base(one) == base(other)
+    return (one.base, one.cache) == (other.base, other.cache)
 
 
 def _nothing() -> None:

@@ -3,17 +3,19 @@
 `async_model` has the same for asyncio.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from fieldlm.core.errors import EngineError
+from fieldlm.core.errors import EngineError, InputError
 from fieldlm.engines import (
     DEFAULT_TERMS,
     Chunk,
     Engine,
+    EngineOptions,
     Outcome,
     RunningAnswer,
     Sampling,
@@ -54,6 +56,7 @@ class Model:
         self.bundle = bundle
         self.engine = engine
         self.adapter = adapter
+        self._process = os.getpid()
 
     @classmethod
     def open(
@@ -72,7 +75,9 @@ class Model:
         trusts any), EngineError when it cannot be loaded.
         """
         bundle = source if isinstance(source, Bundle) else open_bundle(Path(source), trusted=trusted)
-        engine = open_engine(bundle, threads=threads, context=context, parallel=parallel, profile=profile)
+        engine = open_engine(
+            bundle, EngineOptions(threads=threads, context=context, parallel=parallel, profile=profile)
+        )
         path = bundle.path("adapter")
         try:
             if path is not None:
@@ -155,10 +160,48 @@ class Model:
     def start(
         self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
     ) -> RunningAnswer:
-        """Queue an answer; who asked reads it, once."""
+        """Queue an answer; who asked reads it, once. One that nobody holds any more is cancelled.
+
+        Raises EngineError in a process that was forked from the one that opened the model.
+        """
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this model was opened before the process was forked; open it in the process that uses it"
+            )
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         prompt = self.engine.tokenize(render(self.bundle, asked))
-        return self.engine.start(prompt, sampling or Sampling(), adapter=self.adapter, terms=terms)
+        return _Held(self.engine.start(prompt, sampling or Sampling(), adapter=self.adapter, terms=terms))
+
+
+class _Held:
+    """A `RunningAnswer` in the hands of a program: the engine has its own, so that this one can be let go of."""
+
+    def __init__(self, answer: RunningAnswer) -> None:
+        self._answer = answer
+        self.timings = answer.timings
+        self._is_read = False
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if self._is_read:
+            raise InputError("this answer has been read already; keep what was read, or ask again")
+        return self._read()
+
+    def _read(self) -> Iterator[Chunk]:
+        for chunk in self._answer:
+            self._is_read = chunk.outcome is not None
+            yield chunk
+
+    def subscribe(self, receive: Callable[[Chunk], None]) -> None:
+        if self._is_read:
+            raise InputError("this answer has been read already; keep what was read, or ask again")
+        self._is_read = True
+        self._answer.subscribe(receive)
+
+    def cancel(self) -> None:
+        self._answer.cancel()
+
+    def __del__(self) -> None:
+        self._answer.cancel()
 
 
 def answer_of(bundle: Bundle, generation: RunningAnswer, chunks: Sequence[Chunk]) -> Answer:

@@ -54,8 +54,18 @@ def _schema(kind: Any) -> tuple[Any, Callable[[str], Any]]:
     if isinstance(kind, Mapping):
         return cast(Mapping[str, Any], kind), msgspec.json.decode
     if hasattr(kind, "model_json_schema"):
-        return kind.model_json_schema(), kind.model_validate_json
+        return _without_sets(kind.model_json_schema()), kind.model_validate_json
     try:
-        return msgspec.json.schema(kind), msgspec.json.Decoder(kind).decode
+        return _without_sets(msgspec.json.schema(kind)), msgspec.json.Decoder(kind).decode
     except TypeError as error:
         raise InputError(f"{kind!r} has no JSON schema: {error}") from error
+
+
+def _without_sets(schema: Any) -> Any:
+    """Return a type's schema without `uniqueItems`: who reads the answer into a set takes what comes twice once."""
+    if isinstance(schema, list):
+        return [_without_sets(item) for item in cast(list[Any], schema)]
+    if not isinstance(schema, dict):
+        return schema
+    items = cast(dict[str, Any], schema).items()
+    return {name: _without_sets(item) for name, item in items if not (name == "uniqueItems" and item is True)}

@@ -15,6 +15,9 @@ from typing import Any, cast
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MARKS = (OPEN, "[TOOL_CALLS]", "<|python_tag|>")
 
+# A string that does not end yet reaches to the end.
+_STRING_OR_CLOSE = re.compile(rf'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|{CLOSE}', re.DOTALL)
+
 Plain = dict[str, Any]
 
 
@@ -31,10 +34,14 @@ class Call:
 
 
 class CallReader:
-    """The text of one answer as it comes, parted into what is said and what is called."""
+    """The text of one answer as it comes, parted into what is said and what is called.
 
-    def __init__(self, names: frozenset[str]) -> None:
+    With `marked_only`, JSON that no mark stands before is what was asked for, and no call.
+    """
+
+    def __init__(self, names: frozenset[str], *, marked_only: bool = False) -> None:
         self._names = names
+        self._marked_only = marked_only
         self._held = ""
         self._has_spoken = False
 
@@ -52,6 +59,8 @@ class CallReader:
         if not held:
             return []
         body = held.strip()
+        if self._marked_only and not body.startswith(MARKS):
+            return [held]
         for mark in MARKS:
             body = body.removeprefix(mark)
         calls = list(self._calls(body.removesuffix(CLOSE)))
@@ -60,7 +69,7 @@ class CallReader:
     def _step(self, found: list[str | Call]) -> bool:
         """Take one piece off what is held; False when more text is needed."""
         start = self._held.lstrip()
-        if not self._has_spoken and (not start or start[0] in "{["):
+        if not self._has_spoken and (not start or (start[0] in "{[" and not self._marked_only)):
             return False
         at = min((place for mark in MARKS if (place := self._held.find(mark)) >= 0), default=-1)
         if at < 0:
@@ -69,8 +78,10 @@ class CallReader:
         if self._held[:at].strip():
             self._say(found, at)
             return True
-        end = self._held.find(CLOSE, at)
-        if not self._held.startswith(OPEN, at) or end < 0:
+        if not self._held.startswith(OPEN, at):
+            return False
+        end = _end_of_call(self._held, at + len(OPEN))
+        if end < 0:
             return False
         calls = list(self._calls(self._held[at + len(OPEN) : end]))
         whole = end + len(CLOSE)
@@ -101,6 +112,16 @@ class CallReader:
             yield from (call for call in calls if call)
 
 
+def _end_of_call(text: str, start: int) -> int:
+    """Return where CLOSE stands in `text` from `start` on, but not in a string of the JSON before it; -1: nowhere."""
+    if not text[start:].lstrip().startswith(("{", "[")):
+        return text.find(CLOSE, start)
+    for found in _STRING_OR_CLOSE.finditer(text, start):
+        if found[0] == CLOSE:
+            return found.start()
+    return -1
+
+
 def _values(text: str) -> list[Any]:
     """Return the JSON values that `text` is a row of; what is no JSON is None."""
     decoder, values, text = json.JSONDecoder(), list[Any](), text.strip()
@@ -122,7 +143,10 @@ def _call(value: Any) -> Call | None:
     name, arguments = fields.get("name"), fields.get("arguments", fields.get("parameters"))
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
-    return Call(name, json.dumps(arguments, ensure_ascii=False))
+    try:
+        return Call(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+    except ValueError:  # NaN, Infinity, 1e999: no JSON, and no client reads it
+        return None
 
 
 def described(tools: list[Plain]) -> str:

@@ -1,18 +1,20 @@
 """Warm-up: the first answer of a generation. Before it is there, a device is not ready."""
 
-import threading
 from collections.abc import Callable
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError
+from fieldlm.core.logs import logger
+from fieldlm.core.tasks import PROCESS, Tasks
 from fieldlm.inference.generations import Generations, canary
 from fieldlm.inference.prompt_snapshots import Snapshots
+
+log = logger(__name__)
 
 UnreadyReason = Callable[[], str | None]
 """Says why the server cannot answer yet, or None."""
 
 
-def warm(live: Generations, snapshots: Snapshots | None = None) -> UnreadyReason:
+def warm(live: Generations, snapshots: Snapshots | None = None, tasks: Tasks | None = None) -> UnreadyReason:
     """Ask `live` for one token in the background; the system prompt is in memory afterwards.
 
     With `snapshots` it comes from the disk where it can, and goes there for the next start where it has to be computed.
@@ -36,7 +38,15 @@ def warm(live: Generations, snapshots: Snapshots | None = None) -> UnreadyReason
             if state[0] is not None:
                 state[0] = str(error)
             else:
-                terminal.log(f"the system prompt is not kept for the next start: {error}")
+                log.warning(f"the system prompt is not kept for the next start: {error}")
 
-    threading.Thread(target=ask, name="canary", daemon=True).start()
+    def ask_once() -> None:
+        try:
+            ask()
+        except BaseException as error:
+            state[0] = state[0] and f"the first answer failed: {type(error).__name__}"
+            raise
+
+    # Once: what it does again is a start of the process, which systemd does where the device does not get ready.
+    (tasks or PROCESS).start("canary", ask_once)
     return lambda: state[0]

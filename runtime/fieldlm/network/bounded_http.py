@@ -2,7 +2,7 @@
 
 The timeout of a socket begins anew with each byte, so that a server that sends one every few seconds would hold a
 device for weeks. Here the whole head of an answer has to be there within the timeout, and its body has to come at a
-speed.
+speed. How long to wait before the next try is ours to say, and not a Retry-After's.
 """
 
 import socket
@@ -17,10 +17,12 @@ from typing import Any
 from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import SystemTimeWarning
+from urllib3.util import Retry
 
 from fieldlm.core.timing import within
 from fieldlm.hardware.clock import is_credible
 
+TRIES = 3  # after the first, of connections that break and of redirects
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which Python has no name
 
 
@@ -74,6 +76,7 @@ def connections(*, tls: bool, **how: Any) -> PoolManager:
 
     Who needs no `tls` saves the time to read all authorities of this machine.
     """
+    how = {"retries": Retry(TRIES, respect_retry_after_header=False)} | how
     pool = PoolManager(ssl_context=_context() if tls else None, **how)
     pool.pool_classes_by_scheme = dict[str, Any](http=_HTTPPool, https=_HTTPSPool)
     return pool

@@ -6,10 +6,8 @@ Two devices of one name both keep answering, one of them under a number. Whateve
 never a reason not to serve.
 """
 
-import hashlib
 import ipaddress
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +17,13 @@ import ifaddr
 import msgspec
 from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
-from fieldlm.core import terminal
-from fieldlm.core.config import Config
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import sha256_bytes
+from fieldlm.core.logs import logger
+from fieldlm.core.tasks import Tasks
+from fieldlm.network.certificates import certificate_sha256
+
+log = logger(__name__)
 
 SERVICE = "_fieldlm._tcp.local."
 QUIET = (Error, OSError, ValueError)
@@ -44,49 +45,65 @@ class AnnouncedDevice(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str = ""
 
 
-def own_addresses() -> frozenset[str]:
-    """Return the IPv4 addresses that the machine has now."""
-    adapters = ifaddr.get_adapters()
-    return frozenset(str(address.ip) for adapter in adapters for address in adapter.ips if address.is_IPv4)
+def own_addresses() -> tuple[str, ...]:
+    """Return the addresses of this machine that others can use, IPv4 first; those of the loopback when it has no other.
+
+    A network without a way out counts like any other: a cable, an access point, a switch in a field. IPv6 addresses of
+    one link are left out: they say nothing without the name that the other side has for its interface.
+    """
+    found = [interface.ip for interface in _own_interfaces()]
+    usable = [ip for ip in found if not ip.is_loopback and not (ip.version == 6 and ip.is_link_local)]
+    return tuple(str(ip) for ip in sorted(usable, key=lambda ip: (ip.version, str(ip) != _outward()))) or ("127.0.0.1",)
 
 
-def certificate_fingerprint(path: Path) -> str:
-    """Return how the SHA-256 of the first certificate in the PEM at `path` begins; "" when there is none to read."""
-    try:
-        pem = path.read_text()
-        begin, end = pem.index(ssl.PEM_HEADER), pem.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[begin:end])).hexdigest()[:FINGERPRINT]
-    except (OSError, ValueError):
-        return ""
+def _own_interfaces() -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+    ips = (each for adapter in ifaddr.get_adapters() for each in adapter.ips)
+    return [ipaddress.ip_interface(f"{each.ip if each.is_IPv4 else each.ip[0]}/{each.network_prefix}") for each in ips]
+
+
+def _outward() -> str:
+    """Return the IPv4 address of the default route's interface, "" where there is none: the likeliest to be meant."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("224.0.0.251", 5353))  # sends nothing
+            return str(probe.getsockname()[0])
+        except OSError:
+            return ""
 
 
 class Announcer:
     """Announces one device from `start` to `stop`, and never raises for what the network does.
 
-    `addresses` says which IPv4 addresses the machine has now.
+    `certificate` is the path of the PEM that `device` serves https with. `addresses` says which addresses of the
+    machine others can use now.
     """
 
     def __init__(
         self,
-        config: Config,
+        device: str,
         *,
+        host: str,
+        port: int,
+        certificate: str = "",
         generation: str,
         model: str,
         profile: str,
         state: str = "ready",
-        addresses: Callable[[], frozenset[str]] = own_addresses,
+        addresses: Callable[[], tuple[str, ...]] = own_addresses,
         look_s: float = LOOK_S,
         settle_s: float = SETTLE_S,
+        tasks: Tasks | None = None,
     ) -> None:
-        self._config = config
+        self._device, self._host, self._port = device, host, port
         self._own_addresses = addresses
         self._look_s, self._settle_s = look_s, settle_s
         self._stopping = threading.Event()
-        fingerprint = certificate_fingerprint(Path(config.tls_cert)) if config.tls_cert else ""
+        self._tasks = Tasks(tasks)
+        fingerprint = certificate_sha256(Path(certificate))[:FINGERPRINT] if certificate else ""
         self._text = {
             **({"fp": fingerprint, "tls": "1"} if fingerprint else {}),
             "txtvers": "1",
-            "id": config.device,
+            "id": device,
             "prof": profile,
             "gen": generation,
             "mdl": model,
@@ -107,7 +124,7 @@ class Announcer:
     def start(self, *, port: int = 0) -> None:
         """Announce the device soon; `port` is the real one where the configured one was 0."""
         # Asking whether the name is free takes over a second, which the start of a service does not wait for.
-        threading.Thread(target=self._follow, args=(port or self._config.port,), name="announce", daemon=True).start()
+        self._tasks.start("announce", lambda: self._follow(port or self._port), restarts=True)
 
     def _follow(self, port: int) -> None:
         """Announce, and announce anew whenever the machine has had other addresses for a moment."""
@@ -129,12 +146,13 @@ class Announcer:
         with self._lock:
             if self._is_stopped:
                 return
+            self._withdraw()
             try:
-                self._zeroconf = open_zeroconf(self._config.host)
+                self._zeroconf = open_zeroconf(self._host)
                 self._info = self._describe(port)
                 self._zeroconf.register_service(self._info, allow_name_change=True)
             except QUIET as error:
-                terminal.log(f"this device is not announced on the network: {error or type(error).__name__}")
+                log.warning(f"this device is not announced on the network: {error or type(error).__name__}")
 
     def refresh(self, *, generation: str = "", model: str = "", state: str = "") -> None:
         """Say what has changed; an empty value stays as it was."""
@@ -148,7 +166,7 @@ class Announcer:
                 self._info = self._describe(self._info.port or 0, name=self._info.name)
                 self._zeroconf.update_service(self._info)
             except QUIET as error:
-                terminal.log(f"the announcement on the network is out of date: {error or type(error).__name__}")
+                log.warning(f"the announcement on the network is out of date: {error or type(error).__name__}")
 
     def stop(self) -> None:
         """Take the announcement back."""
@@ -156,6 +174,7 @@ class Announcer:
         with self._lock:
             self._is_stopped = True
             self._withdraw()
+        self._tasks.close()
 
     def _withdraw(self) -> None:
         if self._zeroconf is None:
@@ -164,19 +183,18 @@ class Announcer:
             self._zeroconf.unregister_all_services()
             self._zeroconf.close()
         except QUIET as error:
-            terminal.log(f"the announcement on the network was not taken back: {error or type(error).__name__}")
+            log.warning(f"the announcement on the network was not taken back: {error or type(error).__name__}")
         self._zeroconf = self._info = None
 
     def _describe(self, port: int, *, name: str = "") -> ServiceInfo:
-        device = self._config.device
-        friendly = f"{device[:50]}-{sha256_bytes(device.encode())[:4]}"
+        friendly = f"{self._device[:50]}-{sha256_bytes(self._device.encode())[:4]}"
         return ServiceInfo(
             SERVICE,
             name or f"{friendly}.{SERVICE}",
             port=port,
             properties=self._text,
             server=f"{friendly.replace('.', '-').replace('_', '-')}.local.",
-            parsed_addresses=addresses_of(self._config.host),
+            parsed_addresses=addresses_of(self._host, self._own_addresses()),
         )
 
 
@@ -218,12 +236,13 @@ def _device(zeroconf: Zeroconf, name: str) -> AnnouncedDevice | None:
     if info is None:
         return None
     text = {_text(key): _text(value or b"") for key, value in info.properties.items()}
-    addresses = info.parsed_addresses(IPVersion.V4Only) or [f"[{each}]" for each in info.parsed_addresses()]
+    address = nearest(info.parsed_addresses(IPVersion.V4Only) or info.parsed_addresses())
+    host = f"[{address}]" if ":" in address else address or info.server
     scheme = "https" if text.get("tls") == "1" else "http"
     return AnnouncedDevice(
         id=text.get("id", ""),
         name=name.removesuffix(f".{SERVICE}"),
-        url=f"{scheme}://{addresses[0] if addresses else info.server}:{info.port}{text.get('path', '/v1')}",
+        url=f"{scheme}://{host}:{info.port}{text.get('path', '/v1')}",
         profile=text.get("prof", ""),
         generation=text.get("gen", ""),
         model=text.get("mdl", ""),
@@ -245,35 +264,35 @@ def _is_loopback(host: str) -> bool:
 
 
 def open_zeroconf(host: str) -> Zeroconf:
-    """Open zeroconf on the networks that a server at `host` is reached from."""
+    """Open zeroconf on the networks that a server at `host` is reached from, in both versions of IP where there are."""
     if _is_loopback(host):
         return Zeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only)
-    return Zeroconf(interfaces=InterfaceChoice.All, ip_version=IPVersion.V4Only)
+    versions = {interface.version for interface in _own_interfaces() if not interface.is_loopback} or {4}
+    version = {4: IPVersion.V4Only, 6: IPVersion.V6Only}[versions.pop()] if len(versions) == 1 else IPVersion.All
+    return Zeroconf(interfaces=InterfaceChoice.All, ip_version=version)
 
 
-def addresses_of(host: str) -> list[str]:
-    """Return the addresses others can use for a server that listens on `host`."""
+def addresses_of(host: str, own: Sequence[str] | None = None) -> list[str]:
+    """Return the addresses others can use for a server that listens on `host`; `own` are those of this machine."""
     if _is_loopback(host):
         return ["127.0.0.1"]
     if host not in ("", "0.0.0.0", "::"):
         return [host]
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Sends nothing: the kernel picks the address it would use towards the multicast group.
-            probe.connect(("224.0.0.251", 5353))
-            return [probe.getsockname()[0]]
-        except OSError:
-            return ["127.0.0.1"]
+    found = own_addresses() if own is None else own
+    # A server at 0.0.0.0 does not hear IPv6, and one at :: nothing else.
+    heard = [each for each in found if host == "" or (":" in each) == (host == "::")]
+    return heard or ["::1" if host == "::" else "127.0.0.1"]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `fieldlm devices`; exit code 1 when nobody answers."""
-    parser = terminal.parser("devices", "Find the devices on the local network.")
-    parser.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS", help="how long to listen")
-    args = parser.parse_args(argv)
-    devices = browse(args.timeout)
-    rows = [(d.name, d.profile, d.model, d.generation, d.state, d.url) for d in devices]
-    header = ("device", "profile", "model", "generation", "state", "url")
-    text = terminal.table(rows, header) if rows else f"no device announced itself in {args.timeout:g} s"
-    terminal.show(devices, text, as_json=args.json)
-    return 0 if devices else 1
+def nearest(
+    addresses: Sequence[str], own: Sequence[ipaddress.IPv4Interface | ipaddress.IPv6Interface] | None = None
+) -> str:
+    """Return which of somebody's `addresses` to use: one in a network of this machine's, "" when there is none.
+
+    An address that this machine has, too, is another machine's only by accident: each Docker has 172.17.0.1.
+    """
+    own = _own_interfaces() if own is None else own
+    mine = {str(interface.ip) for interface in own}
+    others = [each for each in addresses if each not in mine] or list(addresses)
+    near = (each for each in others if any(ipaddress.ip_address(each) in interface.network for interface in own))
+    return next(near, others[0] if others else "")

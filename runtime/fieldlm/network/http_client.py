@@ -1,108 +1,223 @@
-"""A running server as our own commands ask it: over TCP, TLS or a unix socket, with a key where it wants one.
+"""HTTP client to our own server: over TCP, TLS or a unix socket, with a key where it wants one; server-sent events.
 
-The key comes from FIELDLM_API_KEY, so that it is neither in the history of a shell nor in the list of processes.
+The key comes from FIELDLM_API_KEY, so that it is neither in the history of a shell nor in the list of processes. A
+certificate counts when the system's authorities vouch for it (SSL_CERT_FILE adds others), or when its SHA-256 is known.
 """
 
-import http.client
-import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from fieldlm.core.errors import InputError, UnavailableError
+import msgspec
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
-DEFAULT_URL = "http://127.0.0.1:8080"
+from fieldlm.core.config import NO_NETWORK, Config, load_config
+from fieldlm.core.errors import ConfigError, InputError, TrustError, UnavailableError
+from fieldlm.core.urls import shown
+from fieldlm.network.bounded_http import connections
+from fieldlm.network.certificates import certificate_at, certificate_sha256
+
+EXAMPLE = "http://127.0.0.1:8080"
 KEY = "FIELDLM_API_KEY"
-TIMEOUT_S = 300.0
+CONNECT_S = 10.0
+ANSWER_S = 300.0
+AT_ONCE = 128
+"""Connections that are kept; a server lets no more requests than these wait at a time."""
+MOST_BYTES = 64 << 20
+"""Of one answer; a stranger's may have no end."""
+UNAUTHORIZED, OK = 401, 200
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over the unix socket at `path`."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(self._path)
+class NobodyAnswersError(UnavailableError):
+    """Nobody listens at the address."""
 
 
-def connect(url: str) -> http.client.HTTPConnection:
-    """Return a connection to http://HOST:PORT, https://HOST:PORT or unix:/PATH, which is made when it is used."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix" and parts.path:
-        return UnixConnection(parts.path)
-    if parts.scheme == "http" and parts.hostname:
-        return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=TIMEOUT_S)
-    if parts.scheme == "https" and parts.hostname:
-        return http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=TIMEOUT_S)
-    raise InputError(f"{url!r} is not the address of a server; want something like {DEFAULT_URL} or unix:/PATH")
+class HttpClient:
+    """A server at http://HOST:PORT, https://HOST:PORT or unix:/PATH, connected to when it is asked. Any thread may ask.
 
-
-def get(url: str, path: str) -> tuple[int, Any]:
-    """Return the status and the document at `path`; raises LinkError when what answers is no server of ours."""
-    with closing(connect(url)) as connection:
-        response = _send(connection, url, "GET", path)
-        document = _document(response, url)
-    if response.status == http.client.UNAUTHORIZED:
-        raise _refused(response.status, document)
-    return response.status, document
-
-
-def events(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Post `body` and yield the events of the answer; leaving the loop early hangs up, which stops the answer there.
-
-    Raises InputError for a request that is refused, LinkError when the answer fails or breaks off.
+    `fingerprint` is how the SHA-256 of its certificate begins, in hex: that certificate counts, whoever vouches for it.
+    `key` "" sends none, None the environment's. `timeout_s` is how long nothing may come.
     """
-    with closing(connect(url)) as connection:
-        response = _send(connection, url, "POST", path, body)
-        if response.status != http.client.OK:
-            raise _refused(response.status, _document(response, url))
+
+    def __init__(self, url: str, *, fingerprint: str = "", key: str | None = None, timeout_s: float = ANSWER_S) -> None:
+        parts = _parts(url)
+        self.url = shown(url)
+        self._how: dict[str, Any] = {
+            "timeout": Timeout(connect=min(CONNECT_S, timeout_s), read=timeout_s),
+            "maxsize": AT_ONCE,
+        }
+        if parts.scheme == "unix":
+            self._pool: HTTPConnectionPool | None = _UnixPool("localhost", path=parts.path, **self._how)
+        elif fingerprint and parts.scheme == "https":
+            self._pool = None  # who answers is looked at when there is something to ask
+        else:
+            self._pool = connections(tls=parts.scheme == "https", **self._how).connection_from_url(url)
+        self._fingerprint = fingerprint
+        given = os.environ.get(KEY, "").strip() if key is None else key
+        self._headers = {"authorization": f"Bearer {given}"} if given else {}
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Return the status and the document at `path`; raises what `request` raises."""
+        return self._document(*self.request("GET", path))
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        """Send `body` as JSON and return the status and the document; raises what `request` raises."""
+        return self._document(*self.request("POST", path, msgspec.json.encode(body)))
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Return the status and what was answered, whole; `body` is JSON.
+
+        Raises NobodyAnswersError, TrustError for a certificate that nobody vouches for, InputError without the right
+        key, and UnavailableError when no answer comes or one that is not ours.
+        """
+        response = self._send(method, path, body)
         try:
+            answer = response.read(MOST_BYTES + 1)
+            if len(answer) > MOST_BYTES:
+                raise UnavailableError(f"{self.url} answers with more than {MOST_BYTES >> 20} MiB; is it fieldlm?")
+            return response.status, answer
+        except HTTPError as error:
+            raise UnavailableError(f"the answer of {self.url} broke off: {_reason(error)}") from error
+        finally:
+            response.close()
+
+    def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Post `body` and yield the events of the answer; leaving the loop early hangs up, which stops the answer.
+
+        Raises InputError for a request that is refused, UnavailableError when the answer fails or breaks off.
+        """
+        response = self._send("POST", path, msgspec.json.encode(body))
+        try:
+            if response.status != OK:
+                raise InputError(refusal(self._document(response.status, response.read(MOST_BYTES))[1]))
             for line in response:
                 data = line.decode(errors="replace").removeprefix("data: ").strip()
                 if data == "[DONE]":
                     return
                 if data:
-                    event = json.loads(data)
+                    event = msgspec.json.decode(data, type=dict[str, Any])
                     if "error" in event:
-                        raise UnavailableError(_message(event))
+                        raise UnavailableError(refusal(event))
                     yield event
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise UnavailableError(f"the answer of {url} broke off: {error}") from error
-    raise UnavailableError("the server hung up in the middle of its answer")
+        except (HTTPError, msgspec.MsgspecError) as error:
+            raise UnavailableError(f"the answer of {self.url} broke off: {_reason(error)}") from error
+        finally:
+            response.close()
+        raise UnavailableError("the server hung up in the middle of its answer")
+
+    def _send(self, method: str, path: str, body: bytes | None) -> BaseHTTPResponse:
+        if self._pool is None:
+            self._pool = self._pinned()
+        headers = self._headers | ({} if body is None else {"content-type": "application/json"})
+        try:
+            return self._pool.request(
+                method, path, body=body, headers=headers, retries=False, redirect=False, preload_content=False
+            )
+        except (NewConnectionError, ConnectTimeoutError) as error:
+            raise self._nobody(error) from error
+        except SSLError as error:
+            hint = "SSL_CERT_FILE may name a PEM file of who vouches for it"
+            raise TrustError(f"{self.url} cannot be trusted: {_reason(error)}; {hint}") from error
+        except HTTPError as error:
+            raise UnavailableError(f"{self.url} gives no answer: {_reason(error)}; is it fieldlm?") from error
+
+    def _pinned(self) -> HTTPConnectionPool:
+        """Return connections to who has the certificate that is known."""
+        parts = urlsplit(self.url)
+        try:
+            whole = certificate_at(parts.hostname or "", parts.port or 443)
+        except (ConnectionRefusedError, TimeoutError) as error:
+            raise self._nobody(error) from error
+        except OSError as error:
+            raise UnavailableError(f"{self.url} shows no certificate: {error}") from error
+        if not whole.startswith(self._fingerprint):
+            raise TrustError(
+                f"the certificate of {self.url} is {whole[:16]}, {self._fingerprint} was announced or configured"
+            )
+        known = connections(tls=False, assert_fingerprint=whole, cert_reqs="CERT_NONE", **self._how)
+        return known.connection_from_url(self.url)
+
+    def _nobody(self, error: Exception) -> NobodyAnswersError:
+        start = "start one with: fieldlm serve BUNDLE"
+        return NobodyAnswersError(f"no server answers at {self.url}: {_reason(error)}; {start}")
+
+    def _document(self, status: int, data: bytes) -> tuple[int, Any]:
+        try:
+            document = msgspec.json.decode(data)
+        except msgspec.MsgspecError as error:
+            raise UnavailableError(f"what answers at {self.url} is not fieldlm: {error}") from error
+        if status == UNAUTHORIZED:
+            raise InputError(f"{refusal(document)}; put the key into {KEY}")
+        return status, document
 
 
-def _document(response: http.client.HTTPResponse, url: str) -> Any:
-    try:
-        return json.loads(response.read())
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UnavailableError(f"what answers at {url} is not fieldlm: {error}") from error
+def _parts(url: str) -> SplitResult:
+    """Return the parts of a server's address; raises InputError when it is none."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+        if parts.scheme == "unix" and parts.path:
+            return parts
+    raise InputError(f"{shown(url)!r} is not the address of a server; want something like {EXAMPLE} or unix:/PATH")
 
 
-def _send(
-    connection: http.client.HTTPConnection, url: str, method: str, path: str, body: Any = None
-) -> http.client.HTTPResponse:
-    headers = {"content-type": "application/json"} if body is not None else {}
-    if key := os.environ.get(KEY, "").strip():
-        headers["authorization"] = f"Bearer {key}"
-    try:
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        return connection.getresponse()
-    except (OSError, http.client.HTTPException) as error:
-        raise UnavailableError(f"no server answers at {url}: {error}; start one with: fieldlm serve BUNDLE") from error
+def own_server(config: Config, *, key: str | None = None, timeout_s: float = ANSWER_S) -> HttpClient:
+    """Return the server that this machine's settings describe: on its socket where this user may use that."""
+    if config.socket and (config.host == NO_NETWORK or os.access(config.socket, os.W_OK)):
+        return HttpClient(f"unix:{config.socket}", key=key, timeout_s=timeout_s)
+    if config.host == NO_NETWORK:
+        raise ConfigError('host is "none" and no socket is set: no server can be reached; give --url')
+    if not config.port:
+        raise NobodyAnswersError("port is 0, any that is free: nobody knows which one a server has; give --url")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    address = f"{f'[{host}]' if ':' in host else host}:{config.port}"
+    if not config.tls_cert:
+        return HttpClient(f"http://{address}", key=key, timeout_s=timeout_s)
+    fingerprint = certificate_sha256(Path(config.tls_cert))
+    return HttpClient(f"https://{address}", fingerprint=fingerprint, key=key, timeout_s=timeout_s)
 
 
-def _refused(status: int, document: Any) -> InputError:
-    hint = f"; put the key into {KEY}" if status == http.client.UNAUTHORIZED else ""
-    return InputError(f"{_message(document)}{hint}")
+def server_at(url: str | None) -> HttpClient:
+    """Return the server at `url`; without one, the server of this machine's settings."""
+    # A name is given, so that nobody who only asks makes one up for the device and keeps it.
+    return HttpClient(url) if url else own_server(load_config())
 
 
-def _message(document: Any) -> str:
+def refusal(document: Any) -> str:
+    """Return the reason in a document that refuses."""
     error = document.get("error") if isinstance(document, dict) else None
     return str(error.get("message") if isinstance(error, dict) else error or "the server gives no reason")
+
+
+def _reason(error: Exception) -> str:
+    """Return what the system said, without what urllib3 tells of its own objects."""
+    return str(error.__cause__ or error)
+
+
+class _UnixConnection(HTTPConnection):
+    """HTTP over the unix socket at `path`."""
+
+    def __init__(self, *where: Any, path: str, **how: Any) -> None:
+        super().__init__(*where, **how)
+        self._path = path
+
+    def _new_conn(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX)
+        made.settimeout(self.timeout)
+        try:
+            made.connect(self._path)
+        except OSError as error:
+            made.close()
+            raise NewConnectionError(self, str(error)) from error
+        return made
+
+
+class _UnixPool(HTTPConnectionPool):
+    ConnectionCls = _UnixConnection  # pyright: ignore[reportAssignmentType]

@@ -13,13 +13,14 @@ import re
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from fieldlm.network.auth import TRUSTED
-from fieldlm.network.json_api import WRITE
+from fieldlm.network.json_api import STOPPING, WRITE
 
 SO_PEERGROUPS = 59  # Linux; Python has no name for it
 MOST_GROUPS = 65_536
@@ -67,8 +68,11 @@ class Peers:
 class Connection(HttpToolsProtocol):
     """uvicorn's connection over httptools, bounded."""
 
-    def __init__(self, *args: Any, limits: ConnectionLimits, peers: Peers, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, limits: ConnectionLimits, peers: Peers, stopping: set[Callable[[], None]], **more: Any
+    ) -> None:
         super().__init__(*args, **more)
+        self._stopping = stopping
         self._limits = limits
         self._peers = peers
         self._receiving: asyncio.TimerHandle | None = None
@@ -91,7 +95,7 @@ class Connection(HttpToolsProtocol):
             self._turn_away(403, "this user may not use the socket")
         else:
             trusted = {TRUSTED: True} if connection.family == socket.AF_UNIX else {}
-            self.app_state = {**self.app_state, **trusted, WRITE: self._write}
+            self.app_state = {**self.app_state, **trusted, WRITE: self._write, STOPPING: self._stopping}
             self._bound_receiving()
 
     def data_received(self, data: bytes) -> None:

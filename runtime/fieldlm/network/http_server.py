@@ -1,24 +1,28 @@
 """The HTTP server: put an application on a TCP port, a unix socket or both, until it is told to stop."""
 
+import asyncio
 import functools
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.tasks import PROCESS
 from fieldlm.network.http_connection import Connection, ConnectionLimits, Peers
 
 BACKLOG = 128
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection (httpx: 5), so that none writes into a closing one
 GRACE_S = 5  # running answers get this long to finish when the server stops
+LAST_WORD_S = 1  # of it, to say why they did not
+TICK_S = 1.0  # between two looks whether there is something to do; who stops the server does not wait for it
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class HttpServer:
         self.port = int(network[0].getsockname()[1]) if network else 0
         scheme = "https" if tls else "http"
         self.url = f"{scheme}://{_bracketed(host)}:{self.port}" if host else f"unix:{unix_socket}"
-        self._server = uvicorn.Server(_settings(app, tls, who, limits, heartbeat))
+        stopping = set[Callable[[], None]]()
+        connection = functools.partial(Connection, limits=limits, peers=who, stopping=stopping)
+        self._server = _Server(_settings(app, tls, connection, heartbeat), stopping)
 
     def run(self) -> None:
         """Serve until `stop`, or in the main thread until SIGINT or SIGTERM; running answers may finish."""
@@ -88,29 +94,64 @@ class HttpServer:
 
     def stop(self) -> None:
         """Make `run` return soon. From any thread."""
-        self._server.should_exit = True
+        self._server.end()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which wakes up once a second and not ten times, and lets answers end with a word when it stops.
+
+    `stopping` is what those that are running want to have called then.
+    """
+
+    def __init__(self, config: uvicorn.Config, stopping: set[Callable[[], None]]) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
+
+    def end(self) -> None:
+        """Begin to stop. From any thread, and from a signal's handler."""
+        self.should_exit = True
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has stopped meanwhile
+                self._loop.call_soon_threadsafe(self._news.set)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self.end()
+
+    async def main_loop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), TICK_S)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        last = asyncio.get_running_loop().call_later(GRACE_S - LAST_WORD_S, self._tell)
+        await super().shutdown(sockets)
+        last.cancel()
+
+    def _tell(self) -> None:
+        for end in list(self._stopping):
+            end()
 
 
 @contextmanager
 def listening(app: Any, *, port: int = 0, unix_socket: Path | None = None, **more: Any) -> Generator[HttpServer]:
     """Serve `app` from a thread until the block ends: on a unix socket, or on a free port unless one is given."""
     server = HttpServer(app, host=None if unix_socket else "127.0.0.1", port=port, unix_socket=unix_socket, **more)
-    thread = threading.Thread(target=server.run, name="http")
-    thread.start()
+    thread = PROCESS.start("http", server.run)
     try:
         yield server
     finally:
         server.stop()
-        thread.join()
+        thread.join(2 * GRACE_S)
 
 
-def _settings(
-    app: Any, tls: Tls | None, peers: Peers, limits: ConnectionLimits, heartbeat: Heartbeat | None
-) -> uvicorn.Config:
-    connection = functools.partial(Connection, limits=limits, peers=peers)
+def _settings(app: Any, tls: Tls | None, connection: Any, heartbeat: Heartbeat | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=cast(Any, connection),
+        http=connection,
         loop="asyncio",  # uvloop, if somebody has it, does not let the kernel be asked who is on a socket
         log_config=None,
         access_log=False,

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from fieldlm.core.errors import FieldlmError, InputError
 
 WRITE = "fieldlm.write"
+STOPPING = "fieldlm.stopping"
 """In a request's state: a function that sends a piece of the body whose head is out, without a task that waits for it.
 
 For answers of bounded length alone: a piece that the client does not read stays in memory. Its connection is cut off.

@@ -19,6 +19,8 @@ from fieldlm.formats import topics
 
 MAX_INFLIGHT = 16
 KEEPALIVE_S = 60
+MOST_BYTES = 128 << 10
+"""What is taken in one packet: a command or a policy of 64 KiB, and its topic."""
 MAX_PACKET_BYTES = 268_435_455
 """MQTT's own limit."""
 
@@ -70,7 +72,10 @@ class Link:
         inbox: Inbox,
         will: tuple[str, bytes] | None = None,
         identity: Identity | None = None,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
+        """The broker keeps back what is larger than `most_bytes`: what is checked after it came was in memory first."""
+        self._most_bytes = most_bytes
         self.address = topics.parse_broker(url)
         self.receive_maximum = 65_535
         """Messages that the broker allows on the way; paho does not look at it, so whoever publishes has to."""
@@ -99,6 +104,7 @@ class Link:
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = self._expiry_s
         properties.ReceiveMaximum = MAX_INFLIGHT
+        properties.MaximumPacketSize = self._most_bytes
         host, port = self.address.host, self.address.port
         try:
             self._client.connect(host, port, keepalive=KEEPALIVE_S, clean_start=False, properties=properties)

@@ -5,21 +5,35 @@ nobody can bring back what was allowed once; an unsigned one, or one by a strang
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.files import write_whole
-from fieldlm.core.terminal import log
+from fieldlm.core.logs import logger
 from fieldlm.formats.policy import MODES, Mode, Policy, parse_policy
+
+log = logger(__name__)
 
 
 class EffectivePolicy:
     """The policy that counts on this device. Safe from any thread."""
 
-    def __init__(self, ceiling: Mode, *, fleet: str, path: Path | None = None, signer: str = "") -> None:
-        """Read the kept policy, if `path` has one that is still good; `signer` is the key id that may sign."""
+    def __init__(
+        self,
+        ceiling: Mode,
+        *,
+        fleet: str,
+        path: Path | None = None,
+        signer: str = "",
+        consents: Iterable[str] = (),
+    ) -> None:
+        """Read the kept policy, if `path` has one that is still good; `signer` is the key id that may sign.
+
+        `consents` are the terms that the owner has listed; whatever else a request calls its consent is none.
+        """
         self.ceiling: Mode = ceiling
+        self.consents = frozenset(consents)
         self.fleet = fleet
         self._path = path
         self._trusted = frozenset({signer}) if signer else frozenset[str]()
@@ -48,15 +62,15 @@ class EffectivePolicy:
             with self._lock:
                 if policy.version <= self._version:
                     if policy.version < self._version:
-                        log(f"policy {policy.version} is older than {self._version}, which counts")
+                        log.warning(f"policy {policy.version} is older than {self._version}, which counts")
                     return False
                 if self._path:
                     write_whole(self._path, message)
                 self._set(policy)
         except FieldlmError as error:
-            log(f"policy: {error}")
+            log.warning(f"policy: {error}")
             return False
-        log(f"policy {policy.version}: telemetry {self.mode}")
+        log.info(f"policy {policy.version}: telemetry {self.mode}")
         for tell in self.on_change:
             tell(policy)
         return True
@@ -66,7 +80,7 @@ class EffectivePolicy:
             self._set(parse_policy(path.read_bytes(), trusted=self._trusted, fleet=self.fleet))
         except (FieldlmError, OSError) as error:
             # What it forbade is not known any more: tell no text until the next one comes.
-            log(f"the kept policy {path} does not count: {error}")
+            log.warning(f"the kept policy {path} does not count: {error}")
             self.policy = Policy(fleet=self.fleet, version=1, telemetry="metrics")
 
     def _set(self, policy: Policy) -> None:

@@ -1,29 +1,16 @@
-"""Right to erasure: how a customer is forgotten; and what the settings say of privacy."""
+"""Erasure: how a customer is forgotten, at `POST /v1/fieldlm/forget`."""
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fieldlm.core.config import Config
 from fieldlm.network.json_api import ApiError, as_json, read_body
-from fieldlm.network.mqtt import Identity
-from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.recorder import Recorder
 
 
 class _Forget(msgspec.Struct, frozen=True):
     session: str
-
-
-def terms_of(config: Config) -> EffectivePolicy:
-    """Return what this device tells: the setting `telemetry` is the ceiling, the kept policy may lower it."""
-    path = config.state / "policy.json"
-    return EffectivePolicy(config.telemetry, fleet=config.fleet, path=path, signer=config.policy_signer)
-
-
-def identity_of(config: Config) -> Identity:
-    return Identity(ca=config.broker_ca, cert=config.broker_cert, key=config.broker_key)
 
 
 def privacy_routes(recorder: Recorder) -> list[Route]:

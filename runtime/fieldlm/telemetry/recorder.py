@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -30,6 +30,7 @@ from fieldlm.hardware.board_id import boot_id
 from fieldlm.hardware.clock import Clock, is_set
 from fieldlm.telemetry import hard_examples
 from fieldlm.telemetry.effective_policy import EffectivePolicy
+from fieldlm.telemetry.prompt_context import EVENT, PromptContexts
 from fieldlm.telemetry.quantile_sketch import Summary
 from fieldlm.telemetry.redaction import Patterns, redact, redact_messages
 from fieldlm.telemetry.redaction.names import names_in
@@ -67,6 +68,8 @@ class RecordedExchange(Protocol):
     @property
     def messages(self) -> Any: ...
     @property
+    def context(self) -> Mapping[str, Any]: ...
+    @property
     def answer(self) -> str: ...
     @property
     def outcome(self) -> str: ...
@@ -99,15 +102,26 @@ class Recorder:
     """
 
     def __init__(
-        self, spool: Spool, *, device: str, salt: bytes, mode: Mode = "metrics", terms: EffectivePolicy | None = None
+        self,
+        spool: Spool,
+        *,
+        device: str,
+        salt: bytes,
+        mode: Mode = "metrics",
+        consents: Iterable[str] = (),
+        terms: EffectivePolicy | None = None,
     ) -> None:
-        """`mode` is the most that may be told; `terms` say it instead where a fleet's policy has a word."""
+        """`mode` is the most that may be told, `consents` are the terms under which text may travel.
+
+        `terms` say both instead, where a fleet's policy has a word.
+        """
         self.spool = spool
         self.device = device
-        self.terms = terms or EffectivePolicy(mode, fleet="")
+        self.terms = terms or EffectivePolicy(mode, fleet="", consents=consents)
         self.salt = salt
         self.clock = Clock()
         self._boot = boot_id()
+        self._contexts = PromptContexts()
         self._answered: OrderedDict[str, _Known] = OrderedDict()
         self._summaries: dict[str, Summary] = {}
         self._summed_s = time.monotonic()
@@ -116,7 +130,7 @@ class Recorder:
     def exchange(self, exchange: RecordedExchange) -> None:
         """Record one exchange; its text only with consent, in mode `redacted` or `full`."""
         mode = self.terms.mode
-        consent = _label(exchange.consent)
+        consent = self._agreed(exchange.consent)
         session = self._hash(exchange.session)
         margin = round(float(exchange.timings.margin), 2)
         answered = AnsweredResponse(generation=exchange.generation, session=session, consent=consent)
@@ -131,6 +145,9 @@ class Recorder:
             route=exchange.route or "",
             used_fallback=exchange.used_fallback,
         )
+        detail = {"hard": ",".join(hard)} if hard else {}
+        if has_text and exchange.context:
+            detail["context"] = self._tell(exchange.context, mode)
         self._append(
             "gen",
             "generation",
@@ -150,7 +167,7 @@ class Recorder:
             ttft_ms=_ms(exchange.ttft_s),
             duration_ms=_ms(exchange.duration_s),
             margin=margin,
-            detail={"hard": ",".join(hard)} if hard else {},
+            detail=detail,
         )
 
     def feedback(self, response: str, rating: str | None, correction: str | None) -> bool:
@@ -165,7 +182,7 @@ class Recorder:
         if (correction is not None or rating == "down") and known.margin is not None:
             self._summary(answered.generation).disputed(known.margin)
         sampled = self._is_sampled(answered.session or response)
-        has_text = bool(answered.consent and correction) and mode in ("redacted", "full") and sampled
+        has_text = bool(self._agreed(answered.consent) and correction) and mode in ("redacted", "full") and sampled
 
         def add(record: Record) -> Record:
             text = _clip(_redacted(correction or "", mode, known.names, patterns))
@@ -238,6 +255,24 @@ class Recorder:
             return ""
         return hmac.new(self.salt, session.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
 
+    def _tell(self, context: Mapping[str, Any], mode: Mode) -> str:
+        """Record what stood around the messages, unless it was; returns its digest."""
+        digest, is_new = self._contexts.meet(context, mode)
+        patterns = self.terms.patterns
+
+        def add(record: Record) -> Record:
+            told = redact_messages(dict(context), patterns=patterns) if mode == "redacted" else dict(context)
+            text = msgspec.json.encode(told).decode()
+            return msgspec.structs.replace(record, detail=record.detail | {"context": text})
+
+        if is_new:
+            self._append("sys", "system", add, detail={"event": EVENT, "digest": digest})
+        return digest
+
+    def _agreed(self, consent: str | None) -> str:
+        """Return the term that a customer has agreed to. A word that the owner did not list ("no", "false") is none."""
+        return _label(consent) if _label(consent) in self.terms.consents else ""
+
     def _is_sampled(self, session: str) -> bool:
         """Say whether the texts of a session travel: all of a conversation or nothing, now and after a restart."""
         place = int(hashlib.sha256(session.encode("utf-8", "replace")).hexdigest()[:8], 16) / (1 << 32)
@@ -293,16 +328,22 @@ class _Text:
     def added(self, record: Record) -> Record:
         self.known.names = _names(self.exchange) if self.mode == "redacted" else frozenset()
         answer = _clip(_redacted(self.exchange.answer, self.mode, self.known.names, self.patterns))
-        return msgspec.structs.replace(record, prompt=self._prompt(), answer=answer)
+        prompt, is_cut = self._prompt()
+        detail = record.detail | ({"cut": "yes"} if is_cut or len(self.exchange.answer) > TEXT_CHARS else {})
+        return msgspec.structs.replace(record, prompt=prompt, answer=answer, detail=detail)
 
-    def _prompt(self) -> str:
-        """Return the messages as JSON, without the oldest ones after the first when they are too long together."""
+    def _prompt(self) -> tuple[str, bool]:
+        """Return the messages as JSON, without the oldest ones after the first when they are too long together.
+
+        Says too whether that, or a text's length, has cost anything of them.
+        """
         kept: list[Any] = [_clip_all(message) for message in self.exchange.messages]
+        is_cut = any(len(text) > TEXT_CHARS for text in _texts(self.exchange.messages))
         if self.mode == "redacted":
             kept = [_redact(message, self.known.names, self.patterns) for message in kept]
         while len(text := msgspec.json.encode(kept).decode()) > PROMPT_CHARS and len(kept) > 1:
             del kept[1 if len(kept) > 2 else 0]
-        return text
+        return text, is_cut or len(kept) < len(self.exchange.messages)
 
 
 def load_salt(path: Path) -> bytes:

@@ -13,7 +13,6 @@ import os
 import secrets
 import sqlite3
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,9 @@ from typing import NamedTuple, Self
 import msgspec
 
 from fieldlm.core.errors import InputError
-from fieldlm.core.terminal import log
+from fieldlm.core.logs import logger
+from fieldlm.core.sqlite import connect, is_damage, set_aside
+from fieldlm.core.tasks import Tasks
 from fieldlm.formats.record import CRITICAL, Record
 from fieldlm.hardware.board_id import fingerprint
 from fieldlm.telemetry.spool_database import (
@@ -33,9 +34,9 @@ from fieldlm.telemetry.spool_database import (
     Database,
     Packed,
     StreamCount,
-    connect,
-    is_damage,
 )
+
+log = logger(__name__)
 
 RING_RECORDS = 4096
 """Records in memory while the disk is slow: two minutes of a busy device."""
@@ -43,6 +44,7 @@ GROUP_RECORDS = 128
 GROUP_S = 0.25
 HANG_S = 1.0
 """A disk that has not done what it was asked for so long is said to hang."""
+CLOSE_S = 20.0  # for the last group; systemd ends a service that takes 30 s
 RETRY_S = 1.0
 """A disk that refuses will refuse again in a millisecond."""
 _DISK_ERRORS = {errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EROFS: "read-only"}
@@ -82,7 +84,13 @@ class Spool:
     """A durable queue per stream. Safe from any thread; one process at a time."""
 
     def __init__(
-        self, path: Path, *, max_mb: float = 64, connect: Connect = connect, machine: str | None = None
+        self,
+        path: Path,
+        *,
+        max_mb: float = 64,
+        connect: Connect = connect,
+        machine: str | None = None,
+        tasks: Tasks | None = None,
     ) -> None:
         """Open or make the spool at `path`; database and log never take more than `max_mb` (1e6 bytes).
 
@@ -110,8 +118,8 @@ class Spool:
         self.on_durable: Callable[[], None] = lambda: None
         """Called by the writer thread after each group; Sync sets it to wake up."""
         self._open_first()
-        self._writer = threading.Thread(target=self._write, name="spool", daemon=True)
-        self._writer.start()
+        # Again after a crash: what is appended later has to be kept. What it had in its hands counts as lost.
+        self._writer = Tasks(tasks).start("spool", self._write, restarts=True)
 
     def __enter__(self) -> Self:
         return self
@@ -171,6 +179,12 @@ class Spool:
         """Delete what the collector has stored; returns how many. Another epoch's numbers mean nothing here."""
         with self._disk:
             return self._database.commit(epoch, stream, upto) if self._database else 0
+
+    def begin_anew(self) -> None:
+        """Begin a new epoch, under which everything that waits goes home."""
+        with self._disk:
+            if self._database:
+                self._database.begin_anew()
 
     def counts(self) -> dict[str, StreamCount]:
         """Return the durable state of every stream; nothing while the disk cannot be read."""
@@ -239,8 +253,11 @@ class Spool:
         with self._signal:
             self._closing = True
             self._signal.notify_all()
-        self._writer.join()
-        self._shut()
+        # Of a disk that hangs one cannot even let go.
+        if self._writer.join(CLOSE_S):
+            self._shut()
+        if self._ring:
+            log.warning(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -256,7 +273,7 @@ class Spool:
     def _opened(self) -> Database:
         """Return the open database, opened now if it has to be, whatever damage there was set aside."""
         if self._database is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
                 self._database = self._database_here()
             except sqlite3.DatabaseError as error:
@@ -271,12 +288,8 @@ class Spool:
 
     def _quarantine(self, error: Exception) -> None:
         """Set the damaged database aside, whole; the log goes first, so that it is never taken for a new one's."""
-        aside = f"{self.path}.quarantine-{time.time_ns() // 1_000_000}"
-        for suffix in ("-wal", "-shm", ""):
-            file = Path(f"{self.path}{suffix}")
-            if file.exists():
-                os.replace(file, f"{aside}{suffix}")
-        log(f"the spool was damaged ({error}); kept as {aside}, a new one begins")
+        aside = set_aside(self.path)
+        log.warning(f"the spool was damaged ({error}); kept as {aside}, a new one begins")
         self._lose("quarantine", 0)
 
     def _shut(self) -> None:
@@ -292,7 +305,14 @@ class Spool:
         while not is_last:
             taken, lost, is_last = self._take()
             group = [_finished(record, finish) for record, finish in taken]
-            left = self._keep(group, lost)
+            try:
+                left = self._keep(group, lost)
+            except BaseException:
+                with self._signal:
+                    self._lost = _sum(self._lost, lost)
+                    self._lose("crash", len(group))
+                    self._settled += len(group)
+                raise
             with self._signal:
                 self._ring[:0] = [(record, None) for record in left]
                 self._settled += len(group) - len(left)
@@ -303,8 +323,6 @@ class Spool:
         if self._lost and self._device and not self._problem:
             lost, self._lost = self._lost, {}
             self._keep([], lost)
-        if self._ring:
-            log(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
 
     def _take(self) -> tuple[list[tuple[Record, Finish | None]], dict[str, int], bool]:
         """Wait for records, then for company or something urgent, and empty the ring."""
@@ -372,7 +390,7 @@ class Spool:
         """Name what is wrong. A new try opens the file again, because a disk that was away comes back as another."""
         problem, self._detail = _trouble(error, self.path.parent), str(error)
         if problem != self._problem:
-            log(f"the spool waits, {problem}: {error}")
+            log.warning(f"the spool waits, {problem}: {error}")
         self._problem = problem
         if problem in ("locked", "disk-full"):
             return
@@ -401,7 +419,7 @@ def _finished(record: Record, finish: Finish | None) -> Record:
     try:
         return finish(record)
     except Exception as error:  # whatever a text does to redaction, the writer lives, and the text does not travel
-        log(f"the text of {record.response} is left out: {type(error).__name__}")
+        log.warning(f"the text of {record.response} is left out: {type(error).__name__}")
         return msgspec.structs.replace(record, detail=record.detail | {"text": "failed"})
 
 

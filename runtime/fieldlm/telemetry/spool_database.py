@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fieldlm.core.files import sync_folder
+from fieldlm.core.sqlite import check, connect, make_durable
 from fieldlm.formats.record import STREAMS, Record, WireError, pack, unpack
 
 RESPONSES = 4096
@@ -45,12 +46,6 @@ Packed = tuple[Record, bytes]
 """A record and its row."""
 
 
-class DamageError(sqlite3.DatabaseError):
-    """The file is a database, but not one to be believed."""
-
-    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-
-
 class StreamCount(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one stream: seqs given out, committed by the collector, and still held here."""
 
@@ -67,10 +62,6 @@ class AnsweredResponse(msgspec.Struct, frozen=True, kw_only=True):
     consent: str
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-
-
 class Database:
     """An open spool file. Whoever shares it between threads holds a lock around every call."""
 
@@ -82,6 +73,9 @@ class Database:
         self._machine = machine
         self._db = connect(path)
         try:
+            if is_new:
+                # It holds what people said, and is empty yet; SQLite gives its log the same rights.
+                path.chmod(0o600)
             self._prepare()
         except BaseException:
             self._db.close()
@@ -93,14 +87,12 @@ class Database:
         self._db.close()
 
     def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
+        make_durable(self._db)
         # What is deleted is overwritten: a text that was forgotten must not lie on in a free page.
         self._db.execute("PRAGMA secure_delete = ON")
         with self._transaction():
             pass  # A disk that cannot be written says so here, before the whole file is read.
-        if self._db.execute("PRAGMA quick_check").fetchone() != ("ok",):
-            raise DamageError("quick_check found damage")
+        check(self._db)
         self._page_bytes = self._pragma("page_size")
         pages = self.max_bytes // self._page_bytes
         # An eighth is for the log: what it holds before a checkpoint, and one transaction on top.
@@ -128,6 +120,13 @@ class Database:
         if before:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(secrets.randbits(63)),))
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('moved_from', ?)", (old,))
+
+    def begin_anew(self) -> None:
+        """Begin a new epoch: somebody has numbers of this one that were never given out here."""
+        fresh = secrets.randbits(63)
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(fresh),))
+        self.epoch = fresh
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -385,11 +384,6 @@ class _Old(NamedTuple):
     device: str
     size: int
     is_hard: bool
-
-
-def is_damage(error: BaseException) -> bool:
-    code = error.sqlite_errorcode if isinstance(error, sqlite3.DatabaseError) else 0
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _is_drop(row: bytes) -> bool:

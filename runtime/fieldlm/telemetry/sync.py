@@ -17,7 +17,9 @@ from typing import Any
 import msgspec
 
 from fieldlm.core.errors import FieldlmError, UnavailableError
-from fieldlm.core.terminal import log
+from fieldlm.core.logs import logger
+from fieldlm.core.tasks import Tasks
+from fieldlm.core.urls import shown
 from fieldlm.formats import topics
 from fieldlm.formats.policy import Policy
 from fieldlm.formats.record import WireError
@@ -28,6 +30,8 @@ from fieldlm.telemetry.data_budget import Budget
 from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync_session import MESSAGE_BYTES, WINDOW, Conversation, SyncTotals, Timing
+
+log = logger(__name__)
 
 SESSION_EXPIRY_S = 7 * 86_400
 """How long the broker keeps commands for a device that is away."""
@@ -41,6 +45,8 @@ SILENT = 3
 """Patiences without an answer from any collector, until the health names it."""
 GOODBYE_S = 2.0
 """How long a stop waits for the broker to take the last presence."""
+MOST_WAITING = 32
+"""Commands, policies and releases that wait for those before them; what comes then has come too fast."""
 HEAD_BYTES = 1024
 """Room for topic and properties beside a message."""
 
@@ -49,7 +55,8 @@ class SyncStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a Sync has done since it was made.
 
     trouble: empty, or broker-away, name-doubled (another device connects under it), not-acknowledged (the broker takes
-    everything, and no collector answers); `problem` says more.
+    everything, and no collector answers), acknowledgements-forged (somebody acknowledged what was never sent, and was
+    not believed); `problem` says more.
     """
 
     connected: bool
@@ -80,6 +87,7 @@ class Sync:
         identity: Identity | None = None,
         daily_mb: float = 0.0,
         id_key: bytes = b"",
+        tasks: Tasks | None = None,
     ) -> None:
         """Callbacks run one after the other on a thread of their own; the same release is handed over only once.
 
@@ -115,24 +123,20 @@ class Sync:
         self._heard_s = time.monotonic()
         self._is_answered = self._is_open = False
         self._boot = boot_id()
-        self._threads = [
-            threading.Thread(target=self._run, name="sync", daemon=True),
-            threading.Thread(target=self._deliver, name="sync-callbacks", daemon=True),
-        ]
+        self._tasks = Tasks(tasks)
 
     def start(self) -> None:
         self.spool.on_durable = self.wake
-        for thread in self._threads:
-            thread.start()
+        # Both again after a crash: nothing is lost, since the spool keeps what is not acknowledged.
+        self._tasks.start("sync", self._run, restarts=True)
+        self._tasks.start("sync-callbacks", self._deliver, restarts=True)
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Say goodbye and end; what is not acknowledged stays in the spool."""
         self._stop.set()
         self.wake()
         self._incoming.put(None)
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(timeout_s)
+        self._tasks.close(timeout_s)
 
     def wake(self) -> None:
         """Look at the spool now instead of later."""
@@ -171,7 +175,11 @@ class Sync:
             return "broker-away", self._problem
         if silent_s > SILENT * self.timing.ack_s:
             return "not-acknowledged", f"no collector has answered for {silent_s:.0f} s; does one run for {self.fleet}?"
-        return ("name-doubled", self._doubled) if self._doubled else ("", "")
+        if self._doubled:
+            return "name-doubled", self._doubled
+        if count := self._totals.unbelieved:
+            return "acknowledgements-forged", f"{count} were for what was never sent; who may publish for {self.fleet}?"
+        return "", ""
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until the collector has committed everything that is durable now; False when time is up."""
@@ -276,7 +284,7 @@ class Sync:
                 if isinstance(event, Closed):
                     if "taken over" in event.reason.casefold():
                         self._take_own_name()
-                    raise UnavailableError(f"the broker {self.url} closed the connection: {event.reason}")
+                    raise UnavailableError(f"the broker {shown(self.url)} closed the connection: {event.reason}")
                 if event:
                     self._sort(event, conversation)
                 event = self._inbox.get_nowait()
@@ -287,7 +295,7 @@ class Sync:
         """Connect under a name that nobody else has: ours is on a copied card, or was given twice."""
         self._suffix = f"-{secrets.token_hex(4)}"
         self._doubled = f"connections are cut off; does another device connect as {self.device}? Give each its own name"
-        log(f"sync: {self._doubled}")
+        log.warning(f"sync: {self._doubled}")
 
     def _sort(self, event: Received, conversation: Conversation) -> None:
         if event.topic == topics.ack_topic(self.fleet, self.device):
@@ -295,7 +303,9 @@ class Sync:
                 conversation.acknowledged(topics.parse_ack(event.payload))
                 self._heard_s = time.monotonic()
             except WireError as error:
-                log(f"sync: ignored an acknowledgement: {error}")
+                log.warning(f"sync: ignored an acknowledgement: {error}")
+        elif self._incoming.qsize() >= MOST_WAITING:
+            log.warning(f"sync: left out a message on {event.topic}: {MOST_WAITING} wait already")
         elif event.topic == topics.policy_topic(self.fleet):
             self._incoming.put(("policy", event.payload))
         elif event.topic == topics.command_topic(self.fleet, self.device):
@@ -314,7 +324,7 @@ class Sync:
             try:
                 callback(payload)
             except Exception as error:  # the callback is somebody else's; its failure must not end the telemetry
-                log(f"sync: the {kind} callback failed: {type(error).__name__}: {error}")
+                self._tasks.crashed(f"sync-callbacks[{kind}]", error)
 
     def _presence(self, state: dict[str, Any]) -> bytes:
         return msgspec.json.encode({"device": self.device} | state)

@@ -25,6 +25,9 @@ ROW_BYTES = 256 << 10
 MESSAGE_BYTES = block.MAX_BLOCK_BYTES
 PATIENCE = 3
 """Sendings of a block before smaller ones are tried."""
+UNBELIEVABLE = 3
+"""Answers in a row that claim more than this device ever gave out, until it begins a new epoch: its spool was restored
+from a copy, or somebody else answers. Nothing is deleted either way."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +70,9 @@ class SyncTotals:
     tries: dict[tuple[int, str, int], "Try"] = field(default_factory=dict[tuple[int, str, int], "Try"])
     """How often a block that begins there was sent to a collector that answers."""
     reached: dict[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int])
-    """The last seq ever sent, to tell a second sending from a first."""
+    """The last seq ever sent: a second sending is none for the first time, and an acknowledgement goes no further."""
+    unbelieved: int = 0
+    """Acknowledgements of what was not sent; whoever may publish on a broker can make one up."""
 
 
 class Try(msgspec.Struct):
@@ -125,12 +130,29 @@ class Conversation:
         """Delete what is committed; the answer to a hello also says from where to go on."""
         if ack.epoch != self._epoch:
             return
-        for stream, upto in ack.upto.items():
-            if stream in STREAMS:
-                self._acknowledge(stream, upto)
-        if ack.nonce == self._nonce and not self._is_answered:
-            self._is_answered = True
+        upto = {stream: seq for stream, seq in ack.upto.items() if stream in STREAMS}
+        is_answer = bool(self._nonce) and ack.nonce == self._nonce
+        if any(seq > self._limit(stream, is_answer=is_answer) for stream, seq in upto.items()):
+            # One for what an earlier process sent may come late, and its sender is asked again anyway.
+            if any(seq > self._limit(stream, is_answer=True) for stream, seq in upto.items()):
+                self._disbelieve(is_answer=is_answer)
+            return
+        for stream, seq in upto.items():
+            self._acknowledge(stream, seq)
+        if is_answer and not self._is_answered:
+            self._is_answered, self._disbelieved = True, 0
             self._sent = {stream: committed for stream, (_, committed) in self.spool.ends().items()}
+
+    def _limit(self, stream: str, *, is_answer: bool) -> int:
+        """Return how far an acknowledgement can go: what was sent, which may have been before this process began."""
+        last, committed = self.spool.ends().get(stream, (0, 0))
+        return last if is_answer else max(committed, self.totals.reached.get((self._epoch, stream), 0))
+
+    def _disbelieve(self, *, is_answer: bool) -> None:
+        self.totals.unbelieved += 1
+        self._disbelieved += is_answer
+        if self._disbelieved >= UNBELIEVABLE:
+            self.spool.begin_anew()
 
     @property
     def is_answered(self) -> bool:
@@ -153,6 +175,7 @@ class Conversation:
         self._nonce = ""
         self._greeted_s = float("-inf")
         self._is_answered = False
+        self._disbelieved = 0
         self._flying: list[Flying] = []
         self._sent: dict[str, int] = {}
         self._waiting_since: dict[str, float] = {}

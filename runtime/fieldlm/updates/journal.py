@@ -4,6 +4,7 @@ A step is on the disk (synchronous=FULL) before what it announces is done. A dam
 begun: a device without memory still boots its factory bundle.
 """
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -13,10 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from fieldlm.core import terminal
 from fieldlm.core.errors import InputError, NoSpaceError
 from fieldlm.core.files import disk_errors, make_folder
+from fieldlm.core.logs import logger
+from fieldlm.core.sqlite import check, connect, connect_read_only, is_damage, make_durable, set_aside
 
+log = logger(__name__)
+
+TAIL = 20
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS slot (name TEXT PRIMARY KEY, bundle TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS generation (
@@ -27,6 +32,14 @@ CREATE TABLE IF NOT EXISTS step (
     id INTEGER PRIMARY KEY AUTOINCREMENT, wall_ms INTEGER NOT NULL, step TEXT NOT NULL, bundle TEXT NOT NULL,
     detail TEXT NOT NULL) STRICT;
 """
+
+
+def journal_of(state: Path) -> Path:
+    """Return the journal of the device in `state`; raises InputError where no device has begun one."""
+    path = state / "slots.db"
+    if not path.is_file():
+        raise InputError(f"{state} holds no generation yet; run: fieldlm serve BUNDLE")
+    return path
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +61,14 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     failed: str = ""
 
 
+class UnwritableError(InputError):
+    """The journal can be read, and takes no line: a full disk, or one that wears out."""
+
+
+class FullError(NoSpaceError, UnwritableError):
+    """The journal takes no line because the disk is full."""
+
+
 class Journal:
     """The memory of one state folder. Any thread may use it; one process at a time does."""
 
@@ -56,7 +77,7 @@ class Journal:
     ) -> None:
         self._on_step = on_step
         self._lock = threading.RLock()
-        self._db = _look(path) if read_only else _open(path)
+        self._db = connect_read_only(path) if read_only else _open(path)
 
     def close(self) -> None:
         self._db.close()
@@ -145,7 +166,7 @@ def _refusals() -> Generator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        kind = NoSpaceError if "full" in str(error) else InputError
+        kind = FullError if "full" in str(error) else UnwritableError
         raise kind(f"the journal of the slots cannot be written: {error}; nothing was changed") from error
 
 
@@ -155,30 +176,69 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         return _connect(path)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
+        if not is_damage(error):
+            with contextlib.suppress(sqlite3.DatabaseError):
+                return _connect_full(path)
             raise InputError(f"{path} cannot be opened: {error}") from error
-        spoilt = path.with_name(f"{path.name}.{time.time_ns()}.bad")
-        terminal.log(f"{path} is damaged ({error}); it is set aside as {spoilt.name} and a new one is begun")
-        path.rename(spoilt)
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        spoilt = set_aside(path)
+        log.warning(f"{path} is damaged ({error}); it is set aside as {spoilt.name} and a new one is begun")
         return _connect(path)
 
 
-def _look(path: Path) -> sqlite3.Connection:
-    """Open a file that another process may hold, and damage nothing."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+def _connect_full(path: Path) -> sqlite3.Connection:
+    """Open a file beside which there is no space for SQLite's own; raises sqlite3.DatabaseError."""
+    db = connect(path)
     try:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.executescript(SCHEMA)
-        if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
-            raise sqlite3.DatabaseError("quick_check failed")
+        # Alone it keeps in memory what it else shares in a file. The lock on the folder has made it alone already.
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("SELECT bundle FROM slot").fetchall()
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = connect(path)
+    try:
+        make_durable(db)
+        db.executescript(SCHEMA)
+        check(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that failed here, as it is told at home; `reason` is the word for programs."""
+
+    bundle: str
+    seq: int
+    reason: str
+    detail: str
+
+
+class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies where: bundle ids by slot, the floor below which nothing is taken, failures, the journal's tail."""
+
+    current: str
+    previous: str
+    factory: str
+    trial: str
+    seq: int
+    floor: int
+    failed: tuple[Known, ...]
+    journal: tuple[Step, ...]
+
+
+def read_status(journal: Journal) -> SlotStatus:
+    """Read the status out of a journal."""
+    slots = journal.slots()
+    return SlotStatus(
+        **{name: slots.get(name, "") for name in ("current", "previous", "factory", "trial")},
+        seq=journal.known(slots.get("current", "")).seq,
+        floor=int(journal.setting("floor", "0")),
+        failed=tuple(journal.failed()),
+        journal=tuple(journal.tail(TAIL)),
+    )

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fieldlm.core.errors import BundleError, EngineError, FieldlmError, InputError
+from fieldlm.core.tasks import PROCESS
+from fieldlm.engines import EngineOptions, engine_kind
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
-from fieldlm.hardware.detect import memory_available_mb
+from fieldlm.hardware.sensors import memory_available_mb
 from fieldlm.updates import gates
 from fieldlm.updates.gates import TrialMeasurements, UnhealthyError
 
@@ -93,10 +94,12 @@ def _rehearse(bundle: Bundle, limits: RehearsalLimits, way: str) -> TrialMeasure
         stdin=subprocess.DEVNULL,
     )
     with child:
+        told = _Child(child, patience_s(bundle), starved_s=STARVED_S if way == "idle" else math.inf)
         try:
-            return _listen(_Child(child, patience_s(bundle), starved_s=STARVED_S if way == "idle" else math.inf))
+            return _listen(told)
         finally:
             child.kill()
+            told.close()
 
 
 class _StarvedError(Exception):
@@ -121,8 +124,7 @@ class _Child:
         self._patience_s = patience_s
         self._starved_s = starved_s
         self._step_began = self._spent()
-        self._reader = threading.Thread(target=self._read, name="rehearsal", daemon=True)
-        self._reader.start()
+        self._reader = PROCESS.start("rehearsal", self._read)
 
     def _read(self) -> None:
         assert self._process.stdout, "it is a pipe"
@@ -150,8 +152,8 @@ class _Child:
 
         Raises UnhealthyError when it hangs, _StarvedError when it gets no processor.
         """
-        self._reader.join(LOOK_S)
-        if not self._reader.is_alive():
+        self._reader.thread.join(LOOK_S)
+        if not self._reader.thread.is_alive():
             return True
         now, began = self._spent(), self._step_began
         asleep_s = now.clock_s - began.clock_s - max(0.0, now.waited_s - began.waited_s)
@@ -160,6 +162,10 @@ class _Child:
         if now.waited_s > self._starved_s:
             raise _StarvedError
         return False
+
+    def close(self) -> None:
+        """Wait for who reads what it says; it was killed before."""
+        self._reader.join()
 
     def crashed(self) -> UnhealthyError:
         code = self._process.wait()
@@ -219,7 +225,9 @@ def _try(folder: Path, limits: RehearsalLimits, say: Any) -> TrialMeasurements:
     gates.check_memory(memory_mb, limits.budget_mb)
     say(ChildReport(step="load"))
     context = min(limits.context or bundle.manifest.model.context, bundle.manifest.model.context)
-    live = Generations(bundle, threads=limits.threads, context=context, parallel=1, profile=limits.profile)
+    live = Generations(
+        bundle, EngineOptions(threads=limits.threads, context=context, parallel=1, profile=limits.profile)
+    )
     serving = live.current
     say(ChildReport(step="template"))
     prompt_tokens = gates.shortest_prompt(serving)
@@ -237,23 +245,9 @@ def _try(folder: Path, limits: RehearsalLimits, say: Any) -> TrialMeasurements:
 
 def foreseen_mb(bundle: Bundle, limits: RehearsalLimits) -> float:
     """Return the megabytes that the device would give the generation with all its answers at a time; 0 if unknown."""
-    if bundle.manifest.engine != "llama":
-        return 0.0
-    from fieldlm.engines.llama_layout import layout_of
-    from fieldlm.engines.memory_plan import PREFILL_ALONE, plan
-    from fieldlm.formats.gguf import read_header
-
-    header = read_header(bundle.need("base"))
     context = limits.context or bundle.manifest.model.context
-    adapter = bundle.manifest.file("adapter")
-    need = plan(
-        header,
-        context=context,
-        parallel=limits.parallel,
-        batch=PREFILL_ALONE + limits.parallel,
-        layout=layout_of(limits.profile, bundle.manifest.cache),
-    )
-    return need.total + (adapter.size / 1e6 if adapter else 0.0)
+    kind = engine_kind(bundle.manifest.engine)
+    return kind.foreseen_mb(bundle, context=context, parallel=limits.parallel, profile=limits.profile) or 0.0
 
 
 def _die_with_parent() -> None:

@@ -7,9 +7,11 @@
 `current` only ever names a generation that has been committed: an update is loaded beside it, tried, and committed or
 forgotten, so that a start after a crash at any point finds a complete bundle that worked before. Loads are counted
 before they begin; a release that did not survive three is not tried again. One that answered people when the process
-ended, on trial or soon after, while the machine went on, has crashed and gets no second chance; a power cut is nobody's
-fault. The factory bundle, the one that `fieldlm serve` is given, is never collected. Given another one than before,
-that one becomes current: whoever stands at the device wins over what came through the air.
+ended, on trial or soon after, while the machine went on, has crashed: the device goes back at once. That may have been
+a request's doing and not the release's, so it is told, and tried again until its three loads are used up; a power cut
+is nobody's fault. The factory bundle, the one that `fieldlm serve` is given, is never collected. Given another one than
+before, that one becomes current: whoever stands at the device wins over what came through the air. A journal that takes
+no line, on a full disk, keeps nobody from being served by what is there.
 
 What failed here is kept until it was told, so that a reason arrives at home even when the process that knew it is gone.
 """
@@ -18,47 +20,35 @@ import fcntl
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from fieldlm.blobs.store import Blobs
-from fieldlm.core import terminal
 from fieldlm.core.errors import BundleError, FieldlmError, InputError, TrustError
-from fieldlm.core.files import disk_errors, link_or_copy, make_folder, sha256_file, sync_folder, whole_folder
+from fieldlm.core.files import (
+    disk_errors,
+    link_or_copy,
+    make_folder,
+    make_private,
+    sha256_file,
+    sync_folder,
+    whole_folder,
+)
+from fieldlm.core.logs import logger
 from fieldlm.core.signing import Signature, check_signature
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, parse_manifest
 from fieldlm.formats.release import Release
 from fieldlm.updates.admission import Refusal, check_release, refusal
-from fieldlm.updates.journal import Journal, Known, Step
+from fieldlm.updates.journal import Failure, Journal, Known, SlotStatus, UnwritableError, read_status
+
+log = logger(__name__)
 
 MAX_ATTEMPTS = 3  # loads of one release, and starts of one generation, that may end in a crash
-TAIL = 20
 CRASH_FREE_S = 300.0  # of answering people, after which a generation counts as one that does not crash
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A generation that failed here, as it is told at home; `reason` is the word for programs."""
-
-    bundle: str
-    seq: int
-    reason: str
-    detail: str
-
-
-class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What lies where: bundle ids by slot, the floor below which nothing is taken, failures, the journal's tail."""
-
-    current: str
-    previous: str
-    factory: str
-    trial: str
-    seq: int
-    floor: int
-    failed: tuple[Known, ...]
-    journal: tuple[Step, ...]
 
 
 class Slots:
@@ -70,10 +60,12 @@ class Slots:
         self.state = state
         self._boot_id = boot_id or (BOOT_ID.read_text().strip() if BOOT_ID.exists() else "")
         self.blobs = Blobs(state)
+        self.problem = ""
+        """Why the journal took no line the last time that somebody was served all the same."""
         self._mutex = threading.RLock()
         self._checked = ""  # the bundle whose every byte was read a moment ago
         with disk_errors(state):
-            make_folder(state)
+            make_private(state / "slots.lock")
             self._held = (state / "slots.lock").open("w")
         try:
             # A POSIX lock: a child process does not inherit it and so cannot keep it when this process is killed.
@@ -124,17 +116,22 @@ class Slots:
         without a crash, or is stopped in good order.
         """
         with self._mutex:
-            self._interrupted()
-            self._crashed_young()
-            starts = self._crashed_starts()
-            if starts >= MAX_ATTEMPTS and self._journal.slot("current") != self._journal.slot("factory"):
-                self.rollback(f"crash: it ended in {starts} starts")
-                starts = 0
-            bundle = self._first_whole()
-            with self._journal.step("boot", bundle.id):
-                self._journal.set("starts", str(starts + 1))
-                self._journal.set("boot", self._boot_id)
-                self._journal.set("up", "")
+            try:
+                self._interrupted()
+                self._crashed_young()
+                starts = self._crashed_starts()
+                if starts >= MAX_ATTEMPTS and self._journal.slot("current") != self._journal.slot("factory"):
+                    self.rollback(f"crash: it ended in {starts} starts")
+                    starts = 0
+                bundle = self._first_whole()
+                with self._journal.step("boot", bundle.id):
+                    self._journal.set("starts", str(starts + 1))
+                    self._journal.set("boot", self._boot_id)
+                    self._journal.set("up", "")
+            except UnwritableError as error:
+                self.problem = str(error)
+                log.warning(f"starting without a memory of it: {error}")
+                bundle = self._first_whole()
             return bundle
 
     def _crashed_young(self) -> None:
@@ -143,7 +140,9 @@ class Slots:
         if boot_id and boot_id == self._boot_id and self._journal.setting("up"):
             age_s = time.monotonic() - float(at_s)
             if age_s < CRASH_FREE_S and self._journal.slot("current") != self._journal.slot("factory"):
-                self.rollback(f"crash: the process ended {age_s:.0f} s after the commit")
+                attempts = self._journal.known(self._journal.slot("current")).attempts
+                reason = f"crash: the process ended {age_s:.0f} s after the commit"
+                self.rollback(reason, is_final=attempts >= MAX_ATTEMPTS)
 
     def _crashed_starts(self) -> int:
         """Return the starts that ended in a crash since the last that did not."""
@@ -152,15 +151,27 @@ class Slots:
 
     def up(self) -> None:
         """Say that the generation that was booted serves."""
-        with self._journal.step("up", self._journal.slot("current")):
+        with self._if_writable(), self._journal.step("up", self._journal.slot("current")):
             self._journal.set("up", "yes")
 
     def confirm(self) -> None:
         """Say that the generation that was booted serves without crashing."""
-        with self._journal.step("confirm", self._journal.slot("current")):
+        with self._if_writable(), self._journal.step("confirm", self._journal.slot("current")):
             self._journal.set("up", "yes")
             self._journal.set("starts", "0")
             self._journal.set("committed", "")
+            known = self._journal.known(self._journal.slot("current"))
+            self._journal.remember(msgspec.structs.replace(known, attempts=0))
+
+    @contextmanager
+    def _if_writable(self) -> Generator[None]:
+        """Let go on who serves well whatever is written down of it."""
+        try:
+            yield
+            self.problem = ""
+        except UnwritableError as error:
+            self.problem = str(error)
+            log.warning(self.problem)
 
     def untold(self) -> list[Failure]:
         """Return what failed here and was not told at home yet, oldest first."""
@@ -169,7 +180,7 @@ class Slots:
     def told(self) -> None:
         """Say that all failures have been told."""
         if self.untold():
-            with self._journal.step("told"):
+            with self._if_writable(), self._journal.step("told"):
                 self._journal.set("untold", "[]")
 
     def current(self) -> Bundle:
@@ -260,12 +271,14 @@ class Slots:
                 self._end_trial()
                 self._journal.set("starts", "0")
                 self._journal.set("committed", f"{self._boot_id} {time.monotonic()}")
-                self._journal.remember(msgspec.structs.replace(known, attempts=0))
                 self._journal.set("floor", str(max(known.min_seq, int(self._journal.setting("floor", "0")))))
             self._collect()
 
-    def rollback(self, reason: str) -> Bundle:
-        """Give up the generation on trial or, without one, the current one, for good; return the one that stays."""
+    def rollback(self, reason: str, *, is_final: bool = True) -> Bundle:
+        """Give up the generation on trial or, without one, the current one; return the one that stays.
+
+        It is not tried again, unless that is not the final word.
+        """
         with self._mutex:
             trial = self._journal.slot("trial")
             if trial:
@@ -277,7 +290,7 @@ class Slots:
                     self._journal.set_slot("previous", "")
                     self._journal.set("starts", "0")
                     if current != factory:
-                        self._remember_failure(self._journal.known(current), reason)
+                        self._remember_failure(self._journal.known(current), reason, is_final=is_final)
             self._collect()
             return self.current()
 
@@ -321,24 +334,26 @@ class Slots:
         if not trial:
             return
         if self._boot_id and self._journal.setting("serving") == self._boot_id:
-            self._fail(trial, "crash: the process ended while it answered people")
+            reason, attempts = "crash: the process ended while it answered people", self._journal.known(trial).attempts
+            self._fail(trial, reason, is_final=attempts >= MAX_ATTEMPTS)
         elif self._journal.known(trial).attempts >= MAX_ATTEMPTS:
             self._fail(trial, f"crash: it ended in {MAX_ATTEMPTS} loads")
         else:
             with self._journal.step("abandon", trial, "interrupted"):
                 self._end_trial()
 
-    def _fail(self, bundle_id: str, reason: str) -> None:
+    def _fail(self, bundle_id: str, reason: str, *, is_final: bool = True) -> None:
         with self._journal.step("fail", bundle_id, reason):
-            self._remember_failure(self._journal.known(bundle_id), reason)
+            self._remember_failure(self._journal.known(bundle_id), reason, is_final=is_final)
             self._end_trial()
 
     def _end_trial(self) -> None:
         self._journal.set_slot("trial", "")
         self._journal.set("serving", "")
 
-    def _remember_failure(self, known: Known, reason: str) -> None:
-        self._journal.remember(msgspec.structs.replace(known, failed=reason))
+    def _remember_failure(self, known: Known, reason: str, *, is_final: bool = True) -> None:
+        if is_final:
+            self._journal.remember(msgspec.structs.replace(known, failed=reason))
         word, _, detail = reason.partition(": ")
         failure = Failure(bundle=known.bundle, seq=known.seq, reason=word if detail else "asked", detail=detail or word)
         self._journal.set("untold", msgspec.json.encode([*self.untold(), failure]).decode())
@@ -358,10 +373,11 @@ class Slots:
                 bundle = self._open(bundle_id, digests=bundle_id != checked)
             except FieldlmError as error:
                 if name in slots:
-                    terminal.log(f"the {name} generation cannot be used: {error}")
+                    log.warning(f"the {name} generation cannot be used: {error}")
                 continue
             if name != "current":
-                with self._journal.step("damaged", slots.get("current", ""), f"the {name} generation takes its place"):
+                place = f"the {name} generation takes its place"
+                with suppress(UnwritableError), self._journal.step("damaged", slots.get("current", ""), place):
                     self._journal.set_slot("current", bundle.id)
                     self._journal.set_slot("previous", "")
             return bundle
@@ -391,6 +407,7 @@ class Slots:
         return all(path.exists() and path.samefile(source) for path, source in pairs)
 
     def _ingest(self, bundle: Bundle) -> None:
+        self.blobs.make_room([(bundle.folder / file.path, file.sha256, file.size) for file in bundle.manifest.files])
         for file in bundle.manifest.files:
             self.blobs.keep(bundle.folder / file.path, file.sha256, file.size)
         for name in (SIGNATURE, MANIFEST):
@@ -423,21 +440,9 @@ class Slots:
             # Partial fetches belonged to a release that is settled now.
             shutil.rmtree(self.state / "fetch", ignore_errors=True)
         except (FieldlmError, OSError) as error:
-            terminal.log(f"the slots are not tidied up: {error}")
+            log.warning(f"the slots are not tidied up: {error}")
 
     def _digests(self, bundle_id: str) -> set[str]:
         folder = self._folder(bundle_id)
         manifest = parse_manifest((folder / MANIFEST).read_bytes(), what=str(folder))
         return {bundle_id, sha256_file(folder / SIGNATURE), *(file.sha256 for file in manifest.files)}
-
-
-def read_status(journal: Journal) -> SlotStatus:
-    """Read the status out of a journal."""
-    slots = journal.slots()
-    return SlotStatus(
-        **{name: slots.get(name, "") for name in ("current", "previous", "factory", "trial")},
-        seq=journal.known(slots.get("current", "")).seq,
-        floor=int(journal.setting("floor", "0")),
-        failed=tuple(journal.failed()),
-        journal=tuple(journal.tail(TAIL)),
-    )

@@ -37,11 +37,13 @@ from tuf.api.metadata import (
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from fieldlm.blobs.sources import BlobSource, MissingFileError
-from fieldlm.core import terminal
 from fieldlm.core.errors import TrustError, UnavailableError
 from fieldlm.core.files import disk_errors, sha256_bytes, write_whole
+from fieldlm.core.logs import logger
 from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
 from fieldlm.hardware.clock import OLDEST_CLOCK_MS, is_credible
+
+log = logger(__name__)
 
 READ_BYTES = 64 << 10
 
@@ -151,7 +153,7 @@ class Trust:
             bootstrap=self.anchor.read_bytes(),
         )
         if not is_credible(time.time()):
-            terminal.log(f"the clock says {_today()}, which cannot be: no release counts as expired")
+            log.warning(f"the clock says {_today()}, which cannot be: no release counts as expired")
             # python-tuf offers no other way to tell it the time.
             verified = updater._trusted_set  # pyright: ignore[reportPrivateUsage]
             verified.reference_time = datetime.fromtimestamp(OLDEST_CLOCK_MS / 1000, UTC)

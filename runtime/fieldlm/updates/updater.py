@@ -22,9 +22,10 @@ from starlette.routing import Route
 
 from fieldlm.blobs.fetch import FetchPolicy, fetch
 from fieldlm.blobs.sources import BlobSource, StoppedError, open_source
-from fieldlm.core import terminal
 from fieldlm.core.errors import BundleError, FieldlmError, InputError, NoSpaceError, TrustError, UnavailableError
 from fieldlm.core.files import write_whole
+from fieldlm.core.logs import logger
+from fieldlm.core.tasks import Tasks
 from fieldlm.core.timing import within
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.release import Offer, Pointer, Release
@@ -41,6 +42,8 @@ from fieldlm.updates.trial import Loaded, ServesGenerations, Trial
 
 if TYPE_CHECKING:
     from fieldlm.updates.trust import Trust
+
+log = logger(__name__)
 
 OBSERVE_STEP_S = 0.2
 GUARD_STEP_S = 1.0
@@ -105,6 +108,7 @@ class Updater(Generic[Loaded]):
         observe_s: float = 0.0,
         guard_s: float = 0.0,
         hold_s: float = DEADLINE_S,
+        tasks: Tasks | None = None,
     ) -> None:
         self.slots = slots
         self.repository = repository
@@ -129,6 +133,7 @@ class Updater(Generic[Loaded]):
         self._is_queued = threading.Event()
         self._stop = threading.Event()
         self._way = Preemption()
+        self._tasks = Tasks(tasks)
         self._run: UpdateRun | None = None
         self._runs = 0
         self._last: UpdateResult | None = None
@@ -148,6 +153,7 @@ class Updater(Generic[Loaded]):
         self._way.ask()
         if self._one_at_a_time.acquire(timeout=CLOSE_S):
             self._one_at_a_time.release()
+        self._tasks.close(CLOSE_S)
 
     def start(self, hint: bytes | None = None, *, repository: str = "") -> None:
         """Update in a thread of its own; while one is waiting to begin, another would find the same and is not made.
@@ -156,15 +162,14 @@ class Updater(Generic[Loaded]):
         """
         if not self._is_queued.is_set():
             self._is_queued.set()
-            arguments = (hint, repository)
-            threading.Thread(target=self._in_turn, args=arguments, name="update", daemon=True).start()
+            # A crash is the end of this try: the next look, at the latest in an hour, finds the same release.
+            self._tasks.start("update", partial(self._in_turn, hint, repository))
 
     def on_hint(self, hint: bytes | None = None) -> None:
         """Look at what arrived by itself, or look because it is time to: at the device's own moment in its wave."""
         if not self._is_queued.is_set():
             self._is_queued.set()
-            take = partial(self._in_turn, hint, "", is_asked=False)
-            threading.Thread(target=take, name="hear", daemon=True).start()
+            self._tasks.start("hear", partial(self._in_turn, hint, "", is_asked=False))
 
     def poll(self, every_s: float) -> None:
         """Look every so often until `close`, at a moment that differs from device to device."""
@@ -176,7 +181,7 @@ class Updater(Generic[Loaded]):
                     self.on_hint()
                 wait_s = every_s
 
-        threading.Thread(target=look, name="poll", daemon=True).start()
+        self._tasks.start("poll", look, restarts=True)
 
     def check_and_update(
         self, hint: bytes | None = None, *, repository: str = "", is_asked: bool = True
@@ -269,7 +274,7 @@ class Updater(Generic[Loaded]):
         with run.doing("check"):
             offered = self._offered(run.source)
         if offered is None:
-            return run.result("current", reason="none", detail=f"{repository} offers nothing for {self.profile}")
+            return run.result("current", reason="none", detail=f"{run.source.name} offers nothing for {self.profile}")
         release, offer = offered
         run.release = release
         refusal = self.slots.refusal(release, profile=self.profile)
@@ -278,9 +283,7 @@ class Updater(Generic[Loaded]):
             return run.result(outcome, reason=refusal.reason, detail=refusal.detail)
         wait_s = 0.0 if is_asked else offer.wait_s(self.device, time.time())
         if wait_s:
-            later = threading.Timer(wait_s, self.on_hint)
-            later.daemon = True
-            later.start()
+            self._tasks.start("later", lambda: self._stop.wait(wait_s) or self.on_hint())
             return run.result("current", reason="later", detail=f"this device's moment comes in {wait_s:.0f} s")
         return self._try(run, self._download(run, run.source, release))
 
@@ -326,8 +329,9 @@ class Updater(Generic[Loaded]):
                 raise
             return run.result("rolled-back", reason=reason_of(error), detail=str(error))
         if self._guard_s:
-            arguments = (bundle.generation, before.bundle.generation)
-            threading.Thread(target=self._guard, args=arguments, name="guard", daemon=True).start()
+            end_s = time.monotonic() + self._guard_s
+            guard = partial(self._guard, bundle.generation, before.bundle.generation, end_s)
+            self._tasks.start("guard", guard, restarts=True)
         return run.result("updated")
 
     def _undo(self, trial: Trial[Loaded], error: Exception) -> None:
@@ -383,9 +387,8 @@ class Updater(Generic[Loaded]):
             if self._stop.wait(OBSERVE_STEP_S):
                 raise StoppedError("the device was stopped while it was watched; the update is tried again later")
 
-    def _guard(self, generation: str, before: str) -> None:
+    def _guard(self, generation: str, before: str, end_s: float) -> None:
         """Go on looking after the commit, with more patience; what is found then takes the update back all the same."""
-        end_s = time.monotonic() + self._guard_s
         while time.monotonic() < end_s and not self._stop.wait(GUARD_STEP_S):
             if self._live.current.bundle.generation != generation:
                 return
@@ -393,7 +396,7 @@ class Updater(Generic[Loaded]):
                 try:
                     self.roll_back(f"{complaint.reason}: after the commit: {complaint.detail}")
                 except FieldlmError as error:
-                    terminal.log(f"generation {generation} should be taken back, and cannot be: {error}")
+                    log.warning(f"generation {generation} should be taken back, and cannot be: {error}")
                 return
 
 
@@ -404,7 +407,7 @@ def read_pointer(hint: bytes | None) -> Pointer | None:
     try:
         return msgspec.json.decode(hint, type=Pointer)
     except msgspec.MsgspecError as error:
-        terminal.log(f"a release pointer cannot be read ({error}); looking at the repository instead")
+        log.warning(f"a release pointer cannot be read ({error}); looking at the repository instead")
         return None
 
 

@@ -4,7 +4,12 @@
 const get = (id) => document.getElementById(id);
 const POLL_MS = 1500;
 const LIVE_MS = 400;
+// A kiosk's next customer must not find the last one's conversation: ?idle=SECONDS, 0 for never.
+const IDLE_S = Number(new URLSearchParams(location.search).get("idle") ?? 180);
+const WARNING_S = 20;
 const messages = [];
+let session = newSession();
+let touchedMs = performance.now();
 let key = sessionStorage.getItem("key") || "";
 let running = null;
 let recent = []; // the device's figures of its last answers
@@ -12,6 +17,11 @@ let arriving = null; // of the answer that is being written: pieces, and when th
 
 function headers() {
   return key ? { authorization: `Bearer ${key}` } : {};
+}
+
+function newSession() {
+  // randomUUID is for https and this machine alone; a kiosk's page may come over http from the next room.
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function askForKey() {
@@ -27,6 +37,13 @@ get("unlock").addEventListener("submit", () => {
 });
 
 // ---- what runs
+
+// By what leaves the device, as its status says; nothing is promised before it is known.
+const LEAVES = {
+  nothing: "Nothing leaves this device.",
+  figures: "Figures about this device leave it; your words do not.",
+  text: "Figures leave this device, and your words too where you have agreed.",
+};
 
 function mb(value) {
   return value === undefined ? "–" : `${Math.round(value).toLocaleString()} MB`;
@@ -105,10 +122,13 @@ async function poll() {
     get("model").textContent = status.model;
     showState(status.ready ? "good" : "", status.ready ? "ready" : status.status);
     showFacts(status);
+    hint.textContent = `Ask something. ${LEAVES[status.leaves] ?? ""}`.trim();
     recent = status.recent;
     showSpeed();
   } catch {
     showState("bad", "no connection");
+    get("facts").replaceChildren(); // they are of another time
+    get("glance").textContent = "";
   }
 }
 
@@ -127,7 +147,9 @@ function add(role, text) {
 async function failure(response) {
   if (response.status === 401) askForKey();
   const document = await response.json().catch(() => ({}));
-  return new Error(document.error?.message || `the device answered ${response.status}`);
+  const error = new Error(document.error?.message || `the device answered ${response.status}`);
+  error.code = document.error?.code;
+  return error;
 }
 
 async function* events(response) {
@@ -144,12 +166,20 @@ async function* events(response) {
 }
 
 async function answer(turn, signal) {
-  const body = JSON.stringify({ messages, stream: true });
+  const body = JSON.stringify({ messages, stream: true, metadata: { session } });
   const sent = { "content-type": "application/json", ...headers() };
   const response = await fetch("v1/chat/completions", { method: "POST", headers: sent, body, signal });
-  if (!response.ok) throw await failure(response);
+  if (!response.ok) {
+    const error = await failure(response);
+    if (error.code !== "context_length_exceeded" || messages.length < 2) throw error;
+    messages.splice(0, 2); // the oldest question and its answer
+    sayTrimmed(turn);
+    return answer(turn, signal);
+  }
+  let reason = null;
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
+    reason = event.choices?.[0]?.finish_reason ?? reason;
     const piece = event.choices?.[0]?.delta?.content;
     if (!piece) continue;
     const nowMs = performance.now();
@@ -157,6 +187,24 @@ async function answer(turn, signal) {
     following(() => turn.append(document.createTextNode(piece)));
     turn.classList.remove("waiting");
   }
+  if (reason === null) throw new Error("The answer broke off: the connection ended before it did.");
+  return reason;
+}
+
+// What stands under a turn and is no part of it: notes for people, in words of ours.
+function note(turn, text, className = "note") {
+  following(() => turn.after(element("p", text, className)));
+}
+
+// A browser's own words for a lost connection differ and help nobody.
+function words(error) {
+  return error instanceof TypeError ? "The device cannot be reached. Is it still on?" : error.message;
+}
+
+function sayTrimmed(turn) {
+  document.querySelectorAll(".trimmed").forEach((note) => note.remove());
+  const words = "The beginning of this conversation no longer fits; the device does not see it any more.";
+  following(() => turn.before(element("p", words, "note trimmed")));
 }
 
 // Change what was said, and stay at its end unless somebody has scrolled back to read.
@@ -175,30 +223,38 @@ function setRunning(controller) {
 
 async function ask(question) {
   add("user", question);
-  messages.push({ role: "user", content: question });
+  const asked = { role: "user", content: question };
+  messages.push(asked);
   const turn = add("assistant", "");
   turn.classList.add("waiting");
   const mine = new AbortController();
+  let failed = false;
   setRunning(mine);
   arriving = null;
   const live = setInterval(showSpeed, LIVE_MS);
   try {
-    await answer(turn, mine.signal);
+    const reason = await answer(turn, mine.signal);
+    if (reason === "length") note(turn, "cut off: the answer may be no longer");
   } catch (error) {
-    if (error.name === "AbortError") following(() => turn.after(element("p", "stopped", "note")));
-    else {
-      turn.classList.add("failed");
-      turn.append(document.createTextNode(error.message));
-      turn.dataset.failed = "1";
+    if (error.name === "AbortError") note(turn, "stopped");
+    else if (turn.isConnected) {
+      failed = true;
+      note(turn, words(error), "note failed");
+      if (!turn.textContent) turn.remove();
+      const box = get("question");
+      if (!box.value) box.value = question; // to be asked again
+      grow();
     }
   }
   clearInterval(live);
   turn.classList.remove("waiting");
-  if (!turn.isConnected) return; // a new conversation has begun
+  if (messages.at(-1) !== asked) return; // a new conversation has begun
   arriving = null;
-  if (turn.dataset.failed || !turn.textContent) messages.pop();
+  if (failed || !turn.textContent) messages.pop();
   else messages.push({ role: "assistant", content: turn.textContent });
   if (running === mine) setRunning(null);
+  // Stop has gone with its focus; where fingers type, a focus would bring the keyboard up.
+  if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) get("question").focus();
   poll();
 }
 
@@ -226,14 +282,42 @@ function grow() {
 
 get("question").addEventListener("input", grow);
 get("stop").addEventListener("click", () => running?.abort());
-get("clear").addEventListener("click", () => {
+function startAnew() {
   running?.abort();
   setRunning(null);
   arriving = null;
   messages.length = 0;
+  session = newSession();
   get("said").replaceChildren(hint);
+  get("question").value = "";
+  grow();
+}
+
+get("clear").addEventListener("click", () => {
+  startAnew();
   get("question").focus();
 });
+
+function touch() {
+  touchedMs = performance.now();
+  get("idle").hidden = true;
+}
+
+for (const kind of ["pointerdown", "keydown", "input", "wheel"]) addEventListener(kind, touch, { passive: true });
+
+// Count down before a conversation that nobody goes on with is cleared; an answer that is being written is going on.
+setInterval(() => {
+  const isBegun = get("said").querySelector(".turn") || get("question").value;
+  if (!IDLE_S || !isBegun || running) return touch();
+  const leftS = Math.ceil(IDLE_S - (performance.now() - touchedMs) / 1000);
+  if (leftS <= 0) {
+    startAnew();
+    touch();
+  } else if (leftS <= WARNING_S) {
+    get("idle").textContent = `A new conversation begins in ${leftS} s. Touch the screen to stay.`;
+    get("idle").hidden = false;
+  }
+}, 1000);
 get("more").addEventListener("click", () => {
   get("more").setAttribute("aria-expanded", String(document.body.classList.toggle("open")));
 });

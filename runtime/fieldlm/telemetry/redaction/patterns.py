@@ -4,6 +4,7 @@ Forms of a dozen countries, checksums where there are some, and the words around
 phone number, "call 4155550132" is one. Where form and words leave it open, a number goes.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 
@@ -18,8 +19,10 @@ _KEY = re.compile(
 )
 _BEARER = re.compile(r"(\b(?:bearer|basic)\s+)([\w.~+/=-]{16,})", re.I)
 _URL_LOGIN = re.compile(r"(://[^\s:/@]{1,64}:)([^\s@/]{2,128})(?=@)")
+# Before a word: no letter and no digit. An underscore may stand there: aws_secret_access_key.
 _SECRET = re.compile(
-    r"(\b(?:api[ _-]?key|access[ _-]token|auth[ _-]token|password|passwd|passphrase|passcode|secret(?:[ _-]key)?"
+    r"((?<![^\W_])(?:api[ _-]?key|access[ _-]token|auth[ _-]token|password|passwd|passphrase|passcode"
+    r"|secret(?:[ _-](?:access[ _-])?key)?"
     r"|passwort|kennwort|mot de passe|contraseña|clave de acceso|parola d['’]ordine|wachtwoord|senha|palavra-passe"
     r"|hasło|lösenord)"
     r"['\"]?(\s*[:=]\s*|['’]s\s+|\s+(?:is|lautet|ist|est|es|è|é|to|är|er)\s*:?\s+))([^\s,;]{4,128})",
@@ -61,6 +64,30 @@ _IBAN_LENGTHS = {
 _CARD = re.compile(r"(?<![\d.])\d(?:[ .-]?\d){13,18}(?!\d)")
 _CARD_FORMS = re.compile(r"3(?:0[0-5]|[689]\d)\d{11}|3[47]\d{13}|(?:4|5[0-8]|6|35|2[2-7])\d{14,15}|[46]\d{18}")
 
+_MAC = re.compile(r"(?<![\w:-])(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}(?![\w:-])", re.I)
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_IPV4 = re.compile(rf"(?<![\w.])(?<!version )(?<!release )(?<!firmware )(?:{_OCTET}\.){{3}}{_OCTET}(?!\w|\.\d)", re.I)
+_IPV6 = re.compile(r"(?<![\w:.])(?=[0-9a-f:]*:[0-9a-f]*:)[0-9a-f:]{4,39}(?![\w:])", re.I)
+_A_DATE = (
+    r"(?:\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}(?:st|nd|rd|th|\.)?(?: of| de)? [^\W\d_]{3,12}\.?,?(?: de)? \d{4}"
+    r"|[^\W\d_]{3,12}\.? \d{1,2}(?:st|nd|rd|th)?,? \d{4})"
+)
+_BORN = re.compile(
+    r"(\b(?:born|birth(?:day|date)?|d\.?o\.?b|geboren|geburts(?:datum|tag)|née?|naissance|nacid[oa]|nacimiento"
+    r"|nat[oa]|nascita|geboortedatum|nascid[oa]|nascimento|urodzon[ya]|urodzenia|född|födelsedatum)\b\.?"
+    rf"[^\w\n]{{1,3}}(?:(?:is|was|on|in|am|ist|le|est|el|es|il|è|op|em|é|dn\.?) ){{0,2}})({_A_DATE})\b",
+    re.I,
+)
+_NATIONAL_ID = re.compile(
+    r"(\b(?:passport|pass(?:port)?nummer|reisepass|passeport|pasaporte|passaporto|paspoort|ssn|social security|dni|nie"
+    r"|nif|national id|id (?:card|number)|personalausweis|ausweisnummer|codice fiscale|pesel|cpf|bsn|personnummer|nhs"
+    r"|aadhaar|licen[cs]e plate|number plate|plate number|kennzeichen|matrícula|targa)\b"
+    r"(?:[ .]{1,2}(?:number|no\.?|nr\.?|num(?:ber)?|nummer|card))?(?:\s*[:#=]\s*|\s+(?:(?:is|ist|est|es|è|é)\s+)?))"
+    r"((?-i:[A-Z]{1,3}[ -]){1,2}\d{1,4}(?-i:[A-Z]{0,2})"
+    r"|(?=[A-Z.-]{0,8}\d)[A-Z0-9](?:[.-]?[A-Z0-9]){4,17}(?: \d{2,6}){0,3})\b",
+    re.I,
+)
+
 _CAP = r"(?-i:[A-ZÀ-ÖØ-ÞŁŚŻŹĆŃŠŽČ])[\w'’.-]{0,24}"
 _OF = r"(?:(?:de|du|des|la|le|les|del|della|delle|dei|di|da|do|dos|das|san|santa|el|los|las) |l['’]|d['’])"
 _UNIT = r"(?:,? (?:apt|apartment|suite|ste|unit|flat|floor)\b\.? ?#?\w{1,6})?"
@@ -99,11 +126,20 @@ _POSTCODE = re.compile(r"\b[A-Z]{1,2}\d[\dA-Z]? \d[ABD-HJLNP-UW-Z]{2}\b")
 _MIDWORDS = "a an and by for from in more my of on or small medium large the to with your please coffee coffees drinks"
 _NOT_IN_STREET = frozenset(_MIDWORDS.split())
 
-_PHONE = re.compile(r"(?<![\w.,:/-])\+?\(?\d(?:[ .()/-]{0,3}\d){6,14}(?![\w/:-]|[.,]\d)")
+# Chinese, Japanese and Korean put no space between a word and a number.
+_CJK = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+_LETTER = rf"(?!{_CJK})\w"
+_PHONE = re.compile(
+    rf"(?<![.,:/-])(?<!{_LETTER})(\+?\(?\d(?:[ .()/-]{{0,3}}\d){{6,14}})"
+    r"(?:[ ,]{0,2}(?:x|ext\.?|extension)[ .:]?\d{1,6})?"
+    rf"(?!{_LETTER}|[/:-]|[.,]\d)",
+    re.I,
+)
 _ASKED = re.compile(
     r"\b(?:call|phone|mobile|cell|text|tel|fax|ring|reach|dial|whatsapp|sms|number is|my number|handy|telefon|nummer|"
     r"ruf|anruf|portable|appele|joign|móvil|movil|llam|teléfono|celular|cellulare|chiama|bel|telefoon|telemóvel|telefone|"
-    r"ligue|komórk|zadzwoń|ring)\w*\.?[^.!?\d]{0,24}$",
+    r"ligue|komórk|zadzwoń|ring)\w*\.?[^.!?\d]{0,24}$"
+    r"|(?:手机|手機|电话|電話|携帯|联系|聯繫|連絡|전화|휴대폰|핸드폰|연락)[^.!?。\d]{0,12}$",
     re.I,
 )
 _ORDERED = re.compile(
@@ -126,6 +162,7 @@ _HAS_DIGIT = re.compile(r"\d")
 def mask(text: str) -> str:
     """Return `text` with a placeholder for everything that has the form of an identifier."""
     text = _SECRET.sub(_if_secret, _KEY.sub("<KEY>", text))
+    text = _MAC.sub("<MAC>", text)
     text = _URL_LOGIN.sub(r"\1<KEY>", _BEARER.sub(r"\1<KEY>", text))
     if "@" in text:
         text = _EMAIL.sub("<EMAIL>", text)
@@ -134,6 +171,8 @@ def mask(text: str) -> str:
         text = _SPOKEN_EMAIL.sub("<EMAIL>", _BRACKETED_EMAIL.sub("<EMAIL>", text))
     if _HAS_DIGIT.search(text):
         text = _PIN.sub(r"\1<KEY>", text)
+        text = _NATIONAL_ID.sub(r"\1<ID>", _BORN.sub(r"\1<DATE>", text))
+        text = _IPV6.sub(_if(_is_ipv6, "<IP>"), _IPV4.sub("<IP>", text))
         text = _IBAN.sub(_if_iban, text)
         text = _CARD.sub(_if(is_card, "<CARD>"), text)
         text = _NUMBER_FIRST.sub(_if_street, text)
@@ -161,6 +200,13 @@ def is_iban(compact: str) -> bool:
     if len(compact) != _IBAN_LENGTHS.get(compact[:2]):
         return False
     return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return text.count(":") >= 2 and bool(ipaddress.IPv6Address(text))
+    except ValueError:
+        return False
 
 
 def _spells_out(text: str) -> bool:
@@ -208,7 +254,7 @@ def _if_street(match: re.Match[str]) -> str:
 
 def _if_phone(match: re.Match[str]) -> str:
     before = match.string[max(0, match.start() - 48) : match.start()]
-    return "<PHONE>" if _is_phone(match[0], before) else match[0]
+    return "<PHONE>" if _is_phone(match[1], before) else match[0]
 
 
 def _is_phone(text: str, before: str) -> bool:

@@ -1,0 +1,137 @@
+"""Label agreement: one answer for a prompt, by the number of customers who gave it, and no customer owns the data set.
+
+A customer has one vote on a prompt, whatever they repeat. A correction outweighs a thumb up. An answer needs more than
+half of the votes; without that the prompt is left out as a conflict. Who says far more than the others of a fleet is an
+outlier: their votes count only where nobody else has one, and of what is left they keep their share.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Generic, Literal, Protocol, TypeVar
+
+SESSION_FLOOR, DEVICE_FLOOR = 50, 500
+"""So many examples a session, or a device, may always have."""
+SHARE = 4
+"""Times the median of all sessions, or devices, that one may have beyond that."""
+
+Lost = Literal["duplicate", "outvoted", "conflict", "over a session's share", "over a device's share"]
+
+
+class Votes(Protocol):
+    """What is read of an example."""
+
+    @property
+    def prompt_key(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+    @property
+    def voter(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def response(self) -> str: ...
+    @property
+    def is_correction(self) -> bool: ...
+
+
+E = TypeVar("E", bound=Votes)
+
+
+@dataclass(frozen=True)
+class Agreed(Generic[E]):
+    """The examples that are kept, in their order; why others are not; and on how many prompts people differed."""
+
+    kept: list[E]
+    lost: Counter[Lost]
+    disputed: int
+
+
+def agree(examples: Sequence[E]) -> Agreed[E]:
+    """Choose one example per prompt, then hold every session and device to its share."""
+    outliers = _beyond(examples, lambda e: e.voter, SESSION_FLOOR) | _beyond(examples, lambda e: e.device, DEVICE_FLOOR)
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        groups[example.prompt_key].append(index)
+    lost: Counter[Lost] = Counter()
+    chosen: list[int] = []
+    disputed = 0
+    for members in groups.values():
+        trusted = [i for i in members if not outliers & {examples[i].voter, examples[i].device}] or members
+        votes = _votes([(i, examples[i]) for i in trusted])
+        counted = Counter(answer_key(examples[i].answer) for i in votes)
+        (best, most), disputed = counted.most_common(1)[0], disputed + (len(counted) > 1)
+        has_won = 2 * most > len(votes)
+        winner = max((i for i in votes if answer_key(examples[i].answer) == best), default=-1) if has_won else -1
+        chosen += [winner] if has_won else []
+        for index in members:
+            if index != winner:
+                same = answer_key(examples[index].answer) == best
+                lost["conflict" if not has_won else "duplicate" if same else "outvoted"] += 1
+    kept = sorted(chosen)
+    shares: tuple[tuple[Lost, Callable[[Votes], str], int], ...] = (
+        ("over a session's share", _voter, SESSION_FLOOR),
+        ("over a device's share", _device, DEVICE_FLOOR),
+    )
+    for reason, key, floor in shares:
+        kept, over = _within([(i, examples[i]) for i in kept], key, floor)
+        lost[reason] += over
+    return Agreed([examples[i] for i in kept], lost, disputed)
+
+
+def answer_key(answer: str) -> str:
+    """Return what two answers have in common that say the same: their JSON, or their words."""
+    try:
+        return json.dumps(json.loads(answer), sort_keys=True)
+    except (ValueError, RecursionError):
+        return " ".join(answer.split())
+
+
+def prompt_key(text: str) -> str:
+    """Return `text` without letter case, spaces, and marks at its end, by which near copies of a prompt differ."""
+    return re.sub(r"[\s.!?…]+$", "", " ".join(text.casefold().split()))
+
+
+def _voter(example: Votes) -> str:
+    return example.voter
+
+
+def _device(example: Votes) -> str:
+    return example.device
+
+
+def _votes(members: Sequence[tuple[int, Votes]]) -> list[int]:
+    """Return one index per voter: the latest, of a correction if they gave one; corrections alone if there are any."""
+    latest: dict[str, int] = {}
+    is_correction = {i: example.is_correction for i, example in members}
+    for index, example in members:
+        before = latest.get(example.voter)
+        if before is None or is_correction[index] >= is_correction[before]:
+            latest[example.voter] = index
+    corrections = [index for index in latest.values() if is_correction[index]]
+    return corrections or list(latest.values())
+
+
+def _limit(counts: Iterable[int], floor: int) -> float:
+    found = list(counts)
+    return max(floor, SHARE * median(found)) if found else floor
+
+
+def _beyond(examples: Sequence[Votes], key: Callable[[Votes], str], floor: int) -> set[str]:
+    counts = Counter(key(example) for example in examples)
+    limit = _limit(counts.values(), floor)
+    return {name for name, count in counts.items() if name and count > limit}
+
+
+def _within(members: Sequence[tuple[int, Votes]], key: Callable[[Votes], str], floor: int) -> tuple[list[int], int]:
+    """Return the indices that stay when nobody has more than a share; which ones is no matter of when they came."""
+    owned: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+    for index, example in members:
+        owned[key(example)].append((hashlib.sha256(example.response.encode()).hexdigest(), index))
+    limit = int(_limit((len(group) for group in owned.values()), floor))
+    kept = [index for group in owned.values() for _, index in sorted(group)[:limit]]
+    return sorted(kept), len(members) - len(kept)

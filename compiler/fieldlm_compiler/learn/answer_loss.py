@@ -1,0 +1,143 @@
+"""Cross-entropy of the answers, in one packed row where that is the model's own computation, else one by one.
+
+Packing lays examples side by side and brings its own attention. A model whose layers mix neighbours in another way (a
+convolution, a recurrent state, attention sinks, chunks) would compute something else than the device does with what was
+trained. So nothing is assumed of a family: before the first step the log-probabilities of real examples are held
+against transformers' own forward.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch.nn.functional import cross_entropy, log_softmax
+
+from fieldlm.core.logs import logger
+from fieldlm_compiler.learn.packing import ATTENTION_OF_ROWS, pack
+from fieldlm_compiler.learn.tokenized import TokenizedExample
+
+log = logger(__name__)
+
+if TYPE_CHECKING:
+    from fieldlm_compiler.learn.packing import Row
+
+OWN_ATTENTION = "eager"
+"""Transformers' plainest attention, which leaves nothing of a family out."""
+NEAR = 2e-3
+"""Nats, relative above one. Rounding of float32 stays a hundred times below it; the least of the differences that were
+found in a family (LFM2's convolution over a border, random weights) lies above, for the token that it meets."""
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """How one model's loss is computed."""
+
+    model: Any
+    """A PEFT model."""
+    is_packed: bool
+
+    def logits(self, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits (a, vocabulary) of all answers' tokens, one example after the other, and these tokens."""
+        if self.is_packed:
+            row = pack(examples, self.model.device)
+            return packed_logits(self.model, row), row.targets
+        parts = [own_logits(self.model, example) for example in examples]
+        targets = [token for example in examples for token in example.tokens[example.answer_at :]]
+        return torch.cat(parts), torch.tensor(targets, device=self.model.device)
+
+    def mean(self, examples: Sequence[TokenizedExample]) -> torch.Tensor:
+        """Return the mean over the answers' tokens, in nats, to be differentiated."""
+        logits, targets = self.logits(examples)
+        return cross_entropy(logits, targets)
+
+    def evaluate(self, examples: Sequence[TokenizedExample], batch: int) -> float | None:
+        """Return the mean cross-entropy per answer token in nats, or None without examples."""
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for start in range(0, len(examples), batch):
+                logits, targets = self.logits(examples[start : start + batch])
+                total += float(cross_entropy(logits.float(), targets, reduction="sum"))
+                count += len(targets)
+        return round(total / count, 4) if count else None
+
+
+def choose_loss(model: Any, examples: Sequence[TokenizedExample], batch: int) -> AnswerLoss:
+    """Return how to compute the loss of `model`: packed if that is what transformers computes on `examples`.
+
+    The `batch` longest are tried, in float32, because a window or a convolution shows only in what is longer than it.
+    """
+    longest = sorted(examples, key=lambda example: -len(example.tokens))[:batch]
+    with torch.no_grad(), _in_float32(model):
+        own = _own(model, longest)
+        why = _difference(model, longest, own) if own is not None else "it has no examples"
+    if why is None:
+        return AnswerLoss(model, is_packed=True)
+    model.get_base_model().set_attn_implementation(OWN_ATTENTION)
+    log.info(f"  examples go through the model one by one, because packed {why}")
+    return AnswerLoss(model, is_packed=False)
+
+
+def packed_logits(model: Any, row: "Row") -> torch.Tensor:
+    """Return the logits (a, vocabulary) at the places of `row` whose next token is judged."""
+    with _mixed(model) as causal:
+        answer = causal(
+            input_ids=row.tokens, position_ids=row.positions, use_cache=False, row=row, logits_to_keep=row.at
+        )
+        return answer.logits[0]
+
+
+def own_logits(model: Any, example: TokenizedExample) -> torch.Tensor:
+    """Return the logits (a, vocabulary) of the answer's tokens, by the model's own forward."""
+    tokens = torch.tensor([example.tokens], device=model.device)
+    at = torch.arange(example.answer_at - 1, len(example.tokens) - 1, device=model.device)
+    with _mixed(model) as causal:
+        return causal(input_ids=tokens, use_cache=False, logits_to_keep=at).logits[0]
+
+
+@contextmanager
+def _mixed(model: Any) -> Generator[Any]:
+    """Yield the causal model, set to multiply in bfloat16 where its base is kept in it."""
+    causal = model.get_base_model()
+    # Under autocast the float32 adapter multiplies in bfloat16 too; peft's own cast to float32 would undo that.
+    is_mixed = causal.dtype == torch.bfloat16
+    mixed = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_mixed)
+    with mixed, disable_input_dtype_casting(model, is_mixed):
+        yield causal
+
+
+def _own(model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor | None:
+    model.get_base_model().set_attn_implementation(OWN_ATTENTION)
+    return _log_shares(AnswerLoss(model, is_packed=False), examples) if examples else None
+
+
+def _difference(model: Any, examples: Sequence[TokenizedExample], own: torch.Tensor) -> str | None:
+    """Return why `examples` may not be packed, or None when their answers have `own` log-probabilities so too."""
+    try:
+        model.get_base_model().set_attn_implementation(ATTENTION_OF_ROWS)
+        packed = _log_shares(AnswerLoss(model, is_packed=True), examples)
+    # A family that was never packed fails in its own way.
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+        return f"they cannot be computed ({type(error).__name__})"
+    apart = float(((packed - own).abs() / own.abs().clamp(min=1.0)).max())
+    return None if apart <= NEAR else f"they differ from its own computation by {apart:.1e}"
+
+
+def _log_shares(loss: AnswerLoss, examples: Sequence[TokenizedExample]) -> torch.Tensor:
+    logits, targets = loss.logits(examples)
+    return log_softmax(logits.float(), dim=-1).gather(1, targets[:, None])[:, 0]
+
+
+@contextmanager
+def _in_float32(model: Any) -> Generator[None]:
+    """Hold the parameters of `model` in float32 for a while; from bfloat16 and back that loses nothing."""
+    held = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(held[name])

@@ -1,0 +1,65 @@
+"""Preparation of requests, in few threads: what takes long before an engine is asked (tokenising, compiling).
+
+Two at a time of each: a hundred requests for a hard form keep neither feedback nor embeddings nor health from a thread.
+A client that leaves while its request waits has cost nothing.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from fieldlm.engines import Engine
+from fieldlm.network.json_api import ApiError
+
+AT_A_TIME = 2
+LONG_TEXT = 8192  # characters; more than this is not rendered or tokenised in the event loop
+POLL_S = 0.2  # how often somebody looks whether the client is still there
+
+T = TypeVar("T")
+
+
+class Preparation:
+    """The threads for one kind of work."""
+
+    def __init__(self, name: str) -> None:
+        self._threads = ThreadPoolExecutor(AT_A_TIME, name)
+
+    async def run(self, request: Request, job: Callable[[], T], *, leave: Callable[[], None] | None = None) -> T:
+        """Return what `job` returns; raises ApiError when the client of `request` leaves before.
+
+        A job that has begun is not waited for then, unless `leave` asks it to end soon.
+        """
+        work = self._threads.submit(job)
+        done = asyncio.wrap_future(work)
+        while not (await asyncio.wait([done], timeout=POLL_S))[0]:
+            if not await request.is_disconnected():
+                continue
+            if leave is not None:
+                leave()
+            if work.cancel() or leave is None:
+                done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+                raise ApiError(503, "the client left before its answer began", code="cancelled")
+        return done.result()
+
+
+def tokens_of(engine: Engine, text: str, *, param: str, room: int = 0) -> list[int]:
+    """Return the tokens of `text`; raises ApiError when they do not leave `room` in the context.
+
+    What is too long for certain is refused before it is tokenised.
+    """
+    most = engine.context - room
+    least = engine.least_tokens(text)
+    count = f"at least {least}" if least > most else ""
+    tokens = [] if count else engine.tokenize(text)
+    if count or len(tokens) > most:
+        raise ApiError(
+            400,
+            f"{param} has {count or len(tokens)} tokens; this model's maximum context length is {engine.context} tokens"
+            + (", for prompt and answer" if room else ""),
+            param=param,
+            code="context_length_exceeded",
+        )
+    return tokens

@@ -1,0 +1,86 @@
+"""Benchmark results: medians with 95 % intervals, and everything that was found out about one bundle."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from fieldlm.bench.environment import EnvironmentSample
+from fieldlm.bench.measure import BenchResult, Spec
+from fieldlm.engines import Reading
+from fieldlm.hardware.bandwidth import Bandwidth
+
+# Student's t, 97.5 %, for 1 to 5 degrees of freedom (any table); beyond, by `_student`.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571)
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """The median of some samples and its 95 % interval; one sample says nothing of its error and has none."""
+
+    median: float
+    low: float | None
+    high: float | None
+    samples: tuple[float, ...]
+
+    def words(self, digits: int = 1) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.median:.{digits}f} [one run]"
+        return f"{self.median:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was found out about one bundle; `bandwidth` has a sample beside each repetition."""
+
+    spec: Spec
+    measured: BenchResult
+    bandwidth: Bandwidth
+    reading: Reading
+    before: EnvironmentSample
+    after: EnvironmentSample
+
+    @property
+    def prefill(self) -> Interval:
+        """Tokens of the prompt a second."""
+        return interval([sample.prefill_tokens / sample.prefill_s for sample in self.measured.samples])
+
+    @property
+    def decode(self) -> Interval:
+        """Tokens of the answer a second, the first one left out."""
+        return interval([sample.decode_tokens / sample.decode_s for sample in self.measured.samples])
+
+    @property
+    def ttft_ms(self) -> Interval:
+        """From the request to the first chunk."""
+        return interval([sample.ttft_s * 1000 for sample in self.measured.samples])
+
+    @property
+    def bandwidth_percent(self) -> Interval:
+        """How much of the bandwidth that was measured just before it decoding uses, by the bytes it has to read."""
+        bytes_of_token = self.reading.at_depth(self.spec.gen_tokens / 2)
+        pairs = zip(self.decode.samples, self.bandwidth.samples_gb_s, strict=True)
+        return interval([100 * speed * bytes_of_token / 1e9 / gb_s for speed, gb_s in pairs])
+
+
+def interval(samples: Sequence[float]) -> Interval:
+    """Return the median, and Student's interval of the mean, which holds what is measured 19 times of 20.
+
+    A bootstrap of three samples holds it three times of four. No quantity here is below zero, and where an outlier
+    pulls the mean away from the median, the interval reaches as far as that.
+    """
+    values = np.asarray(samples, np.float64)
+    median, low, high = float(np.median(values)), None, None
+    if (count := len(values)) > 1:
+        reach = _student(count - 1) * float(np.std(values, ddof=1)) / count**0.5
+        low, high = max(0.0, min(float(values.mean()) - reach, median)), max(float(values.mean()) + reach, median)
+    return Interval(median=median, low=low, high=high, samples=tuple(samples))
+
+
+def _student(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t: the table, then Cornish and Fisher's expansion (to 0.001)."""
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    z = 1.959964
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3

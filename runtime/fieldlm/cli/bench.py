@@ -1,0 +1,69 @@
+"""`fieldlm bench`: measure bundles on this machine, and say how near they are to what the memory allows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fieldlm.bench.bench import bench, describe, document
+from fieldlm.bench.measure import Spec
+from fieldlm.core import options, terminal
+from fieldlm.core.config import load_config
+from fieldlm.formats.bundle import open_bundle
+from fieldlm.formats.profile import load_profile
+from fieldlm.hardware.detect import detect
+from fieldlm.hardware.sensors import usable_cores
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure bundles one after the other and print what came out."""
+    parser = terminal.parser("bench", "Measure how fast a bundle is on this machine.")
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folders of bundles")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=options.whole(1, options.CONTEXT[1]),
+        default=512,
+        metavar="N",
+        help="tokens of the prompt",
+    )
+    parser.add_argument(
+        "--gen-tokens", type=options.whole(1, options.CONTEXT[1]), default=128, metavar="N", help="tokens of the answer"
+    )
+    parser.add_argument(
+        "--repetitions", type=options.whole(1, 10_000), default=5, metavar="N", help="how often to measure"
+    )
+    parser.add_argument(
+        "--threads",
+        type=options.whole(*options.THREADS, zero=True),
+        default=0,
+        metavar="N",
+        help="0: those that serve would use",
+    )
+    parser.add_argument(
+        "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
+    )
+    args = parser.parse_args(argv)
+    bundles = [open_bundle(folder) for folder in args.bundles]
+    config, found = load_config(), detect()
+    # As `serve` would run it: what the settings say, else what fits this machine.
+    profile = load_profile(config.profile) if config.profile else found.best
+    found = msgspec.structs.replace(found, best=profile)
+    threads = args.threads or config.threads or max(1, min(profile.cpu.decode_threads, usable_cores()))
+    rows: list[dict[str, Any]] = []
+    texts: list[str] = []
+    for bundle in bundles:
+        spec = Spec(
+            bundle=str(bundle.folder),
+            prompt_tokens=args.prompt_tokens,
+            gen_tokens=args.gen_tokens,
+            repetitions=args.repetitions,
+            threads=threads,
+            seed=args.seed,
+            profile=profile,
+        )
+        result = bench(bundle, spec)
+        rows += document(bundle, result, found)
+        texts.append(describe(bundle, result, found))
+    terminal.show(rows, "\n\n".join(texts), as_json=args.json)
+    return 0

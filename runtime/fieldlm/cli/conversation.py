@@ -1,0 +1,256 @@
+"""Conversation on the terminal: what `fieldlm run` and `fieldlm chat` have in common."""
+
+import argparse
+import sys
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from typing import Any
+
+from fieldlm.core import options, terminal
+from fieldlm.core.errors import FieldlmError, UnavailableError
+from fieldlm.engines import Outcome, Sampling
+from fieldlm.engines.sampling import RANGES
+from fieldlm.inference.model import Model
+from fieldlm.network.http_client import HttpClient, server_at
+
+EXIT = ("/exit", "/quit", "/bye")
+HELP = """\
+/exit leaves, and so does Ctrl-D; Ctrl-C stops an answer
+/clear forgets the conversation, /again asks for another answer to the last question
+/set temperature 0.7, max-tokens 200 or seed 7 changes how it answers; /stats says how fast it was
+\"\"\" begins and ends a message of several lines"""
+SHORT_HELP = "(Ctrl-D or /exit leaves, /help says more)"
+LONG = '"""'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A piece of an answer; the last one says how it ended, after how many tokens, and how long they took."""
+
+    text: str = ""
+    outcome: Outcome | None = None
+    tokens: int = 0
+    decode_s: float = 0.0
+
+
+Say = Callable[[list[dict[str, Any]], Sampling], Generator[Piece]]
+"""Answers a conversation; raises a FieldlmError when there is no answer. Closing it early stops the answer."""
+
+
+MAX_TOKENS, TEMPERATURE = options.whole(1), options.real(*RANGES["temperature"])
+SEED = options.whole(*options.SEED)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-tokens", type=MAX_TOKENS, default=512, help="the longest answer")
+    parser.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0 is always the same answer")
+    parser.add_argument("--seed", type=SEED, help="random seed; the same one gives the same answer")
+    parser.add_argument(
+        "--threads", type=options.whole(*options.THREADS), help="threads that compute; the physical cores when left out"
+    )
+    parser.add_argument("--context", type=options.whole(*options.CONTEXT), help="tokens of prompt and answer together")
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    return Sampling(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
+
+
+def open_model(args: argparse.Namespace) -> Model:
+    """Load the bundle; on a terminal, who waits for it sees that."""
+    waiting = terminal.progress(f"load {args.bundle}") if sys.stderr.isatty() else nullcontext()
+    with waiting:
+        return Model.open(args.bundle, threads=args.threads, context=args.context, parallel=1)
+
+
+def write_out(pieces: Generator[Piece], *, quiet: bool = False) -> Piece:
+    """Print pieces as they come, but when `quiet`, and return them as one; Ctrl-C stops the answer and nothing else."""
+    text, last = "", Piece(outcome="cancelled")
+    with suppress(KeyboardInterrupt), closing(pieces):
+        for piece in pieces:
+            text += piece.text
+            if not quiet:
+                print(terminal.visible(piece.text), end="", flush=True)
+            last = piece if piece.outcome else last
+    if not quiet:
+        print(flush=True)
+    return replace(last, text=text)
+
+
+def in_process(model: Model) -> Say:
+    def say(messages: list[dict[str, Any]], sampling: Sampling) -> Generator[Piece]:
+        generation = model.start(messages, sampling)
+        try:
+            for chunk in generation:
+                if chunk.error:
+                    raise UnavailableError(chunk.error)
+                if chunk.outcome is None:
+                    yield Piece(text=chunk.text)
+                    continue
+                timings = generation.timings
+                yield Piece(
+                    text=chunk.text,
+                    outcome=chunk.outcome,
+                    tokens=timings.completion_tokens,
+                    decode_s=timings.decode_s,
+                )
+        finally:
+            generation.cancel()
+
+    return say
+
+
+def over_http(server: HttpClient) -> Say:
+    def say(messages: list[dict[str, Any]], sampling: Sampling) -> Generator[Piece]:
+        body = {"messages": messages, "stream": True, "max_tokens": sampling.max_tokens}
+        body |= {"temperature": sampling.temperature}
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        for event in server.events("/v1/chat/completions", body):
+            text = "".join(choice["delta"].get("content", "") for choice in event["choices"])
+            if own := event.get("fieldlm"):
+                tokens, decode_s = own["usage"]["completion_tokens"], own["timings"]["decode_ms"] / 1000
+                yield Piece(text=text, outcome=own["outcome"], tokens=tokens, decode_s=decode_s)
+            else:
+                yield Piece(text=text)
+
+    return say
+
+
+def talk(args: argparse.Namespace, *, as_json: bool) -> int:
+    """Hold a conversation with the bundle of the arguments, else with the server."""
+    with ExitStack() as stack:
+        if args.bundle:
+            say = in_process(stack.enter_context(open_model(args)))
+        else:
+            say = over_http(server_at(getattr(args, "url", None)))
+        conversation = Conversation(say, sampling_of(args), as_json=as_json)
+        conversation.hold()
+    return 1 if conversation.answers and all("error" in each for each in conversation.answers) else 0
+
+
+@dataclass
+class Conversation:
+    """Reads, answers and remembers, until /exit or the end of the input; with `as_json` it prints one document then."""
+
+    say: Say
+    sampling: Sampling
+    as_json: bool = False
+    messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    last: Piece | None = None
+    answers: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def hold(self) -> None:
+        """Converse to the end."""
+        with suppress(AttributeError):
+            # Odd bytes are refused with their line; read strictly, they would end the conversation.
+            sys.stdin.reconfigure(errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
+        with suppress(ImportError):
+            import_module("readline")  # gives `input` a history and line editing
+        self._read_all(is_person=bool(sys.stdin) and sys.stdin.isatty() and not self.as_json)
+        if self.as_json:
+            terminal.show({"answers": self.answers}, "", as_json=True)
+
+    def _read_all(self, *, is_person: bool) -> None:
+        if is_person:
+            print(SHORT_HELP)
+        while True:
+            try:
+                line = _read("> " if is_person else "")
+            except EOFError:
+                if is_person:
+                    print()
+                return
+            except KeyboardInterrupt:
+                self._tell(f"\n{SHORT_HELP}")
+                continue
+            if line in EXIT:
+                return
+            if line.startswith("/"):
+                self._obey(*line.split())
+            elif line:
+                self._ask(line)
+
+    def _ask(self, line: str) -> None:
+        """Ask `line` and remember question and answer; a question without an answer is forgotten."""
+        self.messages.append({"role": "user", "content": line})
+        try:
+            self.last = write_out(self.say(self.messages, self.sampling), quiet=self.as_json)
+        except FieldlmError as error:
+            print(f"! {error}", file=sys.stderr, flush=True)
+            self.answers.append({"question": line, "error": str(error)})
+            self.messages.pop()
+            return
+        self.answers.append({"question": line, **asdict(self.last)})
+        self.messages.append({"role": "assistant", "content": self.last.text})
+        if sys.stderr.isatty() and (note := self._note(self.last)):
+            print(note, file=sys.stderr)
+
+    def _note(self, said: Piece) -> str:
+        """Return what a reader cannot see from the text: that it is not whole."""
+        if said.outcome == "length":
+            return f"(cut off after {said.tokens} tokens; /set max-tokens {2 * self.sampling.max_tokens} allows more)"
+        return "(stopped)" if said.outcome == "cancelled" else ""
+
+    def _obey(self, command: str, *words: str) -> None:
+        if command == "/clear":
+            self.messages.clear()
+        elif command == "/again" and len(self.messages) > 1:
+            question = self.messages[-2]["content"]
+            del self.messages[-2:]
+            self._ask(question)
+        elif command == "/set":
+            self._set(*words)
+        elif command == "/stats":
+            self._tell(_speed(self.last))
+        elif command in ("/help", "/?"):
+            self._tell(HELP)
+        else:
+            self._tell("there is nothing to ask again" if command == "/again" else f"there is no {command}\n{HELP}")
+
+    def _tell(self, text: str) -> None:
+        print(text, file=sys.stderr if self.as_json else sys.stdout)
+
+    def _set(self, *words: str) -> None:
+        """Change one setting of the sampling, or say what they are."""
+        kinds: dict[str, Callable[[str], float]] = {"temperature": TEMPERATURE, "max-tokens": MAX_TOKENS, "seed": SEED}
+        try:
+            if words:
+                name, value = words
+                self.sampling = replace(self.sampling, **{name.replace("-", "_"): kinds[name](value)})
+        except argparse.ArgumentTypeError as error:
+            self._tell(f"/set {words[0]}: {error}")
+            return
+        except (ValueError, KeyError):
+            self._tell(f"/set {' '.join(words)}: want temperature, max-tokens or seed, and a number")
+            return
+        sampling = self.sampling
+        seed = "drawn" if sampling.seed is None else sampling.seed
+        self._tell(f"temperature {sampling.temperature:g}, max-tokens {sampling.max_tokens}, seed {seed}")
+
+
+def _read(prompt: str) -> str:
+    """Return one message: a line, or all lines between two marks. Raises EOFError at the end of the input.
+
+    A long message that the input ends in is whole with that.
+    """
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise EOFError  # closed, as cron or a supervisor may have it
+    line = input(prompt).strip()
+    if not line.startswith(LONG):
+        return line
+    lines = [line.removeprefix(LONG)]
+    while not lines[-1].rstrip().endswith(LONG):
+        try:
+            lines.append(input(". " if prompt else ""))
+        except EOFError:
+            break
+    lines[-1] = lines[-1].rstrip().removesuffix(LONG)
+    return "\n".join(lines).strip()
+
+
+def _speed(said: Piece | None) -> str:
+    if said is None or said.tokens < 2 or not said.decode_s:
+        return "nothing was timed yet"
+    return f"{said.tokens} tokens, {(said.tokens - 1) / said.decode_s:.1f} tokens/s"

@@ -1,0 +1,76 @@
+"""`fieldlm run`: one prompt, one answer, in this process."""
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fieldlm.cli.conversation import add_sampling, in_process, open_model, sampling_of, talk, write_out
+from fieldlm.core import terminal
+from fieldlm.core.errors import InputError
+
+INTERRUPTED = 130  # the exit code of what Ctrl-C ended
+
+
+def main(argv: Sequence[str]) -> int:
+    """Answer one prompt: `fieldlm run BUNDLE "prompt"`, the prompt from a pipe, or what is piped below the prompt."""
+    parser = terminal.parser("run", "answer one prompt with a bundle, in this process; on a terminal, converse")
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("prompt", nargs="?", help="what to ask; what is piped in stands below it, or alone")
+    add_sampling(parser)
+    args = parser.parse_args(argv)
+    if args.prompt is None and sys.stdin and sys.stdin.isatty() and not args.json:
+        return talk(args, as_json=False)
+    prompt = _prompt(args.prompt)
+    with open_model(args) as model:
+        if args.json:
+            answer = model.chat(prompt, sampling_of(args))
+            terminal.show(_document(answer), "", as_json=True)
+            return 0
+        said = write_out(in_process(model)([{"role": "user", "content": prompt}], sampling_of(args)))
+    return INTERRUPTED if said.outcome == "cancelled" else 0
+
+
+def _prompt(given: str | None) -> str:
+    """Return what was given, with what is piped in below it; raises InputError when there is nothing."""
+    piped = _piped() if given is None or _is_piped() else ""
+    parts = [part for part in (given, piped) if part and part.strip()]
+    if not parts:
+        raise InputError('the prompt is empty; run: fieldlm run BUNDLE "prompt"')
+    return "\n\n".join(parts)
+
+
+def _piped() -> str:
+    """Return what is piped in, nothing where stdin is closed (cron); raises InputError for what is no UTF-8."""
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        return ""
+    try:
+        return sys.stdin.read().encode("utf-8", "surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"what is piped in is not UTF-8 (byte {error.start}); convert it: iconv -f LATIN1 -t UTF-8"
+        ) from error
+
+
+def _is_piped() -> bool:
+    """Whether somebody sends a text: what is no pipe or file may stay open for ever and say nothing."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _document(answer: Any) -> dict[str, Any]:
+    timings = answer.timings
+    return {
+        "text": answer.text,
+        "outcome": answer.outcome,
+        "generation": answer.generation,
+        "prompt_tokens": timings.prompt_tokens,
+        "completion_tokens": timings.completion_tokens,
+        "prefill_s": round(timings.prefill_s, 4),
+        "decode_s": round(timings.decode_s, 4),
+    }

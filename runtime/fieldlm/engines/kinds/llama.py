@@ -1,0 +1,129 @@
+"""llama.cpp, for GGUF bundles: memory and the roofline of decoding (bytes read for each token) by the header alone."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from fieldlm.engines import Engine, EngineFacts, EngineOptions, Reading, SpecialTokens
+from fieldlm.engines.llama_layout import layout_of
+from fieldlm.engines.memory_plan import PREFILL_ALONE, plan, row_bytes
+from fieldlm.formats.bundle import Bundle, CacheTypes
+from fieldlm.formats.gguf import Header, Strings, read_header
+from fieldlm.formats.profile import Profile
+
+GGUF_CONTROL = 3
+"""`LLAMA_TOKEN_TYPE_CONTROL` of llama.h, as `tokenizer.ggml.token_type` says it."""
+
+
+class LlamaKind:
+    """An EngineKind."""
+
+    cache_type = "f16"
+
+    def open(self, bundle: Bundle, options: EngineOptions) -> Engine:
+        from fieldlm.engines import llama
+
+        return llama.open(bundle, options)
+
+    def preload(self) -> None:
+        pass
+
+    def facts(self) -> EngineFacts:
+        import llama_cpp
+
+        from fieldlm.engines.llama_api import log
+        from fieldlm.engines.llama_devices import devices
+
+        layers = log.offloaded[0] if log.offloaded else 0
+        gpus = ", ".join(f"{d.name} ({d.description})" for d in devices() if d.name != "CPU")
+        return EngineFacts(
+            version=f"llama-cpp-python-{llama_cpp.__version__}",
+            system=llama_cpp.llama_print_system_info().decode(),
+            batch=PREFILL_ALONE + 1,
+            gpu=gpus if layers else "",
+            gpu_layers=layers,
+        )
+
+    def foreseen_mb(
+        self, bundle: Bundle, *, context: int, parallel: int, isa: Sequence[str] = (), profile: Profile | None = None
+    ) -> float | None:
+        need = plan(
+            read_header(bundle.need("base")),
+            context=context,
+            parallel=parallel,
+            batch=PREFILL_ALONE + parallel,
+            isa=isa,
+            layout=layout_of(profile, bundle.manifest.cache),
+        )
+        adapter = bundle.manifest.file("adapter")
+        return need.total + (adapter.size / 1e6 if adapter else 0.0)
+
+    def reading(self, bundle: Bundle) -> Reading:
+        header, adapter = read_header(bundle.need("base")), bundle.path("adapter")
+        weights = _read_weights(header) + (_tensor_bytes(adapter) if adapter else 0)
+        return Reading(weights=weights, kv_of_token=_kv_bytes(header, bundle.manifest.cache), is_exact=True)
+
+    def weight_bytes(self, bundle: Bundle) -> int:
+        return _tensor_bytes(bundle.need("base"))
+
+    def special_tokens(self, bundle: Bundle) -> SpecialTokens:
+        return _from_gguf(bundle.need("base"), bundle.id)
+
+
+KIND = LlamaKind()
+
+
+def _tensor_bytes(path: Path) -> int:
+    return sum(tensor.size for tensor in read_header(path).tensors.values())
+
+
+def _read_weights(header: Header) -> int:
+    """Sum what a step touches: of an embedding that is not the head too, one row, which is nothing."""
+    tied = "output.weight" not in header.tensors
+    return sum(tensor.size for name, tensor in header.tensors.items() if tied or name != "token_embd.weight")
+
+
+def _kv_bytes(header: Header, cache: CacheTypes | None) -> int:
+    """Return the bytes of one token's keys and values in `cache`; 0 when the header does not say their shape."""
+    heads_at = _number(header, "attention.head_count")
+    layers, width = _number(header, "block_count"), _number(header, "embedding_length")
+    if not (layers and width and heads_at):
+        return 0
+    head = width // heads_at
+    keys = _number(header, "attention.key_length") or head
+    values = _number(header, "attention.value_length") or head
+    kv_heads = _value(header, "attention.head_count_kv")
+    total_heads = sum(cast(list[int], kv_heads)) if isinstance(kv_heads, list) else layers * int(kv_heads or heads_at)
+    layout = layout_of(None, cache)
+    return total_heads * (row_bytes(keys, layout.key_type) + row_bytes(values, layout.value_type))
+
+
+def _value(header: Header, key: str) -> Any:
+    return header.metadata.get(f"{header.architecture}.{key}")
+
+
+def _number(header: Header, key: str) -> int:
+    value = _value(header, key)
+    return value if isinstance(value, int) else 0
+
+
+@lru_cache(maxsize=8)
+def _from_gguf(base: Path, _bundle_id: str) -> SpecialTokens:
+    metadata = read_header(base).metadata
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    kinds = metadata.get("tokenizer.ggml.token_type")
+
+    def text(name: str) -> str:
+        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return tokens[token] if isinstance(tokens, Strings) and token is not None and token < len(tokens) else ""
+
+    # SentencePiece models want a BOS unless their file says otherwise.
+    default = metadata.get("tokenizer.ggml.model") == "llama"
+    control = [i for i, kind in enumerate(cast(list[int], kinds)) if kind == GGUF_CONTROL] if kinds else []
+    return SpecialTokens(
+        bos=text("bos"),
+        eos=text("eos"),
+        adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", default)),
+        control=tuple(tokens[i] for i in control) if isinstance(tokens, Strings) else (),
+    )

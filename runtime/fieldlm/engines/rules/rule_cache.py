@@ -1,0 +1,36 @@
+"""Cache of compiled rules, bounded by what they hold: many small ones, or a few large ones."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class RuleCache(Generic[Key, Value]):
+    """Keeps what was made last, `most_bytes` at most and yet always the last one. Safe from any thread."""
+
+    def __init__(self, make: Callable[[Key], Value], *, size: Callable[[Key], int], most_bytes: int) -> None:
+        self._make = make
+        self._size = size
+        self._most_bytes = most_bytes
+        self._made: OrderedDict[Key, Value] = OrderedDict()
+        self._lock = threading.Lock()
+        self.bytes = 0
+
+    def __call__(self, key: Key) -> Value:
+        """Return what is made of `key`, kept or new; raises what making it raises."""
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        made = self._make(key)
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = made
+                self.bytes += self._size(key)
+            while self.bytes > self._most_bytes and len(self._made) > 1:
+                self.bytes -= self._size(self._made.popitem(last=False)[0])
+        return made

@@ -1,0 +1,151 @@
+"""JSON Schema dialects (draft 7, OpenAPI 3.0, what frameworks add) put into the one that is compiled.
+
+What says nothing is left out, what another word says gets that word, and a time gets the pattern of one that exists and
+ends. Whatever is valid under the result is valid under the schema as it came. What is not known here stays as it is.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from fieldlm.core.errors import InputError
+
+MOST_LEVELS = 100  # schemas and what lies between them; a walk that comes later says which schema is too deep
+EXACT = 2**53 - 1  # the compiler reads numbers as doubles, and what is beyond comes out as another one
+DURATION_CHARS = 32
+
+# fmt: off
+COMPILED_FORMATS = frozenset((
+    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown",
+))
+SILENT_FORMATS = frozenset((
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float", "double", "password", "binary",
+    "path", "file-path", "directory-path", "json-string", "base64", "base64url",
+))
+# fmt: on
+"""Formats that are a matter of storage or display (OpenAPI, pydantic), or stand beside `contentEncoding`."""
+
+_YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+_LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_DAY = (
+    "(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+)
+DATE = f"(?:{_YEAR}-{_DAY}|{_LEAP}-02-29)"
+TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?(?:[zZ]|[+\\-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+BASE64 = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
+BASE64_URL = "(?:[A-Za-z0-9_\\-]{4})*(?:[A-Za-z0-9_\\-]{2}(?:==)?|[A-Za-z0-9_\\-]{3}=?)?"
+FORMATS = {
+    "date": DATE,
+    "time": TIME,
+    "date-time": f"{DATE}[tT]{TIME}",
+    "decimal": "-?[0-9]{1,16}(?:\\.[0-9]{1,16})?",
+    "byte": BASE64,
+}
+ENCODINGS = {"base64": BASE64, "base64url": BASE64_URL}
+
+Schema = dict[str, Any]
+
+
+def plain(schema: Mapping[str, Any], depth: int = MOST_LEVELS) -> Schema:
+    """Return `schema` and all in it in the dialect that is compiled; raises InputError for one without end."""
+    if not depth:
+        raise InputError(f"the schema nests deeper than {MOST_LEVELS} levels")
+
+    def inner(part: Any) -> Any:
+        return plain(cast(Schema, part), depth - 1) if isinstance(part, Mapping) else part
+
+    made = dict(schema)
+    _tuples(made)
+    for name in ("properties", "patternProperties", "$defs", "definitions"):
+        if isinstance(made.get(name), dict):
+            made[name] = {key: inner(part) for key, part in made[name].items()}
+    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        if isinstance(made.get(name), list):
+            made[name] = [inner(part) for part in made[name]]
+    for name in ("items", "additionalProperties"):
+        if name in made:
+            made[name] = inner(made[name])
+    for rewrite in (_nullable, _unique, _property_names, _numbers, _encoding, _format):
+        rewrite(made)
+    return made
+
+
+def _tuples(schema: Schema) -> None:
+    """Draft 7's tuple: a list of `items`, and `additionalItems` for the rest. One that does not say is closed."""
+    if isinstance(schema.get("items"), list) and "prefixItems" not in schema:
+        schema["prefixItems"] = schema.pop("items")
+        schema["items"] = schema.pop("additionalItems", False)
+    elif "additionalItems" in schema and not isinstance(schema.get("items"), list):
+        del schema["additionalItems"]
+
+
+def _nullable(schema: Schema) -> None:
+    """OpenAPI 3.0: a type that may be null as well. Without a type, or beside values, it says nothing."""
+    if not isinstance(schema.get("nullable"), bool):
+        return
+    is_nullable, kinds = schema.pop("nullable"), schema.get("type")
+    if is_nullable and kinds and "enum" not in schema and "const" not in schema:
+        kinds = cast(list[Any], kinds) if isinstance(kinds, list) else [kinds]
+        schema["type"] = kinds if "null" in kinds else [*kinds, "null"]
+
+
+def _unique(schema: Schema) -> None:
+    if schema.get("uniqueItems") is False:
+        del schema["uniqueItems"]
+
+
+def _property_names(schema: Schema) -> None:
+    names = schema.get("propertyNames")
+    if names is True:
+        names = {}
+    if (
+        not isinstance(names, dict)
+        or not names.keys() <= {"type", "pattern"}
+        or names.get("type", "string") != "string"
+    ):
+        return
+    pattern = cast(Schema, names).get("pattern")
+    if pattern is None:
+        del schema["propertyNames"]
+    elif "properties" not in schema and "patternProperties" not in schema:
+        del schema["propertyNames"]
+        schema["patternProperties"] = {pattern: schema.get("additionalProperties", True)}
+        schema["additionalProperties"] = False
+
+
+def _numbers(schema: Schema) -> None:
+    """A limit that lies beyond what is exact is drawn in to it: u64's largest number stands in many schemas."""
+    for most, least, sign in (("maximum", "exclusiveMaximum", 1), ("minimum", "exclusiveMinimum", -1)):
+        for name in (most, least):
+            limit = schema.get(name)
+            if isinstance(limit, int | float) and not isinstance(limit, bool) and sign * limit > EXACT:
+                del schema[name]
+                schema.setdefault(most, sign * EXACT)
+
+
+def _encoding(schema: Schema) -> None:
+    encoding = schema.get("contentEncoding")
+    if isinstance(encoding, str):
+        del schema["contentEncoding"]
+        if encoding in ENCODINGS:
+            _spell(schema, ENCODINGS[encoding])
+
+
+def _format(schema: Schema) -> None:
+    name = schema.get("format")
+    if not isinstance(name, str):
+        return
+    if name in FORMATS:
+        if "pattern" not in schema:
+            del schema["format"]
+            _spell(schema, FORMATS[name])
+        elif name not in COMPILED_FORMATS:
+            del schema["format"]
+    elif name == "duration":
+        schema["maxLength"] = min(schema.get("maxLength", DURATION_CHARS), DURATION_CHARS)
+    elif name in SILENT_FORMATS or (name not in COMPILED_FORMATS and "pattern" in schema):
+        del schema["format"]
+
+
+def _spell(schema: Schema, pattern: str) -> None:
+    schema.setdefault("pattern", f"^(?:{pattern})$")

@@ -1,0 +1,91 @@
+"""Every name that another server knows: honoured, refused by name, or in the table of the harmless ones."""
+
+import json
+from typing import Any
+
+import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
+
+from fieldlm.api.chat_request import ChatRequest, CompletionParams, CompletionRequest, parse
+from fieldlm.api.embeddings import EmbeddingRequest
+from fieldlm.api.parameters import HARMLESS, REFUSED, SAYS_NOTHING
+from fieldlm.api.responses_request import ResponsesRequest
+from fieldlm.network.json_api import ApiError
+
+BODIES: dict[type[Any], dict[str, Any]] = {
+    ChatRequest: {"messages": [{"role": "user", "content": "Hi"}]},
+    CompletionRequest: {"prompt": "Hi"},
+    ResponsesRequest: {"input": "Hi"},
+    EmbeddingRequest: {"input": "Hi"},
+}
+OPENAI: list[tuple[type[Any], Any]] = [
+    (ChatRequest, chat_create_params.CompletionCreateParamsStreaming),
+    (CompletionRequest, completion_create_params.CompletionCreateParamsStreaming),
+    (ResponsesRequest, response_create_params.ResponseCreateParamsStreaming),
+    (EmbeddingRequest, embedding_create_params.EmbeddingCreateParams),
+]
+SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+
+
+def refused(kind: type[Any], **given: Any) -> str | None:
+    """Return the parameter that is refused in a request with `given`."""
+    try:
+        asked = parse(json.dumps(BODIES[kind] | given).encode(), kind)
+        if isinstance(asked, CompletionParams):
+            asked.refuse()
+    except ApiError as error:
+        return error.param if error.status == 400 else str(error.status)
+    return None
+
+
+@pytest.mark.parametrize(("kind", "params"), OPENAI)
+def test_each_parameter_of_openai_is_known(kind: type[Any], params: Any) -> None:
+    names: frozenset[str] = params.__required_keys__ | params.__optional_keys__
+    unknown = names - set(kind.__struct_fields__) - set(REFUSED) - HARMLESS
+    assert not unknown
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_what_is_not_built_is_refused_by_its_name_and_what_says_nothing_passes(kind: type[Any]) -> None:
+    for name in REFUSED.keys() - set(kind.__struct_fields__):
+        for value in (7, "x", SCHEMA, ["x"], -0.5):
+            assert refused(kind, **{name: value}) == name
+        for value in (None, False, "", [], *SAYS_NOTHING.get(name, ())):
+            assert refused(kind, **{name: value}) is None
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_what_changes_no_answer_passes(kind: type[Any]) -> None:
+    for name in [*HARMLESS - set(kind.__struct_fields__), "x_trace", "title"]:
+        assert refused(kind, **{name: {"any": "thing"}}) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "name"),
+    [
+        (ResponsesRequest, {"response_format": FORM}, "response_format"),
+        (ChatRequest, {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}}, "text"),
+        (ChatRequest, {"guided_json": {}}, "guided_json"),
+        (ChatRequest, {"options": {}}, None),
+        (ChatRequest, {"max_output_tokens": 8}, "max_output_tokens"),
+        (ResponsesRequest, {"max_completion_tokens": 8}, "max_completion_tokens"),
+        (ResponsesRequest, {"max_tokens": 8}, "max_tokens"),
+        (ChatRequest, {"answer_grammar_v2": "root"}, "answer_grammar_v2"),
+        (ChatRequest, {"MaxTokens": 8}, "MaxTokens"),
+        (ChatRequest, {"my_top_p": 0.5}, "my_top_p"),
+        (CompletionRequest, {"tools": [{}]}, "tools"),
+        (ResponsesRequest, {"messages": [{}]}, "messages"),
+    ],
+)
+def test_a_form_a_length_or_a_choice_under_another_name_is_not_dropped(
+    kind: type[Any], given: dict[str, Any], name: str | None
+) -> None:
+    assert refused(kind, **given) == name
+
+
+def test_a_completion_has_the_form_that_is_asked_for() -> None:
+    asked = parse(json.dumps({"prompt": "Hi", "response_format": FORM}).encode(), CompletionRequest)
+    assert [rule.kind for rule in asked.rules().values()] == ["json_schema"]

@@ -1,0 +1,127 @@
+"""Forgotten means gone: a search of every file of a store finds nothing."""
+
+import contextlib
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from fieldlm.formats import block
+from fieldlm.formats.block import Block
+from fieldlm.formats.record import Record
+from fieldlm_compiler.collect.delta import DeltaStore
+from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.collect.sink import Policy, Sink
+from tests.support.sink_process import made
+
+MAGIC = b"\x28\xb5\x2f\xfd"
+SECRET = "my sister's flat in Leith"
+
+
+def blocks(*parts: Sequence[Record]) -> list[Block]:
+    return [block.parse(block.encode(part)) for part in parts]
+
+
+def seqs(sink: Sink) -> list[int]:
+    return [row["seq"] for row in sink.query("SELECT seq FROM records ORDER BY seq")]
+
+
+def forget(session: str, *, device: str = "kiosk-1", seq: int = 1) -> list[Record]:
+    return [Record(device=device, epoch=7, stream="fb", seq=seq, kind="forget", session=session)]
+
+
+@pytest.mark.parametrize("policy", ["text", "rows"])
+@pytest.mark.parametrize("kind", ["parquet", "delta"])
+def test_no_file_holds_what_was_forgotten(kind: str, policy: Policy, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    sink: Sink = (
+        Store(folder, forget=policy, erase_every_s=0)
+        if kind == "parquet"
+        else DeltaStore(str(folder), forget=policy, erase_after_h=0)
+    )
+    with sink:
+        for first in (1, 11):
+            sink.append(blocks(made(first, first + 9, session="s1", answer=SECRET, generation="g")))
+            sink.tidy(finish=True)
+        sink.append(blocks(made(21, 25, session="s1", answer=SECRET, generation="g")))
+        assert holds(folder, SECRET.encode())
+        sink.append(blocks(forget("s1")))
+        sink.tidy()
+        assert not holds(folder, SECRET.encode())
+        assert (len(seqs(sink)), sink.gaps()) == (26, [])
+        left = {r["generation"] for r in sink.query("SELECT generation FROM records WHERE stream = 'gen'")}
+        assert left == ({"g"} if policy == "text" else {""})
+    assert not holds(folder, SECRET.encode())
+
+
+def test_what_readers_keep_in_the_log_counts_as_erased_only_once_it_is_gone(tmp_path: Path) -> None:
+    with Store(tmp_path, erase_every_s=0) as store:
+        store.append(blocks(made(1, 9, session="s1", answer=SECRET)))
+        with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM blocks").fetchone()
+            store.append(blocks(forget("s1")))
+            store.tidy()
+        store.tidy()
+        assert not holds(tmp_path, SECRET.encode())
+
+
+def test_a_delta_store_that_stays_open_deletes_the_old_files_when_their_time_has_come(tmp_path: Path) -> None:
+    with DeltaStore(str(tmp_path)) as sink:
+        sink.append(blocks(made(1, 9, session="s1", answer=SECRET)))
+        sink.append(blocks(forget("s1")))
+        sink.tidy(finish=True)
+        assert holds(tmp_path, SECRET.encode())
+        sink.erase_after_h = 0  # the hour is over
+        sink.tidy(finish=True)
+        assert not holds(tmp_path, SECRET.encode())
+
+
+@pytest.mark.parametrize("damage", ["a newer schema", "cut off"])
+@pytest.mark.parametrize("kind", ["parquet", "delta"])
+def test_a_block_that_nobody_can_read_loses_what_was_forgotten(kind: str, damage: str, tmp_path: Path) -> None:
+    sink = Store(tmp_path, erase_every_s=0) if kind == "parquet" else DeltaStore(str(tmp_path), erase_after_h=0)
+    first, late, other = blocks(
+        made(1, 3, session="s1", answer=SECRET), made(4, 6, session="s1", answer=SECRET), made(7, 9, session="s2")
+    )
+    change: dict[str, Any] = {"schema": 99} if damage == "a newer schema" else {"body": first.body[:-4]}
+    with sink:
+        sink.append([msgspec.structs.replace(first, **change)])
+        sink.tidy(finish=True)
+        sink.append(blocks(forget("s1")))
+        sink.append([msgspec.structs.replace(late, schema=99), msgspec.structs.replace(other, schema=99)])
+        sink.tidy(finish=True)
+        assert not holds(tmp_path, SECRET.encode())
+        assert (sorted(raw.block.last for raw in sink.raw()), sink.gaps()) == ([3, 6, 9], [])
+        assert [raw.block.body for raw in sink.raw() if raw.block.last == 9] == [other.body]
+
+
+def holds(folder: Path, needle: bytes) -> bool:
+    """Look into every file, and into Parquet as a reader would."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        if path.suffix == ".parquet":
+            columns = [
+                c for c in pq.read_table(path).columns if c.type in (pa.string(), pa.large_string(), pa.string_view())
+            ]
+            if any(needle.decode() in (value or "") for column in columns for value in column.to_pylist()):
+                return True
+        if needle in path.read_bytes() or any(needle in body for body in bodies(path)):
+            return True
+    return False
+
+
+def bodies(path: Path) -> list[bytes]:
+    """Return what is packed with zstd in a file, wherever it lies: a block's body holds its texts compressed."""
+    data, found = path.read_bytes(), list[bytes]()
+    start = data.find(MAGIC)
+    while start >= 0:
+        with contextlib.suppress(zstandard.ZstdError):
+            found.append(zstandard.ZstdDecompressor().decompress(data[start:], allow_extra_data=True))
+        start = data.find(MAGIC, start + 1)
+    return found

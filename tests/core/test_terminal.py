@@ -1,0 +1,43 @@
+"""What a person sees on the terminal, whoever wrote it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fieldlm.core import terminal
+from fieldlm.core.logs import RECENT, logger, to_terminal
+
+HOSTILE = "\x1b]0;pwned\x07\x1b[31mRED\x1b[2J\x9b5m\u202eevil"
+SPELT = r"\x1b]0;pwned\x07\x1b[31mRED\x1b[2J\x9b5m\u202eevil"
+
+
+def test_what_another_machine_says_is_shown_and_not_obeyed(capfd: pytest.CaptureFixture[str]) -> None:
+    to_terminal()
+    logger("fieldlm.test").warning("refused: %s", HOSTILE)
+    terminal.show({}, terminal.table([[HOSTILE, "two\nlines"]], ("state", "outcome")), as_json=False)
+    out, err = capfd.readouterr()
+    assert err == f"refused: {SPELT}\n"
+    assert out.splitlines()[2] == f"{SPELT}  two\\nlines"
+    assert RECENT.last("1")[0].endswith(SPELT)
+
+
+def test_what_people_write_is_shown_as_it_is() -> None:
+    for text in ("Fläche 3 m² · 80 °C – 100 %", "茶を二つ ください", "مرحبا", "👩\u200d🚀", "می\u200cخواهم", "─━✓"):
+        assert terminal.visible(text) == text
+
+
+FULL = """
+import resource, signal
+from fieldlm.core.logs import logger, to_terminal
+to_terminal()
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+logger("fieldlm.test").warning("nobody hears this")
+"""
+
+
+def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        assert subprocess.run([sys.executable, "-c", FULL], stderr=log, check=False).returncode == 0

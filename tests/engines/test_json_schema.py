@@ -1,0 +1,208 @@
+"""What of JSON Schema is honoured, put into another word, or refused; and that what is written ends."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fieldlm.core.errors import InputError
+from fieldlm.engines import Engine, EngineOptions, Sampling, open_engine
+from fieldlm.engines.constraint import CACHED_BYTES, Grammars, Rule, grammars
+from fieldlm.engines.rules.json_numbers import DIGITS, EXPONENT_DIGITS, DigitTable, NumberBound
+from fieldlm.engines.rules.json_schema import checked, loosened
+from fieldlm.formats.bundle import Bundle
+
+BIG = 2**53 + 1
+NAMED = {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}}
+
+
+@pytest.fixture(scope="module")
+def engine(base_bundle: Bundle) -> Iterator[Engine]:
+    opened = open_engine(base_bundle, EngineOptions(threads=1, context=256, parallel=1))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def known(engine: Engine) -> Grammars:
+    return grammars(engine)
+
+
+def compiled(known: Grammars, schema: Any) -> Any:
+    return known.compile(Rule("json_schema", json.dumps(schema)))
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [
+        ({"enum": [1, BIG]}, "enum"),
+        ({"const": {"id": [-BIG]}}, "const"),
+        ({"const": 1e300}, "const"),
+        ({"type": "integer", "minimum": BIG}, "minimum"),
+        ({"type": "integer", "exclusiveMaximum": -BIG}, "exclusiveMaximum"),
+        ({"properties": {"x": {"items": {"const": 123456789012345678901234567890}}}}, "const"),
+    ],
+)
+def test_a_number_that_would_come_out_as_another_is_refused_by_name(schema: Any, name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}'.*2\\^53"):
+        checked(schema)
+
+
+def test_a_limit_beyond_what_is_exact_is_drawn_in(known: Grammars) -> None:
+    rule = compiled(known, {"type": "integer", "minimum": 0, "maximum": 2**64 - 1})
+    assert rule.accepts(str(2**53 - 1))
+    assert not rule.accepts(str(2**53))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {
+            "type": "object",
+            "patternProperties": {"^a$": {"const": 1}},
+            "additionalProperties": False,
+            "minProperties": 2,
+        },
+        {"type": "object", "additionalProperties": {"const": 1}, "minProperties": 4, "maxProperties": 4},
+        {"type": "object", "minProperties": 2},
+        {"anyOf": [{"type": "object", "additionalProperties": True, "properties": {"a": {}}, "minProperties": 2}]},
+    ],
+)
+def test_a_count_of_keys_that_may_come_twice_is_refused(schema: Any) -> None:
+    with pytest.raises(InputError, match=r"'minProperties'.*twice"):
+        checked(schema)
+
+
+def test_a_count_of_keys_that_is_held_is_honoured(known: Grammars) -> None:
+    some = compiled(known, {**NAMED, "minProperties": 1})
+    assert some.accepts('{"b": 2}')
+    assert not some.accepts("{}")
+    few = compiled(
+        known, {"type": "object", "additionalProperties": {"const": 1}, "minProperties": 1, "maxProperties": 1}
+    )
+    assert few.accepts('{"x": 1}')
+    assert not few.accepts("{}")
+    assert not few.accepts('{"x": 1, "y": 1}')
+
+
+OF_OTHERS: list[tuple[Any, list[str], list[str]]] = [
+    ({"type": "string", "nullable": True}, ['"x"', "null"], ["1"]),
+    ({"type": "string", "nullable": False}, ['"x"'], ["null"]),
+    ({"enum": ["x"], "nullable": True}, ['"x"'], ["null"]),
+    ({"type": "array", "items": {"type": "boolean"}, "uniqueItems": False}, ["[true, true]"], []),
+    ({"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"const": 1}}, ['{"a": 1}'], []),
+    (
+        {"type": "object", "propertyNames": {"pattern": "^a+$"}, "additionalProperties": {"const": 1}},
+        ['{"aa": 1}'],
+        ['{"b": 1}'],
+    ),
+    ({"type": "array", "items": [{"const": 1}, {"const": 2}]}, ["[1, 2]"], ["[1, 2, 3]", "[2]"]),
+    ({"type": "array", "items": [{"const": 1}], "additionalItems": {"const": 5}}, ["[1, 5, 5]"], ["[1, 2]"]),
+    ({**NAMED, "strict": True}, ["{}"], []),
+    ({"type": "integer", "format": "int32"}, ["7"], []),
+    ({"type": "string", "format": "password"}, ['"x"'], []),
+    ({"type": "string", "format": "ulid", "pattern": "^[0-9A-Z]{2}$"}, ['"0A"'], ['"x"']),
+    ({"type": "string", "contentEncoding": "base64"}, ['"QQ=="', '"QUJD"'], ['"Q"', '"Q-=="']),
+    ({"type": "string", "contentMediaType": "application/json"}, ['"1"'], []),
+    ({"type": "string", "format": "decimal"}, ['"-1.50"'], ['"1e5"', '"x"']),
+    (
+        {"type": "string", "format": "date"},
+        ['"2024-02-29"', '"2000-02-29"'],
+        ['"2021-02-29"', '"1900-02-29"', '"2020-04-31"', '"0000-01-01"'],
+    ),
+    ({"type": "string", "format": "time"}, ['"23:59:59.123456Z"'], ['"23:59:60Z"', '"10:00:00.1234567Z"']),
+    (
+        {"type": "string", "format": "date-time"},
+        ['"2020-01-31T10:00:00+01:00"'],
+        ['"2020-02-30T10:00:00Z"', f'"2020-01-01T00:00:00.{"1" * 40}Z"'],
+    ),
+    ({"type": "string", "format": "duration"}, ['"P1DT2H"'], [f'"P{"1" * 40}D"']),
+]
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), OF_OTHERS)
+def test_what_frameworks_write_is_taken_for_what_it_says(
+    known: Grammars, schema: Any, valid: list[str], invalid: list[str]
+) -> None:
+    rule = compiled(known, schema)
+    assert [text for text in valid if not rule.accepts(text)] == []
+    assert [text for text in invalid if rule.accepts(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "object", "propertyNames": {"maxLength": 3}}, "propertyNames"),
+        ({"type": "string", "pattern": "^[[:alpha:]]$"}, "POSIX"),
+        ({"type": "string", "pattern": "^a{5000}$", "maxLength": 6000}, "too many expressions"),
+        (
+            {"properties": {"x": {"items": {"type": "string", "pattern": "^a{5000}$", "maxLength": 6000}}}},
+            "too many expressions",
+        ),
+        ({"oneOf": [{"type": "string"}, {"const": "a"}]}, "use anyOf"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_when_it_is_compiled(known: Grammars, schema: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        compiled(known, schema)
+
+
+def test_who_does_not_insist_loses_what_cannot_be_honoured_and_no_more() -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 1, "not": {}}, "b": {"enum": [BIG]}}, "required": ["a"]}
+    kept = {"a": {"const": 1}, "b": {}}
+    assert loosened(schema) == {"type": "object", "properties": kept, "required": ["a"], "additionalProperties": False}
+    assert loosened({"type": "object", "minProperties": 2}) == {"type": "object"}
+
+
+@pytest.mark.parametrize("schema", [{"type": "integer"}, {"type": "number"}, {"type": "integer", "minimum": 5}, {}])
+def test_a_number_ends(engine: Engine, schema: Any) -> None:
+    rule = compiled(
+        grammars(engine), schema if schema else {"type": "array", "items": {"type": "number"}, "maxItems": 1}
+    )
+    biased = tuple((token, 50.0) for token, piece in enumerate(engine.vocabulary()) if piece.isdigit())
+    asked = Sampling(max_tokens=60, constraint=rule, logit_bias=biased)
+    *chunks, last = engine.start(engine.tokenize("How many?"), asked)
+    text = "".join(chunk.text for chunk in [*chunks, last])
+    assert (last.outcome, rule.accepts(text)) == ("stop", True)
+    assert DIGITS <= sum(map(str.isdigit, text)) <= 2 * DIGITS + EXPONENT_DIGITS
+
+
+def limited(pieces: list[bytes], said: bytes, after: str = "") -> list[bytes]:
+    """Return what of `pieces` may follow `said`."""
+    table = DigitTable([*pieces, said])
+    bound = NumberBound(table, after.encode())
+    bound.note(len(pieces))
+    logits = np.array([*[0] * len(pieces), -np.inf], np.float32)
+    allowed = bound.limit(logits)[: len(pieces)]
+    return [piece for piece, logit in zip(pieces, allowed, strict=True) if np.isfinite(logit)]
+
+
+def test_digits_are_counted_in_numbers_alone() -> None:
+    pieces = [b"1", b"123", b"1,", b".", b"e", b"}"]
+    full = b"1" * DIGITS
+    assert limited(pieces, b'{"a": ' + full) == [b".", b"e", b"}"]
+    assert limited(pieces, b'{"a": ' + full[2:]) == [b"1", b"1,", b".", b"e", b"}"]
+    assert limited(pieces, b'{"a": "' + full) == pieces
+    assert limited(pieces, b'{"a\\"": "x\\\\", "b": ' + full) == [b".", b"e", b"}"]
+    assert limited(pieces, b"[1." + full) == [b".", b"e", b"}"]
+    assert limited(pieces, b"[1.5e-99") == [b".", b"e", b"}"]
+    assert limited(pieces, b"[true, 1") == pieces
+    assert limited([b"1", b"12"], b"[" + full) == [b"1", b"12"]
+    assert limited(pieces, b"<call>" + full, after="<call>") == [b".", b"e", b"}"]
+    assert limited(pieces, b"Call " + full, after="<call>") == pieces
+
+
+def test_what_is_kept_is_bounded_by_what_it_holds(known: Grammars) -> None:
+    def large(mark: int) -> Rule:
+        return Rule("json_schema", json.dumps({"enum": [f"{mark}-{i}-{'x' * 990}" for i in range(200)]}))
+
+    first = known.compile(large(0))
+    assert known.compile(large(0)) is first
+    for mark in range(1, 8):
+        known.compile(large(mark))
+        assert known.compile.bytes <= CACHED_BYTES
+    assert known.compile(large(7)) is known.compile(large(7))
+    assert known.compile(large(0)) is not first

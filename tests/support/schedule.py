@@ -1,0 +1,104 @@
+"""Tests on several cores (pytest-xdist): a file is one piece of work, and what takes longest begins first.
+
+Tests of a file share its fixtures, so they stay in one process and in order. `tests/durations.json` holds the seconds
+that each file took when `make durations` measured last. A file that is not in it begins first: nobody knows how long it
+takes. A test has to say nothing: ports are free ones, folders are each test's own, and engines watch the cores.
+`--quick` looks only at files that take a moment; it does not even import the others.
+"""
+
+import functools
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+from tests.support import depth
+
+DURATIONS = Path(__file__).resolve().parents[1] / "durations.json"
+QUICK_S = 1.5
+TOGETHER = ("tests/packaging/",)
+"""Folders whose files share what is made once for all of them: the package and a Debian to install it in."""
+
+
+@functools.cache
+def durations() -> dict[str, float]:
+    """Return the seconds of each piece that was measured."""
+    return json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+
+
+def piece_of(nodeid: str) -> str:
+    """Return the piece of work that a test belongs to: its file, or one of the folders that stay together."""
+    return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid.partition("::")[0])
+
+
+def longest_first(nodeids: list[str], seconds: dict[str, float]) -> list[str]:
+    """Sort pieces by what they took; tests of a piece keep their order."""
+    return sorted(nodeids, key=lambda nodeid: (-seconds.get(piece_of(nodeid), float("inf")), piece_of(nodeid)))
+
+
+class LongestFirst(LoadScopeScheduling):
+    """Gives each free worker the longest piece that is left."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return piece_of(nodeid)
+
+    def schedule(self) -> None:
+        self.config.option.loadscopereorder = False  # by number of tests, which says little
+        super().schedule()
+
+
+# A machine that others use is slow, and that is no fault of what is tried: no example is timed.
+hypothesis.settings.register_profile("fieldlm", deadline=None)
+hypothesis.settings.load_profile("fieldlm")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-durations", action="store_true", help="write what each file takes to durations.json")
+    parser.addoption("--quick", action="store_true", help=f"only files that took {QUICK_S} s at most, and new ones")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--write-durations"):
+        config.pluginmanager.register(_Durations())
+
+
+def pytest_report_header() -> str:
+    return f"FIELDLM_DEPTH={depth.DEPTH:g} FIELDLM_SEED={depth.SEED}"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--quick") and collection_path.suffix == ".py":
+        piece = piece_of(collection_path.relative_to(config.rootpath).as_posix())
+        return durations().get(piece, 0.0) > QUICK_S or None
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        ordered = longest_first([item.nodeid for item in items], durations())
+        places = {nodeid: place for place, nodeid in enumerate(ordered)}
+        items.sort(key=lambda item: places[item.nodeid])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LongestFirst:
+    return LongestFirst(config, log)
+
+
+class _Durations:
+    """Adds up what each piece took, with its fixtures, where the results of all workers come together."""
+
+    def __init__(self) -> None:
+        self._seconds = defaultdict[str, float](float)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[piece_of(report.nodeid)] += report.duration
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not hasattr(session.config, "workerinput"):
+            rows = durations() | {piece: round(seconds, 1) for piece, seconds in self._seconds.items()}
+            there = {piece: rows[piece] for piece in sorted(rows) if (session.config.rootpath / piece).exists()}
+            DURATIONS.write_text(json.dumps(there, indent=1) + "\n")
