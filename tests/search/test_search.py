@@ -205,10 +205,10 @@ def test_a_kill_in_the_middle_of_the_search_costs_one_stage_and_changes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--max-kl", "0"], "--max-kl 0 leaves nothing; give a number above 0"),
-        (["--max-ram-mb", "-5"], "--max-ram-mb -5 leaves nothing"),
-        (["--max-bundle-mb", "nan"], "--max-bundle-mb nan leaves nothing"),
-        (["--min-task", "1.5", "--task", "TASK"], "--min-task 1.5 asks for more than full weights give"),
+        (["--max-kl", "0"], "--max-kl: '0'; want a number, more than 0"),
+        (["--max-ram-mb", "-5"], "--max-ram-mb: '-5'; want a number, more than 0"),
+        (["--max-bundle-mb", "nan"], "--max-bundle-mb: 'nan'; want a number"),
+        (["--min-task", "1.5", "--task", "TASK"], "--min-task: '1.5'; want a number, 0–1"),
         (["--min-task", "0.9"], "--min-task needs the task it is about"),
         (["--max-kl", "0.1", "--quant", "Q4_0"], "look for types: they go without --quant"),
     ],
