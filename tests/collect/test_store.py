@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import msgspec
 import pytest
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.files import held_lock
 from fieldlm.formats import block, topics
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record
@@ -289,6 +291,23 @@ def test_a_second_writer_is_refused_and_what_it_would_have_swept_stays(tmp_path:
         assert main(["--store", str(tmp_path), "--show"]) == 0
     with Store(tmp_path) as store:
         assert (seqs(store), stray.exists()) == ([1, 2, 3], False)
+
+
+def test_a_reader_waits_for_the_writer_that_is_making_the_store(tmp_path: Path) -> None:
+    (tmp_path / "store.db").touch()
+    found = list[list[int]]()
+
+    def read() -> None:
+        with Store(tmp_path, read_only=True) as store:
+            found.append(seqs(store))
+
+    with held_lock(tmp_path / "store.lock", "the writer of this test"):
+        reader = threading.Thread(target=read)
+        reader.start()
+        reader.join(1)
+        assert reader.is_alive()
+    reader.join(20)
+    assert found == [[]]
 
 
 def test_nobody_else_on_the_machine_reads_a_store(tmp_path: Path) -> None:

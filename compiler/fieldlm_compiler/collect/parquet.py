@@ -27,6 +27,7 @@ from fieldlm.core.files import disk_errors, held_lock, make_private, sync_folder
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import SCHEMAS, Record, unpack
+from fieldlm_compiler.collect.parquet_schema import SCHEMA, VERSION
 from fieldlm_compiler.collect.sink import (
     ARROW,
     UNKNOWN,
@@ -54,25 +55,6 @@ ERASE_EVERY_S = 30.0
 """What is forgotten cannot be seen from its commit on; the files that hold it are written anew so often at most."""
 BUSY_S = 30
 CHECKPOINT_MS = 200
-VERSION = 2
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS watermarks (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
-    upto INTEGER NOT NULL, PRIMARY KEY (device, epoch, stream)) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS blocks (number INTEGER PRIMARY KEY, device TEXT NOT NULL, epoch INTEGER NOT NULL,
-    stream TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, records INTEGER NOT NULL,
-    schema INTEGER NOT NULL, after INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, rows INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS raw (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
-    first INTEGER NOT NULL, last INTEGER NOT NULL, records INTEGER NOT NULL, schema INTEGER NOT NULL,
-    problem TEXT NOT NULL, body BLOB NOT NULL, after INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (device, epoch, stream, first)) STRICT;
-CREATE TABLE IF NOT EXISTS presence (device TEXT PRIMARY KEY, state TEXT NOT NULL, at_ms INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS traffic (device TEXT PRIMARY KEY, bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS steps (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
-    before INTEGER NOT NULL, PRIMARY KEY (device, epoch, stream)) STRICT;
-CREATE TABLE IF NOT EXISTS forgotten (device TEXT NOT NULL, session TEXT NOT NULL, erased INTEGER NOT NULL,
-    PRIMARY KEY (device, session)) STRICT, WITHOUT ROWID;
-"""
 _SPARE = """SELECT device, epoch, stream FROM steps WHERE device = ? AND before = 0
     ORDER BY rowid DESC LIMIT -1 OFFSET ?"""
 _HEAD = "device, epoch, stream, first, last, records, schema, body"
@@ -329,14 +311,15 @@ class Store(Sink):
             self._db.execute(f"DELETE FROM raw WHERE {known}")
 
     def _upgrade(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
+        if (version := self._version()) > VERSION:
             raise InputError(f"{self.folder} is a store of version {version}, known: {VERSION}; update fieldlm")
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(SCHEMA)
         if version == VERSION:
             return
-        # Version 1 kept rows instead of blocks; a new store has the number 0.
-        with contextlib.nullcontext() if self._is_writer else self._hold(), self._transaction():
+        with contextlib.nullcontext() if self._is_writer else self._hold_to_upgrade(), self._transaction():
+            if self._version() == VERSION:  # by the writer, meanwhile
+                return
+            # Version 1 kept rows instead of blocks; a new store has the number 0.
             names = {name for (name,) in self._db.execute("SELECT name FROM pragma_table_info('raw')")}
             if "after" not in names:
                 self._db.execute("ALTER TABLE raw ADD COLUMN after INTEGER NOT NULL DEFAULT 0")
@@ -347,6 +330,21 @@ class Store(Sink):
                 self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, len(old)))
                 self._db.execute("DROP TABLE journal")
             self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _version(self) -> int:
+        return self._db.execute("PRAGMA user_version").fetchone()[0]
+
+    def _hold_to_upgrade(self) -> contextlib.AbstractContextManager[object]:
+        """Where a writer makes or upgrades the store right now, a reader waits for it and has nothing left to do."""
+        deadline = time.monotonic() + BUSY_S
+        while self._version() != VERSION:
+            try:
+                return self._hold()
+            except InputError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _transaction(self) -> Generator[None]:
