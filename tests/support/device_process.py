@@ -17,7 +17,7 @@ from fieldlm_compiler.collect.collect import Collector
 from fieldlm_compiler.collect.parquet import Store
 
 FIELDLM = str(Path(sys.executable).with_name("fieldlm"))
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0  # a guard against waiting for ever, on however slow a machine
 LOOK_S = 0.1
 DEVICE, FLEET = "kiosk-1", "test"
 
