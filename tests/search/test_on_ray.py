@@ -88,7 +88,7 @@ class Node:
 
     def steps(self) -> list[Path]:
         """Return the compiler's own steps that run on this node."""
-        return [each for each in self._processes() if b"fieldlm_compiler.pipeline.child" in _read(each / "cmdline")]
+        return [each for each in self._processes() if b"fieldlm_compiler.pipeline.step" in _read(each / "cmdline")]
 
     def _processes(self) -> list[Path]:
         """Return the folders in /proc of this node's processes: they are those that have its cache."""
