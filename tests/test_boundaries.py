@@ -5,6 +5,7 @@ import functools
 import re
 import sys
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,15 @@ def test_no_two_files_import_each_other_in_a_circle() -> None:
 def test_a_room_has_a_size_at_which_one_finds_things() -> None:
     sizes = {folder: len(list(folder.glob("*.py"))) for folder in {path.parent for path in SOURCES}}
     assert max(sizes.values()) <= MOST_FILES, max(sizes, key=lambda folder: sizes[folder])
+
+
+def test_a_class_name_means_one_thing() -> None:
+    homes = defaultdict[str, list[str]](list)
+    for path in SOURCES:
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(name_of(path))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
 
 
 def test_the_device_half_imports_nothing_heavy() -> None:

@@ -173,8 +173,9 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(build: Build, tiny_folder:
             ["MODEL", "--format", "onnx", "--profile", "laptop-nvidia"],
             "takes no ONNX bundles; compile with --format gguf",
         ),
-        (["MODEL", "--adapter", "nowhere"], "--adapter goes with --base-bundle"),
-        (["MODEL", "--merge", "nowhere"], "has no adapter_config.json"),
+        (["MODEL", "--adapter", "nowhere"], "'nowhere' does not exist"),
+        (["MODEL", "--adapter", "MODEL"], "--adapter goes with --base-bundle"),
+        (["MODEL", "--merge", "MODEL"], "has no adapter_config.json"),
     ],
 )
 def test_wrong_use_is_one_line_and_an_exit_code(

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fieldlm.core.tasks import Task, Tasks
+from fieldlm.core.tasks import BackgroundTask, Tasks
 from fieldlm.core.timing import within
 
 SECRET = "my password is hunter2"
@@ -16,7 +16,7 @@ def crash() -> None:
     raise ValueError(SECRET)
 
 
-def ended(task: Task) -> bool:
+def ended(task: BackgroundTask) -> bool:
     task.thread.join(60)
     return not task.thread.is_alive()
 

@@ -10,7 +10,7 @@ import pytest
 
 from fieldlm.core.errors import InputError
 from fieldlm.engines import Chunk, Outcome, Priority, Sampling, Schedule
-from fieldlm.engines.answer_stream import RunningAnswer
+from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.engines.request import Request, Words, check_terms
 from fieldlm.engines.request_queue import DeadlineTimer, RequestQueue
 from fieldlm.engines.sampling import CERTAIN, Floats
@@ -25,7 +25,7 @@ def nothing() -> None: ...
 
 
 def request(sampling: Sampling, terms: Schedule | None = None, *, context: int = 100) -> Request:
-    answer = RunningAnswer(prompt_tokens=2, wake=nothing)
+    answer = AnswerStream(prompt_tokens=2, wake=nothing)
     return Request(answer, [9, 9], sampling, terms or Schedule(), words=WORDS, context=context)
 
 

@@ -14,11 +14,11 @@ from fieldlm.core.errors import EngineError, InputError, NoSpaceError
 from fieldlm.formats.bundle import CacheTypes
 from fieldlm_compiler.export.quantize import check_quant
 from fieldlm_compiler.pipeline.child import call
-from tests.support.failing_steps import abort_in_ggml, fill_disk, look_up, retold
+from tests.support.failing_steps import abort_in_ggml, fill_disk, kill_parent, look_up, retold
 
 ORPHAN = """import subprocess
 from fieldlm_compiler.pipeline.child import call
-call(subprocess.run, what="wait")(["sleep", "60"])"""
+call(subprocess.run, what="wait", torch={torch})(["sleep", "60"])"""
 
 
 def test_a_step_answers_with_its_memory_and_time() -> None:
@@ -67,8 +67,38 @@ def test_a_full_disk_is_called_a_full_disk() -> None:
         call(fill_disk, what="write", env={"PYTHONPATH": str(Path(__file__).parents[2])})()
 
 
-def test_a_step_dies_with_the_compiler() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", ORPHAN], stderr=subprocess.DEVNULL)
+def test_a_step_that_needs_torch_is_a_fork_of_one_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = call(os.getppid, what="ask", torch=True)()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FIELDLM_TEST", "seen")
+    assert call(os.getppid, what="ask", torch=True)().value == first.value != os.getpid()
+    (tmp_path / "here").touch()
+    assert call(os.listdir, what="look", torch=True)(".").value == ["here"]
+    assert call(os.getenv, what="look", torch=True)("FIELDLM_TEST").value == "seen"
+    assert first.peak_mb > 100
+
+
+def test_what_ends_a_forked_step_is_told_as_of_any_other_and_the_next_one_runs() -> None:
+    with pytest.raises(EngineError, match=r"^could not do it \(signal SIGABRT\)"):
+        call(os.abort, what="do it", torch=True)()
+    with pytest.raises(EngineError, match=r"exit code 1.*JSONDecodeError: Expecting value"):
+        call(json.loads, what="read", torch=True)("nonsense")
+    with pytest.raises(InputError, match="no quantisation 'Q9'"):
+        call(check_quant, what="check", torch=True)("Q9")
+    server = call(os.getppid, what="ask", torch=True)().value
+    os.kill(server, signal.SIGKILL)
+    assert call(json.loads, what="read", torch=True)("[1]").value == [1]
+
+
+def test_a_server_that_dies_in_the_middle_ends_its_step() -> None:
+    with pytest.raises(EngineError, match=r"^could not end it \(signal SIGKILL\)"):
+        call(kill_parent, what="end it", torch=True, env={"PYTHONPATH": str(Path(__file__).parents[2])})()
+    assert call(json.loads, what="read", torch=True)("[1]").value == [1]
+
+
+@pytest.mark.parametrize("torch", [False, True])
+def test_a_step_dies_with_the_compiler(*, torch: bool) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", ORPHAN.format(torch=torch)], stderr=subprocess.DEVNULL)
     child = _wait_for_child(parent.pid)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
@@ -80,12 +110,13 @@ def test_a_step_dies_with_the_compiler() -> None:
 
 def _wait_for_child(pid: int) -> int:
     """Return the pid of the step once it has asked to die with its parent, which it does before it starts its own."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while time.monotonic() < deadline_s:
-        for child in children.read_text().split():
-            if Path(f"/proc/{child}/task/{child}/children").read_text().split():
-                return int(child)
+        line = [pid]
+        while children := Path(f"/proc/{line[-1]}/task/{line[-1]}/children").read_text().split():
+            line.append(int(children[0]))
+        if len(line) > 2 and b"sleep" in Path(f"/proc/{line[-1]}/cmdline").read_bytes():
+            return line[-2]
         time.sleep(0.05)
     raise AssertionError("the step did not start")
 

@@ -40,8 +40,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm_compiler.compile.build import compile_model
 from fieldlm_compiler.verify.limits import Limits, SearchRequest
+from fieldlm.core.logs import to_terminal
 from fieldlm.formats.profile import load_profile
 
+to_terminal()
 model, text, out, work, ray = sys.argv[1:]
 compile_model(model, profile=load_profile("generic-x86-64-avx2"), out=Path(out), work=Path(work),
               key=Ed25519PrivateKey.from_private_bytes(bytes(range(32))),
@@ -86,7 +88,7 @@ class Node:
 
     def steps(self) -> list[Path]:
         """Return the compiler's own steps that run on this node."""
-        return [each for each in self._processes() if b"fieldlm_compiler.pipeline.child" in _read(each / "cmdline")]
+        return [each for each in self._processes() if b"fieldlm_compiler.pipeline.step" in _read(each / "cmdline")]
 
     def _processes(self) -> list[Path]:
         """Return the folders in /proc of this node's processes: they are those that have its cache."""

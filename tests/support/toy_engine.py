@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from fieldlm.core.errors import EngineError
 from fieldlm.engines import DEFAULT_TERMS, Chunk, EngineFacts, EngineOptions, Reading, Sampling, Schedule, SpecialTokens
-from fieldlm.engines.answer_stream import RunningAnswer
+from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.formats.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
@@ -60,8 +60,8 @@ class ToyEngine:
 
     def start(
         self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Schedule = DEFAULT_TERMS
-    ) -> RunningAnswer:
-        running = RunningAnswer(prompt_tokens=len(prompt), wake=lambda: None)
+    ) -> AnswerStream:
+        running = AnswerStream(prompt_tokens=len(prompt), wake=lambda: None)
         guide = sampling.constraint.guide() if sampling.constraint else None
         past: Any = None
         unread, said = list(prompt), list[int]()

@@ -15,18 +15,18 @@ from fieldlm.telemetry.alerts import troubles
 from fieldlm.telemetry.data_budget import Budget
 from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
-from fieldlm.telemetry.sync_session import Conversation, OutgoingMessage, SyncTotals, Timing
+from fieldlm.telemetry.sync_session import OutgoingMessage, SyncSession, SyncTotals, Timing
 from tests.telemetry.test_recorder import Exchange
 
 TIMING = Timing(ack_s=10, linger_s=2, poison_s=100)
 NOON = time.mktime((2026, 11, 25, 12, 0, 0, 0, 0, -1))
 
 
-def conversation(spool: Spool, **more: object) -> Conversation:
-    return Conversation(spool, "shop", "kiosk-1", TIMING, SyncTotals(), **more)  # type: ignore[arg-type]
+def conversation(spool: Spool, **more: object) -> SyncSession:
+    return SyncSession(spool, "shop", "kiosk-1", TIMING, SyncTotals(), **more)  # type: ignore[arg-type]
 
 
-def answered(talk: Conversation, now_s: float) -> None:
+def answered(talk: SyncSession, now_s: float) -> None:
     """Let the collector answer the hello, with nothing new."""
     hellos = [m for m in talk.due(now_s) if m.topic.endswith("/hello")]
     said = topics.parse_hello(hellos[-1].payload)

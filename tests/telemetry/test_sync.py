@@ -13,7 +13,7 @@ from fieldlm.formats import block, topics
 from fieldlm.formats.record import Record
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
-from fieldlm.telemetry.sync_session import BLOCK_RECORDS, WINDOW, Conversation, OutgoingMessage, SyncTotals, Timing
+from fieldlm.telemetry.sync_session import BLOCK_RECORDS, WINDOW, OutgoingMessage, SyncSession, SyncTotals, Timing
 
 TIMING = Timing(ack_s=10, linger_s=2)
 
@@ -27,8 +27,8 @@ def filled(path: Path, count: int, stream: str = "gen") -> Spool:
     return spool
 
 
-def conversation(spool: Spool) -> Conversation:
-    return Conversation(spool, "shop", "kiosk-1", TIMING, SyncTotals())
+def conversation(spool: Spool) -> SyncSession:
+    return SyncSession(spool, "shop", "kiosk-1", TIMING, SyncTotals())
 
 
 def hello(messages: list[OutgoingMessage]) -> topics.Hello:
@@ -40,7 +40,7 @@ def spans(messages: list[OutgoingMessage]) -> list[tuple[int, int]]:
     return [(made.first, made.last) for made in (block.parse(message.payload) for message in messages)]
 
 
-def answer(talk: Conversation, spool: Spool, upto: int, nonce: str = "") -> None:
+def answer(talk: SyncSession, spool: Spool, upto: int, nonce: str = "") -> None:
     ack = topics.Ack(epoch=spool.epoch, upto={"gen": upto}, nonce=nonce)
     talk.acknowledged(topics.parse_ack(msgspec.json.encode(ack)))
 

@@ -10,7 +10,7 @@ from fieldlm.core.errors import GateError, InputError
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, count_parameters, folder_digest, model_files
 from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, check_mergeable
 from fieldlm_compiler.pipeline import llama_toolchain
-from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
+from fieldlm_compiler.pipeline.child import Ran, call
 from fieldlm_compiler.pipeline.stages import Stages
 
 # Merged and apart, 32 bits round otherwise; two logits further apart than this are another model.
@@ -26,7 +26,7 @@ def merge(checkpoint: Checkpoint, adapter: PeftAdapter, stages: Stages) -> Check
     check_mergeable(adapter)
 
     def make(folder: Path) -> Ran:
-        return call(merge_folder, what=f"merge {adapter.folder.name} into {checkpoint.name}", env=PATIENT)(
+        return call(merge_folder, what=f"merge {adapter.folder.name} into {checkpoint.name}", torch=True)(
             base=checkpoint.folder,
             adapter=adapter.folder,
             into=folder,

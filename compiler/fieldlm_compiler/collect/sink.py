@@ -53,7 +53,7 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     ranges: tuple[tuple[int, int], ...]
 
 
-class StreamCount(msgspec.Struct, frozen=True, kw_only=True):
+class StoredCount(msgspec.Struct, frozen=True, kw_only=True):
     """How many records of one device and stream are stored, and how many are kept raw."""
 
     device: str
@@ -155,7 +155,7 @@ class Sink(ABC):
                 raise InputError(f"the query failed: {error}") from error
         raise AssertionError("the last try returns or raises")
 
-    def counts(self) -> list[StreamCount]:
+    def counts(self) -> list[StoredCount]:
         """Return how many records each device's streams have here."""
         raw: dict[tuple[str, str], int] = defaultdict(int)
         for kept in self.raw():
@@ -163,7 +163,7 @@ class Sink(ABC):
         sql = "SELECT device, stream, count(*) AS records FROM records GROUP BY ALL"
         stored = {(row["device"], row["stream"]): row["records"] for row in self.query(sql)}
         keys = sorted(stored.keys() | raw.keys())
-        return [StreamCount(device=d, stream=s, records=stored.get((d, s), 0), raw=raw.get((d, s), 0)) for d, s in keys]
+        return [StoredCount(device=d, stream=s, records=stored.get((d, s), 0), raw=raw.get((d, s), 0)) for d, s in keys]
 
     def gaps(self) -> list[Gap]:
         """Return, for every stream with missing numbers, which are told and which are lost."""

@@ -25,9 +25,8 @@ MTP = re.compile(r"(model\.)?mtp\.")
 def export_f16(checkpoint: Checkpoint, out: Path) -> Ran:
     """Write `checkpoint` to the GGUF file `out` with 16-bit weights; norms and biases keep 32."""
     converter = llama_toolchain.llama_converter()
-    return call(
-        convert_model, what=f"convert {checkpoint.name} to GGUF", env={"PYTHONPATH": str(converter / "gguf-py")}
-    )(
+    env = {"PYTHONPATH": str(converter / "gguf-py")}
+    return call(convert_model, what=f"convert {checkpoint.name} to GGUF", env=env, torch=True)(
         converter=converter,
         checkpoint=checkpoint.folder,
         out=out,
@@ -43,9 +42,8 @@ def export_adapter(adapter: PeftAdapter, checkpoint: Checkpoint, out: Path) -> R
     """
     check_shippable(adapter)
     converter = llama_toolchain.llama_converter()
-    return call(
-        convert_adapter, what=f"convert {adapter.folder.name} to GGUF", env={"PYTHONPATH": str(converter / "gguf-py")}
-    )(
+    env = {"PYTHONPATH": str(converter / "gguf-py")}
+    return call(convert_adapter, what=f"convert {adapter.folder.name} to GGUF", env=env, torch=True)(
         converter=converter,
         adapter=adapter.folder,
         plain=adapter.is_plain,

@@ -21,7 +21,7 @@ from fieldlm_compiler.learn.tokenized import DatasetLine, read_lines
 Messages = Sequence[dict[str, Any]]
 
 
-class Question(NamedTuple):
+class EvaluationItem(NamedTuple):
     """What is asked, the answer that is right, and the tools at hand."""
 
     messages: Messages
@@ -108,7 +108,7 @@ def ask(
 
 def score(
     server: HttpClient,
-    examples: Sequence[tuple[Messages, str] | Question],
+    examples: Sequence[tuple[Messages, str] | EvaluationItem],
     *,
     clients: int = 4,
     max_tokens: int = 96,
@@ -121,9 +121,9 @@ def score(
     """
     right = 0
 
-    questions = [each if isinstance(each, Question) else Question(*each) for each in examples]
+    questions = [each if isinstance(each, EvaluationItem) else EvaluationItem(*each) for each in examples]
 
-    def one(question: Question) -> Reply:
+    def one(question: EvaluationItem) -> Reply:
         return ask(server, question.messages, max_tokens=max_tokens, stop=stop, tools=question.tools)
 
     with ThreadPoolExecutor(clients) as pool, terminal.progress("ask", total=len(examples)) as line:
@@ -138,16 +138,18 @@ def score(
     return Score(right=right, total=len(examples))
 
 
-def read_examples(path: Path) -> list[Question]:
+def read_examples(path: Path) -> list[EvaluationItem]:
     """Read a dataset file: every line's messages but the last, what that one says or calls, and the tools at hand.
 
     Raises InputError for a line that is no example, and when there is none.
     """
-    questions: list[Question] = []
+    questions: list[EvaluationItem] = []
     for number, line in enumerate(read_lines(path), 1):
         try:
             row = msgspec.json.decode(line, type=DatasetLine)
-            questions.append(Question(_as_sent(row.messages[:-1]), said(row.messages[-1]), tuple(row.tools or ())))
+            questions.append(
+                EvaluationItem(_as_sent(row.messages[:-1]), said(row.messages[-1]), tuple(row.tools or ()))
+            )
         except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
                 f"example {number} of {path} is no conversation with its answer at the end ({error}); make the file "

@@ -1,12 +1,11 @@
 """Child processes, one step in each: an abort becomes an error message, and its memory is measured.
 
 `call(function, what="…")(…)` starts a fresh interpreter, which imports the function and hands it the arguments, and
-returns the JSON it answers. The step dies with the compiler, whatever kills the compiler.
+returns the JSON it answers; with `torch` the interpreter is a fork of one that has imported torch and transformers. The
+step dies with the compiler, whatever kills the compiler.
 """
 
 import contextlib
-import ctypes
-import errno
 import json
 import os
 import re
@@ -15,21 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from inspect import signature
 from pathlib import Path, PurePath
-from typing import IO, Any, ParamSpec, get_type_hints
+from typing import IO, Any, ParamSpec
 
 import msgspec
 
 from fieldlm.core import errors
-from fieldlm.core.errors import EngineError, FieldlmError, NoSpaceError
+from fieldlm.core.errors import EngineError, NoSpaceError
 from fieldlm.core.terminal import progress
+from fieldlm_compiler.pipeline import fork_server
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The last is what numpy says when it could write only part of an array.
 FULL_TEXT = re.compile(
     r"No space left on device|StorageFull|Disk quota exceeded|File too large|requested and \d+ written"
@@ -38,7 +34,6 @@ GGML_ASSERT = re.compile(r"GGML_ASSERT\(|GGML_ABORT|\bggml\S*\.(c|cpp|h):\d+: ")
 # An exception whose message says nothing to who does not know the code that raised it.
 BARE = re.compile(r"(AssertionError|KeyError|IndexError|StopIteration|NotImplementedError)(: .{0,40})?")
 TRACED = re.compile(r'File "([^"]+)", line (\d+), in ')
-PR_SET_PDEATHSIG = 1
 POLL_S = 0.05
 P = ParamSpec("P")
 # No step may reach for a hub: what is needed is on this disk, and a timeout would look like a hang.
@@ -64,10 +59,13 @@ class Ran:
     peak_mb: float
 
 
-def call(function: Callable[P, object], *, what: str, env: Mapping[str, str] | None = None) -> Callable[P, Ran]:
+def call(
+    function: Callable[P, object], *, what: str, env: Mapping[str, str] | None = None, torch: bool = False
+) -> Callable[P, Ran]:
     """Return `function` as one that runs in a new process, and says how it went.
 
-    `env` is added to its environment, a PYTHONPATH in front of the one there is.
+    `env` is added to its environment, a PYTHONPATH in front of the one there is. `torch`: it needs that, or
+    transformers.
 
     The function stands in a module of its own right, takes what JSON can say (paths and structs too: they are made
     again from the types that it declares) and answers with JSON. It raises the FieldlmError that the step raised,
@@ -81,7 +79,8 @@ def call(function: Callable[P, object], *, what: str, env: Mapping[str, str] | N
             answer = Path(folder) / "answer.json"
             with (Path(folder) / "log").open("w+b") as log:
                 started_s = time.monotonic()
-                code, peak_mb = _run(request, answer, log, env or {})
+                run_it = _fork if torch else _run
+                code, peak_mb = run_it(request, answer, log, _environment(env or {}))
                 seconds = time.monotonic() - started_s
                 value = _value(code, answer, log, what)
         return Ran(value=value, seconds=seconds, peak_mb=peak_mb)
@@ -103,21 +102,24 @@ def _plain(value: object) -> str:
     raise TypeError(f"a step cannot be handed a {type(value).__name__}")
 
 
-def _made(kind: type, value: object) -> Any:
-    if issubclass(kind, PurePath) and isinstance(value, str):
-        return kind(value)
-    raise TypeError(f"{value!r} is no {kind.__name__}")
-
-
-def _run(request: bytes, answer: Path, log: IO[bytes], env: Mapping[str, str]) -> tuple[int, float]:
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
     # In front of whatever else is on it.
     path = (env.get("PYTHONPATH"), os.environ.get("PYTHONPATH"))
+    return {**os.environ, **QUIET, **env, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+def _fork(request: bytes, answer: Path, log: IO[bytes], env: dict[str, str]) -> tuple[int, float]:
+    asked = {"request": json.loads(request), "answer": str(answer), "log": log.name, "env": env, "cwd": str(Path.cwd())}
+    return fork_server.run(asked, QUIET | PATIENT, log)
+
+
+def _run(request: bytes, answer: Path, log: IO[bytes], env: dict[str, str]) -> tuple[int, float]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "fieldlm_compiler.pipeline.child", str(answer), str(os.getpid())],
+        [sys.executable, "-m", "fieldlm_compiler.pipeline.step", str(answer), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **QUIET, **env, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+        env=env,
     )
     assert process.stdin is not None
     try:
@@ -170,34 +172,3 @@ def _cause(text: str) -> str:
     assert place is not None, "it matched before"
     said = lines[places[-1] + 1]
     return f"{lines[-1][:200]} at {Path(place[1]).name} line {place[2]}: {said[:200]}"
-
-
-def main(answer: Path, parent: int) -> int:
-    """Be the child: read the request from stdin, run it, leave the answer or the user's mistake in `answer`."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return 1
-    request = json.load(sys.stdin)
-    module, name = request["target"]
-    function = getattr(import_module(module), name)
-    given, hints = signature(function).bind(*request["arguments"], **request["named"]), get_type_hints(function)
-    for name in given.arguments.keys() & hints.keys():
-        given.arguments[name] = msgspec.convert(given.arguments[name], hints[name], dec_hook=_made)
-    try:
-        told = {"value": function(*given.args, **given.kwargs)}
-    except FieldlmError as error:
-        told = {"error": type(error).__name__, "message": str(error)}
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        traceback.print_exc()
-        told = {
-            "error": "NoSpaceError",
-            "message": f"{error.filename or 'the disk'}: {error.strerror}; free some space",
-        }
-    answer.write_text(json.dumps(told))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -23,7 +23,8 @@ import numpy as np
 
 from fieldlm_compiler.export.ggml import Floats
 from fieldlm_compiler.export.imatrix import read_imatrix
-from fieldlm_compiler.pipeline.child import ONE_THREAD, PR_SET_PDEATHSIG, Ran, call
+from fieldlm_compiler.pipeline.child import ONE_THREAD, Ran, call
+from fieldlm_compiler.pipeline.step import PR_SET_PDEATHSIG
 from fieldlm_compiler.search.calibrate import COLUMNS, COVARIANCE, FISHER, IMATRIX, ROWS, SHARES
 from fieldlm_compiler.search.gptq_rounding import factor
 from fieldlm_compiler.search.searchable import open_weights

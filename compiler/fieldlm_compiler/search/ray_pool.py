@@ -205,7 +205,7 @@ class Flight:
                 if not isinstance(error, lost) or tries == MOST_TRIES:
                     raise EngineError(f"the cluster could not try a mixture: {_last_line(error)}") from error
                 tries += 1
-                log.info(
+                log.warning(
                     f"  note: the node with mixture {at + 1} was lost; it is tried elsewhere ({tries} of {MOST_TRIES})"
                 )
                 self._refs[at] = self._submit(*self._mixtures[at])

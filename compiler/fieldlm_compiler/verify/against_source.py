@@ -30,7 +30,7 @@ from fieldlm_compiler.checkpoints.tokenizer_parity import (
     special_texts,
 )
 from fieldlm_compiler.export.transformers4 import named_stops
-from fieldlm_compiler.pipeline.child import PATIENT, Ran, call
+from fieldlm_compiler.pipeline.child import Ran, call
 from fieldlm_compiler.verify.dialogues import difference
 from fieldlm_compiler.verify.logits import Passage, read
 from fieldlm_compiler.verify.reference_model import judge
@@ -110,7 +110,7 @@ def compare_texts(draft: Bundle, profile: Profile, tokenizer: Path, texts: Seque
 
     `tokenizer` is the source's folder. Raises GateError with the first text, conversation or token that differs.
     """
-    ran = call(compare, what="compare tokens and templates")(
+    ran = call(compare, what="compare tokens and templates", torch=True)(
         bundle=draft,
         profile=profile,
         tokenizer=tokenizer,
@@ -137,7 +137,7 @@ def compare_answers(
     """
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as folder:
         reading = reader.read(Path(folder) / "logits.npy", texts, answers) if reader else None
-        ran = call(judge, what="ask the source model", env=PATIENT)(
+        ran = call(judge, what="ask the source model", torch=True)(
             checkpoint=checkpoint,
             adapter=adapter,
             texts=list(texts),

@@ -28,7 +28,7 @@ from fieldlm.api.dashboard import Leaves, Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
 from fieldlm.api.output_contract import OutputContract, needs_compiling, output_contract
 from fieldlm.api.preparation import LONG_TEXT, Preparation, tokens_of
-from fieldlm.api.response_stream import EventStream, ResponseFormat, ResponseStream, whole
+from fieldlm.api.response_stream import AnswerFormat, EventStream, ResponseStream, whole
 from fieldlm.api.responses_format import ResponseVoice
 from fieldlm.api.responses_request import ResponsesRequest
 from fieldlm.api.tools import Toolbox
@@ -156,7 +156,7 @@ class _Api:
             return await self._answer(request, needs, job)
 
     async def _converse(
-        self, request: Request, asked: chat_request.CompletionParams, voice: ResponseFormat, size: int
+        self, request: Request, asked: chat_request.CompletionParams, voice: AnswerFormat, size: int
     ) -> Any:
         """Answer a conversation of `size` bytes, whichever API it came by."""
         came_s = time.monotonic()
@@ -354,7 +354,7 @@ class _Job:
 
     serving: Serving
     asked: chat_request.CompletionParams
-    voice: ResponseFormat
+    voice: AnswerFormat
     messages: list[dict[str, Any]]
     prompt: list[int]
     prediction: tuple[int, ...] | None

@@ -209,7 +209,7 @@ class ResponseStream:
                 await watcher
 
 
-class ResponseFormat(Protocol):
+class AnswerFormat(Protocol):
     """How one endpoint spells a response: whole, or as events. One per request."""
 
     @property
@@ -244,7 +244,7 @@ class EventStream:
     The status is sent with the first words: who is rejected while waiting, or fails before them, gets a real one.
     """
 
-    def __init__(self, turn: ResponseStream, voice: ResponseFormat, *, finish: Callable[[], None]) -> None:
+    def __init__(self, turn: ResponseStream, voice: AnswerFormat, *, finish: Callable[[], None]) -> None:
         self._turn = turn
         self._voice = voice
         self._finish = finish
@@ -282,7 +282,7 @@ class EventStream:
         write(b"".join(voice.failed(turn, error) if error else voice.ending(turn)))
 
 
-def whole(turn: ResponseStream, voice: ResponseFormat) -> Response:
+def whole(turn: ResponseStream, voice: AnswerFormat) -> Response:
     """Return the answers of a turn that has ended, or why there are none."""
     if error := turn.failure():
         return refused(error)

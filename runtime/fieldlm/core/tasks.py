@@ -31,7 +31,7 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     crashes: dict[str, int]
 
 
-class Task:
+class BackgroundTask:
     """A thread that runs one function, once more after each crash where it `restarts`. `Tasks.start` makes it."""
 
     def __init__(self, owner: "Tasks", name: str, run: Callable[[], object], *, restarts: bool) -> None:
@@ -87,12 +87,12 @@ class Tasks:
         self.restart_s = owner.restart_s if owner else restart_s
         self._owner = owner
         self._lock = threading.Lock()
-        self._tasks: list[Task] = []
+        self._tasks: list[BackgroundTask] = []
         self._crashes = Counter[str]()
 
-    def start(self, name: str, run: Callable[[], object], *, restarts: bool = False) -> Task:
+    def start(self, name: str, run: Callable[[], object], *, restarts: bool = False) -> BackgroundTask:
         """Run `run` in a thread of its own; after a crash once more, later and later, where it `restarts`."""
-        task = Task(self, name, run, restarts=restarts)
+        task = BackgroundTask(self, name, run, restarts=restarts)
         self._began(task)
         try:
             task.thread.start()
@@ -125,13 +125,13 @@ class Tasks:
         for task in tasks:
             task.join(max(0.0, end_s - time.monotonic()))
 
-    def _began(self, task: Task) -> None:
+    def _began(self, task: BackgroundTask) -> None:
         with self._lock:
             self._tasks.append(task)
         if self._owner:
             self._owner._began(task)
 
-    def ended(self, task: Task) -> None:
+    def ended(self, task: BackgroundTask) -> None:
         """Forget `task`: its thread says so itself, as the last thing it does."""
         with self._lock:
             self._tasks.remove(task)

@@ -7,7 +7,7 @@ from queue import SimpleQueue
 from fieldlm.engines import Chunk, Timings
 
 
-class RunningAnswer:
+class AnswerStream:
     """A `Generation`. The worker calls `put` until a chunk with an outcome, and looks at `cancelled` between steps.
 
     `wake` is called once by the first `cancel`, from the caller's thread, so that the worker looks soon.

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.core.tasks import PROCESS, Task
+from fieldlm.core.tasks import PROCESS, BackgroundTask
 from fieldlm.engines import DEFAULT_TERMS, EngineOptions, Sampling, Schedule
-from fieldlm.engines.answer_stream import RunningAnswer
+from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.engines.llama_api import Context, LlamaWeights, LoraAdapter, api
 from fieldlm.engines.llama_devices import check_offload, devices, promised
 from fieldlm.engines.llama_embed import PIECE, Embedding
@@ -162,7 +162,7 @@ class LlamaEngine:
 
     def start(
         self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Schedule = DEFAULT_TERMS
-    ) -> RunningAnswer:
+    ) -> AnswerStream:
         """See `Engine.start`."""
         if not prompt:
             raise InputError("the prompt is empty")
@@ -170,7 +170,7 @@ class LlamaEngine:
             raise InputError(f"the prompt has {len(prompt)} tokens, the context holds {self.context} with the answer")
         check_sampling(sampling, self._vocabulary)
         check_terms(terms)
-        answer = RunningAnswer(prompt_tokens=len(prompt), wake=self._look)
+        answer = AnswerStream(prompt_tokens=len(prompt), wake=self._look)
         with self._wakeup:
             self._check_open()
             loaded = self._adapter(adapter) if adapter is not None else None
@@ -384,7 +384,7 @@ class LlamaEngine:
         cores = CoreWatch(max(self._threads, self._prefill_threads)) if self.gives_way else None
         return _Loaded(weights, memory, LlamaScheduler(weights, memory, sequences=self._parallel, cores=cores))
 
-    def _start_thread(self, loaded: "_Loaded") -> Task:
+    def _start_thread(self, loaded: "_Loaded") -> BackgroundTask:
         return PROCESS.start(f"llama[{self._name}]", lambda: self._run(loaded))
 
     def _look(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fieldlm.engines import Chunk, Outcome, Sampling, Schedule
-from fieldlm.engines.answer_stream import RunningAnswer
+from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.engines.fair_share import FairShare
 from fieldlm.engines.llama_api import ABORTED, NO_ROOM, Batch, Context, LlamaWeights, LoraAdapter
 from fieldlm.engines.memory_plan import PREFILL_ALONE
@@ -33,7 +33,7 @@ class LlamaRequest(Request):
 
     def __init__(
         self,
-        answer: RunningAnswer,
+        answer: AnswerStream,
         prompt: Sequence[int],
         sampling: Sampling,
         terms: Schedule,

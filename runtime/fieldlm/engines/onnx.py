@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fieldlm.core.errors import EngineError, InputError, MissingDependencyError
 from fieldlm.core.tasks import PROCESS
 from fieldlm.engines import DEFAULT_OPTIONS, DEFAULT_TERMS, EngineOptions, Outcome, Sampling, Schedule
-from fieldlm.engines.answer_stream import RunningAnswer
+from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.engines.hf_tokenizer import HfTokenizer, first_line
 from fieldlm.engines.memory_plan import ensure_caches_fit
 from fieldlm.engines.request import Request, Words, check_terms
@@ -180,7 +180,7 @@ class OnnxEngine:
 
     def start(
         self, prompt: Sequence[int], sampling: Sampling, *, adapter: str | None = None, terms: Schedule = DEFAULT_TERMS
-    ) -> RunningAnswer:
+    ) -> AnswerStream:
         """See `Engine.start`."""
         if adapter is not None:
             raise InputError(f"adapter {adapter!r} is not loaded: an ONNX bundle has none; merge it when compiling")
@@ -189,7 +189,7 @@ class OnnxEngine:
             raise InputError(f"the prompt cannot be answered: {what}")
         check_sampling(sampling, self._tokens)
         check_terms(terms)
-        answer = RunningAnswer(prompt_tokens=len(prompt), wake=self._look)
+        answer = AnswerStream(prompt_tokens=len(prompt), wake=self._look)
         words = Words(self._vocabulary.piece, self.stop_tokens)
         request = _OnnxRequest(answer, prompt, sampling, terms, words=words, context=self.context)
         with self._changed:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm.engines import Chunk, Guide, Outcome, Sampling, Schedule
-from fieldlm.engines.answer_stream import RunningAnswer
+from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.engines.sampling import Floats, Pick, Sampler
 from fieldlm.engines.stop_text import TextStream
 
@@ -41,7 +41,7 @@ class Request:
 
     def __init__(
         self,
-        answer: RunningAnswer,
+        answer: AnswerStream,
         prompt: Sequence[int],
         sampling: Sampling,
         terms: Schedule,

@@ -12,7 +12,7 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from fieldlm.core.tasks import PROCESS, Task
+from fieldlm.core.tasks import PROCESS, BackgroundTask
 from fieldlm.engines import Outcome
 from fieldlm.engines.request import Request
 
@@ -75,7 +75,7 @@ class DeadlineTimer:
         self._times_s: list[float] = []
         self._changed = threading.Condition()
         self._is_closed = False
-        self._task: Task | None = None
+        self._task: BackgroundTask | None = None
 
     def set(self, request: Request) -> None:
         """Ring when `request` would have to begin, and when it would have to end."""

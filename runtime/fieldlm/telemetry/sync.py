@@ -29,7 +29,7 @@ from fieldlm.telemetry.backoff import Backoff
 from fieldlm.telemetry.data_budget import Budget
 from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.spool import Spool
-from fieldlm.telemetry.sync_session import MESSAGE_BYTES, WINDOW, Conversation, SyncTotals, Timing
+from fieldlm.telemetry.sync_session import MESSAGE_BYTES, WINDOW, SyncSession, SyncTotals, Timing
 
 log = logger(__name__)
 
@@ -250,7 +250,7 @@ class Sync:
         self._publish_presence(link)
         # Hello and presence are on the way too, and a broker may close on whoever exceeds its maximum.
         window = max(1, min(WINDOW, link.receive_maximum - 3))
-        conversation = Conversation(
+        conversation = SyncSession(
             self.spool,
             self.fleet,
             self.device,
@@ -275,7 +275,7 @@ class Sync:
         # A socket that is closed over an unread answer is reset, and the broker then gives out the will over this.
         link.publish(topics.state_topic(self.fleet, self.device), goodbye, retain=True, wait_s=GOODBYE_S)
 
-    def _receive(self, conversation: Conversation) -> None:
+    def _receive(self, conversation: SyncSession) -> None:
         """Wait for one event, and take all that are there."""
         wait_s = min(0.5, self.timing.linger_s / 2, self.timing.ack_s / 2)
         try:
@@ -297,7 +297,7 @@ class Sync:
         self._doubled = f"connections are cut off; does another device connect as {self.device}? Give each its own name"
         log.warning(f"sync: {self._doubled}")
 
-    def _sort(self, event: Received, conversation: Conversation) -> None:
+    def _sort(self, event: Received, conversation: SyncSession) -> None:
         if event.topic == topics.ack_topic(self.fleet, self.device):
             try:
                 conversation.acknowledged(topics.parse_ack(event.payload))

@@ -82,7 +82,7 @@ class Try(msgspec.Struct):
     times: int = 0
 
 
-class Conversation:
+class SyncSession:
     """The state of one connection."""
 
     def __init__(
