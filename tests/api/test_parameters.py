@@ -8,7 +8,8 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-from fieldlm.api.chat_request import ChatRequest, CompletionParams, CompletionRequest, parse
+from fieldlm.api.chat_request import ChatRequest, CompletionParams, parse
+from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
 from fieldlm.api.parameters import HARMLESS, REFUSED, SAYS_NOTHING
 from fieldlm.api.responses_request import ResponsesRequest

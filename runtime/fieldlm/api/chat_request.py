@@ -1,4 +1,4 @@
-"""Chat completions and completions, the requests: OpenAI's JSON, checked, and turned into what an engine takes.
+"""Chat completions, the requests: OpenAI's JSON, checked, and turned into what an engine takes.
 
 What is refused is an ApiError with the status that OpenAI gives it; no connection and no running model is known here.
 What is accepted is honoured; what would change the answer and is not built is refused by name, never ignored.
@@ -21,7 +21,6 @@ from fieldlm.engines.constraint import Kind, Rule
 from fieldlm.network.json_api import ApiError
 
 MAX_TOKENS = 512
-MAX_TOKENS_COMPLETION = 16  # OpenAI's own default for plain completions
 MAX_STOPS = 4
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
@@ -216,19 +215,6 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
 
     def conversation_so_far(self) -> list[dict[str, Any]]:
         return [_plain(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
-
-
-class CompletionRequest(CompletionParams, frozen=True, kw_only=True):
-    """POST /v1/completions."""
-
-    prompt: str
-    logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-
-    def conversation_so_far(self) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": self.prompt}]
-
-    def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
-        return self.sampling(self.max_tokens or MAX_TOKENS_COMPLETION, constraint, index, self.logprobs)
 
 
 def rule_of(kind: Literal["json_object", "json_schema"], schema: dict[str, Any] | None, name: str) -> Rule:

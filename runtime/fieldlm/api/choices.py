@@ -1,12 +1,29 @@
 """OpenAI's `choices`: an answer whole, and as the chunks of a stream."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fieldlm.api.chat_request import Exchange
 from fieldlm.engines import Outcome, Timings, TokenChoice
 from fieldlm.inference.tool_calls import Call
+
+UNKNOWN = math.nan
+"""The log probability of a token before which nothing stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A text that a completion goes on with, and how likely its tokens were where that was asked for.
+
+    The first `lead` of `tokens` are the model's own BOS and not of the text.
+    """
+
+    text: str
+    tokens: list[int]
+    lead: int = 0
+    choices: tuple[TokenChoice, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -17,6 +34,8 @@ class Said:
     text: str = ""
     calls: list[Call] = field(default_factory=list[Call])
     tokens: list[TokenChoice] = field(default_factory=list[TokenChoice])
+    offset: int = 0
+    """Characters of prompt and answer before its tokens; where they are told."""
 
 
 def usage(timings: Timings) -> dict[str, Any]:
@@ -144,11 +163,33 @@ def _plain_logprobs(said: Said, vocabulary: Sequence[bytes]) -> dict[str, Any]:
     def text(token: int) -> str:
         return vocabulary[token].decode(errors="replace")
 
+    def best(choice: TokenChoice) -> dict[str, float] | None:
+        # OpenAI: "The API will always return the logprob of the sampled token".
+        listed = (*choice.top, (choice.token, choice.logprob))
+        return None if math.isnan(choice.logprob) else {text(token): logprob for token, logprob in listed}
+
     return {
         "tokens": [text(choice.token) for choice in said.tokens],
-        "token_logprobs": [choice.logprob for choice in said.tokens],
-        "top_logprobs": [{text(token): logprob for token, logprob in choice.top} for choice in said.tokens],
+        "token_logprobs": [None if math.isnan(choice.logprob) else choice.logprob for choice in said.tokens],
+        "top_logprobs": [best(choice) for choice in said.tokens],
+        "text_offset": list(_offsets(said, [vocabulary[choice.token] for choice in said.tokens])),
     }
+
+
+def _offsets(said: Said, pieces: Sequence[bytes]) -> Iterator[int]:
+    """Yield where each token's text begins, in characters."""
+    text, at, offset = said.text.encode(), 0, said.offset
+    for before, piece in zip((b"x", *pieces), pieces, strict=False):
+        # A special token has no text of its own; in a prompt it was written out.
+        if not before and not text.startswith(piece, at) and (found := text.find(piece, at)) > 0:
+            at, offset = found, offset + characters(text[at:found])
+        yield offset
+        at, offset = at + len(piece), offset + characters(piece)
+
+
+def characters(piece: bytes) -> int:
+    """Return how many characters begin in `piece`."""
+    return sum(byte & 0xC0 != 0x80 for byte in piece)
 
 
 CHAT = Shape("chat.completion", "chatcmpl-", is_chat=True)
