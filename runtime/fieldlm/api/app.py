@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route
 from fieldlm.api import chat_request
 from fieldlm.api.chat_format import Choices
 from fieldlm.api.chat_request import Exchange, Feedback
-from fieldlm.api.choices import CHAT, COMPLETION, Prompt
+from fieldlm.api.choices import CHAT, CHAT_WITH_FUNCTIONS, COMPLETION, Prompt
 from fieldlm.api.completion_request import CompletionRequest, answer_of_nothing
 from fieldlm.api.dashboard import Leaves, Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
@@ -138,7 +138,8 @@ class _Api:
     async def chat(self, request: Request) -> Any:
         body = await read_body(request)
         asked = chat_request.parse(body, chat_request.ChatRequest)
-        return await self._converse(request, asked, Choices(CHAT, wants_usage=asked.wants_usage), len(body))
+        voice = Choices(CHAT_WITH_FUNCTIONS if asked.is_old else CHAT, wants_usage=asked.wants_usage)
+        return await self._converse(request, asked, voice, len(body))
 
     async def respond(self, request: Request) -> Any:
         body = await read_body(request)

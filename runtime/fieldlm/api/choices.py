@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fieldlm.api.chat_request import Exchange
@@ -75,11 +75,15 @@ def finish_reason(outcome: Outcome | None, *, called: bool = False) -> str | Non
 
 @dataclass(frozen=True)
 class Shape:
-    """How one endpoint wraps text: whole, and as the chunks of a stream. `spell` says the bytes of a token."""
+    """How one endpoint wraps text: whole, and as the chunks of a stream.
+
+    `is_old` says a call by the name it had before there were tools: one, without an id.
+    """
 
     object: str
     prefix: str
     is_chat: bool
+    is_old: bool = False
 
     def whole(self, exchange: Exchange, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -94,8 +98,7 @@ class Shape:
         if self.is_chat:
             message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
             if said.calls:
-                calls = [call.document(i) for i, call in enumerate(said.calls)]
-                message |= {"content": said.text.strip() or None, "tool_calls": calls}
+                message |= {"content": said.text.strip() or None, **self._calls(said.calls, 0)}
             content = {"message": message}
         return self._framed(said, content, reason, vocabulary)
 
@@ -112,9 +115,16 @@ class Shape:
         if self.is_chat:
             delta: dict[str, Any] = {"content": said.text} if said.text else {}
             if said.calls:
-                delta["tool_calls"] = [call.document(first_call + i) for i, call in enumerate(said.calls)]
+                delta |= self._calls(said.calls, first_call)
             content = {"delta": delta}
         return self._framed(said, content, reason, vocabulary)
+
+    def _calls(self, calls: Sequence[Call], first: int) -> dict[str, Any]:
+        """Return the field for `calls`, which are numbered from `first`; of old ones there is the first alone."""
+        documents = [call.document(first + i) for i, call in enumerate(calls)]
+        if not self.is_old:
+            return {"tool_calls": documents}
+        return {} if first else {"function_call": documents[0]["function"]}
 
     def opening(self, index: int) -> dict[str, Any]:
         """The first delta of a chat: who speaks."""
@@ -143,6 +153,8 @@ class Shape:
             logprobs = {"content": token_logprobs(said, vocabulary), "refusal": None}
         elif vocabulary is not None:
             logprobs = _plain_logprobs(said, vocabulary)
+        if self.is_old and reason == "tool_calls":
+            reason = "function_call"
         return {"index": said.index, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
@@ -193,4 +205,5 @@ def characters(piece: bytes) -> int:
 
 
 CHAT = Shape("chat.completion", "chatcmpl-", is_chat=True)
+CHAT_WITH_FUNCTIONS = replace(CHAT, is_old=True)
 COMPLETION = Shape("text_completion", "cmpl-", is_chat=False)
