@@ -7,7 +7,7 @@ leaves cancels its answer, whether it streams, waits or is still queued. No prom
 import asyncio
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,6 +43,7 @@ from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.warmup import UnreadyReason
 from fieldlm.network.auth import AuthMiddleware, Keys
+from fieldlm.network.cors import AllowedOrigins
 from fieldlm.network.json_api import ApiError, as_json, error_response, read_body
 
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
@@ -59,6 +60,7 @@ def make_app(
     extra_routes: Sequence[BaseRoute] = (),
     keys: Keys | None = None,
     any_name: bool = False,
+    origins: Collection[str] = (),
     pulse: ProgressMonitor | None = None,
     shelf: Shelf | None = None,
     ids: ResponseIds | None = None,
@@ -68,6 +70,7 @@ def make_app(
     """Make the application.
 
     With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
+    Pages of `origins` may use the API from elsewhere.
     `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
     the answers; `crashes` counts those of background tasks, by name; `leaves` says what leaves the
     device, for the page: without it, nothing.
@@ -105,7 +108,8 @@ def make_app(
         HTTPException: error_response,
         500: error_response,
     }
-    gate = Middleware(AuthMiddleware, keys=keys, any_name=any_name, on_status=panel.metrics.status)
+    allowed, count = AllowedOrigins(origins), panel.metrics.status
+    gate = Middleware(AuthMiddleware, keys=keys, any_name=any_name, on_status=count, origins=allowed)
     return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers, middleware=[gate])
 
 
