@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fieldlm.api.app import make_app
-from fieldlm.api.chat_request import ChatRequest, CompletionRequest, Feedback
+from fieldlm.api.chat_request import ChatRequest, Feedback
+from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
 from fieldlm.api.responses_request import ResponsesRequest
 from fieldlm.engines import EngineOptions

@@ -8,7 +8,8 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-from fieldlm.api.chat_request import ChatRequest, CompletionParams, CompletionRequest, parse
+from fieldlm.api.chat_request import ChatRequest, CompletionParams, parse
+from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
 from fieldlm.api.parameters import HARMLESS, REFUSED, SAYS_NOTHING
 from fieldlm.api.responses_request import ResponsesRequest
@@ -89,3 +90,32 @@ def test_a_form_a_length_or_a_choice_under_another_name_is_not_dropped(
 def test_a_completion_has_the_form_that_is_asked_for() -> None:
     asked = parse(json.dumps({"prompt": "Hi", "response_format": FORM}).encode(), CompletionRequest)
     assert [rule.kind for rule in asked.rules().values()] == ["json_schema"]
+
+
+WHOLE = {
+    ChatRequest: ["max_tokens", "max_completion_tokens", "top_k", "seed", "n", "top_logprobs"],
+    CompletionRequest: ["max_tokens", "top_k", "seed", "n", "logprobs"],
+    ResponsesRequest: ["max_output_tokens", "top_k", "seed", "top_logprobs"],
+    EmbeddingRequest: ["dimensions"],
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_whole_number_may_be_written_with_a_point(kind: type[Any]) -> None:
+    for name in WHOLE[kind]:
+        for text in ("3.0", "3.00", "3e0", "0.3E1"):
+            body = json.dumps(BODIES[kind])[:-1] + f', "{name}": {text}}}'
+            value = getattr(parse(body.encode(), kind), name)
+            assert (value, type(value)) == (3, int)
+        for wrong in (1.5, -0.5, "3", True, [3.0]):
+            assert refused(kind, **{name: wrong}) is not None, (name, wrong)
+    with pytest.raises(ApiError):
+        parse(b'{"input": "Hi", "dimensions": 1e999}', EmbeddingRequest)
+    assert refused(ChatRequest, max_tokens=1.5) == "max_tokens"
+    assert refused(ChatRequest, max_tokens=0.0) == "max_tokens"
+
+
+def test_numbers_that_are_no_parameter_stay_as_they_were_written() -> None:
+    body = json.dumps(BODIES[ChatRequest] | {"max_tokens": 9.0, "temperature": 1.0, "fallback": {"price": 3.0}})
+    asked = parse(body.encode(), ChatRequest)
+    assert (asked.max_tokens, asked.temperature, json.dumps(asked.fallback)) == (9, 1.0, '{"price": 3.0}')

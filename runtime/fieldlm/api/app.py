@@ -7,7 +7,7 @@ leaves cancels its answer, whether it streams, waits or is still queued. No prom
 import asyncio
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,11 +23,13 @@ from starlette.routing import BaseRoute, Route
 from fieldlm.api import chat_request
 from fieldlm.api.chat_format import Choices
 from fieldlm.api.chat_request import Exchange, Feedback
-from fieldlm.api.choices import CHAT, COMPLETION
+from fieldlm.api.choices import CHAT, CHAT_WITH_FUNCTIONS, COMPLETION, Prompt
+from fieldlm.api.completion_request import CompletionRequest, answer_of_nothing
 from fieldlm.api.dashboard import Leaves, Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
 from fieldlm.api.output_contract import OutputContract, needs_compiling, output_contract
 from fieldlm.api.preparation import LONG_TEXT, Preparation, tokens_of
+from fieldlm.api.prompt_scores import PromptScores
 from fieldlm.api.response_stream import AnswerFormat, EventStream, ResponseStream, whole
 from fieldlm.api.responses_format import ResponseVoice
 from fieldlm.api.responses_request import ResponsesRequest
@@ -36,11 +38,12 @@ from fieldlm.core.errors import ConflictError, FieldlmError, InputError, NotFoun
 from fieldlm.engines import RunningAnswer, Schedule
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.inference.adapters import Shelf, name_of
-from fieldlm.inference.chat_template import as_served, opening, render
+from fieldlm.inference.chat_template import as_served, render
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.warmup import UnreadyReason
 from fieldlm.network.auth import AuthMiddleware, Keys
+from fieldlm.network.cors import AllowedOrigins
 from fieldlm.network.json_api import ApiError, as_json, error_response, read_body
 
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
@@ -57,6 +60,7 @@ def make_app(
     extra_routes: Sequence[BaseRoute] = (),
     keys: Keys | None = None,
     any_name: bool = False,
+    origins: Collection[str] = (),
     pulse: ProgressMonitor | None = None,
     shelf: Shelf | None = None,
     ids: ResponseIds | None = None,
@@ -66,6 +70,7 @@ def make_app(
     """Make the application.
 
     With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
+    Pages of `origins` may use the API from elsewhere.
     `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
     the answers; `crashes` counts those of background tasks, by name; `leaves` says what leaves the
     device, for the page: without it, nothing.
@@ -103,7 +108,8 @@ def make_app(
         HTTPException: error_response,
         500: error_response,
     }
-    gate = Middleware(AuthMiddleware, keys=keys, any_name=any_name, on_status=panel.metrics.status)
+    allowed, count = AllowedOrigins(origins), panel.metrics.status
+    gate = Middleware(AuthMiddleware, keys=keys, any_name=any_name, on_status=count, origins=allowed)
     return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers, middleware=[gate])
 
 
@@ -130,12 +136,14 @@ class _Api:
         self._ready = ready
         self.inside = 0
         self._texts, self._forms, self._vectors = map(Preparation, ("texts", "forms", "vectors"))
+        self._scores = PromptScores(pulse)
         self._started_wall_s = int(time.time())
 
     async def chat(self, request: Request) -> Any:
         body = await read_body(request)
         asked = chat_request.parse(body, chat_request.ChatRequest)
-        return await self._converse(request, asked, Choices(CHAT, wants_usage=asked.wants_usage), len(body))
+        voice = Choices(CHAT_WITH_FUNCTIONS if asked.is_old else CHAT, wants_usage=asked.wants_usage)
+        return await self._converse(request, asked, voice, len(body))
 
     async def respond(self, request: Request) -> Any:
         body = await read_body(request)
@@ -144,16 +152,25 @@ class _Api:
 
     async def complete(self, request: Request) -> Any:
         came_s = time.monotonic()
-        asked = chat_request.parse(await read_body(request), chat_request.CompletionRequest)
+        asked = chat_request.parse(await read_body(request), CompletionRequest)
         asked.refuse()
         with ExitStack() as needs:
             serving = await self._admit(needs, asked.model, asked.terms())
             promised = await self._promise(request, serving, asked, None)
-            text = opening(serving.bundle) + asked.prompt
-            prompt, drafted = await self._tokens(request, serving, asked, lambda: text, len(text), param="prompt")
-            voice = Choices(COMPLETION, wants_usage=asked.wants_usage)
-            job = _Job(serving, asked, voice, asked.conversation_so_far(), prompt, drafted, promised, came_s)
+            prompts = await self._prompts(request, serving, asked)
+            if asked.scores_prompts:
+                prompts = await self._scores.of(prompts, request, serving, asked, came_s)
+            messages = [{"role": "user", "content": prompts[0].text}]
+            voice = Choices(COMPLETION, wants_usage=asked.wants_usage, prompts=prompts, echo=bool(asked.echo))
+            tokens = [prompt.tokens for prompt in prompts]
+            job = _Job(serving, asked, voice, messages, tokens, None, promised, came_s)
             return await self._answer(request, needs, job)
+
+    async def _prompts(self, request: Request, serving: Serving, asked: CompletionRequest) -> list[Prompt]:
+        def make() -> list[Prompt]:
+            return asked.prompts(serving)
+
+        return await self._texts.run(request, make) if asked.is_long else make()
 
     async def _converse(
         self, request: Request, asked: chat_request.CompletionParams, voice: AnswerFormat, size: int
@@ -172,7 +189,7 @@ class _Api:
                 return render(serving.bundle, messages, tools=tools)
 
             prompt, drafted = await self._tokens(request, serving, asked, text, size, param="messages")
-            job = _Job(serving, asked, voice, messages, prompt, drafted, promised, came_s)
+            job = _Job(serving, asked, voice, messages, [prompt], drafted, promised, came_s)
             return await self._answer(request, needs, job)
 
     async def _promise(
@@ -257,7 +274,10 @@ class _Api:
 
     async def _answer(self, request: Request, needs: ExitStack, job: "_Job") -> Any:
         turn = ResponseStream(
-            job.exchange(self._ids), [self._pulse.watch(generation) for generation in job.start()], job.promise
+            job.exchange(self._ids),
+            [self._pulse.watch(generation) for generation in job.start()],
+            job.promise,
+            prompts=len(job.prompts),
         )
 
         def finish() -> None:
@@ -356,7 +376,7 @@ class _Job:
     asked: chat_request.CompletionParams
     voice: AnswerFormat
     messages: list[dict[str, Any]]
-    prompt: list[int]
+    prompts: list[list[int]]
     prediction: tuple[int, ...] | None
     promise: OutputContract
     came_s: float
@@ -366,19 +386,24 @@ class _Job:
         """Start every answer that was asked for; what is the same in them is computed once."""
         started: list[RunningAnswer] = []
         try:
-            for index in range(self.asked.n or 1):
-                sampling = replace(self.asked.wanted(self.promise.rule, index), prediction=self.prediction)
-                adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)
-                started.append(self.serving.engine.start(self.prompt, sampling, adapter=adapter, terms=terms))
+            for prompt in self.prompts:
+                started.extend(self._start(prompt, index) for index in range(self.asked.n or 1))
         except BaseException:
             for generation in started:
                 generation.cancel()
             raise
         return started
 
+    def _start(self, prompt: list[int], index: int) -> RunningAnswer:
+        sampling = replace(self.asked.wanted(self.promise.rule, index), prediction=self.prediction)
+        if not sampling.max_tokens:
+            return answer_of_nothing(prompt)
+        adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)
+        return self.serving.engine.start(prompt, sampling, adapter=adapter, terms=terms)
+
     def _context(self) -> dict[str, Any]:
         """Return what `render` put into the prompt beside the messages."""
-        if isinstance(self.asked, chat_request.CompletionRequest):
+        if isinstance(self.asked, CompletionRequest):
             return {"raw": True}
         system, toolbox = self.serving.bundle.manifest.system_prompt, self.asked.toolbox()
         has_own = len(as_served(self.messages, system)) > len(self.messages)

@@ -1,4 +1,4 @@
-"""Chat completions and completions, the requests: OpenAI's JSON, checked, and turned into what an engine takes.
+"""Chat completions, the requests: OpenAI's JSON, checked, and turned into what an engine takes.
 
 What is refused is an ApiError with the status that OpenAI gives it; no connection and no running model is known here.
 What is accepted is honoured; what would change the answer and is not built is refused by name, never ignored.
@@ -14,14 +14,13 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
-from fieldlm.api.parameters import check_names
-from fieldlm.api.tools import AskedCall, NamedChoice, Tool, Toolbox, toolbox
+from fieldlm.api.parameters import checked
+from fieldlm.api.tools import AskedCall, AskedFunction, Function, FunctionName, NamedChoice, Tool, Toolbox, toolbox
 from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Schedule, Timings
 from fieldlm.engines.constraint import Kind, Rule
 from fieldlm.network.json_api import ApiError
 
 MAX_TOKENS = 512
-MAX_TOKENS_COMPLETION = 16  # OpenAI's own default for plain completions
 MAX_STOPS = 4
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
@@ -48,6 +47,8 @@ class ChatMessage(msgspec.Struct, frozen=True):
     content: str | list[TextPart] | None = None
     tool_calls: list[AskedCall] | None = None
     tool_call_id: str | None = None
+    function_call: AskedFunction | None = None
+    name: str | None = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -193,6 +194,9 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
+    # What tools were before they had that name: one call at most, and no ids.
+    functions: list[Function] | None = None
+    function_call: Literal["none", "auto"] | FunctionName | None = None
     modalities: list[str] | None = None
     prediction: Prediction | None = None
 
@@ -202,13 +206,28 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
             raise ApiError(400, "modalities: not supported", param="modalities", code="unsupported_parameter")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
+        for old, new in (("functions", "tools"), ("function_call", "tool_choice")):
+            if getattr(self, old) and (self.tools or self.tool_choice):
+                what = f"{old} is the old name of {new}; send one kind of them"
+                raise ApiError(400, what, param=old, code="invalid_value")
         self.toolbox()
 
     def predicted(self) -> str | None:
         return None if self.prediction is None else _text(self.prediction.content, "prediction.content")
 
+    @property
+    def is_old(self) -> bool:
+        """Whether calls are asked for by their old name."""
+        return bool(self.functions)
+
     def toolbox(self) -> Toolbox | None:
-        return toolbox(self.tools or [], self.tool_choice, several=bool(self.parallel_tool_calls))
+        if not self.functions and not self.function_call:
+            return toolbox(self.tools or [], self.tool_choice, several=bool(self.parallel_tool_calls))
+        tools = [Tool("function", function) for function in self.functions or []]
+        choice = self.function_call
+        if isinstance(choice, FunctionName):
+            choice = NamedChoice("function", choice)
+        return toolbox(tools, choice, several=False, names=("function_call", "functions"))
 
     def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
         most = self.max_completion_tokens or self.max_tokens or MAX_TOKENS
@@ -216,19 +235,6 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
 
     def conversation_so_far(self) -> list[dict[str, Any]]:
         return [_plain(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
-
-
-class CompletionRequest(CompletionParams, frozen=True, kw_only=True):
-    """POST /v1/completions."""
-
-    prompt: str
-    logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-
-    def conversation_so_far(self) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": self.prompt}]
-
-    def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
-        return self.sampling(self.max_tokens or MAX_TOKENS_COMPLETION, constraint, index, self.logprobs)
 
 
 def rule_of(kind: Literal["json_object", "json_schema"], schema: dict[str, Any] | None, name: str) -> Rule:
@@ -250,6 +256,8 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def text(self) -> str | None:
         """The correction as one text, calls as `{"tool_calls": […]}`; raises ApiError where it says nothing."""
         said = self.correction
+        if isinstance(said, dict) and said.get("role") == "assistant" and (called := said.get("function_call")):
+            said = [{"function": called}]
         if isinstance(said, dict) and said.get("role") == "assistant" and not said.get("tool_calls"):
             said = said.get("content")
         calls = said.get("tool_calls") if isinstance(said, dict) else said
@@ -303,8 +311,7 @@ def _asked_calls(calls: list[Any]) -> list[AskedCall]:
 
 def parse(body: bytes, kind: type[T]) -> T:
     """Read a request body; raises ApiError 400 with the parameter that is wrong, or that is not known here."""
-    if (names := getattr(kind, "__struct_fields__", None)) is not None:
-        check_names(body, frozenset(names))
+    body = checked(body, kind)
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -328,18 +335,24 @@ def _bias(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
         raise ApiError(400, "logit_bias: want token ids as keys", param="logit_bias", code="invalid_value") from error
 
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+SPEAKERS = ("system", "developer", "user", "assistant")
+ROLES = (*SPEAKERS, "tool", "function")
 
 
 def _plain(message: ChatMessage, where: str) -> dict[str, Any]:
     if message.role not in ROLES:
         what = f"{where}.role is {message.role!r}; want one of {', '.join(ROLES)}"
         raise ApiError(400, what, param=f"{where}.role", code="invalid_value")
-    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
-    if message.tool_calls and message.role == "assistant":
-        plain["tool_calls"] = [call.plain(f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)]
+    plain: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(message.role, message.role)}
+    calls, called = message.tool_calls or [], message.function_call
+    if message.role == "assistant" and (calls or called):
+        plain["tool_calls"] = [call.plain(f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+        if called and not calls:
+            plain["tool_calls"] = [{"type": "function", "function": called.plain(f"{where}.function_call")}]
         plain["content"] = _text(message.content or "", f"{where}.content")
         return plain
+    if message.role == "function" and message.name is not None:
+        plain["name"] = message.name
     if message.role == "tool" and message.tool_call_id is not None:
         plain["tool_call_id"] = message.tool_call_id
     return {**plain, "content": _text(message.content, f"{where}.content")}

@@ -1,12 +1,29 @@
 """OpenAI's `choices`: an answer whole, and as the chunks of a stream."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fieldlm.api.chat_request import Exchange
 from fieldlm.engines import Outcome, Timings, TokenChoice
 from fieldlm.inference.tool_calls import Call
+
+UNKNOWN = math.nan
+"""The log probability of a token before which nothing stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A text that a completion goes on with, and how likely its tokens were where that was asked for.
+
+    The first `lead` of `tokens` are the model's own BOS and not of the text.
+    """
+
+    text: str
+    tokens: list[int]
+    lead: int = 0
+    choices: tuple[TokenChoice, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -17,6 +34,8 @@ class Said:
     text: str = ""
     calls: list[Call] = field(default_factory=list[Call])
     tokens: list[TokenChoice] = field(default_factory=list[TokenChoice])
+    offset: int = 0
+    """Characters of prompt and answer before its tokens; where they are told."""
 
 
 def usage(timings: Timings) -> dict[str, Any]:
@@ -56,11 +75,15 @@ def finish_reason(outcome: Outcome | None, *, called: bool = False) -> str | Non
 
 @dataclass(frozen=True)
 class Shape:
-    """How one endpoint wraps text: whole, and as the chunks of a stream. `spell` says the bytes of a token."""
+    """How one endpoint wraps text: whole, and as the chunks of a stream.
+
+    `is_old` says a call by the name it had before there were tools: one, without an id.
+    """
 
     object: str
     prefix: str
     is_chat: bool
+    is_old: bool = False
 
     def whole(self, exchange: Exchange, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -75,8 +98,7 @@ class Shape:
         if self.is_chat:
             message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
             if said.calls:
-                calls = [call.document(i) for i, call in enumerate(said.calls)]
-                message |= {"content": said.text.strip() or None, "tool_calls": calls}
+                message |= {"content": said.text.strip() or None, **self._calls(said.calls, 0)}
             content = {"message": message}
         return self._framed(said, content, reason, vocabulary)
 
@@ -93,9 +115,16 @@ class Shape:
         if self.is_chat:
             delta: dict[str, Any] = {"content": said.text} if said.text else {}
             if said.calls:
-                delta["tool_calls"] = [call.document(first_call + i) for i, call in enumerate(said.calls)]
+                delta |= self._calls(said.calls, first_call)
             content = {"delta": delta}
         return self._framed(said, content, reason, vocabulary)
+
+    def _calls(self, calls: Sequence[Call], first: int) -> dict[str, Any]:
+        """Return the field for `calls`, which are numbered from `first`; of old ones there is the first alone."""
+        documents = [call.document(first + i) for i, call in enumerate(calls)]
+        if not self.is_old:
+            return {"tool_calls": documents}
+        return {} if first else {"function_call": documents[0]["function"]}
 
     def opening(self, index: int) -> dict[str, Any]:
         """The first delta of a chat: who speaks."""
@@ -124,6 +153,8 @@ class Shape:
             logprobs = {"content": token_logprobs(said, vocabulary), "refusal": None}
         elif vocabulary is not None:
             logprobs = _plain_logprobs(said, vocabulary)
+        if self.is_old and reason == "tool_calls":
+            reason = "function_call"
         return {"index": said.index, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
@@ -144,12 +175,35 @@ def _plain_logprobs(said: Said, vocabulary: Sequence[bytes]) -> dict[str, Any]:
     def text(token: int) -> str:
         return vocabulary[token].decode(errors="replace")
 
+    def best(choice: TokenChoice) -> dict[str, float] | None:
+        # OpenAI: "The API will always return the logprob of the sampled token".
+        listed = (*choice.top, (choice.token, choice.logprob))
+        return None if math.isnan(choice.logprob) else {text(token): logprob for token, logprob in listed}
+
     return {
         "tokens": [text(choice.token) for choice in said.tokens],
-        "token_logprobs": [choice.logprob for choice in said.tokens],
-        "top_logprobs": [{text(token): logprob for token, logprob in choice.top} for choice in said.tokens],
+        "token_logprobs": [None if math.isnan(choice.logprob) else choice.logprob for choice in said.tokens],
+        "top_logprobs": [best(choice) for choice in said.tokens],
+        "text_offset": list(_offsets(said, [vocabulary[choice.token] for choice in said.tokens])),
     }
 
 
+def _offsets(said: Said, pieces: Sequence[bytes]) -> Iterator[int]:
+    """Yield where each token's text begins, in characters."""
+    text, at, offset = said.text.encode(), 0, said.offset
+    for before, piece in zip((b"x", *pieces), pieces, strict=False):
+        # A special token has no text of its own; in a prompt it was written out.
+        if not before and not text.startswith(piece, at) and (found := text.find(piece, at)) > 0:
+            at, offset = found, offset + characters(text[at:found])
+        yield offset
+        at, offset = at + len(piece), offset + characters(piece)
+
+
+def characters(piece: bytes) -> int:
+    """Return how many characters begin in `piece`."""
+    return sum(byte & 0xC0 != 0x80 for byte in piece)
+
+
 CHAT = Shape("chat.completion", "chatcmpl-", is_chat=True)
+CHAT_WITH_FUNCTIONS = replace(CHAT, is_old=True)
 COMPLETION = Shape("text_completion", "cmpl-", is_chat=False)

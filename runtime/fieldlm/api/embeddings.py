@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from starlette.requests import Request
 
-from fieldlm.api.preparation import Preparation, tokens_of
+from fieldlm.api.preparation import Preparation, texts_of, tokens_of
 from fieldlm.engines import Schedule, SupportsEmbeddings
 from fieldlm.engines.sampling import Floats
 from fieldlm.inference.adapters import name_of
@@ -18,8 +18,6 @@ from fieldlm.inference.generations import Serving
 from fieldlm.network.json_api import ApiError
 
 MAX_TEXTS = 256
-Tokens = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(min_length=1)]
-Texts = Annotated[list[str | Tokens], msgspec.Meta(min_length=1, max_length=MAX_TEXTS)]
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,22 +95,11 @@ async def embeddings(
 
 
 def _tokens(given: Any, serving: Serving) -> list[list[int]]:
-    """Return the tokens of every text, whichever of four ways OpenAI knows to give them."""
-    several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    try:
-        texts = msgspec.convert(several, Texts)
-    except msgspec.ValidationError as error:
-        what = f"input: {error}; want a text, its tokens, or a list of up to {MAX_TEXTS} of either"
-        raise ApiError(400, what, param="input", code="invalid_type") from error
     engine = serving.engine
-    size = len(engine.vocabulary()) if any(not isinstance(text, str) for text in texts) else 0
-    found = [tokens_of(engine, text, param="input") if isinstance(text, str) else text for text in texts]
-    for i, (text, tokens) in enumerate(zip(texts, found, strict=True)):
-        if not isinstance(text, str) and max(tokens) >= size:
-            raise ApiError(400, f"input[{i}] names a token above {size - 1}", param="input", code="invalid_value")
-        if not 0 < len(tokens) <= engine.context:
-            what = f"input[{i}] has {len(tokens)} tokens, want 1 to {engine.context}"
-            raise ApiError(400, what, param="input", code="context_length_exceeded")
+    found = [tokens_of(engine, text, param="input") for text in texts_of(engine, given, param="input", most=MAX_TEXTS)]
+    if [] in found:
+        what = f"input[{found.index([])}] has no tokens"
+        raise ApiError(400, what, param="input", code="invalid_value")
     return found
 
 

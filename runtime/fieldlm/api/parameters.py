@@ -7,9 +7,11 @@ that nobody here knows is refused too where it speaks of a form, a length or a c
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import msgspec
+from msgspec import inspect
 
 from fieldlm.network.json_api import ApiError
 
@@ -69,12 +71,12 @@ _REFUSED = {
         truncate_prompt_tokens prompt_ignore_length
     """,
     ABSENT: """
-        functions function_call audio moderation web_search_options context_management max_tool_calls access_programs
+        audio moderation web_search_options context_management max_tool_calls access_programs
         watermark plugins transforms route models bot_id file_ids search_parameters
     """,
     ELSEWHERE: """
-        messages input prompt instructions tools tool_choice parallel_tool_calls include truncation prediction
-        modalities logprobs top_logprobs n
+        messages input prompt instructions functions function_call tools tool_choice parallel_tool_calls include
+        truncation prediction modalities logprobs top_logprobs n
     """,
 }
 REFUSED = {name: why for why, names in _REFUSED.items() for name in names.split()}
@@ -109,7 +111,7 @@ SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "beam_width": (1,),
     "add_special_tokens": (True, False),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "n": (1,),
     "parallel_tool_calls": (True,),
@@ -125,17 +127,53 @@ _TELLING = re.compile(
 )
 """What stands in a name that speaks of an answer's form, its length, or how its words are chosen."""
 
+_FLOAT = re.compile(rb"-?[0-9]+(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
 
-def check_names(body: bytes, known: frozenset[str]) -> None:
-    """Raise ApiError for a parameter in `body`, a JSON object, that is not `known` and not harmless."""
+
+def checked(body: bytes, kind: type) -> bytes:
+    """Return `body`, a request of `kind`, with its whole numbers written as such (150 for 150.0).
+
+    Raises ApiError for a parameter that is neither a field of `kind` nor harmless.
+    """
     try:
         given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return  # what is wrong with it is said by who reads it
-    for name in given.keys() - known - HARMLESS:
+        return body  # what is wrong with it is said by who reads it
+    fields = _whole_by_name(kind)
+    for name in given.keys() - fields.keys() - HARMLESS:
         if _says_something(name, given):
             why = REFUSED.get(name) or f"nobody here knows it; {FORM}, or {LENGTH}"
             raise ApiError(400, f"{name[:64]}: {why}", param=name[:64], code="unsupported_parameter")
+    numbers = {
+        name: msgspec.Raw(b"%d" % whole)
+        for name in given
+        if fields.get(name) and (whole := _whole(given[name])) is not None
+    }
+    return msgspec.json.encode({**given, **numbers}) if numbers else body
+
+
+@cache
+def _whole_by_name(kind: type) -> dict[str, bool]:
+    """Return the fields of `kind`, and whether each is a whole number."""
+    described = cast(inspect.StructType, inspect.type_info(kind))
+    return {field.encode_name: _is_whole(field.type) for field in described.fields}
+
+
+def _is_whole(kind: inspect.Type) -> bool:
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    return any(isinstance(one, inspect.IntType) for one in kinds)
+
+
+def _whole(number: msgspec.Raw) -> int | None:
+    """Return the whole number that is written as 150.0 or 1.5e2; None for what is written otherwise.
+
+    JSON has one kind of number (RFC 8259 §6), and some languages write all of them with a point.
+    """
+    text = bytes(number)
+    if not _FLOAT.fullmatch(text):
+        return None
+    value = float(text)
+    return int(value) if value.is_integer() else None
 
 
 def _says_something(name: str, given: Mapping[str, msgspec.Raw]) -> bool:

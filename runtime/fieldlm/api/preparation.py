@@ -5,10 +5,11 @@ A client that leaves while its request waits has cost nothing.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 from starlette.requests import Request
 
 from fieldlm.engines import Engine
@@ -19,6 +20,7 @@ LONG_TEXT = 8192  # characters; more than this is not rendered or tokenised in t
 POLL_S = 0.2  # how often somebody looks whether the client is still there
 
 T = TypeVar("T")
+Tokens = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(min_length=1)]
 
 
 class Preparation:
@@ -45,15 +47,34 @@ class Preparation:
         return done.result()
 
 
-def tokens_of(engine: Engine, text: str, *, param: str, room: int = 0) -> list[int]:
+def texts_of(engine: Engine, given: Any, *, param: str, most: int) -> list[str | list[int]]:
+    """Return what `given` holds, in whichever of four ways OpenAI knows: texts, or their tokens, one or up to `most`.
+
+    Raises ApiError for anything else, or a token that the model has not.
+    """
+    several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    kind = Annotated[list[str | Tokens], msgspec.Meta(min_length=1, max_length=most)]
+    try:
+        texts: list[str | list[int]] = msgspec.convert(several, kind)
+    except msgspec.ValidationError as error:
+        what = f"{param}: {error}; want a text, its tokens, or a list of up to {most} of either"
+        raise ApiError(400, what, param=param, code="invalid_type") from error
+    size = len(engine.vocabulary()) if any(not isinstance(text, str) for text in texts) else 0
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) and max(text) >= size:
+            raise ApiError(400, f"{param}[{i}] names a token above {size - 1}", param=param, code="invalid_value")
+    return texts
+
+
+def tokens_of(engine: Engine, text: str | Sequence[int], *, param: str, room: int = 0) -> list[int]:
     """Return the tokens of `text`; raises ApiError when they do not leave `room` in the context.
 
     What is too long for certain is refused before it is tokenised.
     """
     most = engine.context - room
-    least = engine.least_tokens(text)
+    least = engine.least_tokens(text) if isinstance(text, str) else 0
     count = f"at least {least}" if least > most else ""
-    tokens = [] if count else engine.tokenize(text)
+    tokens = ([] if count else engine.tokenize(text)) if isinstance(text, str) else list(text)
     if count or len(tokens) > most:
         raise ApiError(
             400,

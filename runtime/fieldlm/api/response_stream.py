@@ -73,10 +73,18 @@ class StreamedChoice:
 
 
 class ResponseStream:
-    """The answers to one request, and the exchange they add up to."""
+    """The answers to one request, as many to each of its prompts, and the exchange they add up to."""
 
-    def __init__(self, exchange: Exchange, generations: Sequence[RunningAnswer], promise: OutputContract) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        generations: Sequence[RunningAnswer],
+        promise: OutputContract,
+        *,
+        prompts: int = 1,
+    ) -> None:
         self.exchange = exchange
+        self._prompts = prompts
         self.promise = promise
         self.answers = [StreamedChoice(i, generation, promise) for i, generation in enumerate(generations)]
         self._asked_s = time.monotonic()
@@ -162,11 +170,11 @@ class ResponseStream:
     def failure(self) -> ApiError | None:
         """Return why there is no answer, once one of them has ended without."""
         for answer in self.answers:
+            own = {**own_fields(self.exchange), "outcome": answer.outcome, "text": answer.raw}
             if self._is_stopping and answer.outcome == "cancelled" and not answer.uses_fallback:
-                own = {**own_fields(self.exchange), "outcome": answer.outcome, "text": answer.raw}
                 what = "the server is stopping; ask again when it is back"
                 return ApiError(503, what, code="stopping", retry_after_s=RETRY_AFTER_S, own=own)
-            if not answer.uses_fallback and (error := _failure(answer, own_fields(self.exchange))):
+            if not answer.uses_fallback and (error := failure_of(answer.outcome, answer.error, own)):
                 return error
         return None
 
@@ -175,7 +183,7 @@ class ResponseStream:
         exchange.answer = first.raw
         outcomes: list[Outcome] = [answer.outcome for answer in self.answers if answer.outcome is not None]
         exchange.outcome = min(outcomes, key=("stop", "length").__contains__)
-        exchange.timings = _summed([answer.generation.timings for answer in self.answers])
+        exchange.timings = _summed([answer.generation.timings for answer in self.answers], self._prompts)
         exchange.duration_s = time.monotonic() - self._asked_s
         exchange.used_fallback = any(answer.uses_fallback for answer in self.answers)
 
@@ -299,11 +307,11 @@ def refused(error: ApiError) -> Response:
     return response
 
 
-def _failure(answer: StreamedChoice, own: dict[str, Any]) -> ApiError | None:
-    own = {**own, "outcome": answer.outcome, "text": answer.raw}
-    match answer.outcome:
+def failure_of(outcome: Outcome | None, error: str | None, own: dict[str, Any] | None = None) -> ApiError | None:
+    """Return why an answer with this outcome is none; `own` is what the error's `fieldlm` says."""
+    match outcome:
         case "error":
-            return ApiError(500, answer.error or "the engine failed", code="engine_error", own=own)
+            return ApiError(500, error or "the engine failed", code="engine_error", own=own)
         case "cancelled":
             return ApiError(503, "the answer was cancelled", code="cancelled", own=own)
         case "deadline_exceeded":
@@ -326,10 +334,13 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk | None:
     return replace(last, text="".join(chunk.text for chunk in chunks), choices=tuple(choices))
 
 
-def _summed(timings: Sequence[Timings]) -> Timings:
-    """Return the first answer's figures, with the tokens of all."""
+def _summed(timings: Sequence[Timings], prompts: int) -> Timings:
+    """Return the first answer's figures, with the tokens of all; the answers to one prompt share its tokens."""
+    each = timings[:: len(timings) // prompts]
     return replace(
         timings[0],
+        prompt_tokens=sum(one.prompt_tokens for one in each),
+        cached_tokens=sum(one.cached_tokens for one in each),
         completion_tokens=sum(one.completion_tokens for one in timings),
         drafted_tokens=sum(one.drafted_tokens for one in timings),
         accepted_tokens=sum(one.accepted_tokens for one in timings),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, ROLES, AtLeastOne, CompletionParams, rule_of
+from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, SPEAKERS, AtLeastOne, CompletionParams, rule_of
 from fieldlm.api.parameters import FORM, KEPT, LENGTH
 from fieldlm.api.tools import AskedCall, Function, NamedChoice, Tool, Toolbox, toolbox
 from fieldlm.engines import Constraint, Sampling
@@ -153,8 +153,8 @@ def _add(messages: list[Plain], item: Item, where: str) -> None:
 
 
 def _message(item: Item, where: str) -> Plain:
-    if item.role not in ROLES or item.role == "tool":
-        raise _invalid(f"{where}.role", f"is {item.role!r}; want one of system, developer, user, assistant")
+    if item.role not in SPEAKERS:
+        raise _invalid(f"{where}.role", f"is {item.role!r}; want one of {', '.join(SPEAKERS)}")
     role = "system" if item.role == "developer" else item.role
     return {"role": role, "content": _text(item.content, f"{where}.content")}
 

@@ -48,7 +48,9 @@ class Tool(msgspec.Struct, frozen=True):
         return {"type": "function", "function": {**described, "parameters": self.function.schema}}
 
 
-class _Name(msgspec.Struct, frozen=True):
+class FunctionName(msgspec.Struct, frozen=True):
+    """`function_call` of one function."""
+
     name: str
 
 
@@ -56,30 +58,36 @@ class NamedChoice(msgspec.Struct, frozen=True):
     """`tool_choice` of one function."""
 
     type: Literal["function"]
-    function: _Name
+    function: FunctionName
 
 
-class _AskedFunction(msgspec.Struct, frozen=True):
+class AskedFunction(msgspec.Struct, frozen=True):
+    """What was called, and with what."""
+
     name: str
     arguments: str | dict[str, Any] = "{}"
+
+    def plain(self, where: str) -> Plain:
+        """Return it as templates know it: arguments are an object there, not its JSON."""
+        try:
+            given = self.arguments or "{}"
+            arguments = msgspec.json.decode(given) if isinstance(given, str) else given
+        except (ValueError, RecursionError) as error:
+            name = f"{where}.arguments"
+            raise ApiError(400, f"{name} is not JSON: {error}", param=name, code="invalid_value") from error
+        return {"name": self.name, "arguments": arguments}
 
 
 class AskedCall(msgspec.Struct, frozen=True):
     """A call as a client sends it back, in the assistant's message."""
 
-    function: _AskedFunction
+    function: AskedFunction
     id: str | None = None
     type: Literal["function"] = "function"
 
     def plain(self, where: str) -> Plain:
-        """Return the call as templates know it: arguments are an object there, not its JSON."""
-        try:
-            given = self.function.arguments or "{}"
-            arguments = msgspec.json.decode(given) if isinstance(given, str) else given
-        except (ValueError, RecursionError) as error:
-            name = f"{where}.function.arguments"
-            raise ApiError(400, f"{name} is not JSON: {error}", param=name, code="invalid_value") from error
-        return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+        """Return the call as templates know it."""
+        return {"id": self.id, "type": "function", "function": self.function.plain(f"{where}.function")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,28 +128,36 @@ class Toolbox:
 
 
 def toolbox(
-    declared: list[Tool], choice: Literal["none", "auto", "required"] | NamedChoice | None, *, several: bool
+    declared: list[Tool],
+    choice: Literal["none", "auto", "required"] | NamedChoice | None,
+    *,
+    several: bool,
+    names: tuple[str, str] = ("tool_choice", "tools"),
 ) -> Toolbox | None:
-    """Return what may be called; raises ApiError for a choice that names no tool, or a tool that cannot be honoured."""
+    """Return what may be called; raises ApiError for a choice that names no tool, or a tool that cannot be honoured.
+
+    `names` are those of the parameters that hold the choice and the tools.
+    """
     if isinstance(choice, NamedChoice):
         declared = [tool for tool in declared if tool.function.name == choice.function.name]
     if choice in (None, "none", "auto") and (not declared or choice == "none"):
         return None
     if not declared:
-        raise ApiError(400, "tool_choice names no tool of tools", param="tool_choice", code="invalid_value")
+        what = f"{names[0]} names none of {names[1]}"
+        raise ApiError(400, what, param=names[0], code="invalid_value")
     for tool in declared:
-        _check(tool.function, declared)
+        _check(tool.function, declared, names[1])
     must = choice == "required" or isinstance(choice, NamedChoice)
     return Toolbox(tools=tuple(declared), must=must, several=several and not isinstance(choice, NamedChoice))
 
 
-def _check(function: Function, declared: list[Tool]) -> None:
+def _check(function: Function, declared: list[Tool], param: str) -> None:
     """Raise ApiError for what no call can be meant by: arguments that are no object, a name that two tools have."""
     if function.schema.get("type", "object") != "object":
-        what = f"tools: {function.name}: its parameters are no object"
-        raise ApiError(400, what, param="tools", code="invalid_value")
+        what = f"{param}: {function.name}: its parameters are no object"
+        raise ApiError(400, what, param=param, code="invalid_value")
     if sum(tool.function.name == function.name for tool in declared) > 1:
-        raise ApiError(400, f"tools: two are called {function.name!r}", param="tools", code="invalid_value")
+        raise ApiError(400, f"{param}: two are called {function.name!r}", param=param, code="invalid_value")
 
 
 def _spelt(rule: str, function: Function, compile: Callable[[Rule], CompiledRule]) -> str:

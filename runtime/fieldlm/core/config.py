@@ -41,6 +41,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     host: Annotated[str, _server('address to listen on; "none": only the socket', check.word, "127.0.0.1", "ADDRESS")]
     port: Annotated[int, _server("port to listen on; 0 is any that is free", check.number(1, 65535, zero=True), 8080)]
     api_keys: Annotated[str, _server("file of keys, one a line, that open the API", check.file, "", "FILE")]
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        _server(
+            "pages that may use the API from elsewhere: scheme://host[:port], or * with keys",
+            check.origins,
+            (),
+            "ORIGIN[,ORIGIN]",
+        ),
+    ]
     open: Annotated[bool, _server("answer the network without keys", check.switch, False)]
     tls_cert: Annotated[str, _server("certificate to serve https with", check.file, "", "PEM")]
     tls_key: Annotated[str, _server("the certificate's private key", check.file, "", "PEM")]

@@ -15,6 +15,8 @@ import msgspec
 from fieldlm.core.hours import HOURS
 
 Telemetry = Literal["off", "metrics", "redacted", "full"]
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 Check = Callable[[object], object]
 Env = Mapping[str, str]
 
@@ -77,6 +79,17 @@ def words(value: object) -> tuple[str, ...]:
     if not isinstance(given, list | tuple) or not all(isinstance(word, str) for word in cast(list[object], given)):
         raise ValueError('a list of words, or words with commas between: ["kiosk-2026-11"]')
     return tuple(word.strip() for word in cast(list[str], given) if word.strip())
+
+
+def origins(value: object) -> tuple[str, ...]:
+    """Check a list of web origins, as browsers spell them: small letters, no path, no port that goes without saying."""
+    found: list[str] = []
+    for given in words(value):
+        origin = given.lower().removesuffix("/")
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise ValueError("SCHEME://HOST[:PORT], as in https://app.example or tauri://localhost, and no path")
+        found.append(origin.removesuffix(DEFAULT_PORTS.get(origin.partition("://")[0], "")))
+    return tuple(found)
 
 
 def switch(value: object) -> bool:

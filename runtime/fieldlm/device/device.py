@@ -143,6 +143,7 @@ class Device:
             ],
             keys=door.keys,
             any_name=config.open,
+            origins=config.allowed_origins,
             pulse=pulse,
             shelf=Shelf(self.live, config.state / "adapters"),
             crashes=lambda: self._tasks_status().crashes,

@@ -8,6 +8,7 @@ from typing import Any
 from fieldlm.core.config import NO_NETWORK, Config
 from fieldlm.core.errors import ConfigError
 from fieldlm.network.auth import Keys, is_local
+from fieldlm.network.cors import ANY
 from fieldlm.network.http_connection import Peers
 from fieldlm.network.http_server import Heartbeat, HttpServer, Tls
 
@@ -56,6 +57,8 @@ def _check(config: Config, host: str | None) -> None:
         raise ConfigError("TLS needs both --tls-cert and --tls-key")
     if config.tls_cert and config.socket:
         raise ConfigError("--tls-cert and --socket do not go together; leave out one")
+    if ANY in config.allowed_origins and not config.api_keys:
+        raise ConfigError("--allowed-origins * would let every web page in; name the origins, or give --api-keys FILE")
     if host and not config.api_keys and not config.open and not is_local(host):
         raise ConfigError(
             f"--host {host} would answer the whole network; give --api-keys FILE, or --open if anyone may ask"

@@ -98,6 +98,8 @@ class Sampling:
 
     `prediction` says that much of the answer has been written before, in the prompt or in these tokens (there may be
     none): an engine may compute what follows there ahead of its turn. It is kept only where the answer chooses it.
+
+    With `ignore_eos` a token that ends answers is one like any other.
     """
 
     max_tokens: int = 256
@@ -114,6 +116,7 @@ class Sampling:
     logprobs: int | None = None
     constraint: Constraint | None = None
     prediction: tuple[int, ...] | None = None
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ class Request:
         self.count = 0
         self._phase: Phase = "queue_s"
         self._words = words
+        self._stop_tokens = frozenset[int]() if sampling.ignore_eos else words.stop_tokens
         self._limit = min(sampling.max_tokens, context - len(prompt))
         self._constraint = sampling.constraint
         self._guide: Guide | None = None
@@ -201,7 +202,7 @@ class Request:
     def _say(self, pick: Pick) -> Outcome | None:
         """Take one token into the answer; return how it ends the answer, if it does."""
         token = pick.token
-        if token in self._words.stop_tokens:
+        if token in self._stop_tokens:
             return "stop"
         if self._guide is not None:
             self._guide.accept(token)

@@ -1,7 +1,8 @@
 """Authentication: bearer API keys out of a file; without keys, checks of Origin and Host (CSRF, DNS rebinding).
 
 A server without keys still refuses what a foreign web page sends through a local browser: a request whose `Origin` is
-another site, and one whose `Host` is a public name (a page that had its own name resolve to this device).
+another site, and one whose `Host` is a public name (a page that had its own name resolve to this device). Origins that
+the owner has named are let in (CORS).
 """
 
 import hashlib
@@ -13,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fieldlm.core.errors import ConfigError
+from fieldlm.network import cors
 from fieldlm.network.json_api import ApiError, error_response
 
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready", "/v1/fieldlm/command"})
@@ -60,37 +64,59 @@ class Keys:
 
 
 class AuthMiddleware:
-    """Middleware: bearer keys; without keys, Origin and Host checks (CSRF, DNS rebinding)."""
+    """Middleware: bearer keys; without keys, Origin and Host checks (CSRF, DNS rebinding); CORS for named origins."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys | None, any_name: bool, on_status: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys | None,
+        any_name: bool,
+        on_status: Callable[[int], None],
+        origins: cors.AllowedOrigins,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._any_name = any_name
         self._on_status = on_status
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def counted(message: Message) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        is_guest = self._origins.allow(headers) and self._is_for_guests(scope["path"])
+
+        async def told(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._on_status(message["status"])
+                if self._origins:
+                    MutableHeaders(scope=message).update(cors.response_headers(headers, is_allowed=is_guest))
             await send(message)
 
-        error = self._objection(scope)
-        if error is None:
-            await self._app(scope, receive, counted)
-            return
-        response = await error_response(Request(scope), error)
-        if error.status == 401:
-            response.headers["www-authenticate"] = "Bearer"
-        await response(scope, receive, counted)
+        asks_first = is_guest and cors.is_preflight(scope, headers)
+        error = self._objection(scope, headers, is_guest=is_guest, asks_first=asks_first)
+        if error is not None:
+            response = await error_response(Request(scope), error)
+            if error.status == 401:
+                response.headers["www-authenticate"] = "Bearer"
+            await response(scope, receive, told)
+        elif asks_first:
+            await Response(status_code=204, headers=cors.preflight_headers(headers))(scope, receive, told)
+        else:
+            await self._app(scope, receive, told)
 
-    def _objection(self, scope: Scope) -> ApiError | None:
+    def _is_for_guests(self, path: str) -> bool:
+        """Whether a page of an allowed origin may use `path`: the API, and with its key what else a key opens."""
+        return cors.is_api(path) or (self._keys is not None and path not in OPEN_PATHS)
+
+    def _objection(
+        self, scope: Scope, headers: dict[bytes, str], *, is_guest: bool, asks_first: bool
+    ) -> ApiError | None:
         if scope.get("state", {}).get(TRUSTED):
             return None
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if self._keys is None:
-            return None if self._any_name else _foreign(headers)
+            return None if self._any_name else _foreign(headers, is_guest=is_guest)
         kind, _, key = headers.get(b"authorization", "").partition(" ")
-        if scope["path"] in OPEN_PATHS or (kind.lower() == "bearer" and self._keys.holds(key.strip())):
+        if scope["path"] in OPEN_PATHS or asks_first or (kind.lower() == "bearer" and self._keys.holds(key.strip())):
             return None
         what = "this API key is not known here" if key else "an API key is needed: Authorization: Bearer KEY"
         return ApiError(401, what, code="invalid_api_key")
@@ -108,9 +134,9 @@ def _bare(address: object) -> str:
     return str(address).partition("%")[0]
 
 
-def _foreign(headers: dict[bytes, str]) -> ApiError | None:
+def _foreign(headers: dict[bytes, str], *, is_guest: bool) -> ApiError | None:
     host, origin = headers.get(b"host", ""), headers.get(b"origin")
-    if origin is not None and _netloc(origin) != host.lower():
+    if origin is not None and not is_guest and _netloc(origin) != host.lower():
         return ApiError(403, f"a page of {origin[:100]} may not use this server", code="foreign_origin")
     name = _name(host)
     if not _is_own_name(name):
