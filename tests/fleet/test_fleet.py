@@ -92,6 +92,21 @@ def test_every_figure_of_a_device_comes_out_of_its_records(folder: Path) -> None
     assert [d.state for d in fleet.devices if d.device == "new-4"] == ["unreadable"]
 
 
+def test_answers_that_people_corrected_are_counted_beside_those_that_failed(tmp_path: Path) -> None:
+    given = [msgspec.structs.replace(each, response=f"r{each.seq}") for each in answers("kiosk-1", 8)]
+    said = [("r1", "", "two, please"), ("r1", "", "three, please"), ("r2", "down", ""), ("r3", "up", "")]
+    feedback = [
+        Record(device="kiosk-1", epoch=7, stream="fb", seq=n, kind="feedback", response=r, rating=rating, correction=c)
+        for n, (r, rating, c) in enumerate([*said, ("elsewhere", "down", "")], 1)
+    ]
+    with Store(tmp_path) as store:
+        fill(store, given, feedback)
+        fleet = look(store)
+        assert "25.0%" in fleet_page(fleet, "test")
+    assert [(each.answers, each.fine, each.corrected) for each in fleet.devices] == [(8, 8, 2)]
+    assert [(each.answers, each.fine, each.corrected) for each in fleet.generations] == [(8, 8, 2)]
+
+
 def test_the_command_prints_a_table_a_timeline_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--store", str(folder)]) == 0
     said = capsys.readouterr().out

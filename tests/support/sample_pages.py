@@ -24,7 +24,9 @@ def pages(folder: Path, spell: Spell) -> dict[str, str]:
     """Return every page by name; `folder` is for a bundle's report."""
     devices = tuple(_device(spell, number) for number in range(8))
     generations = (
-        GenerationStats(generation=spell("a1b2c3"), model=spell("kiosk"), devices=8, answers=4_000, fine=3_900),
+        GenerationStats(
+            generation=spell("a1b2c3"), model=spell("kiosk"), devices=8, answers=4_000, fine=3_900, corrected=120
+        ),
     )
     fleet = FleetReport(devices=devices, generations=generations, outcomes={spell("stop"): 3_900, spell("error"): 100})
     rng = random.Random(1)
@@ -48,6 +50,7 @@ def _device(spell: Spell, number: int) -> DeviceRow:
         last_ms=BEGAN_MS + number * 60_000,
         answers=500 + number,
         fine=490,
+        corrected=number,
         tokens_per_s=41.5 + number,
         ttft_p50_ms=120.0,
         ttft_p95_ms=310.0,

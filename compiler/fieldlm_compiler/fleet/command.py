@@ -152,14 +152,16 @@ def _serve(where: str, port: int, *, as_json: bool) -> int:
 
 def describe(fleet: FleetReport) -> str:
     """Return the fleet as a table for a terminal, and its sums below."""
-    head = ("device", "state", "generation", "answers", "as asked", "tok/s", "first token", "waiting", "reading",
-            "writing", "lost", "bytes", "last heard")  # fmt: skip
+    head = ("device", "state", "generation", "answers", "no error", "corrected", "tok/s", "first token",
+            "waiting", "reading", "writing", "lost", "bytes", "last heard")  # fmt: skip
     answers, fine = sum(d.answers for d in fleet.devices), sum(d.fine for d in fleet.devices)
+    corrected = sum(device.corrected for device in fleet.devices)
     outcomes = ", ".join(f"{count:,} {name}" for name, count in fleet.outcomes.items())
     told = sum(device.told for device in fleet.devices)
     return (
         f"{terminal.table([_cells(device) for device in fleet.devices], head)}\n\n"
-        f"{len(fleet.devices):,} devices, {answers:,} answers, {share(fine, answers)} as asked ({outcomes or 'none'})\n"
+        f"{len(fleet.devices):,} devices, {answers:,} answers, {share(fine, answers)} without an error "
+        f"({outcomes or 'none'}), {share(corrected, answers)} corrected by people or not liked\n"
         f"{fleet.lost:,} records lost, {told:,} dropped and told"
     )
 
@@ -170,8 +172,8 @@ def _cells(device: DeviceRow) -> tuple[str, ...]:
     parts = (share(part, spent) for part in (device.queue_ms, device.prompt_ms, device.decode_ms))
     return (
         device.device, device.state, device.generation[:8] or "–", f"{device.answers:,}",
-        share(device.fine, device.answers), "–" if speed is None else f"{speed:.1f}",
-        "–" if ttft is None else f"{ttft:.0f} ms", *parts, f"{device.lost:,}", size(device.bytes),
+        share(device.fine, device.answers), share(device.corrected, device.answers),
+        "–" if speed is None else f"{speed:.1f}", "–" if ttft is None else f"{ttft:.0f} ms", *parts, f"{device.lost:,}", size(device.bytes),
         clock(device.last_ms),
     )  # fmt: skip
 

@@ -32,6 +32,7 @@ def fleet_page(fleet: FleetReport, fleet_name: str) -> str:
         ready=sum(device.state == "ready" for device in devices),
         answers=sum(device.answers for device in devices),
         fine=sum(device.fine for device in devices),
+        corrected=sum(device.corrected for device in devices),
         told=sum(device.told for device in devices),
         speed=speeds[len(speeds) // 2] if speeds else None,
         bytes=total if sized else None,
@@ -41,7 +42,11 @@ def fleet_page(fleet: FleetReport, fleet_name: str) -> str:
         time_bars={device.device: _time_bar(_times(device)) for device in devices},
         outcomes=[(name, f"{count:,}", share(count, ended)) for name, count in fleet.outcomes.items()],
         generations=[
-            (f"{g.generation[:12] or '–'} {g.model}", f"{g.devices:,}", f"{g.answers:,}", share(g.fine, g.answers))
+            (
+                f"{g.generation[:12] or '–'} {g.model}",
+                *(f"{count:,}" for count in (g.devices, g.answers)),
+                *(share(count, g.answers) for count in (g.fine, g.corrected)),
+            )
             for g in fleet.generations
         ],
     )
@@ -66,7 +71,7 @@ def device_page(device: DeviceRow, events: Sequence[Event], answers: Sequence[tu
         answers=len(answers),
         longest=f"{max((sum(times[:3]) for times in answers), default=0.0):,.0f}",
         strip=charts.columns("How long the last answers took", strip),
-        time_key=[*((kind, name) for name, kind in PARTS), ("fail", "not as asked")],
+        time_key=[*((kind, name) for name, kind in PARTS), ("fail", "with an error")],
     )
 
 

@@ -15,17 +15,27 @@ from fieldlm.formats.topics import check_name
 from fieldlm_compiler.collect.sink import Sink, as_dict
 
 FINE = ("stop", "length")
-"""Outcomes of an answer that came as it was asked for."""
+"""Outcomes of an answer that came without an error; whether it was right, only people say."""
+# An answer was wrong that somebody corrected or did not like, however often they said so.
+_ANSWERS = """
+WITH wrong AS (
+    SELECT DISTINCT device, response, true AS is_wrong FROM records
+    WHERE kind = 'feedback' AND response <> '' AND (correction <> '' OR rating = 'down')
+), answers AS (
+    SELECT r.*, r.duration_ms - r.ttft_ms AS decode_ms, w.is_wrong
+    FROM records r LEFT JOIN wrong w USING (device, response) WHERE r.kind = 'generation'
+)
+"""
 _DEVICES = f"""
-WITH answers AS (SELECT *, duration_ms - ttft_ms AS decode_ms FROM records WHERE kind = 'generation')
+{_ANSWERS}
 SELECT r.device, any_value(a.generation) AS generation, any_value(a.model) AS model, count(*) AS records,
     max(r.wall_ms) FILTER (r.clock_ok) AS last_ms, any_value(a.answers) AS answers, any_value(a.fine) AS fine,
-    any_value(a.tokens_per_s) AS tokens_per_s, any_value(a.ttft_p50_ms) AS ttft_p50_ms,
-    any_value(a.ttft_p95_ms) AS ttft_p95_ms, any_value(a.queue_ms) AS queue_ms,
+    any_value(a.corrected) AS corrected, any_value(a.tokens_per_s) AS tokens_per_s,
+    any_value(a.ttft_p50_ms) AS ttft_p50_ms, any_value(a.ttft_p95_ms) AS ttft_p95_ms, any_value(a.queue_ms) AS queue_ms,
     any_value(a.prompt_ms) AS prompt_ms, any_value(a.decode_ms) AS decode_ms
 FROM records r LEFT JOIN (
     SELECT device, arg_max(generation, wall_ms) AS generation, arg_max(model, wall_ms) AS model, count(*) AS answers,
-        count(*) FILTER (outcome IN {FINE}) AS fine,
+        count(*) FILTER (outcome IN {FINE}) AS fine, count(*) FILTER (is_wrong) AS corrected,
         -- The first token is there when the others begin.
         sum(greatest(completion_tokens - 1, 0)) FILTER (decode_ms > 0)
             / nullif(sum(decode_ms) FILTER (decode_ms > 0), 0) * 1000 AS tokens_per_s,
@@ -38,9 +48,10 @@ GROUP BY r.device ORDER BY r.device
 """
 _OUTCOMES = "SELECT outcome, count(*) AS n FROM records WHERE kind = 'generation' GROUP BY ALL ORDER BY n DESC, outcome"
 _GENERATIONS = f"""
+{_ANSWERS}
 SELECT generation, any_value(model) AS model, count(DISTINCT device) AS devices, count(*) AS answers,
-    count(*) FILTER (outcome IN {FINE}) AS fine
-FROM records WHERE kind = 'generation' GROUP BY generation ORDER BY max(wall_ms) DESC
+    count(*) FILTER (outcome IN {FINE}) AS fine, count(*) FILTER (is_wrong) AS corrected
+FROM answers GROUP BY generation ORDER BY max(wall_ms) DESC
 """
 _TIMELINE = """
 SELECT * FROM (
@@ -62,6 +73,7 @@ class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
     last_ms: int | None
     answers: int
     fine: int
+    corrected: int
     tokens_per_s: float | None
     ttft_p50_ms: float | None
     ttft_p95_ms: float | None
@@ -81,6 +93,7 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     devices: int
     answers: int
     fine: int
+    corrected: int
 
 
 class FleetReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +151,7 @@ def timeline(sink: Sink, device: str, last: int) -> list[Event]:
 
 
 def _device(name: str, row: dict[str, Any], state: str, missing: Sequence[int], size: int | None) -> DeviceRow:
-    numbers = ("records", "answers", "fine", "queue_ms", "prompt_ms", "decode_ms")
+    numbers = ("records", "answers", "fine", "corrected", "queue_ms", "prompt_ms", "decode_ms")
     known = {key: row.get(key) or 0 for key in numbers} | {key: row.get(key) or "" for key in ("generation", "model")}
     for key in ("last_ms", "tokens_per_s", "ttft_p50_ms", "ttft_p95_ms"):
         known[key] = row.get(key)
