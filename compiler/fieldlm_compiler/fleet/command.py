@@ -173,8 +173,8 @@ def _cells(device: DeviceRow) -> tuple[str, ...]:
     return (
         device.device, device.state, device.generation[:8] or "–", f"{device.answers:,}",
         share(device.fine, device.answers), share(device.corrected, device.answers),
-        "–" if speed is None else f"{speed:.1f}", "–" if ttft is None else f"{ttft:.0f} ms", *parts, f"{device.lost:,}", size(device.bytes),
-        clock(device.last_ms),
+        "–" if speed is None else f"{speed:.1f}", "–" if ttft is None else f"{ttft:.0f} ms",
+        *parts, f"{device.lost:,}", size(device.bytes), clock(device.last_ms),
     )  # fmt: skip
 
 
