@@ -13,8 +13,9 @@ from tests.support.update_simulators import EngineSimulator, OneWord, ServingSim
 class Measured(EngineSimulator):
     """Answers at the speeds that it is told, one after the other; the last one stays."""
 
-    def __init__(self, *speeds: float) -> None:
+    def __init__(self, *speeds: float, first_s: Sequence[float] = (0.1,)) -> None:
         self.speeds = list(speeds)
+        self.first_s = list(first_s)
         self.asked = 0
 
     def start(
@@ -22,8 +23,9 @@ class Measured(EngineSimulator):
     ) -> RunningAnswer:
         answer = OneWord("yes")
         speed = self.speeds[min(self.asked, len(self.speeds) - 1)]
+        first_s = self.first_s[min(self.asked, len(self.first_s) - 1)]
         self.asked += 1
-        answer.timings = Timings(prefill_s=0.1, completion_tokens=SPEED_TOKENS, decode_s=(SPEED_TOKENS - 1) / speed)
+        answer.timings = Timings(prefill_s=first_s, completion_tokens=SPEED_TOKENS, decode_s=(SPEED_TOKENS - 1) / speed)
         return answer
 
 
@@ -48,6 +50,12 @@ def test_three_rounds_are_enough_for_a_machine_that_is_left_alone(judge: Judge) 
 
 def test_a_neighbour_that_slows_the_first_rounds_of_one_side_makes_no_release_slow(judge: Judge) -> None:
     judge(Measured(20, 28, 12, 70, 71), Measured(74, 73, 74))
+
+
+def test_a_neighbour_that_slows_the_first_token_of_the_first_rounds_makes_no_release_slow(judge: Judge) -> None:
+    judge(Measured(74, first_s=(0.9, 0.7, 0.42, 0.13, 0.13)), Measured(74, first_s=(0.13,)))
+    with pytest.raises(UnhealthyError, match="the first token takes 690 ms, before 130 ms"):
+        judge(Measured(74, first_s=(0.9, 0.7, 0.69)), Measured(74, first_s=(0.13,)))
 
 
 def test_a_slow_release_stays_slow_whatever_the_neighbour_does(judge: Judge) -> None:

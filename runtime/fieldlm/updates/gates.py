@@ -135,9 +135,10 @@ def compare(after: probe.LoadedModel, before: probe.LoadedModel) -> tuple[Speed,
 
 
 def is_disturbed(*sides: list[Speed]) -> bool:
-    """Say whether the two best rounds of any side disagree."""
-    bests = [sorted(speed.tokens_per_s for speed in side)[-2:] for side in sides]
-    return any(second < AGREE * best for second, best in bests)
+    """Say whether the two best rounds of any side disagree, on the first token or on those after it."""
+    speeds = [sorted(speed.tokens_per_s for speed in side)[-2:] for side in sides]
+    waits = [sorted(speed.ttft_ms for speed in side)[:2] for side in sides]
+    return any(second < AGREE * best for second, best in speeds) or any(best < AGREE * second for best, second in waits)
 
 
 def _best(speeds: list[Speed]) -> Speed:
