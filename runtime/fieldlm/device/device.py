@@ -142,7 +142,7 @@ class Device:
                 Route("/v1/fieldlm/status", self._status),
             ],
             keys=door.keys,
-            any_name=config.open,
+            names=door.names,
             origins=config.allowed_origins,
             pulse=pulse,
             shelf=Shelf(self.live, config.state / "adapters"),
