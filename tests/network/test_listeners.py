@@ -290,19 +290,6 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
         assert ended.wait(PATIENCE_S)
 
 
-def test_beyond_so_many_connections_the_next_is_told_so() -> None:
-    with (
-        listening(small_app(), limits=ConnectionLimits(connections=2)) as server,
-        connect(server) as one,
-        connect(server) as two,
-        connect(server) as three,
-    ):
-        assert b" 503 " in all_of(three).partition(b"\r\n")[0]
-        for client in (one, two):
-            client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-            assert all_of(client).endswith(b"hello")
-
-
 def test_the_page_is_served_under_a_strict_policy(url: str) -> None:
     page = httpx.get(url)
     assert "default-src 'none'" in page.headers["content-security-policy"]
