@@ -4,14 +4,12 @@ Everything new is written aside and under new names first; `timestamp.json` is r
 becomes visible. A publisher that is killed leaves the repository as it was.
 """
 
-import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -22,7 +20,6 @@ from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
 from fieldlm.core.signing import Signature
-from fieldlm.core.urls import shown
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from fieldlm.formats.release import (
     FORMAT,
@@ -37,7 +34,8 @@ from fieldlm.formats.release import (
     release_path,
     role_name,
 )
-from fieldlm.formats.topics import release_topic
+from fieldlm.formats.topics import parse_broker, release_topic
+from fieldlm.network.mqtt import leave
 from fieldlm_compiler.export.format import formats
 from fieldlm_compiler.repository.metadata import TIMESTAMP_DAYS, Keyring, RepositoryMetadata, publish_lock, read_offered
 
@@ -164,30 +162,11 @@ def _keep_index(store: Blobs, sha256: str, index: bytes) -> None:
 
 
 def announce(pointer: Pointer, broker: str, *, topic: str) -> None:
-    """Leave the pointer on the broker as a retained message; raises LinkError when the broker does not take it."""
-    from paho.mqtt import MQTTException
-    from paho.mqtt.enums import MQTTProtocolVersion
-    from paho.mqtt.publish import single
-
-    address = urlsplit(broker)
-    if address.scheme != "mqtt" or not address.hostname:
-        raise InputError(f"broker is {shown(broker)!r}; want mqtt://HOST:PORT")
-    # paho calls its own orderly goodbye an error.
-    logging.getLogger("paho").setLevel(logging.CRITICAL)
+    """Leave the pointer on the broker as a retained message; raises UnavailableError when it does not take it."""
     try:
-        single(
-            topic,
-            canonical_json(pointer),
-            qos=1,
-            retain=True,
-            hostname=address.hostname,
-            port=address.port or 1883,
-            protocol=MQTTProtocolVersion.MQTTv5,
-        )
-    except (OSError, MQTTException) as error:
-        raise UnavailableError(
-            f"the release is published, but broker {shown(broker)} does not take its announcement: {error}"
-        ) from error
+        leave(broker, topic, canonical_json(pointer))
+    except UnavailableError as error:
+        raise UnavailableError(f"the release is published, but its announcement is not: {error}") from error
 
 
 def _check_keys_at_hand(repository: Path, keys: Path) -> None:
@@ -250,7 +229,7 @@ def _parse(argv: Sequence[str]) -> Any:
         help="seconds to stagger the start over",
     )
     parser.add_argument(
-        "--announce", default="", metavar="mqtt://HOST:PORT", help="tell the devices through this broker"
+        "--announce", default="", metavar="mqtt[s]://[USER:PASSWORD@]HOST", help="tell the devices through this broker"
     )
     parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument(
@@ -259,6 +238,8 @@ def _parse(argv: Sequence[str]) -> Any:
     args = parser.parse_args(argv)
     if (args.bundle is None) is not args.refresh:
         raise InputError("fieldlm publish takes a bundle, or --refresh to renew what was published")
+    if args.announce:
+        parse_broker(args.announce)
     return args
 
 
