@@ -37,10 +37,10 @@ WORKSHOP_ROOMS: dict[str, str] = {
     "search": "hardware engines inference bench pipeline checkpoints export verify",
     "targets": "hardware engines inference bench pipeline checkpoints export verify search",
     "compile": "hardware engines inference bench pipeline checkpoints export verify search",
-    "repository": "blobs export",
+    "repository": "network blobs export",
     "collect": "network",
     "learn": "hardware network engines inference pipeline checkpoints collect",
-    "fleet": "collect",
+    "fleet": "network collect",
     "demo": " ".join([*ROOMS, "checkpoints compile repository collect learn fleet"]),
 }
 HEAVY = {"torch", "transformers", "onnx", "pandas", "sklearn", "pyarrow", "duckdb", "peft", "accelerate", "safetensors"}

@@ -438,12 +438,3 @@ def wait_for(holds: Callable[[], bool]) -> None:
 )  # fmt: skip
 def test_only_addresses_on_this_side_of_the_router_are_asked(address: str, is_near: bool) -> None:
     assert is_local(address) is is_near
-
-
-def test_blobs_are_handed_out_over_ipv6(tmp_path: Path) -> None:
-    server = BlobServer(tmp_path, host="::1")
-    server.start()
-    try:
-        assert urllib3.request("GET", f"http://[::1]:{server.port}/maps/{'0' * 64}", retries=False).status == 404
-    finally:
-        server.stop()

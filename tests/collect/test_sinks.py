@@ -16,8 +16,9 @@ from confluent_kafka import KafkaError, Producer
 from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm.formats import block
 from fieldlm.formats.block import Block
-from fieldlm.formats.record import Record
+from fieldlm.formats.record import Record, WireError
 from fieldlm_compiler.collect import kafka as kafka_sink
+from fieldlm_compiler.collect import sink as sinks
 from fieldlm_compiler.collect.delta import DeltaStore
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.parquet import Store
@@ -141,6 +142,19 @@ def test_the_last_presence_of_a_device_is_kept(where: str) -> None:
         sink.tidy(finish=True)
     with open_sink(where, read_only=True) as reader:
         assert reader.presence() == {"kiosk-1": '{"state":"lost"}'}
+
+
+def test_names_that_messages_make_up_are_bounded_and_those_that_are_known_go_on(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "MOST_DEVICES", 2)
+    for state in ('{"state":"ready"}', '{"state":"lost"}'):
+        with open_sink(where) as sink:
+            for name in ("kiosk-1", "kiosk-2"):
+                sink.note_presence(name, state)
+            with pytest.raises(WireError, match="the limit is 2"):
+                sink.note_presence("made-up", state)
+            assert sink.presence() == dict.fromkeys(("kiosk-1", "kiosk-2"), state)
 
 
 def texts(sink: Sink) -> list[tuple[str, str]]:

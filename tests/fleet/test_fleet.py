@@ -191,7 +191,8 @@ def test_what_devices_say_of_themselves_is_text_and_no_prompt_is_shown(browser: 
 
 
 def test_only_this_machine_by_its_own_name_may_read_it(url: str) -> None:
-    for path, host, status in (("/", "evil.example", 403), ("/nobody", "127.0.0.1", 404), ("/", "localhost:1", 200)):
+    hosts = (("/", "evil.example", 403), ("/nobody", "127.0.0.1", 404), ("/", "localhost:1", 200))
+    for path, host, status in (*hosts, ("/", "127.0.0.1:1, evil.example", 403), ("/", "localhost:evil.example", 403)):
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         connection.request("GET", path, headers={"host": host})
         assert connection.getresponse().status == status

@@ -1,10 +1,14 @@
 """What a client may say in HTTP/1.1 and 1.0, and that one request has one answer however its bytes arrive."""
 
+import asyncio
 import random
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +17,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from fieldlm.network.fair_pool import first_to_go, network_of
+from fieldlm.network.http_connection import ConnectionLimits
 from fieldlm.network.http_server import HttpServer, listening
 from fieldlm.network.json_api import as_json, error_response, read_body
 
@@ -55,11 +61,12 @@ def server() -> Iterator[HttpServer]:
 def answers_to(server: HttpServer, pieces: list[bytes]) -> bytes:
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for piece in pieces:
-            client.sendall(piece)
         found: list[bytes] = []
-        while piece := client.recv(65536):
-            found.append(piece)
+        with suppress(ConnectionError):  # a server that has refused something does not read the rest of it
+            for piece in pieces:
+                client.sendall(piece)
+            while piece := client.recv(65536):
+                found.append(piece)
     return b"".join(found)
 
 
@@ -125,3 +132,130 @@ def test_a_compressed_body_is_refused_by_name(server: HttpServer) -> None:
     answer = httpx.post(f"{server.url}/echo", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
     assert answer.status_code == 415
     assert "gzip" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b"GET /smuggled HTTP/1.1\r\nHost: x\r\nx-long: " + bytes(70_000).replace(b"\0", b"x") + b"\r\n\r\n", b"431"),
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"431"),
+        (b"GET /smuggled\r\n\r\n", b"505"),
+    ],
+    ids=["header", "url", "http-0.9"],
+)
+def test_a_head_that_is_too_long_or_too_old_is_refused_also_when_it_comes_at_once(
+    server: HttpServer, said: bytes, status: bytes
+) -> None:
+    answer = answers_to(server, [said])
+    assert answer.partition(b"\r\n")[0].split()[1] == status
+    assert b"smuggled" not in answer
+
+
+def test_what_follows_a_body_in_chunks_has_an_end(server: HttpServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client, pytest.raises(ConnectionError):
+        client.sendall(post(b"", chunked=True)[:-2] + b"x-more: and more\r\n" * 1_000_000)
+
+
+def test_what_follows_a_body_in_chunks_is_no_header_of_the_request() -> None:
+    async def told(request: Request) -> Response:
+        await request.body()
+        return as_json(request.headers.get("authorization"))
+
+    with listening(Starlette(routes=[Route("/", told, methods=["POST"])])) as server:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        said = answers_to(server, [head + b"1\r\nx\r\n0\r\n", b"authorization: Bearer x\r\n\r\n"])
+    assert said.endswith(b"null")
+
+
+def half_open(server: HttpServer, address: str = "127.0.0.1") -> socket.socket:
+    """Return a connection that has begun a request, and is known to the server."""
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=60, source_address=(address, 0))
+    client.sendall(b"GET / HTTP/1.1\r\nhost:")
+    return client
+
+
+def status_of(server: HttpServer, path: str, address: str) -> int:
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=60) as client:
+        return client.get(server.url + path).status_code
+
+
+class Slow:
+    """An application whose answers at / wait until they may end, and elsewhere do not."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._begun = threading.Semaphore(0)
+        self.app = Starlette(routes=[Route("/", self._wait), Route("/health", self._say), Route("/other", self._say)])
+
+    def ask(self, *clients: socket.socket) -> None:
+        """Complete what `half_open` began, and return when the application has all of it."""
+        for client in clients:
+            client.sendall(b" x\r\nconnection: close\r\n\r\n")
+        for _ in clients:
+            assert self._begun.acquire(timeout=60)
+
+    async def _wait(self, _: Request) -> PlainTextResponse:
+        self._begun.release()
+        while not self.ended:
+            await asyncio.sleep(0.01)
+        return PlainTextResponse("waited")
+
+    async def _say(self, _: Request) -> PlainTextResponse:
+        return PlainTextResponse("well")
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+def test_whoever_holds_half_open_requests_locks_nobody_out(slow: Slow) -> None:
+    with listening(slow.app) as server:
+        held = [half_open(server) for _ in range(275)]
+        for address in ("127.0.0.2", "127.0.0.1"):
+            assert [status_of(server, path, address) for path in ("/health", "/other")] == [200, 200], address
+        assert b" 503 " in held[0].recv(100), "the oldest of who holds the most made room"
+        for client in held:
+            client.close()
+
+
+def test_the_oldest_of_those_that_wait_makes_room_and_no_answer_is_cut_off(
+    slow: Slow,
+) -> None:
+    with listening(slow.app, limits=ConnectionLimits(connections=3)) as server:
+        asked, *waiting = (half_open(server) for _ in range(3))
+        slow.ask(asked)
+        last = half_open(server)
+        assert b" 503 " in waiting[0].recv(100)
+        slow.ask(waiting[1], last)
+        assert (status_of(server, "/health?x", "127.0.0.2"), status_of(server, "/other", "127.0.0.2")) == (200, 503)
+        slow.ended = True
+        for client in (asked, waiting[1], last):
+            assert client.makefile("rb").read().endswith(b"waited")
+            client.close()
+        waiting[0].close()
+
+
+def test_the_unix_socket_is_served_whoever_fills_the_network(slow: Slow, tmp_path: Path) -> None:
+    limits = ConnectionLimits(connections=2, reserve=0)
+    server = HttpServer(slow.app, port=0, unix_socket=tmp_path / "s", limits=limits)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    busy = [half_open(server) for _ in range(2)]
+    try:
+        slow.ask(*busy)
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(tmp_path / "s")), timeout=60) as client:
+            assert client.get("http://device/other").status_code == 200
+        assert status_of(server, "/health", "127.0.0.2") == 503
+    finally:
+        server.stop()
+        thread.join()
+        for client in busy:
+            client.close()
+
+
+def test_one_machine_is_one_network_also_where_it_has_many_addresses() -> None:
+    assert network_of("10.0.0.7") == network_of("::ffff:10.0.0.7") == "10.0.0.7"
+    assert network_of("2001:db8:1:2::7") == network_of("2001:db8:1:2:ffff::9") != network_of("2001:db8:1:3::7")
+    waiting = [("a", "one", 1.0), ("b", "many", 3.0), ("c", "many", 2.0)]
+    assert (first_to_go(waiting), first_to_go([])) == ("c", None)

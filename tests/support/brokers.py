@@ -24,10 +24,11 @@ class Broker(Protocol):
 class Mosquitto:
     """A real Mosquitto with persistence; `kill` is SIGKILL, and takes what it had on its disk."""
 
-    def __init__(self, folder: Path, settings: str = "") -> None:
+    def __init__(self, folder: Path, settings: str = "", *, is_open: bool = True) -> None:
         assert MOSQUITTO, "CI needs Mosquitto: apt-get install mosquitto"
         self.folder = folder
         self.settings = settings
+        self.is_open = is_open
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -41,7 +42,7 @@ class Mosquitto:
         config = self.folder / "mosquitto.conf"
         # Started by root it would become the user `mosquitto`, who may not write here.
         config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nuser root\n"
+            f"listener {self.port} 127.0.0.1\nallow_anonymous {str(self.is_open).lower()}\nuser root\n"
             f"persistence true\npersistence_location {state}/\nautosave_interval 1\nlog_type error\n{self.settings}"
         )
         assert MOSQUITTO, "checked when it was made"

@@ -250,3 +250,12 @@ def test_a_clock_is_believed_after_a_day_and_one_that_is_set_has_not_jumped(monk
     assert clock.trouble()[0] == "clock-jumped"
     now |= {"wall": now["wall"] + DAY_MS + 1, "boot": now["boot"] + DAY_MS + 1}
     assert clock.trouble() == ("", "")
+
+
+def test_a_repository_that_nobody_renews(bundle: Path, tmp_path: Path) -> None:
+    seen = tmp_path / "state" / "trust" / "metadata" / "timestamp.json"
+    seen.parent.mkdir(parents=True)
+    seen.write_bytes(b'{"signed": {"expires": "2026-01-20T00:00:00Z", "fieldlm-days": 14}}')
+    with serving(bundle, tmp_path / "state", repository=str(tmp_path / "repository")) as (_, port):
+        assert "repository-expired" in names(port)
+        assert answers(port)

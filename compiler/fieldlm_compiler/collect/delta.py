@@ -186,7 +186,7 @@ class DeltaStore(Sink):
             self._steps[key] = self._records.transaction_version(f"step/{_app_id(key)}") or 0
         return self._steps[key]
 
-    def note_presence(self, device: str, state: str) -> None:
+    def keep_presence(self, device: str, state: str) -> None:
         with self._lock:
             self._states[device] = (state, time.time_ns() // 1_000_000)
 

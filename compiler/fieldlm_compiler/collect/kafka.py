@@ -154,7 +154,7 @@ class KafkaStore(Sink):
             self._step({key: 0})
         return self.watermark(key)
 
-    def note_presence(self, device: str, state: str) -> None:
+    def keep_presence(self, device: str, state: str) -> None:
         with self._lock:
             self._unsaid[device] = state
 

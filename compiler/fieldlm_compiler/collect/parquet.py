@@ -175,7 +175,7 @@ class Store(Sink):
         self._db.execute(f"UPDATE watermarks SET upto = ? WHERE {where}", (found[0], *key))
         return found[0]
 
-    def note_presence(self, device: str, state: str) -> None:
+    def keep_presence(self, device: str, state: str) -> None:
         with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO presence VALUES (?, ?, ?)", (device, state, time.time_ns() // 1_000_000)

@@ -6,6 +6,7 @@ goes in without text; with `forget="rows"` nothing but the record's number stays
 """
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ Policy = Literal["text", "rows"]
 TEXT = ("prompt", "answer", "correction")
 KEY = ("device", "epoch", "stream", "seq")
 UNKNOWN = "unknown schema"
+MOST_DEVICES = 1_000_000
 _TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
 ARROW = pa.schema(
     [(f.name, _TYPES.get(f.type, pa.string())) for f in msgspec.structs.fields(Record) if f.name != "detail"]
@@ -102,9 +104,23 @@ class Sink(ABC):
         device itself has given out less (`last`), or sends a block from there, the step is taken back.
         """
 
-    @abstractmethod
     def note_presence(self, device: str, state: str) -> None:
-        """Remember the last presence message of a device."""
+        """Remember the last presence message of a device; raises WireError for one name too many.
+
+        Names come from the network, and nothing else says how many there are.
+        """
+        if device not in self._present and len(self._present) >= MOST_DEVICES:
+            raise WireError(f"{device} would be device {MOST_DEVICES + 1} with a presence; the limit is {MOST_DEVICES}")
+        self._present.add(device)
+        self.keep_presence(device, state)
+
+    @functools.cached_property
+    def _present(self) -> set[str]:
+        return set(self.presence())
+
+    @abstractmethod
+    def keep_presence(self, device: str, state: str) -> None:
+        """Store the last presence message of a device."""
 
     @abstractmethod
     def tidy(self, *, finish: bool = False) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, InputError
+from fieldlm.core.urls import host_name
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.page import clock, device_page, draw, fleet_page, share, size
@@ -71,8 +72,7 @@ class Pages(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert isinstance(self.server, Pages)
-        host = (self.headers.get("host") or "").rsplit(":", 1)[0]
-        if host not in (HOST, "localhost"):
+        if host_name(self.headers.get("host") or "") not in (HOST, "localhost"):
             # A page from elsewhere that got its own name to point here must not read the fleet.
             self._answer(403, f"this is {self.server.url}\n")
             return

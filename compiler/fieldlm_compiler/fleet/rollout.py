@@ -16,6 +16,7 @@ from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.formats.topics import parse_broker, release_topic
+from fieldlm.network.mqtt import leave
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.controller import Controller, State, Track, publisher, read
@@ -102,22 +103,10 @@ def _tell(state: State, args: argparse.Namespace) -> None:
     """Let the devices look now instead of within the hour."""
     if not args.broker:
         return
-    from paho.mqtt.enums import MQTTProtocolVersion
-    from paho.mqtt.publish import single
-
-    address = parse_broker(args.broker)
     for track in state.tracks:
         # The next number, because a release that is taken back is followed by one; the time makes it another message.
         pointer = {"seq": track.seq + 1, "profile": track.profile, "repository": args.at, "told_ms": time.time_ns()}
-        single(
-            release_topic(args.fleet, track.profile),
-            json.dumps(pointer).encode(),
-            qos=1,
-            retain=True,
-            hostname=address.host,
-            port=address.port,
-            protocol=MQTTProtocolVersion.MQTTv5,
-        )
+        leave(args.broker, release_topic(args.fleet, track.profile), json.dumps(pointer).encode())
 
 
 def _draw(controller: Controller, args: argparse.Namespace) -> None:
@@ -187,12 +176,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="seconds between two looks",
     )
     parser.add_argument("--once", action="store_true", help="look once and end, for a timer; start: do not look yet")
-    parser.add_argument("--broker", default="", metavar="mqtt://HOST:PORT", help="tell devices through this broker")
+    parser.add_argument(
+        "--broker", default="", metavar="mqtt[s]://[USER:PASSWORD@]HOST", help="tell devices through this broker"
+    )
     parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument("--at", default="", metavar="URL", help="where devices reach the repository")
     parser.add_argument("--reason", default="asked for", help="abort: why")
     args = parser.parse_intermixed_args(argv)
     if args.memory is None and args.store.startswith(("delta:", "kafka:")):
         raise InputError(f"{args.store} is no folder; say where the rollout is remembered: --memory FOLDER")
+    if args.broker:
+        parse_broker(args.broker)
     args.memory = args.memory or Path(args.store)
     return args

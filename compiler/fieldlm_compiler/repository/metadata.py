@@ -39,10 +39,12 @@ from tuf.repository import Repository
 from fieldlm.core.errors import BundleError, InputError
 from fieldlm.core.files import disk_errors, held_lock, write_whole
 from fieldlm.core.signing import load_key, load_or_create_key
-from fieldlm.formats.release import Offer, role_name
+from fieldlm.formats.release import DAYS, Offer, role_name
 
 ROLES = ("root", "targets", "snapshot", "timestamp")
-LASTS_DAYS = {"root": 3650, "targets": 3650, "snapshot": 3650, "timestamp": 365}
+LASTS_DAYS = 3650
+TIMESTAMP_DAYS = 14
+"""A mirror that keeps devices at what was newest once can do so for as long; `fieldlm publish --refresh` renews it."""
 ANCHOR = "root.json"
 
 
@@ -117,7 +119,8 @@ def create_root(ring: Keyring, *, root_keys: int = 1, threshold: int = 1, offlin
 
 def sign(metadata: Metadata[Any], role: str, signers: Sequence[CryptoSigner]) -> Metadata[Any]:
     """Sign with all of `signers` and with nobody else, good for as long as the role's metadata lasts."""
-    metadata.signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=LASTS_DAYS.get(role, 3650))
+    days = metadata.signed.unrecognized_fields.setdefault(DAYS, TIMESTAMP_DAYS) if role == "timestamp" else LASTS_DAYS
+    metadata.signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
     metadata.signatures.clear()
     for signer in signers:
         metadata.sign(signer, append=True)
@@ -212,6 +215,10 @@ class RepositoryMetadata(Repository):
             owner.add_key(add, role)
         if drop:
             owner.revoke_key(drop, role)
+
+    def renew_every(self, days: int) -> None:
+        """Let the timestamp be good for so many days from now on; kept in it."""
+        self.timestamp().unrecognized_fields[DAYS] = days
 
     def stage_root(self) -> Metadata[Root]:
         """Return the next root, signed with what is at hand of the old keys and the new."""

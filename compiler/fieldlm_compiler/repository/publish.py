@@ -4,12 +4,12 @@ Everything new is written aside and under new names first; `timestamp.json` is r
 becomes visible. A publisher that is killed leaves the repository as it was.
 """
 
-import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import msgspec
 
@@ -20,7 +20,6 @@ from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
 from fieldlm.core.signing import Signature
-from fieldlm.core.urls import shown
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from fieldlm.formats.release import (
     FORMAT,
@@ -35,9 +34,10 @@ from fieldlm.formats.release import (
     release_path,
     role_name,
 )
-from fieldlm.formats.topics import release_topic
+from fieldlm.formats.topics import parse_broker, release_topic
+from fieldlm.network.mqtt import leave
 from fieldlm_compiler.export.format import formats
-from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, publish_lock, read_offered
+from fieldlm_compiler.repository.metadata import TIMESTAMP_DAYS, Keyring, RepositoryMetadata, publish_lock, read_offered
 
 
 def publish(
@@ -49,12 +49,13 @@ def publish(
     min_seq: int | None = None,
     notes: str = "",
     offer: Offer | None = None,
+    days: int | None = None,
 ) -> Release:
     """Add the bundle to the repository as the newest release of its profile, and return the release.
 
     The bundle that is the newest already is not released again; the metadata is signed afresh. Devices that commit the
     release never go back below `min_seq`; without it they keep the limit of the release before. `offer` says which of
-    them may take it; all may without.
+    them may take it; all may without. `days` is for how long the repository is good without `refresh`, as there.
     """
     bundle = open_bundle(bundle_folder)
     _check_profile(bundle, profile)
@@ -63,6 +64,8 @@ def publish(
         book = RepositoryMetadata(repository, Keyring(keys))
         own = role_name(bundle.manifest.profile)
         book.need([*([own] if own in book.profiles else ["targets"]), "snapshot", "timestamp"])
+        if days is not None:
+            book.renew_every(days)
         newest = newest_release(repository, bundle.manifest.profile)
         if newest and newest.bundle == bundle.id and min_seq is None:
             book.write()
@@ -76,6 +79,24 @@ def publish(
         add_release(book, repository, release, offer)
         book.write()
         return release
+
+
+def refresh(repository: Path, *, keys: Path, days: int | None = None) -> datetime:
+    """Sign the timestamp anew, and return until when it is good; of the keys only the timestamp's has to be at hand.
+
+    `days` is how long that is from now on; without it as long as before. Raises InputError where there is nothing to
+    renew.
+    """
+    if not (repository / "tuf" / "timestamp.json").exists():
+        raise InputError(f"{repository} is no repository with releases; publish one first: fieldlm publish BUNDLE --to")
+    with disk_errors(repository), publish_lock(repository):
+        _check_keys_at_hand(repository, keys)
+        book = RepositoryMetadata(repository, Keyring(keys))
+        book.need(["timestamp"])
+        if days is not None:
+            book.renew_every(days)
+        book.write()
+        return book.timestamp().expires
 
 
 def add_release(book: RepositoryMetadata, repository: Path, release: Release, offer: Offer | None = None) -> None:
@@ -141,30 +162,11 @@ def _keep_index(store: Blobs, sha256: str, index: bytes) -> None:
 
 
 def announce(pointer: Pointer, broker: str, *, topic: str) -> None:
-    """Leave the pointer on the broker as a retained message; raises LinkError when the broker does not take it."""
-    from paho.mqtt import MQTTException
-    from paho.mqtt.enums import MQTTProtocolVersion
-    from paho.mqtt.publish import single
-
-    address = urlsplit(broker)
-    if address.scheme != "mqtt" or not address.hostname:
-        raise InputError(f"broker is {shown(broker)!r}; want mqtt://HOST:PORT")
-    # paho calls its own orderly goodbye an error.
-    logging.getLogger("paho").setLevel(logging.CRITICAL)
+    """Leave the pointer on the broker as a retained message; raises UnavailableError when it does not take it."""
     try:
-        single(
-            topic,
-            canonical_json(pointer),
-            qos=1,
-            retain=True,
-            hostname=address.hostname,
-            port=address.port or 1883,
-            protocol=MQTTProtocolVersion.MQTTv5,
-        )
-    except (OSError, MQTTException) as error:
-        raise UnavailableError(
-            f"the release is published, but broker {shown(broker)} does not take its announcement: {error}"
-        ) from error
+        leave(broker, topic, canonical_json(pointer))
+    except UnavailableError as error:
+        raise UnavailableError(f"the release is published, but its announcement is not: {error}") from error
 
 
 def _check_keys_at_hand(repository: Path, keys: Path) -> None:
@@ -190,10 +192,19 @@ def _files(bundle: Bundle, release: Release) -> Iterator[tuple[Path, Blob]]:
         yield bundle.folder / file.path, file
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `fieldlm publish BUNDLE --to REPOSITORY`."""
+def _parse(argv: Sequence[str]) -> Any:
     parser = terminal.parser("publish", "Offer a bundle to the devices of its profile.")
-    parser.add_argument("bundle", type=Path, help="the folder that `fieldlm compile` made")
+    parser.add_argument("bundle", type=Path, nargs="?", help="the folder that `fieldlm compile` made")
+    parser.add_argument(
+        "--refresh", action="store_true", help="instead of a bundle: only renew what says that this is the newest"
+    )
+    parser.add_argument(
+        "--timestamp-days",
+        type=options.whole(1, 365),
+        metavar="DAYS",
+        help="how long that is good from now on; as before without, "
+        f"{TIMESTAMP_DAYS} at first. Devices take nothing from a repository that was not renewed for longer",
+    )
     parser.add_argument(
         "--to", type=options.new_folder, required=True, metavar="REPOSITORY", help="folder; made when it is not there"
     )
@@ -218,14 +229,30 @@ def main(argv: Sequence[str]) -> int:
         help="seconds to stagger the start over",
     )
     parser.add_argument(
-        "--announce", default="", metavar="mqtt://HOST:PORT", help="tell the devices through this broker"
+        "--announce", default="", metavar="mqtt[s]://[USER:PASSWORD@]HOST", help="tell the devices through this broker"
     )
     parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument(
         "--at", default="", metavar="URL", help="where devices reach the repository; default: as configured"
     )
     args = parser.parse_args(argv)
+    if (args.bundle is None) is not args.refresh:
+        raise InputError("fieldlm publish takes a bundle, or --refresh to renew what was published")
+    if args.announce:
+        parse_broker(args.announce)
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fieldlm publish BUNDLE --to REPOSITORY`, or `fieldlm publish --refresh --to REPOSITORY`."""
+    args = _parse(argv)
     keys = keys_folder(args.keys)
+    if args.refresh:
+        until = f"{refresh(args.to, keys=keys, days=args.timestamp_days):%Y-%m-%d %H:%M} UTC"
+        terminal.show(
+            {"repository": str(args.to), "until": until}, f"{args.to} is good until {until}", as_json=args.json
+        )
+        return 0
     before = newest_release(args.to, open_bundle(args.bundle, digests=False).manifest.profile)
     with terminal.progress(f"publish {args.bundle} to {args.to}"):
         release = publish(
@@ -236,6 +263,7 @@ def main(argv: Sequence[str]) -> int:
             min_seq=args.min_seq,
             notes=args.notes,
             offer=make_offer(args.share, args.spread),
+            days=args.timestamp_days,
         )
     if args.announce:
         pointer = Pointer(seq=release.seq, profile=release.profile, repository=args.at)

@@ -59,7 +59,7 @@ def make_app(
     on_feedback: Callable[[Feedback], bool] = lambda _: False,
     extra_routes: Sequence[BaseRoute] = (),
     keys: Keys | None = None,
-    any_name: bool = False,
+    names: frozenset[str] | None = frozenset(),
     origins: Collection[str] = (),
     pulse: ProgressMonitor | None = None,
     shelf: Shelf | None = None,
@@ -69,8 +69,8 @@ def make_app(
 ) -> Starlette:
     """Make the application.
 
-    With `keys`, all but the page, /health and /ready asks for one; without, `any_name` answers foreign pages, too.
-    Pages of `origins` may use the API from elsewhere.
+    With `keys`, all but the page, /health and /ready asks for one; without, `names` are answered to beside the
+    machine's own; None answers all names, and foreign pages, too. Pages of `origins` may use the API from elsewhere.
     `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
     the answers; `crashes` counts those of background tasks, by name; `leaves` says what leaves the
     device, for the page: without it, nothing.
@@ -109,7 +109,7 @@ def make_app(
         500: error_response,
     }
     allowed, count = AllowedOrigins(origins), panel.metrics.status
-    gate = Middleware(AuthMiddleware, keys=keys, any_name=any_name, on_status=count, origins=allowed)
+    gate = Middleware(AuthMiddleware, keys=keys, names=names, on_status=count, origins=allowed)
     return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers, middleware=[gate])
 
 

@@ -22,9 +22,10 @@ from typing import Any
 from fieldlm.blobs.partial_blob import index_path, map_path, part_path
 from fieldlm.core.tasks import Tasks
 from fieldlm.formats.release import ENTRY_BYTES, MAX_CHUNK_BYTES, blob_path
+from fieldlm.network.fair_pool import first_to_go, network_of
 
 AT_A_TIME = 16  # answers; who comes then is told to come again
-MOST, MOST_OF_ONE = 64, 16  # connections, of all and of one address; who comes then is cut off
+MOST, MOST_OF_ONE = 64, 16  # connections, of all and of one machine
 IDLE_S = 30.0  # from one answer to the whole head of the next request
 LEAST_BYTES_S = 16 << 10  # slower than this, a reader is cut off
 WHOLE = b"*"
@@ -66,14 +67,20 @@ class _Server(ThreadingHTTPServer):
         """Of each connection whose it is, and when it is cut off."""
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a task of its own, or close it when there are too many; what ends there ends alone."""
-        peer = str(client_address[0])
+        """Answer a connection in a task of its own; what ends there ends alone.
+
+        Who holds too many gets no more. Where all together do, the one makes room whose time is over first.
+        """
+        peer = network_of(str(client_address[0]))
         with self._lock:
-            of_one = sum(whose == peer for whose, _ in self._open.values())
-            is_full = len(self._open) >= MOST or of_one >= MOST_OF_ONE
-            if not is_full:
+            is_greedy = sum(whose == peer for whose, _ in self._open.values()) >= MOST_OF_ONE
+            if not is_greedy:
+                held = [(one, whose, end_s) for one, (whose, end_s) in self._open.items()]
+                if len(held) >= MOST and (gone := first_to_go(held)):
+                    del self._open[gone]
+                    _end(gone)
                 self._open[request] = (peer, time.monotonic() + IDLE_S)
-        if is_full:
+        if is_greedy:
             self.shutdown_request(request)
         else:
             self._tasks.start("share-answer", lambda: self.process_request_thread(request, client_address))
@@ -102,11 +109,15 @@ class _Server(ThreadingHTTPServer):
         with self._lock:
             for request, (_, end_s) in self._open.items():
                 if now_s > end_s:
-                    with contextlib.suppress(OSError):
-                        request.shutdown(socket.SHUT_RDWR)
+                    _end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a neighbour that went away is no news."""
+
+
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,7 +1,5 @@
 """`fieldlm policy`: sign what a fleet's devices may tell, and lay it at the broker, where each of them finds it."""
 
-import queue
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from fieldlm.core.signing import key_id, load_or_create_key
 from fieldlm.formats import topics
 from fieldlm.formats.policy import Policy, sign_policy
 from fieldlm.formats.record import WireError
-from fieldlm.network.mqtt import Link
+from fieldlm.network.mqtt import leave
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     if args.out:
         write_whole(args.out, message)
     elif args.publish:
-        _publish(args.publish, topics.policy_topic(policy.fleet), message)
+        leave(args.publish, topics.policy_topic(policy.fleet), message)
     signer = key_id(key.public_key())
     document = {"fleet": policy.fleet, "version": policy.version, "telemetry": policy.telemetry, "signer": signer}
     said = f"policy {policy.version} of fleet {policy.fleet}; devices take it with FIELDLM_POLICY_SIGNER={signer}"
@@ -51,9 +49,3 @@ def _read(path: Path) -> Policy:
         return msgspec.toml.decode(text, type=Policy)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path} is no policy: {error}") from error
-
-
-def _publish(url: str, name: str, message: bytes) -> None:
-    client_id = f"fieldlm-policy-{secrets.token_hex(4)}"
-    with Link(url, client_id=client_id, session_expiry_s=0, inbox=queue.SimpleQueue()) as link:
-        link.publish(name, message, retain=True)

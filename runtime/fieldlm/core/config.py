@@ -53,6 +53,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     open: Annotated[bool, _server("answer the network without keys", check.switch, False)]
     tls_cert: Annotated[str, _server("certificate to serve https with", check.file, "", "PEM")]
     tls_key: Annotated[str, _server("the certificate's private key", check.file, "", "PEM")]
+    host_names: Annotated[
+        tuple[str, ...],
+        _server(
+            "names that a browser may call it by, beside its own, where no key is asked",
+            check.host_names,
+            (),
+            "NAME[,NAME]",
+        ),
+    ]
     socket: Annotated[str, _server("unix socket to serve, too; alone with host none", check.file, "", "PATH")]
     socket_group: Annotated[str, _server("who may use it beside its owner and root", str, "", "GROUP")]
     state: Annotated[Path, _device("folder of spool, slots and name", check.folder, check.state_folder, "DIR")]

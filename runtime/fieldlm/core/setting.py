@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.core.hours import HOURS
+from fieldlm.core.urls import host_name
 
 Telemetry = Literal["off", "metrics", "redacted", "full"]
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
@@ -90,6 +91,13 @@ def origins(value: object) -> tuple[str, ...]:
             raise ValueError("SCHEME://HOST[:PORT], as in https://app.example or tauri://localhost, and no path")
         found.append(origin.removesuffix(DEFAULT_PORTS.get(origin.partition("://")[0], "")))
     return tuple(found)
+
+
+def host_names(value: object) -> tuple[str, ...]:
+    names = tuple(name.lower().rstrip(".") for name in words(value))
+    if not all(host_name(name) == name and re.fullmatch(r"[a-z0-9._-]+", name) for name in names):
+        raise ValueError("names alone, without http:// and port: kiosk.example.org")
+    return names
 
 
 def switch(value: object) -> bool:

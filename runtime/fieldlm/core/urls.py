@@ -1,6 +1,15 @@
-"""URLs with a user and a password in them: what may be shown of one, and what is told to the server alone."""
+"""URLs: what may be shown of one with a password, what is told to the server alone, and the name in a Host header."""
 
+import re
 from urllib.parse import unquote, urlsplit
+
+_HOST = re.compile(r"(?:\[([^\s,;/@\[\]]+)\]|([^\s:,;/@\[\]]+))(?::\d{0,5})?", re.ASCII)
+
+
+def host_name(header: str) -> str:
+    """Return the name or address in a Host header in small letters, without the port; "" for what is none."""
+    found = _HOST.fullmatch(header)
+    return (found[1] or found[2]).lower().rstrip(".") if found else ""
 
 
 def shown(url: str) -> str:

@@ -42,6 +42,7 @@ from fieldlm.telemetry.forget import privacy_routes
 from fieldlm.telemetry.recorder import Recorder, id_key, load_salt
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
+from fieldlm.updates.freshness import staleness
 from fieldlm.updates.gates import compare
 from fieldlm.updates.hold import UpdateHold, busy_routes
 from fieldlm.updates.progress import UpdateState
@@ -142,7 +143,7 @@ class Device:
                 Route("/v1/fieldlm/status", self._status),
             ],
             keys=door.keys,
-            any_name=config.open,
+            names=door.names,
             origins=config.allowed_origins,
             pulse=pulse,
             shelf=Shelf(self.live, config.state / "adapters"),
@@ -324,8 +325,11 @@ class Device:
         # In a thread of its own: it waits for the disk.
         return Response(msgspec.json.encode(self._facts()), media_type="application/json")
 
-    def _unwritten(self) -> list[Trouble]:
-        return [Trouble(name="slots-unwritable", detail=self.slots.problem)] if self.slots.problem else []
+    def _update_troubles(self) -> list[Trouble]:
+        found = [("slots-unwritable", self.slots.problem)] if self.slots.problem else []
+        if self.updater.repository:
+            found.append(staleness(self.slots.state / "trust" / "metadata"))
+        return [Trouble(name=name, detail=detail) for name, detail in found if name]
 
     def _facts(self) -> dict[str, Any]:
         health, sync = self.spool.health(), self.sync.status() if self.sync else None
@@ -336,7 +340,7 @@ class Device:
             "generation": self._generation,
             "ready": self._not_ready() is None,
             "telemetry": self.config.telemetry,
-            "health": [*troubles(health, sync, self.recorder.clock), *self._unwritten()],
+            "health": [*troubles(health, sync, self.recorder.clock), *self._update_troubles()],
             "spool": {} if health.problem == "disk-hangs" else self.spool.counts(),
             "sync": sync,
             "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},

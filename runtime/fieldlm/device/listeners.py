@@ -9,13 +9,14 @@ from fieldlm.core.config import NO_NETWORK, Config
 from fieldlm.core.errors import ConfigError
 from fieldlm.network.auth import Keys, is_local
 from fieldlm.network.cors import ANY
+from fieldlm.network.host_names import advertised_host
 from fieldlm.network.http_connection import Peers
 from fieldlm.network.http_server import Heartbeat, HttpServer, Tls
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListenSettings:
-    """Where to listen, and for whom; `host` None is no network."""
+    """Where to listen, for whom, and under which names (None: any); `host` None is no network."""
 
     host: str | None
     port: int
@@ -23,6 +24,7 @@ class ListenSettings:
     tls: Tls | None
     unix_socket: Path | None
     peers: Peers
+    names: frozenset[str] | None
 
     @classmethod
     def of(cls, config: Config) -> "ListenSettings":
@@ -36,6 +38,7 @@ class ListenSettings:
             tls=Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None,
             unix_socket=Path(config.socket) if config.socket else None,
             peers=Peers.own(_group(config.socket_group) if config.socket_group else None),
+            names=None if config.open else frozenset({config.host, advertised_host(config.device), *config.host_names}),
         )
 
     def server(self, app: Any, *, heartbeat: Heartbeat | None = None) -> HttpServer:

@@ -31,6 +31,9 @@ MAX_CHUNK_BYTES = 8 << 20  # one chunk is held in memory
 MAX_CHUNKS = 1 << 20  # a terabyte in chunks of a megabyte; its index takes 38 MB
 ENTRY_BYTES = 36  # of an index: 4 for the size of a chunk, little-endian, and 32 for its digest
 
+DAYS = "fieldlm-days"
+"""In TUF's timestamp: for how many days it was signed. Without it, as up to version 0.1, for 365."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PROFILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 

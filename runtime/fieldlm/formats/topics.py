@@ -16,7 +16,7 @@ A PUBACK says that a broker has the bytes in its memory; only an Ack says that t
 import re
 import zlib
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -99,7 +99,11 @@ def parse_broker(url: str) -> Address:
         )
     tls = parts.scheme == "mqtts"
     return Address(
-        host=parts.hostname, port=port or (8883 if tls else 1883), tls=tls, user=parts.username, password=parts.password
+        host=parts.hostname,
+        port=port or (8883 if tls else 1883),
+        tls=tls,
+        user=None if parts.username is None else unquote(parts.username),
+        password=None if parts.password is None else unquote(parts.password),
     )
 
 

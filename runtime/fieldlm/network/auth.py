@@ -1,8 +1,9 @@
 """Authentication: bearer API keys out of a file; without keys, checks of Origin and Host (CSRF, DNS rebinding).
 
 A server without keys still refuses what a foreign web page sends through a local browser: a request whose `Origin` is
-another site, and one whose `Host` is a public name (a page that had its own name resolve to this device). Origins that
-the owner has named are let in (CORS).
+another site, and one whose `Host` is not a name of this machine (a page that had its own name resolve to this device:
+whoever runs the network can do so with any name, also with one that looks local). Origins that the owner has named are
+let in (CORS).
 """
 
 import hashlib
@@ -20,14 +21,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fieldlm.core.errors import ConfigError
+from fieldlm.core.urls import host_name
 from fieldlm.network import cors
+from fieldlm.network.host_names import own_names
 from fieldlm.network.json_api import ApiError, error_response
 
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready", "/v1/fieldlm/command"})
 """Answered without a key: whether it lives, whether it is ready, the page, which asks for the key itself, and commands,
 which are signed."""
 SHORTEST_KEY = 16
-LOCAL_NAMES = (".local", ".localhost", ".lan", ".internal", ".home.arpa")
 TRUSTED = "fieldlm.trusted"
 """A connection state that says: the kernel has vouched for who is on the other end."""
 
@@ -64,20 +66,23 @@ class Keys:
 
 
 class AuthMiddleware:
-    """Middleware: bearer keys; without keys, Origin and Host checks (CSRF, DNS rebinding); CORS for named origins."""
+    """Middleware: bearer keys; without keys, Origin and Host checks (CSRF, DNS rebinding); CORS for named origins.
+
+    `names` are answered to beside addresses and the machine's own names; with None every name and page is answered.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         keys: Keys | None,
-        any_name: bool,
+        names: frozenset[str] | None,
         on_status: Callable[[int], None],
         origins: cors.AllowedOrigins,
     ) -> None:
         self._app = app
         self._keys = keys
-        self._any_name = any_name
+        self._names = None if names is None else own_names() | {name.lower() for name in names}
         self._on_status = on_status
         self._origins = origins
 
@@ -114,7 +119,7 @@ class AuthMiddleware:
         if scope.get("state", {}).get(TRUSTED):
             return None
         if self._keys is None:
-            return None if self._any_name else _foreign(headers, is_guest=is_guest)
+            return None if self._names is None else _foreign(headers, self._names, is_guest=is_guest)
         kind, _, key = headers.get(b"authorization", "").partition(" ")
         if scope["path"] in OPEN_PATHS or asks_first or (kind.lower() == "bearer" and self._keys.holds(key.strip())):
             return None
@@ -134,13 +139,17 @@ def _bare(address: object) -> str:
     return str(address).partition("%")[0]
 
 
-def _foreign(headers: dict[bytes, str], *, is_guest: bool) -> ApiError | None:
+def _foreign(headers: dict[bytes, str], names: frozenset[str], *, is_guest: bool) -> ApiError | None:
     host, origin = headers.get(b"host", ""), headers.get(b"origin")
     if origin is not None and not is_guest and _netloc(origin) != host.lower():
         return ApiError(403, f"a page of {origin[:100]} may not use this server", code="foreign_origin")
-    name = _name(host)
-    if not _is_own_name(name):
-        message = f"this server does not answer to the name {name[:100]!r}; use its address, or give it API keys"
+    name = host_name(host)
+    # A browser always names the host; a probe that speaks HTTP/1.0 need not.
+    if host and not _is_address(name) and name not in names:
+        message = (
+            f"this server does not answer to the name {(name or host)[:100]!r}; use its address, or list the name in "
+            "the setting host_names"
+        )
         return ApiError(403, message, code="foreign_host")
     return None
 
@@ -152,15 +161,8 @@ def _netloc(origin: str) -> str:
         return ""
 
 
-def _name(host: str) -> str:
-    """Return the name in a Host header: without the port, in small letters."""
-    return (host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]).lower().rstrip(".")
-
-
-def _is_own_name(name: str) -> bool:
-    """Whether no public name server can have led a browser here by `name`."""
-    if "." not in name or name.endswith(LOCAL_NAMES) or name == socket.gethostname().lower():
-        return True
+def _is_address(name: str) -> bool:
+    """Whether no name server can have led a browser here."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -18,10 +18,10 @@ import msgspec
 from zeroconf import Error, InterfaceChoice, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
 from fieldlm.core.errors import UnavailableError
-from fieldlm.core.files import sha256_bytes
 from fieldlm.core.logs import logger
 from fieldlm.core.tasks import Tasks
 from fieldlm.network.certificates import certificate_sha256
+from fieldlm.network.host_names import advertised_host, advertised_label
 
 log = logger(__name__)
 
@@ -187,13 +187,12 @@ class Announcer:
         self._zeroconf = self._info = None
 
     def _describe(self, port: int, *, name: str = "") -> ServiceInfo:
-        friendly = f"{self._device[:50]}-{sha256_bytes(self._device.encode())[:4]}"
         return ServiceInfo(
             SERVICE,
-            name or f"{friendly}.{SERVICE}",
+            name or f"{advertised_label(self._device)}.{SERVICE}",
             port=port,
             properties=self._text,
-            server=f"{friendly.replace('.', '-').replace('_', '-')}.local.",
+            server=f"{advertised_host(self._device)}.",
             parsed_addresses=addresses_of(self._host, self._own_addresses()),
         )
 

@@ -1,7 +1,9 @@
 """HTTP connection limits, an end to patience: uvicorn's own, plus bounds on what a client may hold.
 
-A client that takes too long to send its request is answered 408 and closed; one that stops reading is cut off; beyond
-a number of connections the next is answered 503. On a unix socket the kernel says who is on the other end.
+A client that takes too long to send its request is answered 408 and closed; one that stops reading is cut off. Where
+there are too many connections, of all or of one address, the one that has waited longest without a whole request makes
+room; where all are being answered, the next gets 503, unless it asks for the server's health. Those of the unix socket
+count apart. There the kernel says who is on the other end.
 
 Of uvicorn's two protocols this is the one that parses in C: the events of a stream cost a seventh of what they cost
 over h11, a request a third, and on a small board all of it is taken from the threads that compute.
@@ -20,12 +22,16 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from fieldlm.network.auth import TRUSTED
+from fieldlm.network.fair_pool import first_to_go, network_of
 from fieldlm.network.json_api import STOPPING, WRITE
 
 SO_PEERGROUPS = 59  # Linux; Python has no name for it
 MOST_GROUPS = 65_536
 MOST_HEAD = 64 << 10  # bytes of a request before its body; the parser itself has no bound
 END = b"\r\n\r\n"
+TOO_LONG = "the head of this request is too long"
+VERSIONS = ("1.0", "1.1")
+HEALTH = (b"/health", b"/ready")
 UPGRADE = re.compile(rb"\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 UNTIL_THE_PARSER_SAYS = sys.maxsize
 
@@ -34,11 +40,15 @@ UNTIL_THE_PARSER_SAYS = sys.maxsize
 class ConnectionLimits:
     """What a client may hold, and for how long.
 
-    connections: open at a time.   receive_s: from the first byte of a request to its last; a connection that sends
-    nothing is closed then, too.   stall_s: how long a client may leave unread what was sent.
+    connections: open at a time, of the network and of the unix socket each.   of_one_peer: those of one address, or of
+    one IPv6 /64.   reserve: as many more may ask for the server's health.   receive_s: from the first byte of a request
+    to its last; a connection that sends nothing is closed then, too.   stall_s: how long a client may leave unread what
+    was sent.
     """
 
     connections: int = 256
+    of_one_peer: int = 128
+    reserve: int = 8
     receive_s: float = 60.0
     stall_s: float = 60.0
 
@@ -78,7 +88,12 @@ class Connection(HttpToolsProtocol):
         self._receiving: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._head = 0
-        """Bytes received of a head that is not complete."""
+        """Bytes received of a head that is not complete, or of what stands between the bytes of a body."""
+        self._since = 0.0
+        """When it was made, or had its last whole request, by the loop's clock."""
+        self._peer = ""
+        """Whose it is; empty on the unix socket."""
+        self._is_reserve = False
         self._held = b""
         """What may turn out to be the name `Upgrade` once more of the head is here."""
         self._tail = b""
@@ -89,7 +104,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
-        if len(self.connections) > self._limits.connections:
+        self._since = self.loop.time()
+        self._peer = "" if connection.family == socket.AF_UNIX else network_of(str((self.client or ("",))[0]))
+        if not self._finds_room():
             self._turn_away(503, "too many connections")
         elif connection.family == socket.AF_UNIX and not self._peers.allow(connection):
             self._turn_away(403, "this user may not use the socket")
@@ -97,6 +114,22 @@ class Connection(HttpToolsProtocol):
             trusted = {TRUSTED: True} if connection.family == socket.AF_UNIX else {}
             self.app_state = {**self.app_state, **trusted, WRITE: self._write, STOPPING: self._stopping}
             self._bound_receiving()
+
+    def _finds_room(self) -> bool:
+        """Whether this connection may stay, where need be in the place of another one."""
+        kept = [each for each in self.connections if isinstance(each, Connection) and not each.transport.is_closing()]
+        pool = [each for each in kept if bool(each._peer) == bool(self._peer)]
+        of_one = [each for each in pool if each._peer == self._peer]
+        is_greedy = bool(self._peer) and len(of_one) > self._limits.of_one_peer
+        if not is_greedy and len(pool) <= self._limits.connections:
+            return True
+        crowd = of_one if is_greedy else pool
+        idle = [(each, each._peer, each._since) for each in crowd if each is not self and not each._is_answering]
+        if (gone := first_to_go(idle)) is not None:
+            gone._turn_away(503, "too many connections, and this one waited longest")
+            return True
+        self._is_reserve = True
+        return len(pool) <= self._limits.connections + self._limits.reserve
 
     def data_received(self, data: bytes) -> None:
         if not self._is_answering:
@@ -112,7 +145,7 @@ class Connection(HttpToolsProtocol):
                 piece, data = self._next_of_head(data)
             super().data_received(piece)
         if self._head > MOST_HEAD:
-            self._turn_away(431, "the head of this request is too long")
+            self._turn_away(431, TOO_LONG)
 
     def _next_of_head(self, data: bytes) -> tuple[bytes, bytes]:
         """Return what the parser may see of a request's head, and what comes after that.
@@ -133,12 +166,20 @@ class Connection(HttpToolsProtocol):
         return UPGRADE.sub(b"\nx-ignored-upgrade", before + head)[len(before) :], data[end:]
 
     def on_headers_complete(self) -> None:
-        self._head = -sys.maxsize
+        self._head = 0
         parser: Any = self.parser
         if parser.should_upgrade():
             # CONNECT. What follows would belong to another protocol, and must not be read as a request.
-            self._is_refused = True
-            self._turn_away(400, "this server is no proxy")
+            self._refuse(400, "this server is no proxy")
+            return
+        if parser.get_http_version() not in VERSIONS:
+            self._refuse(505, "this server speaks HTTP/1.1")
+            return
+        if self._is_reserve and self.url.partition(b"?")[0] not in HEALTH:
+            self._refuse(503, "too many connections")
+            return
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEAD:
+            self._refuse(431, TOO_LONG)
             return
         found = dict(self.headers)
         chunked = b"transfer-encoding" in found
@@ -147,7 +188,13 @@ class Connection(HttpToolsProtocol):
         if self.scope["http_version"] == "1.0":
             self.cycle.__class__ = _UntilClosed
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; what comes after a body in chunks is none, whatever it is called."""
+        if not self._body_left:
+            super().on_header(name, value)
+
     def on_body(self, body: bytes) -> None:
+        self._head = 0
         if not self._is_refused:
             super().on_body(body)
 
@@ -157,6 +204,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Stop the clock: the request is complete. Between two requests uvicorn has a clock of its own."""
         self._head = self._body_left = 0
+        self._since = self.loop.time()
         if self._is_refused:
             return
         self._receiving = _cancel(self._receiving)
@@ -192,6 +240,11 @@ class Connection(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._receiving = None
         self._turn_away(408, "the request took too long to arrive")
+
+    def _refuse(self, status: int, why: str) -> None:
+        """Turn a request away whose head the parser has read; what follows of it is nothing."""
+        self._is_refused = True
+        self._turn_away(status, why)
 
     def _turn_away(self, status: int, why: str) -> None:
         """Close, with a word where no answer has begun."""

@@ -1,6 +1,7 @@
 """The MQTT 5 client, one connection: paho as a pipe whose events come out of a queue. Made new for every connection."""
 
 import queue
+import secrets
 import ssl
 import threading
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from fieldlm.formats import topics
 
 MAX_INFLIGHT = 16
 KEEPALIVE_S = 60
+LEAVE_S = 10.0
 MOST_BYTES = 128 << 10
 """What is taken in one packet: a command or a policy of 64 KiB, and its topic."""
 MAX_PACKET_BYTES = 268_435_455
@@ -92,6 +94,9 @@ class Link:
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
         self._client.on_disconnect = self._on_disconnect
+        self._client.on_publish = self._on_publish
+        self._refused = (0, "")
+        """The last message that the broker did not take, by paho's number, and why."""
         if self.address.tls:
             self._client.tls_set_context((identity or Identity()).context())
         if self.address.user:
@@ -129,6 +134,7 @@ class Link:
             sock.close()
         # paho closes two of its sockets when it is collected; without the circle that is now and not some day.
         self._client.on_connect = self._client.on_message = self._client.on_disconnect = None
+        self._client.on_publish = None
 
     def subscribe(self, filters: Sequence[str]) -> None:
         self._client.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])
@@ -145,7 +151,7 @@ class Link:
     ) -> None:
         """Queue a QoS 1 message, and wait up to `wait_s` until the broker has it.
 
-        Raises LinkError when paho will not take it.
+        Raises UnavailableError when paho will not take it, or the broker refuses it or keeps silent for `wait_s`.
         """
         properties = Properties(PacketTypes.PUBLISH)
         properties.UserProperty = ("v", "1")
@@ -157,7 +163,21 @@ class Link:
         if done.rc != mqtt.MQTT_ERR_SUCCESS:
             raise UnavailableError(f"the broker {self.address} took no message: {mqtt.error_string(done.rc)}")
         if wait_s:
+            self._wait(done, topic, wait_s)
+
+    def _wait(self, done: mqtt.MQTTMessageInfo, topic: str, wait_s: float) -> None:
+        try:
             done.wait_for_publish(wait_s)
+        except (RuntimeError, ValueError) as error:
+            raise UnavailableError(f"the broker {self.address} took no message: {error}") from error
+        if self._refused[0] == done.mid:
+            raise UnavailableError(f"the broker {self.address} refuses what is said on {topic}: {self._refused[1]}")
+        if not done.is_published():
+            raise UnavailableError(f"the broker {self.address} did not take a message on {topic} in {wait_s:g} s")
+
+    def _on_publish(self, _client: mqtt.Client, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            self._refused = (mid, str(reason))
 
     def _on_connect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
@@ -175,3 +195,13 @@ class Link:
             self._refusal = f"it closed the connection ({reason})"
             self._answer.set()
         self._inbox.put(Closed(str(reason)))
+
+
+def leave(url: str, topic: str, payload: bytes, *, identity: Identity | None = None) -> None:
+    """Leave a message on the broker for whoever comes later, as its URL says: user, password and TLS.
+
+    Raises InputError for a URL that is none, UnavailableError when the broker is away or refuses it.
+    """
+    client_id = f"fieldlm-{secrets.token_hex(8)}"
+    with Link(url, client_id=client_id, session_expiry_s=0, inbox=queue.SimpleQueue(), identity=identity) as link:
+        link.publish(topic, payload, retain=True, wait_s=LEAVE_S)

@@ -131,8 +131,8 @@ class Trust:
             yield
         except ExpiredMetadataError as error:
             raise TrustError(
-                f"the metadata of {source.name} has expired: {error}, and this device's clock says {_today()}; publish "
-                "again, or set this device's clock"
+                f"the metadata of {source.name} has expired: {error}, and this device's clock says {_today()}; its "
+                "publisher renews it with fieldlm publish --refresh, unless the clock is wrong"
             ) from error
         except DownloadLengthMismatchError as error:
             raise TrustError(f"{source.name} hands out an oversized file: {error}") from error

@@ -1,0 +1,22 @@
+"""Host names of this machine: what a browser may call it, beside its addresses, without DNS rebinding."""
+
+import socket
+
+from fieldlm.core.files import sha256_bytes
+
+
+def advertised_label(device: str) -> str:
+    """Return what a device is called on the local network: its name, and a word that sets it apart."""
+    return f"{device[:50]}-{sha256_bytes(device.encode())[:4]}"
+
+
+def advertised_host(device: str) -> str:
+    """Return the host name that mDNS answers to for a device."""
+    return f"{advertised_label(device).replace('.', '-').replace('_', '-')}.local"
+
+
+def own_names() -> frozenset[str]:
+    """Return localhost and the machine's own name, whole, alone and as mDNS knows it, in small letters."""
+    whole = socket.gethostname().lower().rstrip(".")
+    label = whole.partition(".")[0]
+    return frozenset({"localhost", whole, label, f"{label}.local"})
