@@ -248,6 +248,7 @@ def test_after_a_device_is_closed_no_thread_of_it_is_left_and_the_status_named_t
 ) -> None:
     before = set(threading.enumerate())
     flags = {"state": str(tmp_path / "state"), "context": "128", "port": str(free_port()), "host": "127.0.0.1"}
+    flags["device"] = "kiosk"
     config = load_config(flags | {"broker": f"mqtt://127.0.0.1:{free_port()}", "discovery": "true"}, env={})
     profile = load_profile(PROFILE)
     device = Device(config, profile, Start(config, profile, bundle))

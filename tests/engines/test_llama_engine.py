@@ -235,7 +235,7 @@ def test_a_request_that_llama_cpp_cannot_compute_fails_alone(engine: LlamaEngine
     assert list(chunks)[-1].outcome == "cancelled"
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**70, -5])
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1, -5])
 def test_the_same_seed_gives_the_same_text(engine: LlamaEngine, seed: int) -> None:
     sampling = Sampling(max_tokens=8, temperature=1.0, top_k=40, seed=seed)
     assert read(ask(engine, "Tell me a story.", sampling)) == read(ask(engine, "Tell me a story.", sampling))
