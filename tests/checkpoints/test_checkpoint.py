@@ -105,7 +105,7 @@ def test_a_damaged_gguf(tmp_path: Path, stages: Stages, smollm2_gguf: Path) -> N
     path = tmp_path / "model.gguf"
     path.write_bytes(b"no model")
     with pytest.raises(EngineError, match="is not a GGUF file"):
-        find_gguf(str(path), stages)
+        find_gguf(str(path))
     with smollm2_gguf.open("rb") as file:
         path.write_bytes(file.read(10_000_000))
     with pytest.raises(EngineError, match="is cut off or damaged"):
