@@ -6,12 +6,14 @@ from pathlib import Path
 
 from fieldlm.blobs.sources import BlobSource, MissingFileError
 from fieldlm.core.errors import TrustError, UnavailableError
-from fieldlm.core.files import CHUNK_BYTES, disk_errors, make_folder, need_room, sha256_file, sync_folder
+from fieldlm.core.files import disk_errors, make_folder, need_room, sha256_file, sync_folder
 from fieldlm.core.terminal import Progress, progress
 
 FRUITLESS = 3
 """Tries in a row that bring nothing, after which it is given up."""
 WAIT_S = 1.0
+PIECE_BYTES = 64 << 10
+"""Read at a time: what is lost of a piece in which the connection breaks."""
 
 
 def download(source: BlobSource, path: str, target: Path, *, size: int, sha256: str, what: str) -> Path:
@@ -51,7 +53,7 @@ def _append(source: BlobSource, path: str, part: Path, size: int, line: Progress
     done = _here(part)
     with source.open(path, done, size) as reader, disk_errors(part), part.open("ab") as file:
         line.show_bytes(done, size)
-        while data := reader.read(min(CHUNK_BYTES, size - done)):
+        while data := reader.read(min(PIECE_BYTES, size - done)):
             file.write(data)
             done += len(data)
             line.show_bytes(done, size)

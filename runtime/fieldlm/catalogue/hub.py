@@ -79,7 +79,7 @@ def choose(files: list[HubFile], wanted: str, source: str) -> HubFile:
     ggufs = [file for file in files if file.type == "file" and file.path.lower().endswith(".gguf")]
     whole = [file for file in ggufs if not PART.search(file.path) and "mmproj" not in file.path.lower()]
     if not ggufs:
-        raise InputError(f"{source} has no GGUF file; make a bundle of it: fieldlm compile {source.partition(':')[2]}")
+        raise InputError(f"{source} has no GGUF file; make a bundle of it: fieldlm compile {source}")
     for names in [(wanted,)] if wanted else [*[(each,) for each in PREFERRED], ("",)]:
         exact = [file for file in whole if file.path == names[0]]
         alike = exact or [file for file in whole if names[0].lower() in PurePosixPath(file.path).name.lower()]

@@ -168,9 +168,9 @@ def _check_model(header: Header, path: Path) -> None:
 
 def _forget_dangling(folder: Path) -> None:
     """Remove the bundles whose file has gone."""
-    for link in folder.glob(f"*/{BASE}"):
-        if not link.exists():
-            shutil.rmtree(link.parent, ignore_errors=True)
+    for made in folder.iterdir() if folder.exists() else ():
+        if (made / BASE).is_symlink() and not (made / BASE).exists():
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _plain(name: str) -> str:
