@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.catalogue.opening import open_model
-from fieldlm.core.errors import BundleError, InputError, TrustError
+from fieldlm.control.remote import connect
+from fieldlm.core.errors import BundleError, FieldlmError, InputError, TrustError
 from fieldlm.core.files import cache_root, link_or_copy
 from fieldlm.formats.bundle import Bundle, write_bundle
 from fieldlm.formats.gguf import FILE_TYPES
@@ -28,6 +30,7 @@ from tests.support.served_process import ask, free_port, serving
 
 FIELDLM = [sys.executable, "-c", "import sys; from fieldlm.cli.main import main; sys.exit(main())"]
 PROFILE = "generic-x86-64-avx2"
+OWNER = Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex()
 FAST = ["--threads", "1", "--context", "512"]
 
 
@@ -173,6 +176,9 @@ def test_a_served_file_says_that_it_is_unproved_and_is_there_at_the_next_start(g
             assert ask(url, "Say hello.")
             assert httpx.get(f"{url}/v1/fieldlm/status", trust_env=False).json()["proved"] is False
             assert "unproved" in said("ps", "--url", url)[0]
+            device = connect(Namespace(device="", url=url, state=str(tmp_path / "state"), keys=str(tmp_path / "keys")))
+            with pytest.raises(FieldlmError, match="is unproved: no update could go back to it"):
+                device.do("adopt", {"owner": OWNER, "repository": "https://example.org/models"})
         gguf.unlink(missing_ok=True)
 
 

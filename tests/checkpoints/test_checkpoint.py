@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from fieldlm.catalogue.model_cache import pull
 from fieldlm.core.errors import EngineError, InputError, UnavailableError
-from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, chat_template, find_gguf, folder_digest, open_checkpoint
+from fieldlm_compiler.checkpoints.checkpoint import (
+    DEFAULT_MODEL,
+    Checkpoint,
+    chat_template,
+    find_gguf,
+    folder_digest,
+    open_checkpoint,
+)
 from fieldlm_compiler.pipeline.stages import Stages
 from tests.support import tiny_models
 
@@ -120,6 +128,11 @@ def test_the_default_model_keeps_its_tokenizer_and_its_template() -> None:
     assert [step["type"] for step in pre["pretokenizers"]] == ["Digits", "ByteLevel"]
     assert "<|im_start|>" in (chat_template(checkpoint.folder) or "")
     assert "quantization_config" not in json.loads((checkpoint.folder / "config.json").read_bytes())
+
+
+def test_a_name_of_the_catalogue_is_what_it_stands_for() -> None:
+    assert open_checkpoint("smollm2") == tiny_models.smollm2()
+    assert find_gguf(DEFAULT_MODEL) == pull("smollm2").path
 
 
 def test_the_checkpoint_of_the_default_model_is_the_same_under_its_folder_name() -> None:

@@ -66,7 +66,7 @@ def unknown(name: str) -> str:
     from difflib import get_close_matches
 
     near = "".join(f", did you mean {one!r}?" for one in get_close_matches(name, catalogue(), 1))
-    return f"there is no model {name!r}{near or f'; name {MODEL}'}"
+    return f"there is no model {name!r}{near or f'; name {MODEL}; fieldlm compile makes a bundle'}"
 
 
 def full_name(name: str) -> str:

@@ -215,7 +215,8 @@ class Device:
             return before
 
         def adopt(args: dict[str, str]) -> dict[str, Any]:
-            if not self.live.current.bundle.manifest.is_proved:
+            brings_updates = args.get("repository") or args.get("root")
+            if brings_updates and not self.live.current.bundle.manifest.is_proved:
                 raise InputError(f"this device serves {self._model}, which is unproved: no update could go back to it")
             self.updater.adopt(args.get("repository", ""), args.get("root", ""))
             return self._presence() | {"device": self.config.device}

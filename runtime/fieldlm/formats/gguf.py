@@ -118,7 +118,7 @@ def read_header(path: Path) -> Header:
                     return _Reader(path, file.read(limit)).header(size)
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror}") from error
-    raise EngineError(f"{path} is cut off or damaged in its header; fetch or compile the bundle again")
+    raise EngineError(f"{path} is cut off or damaged in its header; fetch it again")
 
 
 class _Reader:
@@ -146,7 +146,7 @@ class _Reader:
         return Header(metadata, {name: tensor for name, tensor, _ in placed}, tuple(sorted(self._places)))
 
     def _fail(self, what: str) -> NoReturn:
-        raise EngineError(f"{self._path} {what}; fetch or compile the bundle again")
+        raise EngineError(f"{self._path} {what}; fetch it again")
 
     def _scalar(self, code: str) -> Any:
         (value,) = struct.unpack_from("<" + code, self._data, self._at)
