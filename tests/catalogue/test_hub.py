@@ -1,8 +1,10 @@
 """hf: names, against a server that answers as the hub does: which file, resumed, checked, and whose key goes where."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +108,27 @@ def pull_some(served: Hub) -> int:
     (part,) = (models_folder() / ".fetch").glob("*/.*.part")
     assert part.stat().st_size == served.sent
     return part.stat().st_size
+
+
+def test_ctrl_c_ends_it_at_once_and_what_has_come_stays(served: Hub) -> None:
+    served.cut_after, served.hangs = 20 * PIECE_BYTES, True
+    command = subprocess.Popen([*FIELDLM, "pull", NAME], stderr=subprocess.PIPE, text=True)
+    try:
+        until_s = time.monotonic() + 60
+        while not any(part.stat().st_size for part in models_folder().glob(".fetch/*/.*.part")):
+            assert command.poll() is None
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=60)
+    finally:
+        command.kill()
+    assert command.returncode == 130
+    assert err.splitlines()[-1] == "fieldlm pull: stopped; run the same command again to go on"
+    assert "Traceback" not in err
+    served.cut_after, served.hangs = None, False
+    assert pull(NAME).path.read_bytes() == DATA
+    assert int(served.ranges[-1].removeprefix("bytes=").partition("-")[0]) > 0
 
 
 def test_bytes_that_are_not_those_of_the_hubs_digest_are_thrown_away(served: Hub) -> None:

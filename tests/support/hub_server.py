@@ -26,6 +26,9 @@ class Hub:
         """Without which nothing is shown."""
         self.cut_after: int | None = None
         """Bytes of a file after which the connection breaks, each time."""
+        self.hangs = False
+        """Whether the connection hangs there, and does not break."""
+        self.is_over = threading.Event()
         self.sent = 0
         self.ranges: list[str] = []
         self.keys_at_files: list[str] = []
@@ -81,6 +84,9 @@ def hub() -> Generator[Hub]:
             body = data[start:] if served.cut_after is None else data[start : start + served.cut_after]
             self.wfile.write(body)
             served.sent += len(body)
+            if served.hangs:
+                self.wfile.flush()
+                served.is_over.wait()
             self.close_connection = len(body) < len(data) - start
 
         def _answer(self, status: int, body: bytes, *, location: str = "") -> None:
@@ -102,6 +108,7 @@ def hub() -> Generator[Hub]:
     try:
         yield served
     finally:
+        served.is_over.set()
         server.shutdown()
         thread.join()
         server.server_close()

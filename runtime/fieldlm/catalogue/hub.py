@@ -43,8 +43,8 @@ class HubFile(msgspec.Struct, frozen=True):
     lfs: Lfs | None = None
 
 
-def fetch(source: str, into: Path) -> Path:
-    """Bring the GGUF file that `source` (hf:ORG/NAME[@REVISION][:FILE]) names into the folder `into`; return its path.
+def fetch(source: str, into: Path) -> tuple[Path, str]:
+    """Bring the GGUF file that `source` (hf:ORG/NAME[@REVISION][:FILE]) names into `into`; return its path and SHA-256.
 
     Goes on where an earlier call stopped. Raises InputError when the hub has no such file or wants a key,
     UnavailableError when it does not answer, TrustError when its bytes are not those of its own SHA-256.
@@ -59,7 +59,7 @@ def fetch(source: str, into: Path) -> Path:
         raise InputError(f"the hub names no SHA-256 for {file.path} of {repository}; fetch it yourself and check it")
     source_at = WebSource(_endpoint(), headers=_key())
     try:
-        return download(
+        path = download(
             source_at,
             f"{repository}/resolve/{quote(revision, safe='')}/{quote(file.path)}",
             into / PurePosixPath(file.path).name,
@@ -69,6 +69,7 @@ def fetch(source: str, into: Path) -> Path:
         )
     except MissingFileError as error:
         raise InputError(f"the hub lists {file.path} of {repository} and does not hand it out: {error}") from error
+    return path, file.lfs.oid
 
 
 def choose(files: list[HubFile], wanted: str, source: str) -> HubFile:

