@@ -11,8 +11,8 @@ from typing import Any, cast, get_type_hints
 import pytest
 
 from fieldlm import AsyncModel, Model
-from fieldlm.core.errors import InputError
-from fieldlm.engines import Sampling
+from fieldlm.core.errors import EngineError, InputError
+from fieldlm.engines import Sampling, memory_plan
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.call_options import OpenOptions, SamplingOptions
 
@@ -34,6 +34,22 @@ def test_the_options_are_the_fields_of_a_sampling_with_their_types() -> None:
     assert get_type_hints(SamplingOptions) == get_type_hints(Sampling)
     hints = get_type_hints(Model.open)
     assert get_type_hints(OpenOptions) == {name: hints[name] for name in hints if name not in ("source", "return")}
+
+
+def test_without_a_wish_the_context_is_what_memory_allows(
+    smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    def free_mb(root: Path) -> int:
+        return FREE_MB
+
+    monkeypatch.setattr(memory_plan, "memory_available_mb", free_mb)
+    with Model.open(smollm2_gguf, threads=1, parallel=1) as opened:
+        context = opened.engine.context
+        assert 1024 <= context < 4096
+        assert context % 256 == 0
+    assert f"gets {context} tokens of context: memory has no room for more" in logged.text
+    with pytest.raises(EngineError, match=f"{FREE_MB} MB are free; --context {context} would fit"):
+        Model.open(smollm2_gguf, threads=1, parallel=1, context=4096)
 
 
 def test_an_option_by_its_name_is_one_in_a_sampling(model: Model) -> None:
@@ -63,6 +79,7 @@ def test_its_repr_says_what_it_is(model: Model, base_bundle: Bundle) -> None:
         assert repr(proved).endswith(f"generation {base_bundle.generation}>")
 
 
+FREE_MB = 180
 MISSPELT: Any = {"max_token": 3}
 
 

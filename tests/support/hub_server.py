@@ -10,7 +10,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 
@@ -47,61 +47,73 @@ class Hub:
         ]
 
 
+class _HubServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, served: Hub) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.served = served
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def served(self) -> Hub:
+        return cast(_HubServer, self.server).served
+
+    def do_GET(self) -> None:
+        path, served = unquote(urlsplit(self.path).path), self.served
+        key = self.headers.get("authorization", "")
+        if path.startswith("/files/"):
+            served.keys_at_files.append(key)
+            self._file(path.removeprefix("/files/"))
+        elif served.token and key != f"Bearer {served.token}":
+            self._answer(401, b"Invalid credentials")
+        elif path == "/api/models/org/model/tree/main":
+            self._answer(200, json.dumps(served.tree()).encode())
+        elif path.startswith("/org/model/resolve/main/"):
+            name = path.removeprefix("/org/model/resolve/main/")
+            self._answer(302, b"", location=f"{served.files_url}/files/{name}")
+        else:
+            self._answer(404, b"Repository not found")
+
+    def _file(self, name: str) -> None:
+        served = self.served
+        data, start = served.files[name], 0
+        if asked := self.headers.get("range"):
+            served.ranges.append(asked)
+            start = int(asked.removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if asked else 200)
+        self.send_header("content-length", str(len(data) - start))
+        if asked:
+            self.send_header("content-range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.end_headers()
+        body = data[start:] if served.cut_after is None else data[start : start + served.cut_after]
+        self.wfile.write(body)
+        served.sent += len(body)
+        if served.hangs:
+            self.wfile.flush()
+            served.is_over.wait()
+        self.close_connection = len(body) < len(data) - start
+
+    def _answer(self, status: int, body: bytes, *, location: str = "") -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        if location:
+            self.send_header("location", location)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
 @contextmanager
 def hub() -> Generator[Hub]:
     """Run a hub until the block ends."""
     served = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            key = self.headers.get("authorization", "")
-            if path.startswith("/files/"):
-                served.keys_at_files.append(key)
-                self._file(path.removeprefix("/files/"))
-            elif served.token and key != f"Bearer {served.token}":
-                self._answer(401, b"Invalid credentials")
-            elif path == "/api/models/org/model/tree/main":
-                self._answer(200, json.dumps(served.tree()).encode())
-            elif path.startswith("/org/model/resolve/main/"):
-                name = path.removeprefix("/org/model/resolve/main/")
-                self._answer(302, b"", location=f"{served.files_url}/files/{name}")
-            else:
-                self._answer(404, b"Repository not found")
-
-        def _file(self, name: str) -> None:
-            data, start = served.files[name], 0
-            if asked := self.headers.get("range"):
-                served.ranges.append(asked)
-                start = int(asked.removeprefix("bytes=").partition("-")[0])
-            self.send_response(206 if asked else 200)
-            self.send_header("content-length", str(len(data) - start))
-            if asked:
-                self.send_header("content-range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.end_headers()
-            body = data[start:] if served.cut_after is None else data[start : start + served.cut_after]
-            self.wfile.write(body)
-            served.sent += len(body)
-            if served.hangs:
-                self.wfile.flush()
-                served.is_over.wait()
-            self.close_connection = len(body) < len(data) - start
-
-        def _answer(self, status: int, body: bytes, *, location: str = "") -> None:
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            if location:
-                self.send_header("location", location)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _HubServer(served)
     served.url, served.files_url = (f"http://{host}:{server.server_port}" for host in ("127.0.0.1", "localhost"))
     thread = threading.Thread(target=server.serve_forever, name="hub")
     thread.start()
