@@ -19,14 +19,15 @@ from typing import Any
 
 import msgspec
 
+from fieldlm.catalogue.pip import pip_download
 from fieldlm.core.errors import EngineError, FieldlmError, InputError, MissingDependencyError, UnavailableError
-from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
+from fieldlm.core.files import cache_root, canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
 from fieldlm.core.logs import logger, to_terminal
 from fieldlm.core.terminal import progress
 from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.pipeline import llama_toolchain
-from fieldlm_compiler.pipeline.llama_toolchain import SDISTS, pip_download
-from fieldlm_compiler.pipeline.stages import cache_root, lock
+from fieldlm_compiler.pipeline.llama_toolchain import SDISTS
+from fieldlm_compiler.pipeline.stages import lock
 
 log = logger(__name__)
 

@@ -26,7 +26,7 @@ from benchmarks.serving_sides import Setting
 from fieldlm.bench.environment import EnvironmentSample, environment, moment, steal_percent
 from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError, InputError
-from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.files import cache_root, canonical_json, write_whole
 from fieldlm.core.logs import logger, to_terminal
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import Bundle, open_bundle
@@ -34,7 +34,6 @@ from fieldlm.hardware.detect import detect
 from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
 from fieldlm_compiler.compile.build import compile_model
-from fieldlm_compiler.pipeline.stages import cache_root
 
 log = logger(__name__)
 

@@ -11,13 +11,12 @@ from benchmarks.anchors import GENAI, genai_overlay
 from benchmarks.serving_rows import Figure, Job, alternate, ratio
 from benchmarks.serving_sides import in_process
 from fieldlm.core.errors import EngineError
-from fieldlm.core.files import whole_folder
+from fieldlm.core.files import cache_root, whole_folder
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.hardware.detect import detect
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint
 from fieldlm_compiler.compile.build import compile_model
-from fieldlm_compiler.pipeline.stages import cache_root
 
 BUILDER = ("-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu")
 DECODE = """\

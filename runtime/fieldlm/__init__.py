@@ -1,6 +1,6 @@
 """fieldlm: small language models on devices, offline, updated over the air.
 
-`Model` opens a bundle in this process, `AsyncModel` does so for asyncio; both are imported when they are first used, so
+`Model` opens a model in this process, `AsyncModel` does so for asyncio; both are imported when they are first used, so
 that `import fieldlm` costs nothing.
 """
 

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from fieldlm.catalogue.model_cache import pull
 from fieldlm.core.errors import EngineError, InputError, UnavailableError
-from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, chat_template, find_gguf, folder_digest, open_checkpoint
+from fieldlm_compiler.checkpoints.checkpoint import (
+    DEFAULT_MODEL,
+    Checkpoint,
+    chat_template,
+    find_gguf,
+    folder_digest,
+    open_checkpoint,
+)
 from fieldlm_compiler.pipeline.stages import Stages
 from tests.support import tiny_models
 
@@ -105,7 +113,7 @@ def test_a_damaged_gguf(tmp_path: Path, stages: Stages, smollm2_gguf: Path) -> N
     path = tmp_path / "model.gguf"
     path.write_bytes(b"no model")
     with pytest.raises(EngineError, match="is not a GGUF file"):
-        find_gguf(str(path), stages)
+        find_gguf(str(path))
     with smollm2_gguf.open("rb") as file:
         path.write_bytes(file.read(10_000_000))
     with pytest.raises(EngineError, match="is cut off or damaged"):
@@ -120,6 +128,11 @@ def test_the_default_model_keeps_its_tokenizer_and_its_template() -> None:
     assert [step["type"] for step in pre["pretokenizers"]] == ["Digits", "ByteLevel"]
     assert "<|im_start|>" in (chat_template(checkpoint.folder) or "")
     assert "quantization_config" not in json.loads((checkpoint.folder / "config.json").read_bytes())
+
+
+def test_a_name_of_the_catalogue_is_what_it_stands_for() -> None:
+    assert open_checkpoint("smollm2") == tiny_models.smollm2()
+    assert find_gguf(DEFAULT_MODEL) == pull("smollm2").path
 
 
 def test_the_checkpoint_of_the_default_model_is_the_same_under_its_folder_name() -> None:

@@ -135,7 +135,7 @@ def test_a_setting_that_is_out_of_its_range_is_one_line(
         (["publish", "B", "--to", "s3://bucket/x"], "is a URL"),
         (["release", "show", "--to", "BINARY"], "is no folder"),
         (["detect", "--sysroot", "MISSING"], "does not exist"),
-        (["run", "BINARY", "x"], "is a file"),
+        (["run", "BINARY", "x"], "is not a GGUF file"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )

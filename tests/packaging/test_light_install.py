@@ -67,6 +67,14 @@ def test_compile_says_what_to_install(device: Path) -> None:
     assert "pip install fieldlm-compiler" in said([device / "fieldlm", "compile", "model"], exit_code=2)
 
 
+def test_it_answers_from_a_file_that_nobody_compiled(
+    device: Path, smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "is unproved" in said([device / "fieldlm", "run", smollm2_gguf, "Say hello.", "--max-tokens", "4"])
+    assert "smollm2" in said([device / "fieldlm", "list"])
+
+
 def test_it_serves_a_bundle_that_was_built_elsewhere(device: Path, bundle: Bundle, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from fieldlm.core.errors import GateError, NoSpaceError
+from fieldlm.core.files import cache_root
 from fieldlm_compiler.pipeline.child import Ran
-from fieldlm_compiler.pipeline.stages import Stages, cache_root
+from fieldlm_compiler.pipeline.stages import Stages
 
 SLOW = """
 import sys, time

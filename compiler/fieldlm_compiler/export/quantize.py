@@ -7,15 +7,18 @@ from typing import Any, cast
 import msgspec
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.formats.gguf import BLOCKS, Header, read_header
+from fieldlm.formats.gguf import FILE_TYPES, Header, read_header
 from fieldlm_compiler.export.legal_types import is_quantizable
 from fieldlm_compiler.pipeline.child import Ran, call
 
-# llama.cpp file type → its number, the enum llama_ftype in llama.h
+NUMBERS = {name: number for number, name in FILE_TYPES.items()}
+# llama.cpp file type → its number, of those that are made here
 QUANTS = {
-    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q5_K_S": 16, "Q5_1": 9, "Q5_0": 8,
-    "Q4_K_M": 15, "Q4_K_S": 14, "Q4_1": 3, "Q4_0": 2, "IQ4_NL": 25, "IQ4_XS": 30, "Q3_K_L": 13, "Q3_K_M": 12,
-    "Q3_K_S": 11, "IQ3_M": 27, "IQ3_S": 26, "Q2_K": 10,
+    name: NUMBERS[name]
+    for name in (
+        "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+        "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "Q2_K",
+    )
 }  # fmt: skip
 # These put most tensors into types that llama.cpp refuses to write without an importance matrix.
 NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S")
@@ -109,7 +112,7 @@ def weigh(path: Path) -> WeightsSize:
     header = read_header(path)
     return WeightsSize(
         bytes=path.stat().st_size,
-        bits_per_weight=round(8 * sum(t.size for t in header.tensors.values()) / parameters(header), 3),
+        bits_per_weight=round(8 * header.weight_bytes / header.parameters, 3),
         tensors=_types(header),
     )
 
@@ -118,11 +121,6 @@ def file_type(path: Path) -> str | None:
     """Return the name of the file type that the GGUF at `path` claims, or None for one we do not make."""
     number = read_header(path).metadata.get("general.file_type")
     return next((name for name, value in QUANTS.items() if value == number), None)
-
-
-def parameters(header: Header) -> int:
-    """Return the number of weights in the tensors of `header`."""
-    return sum(tensor.size // BLOCKS[tensor.type][1] * BLOCKS[tensor.type][0] for tensor in header.tensors.values())
 
 
 def _types(header: Header) -> dict[str, int]:

@@ -6,19 +6,16 @@ a pinned SHA-256, and unpacked into the cache; only the converter's files, none 
 
 import ast
 import contextlib
-import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
-from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError, UnavailableError
-from fieldlm.core.files import disk_errors, sha256_file, whole_folder
-from fieldlm.core.terminal import progress
-from fieldlm_compiler.pipeline.stages import cache_root, lock
+from fieldlm.catalogue.pip import pip_download
+from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
+from fieldlm.core.files import cache_root, disk_errors, sha256_file, whole_folder
+from fieldlm_compiler.pipeline.stages import lock
 
 # version of llama-cpp-python → SHA-256 of its source distribution on PyPI
 SDISTS = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
@@ -74,26 +71,6 @@ def supported_architectures(converter: Path) -> frozenset[str]:
             assert node.value is not None, "the table has content"
             return frozenset(ast.literal_eval(node.value))
     raise FieldlmError(f"{converter} has no table of architectures; remove the folder and run the same command again")
-
-
-def pip_download(requirement: str, into: Path, *options: str) -> Path:
-    """Fetch one distribution of `requirement` (NAME==VERSION) with the user's own pip settings and return its file.
-
-    Raises LinkError with pip's last error line when it cannot be had.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    with progress(f"fetch {requirement}"):
-        done = subprocess.run(
-            [*command, *options, "--dest", str(into), requirement], capture_output=True, text=True, check=False
-        )
-    files = sorted(path for path in into.iterdir() if path.is_file())
-    if done.returncode != 0 or len(files) != 1:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reasons = [line for line in lines if re.match(r"(ERROR|error)\b", line)] or lines or ["pip said nothing"]
-        raise UnavailableError(
-            f"pip cannot fetch {requirement}: {reasons[-1]}; check the name and the index (pip config list)"
-        )
-    return files[0]
 
 
 def _install(folder: Path, release: str) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fieldlm.core.errors import UnavailableError
-from fieldlm.core.files import disk_errors, sha256_bytes, whole_folder
+from fieldlm.core.files import cache_root, disk_errors, sha256_bytes, whole_folder
 from fieldlm.core.terminal import progress
-from fieldlm_compiler.pipeline.stages import cache_root, lock
+from fieldlm_compiler.pipeline.stages import lock
 
 # requirement → SHA-256 of its wheels; tokenizers has one per platform: Linux x86-64 and aarch64, macOS arm64 and x86-64
 PINS = {

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from fieldlm.core.errors import FieldlmError, NoSpaceError
-from fieldlm.core.files import canonical_json, free_mb, sha256_bytes, sha256_file, whole_folder
+from fieldlm.core.files import cache_root, canonical_json, free_mb, sha256_bytes, sha256_file, whole_folder
 from fieldlm.core.logs import logger
 from fieldlm_compiler.pipeline.child import Ran
 
@@ -38,11 +38,6 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     peak_mb: float
     files: dict[str, tuple[int, int, str]]
     cached: bool = False
-
-
-def cache_root() -> Path:
-    """Return `$XDG_CACHE_HOME/fieldlm`, or `~/.cache/fieldlm`."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "fieldlm"
 
 
 @contextmanager

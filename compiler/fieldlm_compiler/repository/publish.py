@@ -58,6 +58,8 @@ def publish(
     them may take it; all may without. `days` is for how long the repository is good without `refresh`, as there.
     """
     bundle = open_bundle(bundle_folder)
+    if not bundle.manifest.is_proved:
+        raise InputError(f"{bundle_folder} is unproved and made for no profile; compile {bundle.manifest.model.source}")
     _check_profile(bundle, profile)
     with disk_errors(repository), publish_lock(repository):
         _check_keys_at_hand(repository, keys)

@@ -23,13 +23,13 @@ import msgspec
 
 from fieldlm.core import errors
 from fieldlm.core.errors import EngineError, FieldlmError, MissingDependencyError, UnavailableError
-from fieldlm.core.files import sha256_file
+from fieldlm.core.files import cache_root, sha256_file
 from fieldlm.core.logs import logger
 from fieldlm.core.terminal import progress
 from fieldlm.formats.bundle import CacheTypes
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.llama_toolchain import installed
-from fieldlm_compiler.pipeline.stages import cache_root, lock
+from fieldlm_compiler.pipeline.stages import lock
 from fieldlm_compiler.search.searchable import shareable
 from fieldlm_compiler.verify import divergence as measuring
 

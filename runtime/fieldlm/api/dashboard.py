@@ -73,6 +73,7 @@ class Panel:
                 "quant": manifest.recipe.quant,
                 "adapter": serving.adapter is not None,
                 "licence": manifest.model.licence,
+                "proved": manifest.is_proved,
                 "context": serving.engine.context,
                 "memory_mb": {"process": rss_mb(), **serving.engine.memory_mb()},
             }

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -109,9 +109,14 @@ class FolderSource:
 
 
 class WebSource:
-    """A repository behind a web server. Works, slower after an interruption, with one that ignores Range."""
+    """A repository behind a web server. Works, slower after an interruption, with one that ignores Range.
 
-    def __init__(self, url: str, stop: threading.Event | None = None) -> None:
+    `headers` go with each request, to the server that `url` names and to no other that it sends us to.
+    """
+
+    def __init__(
+        self, url: str, stop: threading.Event | None = None, *, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.name = shown(url).rstrip("/")
         self.moved = 0
         self.has_ranges = True
@@ -119,7 +124,7 @@ class WebSource:
         timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S)
         self._pool = connections(tls=urlsplit(url).scheme == "https", timeout=timeout)
         known = credentials(url)
-        self._headers = urllib3.make_headers(basic_auth=known) if known else {}
+        self._headers = {**(urllib3.make_headers(basic_auth=known) if known else {}), **(headers or {})}
 
     @contextmanager
     def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:

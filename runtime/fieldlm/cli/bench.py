@@ -1,16 +1,17 @@
 """`fieldlm bench`: measure bundles on this machine, and say how near they are to what the memory allows."""
 
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from fieldlm.bench.bench import bench, describe, document
 from fieldlm.bench.measure import Spec
+from fieldlm.catalogue.names import MODEL
+from fieldlm.catalogue.opening import advice, open_model
 from fieldlm.core import options, terminal
 from fieldlm.core.config import load_config
-from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.profile import load_profile
 from fieldlm.hardware.detect import detect
 from fieldlm.hardware.sensors import usable_cores
@@ -18,8 +19,8 @@ from fieldlm.hardware.sensors import usable_cores
 
 def main(argv: Sequence[str]) -> int:
     """Measure bundles one after the other and print what came out."""
-    parser = terminal.parser("bench", "Measure how fast a bundle is on this machine.")
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folders of bundles")
+    parser = terminal.parser("bench", "Measure how fast a model is on this machine.")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
     parser.add_argument(
         "--prompt-tokens",
         type=options.whole(1, options.CONTEXT[1]),
@@ -44,7 +45,10 @@ def main(argv: Sequence[str]) -> int:
         "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
     )
     args = parser.parse_args(argv)
-    bundles = [open_bundle(folder) for folder in args.bundles]
+    bundles = [open_model(name) for name in args.models]
+    for bundle, name in zip(bundles, args.models, strict=True):
+        if not bundle.manifest.is_proved:
+            print(terminal.visible(advice(bundle, name)), file=sys.stderr, flush=True)
     config, found = load_config(), detect()
     # As `serve` would run it: what the settings say, else what fits this machine.
     profile = load_profile(config.profile) if config.profile else found.best

@@ -1,9 +1,8 @@
 """`fieldlm chat`: a conversation with a bundle in this process, or with a running server."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from fieldlm.cli.conversation import add_sampling, talk
+from fieldlm.cli.conversation import add_model, add_sampling, talk
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm.network.http_client import KEY
@@ -12,13 +11,13 @@ from fieldlm.network.http_client import KEY
 def main(argv: Sequence[str]) -> int:
     """Hold a conversation with a bundle in this process, or with a running server."""
     parser = terminal.parser("chat", "talk to a model; /help, said there, lists what else it does")
-    parser.add_argument("bundle", type=Path, nargs="?", help="folder of a bundle to load in this process")
+    add_model(parser, nargs="?")
     parser.add_argument(
         "--url",
         help=f"a running server (http, https or unix:/PATH; {KEY} has its key); else as configured",
     )
     add_sampling(parser)
     args = parser.parse_args(argv)
-    if args.bundle and args.url:
-        raise InputError("give a bundle or --url, not both")
+    if args.model and args.url:
+        raise InputError("give a model or --url, not both")
     return talk(args, as_json=args.json)

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
+from fieldlm.catalogue.names import MODEL
+from fieldlm.catalogue.opening import advice, open_model
 from fieldlm.core import options, terminal
-from fieldlm.core.errors import FieldlmError, UnavailableError
+from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
 from fieldlm.engines import Outcome, Sampling
 from fieldlm.engines.sampling import RANGES
+from fieldlm.inference.chat_template import without_template
 from fieldlm.inference.model import Model
 from fieldlm.network.http_client import HttpClient, server_at
 
@@ -43,6 +46,10 @@ MAX_TOKENS, TEMPERATURE = options.whole(1), options.real(*RANGES["temperature"])
 SEED = options.whole(*options.SEED)
 
 
+def add_model(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
+    parser.add_argument("model", nargs=nargs, metavar="MODEL", help=MODEL)
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=MAX_TOKENS, default=512, help="the longest answer")
     parser.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0 is always the same answer")
@@ -57,11 +64,19 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
     return Sampling(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
 
 
-def open_model(args: argparse.Namespace) -> Model:
-    """Load the bundle; on a terminal, who waits for it sees that."""
-    waiting = terminal.progress(f"load {args.bundle}") if sys.stderr.isatty() else nullcontext()
+def load_model(args: argparse.Namespace) -> Model:
+    """Load the model, fetched where it has to be; on a terminal, who waits for it sees that.
+
+    What nobody has proved is said to be so. Raises InputError for one that cannot converse.
+    """
+    bundle = open_model(args.model)
+    if bundle.manifest.file("template") is None:
+        raise InputError(without_template(bundle))
+    if not bundle.manifest.is_proved:
+        print(terminal.visible(advice(bundle, args.model)), file=sys.stderr, flush=True)
+    waiting = terminal.progress(f"load {args.model}") if sys.stderr.isatty() else nullcontext()
     with waiting:
-        return Model.open(args.bundle, threads=args.threads, context=args.context, parallel=1)
+        return Model.open(bundle, threads=args.threads, context=args.context, parallel=1)
 
 
 def write_out(pieces: Generator[Piece], *, quiet: bool = False) -> Piece:
@@ -119,10 +134,10 @@ def over_http(server: HttpClient) -> Say:
 
 
 def talk(args: argparse.Namespace, *, as_json: bool) -> int:
-    """Hold a conversation with the bundle of the arguments, else with the server."""
+    """Hold a conversation with the model of the arguments, else with the server."""
     with ExitStack() as stack:
-        if args.bundle:
-            say = in_process(stack.enter_context(open_model(args)))
+        if args.model:
+            say = in_process(stack.enter_context(load_model(args)))
         else:
             say = over_http(server_at(getattr(args, "url", None)))
         conversation = Conversation(say, sampling_of(args), as_json=as_json)

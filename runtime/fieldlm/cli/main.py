@@ -23,15 +23,18 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "explain": ("fieldlm_compiler.compile.explain", "write a page on how a bundle's types were chosen"),
         "unpack": ("fieldlm_compiler.compile.unpack", "write a model, or a bundle's base, as a folder to tune"),
         "verify": ("fieldlm.cli.verify", "check a bundle's bytes, signature and answers"),
-        "bench": ("fieldlm.cli.bench", "measure how fast a bundle is on this machine"),
+        "bench": ("fieldlm.cli.bench", "measure how fast a model is on this machine"),
         "publish": ("fieldlm_compiler.repository.publish", "offer a bundle to the devices of its profile"),
         "release": ("fieldlm_compiler.repository.offers", "show, widen, pause or pull what a repository offers"),
         "keys": ("fieldlm_compiler.repository.keys", "make, rotate and revoke a publisher's keys"),
     },
     "serve": {
-        "serve": ("fieldlm.device.serve", "serve a bundle on this device: API, telemetry, updates"),
+        "serve": ("fieldlm.device.serve", "serve a model on this device: API, telemetry, updates"),
         "run": ("fieldlm.cli.run", "answer one prompt, in this process"),
-        "chat": ("fieldlm.cli.chat", "converse with a bundle or a running server"),
+        "chat": ("fieldlm.cli.chat", "converse with a model or a running server"),
+        "pull": ("fieldlm.cli.models.pull", "fetch a model by its name"),
+        "list": ("fieldlm.cli.models.list", "list the models that can be run by name"),
+        "rm": ("fieldlm.cli.models.rm", "remove fetched models"),
         "ps": ("fieldlm.cli.ps", "show what a running server serves"),
         "doctor": ("fieldlm.cli.doctor", "say what is wrong with this device, and what to do"),
         "config": ("fieldlm.cli.config", "show every setting and where it comes from"),
@@ -63,7 +66,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("fieldlm_compiler.demo.story", "run the whole circle once, on this machine"),
     },
 }
-RESUMED = ("compile", "tune", "update")
+RESUMED = ("compile", "pull", "tune", "update")
 """Commands that go on where they were stopped."""
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _row(model: dict[str, Any], state: str) -> list[object]:
     own = model["fieldlm"]
+    kind = state if own.get("proved", True) else f"{state}, unproved"
     memory = round(sum(own["memory_mb"].values()))
     quant = own["quant"] + (" + adapter" if own["adapter"] else "")
-    return [model["id"], own["generation"], own["engine"], quant, own["context"], own["requests"], memory, state]
+    return [model["id"], own["generation"], own["engine"], quant, own["context"], own["requests"], memory, kind]

@@ -4,10 +4,9 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from fieldlm.cli.conversation import add_sampling, in_process, open_model, sampling_of, talk, write_out
+from fieldlm.cli.conversation import add_model, add_sampling, in_process, load_model, sampling_of, talk, write_out
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 
@@ -15,16 +14,16 @@ INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 
 def main(argv: Sequence[str]) -> int:
-    """Answer one prompt: `fieldlm run BUNDLE "prompt"`, the prompt from a pipe, or what is piped below the prompt."""
-    parser = terminal.parser("run", "answer one prompt with a bundle, in this process; on a terminal, converse")
-    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    """Answer one prompt: `fieldlm run MODEL "prompt"`, the prompt from a pipe, or what is piped below the prompt."""
+    parser = terminal.parser("run", "answer one prompt with a model, in this process; on a terminal, converse")
+    add_model(parser)
     parser.add_argument("prompt", nargs="?", help="what to ask; what is piped in stands below it, or alone")
     add_sampling(parser)
     args = parser.parse_args(argv)
     if args.prompt is None and sys.stdin and sys.stdin.isatty() and not args.json:
         return talk(args, as_json=False)
     prompt = _prompt(args.prompt)
-    with open_model(args) as model:
+    with load_model(args) as model:
         if args.json:
             answer = model.chat(prompt, sampling_of(args))
             terminal.show(_document(answer), "", as_json=True)
@@ -38,7 +37,7 @@ def _prompt(given: str | None) -> str:
     piped = _piped() if given is None or _is_piped() else ""
     parts = [part for part in (given, piped) if part and part.strip()]
     if not parts:
-        raise InputError('the prompt is empty; run: fieldlm run BUNDLE "prompt"')
+        raise InputError('the prompt is empty; run: fieldlm run MODEL "prompt"')
     return "\n\n".join(parts)
 
 

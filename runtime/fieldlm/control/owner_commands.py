@@ -33,6 +33,7 @@ log = logger(__name__)
 
 PATH = "/v1/fieldlm/command"
 LOCAL_KEY = "local.pem"
+OWNER = "owner.json"
 NONCE_S = 120.0
 MOST_NONCES = 64
 MOST_GUESSES = 5
@@ -59,14 +60,14 @@ class Commands:
     ) -> None:
         self.device = device
         self.code = _code()
-        self._path = state / "owner.json"
+        self._path = state / OWNER
         self._actions = actions
         self._now_s = now_s
         self._lock = threading.Lock()
         self._nonces: dict[str, float] = {}
         self._guesses = 0
         self._local = key_id(load_or_create_key(state / LOCAL_KEY).public_key())
-        self.owner = _read_owner(self._path)
+        self.owner = read_owner(state)
 
     def hear(self, message: bytes) -> CommandResult:
         """Answer one message, whatever is in it. Never raises."""
@@ -143,7 +144,9 @@ def command_route(commands: Commands) -> Route:
     return Route(PATH, take, methods=["POST"])
 
 
-def _read_owner(path: Path) -> Owner | None:
+def read_owner(state: Path) -> Owner | None:
+    """Return who owns the device whose state folder this is; None where it is nobody's."""
+    path = state / OWNER
     if not path.exists():
         return None
     try:

@@ -124,6 +124,11 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} is not text in UTF-8 (byte {error.start})") from error
 
 
+def cache_root() -> Path:
+    """Return `$XDG_CACHE_HOME/fieldlm`, or `~/.cache/fieldlm`."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "fieldlm"
+
+
 def free_mb(path: Path) -> int:
     """Return the free megabytes (1e6 bytes) of the file system that holds `path` or its nearest existing parent."""
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())

@@ -97,7 +97,7 @@ class Progress:
         self.name = name
         self.total = total
         self.done = 0
-        self.note = ""
+        self.note = self.unit = ""
         self.started_s = time.monotonic()
         self.is_tty = sys.stderr.isatty()
         self._drawn_s = 0.0 if sys.stderr.isatty() else self.started_s
@@ -117,13 +117,20 @@ class Progress:
     def advance(self, note: str = "") -> None:
         self.update(self.done + 1, note)
 
+    def show_bytes(self, done: int, total: int) -> None:
+        """Say that `done` of `total` bytes are here, in megabytes (1e6 bytes)."""
+        self.total, self.unit = max(1, -(-total // 1_000_000)), " MB"
+        self.update(done // 1_000_000)
+
     def _line(self, now: float) -> str:
         spent_s = now - self.started_s
         if not self.total:
             return f"  {self.name} … {spent_s:.0f} s {self.note}"
         filled = 20 * self.done // self.total
         rest = f", {spent_s / self.done * (self.total - self.done):.0f} s left" if self.done else ""
-        return f"  {self.name} {'━' * filled}{'─' * (20 - filled)} {self.done}/{self.total}{rest} {self.note}"
+        return (
+            f"  {self.name} {'━' * filled}{'─' * (20 - filled)} {self.done}/{self.total}{self.unit}{rest} {self.note}"
+        )
 
     def draw(self, line: str) -> None:
         width = shutil.get_terminal_size().columns

@@ -23,6 +23,7 @@ from fieldlm.api.dashboard import Leaves
 from fieldlm.blobs.fetch import FetchPolicy
 from fieldlm.control.owner_commands import Action, Commands, command_route
 from fieldlm.core.config import Config
+from fieldlm.core.errors import InputError
 from fieldlm.core.logs import RECENT, logger
 from fieldlm.core.tasks import PROCESS, TaskStatus
 from fieldlm.device import systemd
@@ -215,6 +216,9 @@ class Device:
             return before
 
         def adopt(args: dict[str, str]) -> dict[str, Any]:
+            brings_updates = args.get("repository") or args.get("root")
+            if brings_updates and not self.live.current.bundle.manifest.is_proved:
+                raise InputError(f"this device serves {self._model}, which is unproved: no update could go back to it")
             self.updater.adopt(args.get("repository", ""), args.get("root", ""))
             return self._presence() | {"device": self.config.device}
 
@@ -338,6 +342,7 @@ class Device:
             "profile": self.profile.id,
             "model": self._model,
             "generation": self._generation,
+            "proved": self.live.current.bundle.manifest.is_proved,
             "ready": self._not_ready() is None,
             "telemetry": self.config.telemetry,
             "health": [*troubles(health, sync, self.recorder.clock), *self._update_troubles()],

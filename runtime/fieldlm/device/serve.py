@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fieldlm.catalogue.names import MODEL
 from fieldlm.core import terminal
 from fieldlm.core.config import Config, add_flags, load_config, named
 from fieldlm.core.files import act_as_owner
+from fieldlm.core.logs import logger
 from fieldlm.device.startup import Start
 from fieldlm.formats.profile import Profile, load_profile
+
+log = logger(__name__)
 
 SWITCH_S = 0.00001
 """Between two threads that want to run Python. Who loads wants it a thousand times, for microseconds; with the usual
@@ -30,8 +34,9 @@ def main(argv: Sequence[str]) -> int:
     act_as_owner(config.state)
     config = named(config)
     profile = _profile(config)
+    folder = _folder(args.bundle) if args.bundle else None
     with _quick_switches():
-        start = Start(config, profile, args.bundle)
+        start = Start(config, profile, folder)
         # The server, hundreds of modules: this thread has nothing better to do while the other one loads.
         from fieldlm.device.device import Device
 
@@ -41,6 +46,21 @@ def main(argv: Sequence[str]) -> int:
     finally:
         device.close()
     return 0
+
+
+def _folder(model: str) -> Path:
+    """Return the folder of the bundle that `model` names, fetched or made where it has to be.
+
+    What nobody has proved is said to be so.
+    """
+    if Path(model).is_dir():
+        return Path(model)  # checked in a thread, while the server is imported
+    from fieldlm.catalogue.opening import advice, open_model
+
+    bundle = open_model(model)
+    if not bundle.manifest.is_proved:
+        log.warning(advice(bundle, model))
+    return bundle.folder
 
 
 @contextmanager
@@ -67,7 +87,9 @@ def _profile(config: Config) -> Profile:
 
 
 def _parser() -> Any:
-    parser = terminal.parser("serve", "Serve a bundle on this device: an OpenAI-compatible API, telemetry, updates.")
-    parser.add_argument("bundle", nargs="?", type=Path, help="bundle folder; without it, what the state folder holds")
+    parser = terminal.parser("serve", "Serve a model on this device: an OpenAI-compatible API, telemetry, updates.")
+    parser.add_argument(
+        "bundle", nargs="?", metavar="MODEL", help=f"{MODEL}; without it, the bundle that the state folder holds"
+    )
     add_flags(parser)
     return parser

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fieldlm.core.config import Config
-from fieldlm.core.errors import BundleError, EngineError, FieldlmError
+from fieldlm.core.errors import BundleError, EngineError, FieldlmError, InputError
 from fieldlm.core.logs import logger
 from fieldlm.core.tasks import Tasks
 from fieldlm.core.timing import within
+from fieldlm.core.urls import shown
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.updates.slots import Slots
@@ -67,8 +68,11 @@ class Start:
 
     def _check(self, folder: Path | None) -> Bundle:
         if folder is not None:
+            check_unproved(open_bundle(folder, digests=False), self._slots, self._config)
             self._slots.factory(folder)
-        return self._slots.boot()
+        bundle = self._slots.boot()
+        check_unproved(bundle, self._slots, self._config)
+        return bundle
 
     def _serve(self, bundle: Bundle) -> tuple["Generations", "UnreadyReason"]:
         from fieldlm.inference.prompt_snapshots import Snapshots
@@ -119,6 +123,34 @@ def context_of(config: Config, profile: Profile, bundle: Bundle) -> int:
     return config.context or min(profile.gguf.context, bundle.manifest.model.context)
 
 
+def check_unproved(bundle: Bundle, slots: Slots, config: Config) -> None:
+    """Raise InputError where the unproved `bundle` would take the place of what was proved, or be what updates rest on.
+
+    It may be served, from a state folder of its own. Nothing in it says that it answers as it should: an update that
+    fails would go back to it, and a device in the field that is started with it would be without its bundle.
+    """
+    if bundle.manifest.is_proved:
+        return
+    from fieldlm.control.owner_commands import read_owner
+
+    name, owner = bundle.manifest.model.name, read_owner(config.state)
+    repository = config.repository or (owner.repository if owner else "")
+    if repository:
+        raise InputError(
+            f"{name} is unproved, and updates from {shown(repository)} need a bundle to go back to; compile it, "
+            "or serve it without --repository from another --state"
+        )
+    try:
+        current = slots.current()
+    except FieldlmError:
+        return  # there is none
+    if current.manifest.is_proved:
+        raise InputError(
+            f"{name} is unproved and would take the place of {current.manifest.model.name} ({current.generation}) in "
+            f"{config.state}; serve it from a folder of its own: --state FOLDER"
+        )
+
+
 def exit_hung() -> None:
     log.warning("a generation does not finish loading; starting again with what worked before")
     os._exit(HANG)
@@ -126,8 +158,9 @@ def exit_hung() -> None:
 
 def check_profile(folder: Path, profile: Profile) -> None:
     """Raise BundleError when the bundle in `folder` was compiled for another kind of device."""
-    made_for = open_bundle(folder, digests=False).manifest.profile
-    if made_for != profile.id:
+    manifest = open_bundle(folder, digests=False).manifest
+    made_for = manifest.profile
+    if manifest.is_proved and made_for != profile.id:
         raise BundleError(
             f"{folder} was compiled for {made_for}, this device is {profile.id}; compile it again with "
             f"--profile {profile.id}, or say --profile {made_for} if that is what this device is"

@@ -33,9 +33,16 @@ FUSED = re.compile(r"blk\.(\d+)\.attn_qkv\.weight")
 
 
 class NoRoomError(EngineError):
-    """A model does not fit into the memory that is free now; `reason` is what an update says then."""
+    """A model does not fit into the memory that is free now; `reason` is what an update says then.
+
+    `context` is how many tokens would fit, 0 where none do.
+    """
 
     reason = "memory"
+
+    def __init__(self, message: str, *, context: int = 0) -> None:
+        super().__init__(message)
+        self.context = context
 
 
 def servable(header: Header, *, context: int, parallel: int) -> tuple[int, int]:
@@ -136,7 +143,8 @@ def ensure_fits(
     raise NoRoomError(
         f"{path.name} needs {need.total + need.loading:.0f} MB (weights {need.weights + need.loading:.0f}, keys and "
         f"values of {parallel} × {context} tokens {need.kv:.0f}, computing {need.compute:.0f}) and {free_mb} MB are "
-        f"free; {_advice(shorter, fewer)}"
+        f"free; {_advice(shorter, fewer)}",
+        context=shorter,
     )
 
 

@@ -29,6 +29,9 @@ FORMAT = "fieldlm.bundle/1"
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 
+UNPROVED = "unproved"
+"""In place of a profile: the bundle was made around a file as it is, for no kind of device, and nobody judged it."""
+
 Role = Literal["base", "adapter", "tokenizer", "template", "probe", "report"]
 """What this version writes. A file with another role is kept and passed by."""
 
@@ -115,6 +118,11 @@ class Manifest(Growing, frozen=True, kw_only=True):
     def file(self, role: Role) -> File | None:
         """Return the first file with `role`, or None."""
         return next((file for file in self.files if file.role == role), None)
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether a compiler made and judged it for a kind of device."""
+        return self.profile != UNPROVED
 
     @property
     def size(self) -> int:

@@ -31,6 +31,15 @@ BLOCKS = {
     34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18), 42: (64, 18),
 }  # fmt: skip
 
+FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
+    20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
+    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+    39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
+}  # fmt: skip
+"""`general.file_type` → its name, the enum llama_ftype of llama.h."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -85,6 +94,15 @@ class Header:
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture", ""))
 
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights in all tensors."""
+        return sum(tensor.size // BLOCKS[tensor.type][1] * BLOCKS[tensor.type][0] for tensor in self.tensors.values())
+
 
 def read_header(path: Path) -> Header:
     """Read the header of the GGUF at `path` and check that every tensor lies inside the file.
@@ -100,7 +118,7 @@ def read_header(path: Path) -> Header:
                     return _Reader(path, file.read(limit)).header(size)
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror}") from error
-    raise EngineError(f"{path} is cut off or damaged in its header; fetch or compile the bundle again")
+    raise EngineError(f"{path} is cut off or damaged in its header; fetch it again")
 
 
 class _Reader:
@@ -128,7 +146,7 @@ class _Reader:
         return Header(metadata, {name: tensor for name, tensor, _ in placed}, tuple(sorted(self._places)))
 
     def _fail(self, what: str) -> NoReturn:
-        raise EngineError(f"{self._path} {what}; fetch or compile the bundle again")
+        raise EngineError(f"{self._path} {what}; fetch it again")
 
     def _scalar(self, code: str) -> Any:
         (value,) = struct.unpack_from("<" + code, self._data, self._at)

@@ -5,10 +5,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from fieldlm.engines import DEFAULT_TERMS, Chunk, RunningAnswer, Sampling, Schedule
 from fieldlm.formats.bundle import Bundle
+from fieldlm.inference.call_options import OpenOptions, SamplingOptions, sampling_of
 from fieldlm.inference.chat_template import Message
 from fieldlm.inference.model import Answer, Model, answer_of
 from fieldlm.inference.structured import IncompleteError, form
@@ -19,17 +20,20 @@ T = TypeVar("T")
 class AsyncModel:
     """A `Model` for one event loop or several. A task that is cancelled cancels its answer.
 
-    >>> async with await AsyncModel.open("bundle") as model:
-    ...     print((await model.chat("Where is the charging station?")).text)
+    >>> async with await AsyncModel.open("model.gguf") as model:
+    ...     print((await model.chat("Where is the charging station?", max_tokens=64)).text)
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
 
     @classmethod
-    async def open(cls, source: Path | str | Bundle, **options: Any) -> "AsyncModel":
-        """Load a bundle in a thread; options and errors are those of `Model.open`."""
+    async def open(cls, source: Path | str | Bundle, **options: Unpack[OpenOptions]) -> "AsyncModel":
+        """Load a model in a thread; options and errors are those of `Model.open`."""
         return cls(await asyncio.to_thread(Model.open, source, **options))
+
+    def __repr__(self) -> str:
+        return repr(self.model).replace("Model", type(self).__name__, 1)
 
     async def __aenter__(self) -> Self:
         return self
@@ -44,17 +48,25 @@ class AsyncModel:
         await asyncio.to_thread(self.model.close)
 
     async def chat(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
+        self,
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Schedule = DEFAULT_TERMS,
+        **options: Unpack[SamplingOptions],
     ) -> Answer:
         """See `Model.chat`."""
-        generation = self.model.start(messages, sampling, terms)
+        generation = self.model.start(messages, sampling, terms, **options)
         return answer_of(self.model.bundle, generation, [chunk async for chunk in _chunks(generation)])
 
     async def stream(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
+        self,
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Schedule = DEFAULT_TERMS,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncGenerator[Chunk]:
         """See `Model.stream`. Who leaves the loop early closes the generator (`contextlib.aclosing`)."""
-        async for chunk in _chunks(self.model.start(messages, sampling, terms)):
+        async for chunk in _chunks(self.model.start(messages, sampling, terms, **options)):
             yield chunk
 
     @overload
@@ -66,6 +78,7 @@ class AsyncModel:
         terms: Schedule = DEFAULT_TERMS,
         *,
         fallback: T | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> T: ...
     @overload
     async def call(
@@ -76,6 +89,7 @@ class AsyncModel:
         terms: Schedule = DEFAULT_TERMS,
         *,
         fallback: Any = None,
+        **options: Unpack[SamplingOptions],
     ) -> Any: ...
     async def call(
         self,
@@ -85,10 +99,13 @@ class AsyncModel:
         terms: Schedule = DEFAULT_TERMS,
         *,
         fallback: Any = None,
+        **options: Unpack[SamplingOptions],
     ) -> Any:
         """See `Model.call`."""
         asked = await asyncio.to_thread(form, self.model.engine, kind)
-        generation = self.model.start(messages, replace(sampling or Sampling(), constraint=asked.constraint), terms)
+        generation = self.model.start(
+            messages, replace(sampling_of(sampling, options), constraint=asked.constraint), terms
+        )
         try:
             return asked.read([chunk async for chunk in _chunks(generation)])
         except IncompleteError:

