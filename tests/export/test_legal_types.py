@@ -1,6 +1,5 @@
 """What our quantiser leaves alone is what llama.cpp's own leaves alone, asked of the build that is installed."""
 
-
 import numpy as np
 import pytest
 
