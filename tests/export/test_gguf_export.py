@@ -91,28 +91,6 @@ def test_a_quantiser_that_fails_leaves_one_line(tiny: Checkpoint, tmp_path: Path
         quantize.quantize(full.base, tmp_path / "no-such-folder" / "q.gguf", "Q4_0")
 
 
-def test_a_vocabulary_that_only_sentencepiece_has_is_asked_for_by_name(tmp_path: Path, stages: Stages) -> None:
-    """transformers 5 saves no tokenizer.model, and the converter of Gemma 2 reads nothing else."""
-    import torch
-    from tokenizers import Tokenizer, models
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {
-        "vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
-    }  # fmt: skip
-    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **shape))
-    model.save_pretrained(tmp_path / "gemma")
-    vocabulary = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)} | {"a": 257, "b": 258, "ab": 259}
-    bpe = models.BPE(vocab=vocabulary, merges=[("a", "b")], unk_token="<unk>", byte_fallback=True)
-    Tokenizer(bpe).save(str(tmp_path / "gemma" / "tokenizer.json"))
-    with pytest.raises(
-        InputError, match=r"gemma has no tokenizer\.model, .*: copy the one of the model it was trained"
-    ):
-        lower(open_checkpoint(str(tmp_path / "gemma")), "gguf", stages)
-
-
 def test_layers_for_drafting_that_transformers_left_out_are_not_looked_for(tmp_path: Path, stages: Stages) -> None:
     """The converter asserts that Qwen 3.5 and Qwen3-Next have them, unless it is told otherwise."""
     import torch

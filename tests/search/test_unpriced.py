@@ -13,7 +13,6 @@ from fieldlm_compiler.checkpoints.checkpoint import open_checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
 from fieldlm_compiler.export import quantize
 from fieldlm_compiler.export.format import lower
-from fieldlm_compiler.export.legal_types import is_quantizable
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search import calibrate
 from fieldlm_compiler.search.calibrate import FISHER
@@ -78,22 +77,6 @@ def test_what_nobody_priced_keeps_a_safe_type_whatever_the_budget(
         mixture = frontier.mixture(point)
         assert {mixture[name].type for name in unknown} == {"Q8_0"}
     assert SAFE_BITS == 8
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "is_left"),
-    [
-        ("blk.0.shortconv.conv.weight", (3, 64), True),
-        ("blk.0.ssm_conv1d.weight", (4, 128), True),
-        ("blk.0.ssm_a", (1, 8), True),
-        ("blk.0.ssm_norm.weight", (16, 4), True),
-        ("blk.0.ffn_gate_inp.weight", (64, 4), True),
-        ("blk.0.shortconv.in_proj.weight", (64, 192), False),
-        ("blk.0.ssm_in.weight", (64, 292), False),
-    ],
-)
-def test_tensors_that_llama_cpp_leaves_alone_are_left_alone(name: str, shape: tuple[int, ...], is_left: bool) -> None:
-    assert is_quantizable(name, shape) is not is_left
 
 
 def test_a_hybrid_model_is_quantised_as_llama_cpp_does_it(stages: Stages, tmp_path: Path) -> None:

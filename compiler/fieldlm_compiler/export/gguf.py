@@ -2,18 +2,15 @@
 
 import json
 import re
-import runpy
 import shutil
-import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core.errors import InputError
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, model_files, shapes, weight_files
 from fieldlm_compiler.checkpoints.licences import UNKNOWN
 from fieldlm_compiler.checkpoints.peft_adapter import PREFIX, WEIGHTS, PeftAdapter, check_shippable, true_scale
+from fieldlm_compiler.export.converter import run
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran, call
 
@@ -62,15 +59,7 @@ def convert_model(converter: Path, checkpoint: Path, out: Path, name: str, licen
         arguments = [staged, "--outfile", out, "--outtype", "f16", "--model-name", name]
         if _lacks_draft_layers(checkpoint):
             arguments.append("--no-mtp")
-        try:
-            _run(converter / "convert_hf_to_gguf.py", *arguments)
-        except (AssertionError, FileNotFoundError) as error:
-            if not _needs_sentencepiece(checkpoint):
-                raise
-            raise InputError(
-                f"{name} has no tokenizer.model, from which llama.cpp's converter takes the vocabulary of this family: "
-                "copy the one of the model it was trained from into its folder"
-            ) from error
+        run(converter / "convert_hf_to_gguf.py", *arguments)
 
 
 def _lacks_draft_layers(checkpoint: Path) -> bool:
@@ -83,55 +72,12 @@ def _lacks_draft_layers(checkpoint: Path) -> bool:
     return str(config.get("model_type")).startswith(WITH_MTP) and not has_them
 
 
-def _needs_sentencepiece(checkpoint: Path) -> bool:
-    """Say whether the tokenizer was born as a sentencepiece model, which is not there."""
-    path = checkpoint / "tokenizer.json"
-    if (checkpoint / "tokenizer.model").is_file() or not path.is_file():
-        return False
-    return bool(json.loads(path.read_bytes()).get("model", {}).get("byte_fallback"))
-
-
 def convert_adapter(converter: Path, adapter: Path, plain: bool, checkpoint: Path, out: Path) -> None:
     """Run the adapter converter on a neutral copy with plain scales. Runs in a child process."""
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as temporary:
         base = _stage_model(checkpoint, Path(temporary) / "model")
         staged = _stage_adapter(adapter, Path(temporary) / "adapter", plain=plain)
-        _run(converter / "convert_lora_to_gguf.py", "--base", base, staged, "--outfile", out, "--outtype", "f16")
-
-
-def _run(script: Path, *arguments: object) -> None:
-    sys.argv = [str(script), *map(str, arguments)]
-    sys.path.insert(0, str(script.parent))
-    _choose_vocabulary_by_files()
-    _read_tokenizers_as_they_are()
-    runpy.run_path(str(script), run_name="__main__")
-
-
-def _choose_vocabulary_by_files() -> None:
-    """Mend the converter for Phi: it goes by the name of the tokenizer's class, which is a neutral one here."""
-    phi: Any = import_module("conversion.phi").Phi3MiniModel
-    by_sentencepiece = phi.set_vocab
-
-    def set_vocab(model: Any) -> None:
-        if (model.dir_model / "tokenizer.model").is_file():
-            by_sentencepiece(model)
-        else:
-            model._set_vocab_gpt2()
-
-    phi.set_vocab = set_vocab
-
-
-def _read_tokenizers_as_they_are() -> None:
-    """Keep transformers 5 from building a tokenizer anew by the kind of model, whatever class the folder names."""
-    transformers: Any = import_module("transformers")
-    by_kind = transformers.AutoTokenizer.from_pretrained
-
-    def read(folder: Any, *arguments: Any, **options: Any) -> Any:
-        if (Path(folder) / "tokenizer.json").is_file():
-            return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-        return by_kind(folder, *arguments, **options)
-
-    transformers.AutoTokenizer.from_pretrained = read
+        run(converter / "convert_lora_to_gguf.py", "--base", base, staged, "--outfile", out, "--outtype", "f16")
 
 
 def _stage_model(checkpoint: Path, into: Path) -> Path:

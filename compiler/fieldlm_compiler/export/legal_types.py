@@ -11,18 +11,31 @@ LINEAR = ("Q2_K", "Q3_K", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K"
 # Grids looked up in a table: one shuffle with AVX2 or NEON, a loop over bytes without.
 LOOKED_UP = ("IQ3_XXS", "IQ3_S", "IQ4_XS", "IQ4_NL")
 SHUFFLES = ("avx2", "neon")
-# Tensors that llama.cpp leaves alone whatever is asked (tensor_allows_quantization in its src/llama-quant.cpp): norms,
-# routers, positions, and the small convolutions and mixing weights of recurrent models.
+# Tensors that llama.cpp leaves alone whatever is asked: tensor_allows_quantization of src/llama-quant.cpp, as in
+# llama-cpp-python 0.3.36. Norms, routers, positions, and what is small in recurrent, multimodal and audio models.
 KEPT = re.compile(
-    r"_norm\.weight|ffn_gate_inp\.weight|altup|laurel|per_layer_model_proj|position_embd\.weight$"
-    r"|token_types\.weight$|ssm_conv1d|shortconv\.conv\.weight|indexer\.proj\.weight|attn_rel_b\.weight"
-    r"|time_mix_(first|w0|w1|w2|v0|v1|v2|a0|a1|a2|g1|g2|decay_w1|decay_w2|lerp_fused)\.weight"
+    r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight|altup|laurel|per_layer_model_proj"
+    r"|^position_embd\.weight$|^token_types\.weight$|ssm_conv1d|shortconv\.conv\.weight|indexer\.[kq]_proj\.weight"
+    r"|time_mix_(first|w0|w1|w2|v0|v1|v2|a0|a1|a2|g1|g2|decay_w1|decay_w2|lerp_fused)\.weight|attn_rel_b\.weight"
+    r"|\.position_embd|sam\.pos_embd|sam\.neck\.|sam\.net_|\.rel_pos|\.patch_embd|\.patch_merger"
+    r"|a\.rvq\.codebook|mm\.a\.code_embd"
 )
+KEPT_OF = {
+    "glm5-next": re.compile(
+        r"hc_|indexer\.(attn_q_b|attn_k|proj)|indexer_compressor_(gate|ape)"
+        r"|(ssm_(f_a|f_b|g_a|g_b|beta)|attn_kv_a_mqa|attn_k_b|attn_v_b)\.weight"
+    )
+}
 
 
-def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """Say whether llama.cpp would quantise the tensor `name`: matrices, but none of those it leaves alone."""
-    return len(shape) >= 2 and name.endswith("weight") and not KEPT.search(name)
+def is_quantizable(name: str, shape: tuple[int, ...], architecture: str) -> bool:
+    """Say whether llama.cpp would quantise the tensor `name`: matrices, but none of those it leaves alone.
+
+    To ggml a matrix of one row is a vector.
+    """
+    own = KEPT_OF.get(architecture)
+    is_kept = KEPT.search(name) or (own and own.search(name))
+    return any(size > 1 for size in shape[1:]) and name.endswith("weight") and not is_kept
 
 
 def legal_types(columns: int, isa: Collection[str]) -> tuple[Kind, ...]:

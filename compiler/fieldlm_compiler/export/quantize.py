@@ -47,9 +47,10 @@ def check_shapes(source: Path, quant: str) -> None:
     """Raise InputError when `quant` cannot hold the tensors of the GGUF `source`: blocks have 32 or 256 weights."""
     if QUANTS[quant] in (0, 1, 32):
         return
-    for name, tensor in read_header(source).tensors.items():
+    header = read_header(source)
+    for name, tensor in header.tensors.items():
         row = tensor.shape[0]
-        if is_quantizable(name, tensor.shape) and row % SMALLEST_BLOCK:
+        if is_quantizable(name, tensor.shape, header.architecture) and row % SMALLEST_BLOCK:
             raise InputError(
                 f"{quant} cannot hold {name}: its rows have {row} weights, "
                 f"blocks need a multiple of {SMALLEST_BLOCK}; take F16"

@@ -23,7 +23,7 @@ log = logger(__name__)
 
 DONE = "stage.json"
 # Counts up when a stage comes to answer in another form: what an older compiler left in the cache is then made anew.
-FORMAT = 2
+FORMAT = 3
 # Below this a failed write is the disk's fault, whatever the native code called it.
 FULL_DISK_MB = 2
 

@@ -94,11 +94,18 @@ class GgufWeights:
     def __init__(self, path: Path) -> None:
         from gguf import GGUFReader
 
-        self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+        reader = GGUFReader(path)
+        architecture = reader.get_field("general.architecture")
+        self._architecture = str(architecture.contents()) if architecture else ""
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     @property
     def names(self) -> Sequence[str]:
-        return [name for name, tensor in self._tensors.items() if is_quantizable(name, tuple(tensor.shape))]
+        return [
+            name
+            for name, tensor in self._tensors.items()
+            if is_quantizable(name, tuple(map(int, tensor.shape)), self._architecture)
+        ]
 
     def tensor(self, name: str) -> Any:
         return self._tensors[name]

@@ -5,7 +5,7 @@ A line of a `.jsonl` file is a conversation, {"messages": [...]}, or {"text": ..
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,9 @@ log = logger(__name__)
 WINDOW = 256
 LEARN_WINDOWS = 64
 HOLD_WINDOWS = 32
-HELD_BACK = 3  # every third window is measured on
+HELD_BACK = 3  # one part of so many is measured on
+HELD_BLOCKS = 2  # in so many places of a file: a window between two that were learned from is hardly new
+SHARED_LINE = 20  # characters of a line that two files have in common by no chance
 SUMS = ".gguf"
 MANY_BYTES = 64 << 20
 FEWEST_APART = 48  # examples of a task, of which a part is kept for the end
@@ -43,10 +45,15 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskExample:
-    """One conversation of a task up to its right `answer`; both also as the tokens the model sees, end included."""
+    """One conversation of a task up to its right `answer`; both also as the tokens the model sees, end included.
+
+    `opening` is what the template writes between the two, such as Qwen3's empty `<think>`: the tokens of the answer
+    begin with it, so a model that was tuned on them says it, too.
+    """
 
     messages: list[Message]
     answer: str
+    opening: str = ""
     prompt_tokens: list[int]
     answer_tokens: list[int]
 
@@ -73,8 +80,9 @@ def read_corpus(
                 f"{path} has {sum(map(len, windows))} tokens of text, calibration needs {HELD_BACK * WINDOW} or more; "
                 "name a larger file"
             )
-        hold.append(windows[HELD_BACK - 1 :: HELD_BACK])
-        learn.append([window for at, window in enumerate(windows) if at % HELD_BACK != HELD_BACK - 1])
+        learned, held = _blocks_apart(windows)
+        learn.append(learned)
+        hold += held
     sums = tuple(path for path in paths if path.suffix == SUMS)
     for path in sums:
         # What is no importance matrix is better refused now than after the model has written its text.
@@ -113,11 +121,20 @@ def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequenc
         TaskExample(
             messages=row["messages"][:-1],
             answer=row["messages"][-1]["content"],
+            opening=_between(prompt_text, row["messages"][-1]["content"], text),
             prompt_tokens=prompt,
             answer_tokens=_until_stop(full[len(prompt) :], stops),
         )
-        for row, (prompt, full) in zip(rows, pairs, strict=True)
+        for row, prompt_text, text, (prompt, full) in zip(rows, asked, whole, pairs, strict=True)
     ]
+
+
+def _between(prompt: str, answer: str, whole: str) -> str:
+    """Return what stands in `whole` between `prompt` and `answer`."""
+    if not whole.startswith(prompt):
+        return ""
+    rest = whole[len(prompt) :]
+    return rest[: max(rest.find(answer.strip()), 0)]
 
 
 def _others(path: Path, render: Render, without: Sequence[Sequence[Message]]) -> list[str]:
@@ -126,10 +143,20 @@ def _others(path: Path, render: Render, without: Sequence[Sequence[Message]]) ->
     rows = _rows(path) if asked and path.suffix == ".jsonl" else ()
     same = [_is_conversation(row.get("messages")) and _asks(row["messages"]) in asked for _, row in rows]
     texts = [*documents(path, render)]
-    if not any(same):
-        return texts
-    log.info(f"  note: {sum(same)} conversations of {path} are in the task, too, and are left out of the text")
-    return [text for text, is_same in zip(texts, same, strict=True) if not is_same]
+    if any(same):
+        log.info(f"  note: {sum(same)} conversations of {path} are in the task, too, and are left out of the text")
+        texts = [text for text, is_same in zip(texts, same, strict=True) if not is_same]
+    of_task = {*_long_lines(str(each.get("content")) for messages in without for each in messages[-1:])}
+    if shared := of_task & {*_long_lines(texts)}:
+        log.info(
+            f"  note: {len(shared)} lines of {path} are in the task's questions, too, for example "
+            f"{min(shared)[:40]!r}: the task will look a little better than it is"
+        )
+    return texts
+
+
+def _long_lines(texts: Iterable[str]) -> Iterator[str]:
+    return (line.strip() for text in texts for line in text.split("\n") if len(line.strip()) >= SHARED_LINE)
 
 
 def _asks(messages: Sequence[Message]) -> str:
@@ -200,8 +227,16 @@ def _windows(texts: Sequence[str], checkpoint: Checkpoint, count: int) -> Window
     return [whole[at * len(whole) // count] for at in range(count)]
 
 
+def _blocks_apart(windows: Windows) -> tuple[Windows, list[Windows]]:
+    """Return the windows to learn from, and those to measure on, in blocks that lie together in the text."""
+    size = -(-len(windows) // (HELD_BACK * HELD_BLOCKS))
+    blocks = [windows[at : at + size] for at in range(0, len(windows), size)]
+    held = blocks[HELD_BACK - 1 :: HELD_BACK]
+    return [window for at, block in enumerate(blocks) if at % HELD_BACK != HELD_BACK - 1 for window in block], held
+
+
 def _in_turn(files: Sequence[Windows]) -> Windows:
-    """Take one window from each file in turn, so that the first few stand for all."""
+    """Take one window from each file, or block of one, in turn, so that the first few stand for all."""
     longest = max(map(len, files), default=0)
     return [windows[at] for at in range(longest) for windows in files if at < len(windows)]
 

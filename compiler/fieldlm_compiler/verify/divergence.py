@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from fieldlm.engines.llama_api import LlamaWeights
 
 Z95 = 1.959964
-# How sure a verdict before the end must be, in standard errors; windows are few, so 3 is about 99 %.
-CLEAR, FEWEST_WINDOWS = 3.0, 6
+# After how many windows reading may stop early, and how often it may be wrong to, over all of these looks together.
+LOOKS, STOP_ERROR = (6, 8, 12, 16, 24), 0.01
 CACHED_ROWS = 4
 
 
@@ -280,11 +280,7 @@ class _Tally:
         self.right.append((bool((truth.best == truth.wanted).all()), bool((chosen == truth.wanted).all())))
 
     def is_clear(self, limit: float) -> bool:
-        """Say whether the mean divergence so far is certainly above or certainly below `limit`."""
-        means = [float(each.mean()) for each in self.kl]
-        if len(means) < FEWEST_WINDOWS:
-            return False
-        return abs(float(np.mean(means)) - limit) > CLEAR * float(np.std(means, ddof=1)) / math.sqrt(len(means))
+        return is_clear([float(each.mean()) for each in self.kl], limit)
 
     def measured(self, task: "_Tally") -> Divergences:
         return Divergences(
@@ -297,6 +293,18 @@ class _Tally:
             task_kept=kept(task.right),
             task_kl=_mean([float(each.mean()) for each in task.kl]) if task.kl else None,
         )
+
+
+def is_clear(means: Sequence[float], limit: float) -> bool:
+    """Say whether the mean of `means` so far is certainly above or certainly below `limit`.
+
+    Asked after every window, but looked at only after LOOKS. Each look takes an equal part of STOP_ERROR, by Student's
+    distribution (O. J. Dunn, Multiple comparisons among means, JASA 56, 1961): who looks often is wrong more often.
+    """
+    if len(means) not in LOOKS:
+        return False
+    wide = float(student.ppf(1 - STOP_ERROR / (2 * len(LOOKS)), len(means) - 1))
+    return abs(float(np.mean(means)) - limit) > wide * float(np.std(means, ddof=1)) / math.sqrt(len(means))
 
 
 def _heard(told: dict[str, Any]) -> _Tally:

@@ -241,7 +241,7 @@ def answers_right(
 ) -> list[bool]:
     """Return which of the first `examples` the engine answers exactly right with `artefact` and its adapter."""
     few = examples[:SERVED_EXAMPLES]
-    pairs = [[example.prompt_tokens, example.answer] for example in few]
+    pairs = [[example.prompt_tokens, example.opening, example.answer] for example in few]
     asked = {
         "artefact": artefact.sha256,
         "cache": manifest.cache,

@@ -25,12 +25,14 @@ def answer_task(
         bundle=draft,
         profile=profile,
         adapter=adapter,
-        examples=[(example.prompt_tokens, len(example.answer_tokens), example.answer) for example in examples],
+        examples=[
+            (example.prompt_tokens, len(example.answer_tokens), example.opening, example.answer) for example in examples
+        ],
     )
 
 
 def answer_all(
-    bundle: Bundle, profile: Profile, adapter: Path | None, examples: list[tuple[Sequence[int], int, str]]
+    bundle: Bundle, profile: Profile, adapter: Path | None, examples: list[tuple[Sequence[int], int, str, str]]
 ) -> list[bool]:
     """Answer every example; one whose prompt the served context does not hold is not right. Runs in a child process."""
     engine = open_served(bundle, profile)
@@ -38,13 +40,13 @@ def answer_all(
     if adapter is not None:
         engine.load_adapter("adapter", adapter)
     right: list[bool] = []
-    for prompt, count, wanted in examples:
+    for prompt, count, opening, wanted in examples:
         if len(prompt) >= engine.context:
             right.append(False)
             continue
         # One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
         answer = engine.start(prompt, Sampling(max_tokens=count + SPARE_TOKENS), adapter=name)
-        right.append(_is_same("".join(chunk.text for chunk in answer), wanted))
+        right.append(is_same("".join(chunk.text for chunk in answer), wanted, opening))
     engine.close()
     return right
 
@@ -69,12 +71,16 @@ def task_gate(name: str, kept: Mean | None, limits: Limits) -> Gate:
     )
 
 
-def _is_same(answer: str, wanted: str) -> bool:
-    """Say whether two answers are equal as JSON, or as text where the right one is no JSON."""
+def is_same(answer: str, wanted: str, opening: str = "") -> bool:
+    """Say whether two answers are equal as JSON, or as text where the right one is no JSON.
+
+    `opening` is what the template puts before an answer; one that a model says itself is no part of it.
+    """
+    answer = answer.strip().removeprefix(opening.strip()).strip()
     try:
         expected = json.loads(wanted)
     except ValueError:
-        return answer.strip() == wanted.strip()
+        return answer == wanted.strip()
     try:
         return json.loads(answer) == expected
     except ValueError:
