@@ -118,7 +118,7 @@ def test_a_conversation_in_json_is_one_document(
     said = capsys.readouterr()
     first, refused, again = json.loads(said.out)["answers"]
     assert (first["question"], first["outcome"], first["tokens"]) == ("Hello", "length", 2)
-    assert "the context of 512 holds it and the answer" in refused["error"]
+    assert "maximum context length is 512 tokens" in refused["error"]
     assert (again["question"], again["text"]) == ("Hello", first["text"])
     assert "tokens/s" in said.err
 
@@ -183,7 +183,7 @@ def test_a_refused_question_is_said_and_the_conversation_goes_on(
     type_in(monkeypatch, "word " * 900 + "\nHello\n")
     assert main(["--url", url, "--max-tokens", "2"]) == 0
     captured = capsys.readouterr()
-    assert "the context of 512 holds it and the answer" in captured.err
+    assert "maximum context length is 512 tokens" in captured.err
     assert captured.out.strip()
 
 

@@ -205,7 +205,7 @@ def test_a_file_of_an_older_version_is_read_without_what_nothing_ever_used(tmp_p
 
 
 FACTS = {
-    "cpu.cores", "cpu.big_cores", "memory.total_mb", "memory.reserve_mb", "memory.unified", "memory.bandwidth_gb_s",
+    "cpu.name", "cpu.cores", "cpu.big_cores", "memory.total_mb", "memory.unified", "memory.bandwidth_gb_s",
     "power.domain", "power.idle_w", "power.load_w",
 }  # fmt: skip
 """What people read (`fieldlm profiles NAME`) and the lint holds against the rest."""
