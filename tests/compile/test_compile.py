@@ -92,6 +92,15 @@ def test_a_second_run_takes_everything_from_the_cache(
     assert all(stage["cached"] for stage in json.loads(report_path(out).read_bytes())["stages"])
 
 
+def test_the_same_model_in_another_folder_gives_the_same_weights_under_the_same_name(
+    tiny_folder: Path, build: Build, tmp_path: Path, tiny_compiled: Bundle
+) -> None:
+    """Its name stands in the weights' file, too; a device would fetch the very same weights again."""
+    other = shutil.copytree(tiny_folder, tmp_path / "of-another-name")
+    bundle = build(Path(other), tmp_path / "bundle", quants=("Q8_0", "Q4_0"), name="tiny-llama")
+    assert bundle.need("base").read_bytes() == tiny_compiled.need("base").read_bytes()
+
+
 def test_a_kill_in_the_middle_leaves_nothing_and_the_next_run_makes_the_same_bundle(
     tiny_folder: Path, tiny_compiled: Bundle, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fieldlm.core.files import whole_folder
+
 MAKE = """
 import sys
 from pathlib import Path
@@ -64,3 +66,14 @@ def test_what_does_not_fit_is_refused_with_its_size_before_it_is_written(tmp_pat
     assert "copy needs 3.1 MB and 2 MB are free" in first
     assert "needs 3.1 MB and 2 MB are free" in second
     assert files == "[]", "neither a part of the copy nor what a crash had left"
+
+
+def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    """That is how people lay out their disks: `current` points to a folder on another one."""
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "current").symlink_to(tmp_path / "disk" / "real")
+    with whole_folder(tmp_path / "current") as aside:
+        (aside / "made").write_text("x")
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "disk" / "real" / "made").read_text() == "x"
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["real"]

@@ -102,3 +102,14 @@ def test_a_tokenizer_that_is_not_the_familys_is_refused_by_name(
     folder = with_smollm2s_tokenizer(save(kind, tmp_path / kind, SHAPE | {"head_dim": 32}))
     with pytest.raises(InputError, match=message):
         lower(open_checkpoint(str(folder)), "gguf", stages)
+
+
+def test_experts_that_transformers_cannot_put_together_again_are_refused_by_name(
+    tmp_path: Path, stages: Stages
+) -> None:
+    shape = SHAPE | EXPERTS | {"head_dim": 32, "decoder_sparse_step": 1}
+    full = lower(
+        open_checkpoint(str(with_smollm2s_tokenizer(save("qwen3_moe", tmp_path / "moe", shape)))), "gguf", stages
+    )
+    with pytest.raises(InputError, match=r"cannot make a checkpoint of model\.gguf, a qwen3moe, again; name the model"):
+        open_checkpoint(str(full.base), stages)

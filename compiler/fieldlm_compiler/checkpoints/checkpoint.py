@@ -36,6 +36,8 @@ PATTERNS = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
 )  # fmt: skip
 ORIGIN = "origin.json"
+# Weights in these forms need libraries of their own, most of them a GPU, to be read as numbers.
+PACKED = ("gptq", "awq", "bitsandbytes", "aqlm", "hqq", "quanto", "auto-round", "compressed-tensors")
 BOUNDS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings", "max_position_embeddings")
 
 
@@ -132,6 +134,7 @@ def _dequantize(gguf: Path, stages: Stages, *, source: str) -> Path:
 
 def _read(folder: Path, *, source: str) -> Checkpoint:
     config = _config(folder)
+    _check_readable(folder, config)
     parameters = count_parameters(folder)
     known_as = origin(folder)
     architectures = config.get("architectures") or ["none"]
@@ -149,8 +152,32 @@ def _read(folder: Path, *, source: str) -> Checkpoint:
         sha256=folder_digest(folder),
         architecture=config.get("model_type", "unknown"),
         parameters=parameters,
-        context=int(config.get("max_position_embeddings") or config.get("n_positions") or 2048),
+        context=_positions(folder, config),
     )
+
+
+def _check_readable(folder: Path, config: dict[str, Any]) -> None:
+    """Raise InputError for what would be found out after minutes of work: packed weights, no tokenizer."""
+    packed = cast(dict[str, Any], config.get("quantization_config") or {}).get("quant_method")
+    if packed in PACKED:
+        raise InputError(
+            f"{folder} is quantised already ({packed}), which is not read here; name the model it was made from"
+        )
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder} has no tokenizer.json; save the model's fast tokenizer there")
+
+
+def _positions(folder: Path, config: dict[str, Any]) -> int:
+    """Return how many tokens the model was made for; 2048 where it does not say."""
+    for key in ("max_position_embeddings", "n_positions"):
+        value = config.get(key)
+        if value and not (isinstance(value, int) and value > 0):
+            raise InputError(
+                f"{folder / 'config.json'}: {key} is {value!r}, no number of tokens; fetch the model again"
+            )
+        if value:
+            return cast(int, value)
+    return 2048
 
 
 def origin(folder: Path) -> dict[str, str]:
@@ -169,9 +196,12 @@ def _config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} has no config.json; a model folder has the Hugging Face layout")
     try:
-        return cast(dict[str, Any], json.loads(path.read_bytes()))
+        config = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}; fetch the model again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a JSON object; fetch the model again")
+    return cast(dict[str, Any], config)
 
 
 def position_bounds(folder: Path) -> tuple[int, ...]:
@@ -205,11 +235,18 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        hint = (
-            "pytorch_model.bin is not read: save it as safetensors" if any(folder.glob("*.bin")) else "fetch it again"
-        )
-        raise InputError(f"{folder} has no model.safetensors; {hint}")
+        raise InputError(f"{folder} has no model.safetensors; {_other_weights(folder)}")
+    lost = next((path for path in files if not path.is_file()), None)
+    if lost is not None:
+        raise InputError(f"{lost} is a link to a file that is not there; fetch the model again")
     return files
+
+
+def _other_weights(folder: Path) -> str:
+    """Say what to do with the weights that lie in `folder` under names that transformers does not know."""
+    if others := sorted(path.name for path in folder.glob("*.safetensors")):
+        return f"it has {', '.join(others[:3])}: save the model with save_pretrained, which calls it so"
+    return "pytorch_model.bin is not read: save it as safetensors" if any(folder.glob("*.bin")) else "fetch it again"
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.core.errors import InputError
+from fieldlm.formats.gguf import read_header
 from fieldlm_compiler.checkpoints.tokenizer_parity import CORPUS, first_difference, gguf_tokens, json_tokens
 
 LLAMA3 = (
@@ -81,6 +82,12 @@ def _save(path: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, KeyError) as error:
         raise InputError(f"transformers cannot read {path.name}: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        # It reads the experts of some families apart where the model has them together.
+        family = read_header(path).architecture
+        raise InputError(
+            f"transformers cannot make a checkpoint of {path.name}, a {family}, again; name the model it was made from"
+        ) from error
     # The weights are plain now; left in place, these two would claim they are not, and saving would be refused.
     vars(model)["hf_quantizer"] = None
     delattr(model.config, "quantization_config")

