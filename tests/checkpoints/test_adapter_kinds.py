@@ -138,3 +138,15 @@ def changed(base: Checkpoint, tmp_path: Path, **change: Any) -> Path:
     config = json.loads((folder / "adapter_config.json").read_bytes())
     (folder / "adapter_config.json").write_text(json.dumps(config | change))
     return folder
+
+
+def test_a_matrix_that_is_said_to_lie_the_other_way_round_is_refused_with_the_shape_it_would_have(
+    tiny: Checkpoint, tmp_path: Path
+) -> None:
+    lora = tiny_models.tiny_adapter(tmp_path / "lora", tiny.folder, target_modules=["down_proj"])
+    config = json.loads((lora / "adapter_config.json").read_bytes())
+    (lora / "adapter_config.json").write_text(json.dumps(config | {"fan_in_fan_out": True}))
+    with pytest.raises(
+        InputError, match=r"of shape \(128, 64\), .* has \(64, 128\); its fan_in_fan_out is wrong, or it"
+    ):
+        open_adapter(lora, tiny)

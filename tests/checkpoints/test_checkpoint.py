@@ -107,6 +107,32 @@ def test_a_configuration_that_is_no_object(copy: Path) -> None:
         open_checkpoint(str(copy))
 
 
+def test_a_configuration_that_begins_with_a_byte_order_mark(copy: Path) -> None:
+    (copy / "config.json").write_bytes(b"\xef\xbb\xbf" + (copy / "config.json").read_bytes())
+    with pytest.raises(InputError, match=r"config\.json begins with a byte order mark, .*; save it without"):
+        open_checkpoint(str(copy))
+
+
+def test_no_name_is_no_folder() -> None:
+    with pytest.raises(InputError, match="there is no model ''; name a folder"):
+        open_checkpoint("")
+
+
+def test_weights_that_lie_beside_the_models_are_not_counted(copy: Path, tiny: Checkpoint) -> None:
+    shutil.copyfile(copy / "model.safetensors", copy / "model-old.safetensors")
+    assert open_checkpoint(str(copy)).parameters == tiny.parameters
+
+
+def test_weights_that_are_whole_numbers(copy: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype("int32")
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.norm\.weight holds whole numbers \(I32\), no weights"):
+        open_checkpoint(str(copy))
+
+
 def test_a_model_without_its_fast_tokenizer(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"has no tokenizer\.json; save the model's fast tokenizer there"):

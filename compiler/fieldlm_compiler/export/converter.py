@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.core.errors import InputError
+from fieldlm_compiler.export.transformers4 import ENDS_OF_TURN, named_stops
 
 Config = Mapping[str, Any]
 SPECIAL = re.compile(r"<\|?[\w/-]+\|?>")
@@ -40,6 +41,7 @@ def run(script: Path, *arguments: object) -> None:
     _read_old_form(base.ModelBase)
     _write_tied_heads(base.ModelBase)
     _read_merges_as_scores(base.TextModel)
+    _write_every_stop(import_module("gguf").SpecialVocab)
     _choose_vocabulary_by_files()
     try:
         runpy.run_path(str(script), run_name="__main__")
@@ -127,6 +129,23 @@ def _read_merges_as_scores(text_model: Any) -> None:
             model._set_vocab_sentencepiece()
 
     text_model._create_vocab_sentencepiece, text_model._set_vocab_gpt2 = pieces, set_vocab
+
+
+def _write_every_stop(vocabulary: Any) -> None:
+    """Write the tokens that end an answer beside the first, too, as ends of a turn and of a message.
+
+    The converter takes one from a list; llama.cpp knows the usual ones by their texts, and stops at these two.
+    """
+    load_one = vocabulary._load
+
+    def load(special: Any, folder: Path) -> None:
+        load_one(special, folder)
+        first = special.special_token_ids.get("eos")
+        others = [at for at, text in named_stops(folder).items() if at != first and text not in ENDS_OF_TURN]
+        for kind, at in zip(("eot", "eom"), others, strict=False):
+            special.special_token_ids.setdefault(kind, at)
+
+    vocabulary._load = load
 
 
 def _byte_fallback(folder: Path) -> dict[str, Any] | None:
