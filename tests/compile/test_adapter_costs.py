@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.compile.assemble import report_path
@@ -26,7 +27,7 @@ ROWS = tiny_models.conversations(16)
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_models.tiny_llama(tmp_path_factory.mktemp("taught") / "taught", seed=3)
-    return tiny_models.teach(folder, ROWS)
+    return tiny_models.teach(folder, ROWS, steps=300)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +86,10 @@ def test_an_adapter_tuned_against_the_quantised_base_fits_it(
     assert bundle.manifest.file("base") == base.manifest.file("base")
 
 
-def test_the_search_is_refused_where_the_types_are_fixed(tiny: Checkpoint, base: Bundle, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"profile": None, "key": None, "out": tmp_path / "out"}
+def test_the_search_is_refused_where_the_types_are_fixed(
+    tiny: Checkpoint, base: Bundle, profile: Profile, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"profile": profile, "key": None, "out": tmp_path / "out"}
     with pytest.raises(InputError, match="the base has its types already"):
         compile_model(
             str(tiny.folder), adapter=tmp_path, base_bundle=base.folder,
