@@ -283,7 +283,9 @@ def test_damaged_weights_are_a_server_error_and_never_ready(tmp_path: Path) -> N
 def send_and_stay(kiosk: Kiosk, *, stream: bool, read: bool = False) -> socket.socket:
     body = json.dumps({"messages": ENDLESS, "max_tokens": 450, "stream": stream}).encode()
     made = socket.create_connection(("127.0.0.1", int(kiosk.url.rsplit(":", 1)[1])))
-    made.sendall(b"POST " + CHAT.encode() + b" HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    made.sendall(
+        b"POST " + CHAT.encode() + b" HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    )
     if read:
         assert made.recv(1)
     return made

@@ -344,5 +344,7 @@ def test_non_root_rotations(
 def test_an_error_of_a_client_says_what_to_do(client: Client, repository: Repository) -> None:
     repository.timestamp.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
     repository.publish("timestamp")
-    with pytest.raises(TrustError, match=r"publisher renews it with fieldlm publish --refresh, unless the clock is wrong"):
+    with pytest.raises(
+        TrustError, match=r"publisher renews it with fieldlm publish --refresh, unless the clock is wrong"
+    ):
         client.trust.refresh(repository)
