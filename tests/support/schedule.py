@@ -19,7 +19,7 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.support import depth
 
 DURATIONS = Path(__file__).resolve().parents[1] / "durations.json"
-QUICK_S = 1.5
+QUICK_S = 0.7
 TOGETHER = ("tests/packaging/",)
 """Folders whose files share what is made once for all of them: the package and a Debian to install it in."""
 
