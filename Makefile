@@ -78,7 +78,7 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install $(TORCH)
-	$(BIN)/pip install -e . -e ./compiler --group dev
+	$(BIN)/pip install -e '.[broker,llama,onnx]' -e './compiler[delta,kafka,otlp,ray]' --group dev
 	touch $@
 
 clean:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE, WORKSHOP = ROOT / "runtime/fieldlm", ROOT / "compiler/fieldlm_compiler"
 # Room → the rooms that it may import, besides itself, core and formats. Each line names only rooms of lines above it.
@@ -184,6 +186,13 @@ def test_a_half_imports_only_what_it_declares() -> None:
         for path in folder.rglob("*.py"):
             wrong = {module.partition(".")[0] for module in imports(path)} - known - {folder.name}
             assert not wrong, f"{name_of(path)} imports {', '.join(sorted(wrong))}, which pyproject.toml does not name"
+
+
+@pytest.mark.parametrize(("half", "pyproject"), [(".", "pyproject.toml"), ("./compiler", "compiler/pyproject.toml")])
+def test_a_new_clone_installs_every_extra_that_its_tests_use(half: str, pyproject: str) -> None:
+    installed = re.search(rf"-e '{re.escape(half)}\[([a-z,]+)\]'", (ROOT / "Makefile").read_text())
+    assert installed is not None
+    assert set(installed[1].split(",")) == set(toml(pyproject)["project"]["optional-dependencies"])
 
 
 def test_both_halves_are_one_version() -> None:
