@@ -60,7 +60,7 @@ def test_a_tied_table_that_only_one_side_changed_is_stored_twice(tiny: Checkpoin
         merge_folder(tiny.folder, lora, tmp_path / f"{name}-merged")
         merged = open_checkpoint(str(tmp_path / f"{name}-merged"))
         assert json.loads((merged.folder / "config.json").read_bytes())["tie_word_embeddings"] is tied
-        assert merged.parameters == tiny.parameters + 49152 * 64 * (not tied)
+        assert merged.parameters == tiny.parameters + tiny_models.VOCABULARY * 64 * (not tied)
 
 
 @pytest.mark.parametrize(

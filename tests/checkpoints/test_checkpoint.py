@@ -28,7 +28,7 @@ def copy(tiny_folder: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_is_read_without_loading_it(tiny: Checkpoint) -> None:
     assert (tiny.name, tiny.architecture, tiny.context, tiny.licence) == ("tiny-llama", "llama", 2048, "unknown")
-    assert tiny.parameters == 49152 * 64 + 2 * (64 * 16 * 12 + 3 * 64 * 128 + 2 * 64) + 64
+    assert tiny.parameters == tiny_models.VOCABULARY * 64 + 2 * (64 * 16 * 12 + 3 * 64 * 128 + 2 * 64) + 64
 
 
 def test_the_digest_covers_the_model_and_not_what_lies_beside_it(copy: Path) -> None:

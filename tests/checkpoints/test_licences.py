@@ -99,7 +99,7 @@ def test_an_adapter_with_new_tokens_says_what_to_do(tiny: Checkpoint, tmp_path: 
             stem = name.removesuffix(".weight").removesuffix(".modules_to_save")
             grown[stem + saved] = table.repeat(2, axis=0)[: len(table) + 8]
         save_file(grown, path)
-        with pytest.raises(InputError, match=r"vocabulary resized from 49152 to 49160 tokens: resize the model, merge"):
+        with pytest.raises(InputError, match=r"vocabulary resized from 2048 to 2056 tokens: resize the model, merge"):
             open_adapter(folder, tiny)
 
 

@@ -111,7 +111,7 @@ def test_layers_for_drafting_that_transformers_left_out_are_not_looked_for(tmp_p
 
     torch.manual_seed(0)
     shape: dict[str, Any] = {
-        "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+        "vocab_size": tiny_models.VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True,
         "layer_types": ["linear_attention", "full_attention"], "full_attention_interval": 2,
         "linear_num_key_heads": 2, "linear_num_value_heads": 2,
@@ -119,7 +119,6 @@ def test_layers_for_drafting_that_transformers_left_out_are_not_looked_for(tmp_p
     }  # fmt: skip
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_text", **shape))
     model.save_pretrained(tmp_path / "qwen")
-    for name in tiny_models.TOKENIZER:
-        shutil.copyfile(tiny_models.smollm2().folder / name, tmp_path / "qwen" / name)
+    tiny_models.copy_tokenizer(tmp_path / "qwen")
     full = lower(open_checkpoint(str(tmp_path / "qwen")), "gguf", stages)
     assert read_header(full.base).architecture == "qwen35"

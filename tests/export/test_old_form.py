@@ -1,6 +1,5 @@
 """What transformers 5 saves otherwise than llama.cpp's converter reads thinks, as a GGUF, what its source thinks."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,8 @@ def save(kind: str, folder: Path, shape: dict[str, Any]) -> Path:
     return folder
 
 
-def with_smollm2s_tokenizer(folder: Path) -> Path:
-    for name in tiny_models.TOKENIZER:
-        shutil.copyfile(tiny_models.smollm2().folder / name, folder / name)
+def with_tokenizer(folder: Path) -> Path:
+    tiny_models.copy_tokenizer(folder)
     return folder
 
 
@@ -63,7 +61,7 @@ def test_a_family_whose_configuration_was_renamed_thinks_what_its_source_thinks(
     kind: str, tmp_path: Path, stages: Stages, profile: Profile
 ) -> None:
     shape = {name: value for name, value in SHAPE.items() if kind != "gpt2" or "hidden" not in name}
-    folder = with_smollm2s_tokenizer(save(kind, tmp_path / kind, shape | FAMILIES[kind]))
+    folder = with_tokenizer(save(kind, tmp_path / kind, shape | FAMILIES[kind]))
     assert "mean-kl" in prove(folder, profile, stages)
 
 
@@ -99,7 +97,7 @@ def test_a_vocabulary_that_was_born_as_sentencepiece_is_read_out_of_tokenizer_js
 def test_a_tokenizer_that_is_not_the_familys_is_refused_by_name(
     kind: str, message: str, tmp_path: Path, stages: Stages
 ) -> None:
-    folder = with_smollm2s_tokenizer(save(kind, tmp_path / kind, SHAPE | {"head_dim": 32}))
+    folder = with_tokenizer(save(kind, tmp_path / kind, SHAPE | {"head_dim": 32}))
     with pytest.raises(InputError, match=message):
         lower(open_checkpoint(str(folder)), "gguf", stages)
 
@@ -108,8 +106,6 @@ def test_experts_that_transformers_cannot_put_together_again_are_refused_by_name
     tmp_path: Path, stages: Stages
 ) -> None:
     shape = SHAPE | EXPERTS | {"head_dim": 32, "decoder_sparse_step": 1}
-    full = lower(
-        open_checkpoint(str(with_smollm2s_tokenizer(save("qwen3_moe", tmp_path / "moe", shape)))), "gguf", stages
-    )
+    full = lower(open_checkpoint(str(with_tokenizer(save("qwen3_moe", tmp_path / "moe", shape)))), "gguf", stages)
     with pytest.raises(InputError, match=r"cannot make a checkpoint of model\.gguf, a qwen3moe, again; name the model"):
         open_checkpoint(str(full.base), stages)

@@ -14,11 +14,13 @@ from fieldlm.core.errors import EngineError, InputError, NoSpaceError
 from fieldlm.formats.bundle import CacheTypes
 from fieldlm_compiler.export.quantize import check_quant
 from fieldlm_compiler.pipeline.child import call
+from fieldlm_compiler.pipeline.fork_server import TORCH
 from tests.support.failing_steps import abort_in_ggml, fill_disk, kill_parent, look_up, retold
 
 ORPHAN = """import subprocess
 from fieldlm_compiler.pipeline.child import call
-call(subprocess.run, what="wait", torch={torch})(["sleep", "60"])"""
+from fieldlm_compiler.pipeline.fork_server import TORCH
+call(subprocess.run, what="wait", preload={preload})(["sleep", "60"])"""
 
 
 def test_a_step_answers_with_its_memory_and_time() -> None:
@@ -68,37 +70,37 @@ def test_a_full_disk_is_called_a_full_disk() -> None:
 
 
 def test_a_step_that_needs_torch_is_a_fork_of_one_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = call(os.getppid, what="ask", torch=True)()
+    first = call(os.getppid, what="ask", preload=TORCH)()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FIELDLM_TEST", "seen")
-    assert call(os.getppid, what="ask", torch=True)().value == first.value != os.getpid()
+    assert call(os.getppid, what="ask", preload=TORCH)().value == first.value != os.getpid()
     (tmp_path / "here").touch()
-    assert call(os.listdir, what="look", torch=True)(".").value == ["here"]
-    assert call(os.getenv, what="look", torch=True)("FIELDLM_TEST").value == "seen"
+    assert call(os.listdir, what="look", preload=TORCH)(".").value == ["here"]
+    assert call(os.getenv, what="look", preload=TORCH)("FIELDLM_TEST").value == "seen"
     assert first.peak_mb > 100
 
 
 def test_what_ends_a_forked_step_is_told_as_of_any_other_and_the_next_one_runs() -> None:
     with pytest.raises(EngineError, match=r"^could not do it \(signal SIGABRT\)"):
-        call(os.abort, what="do it", torch=True)()
+        call(os.abort, what="do it", preload=TORCH)()
     with pytest.raises(EngineError, match=r"exit code 1.*JSONDecodeError: Expecting value"):
-        call(json.loads, what="read", torch=True)("nonsense")
+        call(json.loads, what="read", preload=TORCH)("nonsense")
     with pytest.raises(InputError, match="no quantisation 'Q9'"):
-        call(check_quant, what="check", torch=True)("Q9")
-    server = call(os.getppid, what="ask", torch=True)().value
+        call(check_quant, what="check", preload=TORCH)("Q9")
+    server = call(os.getppid, what="ask", preload=TORCH)().value
     os.kill(server, signal.SIGKILL)
-    assert call(json.loads, what="read", torch=True)("[1]").value == [1]
+    assert call(json.loads, what="read", preload=TORCH)("[1]").value == [1]
 
 
 def test_a_server_that_dies_in_the_middle_ends_its_step() -> None:
     with pytest.raises(EngineError, match=r"^could not end it \(signal SIGKILL\)"):
-        call(kill_parent, what="end it", torch=True, env={"PYTHONPATH": str(Path(__file__).parents[2])})()
-    assert call(json.loads, what="read", torch=True)("[1]").value == [1]
+        call(kill_parent, what="end it", preload=TORCH, env={"PYTHONPATH": str(Path(__file__).parents[2])})()
+    assert call(json.loads, what="read", preload=TORCH)("[1]").value == [1]
 
 
-@pytest.mark.parametrize("torch", [False, True])
-def test_a_step_dies_with_the_compiler(*, torch: bool) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", ORPHAN.format(torch=torch)], stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("preload", ["None", "TORCH"])
+def test_a_step_dies_with_the_compiler(preload: str) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", ORPHAN.format(preload=preload)], stderr=subprocess.DEVNULL)
     child = _wait_for_child(parent.pid)
     parent.send_signal(signal.SIGKILL)
     parent.wait()

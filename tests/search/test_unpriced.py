@@ -36,8 +36,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory, work: Path) -> tuple[Path,
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **SHAPE | MOE), dtype=torch.float32)
     model.save_pretrained(folder)
-    for name in tiny_models.TOKENIZER:
-        shutil.copyfile(tiny_models.smollm2().folder / name, folder / name)
+    tiny_models.copy_tokenizer(folder)
     checkpoint, statistics = open_checkpoint(str(folder)), tmp_path_factory.mktemp("statistics")
     full = lower(checkpoint, "gguf", Stages(work)).base
     (tokens,) = json_tokens(folder, [topics["assignment"][:6000]])
@@ -89,8 +88,7 @@ def test_a_hybrid_model_is_quantised_as_llama_cpp_does_it(stages: Stages, tmp_pa
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(tmp_path / "hybrid")
-    for name in tiny_models.TOKENIZER:
-        shutil.copyfile(tiny_models.smollm2().folder / name, tmp_path / "hybrid" / name)
+    tiny_models.copy_tokenizer(tmp_path / "hybrid")
     full = lower(open_checkpoint(str(tmp_path / "hybrid")), "gguf", stages)
     made = quantize.quantize(full.base, tmp_path / "q.gguf", "Q8_0").value
     assert made["tensors"]["Q8_0"] > 8

@@ -1,4 +1,7 @@
-"""Small Llamas with random weights and a real tokenizer, saved as transformers 4 and as transformers 5 do."""
+"""Small Llamas with random weights and a small tokenizer, saved as transformers 4 and as transformers 5 do.
+
+The tokenizer is SmolLM2's without all but its first merges: most of the work on a small model is its vocabulary.
+"""
 
 import json
 import shutil
@@ -9,7 +12,7 @@ from typing import Any
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
 
 ROPE_THETA = 100_000.0
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+VOCABULARY = 2048
 
 
 def smollm2() -> Checkpoint:
@@ -17,14 +20,25 @@ def smollm2() -> Checkpoint:
     return open_checkpoint(DEFAULT_MODEL)
 
 
+def copy_tokenizer(folder: Path) -> None:
+    """Write SmolLM2's chat template and the first `VOCABULARY` tokens of its tokenizer to `folder`."""
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(smollm2().folder / name, folder / name)
+    tokenizer = json.loads((smollm2().folder / "tokenizer.json").read_bytes())
+    model = tokenizer["model"]
+    model["vocab"] = {text: number for text, number in model["vocab"].items() if number < VOCABULARY}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def tiny_llama(folder: Path, *, hidden: int = 64, seed: int = 0, **config: Any) -> Path:
-    """Write a random Llama of two layers with SmolLM2's tokenizer to `folder`, as transformers 5 does."""
+    """Write a random Llama of two layers to `folder`, as transformers 5 does."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     shape: dict[str, Any] = {
-        "vocab_size": 49152, "hidden_size": hidden, "intermediate_size": 128, "num_hidden_layers": 2,
+        "vocab_size": VOCABULARY, "hidden_size": hidden, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048,
         "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA}, "tie_word_embeddings": True,
         "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "dtype": "float32",
@@ -36,8 +50,7 @@ def tiny_llama(folder: Path, *, hidden: int = 64, seed: int = 0, **config: Any) 
             if "q_proj" in name or "k_proj" in name:
                 weight.mul_(4.0)
     model.save_pretrained(folder)
-    for name in TOKENIZER:
-        shutil.copyfile(smollm2().folder / name, folder / name)
+    copy_tokenizer(folder)
     return folder
 
 
@@ -90,7 +103,7 @@ def logits(folder: Path, *, adapter: Path | None = None) -> Any:
         if adapter is not None:
             model = PeftModel.from_pretrained(model, str(adapter))
     with torch.inference_mode():
-        return model.eval()(input_ids=torch.arange(0, 40_000, 1000)[None]).logits[0].numpy()
+        return model.eval()(input_ids=torch.arange(0, VOCABULARY, 50)[None]).logits[0].numpy()
 
 
 def conversations(count: int) -> list[dict[str, Any]]:

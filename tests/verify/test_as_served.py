@@ -1,7 +1,6 @@
 """What is proved is what is served: rotations that go by the size of the cache, windows past their length, contexts."""
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,7 @@ def checkpoint(folder: Path, kind: str, **shape: Any) -> Path:
             if "qkv_proj" in name:
                 weight[: 2 * len(weight) // 3].mul_(4.0)
     model.save_pretrained(folder)
-    for name in tiny_models.TOKENIZER:
-        shutil.copyfile(tiny_models.smollm2().folder / name, folder / name)
+    tiny_models.copy_tokenizer(folder)
     return folder
 
 

@@ -26,6 +26,7 @@ from fieldlm_compiler.checkpoints.dequantize import dequantize
 from fieldlm_compiler.checkpoints.licences import licence_of
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran, call
+from fieldlm_compiler.pipeline.fork_server import TORCH
 from fieldlm_compiler.pipeline.stages import Stages
 
 log = logger(__name__)
@@ -115,7 +116,7 @@ def _dequantize(gguf: Path, stages: Stages, *, source: str) -> Path:
     size_mb = gguf.stat().st_size / 1e6
 
     def make(folder: Path) -> Ran:
-        ran = call(dequantize, what=f"unpack {gguf.name}", torch=True)(
+        ran = call(dequantize, what=f"unpack {gguf.name}", preload=TORCH)(
             path=gguf,
             folder=folder,
         )

@@ -11,6 +11,7 @@ from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, count_parameters
 from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, check_mergeable
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran, call
+from fieldlm_compiler.pipeline.fork_server import TORCH
 from fieldlm_compiler.pipeline.stages import Stages
 
 # Merged and apart, 32 bits round otherwise; two logits further apart than this are another model.
@@ -26,7 +27,7 @@ def merge(checkpoint: Checkpoint, adapter: PeftAdapter, stages: Stages) -> Check
     check_mergeable(adapter)
 
     def make(folder: Path) -> Ran:
-        return call(merge_folder, what=f"merge {adapter.folder.name} into {checkpoint.name}", torch=True)(
+        return call(merge_folder, what=f"merge {adapter.folder.name} into {checkpoint.name}", preload=TORCH)(
             base=checkpoint.folder,
             adapter=adapter.folder,
             into=folder,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.core.errors import InputError
+from fieldlm_compiler.export.pre_tokenizer import name_of
 from fieldlm_compiler.export.transformers4 import ENDS_OF_TURN, named_stops
 
 Config = Mapping[str, Any]
@@ -41,6 +42,7 @@ def run(script: Path, *arguments: object) -> None:
     _read_old_form(base.ModelBase)
     _write_tied_heads(base.ModelBase)
     _read_merges_as_scores(base.TextModel)
+    _recognise_pre_tokenizers(base.TextModel)
     _write_every_stop(import_module("gguf").SpecialVocab)
     _choose_vocabulary_by_files()
     try:
@@ -129,6 +131,21 @@ def _read_merges_as_scores(text_model: Any) -> None:
             model._set_vocab_sentencepiece()
 
     text_model._create_vocab_sentencepiece, text_model._set_vocab_gpt2 = pieces, set_vocab
+
+
+def _recognise_pre_tokenizers(text_model: Any) -> None:
+    """Name a pre-tokenizer by its definition where the vocabulary is not one that the converter has seen."""
+    by_hash = text_model.get_vocab_base_pre
+
+    def recognise(model: Any, tokenizer: Any) -> str:
+        try:
+            return by_hash(model, tokenizer)
+        except NotImplementedError:
+            if name := name_of(model.dir_model):
+                return name
+            raise
+
+    text_model.get_vocab_base_pre = recognise
 
 
 def _write_every_stop(vocabulary: Any) -> None:

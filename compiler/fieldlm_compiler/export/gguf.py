@@ -13,6 +13,7 @@ from fieldlm_compiler.checkpoints.peft_adapter import PREFIX, WEIGHTS, PeftAdapt
 from fieldlm_compiler.export.converter import run
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.child import Ran, call
+from fieldlm_compiler.pipeline.fork_server import TORCH
 
 # Families whose converter counts on layers for drafting, and what those are called in a checkpoint.
 WITH_MTP = ("qwen3_next", "qwen3_5")
@@ -23,7 +24,7 @@ def export_f16(checkpoint: Checkpoint, out: Path) -> Ran:
     """Write `checkpoint` to the GGUF file `out` with 16-bit weights; norms and biases keep 32."""
     converter = llama_toolchain.llama_converter()
     env = {"PYTHONPATH": str(converter / "gguf-py")}
-    return call(convert_model, what=f"convert {checkpoint.name} to GGUF", env=env, torch=True)(
+    return call(convert_model, what=f"convert {checkpoint.name} to GGUF", env=env, preload=TORCH)(
         converter=converter,
         checkpoint=checkpoint.folder,
         out=out,
@@ -40,7 +41,7 @@ def export_adapter(adapter: PeftAdapter, checkpoint: Checkpoint, out: Path) -> R
     check_shippable(adapter)
     converter = llama_toolchain.llama_converter()
     env = {"PYTHONPATH": str(converter / "gguf-py")}
-    return call(convert_adapter, what=f"convert {adapter.folder.name} to GGUF", env=env, torch=True)(
+    return call(convert_adapter, what=f"convert {adapter.folder.name} to GGUF", env=env, preload=TORCH)(
         converter=converter,
         adapter=adapter.folder,
         plain=adapter.is_plain,

@@ -13,9 +13,11 @@ from fieldlm.core.files import disk_errors
 from fieldlm.formats.bundle import Role
 from fieldlm_compiler.export.transformers4 import TOKENIZER, in_old_form, stop_tokens
 from fieldlm_compiler.pipeline import child
+from fieldlm_compiler.pipeline.fork_server import Preload
 from fieldlm_compiler.pipeline.optimum_toolchain import optimum
 
 MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
+TRACING = ("optimum.exporters.onnx", "transformers.models.llama.modeling_llama", "onnx")
 SMALL_HEAD = "-h4"
 """Ends the name of what is made with a head of 4 bits; without it the head, which suffers most, has 8."""
 
@@ -53,13 +55,12 @@ def export_fp32(checkpoint: Path, out: Path) -> OnnxExport:
         raise InputError(f"{checkpoint} has no {TOKENIZER}; save the model's fast tokenizer there")
     from fieldlm_compiler.export.onnx_steps import trace
 
-    overlay = optimum()
     with disk_errors(out), tempfile.TemporaryDirectory(prefix=".old-", dir=out.parent) as temporary:
         in_old_form(checkpoint, Path(temporary))
         ran = child.call(
             trace,
             what="export to ONNX",
-            env={"PYTHONPATH": str(overlay)},
+            preload=Preload(modules=TRACING, path=optimum()),
         )(
             checkpoint=Path(temporary),
             out=out,

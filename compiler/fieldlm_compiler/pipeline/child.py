@@ -1,7 +1,7 @@
 """Child processes, one step in each: an abort becomes an error message, and its memory is measured.
 
 `call(function, what="…")(…)` starts a fresh interpreter, which imports the function and hands it the arguments, and
-returns the JSON it answers; with `torch` the interpreter is a fork of one that has imported torch and transformers. The
+returns the JSON it answers; with `preload` the interpreter is a fork of one that has imported what takes long. The
 step dies with the compiler, whatever kills the compiler.
 """
 
@@ -25,6 +25,7 @@ from fieldlm.core import errors
 from fieldlm.core.errors import EngineError, NoSpaceError
 from fieldlm.core.terminal import progress
 from fieldlm_compiler.pipeline import fork_server
+from fieldlm_compiler.pipeline.fork_server import Preload
 
 # The last is what numpy says when it could write only part of an array.
 FULL_TEXT = re.compile(
@@ -44,8 +45,6 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONHASHSEED": "0",
 }
-# Threads of torch that wait for each other in a loop stand still together when a neighbour takes a core.
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # One thread of linear algebra in each of a step's own processes: threads that wait for each other help nobody.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -60,12 +59,12 @@ class Ran:
 
 
 def call(
-    function: Callable[P, object], *, what: str, env: Mapping[str, str] | None = None, torch: bool = False
+    function: Callable[P, object], *, what: str, env: Mapping[str, str] | None = None, preload: Preload | None = None
 ) -> Callable[P, Ran]:
     """Return `function` as one that runs in a new process, and says how it went.
 
-    `env` is added to its environment, a PYTHONPATH in front of the one there is. `torch`: it needs that, or
-    transformers.
+    `env` is added to its environment, a PYTHONPATH in front of the one there is. `preload` says what it needs that
+    takes long to import: `fork_server.TORCH`.
 
     The function stands in a module of its own right, takes what JSON can say (paths and structs too: they are made
     again from the types that it declares) and answers with JSON. It raises the FieldlmError that the step raised,
@@ -79,8 +78,11 @@ def call(
             answer = Path(folder) / "answer.json"
             with (Path(folder) / "log").open("w+b") as log:
                 started_s = time.monotonic()
-                run_it = _fork if torch else _run
-                code, peak_mb = run_it(request, answer, log, _environment(env or {}))
+                settings = _environment(env or {})
+                if preload:
+                    code, peak_mb = _fork(request, answer, log, settings, preload)
+                else:
+                    code, peak_mb = _run(request, answer, log, settings)
                 seconds = time.monotonic() - started_s
                 value = _value(code, answer, log, what)
         return Ran(value=value, seconds=seconds, peak_mb=peak_mb)
@@ -108,9 +110,9 @@ def _environment(env: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **QUIET, **env, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
-def _fork(request: bytes, answer: Path, log: IO[bytes], env: dict[str, str]) -> tuple[int, float]:
+def _fork(request: bytes, answer: Path, log: IO[bytes], env: dict[str, str], preload: Preload) -> tuple[int, float]:
     asked = {"request": json.loads(request), "answer": str(answer), "log": log.name, "env": env, "cwd": str(Path.cwd())}
-    return fork_server.run(asked, QUIET | PATIENT, log)
+    return fork_server.run(asked, preload, QUIET, log)
 
 
 def _run(request: bytes, answer: Path, log: IO[bytes], env: dict[str, str]) -> tuple[int, float]:

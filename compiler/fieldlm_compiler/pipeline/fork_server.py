@@ -1,6 +1,6 @@
 """Fork server: steps that compute with torch begin at once, for importing it costs each seven seconds of processor.
 
-A server imports torch and transformers, computes nothing, and forks one step after the other. stdin: a line of JSON a
+A server imports what its steps share, computes nothing, and forks one step after the other. stdin: a line of JSON a
 step, {"request": …, "answer": path, "log": path, "env": {…}, "cwd": path}. stdout: a line when the step was forked,
 then the status that wait(2) tells of it and the most memory it held (KiB). It ends when nobody asks for a while, and
 kills its step when its parent is gone.
@@ -19,29 +19,44 @@ import sys
 import time
 import traceback
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 from fieldlm_compiler.pipeline import step
 
-IMPORTS = ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
 IDLE_S = 60.0
 POLL_S = 0.02
+# Threads of torch that wait for each other in a loop stand still together when a neighbour takes a core.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preload:
+    """What a server imports before it forks: `modules`, first of all from the folder `path`."""
+
+    modules: tuple[str, ...]
+    path: Path | None = None
+
+
+TORCH = Preload(modules=("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"))
 
 
 class ForkServer:
     """A server of this process's own, for one step at a time."""
 
-    def __init__(self, env: Mapping[str, str], log: IO[bytes]) -> None:
+    def __init__(self, preload: Preload, env: Mapping[str, str], log: IO[bytes]) -> None:
         self.owner = os.getpid()
+        paths = filter(None, (preload.path and str(preload.path), os.environ.get("PYTHONPATH")))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fieldlm_compiler.pipeline.fork_server", str(self.owner)],
+            [sys.executable, "-m", "fieldlm_compiler.pipeline.fork_server", str(self.owner), *preload.modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, **env},
+            env={**os.environ, **PATIENT, **env, "PYTHONPATH": os.pathsep.join(paths)},
         )
 
     def run(self, asked: Mapping[str, Any]) -> tuple[int, float] | None:
@@ -71,14 +86,14 @@ class ForkServer:
         return self._process.wait()
 
 
-_idle: list[ForkServer] = []
+_idle: defaultdict[Preload, list[ForkServer]] = defaultdict(list)
 
 
-def run(asked: Mapping[str, Any], env: Mapping[str, str], log: IO[bytes]) -> tuple[int, float]:
+def run(asked: Mapping[str, Any], preload: Preload, env: Mapping[str, str], log: IO[bytes]) -> tuple[int, float]:
     """Run a step in a server that is idle, or in a new one; returns its exit code and the most memory it held (MB)."""
     while True:
-        is_new = (server := _take()) is None
-        server = server or ForkServer(env, log)
+        is_new = (server := _take(preload)) is None
+        server = server or ForkServer(preload, env, log)
         try:
             ran = server.run(asked)
         except ChildProcessError:
@@ -87,18 +102,18 @@ def run(asked: Mapping[str, Any], env: Mapping[str, str], log: IO[bytes]) -> tup
             server.close()
             raise
         if ran is not None:
-            _idle.append(server)
+            _idle[preload].append(server)
             return ran
         code = server.close()
         if is_new:
             return code, 0.0
 
 
-def _take() -> ForkServer | None:
+def _take(preload: Preload) -> ForkServer | None:
     """Take an idle server; those of a process that was forked are its parent's."""
     with contextlib.suppress(IndexError):
         while True:
-            server = _idle.pop()
+            server = _idle[preload].pop()
             if server.owner == os.getpid():
                 return server
     return None
@@ -106,14 +121,15 @@ def _take() -> ForkServer | None:
 
 @atexit.register
 def _close_all() -> None:
-    while server := _take():
-        server.close()
+    for preload in list(_idle):
+        while server := _take(preload):
+            server.close()
 
 
-def main(parent: int) -> int:
+def main(parent: int, modules: list[str]) -> int:
     """Be the server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
-    for name in IMPORTS:
+    for name in modules:
         import_module(name)
     gc.freeze()
     while select.select([sys.stdin], [], [], IDLE_S)[0] and (line := sys.stdin.readline()):
@@ -160,4 +176,4 @@ def _be_step(asked: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

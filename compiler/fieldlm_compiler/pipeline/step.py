@@ -1,6 +1,6 @@
 """A step's own process: read the request, run the function it names, leave its JSON or the user's mistake.
 
-`child.call` starts it, as a new interpreter or as a fork of one that has torch imported (`fork_server`).
+`child.call` starts it, as a new interpreter or as a fork of one that has imported what takes long (`fork_server`).
 """
 
 import ctypes

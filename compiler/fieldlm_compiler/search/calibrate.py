@@ -20,6 +20,7 @@ from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
 from fieldlm_compiler.export.format import format_of
 from fieldlm_compiler.export.imatrix import Imatrix, add, read_imatrix, write_imatrix
 from fieldlm_compiler.pipeline.child import Ran, call
+from fieldlm_compiler.pipeline.fork_server import TORCH
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search.searchable import searchable
 from fieldlm_compiler.verify.corpus import HELD_BACK, HOLD_WINDOWS, LEARN_WINDOWS, WINDOW, Corpus, Windows
@@ -39,7 +40,7 @@ _Part = tuple[str, int, int]  # tensor's name, first row, the one behind the las
 
 def calibrate(checkpoint: Path, full: Path, learn: Sequence[Sequence[int]], sums: Sequence[Path], into: Path) -> Ran:
     """Write the statistics of the model in `checkpoint`, named as in the file `full`, over the windows `learn`."""
-    return call(collect, what=f"calibrate on {sum(map(len, learn)):,} tokens", torch=True)(
+    return call(collect, what=f"calibrate on {sum(map(len, learn)):,} tokens", preload=TORCH)(
         checkpoint=checkpoint,
         full=full,
         learn=[list(window) for window in learn],
@@ -54,7 +55,7 @@ def own_samples(checkpoint: Checkpoint, prompts: Sequence[str], stages: Stages) 
     count = LEARN_WINDOWS + HOLD_WINDOWS
 
     def make(_: Path) -> Ran:
-        return call(sample, what=f"let {checkpoint.name} write text to calibrate on", torch=True)(
+        return call(sample, what=f"let {checkpoint.name} write text to calibrate on", preload=TORCH)(
             checkpoint=checkpoint.folder,
             starts=starts,
             count=count,

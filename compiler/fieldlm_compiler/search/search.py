@@ -386,7 +386,7 @@ class Search:
             return f"{said}: {size}; allow more or ask for less"
         hope = trial.measured.kl.value / max(trial.point.divergence, 1e-9)
         nearest = self._size(self._smallest(wish / hope)) / MB + BESIDE_MB
-        return f"{said}: {size}; about {nearest:.0f} MB would pass, or --max-kl {trial.measured.kl.high:.3g} here"
+        return f"{said}: {size}; about {nearest:.1f} MB would pass, or --max-kl {trial.measured.kl.high:.3g} here"
 
     def types(self, point: FrontierPoint) -> dict[str, str]:
         """Return the type of every tensor at `point`."""

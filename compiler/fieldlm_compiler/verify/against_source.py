@@ -31,6 +31,7 @@ from fieldlm_compiler.checkpoints.tokenizer_parity import (
 )
 from fieldlm_compiler.export.transformers4 import named_stops
 from fieldlm_compiler.pipeline.child import Ran, call
+from fieldlm_compiler.pipeline.fork_server import TORCH
 from fieldlm_compiler.verify.dialogues import difference
 from fieldlm_compiler.verify.logits import Passage, read
 from fieldlm_compiler.verify.reference_model import judge
@@ -110,7 +111,7 @@ def compare_texts(draft: Bundle, profile: Profile, tokenizer: Path, texts: Seque
 
     `tokenizer` is the source's folder. Raises GateError with the first text, conversation or token that differs.
     """
-    ran = call(compare, what="compare tokens and templates", torch=True)(
+    ran = call(compare, what="compare tokens and templates", preload=TORCH)(
         bundle=draft,
         profile=profile,
         tokenizer=tokenizer,
@@ -137,7 +138,7 @@ def compare_answers(
     """
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as folder:
         reading = reader.read(Path(folder) / "logits.npy", texts, answers) if reader else None
-        ran = call(judge, what="ask the source model", torch=True)(
+        ran = call(judge, what="ask the source model", preload=TORCH)(
             checkpoint=checkpoint,
             adapter=adapter,
             texts=list(texts),
