@@ -155,12 +155,13 @@ def test_a_quantised_file_is_taken_as_it_is(build: Build, tiny_compiled: Bundle,
 
 
 def test_what_stood_there_survives_a_failed_compile(
-    build: Build, tiny_folder: Path, tiny_compiled: Bundle, profile: Profile, tmp_path: Path
+    build: Build, tiny_compiled: Bundle, profile: Profile, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(tiny_compiled.folder, tmp_path / "bundle"))
+    large = tiny_models.tiny_llama(tmp_path / "large", hidden=512, initializer_range=0.03)
     small = replace(profile, memory=replace(profile.memory, model_budget_mb=1))
     with pytest.raises(GateError, match=r"no candidate fits .*: the smallest, Q4_0, has \d MB of weights, the budget"):
-        build(tiny_folder, out, quants=("Q8_0", "Q4_0"), profile=small)
+        build(large, out, quants=("Q8_0", "Q4_0"), profile=small)
     assert open_bundle(out).id == tiny_compiled.id
 
 
@@ -200,11 +201,14 @@ def test_wrong_use_is_one_line_and_an_exit_code(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     """A disk of 7 MB that only this process tree sees, where the kernel lets us; else a limit on the size of files."""
     disk, out = tmp_path / "disk", tmp_path / "disk" / "out"
     disk.mkdir()
-    compile_there = f'exec "{sys.executable}" -c "$COMPILE" "{tiny_folder}" "{out}" "{disk}/work"'
+    # The texts of a whole vocabulary are more than what is foreseen for the weights.
+    whole = tiny_models.tiny_llama(tmp_path / "whole", vocab_size=49152)
+    shutil.copyfile(tiny_models.smollm2().folder / "tokenizer.json", whole / "tokenizer.json")
+    compile_there = f'exec "{sys.executable}" -c "$COMPILE" "{whole}" "{out}" "{disk}/work"'
     mounted = f'mount -t tmpfs -o size=7m tmpfs "{disk}" && {compile_there}; code=$?; find "{disk}"; exit $code'
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", mounted]
     if subprocess.run(["unshare", "--mount", "--map-root-user", "true"], check=False).returncode != 0:

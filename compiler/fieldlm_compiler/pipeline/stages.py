@@ -81,7 +81,7 @@ class Stages:
             shutil.rmtree(stale, ignore_errors=True)
         if free_mb(self.folder) < needs_mb:
             raise NoSpaceError(
-                f"{name} needs {needs_mb:.0f} MB in {self.folder}, {free_mb(self.folder)} MB are free; "
+                f"{name} needs {needs_mb:.1f} MB in {self.folder}, {free_mb(self.folder)} MB are free; "
                 f"free some or set XDG_CACHE_HOME to a larger disk"
             )
         with whole_folder(path) as aside:

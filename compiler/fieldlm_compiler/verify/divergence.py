@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
-from scipy.stats import t as student
 
 from fieldlm.core.errors import InputError
 from fieldlm.engines.llama_layout import layout_of
@@ -303,7 +302,7 @@ def is_clear(means: Sequence[float], limit: float) -> bool:
     """
     if len(means) not in LOOKS:
         return False
-    wide = float(student.ppf(1 - STOP_ERROR / (2 * len(LOOKS)), len(means) - 1))
+    wide = _student(1 - STOP_ERROR / (2 * len(LOOKS)), len(means) - 1)
     return abs(float(np.mean(means)) - limit) > wide * float(np.std(means, ddof=1)) / math.sqrt(len(means))
 
 
@@ -330,10 +329,17 @@ def kept(pairs: Sequence[tuple[bool, bool]]) -> Mean | None:
     return share(stayed) if stayed else None
 
 
+def _student(quantile: float, freedom: int) -> float:
+    """Return a quantile of Student's distribution; scipy.stats has it too, and takes a second to import."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, quantile))
+
+
 def _mean(values: Sequence[float]) -> Mean:
     mean = float(np.mean(values))
     # Few windows: Student's distribution, not the normal one.
-    wide = float(student.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.inf
+    wide = _student(0.975, len(values) - 1) if len(values) > 1 else math.inf
     half = wide * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     # JSON has no infinity: of one text, nothing is known about the next.
     half = min(half, 1e3)
