@@ -8,6 +8,7 @@ takes. A test has to say nothing: ports are free ones, folders are each test's o
 
 import functools
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import depth
 
+# Each worker has about a core: threads of linear algebra that wait for each other in a loop would take the others'.
+ALONE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 DURATIONS = Path(__file__).resolve().parents[1] / "durations.json"
 QUICK_S = 0.7
 TOGETHER = ("tests/packaging/",)
@@ -62,6 +65,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        os.environ.update(ALONE)
     if config.getoption("--write-durations"):
         config.pluginmanager.register(_Durations())
 
