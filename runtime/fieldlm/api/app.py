@@ -27,6 +27,7 @@ from fieldlm.api.choices import CHAT, CHAT_WITH_FUNCTIONS, COMPLETION, Prompt
 from fieldlm.api.completion_request import CompletionRequest, answer_of_nothing
 from fieldlm.api.dashboard import Leaves, Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
+from fieldlm.api.ollama.endpoints import Ollama
 from fieldlm.api.output_contract import OutputContract, needs_compiling, output_contract
 from fieldlm.api.preparation import LONG_TEXT, Preparation, tokens_of
 from fieldlm.api.prompt_scores import PromptScores
@@ -100,6 +101,7 @@ def make_app(
         Route("/v1/feedback", api.feedback, methods=["POST"]),
         Route("/health", api.health),
         Route("/ready", api.ready),
+        *Ollama(api).routes(),
         *panel.routes(),
     ]
     handlers: dict[Any, Any] = {
@@ -143,16 +145,19 @@ class _Api:
         body = await read_body(request)
         asked = chat_request.parse(body, chat_request.ChatRequest)
         voice = Choices(CHAT_WITH_FUNCTIONS if asked.is_old else CHAT, wants_usage=asked.wants_usage)
-        return await self._converse(request, asked, voice, len(body))
+        return await self.converse(request, asked, voice, len(body))
 
     async def respond(self, request: Request) -> Any:
         body = await read_body(request)
         asked = chat_request.parse(body, ResponsesRequest)
-        return await self._converse(request, asked, ResponseVoice(asked), len(body))
+        return await self.converse(request, asked, ResponseVoice(asked), len(body))
 
     async def complete(self, request: Request) -> Any:
+        return await self.completed(request, chat_request.parse(await read_body(request), CompletionRequest))
+
+    async def completed(self, request: Request, asked: CompletionRequest, voice: AnswerFormat | None = None) -> Any:
+        """Go on with prompts; spoken by `voice`, by OpenAI's choices else."""
         came_s = time.monotonic()
-        asked = chat_request.parse(await read_body(request), CompletionRequest)
         asked.refuse()
         with ExitStack() as needs:
             serving = await self._admit(needs, asked.model, asked.terms())
@@ -161,9 +166,9 @@ class _Api:
             if asked.scores_prompts:
                 prompts = await self._scores.of(prompts, request, serving, asked, came_s)
             messages = [{"role": "user", "content": prompts[0].text}]
-            voice = Choices(COMPLETION, wants_usage=asked.wants_usage, prompts=prompts, echo=bool(asked.echo))
+            plain = Choices(COMPLETION, wants_usage=asked.wants_usage, prompts=prompts, echo=bool(asked.echo))
             tokens = [prompt.tokens for prompt in prompts]
-            job = _Job(serving, asked, voice, messages, tokens, None, promised, came_s)
+            job = _Job(serving, asked, voice or plain, messages, tokens, None, promised, came_s)
             return await self._answer(request, needs, job)
 
     async def _prompts(self, request: Request, serving: Serving, asked: CompletionRequest) -> list[Prompt]:
@@ -172,7 +177,7 @@ class _Api:
 
         return await self._texts.run(request, make) if asked.is_long else make()
 
-    async def _converse(
+    async def converse(
         self, request: Request, asked: chat_request.CompletionParams, voice: AnswerFormat, size: int
     ) -> Any:
         """Answer a conversation of `size` bytes, whichever API it came by."""
@@ -224,10 +229,12 @@ class _Api:
         raise ApiError(400, what, param="response_id", code="unsupported")
 
     async def embed(self, request: Request) -> Response:
-        asked = chat_request.parse(await read_body(request), EmbeddingRequest)
+        return as_json(await self.vectors(request, chat_request.parse(await read_body(request), EmbeddingRequest)))
+
+    async def vectors(self, request: Request, asked: EmbeddingRequest) -> dict[str, Any]:
         with ExitStack() as needs:
             serving = await self._admit(needs, asked.model, asked.terms())
-            return as_json(await embeddings(request, asked, serving, self._vectors))
+            return await embeddings(request, asked, serving, self._vectors)
 
     async def _admit(self, needs: ExitStack, model: str | None, terms: Schedule) -> Serving:
         """Return the generation that answers, held by `needs`; raises ApiError when the queue is full."""
@@ -290,14 +297,21 @@ class _Api:
         finish()
         return whole(turn, job.voice)
 
-    async def models(self, _: Request) -> Response:
+    def served(self) -> list[Serving]:
+        """Return what can be asked for by name: the generation that answers, and the adapters beside it."""
         with self._live.lease() as serving:
-            beside = self._shelf.all() if self._shelf is not None else []
-            return as_json({"object": "list", "data": [self._describe(one) for one in (serving, *beside)]})
+            return [serving, *(self._shelf.all() if self._shelf is not None else [])]
+
+    async def named(self, model: str) -> Serving:
+        """Return what `model` names; raises ApiError 404 when that is not here."""
+        with self._live.lease() as serving:
+            return await self._named(serving, model)
+
+    async def models(self, _: Request) -> Response:
+        return as_json({"object": "list", "data": [self._describe(one) for one in self.served()]})
 
     async def model(self, request: Request) -> Response:
-        with self._live.lease() as serving:
-            return as_json(self._describe(await self._named(serving, request.path_params["model"])))
+        return as_json(self._describe(await self.named(request.path_params["model"])))
 
     async def load_adapter(self, request: Request) -> Response:
         asked = chat_request.parse(await read_body(request), AdapterRequest)

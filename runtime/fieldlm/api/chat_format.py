@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from fieldlm.api.choices import Prompt, Said, Shape, characters, own_fields, usage
-from fieldlm.api.response_stream import ResponseStream, StreamedChoice
+from fieldlm.api.response_stream import EVENTS, ResponseStream, StreamedChoice
 from fieldlm.network.json_api import ApiError, as_event
 
 
@@ -17,6 +17,8 @@ class Choices:
 
     The answers to each of `prompts`, all of one number, stand in a row; with `echo` each begins with its prompt.
     """
+
+    media_type = EVENTS
 
     def __init__(self, shape: Shape, *, wants_usage: bool, prompts: Sequence[Prompt] = (), echo: bool = False) -> None:
         self.prefix = shape.prefix
@@ -28,6 +30,9 @@ class Choices:
         """By answer: the characters of its prompt, and of what its tokens have said."""
         self._frames: dict[int, tuple[bytes, bytes]] = {}
         """By answer: an event that says a piece of text, before and after the text."""
+
+    def refusal(self, error: ApiError) -> dict[str, Any]:
+        return error.document()
 
     def whole(self, turn: ResponseStream) -> dict[str, Any]:
         vocabulary = turn.promise.vocabulary

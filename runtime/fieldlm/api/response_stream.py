@@ -225,6 +225,11 @@ class AnswerFormat(Protocol):
         """What the answer's id begins with."""
         ...
 
+    @property
+    def media_type(self) -> str:
+        """What a stream of its events is."""
+        ...
+
     def whole(self, turn: ResponseStream) -> dict[str, Any]:
         """Return the body for a turn that has ended well."""
         ...
@@ -245,9 +250,16 @@ class AnswerFormat(Protocol):
         """Yield the last events of one that has not."""
         ...
 
+    def refusal(self, error: ApiError) -> dict[str, Any]:
+        """Return the body that says why there is no answer."""
+        ...
+
+
+EVENTS = "text/event-stream; charset=utf-8"
+
 
 class EventStream:
-    """A response as server-sent events (SSE). Holds what it needs until the last event is out.
+    """A response as server-sent events (SSE), or lines. Holds what it needs until the last event is out.
 
     The status is sent with the first words: who is rejected while waiting, or fails before them, gets a real one.
     """
@@ -263,13 +275,13 @@ class EventStream:
         return self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        headers = [(b"content-type", self._voice.media_type.encode()), (b"cache-control", b"no-store")]
         with self._needs:
             async with self._turn.cancelled_on_leave(scope, receive):
                 first = await self._turn.read()
                 if self._turn.has_ended and (error := self._turn.failure()) and not any(s.text for _, s in first):
                     self._finish()
-                    await refused(error)(scope, receive, send)
+                    await refused(error, self._voice)(scope, receive, send)
                     return
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 await self._say(first, scope["state"][WRITE])
@@ -293,12 +305,12 @@ class EventStream:
 def whole(turn: ResponseStream, voice: AnswerFormat) -> Response:
     """Return the answers of a turn that has ended, or why there are none."""
     if error := turn.failure():
-        return refused(error)
+        return refused(error, voice)
     return as_json(voice.whole(turn))
 
 
-def refused(error: ApiError) -> Response:
-    response = as_json(error.document(), status=error.status)
+def refused(error: ApiError, voice: AnswerFormat) -> Response:
+    response = as_json(voice.refusal(error), status=error.status)
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(error.retry_after_s)
     if error.status == 504 or error.code == "preempted":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from fieldlm.api.choices import Said, own_fields, token_logprobs
-from fieldlm.api.response_stream import ResponseStream, StreamedChoice
+from fieldlm.api.response_stream import EVENTS, ResponseStream, StreamedChoice
 from fieldlm.api.responses_request import ResponsesRequest
 from fieldlm.engines import Timings
 from fieldlm.inference.tool_calls import Call
@@ -24,6 +24,7 @@ class ResponseVoice:
     """A `Voice` for one request. Items are finished in order; at most the last one is still being written."""
 
     prefix = "resp_"
+    media_type = EVENTS
 
     def __init__(self, asked: ResponsesRequest) -> None:
         self._asked = asked
@@ -31,6 +32,9 @@ class ResponseVoice:
         self._is_writing = False
         self._held_space = ""
         self._number = 0
+
+    def refusal(self, error: ApiError) -> dict[str, Any]:
+        return error.document()
 
     def whole(self, turn: ResponseStream) -> dict[str, Any]:
         said = turn.answers[0].final()

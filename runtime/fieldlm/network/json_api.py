@@ -64,16 +64,21 @@ async def read_body(request: Request) -> bytes:
     return b"".join(pieces)
 
 
-async def error_response(_: Request, error: Exception) -> Response:
-    """Answer every error in OpenAI's shape; one of ours in words, an unexpected one without details."""
-    named: dict[str, str] = {}
+def api_error(error: Exception) -> ApiError:
+    """Return any error as a refusal: one of ours in its words, an unexpected one without details."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, HTTPException):
-        named = dict(error.headers or {})
-        error = ApiError(error.status_code, error.detail, code="http_error")
-    elif isinstance(error, InputError):
-        error = ApiError(400, str(error), code="invalid_value")
-    elif not isinstance(error, ApiError):
-        error = ApiError(500, str(error) if isinstance(error, FieldlmError) else "internal error", code="internal")
+        return ApiError(error.status_code, error.detail, code="http_error")
+    if isinstance(error, InputError):
+        return ApiError(400, str(error), code="invalid_value")
+    return ApiError(500, str(error) if isinstance(error, FieldlmError) else "internal error", code="internal")
+
+
+async def error_response(_: Request, error: Exception) -> Response:
+    """Answer every error in OpenAI's shape."""
+    named = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    error = api_error(error)
     response = as_json(error.document(), status=error.status)
     response.headers.update(named)
     if error.retry_after_s is not None:

@@ -1,0 +1,192 @@
+"""Ollama's API beside OpenAI's: chat, generate, embed, and what is served, for clients that speak nothing else.
+
+Models come to a device by signed updates and not by a client's word: pulling, creating and deleting are refused.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from fieldlm.api.chat_request import CompletionParams, parse
+from fieldlm.api.completion_request import CompletionRequest
+from fieldlm.api.embeddings import EmbeddingRequest
+from fieldlm.api.ollama.responses import Document, OllamaVoice, refusal, stamp
+from fieldlm.api.ollama.requests import LATEST, OllamaChat, OllamaEmbed, OllamaGenerate, OllamaName
+from fieldlm.api.response_stream import AnswerFormat
+from fieldlm.core.errors import FieldlmError
+from fieldlm.formats.bundle import MANIFEST
+from fieldlm.inference.adapters import name_of
+from fieldlm.inference.generations import Serving
+from fieldlm.network.json_api import ApiError, api_error, as_json, read_body
+
+VERSION = "0.12.0"
+"""Clients ask for the least version that has what they need: the API is spoken here as it was in this one."""
+FOREVER = "2100-01-01T00:00:00Z"
+"""When the model that is served is unloaded."""
+WITHHELD = ("pull", "push", "create", "copy", "delete", "blobs/{digest}")
+
+
+class Answers(Protocol):
+    """The endpoints that Ollama's are told in the words of."""
+
+    async def converse(self, request: Request, asked: CompletionParams, voice: AnswerFormat, size: int) -> Any: ...
+
+    async def completed(self, request: Request, asked: CompletionRequest, voice: AnswerFormat | None = None) -> Any: ...
+
+    async def vectors(self, request: Request, asked: EmbeddingRequest) -> Document: ...
+
+    async def named(self, model: str) -> Serving: ...
+
+    def served(self) -> Sequence[Serving]: ...
+
+
+class Ollama:
+    """Ollama's endpoints over `answers`."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def routes(self) -> list[BaseRoute]:
+        posts = {
+            "chat": self._chat,
+            "generate": self._generate,
+            "embed": self._embed,
+            "embeddings": self._embed_one,
+            "show": self._show,
+        }
+        gets = {"tags": self._tags, "ps": self._ps, "version": self._version}
+        return [
+            *(Route(f"/api/{name}", _in_its_words(call), methods=["POST"]) for name, call in posts.items()),
+            *(Route(f"/api/{name}", _in_its_words(call)) for name, call in gets.items()),
+            *(Route(f"/api/{name}", _in_its_words(_withheld), methods=["POST", "DELETE", "HEAD"]) for name in WITHHELD),
+        ]
+
+    async def _chat(self, request: Request) -> Any:
+        body = await read_body(request)
+        asked = parse(body, OllamaChat)
+        voice = OllamaVoice(asked.model, is_chat=True)
+        if asked.is_empty:
+            await self._answers.named(asked.name)
+            return as_json(voice.loaded())
+        return await self._answers.converse(request, asked.asked(), voice, len(body))
+
+    async def _generate(self, request: Request) -> Any:
+        body = await read_body(request)
+        asked = parse(body, OllamaGenerate)
+        voice = OllamaVoice(asked.model, is_chat=False)
+        if asked.is_empty:
+            await self._answers.named(asked.name)
+            return as_json(voice.loaded())
+        if asked.raw:
+            return await self._answers.completed(request, asked.asked_raw(), voice)
+        return await self._answers.converse(request, asked.asked(), voice, len(body))
+
+    async def _embed(self, request: Request) -> Response:
+        asked = parse(await read_body(request), OllamaEmbed)
+        found = await self._vectors(request, asked, asked.input)
+        spent_ns = int(found["fieldlm"]["timings"]["total_ms"] * 1e6)
+        return as_json(
+            {
+                "model": asked.model,
+                "embeddings": [row["embedding"] for row in found["data"]],
+                "total_duration": spent_ns,
+                "load_duration": 0,
+                "prompt_eval_count": found["usage"]["prompt_tokens"],
+            }
+        )
+
+    async def _embed_one(self, request: Request) -> Response:
+        asked = parse(await read_body(request), OllamaEmbed)
+        found = await self._vectors(request, asked, asked.prompt)
+        return as_json({"embedding": found["data"][0]["embedding"]})
+
+    async def _vectors(self, request: Request, asked: OllamaEmbed, texts: str | list[str] | None) -> Document:
+        return await self._answers.vectors(
+            request, EmbeddingRequest(input=texts, model=asked.name, dimensions=asked.dimensions)
+        )
+
+    async def _tags(self, _: Request) -> Response:
+        return as_json({"models": [_described(serving) for serving in self._answers.served()]})
+
+    async def _ps(self, _: Request) -> Response:
+        rows = [
+            _described(serving) | {"expires_at": FOREVER, "size_vram": 0, "context_length": serving.engine.context}
+            for serving in self._answers.served()
+        ]
+        return as_json({"models": rows})
+
+    async def _show(self, request: Request) -> Response:
+        serving = await self._answers.named(parse(await read_body(request), OllamaName).named)
+        manifest, template = serving.bundle.manifest, serving.bundle.path("template")
+        family = manifest.model.architecture
+        return as_json(
+            {
+                "license": manifest.model.licence,
+                "modelfile": "",
+                "parameters": "",
+                "template": template.read_text(encoding="utf-8") if template else "",
+                "system": manifest.system_prompt or "",
+                "details": _details(serving),
+                "model_info": {
+                    "general.architecture": family,
+                    "general.parameter_count": manifest.model.parameters,
+                    f"{family}.context_length": serving.engine.context,
+                },
+                "capabilities": ["completion", "tools"],
+                "modified_at": _described(serving)["modified_at"],
+            }
+        )
+
+    async def _version(self, _: Request) -> Response:
+        return as_json({"version": VERSION})
+
+
+async def _withheld(_: Request) -> Response:
+    what = "models come to this device by signed updates (fieldlm publish), or when it is started (fieldlm serve MODEL)"
+    raise ApiError(400, what, code="unsupported")
+
+
+def _in_its_words(call: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Any]]:
+    """Return `call` with its refusals as Ollama's clients read them."""
+
+    async def answer(request: Request) -> Any:
+        try:
+            return await call(request)
+        except (ApiError, FieldlmError) as error:
+            known = api_error(error)
+            response = as_json(refusal(known), status=known.status)
+            if known.retry_after_s is not None:
+                response.headers["retry-after"] = str(known.retry_after_s)
+            return response
+
+    return answer
+
+
+def _described(serving: Serving) -> Document:
+    bundle = serving.bundle
+    name = name_of(serving)
+    return {
+        "name": name if ":" in name else name + LATEST,
+        "model": name if ":" in name else name + LATEST,
+        "modified_at": stamp((bundle.folder / MANIFEST).stat().st_mtime),
+        "size": sum(file.size for file in bundle.manifest.files),
+        "digest": bundle.id,
+        "details": _details(serving),
+    }
+
+
+def _details(serving: Serving) -> Document:
+    manifest = serving.bundle.manifest
+    base = manifest.file("base")
+    family = manifest.model.architecture
+    return {
+        "parent_model": "",
+        "format": base.path.rpartition(".")[2] if base else manifest.engine,
+        "family": family,
+        "families": [family],
+        "parameter_size": f"{manifest.model.parameters / 1e6:.0f}M",
+        "quantization_level": manifest.recipe.quant,
+    }
