@@ -50,6 +50,7 @@ def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
     with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
         made = Kiosk(server.url, exchanges)
         yield made
+        made.client.close()
         made.http.close()
         made.openai.close()
     live.close()

@@ -101,8 +101,7 @@ def make_app(
         Route("/v1/feedback", api.feedback, methods=["POST"]),
         Route("/health", api.health),
         Route("/ready", api.ready),
-        *Ollama(api).routes(),
-        *panel.routes(),
+        *(*Ollama(api).routes(), *panel.routes()),
     ]
     handlers: dict[Any, Any] = {
         ApiError: error_response,

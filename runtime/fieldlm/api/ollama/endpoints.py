@@ -13,8 +13,8 @@ from starlette.routing import BaseRoute, Route
 from fieldlm.api.chat_request import CompletionParams, parse
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
-from fieldlm.api.ollama.responses import Document, OllamaVoice, refusal, stamp
 from fieldlm.api.ollama.requests import LATEST, OllamaChat, OllamaEmbed, OllamaGenerate, OllamaName
+from fieldlm.api.ollama.responses import Document, OllamaVoice, refusal, stamp
 from fieldlm.api.response_stream import AnswerFormat
 from fieldlm.core.errors import FieldlmError
 from fieldlm.formats.bundle import MANIFEST
@@ -29,7 +29,7 @@ FOREVER = "2100-01-01T00:00:00Z"
 WITHHELD = ("pull", "push", "create", "copy", "delete", "blobs/{digest}")
 
 
-class Answers(Protocol):
+class ApiEndpoints(Protocol):
     """The endpoints that Ollama's are told in the words of."""
 
     async def converse(self, request: Request, asked: CompletionParams, voice: AnswerFormat, size: int) -> Any: ...
@@ -46,7 +46,7 @@ class Answers(Protocol):
 class Ollama:
     """Ollama's endpoints over `answers`."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: ApiEndpoints) -> None:
         self._answers = answers
 
     def routes(self) -> list[BaseRoute]:
