@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fieldlm.api import chat_request
+from fieldlm.api.anthropic import endpoints as anthropic
 from fieldlm.api.chat_format import Choices
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.api.choices import CHAT, CHAT_WITH_FUNCTIONS, COMPLETION, Prompt
@@ -101,7 +102,7 @@ def make_app(
         Route("/v1/feedback", api.feedback, methods=["POST"]),
         Route("/health", api.health),
         Route("/ready", api.ready),
-        *(*Ollama(api).routes(), *panel.routes()),
+        *(*Ollama(api).routes(), *anthropic.routes(api), *panel.routes()),
     ]
     handlers: dict[Any, Any] = {
         ApiError: error_response,

@@ -324,6 +324,15 @@ def parse(body: bytes, kind: type[T]) -> T:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
 
 
+def converted(given: dict[str, Any], kind: type[T]) -> T:
+    """Return what another API's request asks for, in the words of `kind`; raises ApiError for what is out of bounds."""
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        raise ApiError(400, f"{where.strip('`') or 'the body'}: {what}", code="invalid_type") from error
+
+
 def _left_s(millis: float | None, spent_s: float) -> float | None:
     return None if millis is None else max(0.0, millis / 1000 - spent_s)
 

@@ -120,8 +120,9 @@ class AuthMiddleware:
             return None
         if self._keys is None:
             return None if self._names is None else _foreign(headers, self._names, is_guest=is_guest)
-        kind, _, key = headers.get(b"authorization", "").partition(" ")
-        if scope["path"] in OPEN_PATHS or asks_first or (kind.lower() == "bearer" and self._keys.holds(key.strip())):
+        kind, _, bearer = headers.get(b"authorization", "").partition(" ")
+        key = bearer if kind.lower() == "bearer" else headers.get(b"x-api-key", "")
+        if scope["path"] in OPEN_PATHS or asks_first or (key and self._keys.holds(key.strip())):
             return None
         what = "this API key is not known here" if key else "an API key is needed: Authorization: Bearer KEY"
         return ApiError(401, what, code="invalid_api_key")

@@ -20,6 +20,8 @@ API_PATHS = (
     "/v1/embeddings",
     "/v1/models",
     "/v1/feedback",
+    "/v1/messages",
+    *(f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version")),
 )
 """What an origin may use on a server without keys, and what lies below."""
 METHODS = "GET, POST, PUT, DELETE"

@@ -1,5 +1,6 @@
 """JSON over HTTP: bodies of bounded size in; documents, events and errors in OpenAI's shape out."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -84,6 +85,24 @@ async def error_response(_: Request, error: Exception) -> Response:
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(error.retry_after_s)
     return response
+
+
+def worded(
+    call: Callable[[Request], Awaitable[Any]], refusal: Callable[[ApiError], dict[str, Any]]
+) -> Callable[[Request], Awaitable[Any]]:
+    """Return the endpoint `call` with its refusals as `refusal` spells them, for another API than OpenAI's."""
+
+    async def answer(request: Request) -> Any:
+        try:
+            return await call(request)
+        except (ApiError, FieldlmError) as error:
+            known = api_error(error)
+            response = as_json(refusal(known), status=known.status)
+            if known.retry_after_s is not None:
+                response.headers["retry-after"] = str(known.retry_after_s)
+            return response
+
+    return answer
 
 
 def as_json(document: Any, *, status: int = 200) -> Response:

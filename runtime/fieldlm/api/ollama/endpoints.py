@@ -3,7 +3,7 @@
 Models come to a device by signed updates and not by a client's word: pulling, creating and deleting are refused.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -16,11 +16,10 @@ from fieldlm.api.embeddings import EmbeddingRequest
 from fieldlm.api.ollama.requests import LATEST, OllamaChat, OllamaEmbed, OllamaGenerate, OllamaName
 from fieldlm.api.ollama.responses import Document, OllamaVoice, refusal, stamp
 from fieldlm.api.response_stream import AnswerFormat
-from fieldlm.core.errors import FieldlmError
 from fieldlm.formats.bundle import MANIFEST
 from fieldlm.inference.adapters import name_of
 from fieldlm.inference.generations import Serving
-from fieldlm.network.json_api import ApiError, api_error, as_json, read_body
+from fieldlm.network.json_api import ApiError, as_json, read_body, worded
 
 VERSION = "0.12.0"
 """Clients ask for the least version that has what they need: the API is spoken here as it was in this one."""
@@ -59,9 +58,12 @@ class Ollama:
         }
         gets = {"tags": self._tags, "ps": self._ps, "version": self._version}
         return [
-            *(Route(f"/api/{name}", _in_its_words(call), methods=["POST"]) for name, call in posts.items()),
-            *(Route(f"/api/{name}", _in_its_words(call)) for name, call in gets.items()),
-            *(Route(f"/api/{name}", _in_its_words(_withheld), methods=["POST", "DELETE", "HEAD"]) for name in WITHHELD),
+            *(Route(f"/api/{name}", worded(call, refusal), methods=["POST"]) for name, call in posts.items()),
+            *(Route(f"/api/{name}", worded(call, refusal)) for name, call in gets.items()),
+            *(
+                Route(f"/api/{name}", worded(_withheld, refusal), methods=["POST", "DELETE", "HEAD"])
+                for name in WITHHELD
+            ),
         ]
 
     async def _chat(self, request: Request) -> Any:
@@ -147,22 +149,6 @@ class Ollama:
 async def _withheld(_: Request) -> Response:
     what = "models come to this device by signed updates (fieldlm publish), or when it is started (fieldlm serve MODEL)"
     raise ApiError(400, what, code="unsupported")
-
-
-def _in_its_words(call: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Any]]:
-    """Return `call` with its refusals as Ollama's clients read them."""
-
-    async def answer(request: Request) -> Any:
-        try:
-            return await call(request)
-        except (ApiError, FieldlmError) as error:
-            known = api_error(error)
-            response = as_json(refusal(known), status=known.status)
-            if known.retry_after_s is not None:
-                response.headers["retry-after"] = str(known.retry_after_s)
-            return response
-
-    return answer
 
 
 def _described(serving: Serving) -> Document:

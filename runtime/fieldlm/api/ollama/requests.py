@@ -4,18 +4,17 @@ A stream is the default there. How a model is loaded (`num_ctx`, `num_gpu`, `kee
 served; what would change an answer and is not built is refused by name, as everywhere.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from fieldlm.api.chat_request import MAX_TOKENS, AtLeastOne, ChatRequest, parse
+from fieldlm.api.chat_request import MAX_TOKENS, AtLeastOne, ChatRequest, converted, parse
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.tools import AskedCall, Tool
 from fieldlm.network.json_api import ApiError
 
 LATEST = ":latest"
 """What Ollama calls the only version of a model."""
-T = TypeVar("T")
 UNLIMITED = 1 << 20
 """Tokens; `num_predict` below zero. The context ends an answer before."""
 
@@ -110,7 +109,7 @@ class OllamaChat(OllamaRequest, frozen=True, kw_only=True):
     def asked(self) -> ChatRequest:
         messages = [message.plain(f"messages[{i}]") for i, message in enumerate(self.messages)]
         tools = {"tools": msgspec.to_builtins(self.tools), "parallel_tool_calls": True} if self.tools else {}
-        return _asked({**self.chat_shared(), **tools, "messages": messages}, ChatRequest)
+        return converted({**self.chat_shared(), **tools, "messages": messages}, ChatRequest)
 
 
 class OllamaGenerate(OllamaRequest, frozen=True, kw_only=True):
@@ -127,14 +126,14 @@ class OllamaGenerate(OllamaRequest, frozen=True, kw_only=True):
     def asked(self) -> ChatRequest:
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*system, {"role": "user", "content": self.prompt}]
-        return _asked({**self.chat_shared(), "messages": messages}, ChatRequest)
+        return converted({**self.chat_shared(), "messages": messages}, ChatRequest)
 
     def asked_raw(self) -> CompletionRequest:
         """Return it as a text that is gone on with, without a template."""
         if self.system:
             raise ApiError(400, "system: a raw prompt has no template", param="system", code="invalid_value")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return _asked({**self.shared(), "prompt": self.prompt, "logprobs": logprobs}, CompletionRequest)
+        return converted({**self.shared(), "prompt": self.prompt, "logprobs": logprobs}, CompletionRequest)
 
 
 class OllamaEmbed(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,12 +160,3 @@ class OllamaName(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def named(self) -> str:
         return (self.model or self.name).removesuffix(LATEST)
-
-
-def _asked(given: dict[str, Any], kind: type[T]) -> T:
-    """Return `given` as a request of OpenAI's; raises ApiError for what is out of its bounds."""
-    try:
-        return msgspec.convert(given, kind)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise ApiError(400, f"{where.strip('`') or 'the body'}: {what}", code="invalid_type") from error

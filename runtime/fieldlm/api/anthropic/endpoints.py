@@ -1,0 +1,28 @@
+"""Anthropic's Messages API beside OpenAI's: one endpoint, nothing kept."""
+
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
+
+from fieldlm.api.anthropic.requests import MessagesRequest
+from fieldlm.api.anthropic.responses import MessagesVoice, refusal
+from fieldlm.api.chat_request import CompletionParams, parse
+from fieldlm.api.response_stream import AnswerFormat
+from fieldlm.network.json_api import read_body, worded
+
+
+class Converses(Protocol):
+    """What answers a conversation, whichever API it came by."""
+
+    async def converse(self, request: Request, asked: CompletionParams, voice: AnswerFormat, size: int) -> Any: ...
+
+
+def routes(api: Converses) -> list[BaseRoute]:
+    """Return the routes of Anthropic's API over `api`."""
+
+    async def messages(request: Request) -> Any:
+        body = await read_body(request)
+        return await api.converse(request, parse(body, MessagesRequest).asked(), MessagesVoice(), len(body))
+
+    return [Route("/v1/messages", worded(messages, refusal), methods=["POST"])]
