@@ -78,7 +78,7 @@ def test_a_killed_stage_is_made_afresh_and_its_leavings_are_swept(tmp_path: Path
 
 
 def test_a_stage_that_cannot_fit_is_refused_before_it_writes(tmp_path: Path) -> None:
-    with pytest.raises(NoSpaceError, match="step needs 1000000000 MB"):
+    with pytest.raises(NoSpaceError, match=r"step needs 1000000000\.0 MB"):
         Stages(tmp_path).run("step", {}, lambda _: pytest.fail("started"), needs_mb=1e9)
 
 
