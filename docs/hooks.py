@@ -64,11 +64,13 @@ def for_site(markdown: str, page: str) -> str:
 
 def page_of(path: str) -> str | None:
     """Return the site's page for a path of the checkout, None where there is none."""
-    if path.startswith("docs/") and path.endswith(".md"):
+    if is_page(path):
         return path.removeprefix("docs/")
-    return next(
-        (page for page, source in OUTSIDE.items() if path == source or (ROOT / source).parent == ROOT / path), None
-    )
+    return next((page for page, file in OUTSIDE.items() if path == file), None)
+
+
+def is_page(path: str) -> bool:
+    return path.startswith("docs/") and path.endswith(".md") and not path.startswith("docs/examples/")
 
 
 def on_post_build(config: Any) -> None:

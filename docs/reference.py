@@ -4,6 +4,9 @@
 tests/docs asks for them, too, and needs no mkdocs. Nothing here is known of a command, a parameter or a field by name.
 """
 
+# argparse keeps its arguments where only names of its own lead.
+# pyright: reportPrivateUsage=false
+
 import argparse
 import ast
 import inspect
@@ -118,18 +121,19 @@ def commands() -> str:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
-    usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
-    yield from ("```text", *textwrap.wrap(usage, 100, subsequent_indent="    ", break_on_hyphens=False), "```", "")
+    """Yield usage and arguments as `--help` has them."""
+    formatter = terminal.HelpFormatter(prog=parser.prog, width=82)
+    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups)
+    yield from ("```text", formatter.format_help().removeprefix("usage: ").rstrip(), "```", "")
     yield from _head("argument", "what it is")
-    formatter = parser.formatter_class(prog=parser.prog)
-    for action in parser._actions:  # pyright: ignore[reportPrivateUsage]  # argparse has no other list of them
-        if isinstance(action, argparse._HelpAction):  # pyright: ignore[reportPrivateUsage]
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
             continue
         names = ", ".join(f"`{name}`" for name in action.option_strings)
         default = action.dest.upper() if action.option_strings else action.dest
-        metavar = formatter._metavar_formatter(action, default)(1)[0]  # pyright: ignore[reportPrivateUsage]
+        metavar = formatter._metavar_formatter(action, default)(1)[0]
         takes = f" `{metavar}`" if action.option_strings and action.nargs != 0 else ""
-        said = formatter._expand_help(action) if action.help else ""  # pyright: ignore[reportPrivateUsage]
+        said = formatter._expand_help(action) if action.help else ""
         yield _row(f"{names}{takes}" if names else f"`{metavar}`", _text(said))
 
 

@@ -24,7 +24,7 @@ def show(record: Record) -> None:
 
 def on_message(client: Client, _: Any, message: MQTTMessage) -> None:
     try:
-        for record in block.parse(message.payload).records():
+        for record in block.parse(bytes(message.payload)).records():
             show(record)
     except WireError as error:  # anybody may publish anything
         print(f"{message.topic}: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """A web app with the model inside it: uvicorn starlette_app:app, then curl -d 'What is a robot?' 127.0.0.1:8000/ask."""
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Literal, TypedDict
 
@@ -20,7 +20,7 @@ class Mood(TypedDict):
 
 
 @asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
+async def lifespan(app: Starlette) -> AsyncGenerator[None]:
     """Open the model once, before the first request; several answers may run at a time."""
     async with await AsyncModel.open(os.environ.get("MODEL", "smollm2"), parallel=4) as model:
         app.state.model = model
