@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from fieldlm.formats import block
 from fieldlm.formats.record import Record, WireError
@@ -35,7 +35,7 @@ def on_connect(client: Client, *_: Any) -> None:
 
 
 def main(host: str, port: int) -> None:
-    client = Client(CallbackAPIVersion.VERSION2)
+    client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
     client.on_connect = on_connect
     client.on_message = on_message
     client.connect(host, port)
