@@ -28,10 +28,10 @@ SAID = {
     "docs/tutorials/bench.md": {"fieldlm detect": "generic-x86-64-avx2", "fieldlm bench": "smollm2"},
     "docs/tutorials/finetune.md": {"DRINKS": "32 examples", "unpack": "checkpoint"},
     "docs/tutorials/fleet.md": {
-        "keys create": "", "You are a helpful": "assistant", "fieldlm ps": "smollm2", "fieldlm publish": "",
-        "fieldlm rollback": "",
+        "keys create": "", "You are a helpful": "assistant", "fieldlm ps": "smollm2", "OpenAI": "",
+        "fieldlm publish": "", "fieldlm rollback": "",
     },
-    "docs/howto/compile.md": {"capital of France": "Paris"},
+    "docs/howto/compile.md": {"capital of France": "Paris", "Model.open": "generation"},
 }  # fmt: skip
 
 
