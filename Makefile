@@ -16,7 +16,7 @@ endif
 JOBS ?= $(shell nproc)
 ARGS ?=
 
-.PHONY: demo test quick deep durations pytest lint format types deb dist version anchors setup clean
+.PHONY: demo test quick deep durations pytest lint format types docs deb dist version anchors setup clean
 demo: setup
 	$(BIN)/fieldlm demo
 
@@ -54,6 +54,11 @@ quick-types: setup
 
 quick-pytest: setup
 	$(BIN)/pytest --quick --numprocesses=$(JOBS) -q $(ARGS)
+
+# The documentation as a site, in build/docs; a broken link or a page that asks another machine for anything is an error.
+docs: setup
+	$(BIN)/python -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(BIN)/pip install -q --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 deb: setup
 	$(BIN)/python packaging/build_deb.py

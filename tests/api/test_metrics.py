@@ -7,6 +7,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from docs import reference
 from fieldlm.api.app import make_app
 from fieldlm.api.metrics import process_readings
 from fieldlm.engines import EngineOptions
@@ -81,6 +82,12 @@ def test_what_a_dashboard_is_built_on_is_there_from_the_start(live: Generations)
             assert httpx.post(server.url + CHAT, json=asked, timeout=PATIENCE_S).status_code == status
         families = list(text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text))
     assert {family.name: family.type for family in families}.items() >= NAMES.items()
+    for family in families:
+        if not family.name.endswith("_created"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            kind, known, says = reference.all_metrics()[name]
+            assert (kind, set(known), says) == (family.type, labels, family.documentation), name
     outcomes = [s.labels["outcome"] for f in families for s in f.samples if s.name == "fieldlm_requests_total"]
     assert sorted(outcomes) == ["deadline_exceeded", "length"]
 

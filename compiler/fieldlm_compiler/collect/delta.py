@@ -22,6 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
+from fieldlm.core.extras import install_command
 from fieldlm.core.files import held_lock
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
@@ -49,7 +50,9 @@ try:
     from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
 except ImportError as error:
-    raise MissingDependencyError("Delta Lake is not installed; run: pip install 'fieldlm-compiler[delta]'") from error
+    raise MissingDependencyError(
+        f"Delta Lake is not installed; run: {install_command('fieldlm-compiler', 'delta')}"
+    ) from error
 
 TRIES = 10
 PRESENCE_EVERY_S = 5.0

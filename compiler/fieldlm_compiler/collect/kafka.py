@@ -29,6 +29,7 @@ import duckdb
 import msgspec
 
 from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
+from fieldlm.core.extras import install_command
 from fieldlm.formats import block as blocks_of
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record, WireError
@@ -56,7 +57,7 @@ try:
     from confluent_kafka.cimpl import NewTopic
 except ImportError as error:
     raise MissingDependencyError(
-        "the Kafka client is not installed; run: pip install 'fieldlm-compiler[kafka]'"
+        f"the Kafka client is not installed; run: {install_command('fieldlm-compiler', 'kafka')}"
     ) from error
 
 PARTITIONS = 16

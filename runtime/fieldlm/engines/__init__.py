@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import InputError, MissingDependencyError
+from fieldlm.core.extras import install_command
 from fieldlm.core.options import CONTEXT, PARALLEL, THREADS
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
@@ -408,5 +409,5 @@ def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Eng
         return kind.open(bundle, options)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"this bundle needs {error.name}, which is not installed; run: pip install 'fieldlm[{name}]'"
+            f"this bundle needs {error.name}, which is not installed; run: {install_command('fieldlm', name)}"
         ) from error

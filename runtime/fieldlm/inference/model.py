@@ -49,9 +49,9 @@ class Answer:
 class Model:
     """A model that answers. Safe from any thread; close it, or use `with`.
 
-    >>> with Model.open("model.gguf") as model:
-    ...     print(model.chat("Where is the charging station?", max_tokens=64).text)
-    ...     order = model.call(Order, "Two coffees, please", terms=Schedule(deadline_s=2.0))
+        >>> with Model.open("model.gguf") as model:
+        ...     print(model.chat("Where is the charging station?", max_tokens=64).text)
+        ...     order = model.call(Order, "Two coffees, please", terms=Schedule(deadline_s=2.0))
 
     How to choose tokens is a `Sampling`, or its fields by their names, which come before those of a Sampling.
     """

@@ -1,0 +1,143 @@
+"""The documentation: its reference is whole, its links lead somewhere, its commands are commands.
+
+No mkdocs is needed here: `make docs`, which `.ci/run` runs, builds the site strictly and looks at every link once more.
+"""
+
+import posixpath
+import re
+import shlex
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+import fieldlm
+from docs import hooks, reference
+from fieldlm.api import parameters
+from fieldlm.cli.main import COMMANDS, main
+from fieldlm.core.config import SETTINGS
+from fieldlm.formats.profile import profile_names
+
+ROOT = Path(__file__).parents[2]
+WRITTEN = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / file for file in hooks.OUTSIDE.values())]
+}
+"""Pages that people write, by their path in a checkout."""
+CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
+
+
+@cache
+def generated(page: str) -> str:
+    return reference.PAGES[page]()
+
+
+def site() -> dict[str, str]:
+    """Return the Markdown of every page of the site, by its path there."""
+    pages = {path.removeprefix("docs/"): text for path, text in WRITTEN.items() if hooks.is_page(path)}
+    pages |= {page: WRITTEN[file] for page, file in hooks.OUTSIDE.items()}
+    pages |= {page: generated(page) for page in reference.PAGES}
+    return {page: hooks.for_site(text, page) for page, text in pages.items()}
+
+
+def anchors(text: str) -> set[str]:
+    """Return what one can link to in a page: its headings, as GitHub and mkdocs both spell them."""
+    headings = re.findall(r"^#+ (.*)$", CODE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
+def test_the_reference_has_every_command_and_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    page = generated("reference/commands.md")
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        options = set(re.findall(r"(?<![\w-])--[a-z0-9-]+", capsys.readouterr().out)) - {"--help"}
+        part = page[page.index(f"\n### {name}\n") :].split("\n### ")[1]
+        assert options <= set(re.findall(r"`(--[a-z0-9-]+)`", part)) | {"--"}, name
+
+
+def test_the_reference_has_every_parameter_with_what_is_done_with_it() -> None:
+    page = generated("reference/api.md")
+    honoured, rest = page.split("\n## Refused by name\n")
+    refused, harmless = rest.split("\n## Harmless\n")
+    for kind in reference.REQUESTS:
+        assert {f"| `{name}` |" for name in kind.__struct_fields__} <= set(re.findall(r"\| `\w+` \|", honoured)), kind
+    assert all(f"| `{name}` | {why} |" in refused for name, why in parameters.REFUSED.items())
+    assert all(f"`{name}`" in harmless for name in parameters.HARMLESS)
+
+
+def test_the_reference_has_every_profile_setting_and_public_name() -> None:
+    assert set(re.findall(r"^## (.*)$", generated("reference/profiles.md"), re.MULTILINE)) == set(profile_names())
+    assert set(re.findall(r"^\| `(\w+)` ", WRITTEN["docs/settings.md"], re.MULTILINE)) == set(SETTINGS)
+    shown = set(re.findall(r"^::: (\S+)$", generated("reference/python.md"), re.MULTILINE))
+    for path in shown:
+        holder, _, name = path.rpartition(".")
+        assert hasattr(import_module(holder), name), path
+    assert {path.rpartition(".")[2] for path in shown} >= set(fieldlm.__all__)
+
+
+def test_the_reference_has_every_format_field_by_field() -> None:
+    page = generated("reference/formats.md")
+    modules = {path.stem for path in (ROOT / "runtime/fieldlm/formats").glob("*.py")}
+    structs: dict[str, type[msgspec.Struct]] = {}
+    for name in modules - {"__init__"}:
+        structs |= {kind.__name__: kind for kind in reference.structs_of(import_module(f"fieldlm.formats.{name}"))}
+    assert set(structs) <= set(re.findall(r"^### (\w+)$", page, re.MULTILINE))
+    for name, kind in structs.items():
+        part = page[page.index(f"\n### {name}\n") :].split("\n##")[1]
+        assert all(f"| `{field}` |" in part for field in kind.__struct_fields__), name
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_every_link_of_a_page_in_a_checkout_leads_somewhere(page: str) -> None:
+    for link in LINK.findall(CODE.sub("", WRITTEN[page])):
+        path, _, anchor = link.partition("#")
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
+        made = target.removeprefix("docs/") in reference.PAGES
+        assert made or (ROOT / target).exists(), link
+        if anchor:
+            text = generated(target.removeprefix("docs/")) if made else (ROOT / target).read_text()
+            assert anchor in anchors(text), link
+
+
+def test_every_link_of_the_site_leads_to_a_page_and_its_heading() -> None:
+    pages = site()
+    for page, text in pages.items():
+        for link in LINK.findall(CODE.sub("", text)):
+            path, _, anchor = link.partition("#")
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
+            assert target in pages, f"{page} → {link}"
+            assert not anchor or anchor in anchors(pages[target]), f"{page} → {link}"
+
+
+def test_every_page_stands_once_in_the_navigation() -> None:
+    def pages(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [page for each in (entry.values() if isinstance(entry, dict) else entry) for page in pages(each)]
+
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == sorted(site())
+
+
+@cache
+def options_of(command: str) -> frozenset[str]:
+    parser = reference.parser_of(command)
+    return frozenset(option for action in parser._actions for option in action.option_strings)  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("page", [page for page in WRITTEN if page != "CHANGELOG.md"])
+def test_a_command_of_a_page_is_one_and_has_the_options_that_it_is_given(page: str) -> None:
+    text = WRITTEN[page].replace("\\\n", " ")
+    lines = re.findall(r"^(?:    )?(fieldlm [a-z].*)$", text, re.MULTILINE)
+    spans = re.findall(r"`(fieldlm [a-z][^`]*)`", re.sub(r"\s*\n\s*", " ", CODE.sub("", text)))
+    for line in [*lines, *spans]:
+        words = shlex.split(line, comments=True)
+        assert words[1] in COMMANDS, line
+        given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
+        assert given <= options_of(words[1]) | {"--help"}, line
