@@ -24,10 +24,12 @@ from msgspec import inspect as described
 
 import fieldlm
 from fieldlm.api import parameters
+from fieldlm.api.anthropic.requests import MessagesRequest
 from fieldlm.api.app import AdapterRequest
 from fieldlm.api.chat_request import ChatRequest, CompletionParams, Feedback
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
+from fieldlm.api.ollama.requests import OllamaChat, OllamaEmbed, OllamaGenerate
 from fieldlm.api.responses_request import OTHERS, ResponsesRequest
 from fieldlm.cli.main import GROUPS, load
 from fieldlm.cli.profiles import SECTIONS
@@ -36,7 +38,18 @@ from fieldlm.formats.profile import Profile, load_profile, profile_names
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = ROOT / "runtime/fieldlm"
-REQUESTS = (ChatRequest, ResponsesRequest, CompletionRequest, EmbeddingRequest, Feedback, AdapterRequest)
+REQUESTS = (
+    ChatRequest,
+    ResponsesRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Feedback,
+    AdapterRequest,
+    MessagesRequest,
+    OllamaChat,
+    OllamaGenerate,
+    OllamaEmbed,
+)
 PLAIN = {"Str": "text", "Bool": "true or false", "Any": "anything", "Raw": "anything"}
 WIRE = ("bundle", "probe", "release", "record", "block", "topics", "policy", "command", "profile", "growth")
 """The modules of `fieldlm.formats` that say what other programs read and write."""

@@ -99,7 +99,8 @@ def test_every_link_of_a_page_in_a_checkout_leads_somewhere(page: str) -> None:
         path, _, anchor = link.partition("#")
         target = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
         made = target.removeprefix("docs/") in reference.PAGES
-        assert made or (ROOT / target).exists(), link
+        if not made:
+            assert (ROOT / target).exists(), link
         if anchor:
             text = generated(target.removeprefix("docs/")) if made else (ROOT / target).read_text()
             assert anchor in anchors(text), link
@@ -112,7 +113,8 @@ def test_every_link_of_the_site_leads_to_a_page_and_its_heading() -> None:
             path, _, anchor = link.partition("#")
             target = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
             assert target in pages, f"{page} → {link}"
-            assert not anchor or anchor in anchors(pages[target]), f"{page} → {link}"
+            if anchor:
+                assert anchor in anchors(pages[target]), f"{page} → {link}"
 
 
 def test_every_page_stands_once_in_the_navigation() -> None:

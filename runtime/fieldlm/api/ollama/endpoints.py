@@ -25,7 +25,6 @@ VERSION = "0.12.0"
 """Clients ask for the least version that has what they need: the API is spoken here as it was in this one."""
 FOREVER = "2100-01-01T00:00:00Z"
 """When the model that is served is unloaded."""
-WITHHELD = ("pull", "push", "create", "copy", "delete", "blobs/{digest}")
 
 
 class ApiEndpoints(Protocol):
@@ -49,21 +48,21 @@ class Ollama:
         self._answers = answers
 
     def routes(self) -> list[BaseRoute]:
-        posts = {
-            "chat": self._chat,
-            "generate": self._generate,
-            "embed": self._embed,
-            "embeddings": self._embed_one,
-            "show": self._show,
-        }
-        gets = {"tags": self._tags, "ps": self._ps, "version": self._version}
         return [
-            *(Route(f"/api/{name}", worded(call, refusal), methods=["POST"]) for name, call in posts.items()),
-            *(Route(f"/api/{name}", worded(call, refusal)) for name, call in gets.items()),
-            *(
-                Route(f"/api/{name}", worded(_withheld, refusal), methods=["POST", "DELETE", "HEAD"])
-                for name in WITHHELD
-            ),
+            Route("/api/chat", worded(self._chat, refusal), methods=["POST"]),
+            Route("/api/generate", worded(self._generate, refusal), methods=["POST"]),
+            Route("/api/embed", worded(self._embed, refusal), methods=["POST"]),
+            Route("/api/embeddings", worded(self._embed_one, refusal), methods=["POST"]),
+            Route("/api/show", worded(self._show, refusal), methods=["POST"]),
+            Route("/api/tags", worded(self._tags, refusal)),
+            Route("/api/ps", worded(self._ps, refusal)),
+            Route("/api/version", worded(self._version, refusal)),
+            Route("/api/pull", worded(_withheld, refusal), methods=["POST"]),
+            Route("/api/push", worded(_withheld, refusal), methods=["POST"]),
+            Route("/api/create", worded(_withheld, refusal), methods=["POST"]),
+            Route("/api/copy", worded(_withheld, refusal), methods=["POST"]),
+            Route("/api/delete", worded(_withheld, refusal), methods=["DELETE"]),
+            Route("/api/blobs/{digest}", worded(_withheld, refusal), methods=["POST", "HEAD"]),
         ]
 
     async def _chat(self, request: Request) -> Any:
