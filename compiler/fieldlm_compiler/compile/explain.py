@@ -14,8 +14,6 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import write_whole
 from fieldlm.core.pages import render
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm_compiler.export.ggml import kind
-from fieldlm_compiler.search import onnx_blocks
 
 MB = 1e6
 BLOCK = re.compile(r"blk\.(\d+)\.(.*)")
@@ -26,7 +24,11 @@ Cell = tuple[str, int, str]
 
 def main(argv: Sequence[str]) -> int:
     """Write a page about a bundle."""
-    parser = terminal.parser("explain", "Write a page on how a bundle's types were chosen and what they cost.")
+    parser = terminal.parser(
+        "explain",
+        "Write a page on how a bundle's types were chosen and what they cost.",
+        "fieldlm explain smollm2-rpi5-8gb --out why.html",
+    )
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--out", type=Path, help="the page; by default BUNDLE.html beside the bundle")
     args = parser.parse_args(argv)
@@ -126,6 +128,9 @@ def _heat(types: dict[str, str]) -> tuple[dict[int, dict[str, Cell]], list[tuple
 
 
 def _cell(name: str) -> Cell:
+    from fieldlm_compiler.export.ggml import kind
+    from fieldlm_compiler.search import onnx_blocks
+
     bits = onnx_blocks.bits(name) if name == onnx_blocks.WHOLE or onnx_blocks.NAME.fullmatch(name) else kind(name).bits
     heat = min(1.0, max(0.0, (bits - FEWEST_BITS) / (MOST_BITS - FEWEST_BITS)))
     return name, round(10 + 60 * heat), f"{bits:g}"

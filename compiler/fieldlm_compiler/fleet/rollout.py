@@ -144,7 +144,12 @@ def _verdict(state: State) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = terminal.parser("rollout", "Bring a release to a fleet in waves, and take it back from where it harms.")
+    parser = terminal.parser(
+        "rollout",
+        "Bring a release to a fleet in waves, and take it back from where it harms.",
+        "fieldlm rollout start --store store --to repository",
+        "fieldlm rollout show --store store",
+    )
     parser.add_argument("what", choices=WORDS, nargs="?", default="show", help="what to do")
     parser.add_argument("profiles", nargs="*", metavar="PROFILE", help="start: whose releases; all without")
     parser.add_argument(
@@ -182,7 +187,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument("--at", default="", metavar="URL", help="where devices reach the repository")
     parser.add_argument("--reason", default="asked for", help="abort: why")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_args(argv)
     if args.memory is None and args.store.startswith(("delta:", "kafka:")):
         raise InputError(f"{args.store} is no folder; say where the rollout is remembered: --memory FOLDER")
     if args.broker:

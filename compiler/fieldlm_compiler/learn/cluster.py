@@ -220,7 +220,7 @@ def _earlier(path: Path) -> list[Task]:
 
 def main(argv: Sequence[str]) -> int:
     """Find the recurring tasks in curated examples."""
-    parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.")
+    parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.", "fieldlm cluster examples")
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl; the examples get their task there")
     parser.add_argument(
         "--seed", type=options.whole(0, 2**32 - 1), default=0, help="the same seed gives the same tasks"

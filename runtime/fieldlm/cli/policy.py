@@ -18,7 +18,12 @@ from fieldlm.network.mqtt import leave
 
 def main(argv: Sequence[str]) -> int:
     """Sign a policy written as TOML; publish it, or write it to a file."""
-    parser = terminal.parser("policy", "Sign a fleet's policy (TOML), and publish it to its devices.")
+    parser = terminal.parser(
+        "policy",
+        "Sign a fleet's policy (TOML), and publish it to its devices.",
+        "fieldlm policy policy.toml --publish mqtt://broker.local",
+        "fieldlm policy policy.toml --out policy.signed",
+    )
     parser.add_argument("policy", type=Path, help="TOML: fleet, version, telemetry, sample, patterns, daily_mb, …")
     parser.add_argument("--key", type=Path, help="PEM of the signing key, made when it is not there")
     where = parser.add_mutually_exclusive_group()

@@ -43,6 +43,10 @@ class Parser(argparse.ArgumentParser):
         flags = [word.partition("=")[0] for word in given.split() if is_unknown and word.startswith("-")]
         return "".join(did_you_mean(flag, self._option_string_actions) for flag in flags[:1])
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Options may stand before, between and behind the other arguments."""
+        return self.parse_intermixed_args(*args, **kwargs)
+
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         if _only_built.get():
             raise _Built(self)

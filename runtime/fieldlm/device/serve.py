@@ -87,7 +87,12 @@ def _profile(config: Config) -> Profile:
 
 
 def _parser() -> Any:
-    parser = terminal.parser("serve", "Serve a model on this device: an OpenAI-compatible API, telemetry, updates.")
+    parser = terminal.parser(
+        "serve",
+        "Serve a model on this device: an OpenAI-compatible API, telemetry, updates.",
+        "fieldlm serve smollm2",
+        "fieldlm serve smollm2-rpi5-8gb --port 8080 --state ~/kiosk",
+    )
     parser.add_argument(
         "bundle", nargs="?", metavar="MODEL", help=f"{MODEL}; without it, the bundle that the state folder holds"
     )
