@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import charts, terminal
+from fieldlm.core import charts, options, terminal
 from fieldlm.core.charts import Dot, Scale, Svg
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import write_whole
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         "fieldlm explain smollm2-rpi5-8gb --out why.html",
     )
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
-    parser.add_argument("--out", type=Path, help="the page; by default BUNDLE.html beside the bundle")
+    parser.add_argument("--out", type=options.new_file, help="the page; by default BUNDLE.html beside the bundle")
     args = parser.parse_args(argv)
     bundle = open_bundle(args.bundle)
     out = args.out or args.bundle.with_name(f"{args.bundle.name}.html")

@@ -334,7 +334,7 @@ def _parser() -> Any:
         "fieldlm demo",
         "fieldlm demo --folder /tmp/demo --fresh",
     )
-    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes")
+    parser.add_argument("--folder", type=options.new_folder, default=Path("demo"), help="where everything goes")
     parser.add_argument("--fresh", action="store_true", help="start over")
     parser.add_argument("--profile", default="", help="device profile (default: detected)")
     parser.add_argument(

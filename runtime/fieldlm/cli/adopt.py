@@ -18,7 +18,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--code", default="", help="the pairing code; not needed by who owns the device already")
     parser.add_argument("--repository", default="", help="where it takes its updates from")
     parser.add_argument("--root", type=options.existing_file, help="root.json that vouches for that repository")
-    parser.add_argument("--owner", default="", metavar="HEX", help="hand it on to this public key instead of one's own")
+    parser.add_argument(
+        "--owner",
+        type=options.public_key,
+        metavar="HEX",
+        help="hand it on to this public key instead of one's own",
+    )
     args = parser.parse_args(argv)
     root = read_text(args.root) if args.root else ""
     remote = connect(args)

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--profile goes with --on-device")
     from fieldlm.bench import calibration
 
+    open_bundle(args.bundle, digests=False)  # what is no bundle is refused before anything is said
     with terminal.progress(f"check {args.bundle}"):
         bundle = open_bundle(args.bundle, trusted=frozenset(args.key))
     profile = load_profile(args.profile or bundle.manifest.profile) if args.on_device else None

@@ -82,12 +82,14 @@ def connect(args: argparse.Namespace) -> Remote:
     config = load_config({"keys": args.keys, "state": args.state})
     if not args.device:
         return _local(config, args.url)
-    key = load_or_create_key(config.keys / OWNER_KEY)
     if args.broker:
-        return Remote(_over_mqtt(args.broker, args.fleet, args.device), key)
-    if "://" in args.device or args.device.startswith("unix:"):
-        return Remote(_over_http(_client(args.device)), key)
-    return Remote(_found(args.device), key)
+        topics.parse_broker(args.broker)
+        post = _over_mqtt(args.broker, args.fleet, args.device)
+    elif "://" in args.device or args.device.startswith("unix:"):
+        post = _over_http(_client(args.device))
+    else:
+        post = _found(args.device)
+    return Remote(post, load_or_create_key(config.keys / OWNER_KEY))
 
 
 def _local(config: Config, url: str) -> Remote:

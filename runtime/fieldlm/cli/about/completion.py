@@ -12,7 +12,7 @@ from fieldlm.core import options, terminal
 from fieldlm.formats.profile import profile_names
 
 SHELLS = ("bash", "zsh", "fish")
-FILES = (Path, options.existing, options.existing_file)
+FILES = (Path, options.existing, options.existing_file, options.new_file)
 FOLDERS = (options.existing_folder, options.new_folder)
 
 
