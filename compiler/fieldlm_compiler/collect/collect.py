@@ -228,7 +228,12 @@ def parse_shards(text: str) -> range:
 
 def main(argv: Sequence[str]) -> int:
     """Fill a store from a broker, or look into one."""
-    parser = terminal.parser("collect", "Fill a store with a fleet's records, or look into one.")
+    parser = terminal.parser(
+        "collect",
+        "Fill a store with a fleet's records, or look into one.",
+        "fieldlm collect --store store --broker mqtt://broker.local",
+        "fieldlm collect --store store --show",
+    )
     parser.add_argument(
         "--store", required=True, metavar="FOLDER|delta:URI|kafka:BROKERS/TOPIC", help="where records are kept"
     )
@@ -247,12 +252,15 @@ def main(argv: Sequence[str]) -> int:
         return _show(args.store, as_json=args.json)
     if args.query:
         return _query(args.store, args.query, as_json=args.json)
+    shards = parse_shards(args.shards)
+    topics.parse_broker(args.broker)
+    topics.collector_filters(args.fleet, shards)  # raises InputError for what is no name
     with open_sink(args.store, forget=args.forget) as store:
         if args.compact:
             store.compact()
             terminal.show({"compacted": args.store}, f"{args.store} is compacted", as_json=args.json)
             return 0
-        collector = Collector(args.broker, args.fleet, store, shards=parse_shards(args.shards))
+        collector = Collector(args.broker, args.fleet, store, shards=shards)
         return _collect(collector, args.store, as_json=args.json)
 
 

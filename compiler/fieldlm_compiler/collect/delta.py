@@ -27,8 +27,8 @@ from fieldlm.core.files import held_lock
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import Record
+from fieldlm_compiler.collect.arrow import ARROW, arrow_table, sessions_table, without_forgotten
 from fieldlm_compiler.collect.sink import (
-    ARROW,
     KEY,
     TEXT,
     Key,
@@ -36,14 +36,11 @@ from fieldlm_compiler.collect.sink import (
     Raw,
     Session,
     Sink,
-    arrow_table,
     blanked,
     forgets,
     read,
-    sessions_table,
     stripped,
     tell_lie,
-    without_forgotten,
 )
 
 try:

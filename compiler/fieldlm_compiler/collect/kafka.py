@@ -33,22 +33,19 @@ from fieldlm.core.extras import install_command
 from fieldlm.formats import block as blocks_of
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record, WireError
+from fieldlm_compiler.collect.arrow import ARROW, arrow_table, sessions_table, without_forgotten
 from fieldlm_compiler.collect.kafka_place import Place, parse_place
 from fieldlm_compiler.collect.sink import (
-    ARROW,
     Key,
     Policy,
     Raw,
     Session,
     Sink,
-    arrow_table,
     blanked,
     forgets,
     read,
-    sessions_table,
     stripped,
     tell_lie,
-    without_forgotten,
 )
 
 try:

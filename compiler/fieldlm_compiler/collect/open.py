@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fieldlm.core.errors import InputError
 from fieldlm_compiler.collect.sink import Policy, Sink
 
 
@@ -18,6 +19,8 @@ def open_sink(where: str, *, read_only: bool = False, forget: Policy = "text") -
         from fieldlm_compiler.collect.kafka import KafkaStore
 
         return KafkaStore(where.removeprefix("kafka:"), read_only=read_only, forget=forget)
+    if "://" in where:
+        raise InputError(f"{where!r} is a URL; want FOLDER, delta:URI or kafka:BROKERS/TOPIC")
     from fieldlm_compiler.collect.parquet import Store
 
     return Store(Path(where), read_only=read_only, forget=forget)

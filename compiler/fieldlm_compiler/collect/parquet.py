@@ -27,23 +27,20 @@ from fieldlm.core.files import disk_errors, held_lock, make_private, sync_folder
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import SCHEMAS, Record, unpack
+from fieldlm_compiler.collect.arrow import ARROW, arrow_table, sessions_table, without_forgotten
 from fieldlm_compiler.collect.parquet_schema import SCHEMA, VERSION
 from fieldlm_compiler.collect.sink import (
-    ARROW,
     UNKNOWN,
     Key,
     Policy,
     Raw,
     Session,
     Sink,
-    arrow_table,
     blanked,
     forgets,
     read,
-    sessions_table,
     stripped,
     tell_lie,
-    without_forgotten,
 )
 
 COMPACT_ROWS = 50_000

@@ -11,16 +11,17 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
-import duckdb
 import msgspec
-import pyarrow as pa
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.logs import logger
 from fieldlm.formats.block import Block, UnknownSchemaError
 from fieldlm.formats.record import Record, WireError
+
+if TYPE_CHECKING:
+    import duckdb
 
 log = logger(__name__)
 
@@ -34,11 +35,6 @@ TEXT = ("prompt", "answer", "correction")
 KEY = ("device", "epoch", "stream", "seq")
 UNKNOWN = "unknown schema"
 MOST_DEVICES = 1_000_000
-_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
-ARROW = pa.schema(
-    [(f.name, _TYPES.get(f.type, pa.string())) for f in msgspec.structs.fields(Record) if f.name != "detail"]
-    + [("detail", pa.map_(pa.string(), pa.string()))]
-)
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +132,7 @@ class Sink(ABC):
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
-    def connect(self) -> contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]:
+    def connect(self) -> contextlib.AbstractContextManager["duckdb.DuckDBPyConnection"]:
         """Yield a DuckDB connection with the view `records`: everything that is stored at one moment."""
 
     @abstractmethod
@@ -157,6 +153,8 @@ class Sink(ABC):
 
     def query(self, sql: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
         """Run SQL with the view `records` over everything that is stored; raises InputError when SQL is wrong."""
+        import duckdb
+
         for patience in (3, 2, 1, 0):
             try:
                 with self.connect() as duck:
@@ -271,12 +269,6 @@ def read(block: Block, after: int) -> list[Record] | str:
         return str(error)
 
 
-def arrow_table(records: Sequence[Record]) -> Any:
-    columns = {name: [getattr(record, name) for record in records] for name in ARROW.names}
-    columns["detail"] = [list(record.detail.items()) for record in records]
-    return pa.table(columns, schema=ARROW)
-
-
 def forgets(records: Iterable[Record]) -> Iterator[Session]:
     """Yield the sessions that their devices ask to forget."""
     return ((r.device, r.session) for r in records if r.kind == "forget" and r.session)
@@ -318,23 +310,3 @@ def _strip(record: Record, policy: Policy) -> Record:
         return msgspec.structs.replace(record, prompt="", answer="", correction="")
     key = {name: getattr(record, name) for name in KEY}
     return Record(kind="forget", **key)
-
-
-def sessions_table(sessions: set[Session]) -> Any:
-    """Return the table `forgotten` that `without_forgotten` looks into."""
-    listed = sorted(sessions)
-    columns = {"device": [device for device, _ in listed], "session": [session for _, session in listed]}
-    return pa.table(columns, pa.schema([("device", pa.string()), ("session", pa.string())]))
-
-
-def without_forgotten(policy: Policy) -> str:
-    """Return the SQL columns of `records` without what belonged to sessions of the table `forgotten`."""
-    gone = "(device, session) IN (SELECT (device, session) FROM forgotten) AND kind <> 'forget'"
-    if policy == "text":
-        values = dict.fromkeys(TEXT, "''")
-    else:
-        blank = {pa.int64(): "0", pa.float64(): "0.0", pa.bool_(): "true", pa.string(): "''"}
-        values = {f.name: blank.get(f.type, "map([]::VARCHAR[], []::VARCHAR[])") for f in ARROW if f.name not in KEY}
-        values["kind"] = "'forget'"
-    changes = [f"CASE WHEN {gone} THEN {value} ELSE {name} END AS {name}" for name, value in values.items()]
-    return f"* REPLACE ({', '.join(changes)})"

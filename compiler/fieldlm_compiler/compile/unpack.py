@@ -13,13 +13,16 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import whole_folder
 from fieldlm.formats.bundle import MANIFEST, open_bundle
 from fieldlm_compiler.checkpoints.checkpoint import ORIGIN, Checkpoint, model_files, open_checkpoint
-from fieldlm_compiler.export.format import format_for
 from fieldlm_compiler.pipeline.stages import Stages
 
 
 def main(argv: Sequence[str]) -> int:
     """Write the folder."""
-    parser = terminal.parser("unpack", "Write a model, or the base of a bundle, as a folder that can be tuned.")
+    parser = terminal.parser(
+        "unpack",
+        "Write a model, or the base of a bundle, as a folder that can be tuned.",
+        "fieldlm unpack smollm2 checkpoint",
+    )
     parser.add_argument("model", help="a bundle's folder, or what `fieldlm compile` takes")
     parser.add_argument("out", type=options.new_folder, help="the folder to write")
     args = parser.parse_args(argv)
@@ -49,4 +52,6 @@ def _base(model: str) -> str:
     if not (Path(model) / MANIFEST).is_file():
         return model
     bundle = open_bundle(Path(model))
+    from fieldlm_compiler.export.format import format_for
+
     return str(format_for(bundle.manifest.engine).unpackable(bundle))

@@ -328,8 +328,13 @@ def _share(facts: Facts) -> str:
 
 
 def _parser() -> Any:
-    parser = terminal.parser("demo", "Run the kiosk story: one turn of the circle, on this machine.")
-    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes")
+    parser = terminal.parser(
+        "demo",
+        "Run the kiosk story: one turn of the circle, on this machine.",
+        "fieldlm demo",
+        "fieldlm demo --folder /tmp/demo --fresh",
+    )
+    parser.add_argument("--folder", type=options.new_folder, default=Path("demo"), help="where everything goes")
     parser.add_argument("--fresh", action="store_true", help="start over")
     parser.add_argument("--profile", default="", help="device profile (default: detected)")
     parser.add_argument(

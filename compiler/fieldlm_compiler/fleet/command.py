@@ -101,7 +101,12 @@ def _answers(sink: Sink, device: str) -> list[tuple[float, float, float, bool]]:
 
 def main(argv: Sequence[str]) -> int:
     """Show what a fleet is doing."""
-    parser = terminal.parser("fleet", "Show what a fleet is doing, out of the store of `fieldlm collect`.")
+    parser = terminal.parser(
+        "fleet",
+        "Show what a fleet is doing, out of the store of `fieldlm collect`.",
+        "fieldlm fleet --store store",
+        "fieldlm fleet --store store --serve",
+    )
     parser.add_argument("device", nargs="?", help="show this device's own timeline")
     parser.add_argument("--store", required=True, metavar="FOLDER|delta:URI", help="where records are kept")
     parser.add_argument("--last", type=options.whole(1), default=50, help="records of a timeline")

@@ -227,6 +227,8 @@ def publisher(repository: Path, keys: str) -> Release:
         done = subprocess.run(
             [*command, *(["--keys", keys] if keys else [])], capture_output=True, text=True, check=False
         )
+        if what == "show" and done.returncode == 1:
+            return []  # it offers nothing
         if done.returncode:
             raise GateError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"release {what} failed")
         return json.loads(done.stdout)

@@ -39,7 +39,10 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"fieldlm rollout {args.what} needs the repository: --to REPOSITORY")
     release = publisher(args.to, args.keys)
     if args.what == "start":
-        _found(path, args, release("show"))
+        offered = release("show")
+        if not offered:
+            raise InputError(f"{args.to} offers no release; publish one first: fieldlm publish --share 0")
+        _found(path, args, offered)
     controller = Controller(path, release)
     with open_sink(args.store, read_only=True) as store:
         _act(controller, args)
@@ -144,7 +147,12 @@ def _verdict(state: State) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = terminal.parser("rollout", "Bring a release to a fleet in waves, and take it back from where it harms.")
+    parser = terminal.parser(
+        "rollout",
+        "Bring a release to a fleet in waves, and take it back from where it harms.",
+        "fieldlm rollout start --store store --to repository",
+        "fieldlm rollout show --store store",
+    )
     parser.add_argument("what", choices=WORDS, nargs="?", default="show", help="what to do")
     parser.add_argument("profiles", nargs="*", metavar="PROFILE", help="start: whose releases; all without")
     parser.add_argument(
@@ -152,11 +160,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--memory",
-        type=Path,
+        type=options.new_folder,
         metavar="FOLDER",
         help="where the rollout is remembered and drawn; default: a store's folder",
     )
-    parser.add_argument("--to", type=Path, metavar="REPOSITORY", help="the repository that offers the releases")
+    parser.add_argument(
+        "--to", type=options.existing_folder, metavar="REPOSITORY", help="the repository that offers the releases"
+    )
     parser.add_argument("--keys", default="", metavar="DIR", help="the publisher's keys; default: as configured")
     parser.add_argument(
         "--patience", type=options.real(0), default=86_400.0, metavar="SECONDS", help="seconds until a device is judged"
@@ -182,7 +192,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument("--at", default="", metavar="URL", help="where devices reach the repository")
     parser.add_argument("--reason", default="asked for", help="abort: why")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_args(argv)
     if args.memory is None and args.store.startswith(("delta:", "kafka:")):
         raise InputError(f"{args.store} is no folder; say where the rollout is remembered: --memory FOLDER")
     if args.broker:

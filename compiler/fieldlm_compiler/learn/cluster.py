@@ -61,8 +61,9 @@ def cluster(folder: Path, *, seed: int = 0, embedder: Embedder | None = None) ->
     examples = read_examples(folder)
     if not examples:
         raise InputError(f"{folder / EXAMPLES} is empty; collect more, then: fieldlm curate STORE --out {folder}")
-    points = locate(examples, embedder or Embedder())
-    labels = group(points, seed=seed)
+    with terminal.progress("find tasks"):
+        points = locate(examples, embedder or Embedder())
+        labels = group(points, seed=seed)
     earlier = _earlier(folder / TASKS)
     tasks = describe(examples, points, labels, earlier=earlier)
     found = {task.id for task in tasks}
@@ -220,14 +221,13 @@ def _earlier(path: Path) -> list[Task]:
 
 def main(argv: Sequence[str]) -> int:
     """Find the recurring tasks in curated examples."""
-    parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.")
+    parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.", "fieldlm cluster examples")
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl; the examples get their task there")
     parser.add_argument(
         "--seed", type=options.whole(0, 2**32 - 1), default=0, help="the same seed gives the same tasks"
     )
     args = parser.parse_args(argv)
-    with terminal.progress("find tasks"):
-        tasks = cluster(args.examples, seed=args.seed)
+    tasks = cluster(args.examples, seed=args.seed)
     rows = [(task["id"], task["name"], task["size"], task["cohesion"], task["example"][:60]) for task in tasks]
     text = terminal.table(rows, ("task", "name", "examples", "cohesion", "for instance"))
     terminal.show({"tasks": tasks}, text, as_json=args.json)

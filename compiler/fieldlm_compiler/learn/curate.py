@@ -266,7 +266,11 @@ def _messages(prompt: str) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """Turn a store into labelled examples."""
-    parser = terminal.parser("curate", "Turn a store of records into labelled examples.")
+    parser = terminal.parser(
+        "curate",
+        "Turn a store of records into labelled examples.",
+        "fieldlm curate store --out examples --consent research",
+    )
     parser.add_argument("store", help="what `fieldlm collect` filled: FOLDER, delta:URI or kafka:BROKERS/TOPIC")
     parser.add_argument(
         "--out", type=options.new_folder, required=True, help="folder for examples.jsonl and curate.json"

@@ -120,7 +120,11 @@ def _counted(values: Iterable[str]) -> dict[str, int]:
 
 def main(argv: Sequence[str]) -> int:
     """Write a dataset that is named by its content."""
-    parser = terminal.parser("dataset", "Turn examples into a dataset that is named by its content.")
+    parser = terminal.parser(
+        "dataset",
+        "Turn examples into a dataset that is named by its content.",
+        "fieldlm dataset examples --out datasets",
+    )
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl, from curate and cluster")
     parser.add_argument("--out", type=options.new_folder, required=True, help="folder of datasets")
     parser.add_argument("--task", default="", help="only this task, by its id or name")

@@ -198,7 +198,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Any:
-    parser = terminal.parser("evaluate", "Ask a running server every example and count the exact matches.")
+    parser = terminal.parser(
+        "evaluate",
+        "Ask a running server every example and count the exact matches.",
+        "fieldlm evaluate datasets/DATASET/eval.jsonl --url http://127.0.0.1:8080",
+    )
     parser.add_argument("file", type=Path, help="eval.jsonl of a dataset")
     parser.add_argument("--url", help="the server: http, https or unix:/PATH; default: as configured")
     parser.add_argument("--clients", type=options.whole(1, 256), default=4, help="how many ask at the same time")

@@ -89,7 +89,12 @@ def _document(path: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """List what was made of words that are forgotten; exit code 1 when something of it still stands."""
-    parser = terminal.parser("tainted", "List what was made of the words of people who were forgotten since.")
+    parser = terminal.parser(
+        "tainted",
+        "List what was made of the words of people who were forgotten since.",
+        "fieldlm tainted store examples datasets adapter",
+        "fieldlm tainted store examples datasets --rebuild",
+    )
     parser.add_argument("store", help="what `fieldlm collect` filled: FOLDER, delta:URI or kafka:BROKERS/TOPIC")
     parser.add_argument("folders", nargs="+", type=Path, help="where examples, data sets, adapters and bundles lie")
     parser.add_argument("--rebuild", action="store_true", help="replace examples and data sets by ones without them")

@@ -10,6 +10,7 @@ import math
 import random
 import time
 import warnings
+from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -258,10 +259,24 @@ def bfloat16_gain() -> float:
     return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
+def _checkpoint(text: str) -> Path:
+    try:
+        return options.existing_folder(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(
+            f"{error}; make a folder of a model or bundle with: fieldlm unpack MODEL FOLDER"
+        ) from error
+
+
 def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
-    parser = terminal.parser("tune", "Fine-tune a checkpoint on a dataset; writes a LoRA adapter.")
-    parser.add_argument("checkpoint", type=options.existing_folder, help="Hugging Face folder of the base")
+    parser = terminal.parser(
+        "tune",
+        "Fine-tune a checkpoint on a dataset; writes a LoRA adapter.",
+        "fieldlm unpack smollm2 checkpoint",
+        "fieldlm tune checkpoint --dataset datasets/DATASET --out adapter",
+    )
+    parser.add_argument("checkpoint", type=_checkpoint, help="Hugging Face folder of the base")
     parser.add_argument(
         "--dataset", type=options.existing_folder, required=True, help="folder with train.jsonl and eval.jsonl"
     )

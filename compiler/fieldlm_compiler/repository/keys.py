@@ -214,6 +214,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if args.to is None:
         raise InputError(f"fieldlm keys {args.what} changes a repository; say which: --to REPOSITORY")
+    if not any((args.to / "tuf").glob("*.root.json")):
+        raise InputError(f"{args.to} is no repository; fieldlm publish BUNDLE --to {args.to} makes one")
     if args.what == "rotate":
         changes = [rotate(args.to, ring, args.name, old=args.key, threshold=args.threshold)]
     elif args.what == "revoke":
@@ -225,7 +227,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    parser = terminal.parser("keys", "Make a publisher's keys, replace them, take them back.")
+    parser = terminal.parser(
+        "keys",
+        "Make a publisher's keys, replace them, take them back.",
+        "fieldlm keys create",
+        "fieldlm keys rotate timestamp --to repository",
+    )
     parser.add_argument("what", choices=("create", "show", "rotate", "revoke", "sign"), help="what to do")
     parser.add_argument("name", nargs="?", default="", help="the role to rotate, or the key to revoke")
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys; default: as configured")
@@ -240,7 +247,9 @@ def _parse(argv: Sequence[str]) -> Any:
         help="how many root keys have to sign",
     )
     parser.add_argument("--key", default="", help="rotate: the old key, where the role has several")
-    parser.add_argument("--to", type=Path, metavar="REPOSITORY", help="the repository whose keys change")
+    parser.add_argument(
+        "--to", type=options.existing_folder, metavar="REPOSITORY", help="the repository whose keys change"
+    )
     args = parser.parse_args(argv)
     if args.what in ("rotate", "revoke") and not args.name:
         wanted = f"one of {', '.join(ROLES)}, profile-NAME" if args.what == "rotate" else "a key id or its first digits"

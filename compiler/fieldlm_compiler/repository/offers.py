@@ -135,7 +135,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    parser = terminal.parser("release", "Show what a repository offers, and offer it to more, to nobody new, or never.")
+    parser = terminal.parser(
+        "release",
+        "Show what a repository offers, and offer it to more, to nobody new, or never.",
+        "fieldlm release show --to repository",
+        "fieldlm release promote rpi5-8gb --share 50 --to repository",
+    )
     parser.add_argument("what", choices=("show", "promote", "pause", "pull"), help="what to do")
     parser.add_argument("profile", nargs="?", default="", help="whose release")
     parser.add_argument("seq", nargs="?", type=options.whole(1), default=0, help="its number; the newest without")

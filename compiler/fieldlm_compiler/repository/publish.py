@@ -36,7 +36,6 @@ from fieldlm.formats.release import (
 )
 from fieldlm.formats.topics import parse_broker, release_topic
 from fieldlm.network.mqtt import leave
-from fieldlm_compiler.export.format import formats
 from fieldlm_compiler.repository.metadata import TIMESTAMP_DAYS, Keyring, RepositoryMetadata, publish_lock, read_offered
 
 
@@ -153,6 +152,8 @@ def describe_release(
 def _chunk_sizes(bundle: Bundle, name: str) -> Iterator[int]:
     """Cut where the format says that tensors begin, else by what the file says itself."""
     path = bundle.folder / name
+    from fieldlm_compiler.export.format import formats
+
     fmt = next((each for each in formats().values() if each.engine == bundle.manifest.engine), None)
     places = fmt.places(bundle, name) if fmt else ()
     return cut(places, path.stat().st_size) if places else chunk_sizes(path)
@@ -195,7 +196,12 @@ def _files(bundle: Bundle, release: Release) -> Iterator[tuple[Path, Blob]]:
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    parser = terminal.parser("publish", "Offer a bundle to the devices of its profile.")
+    parser = terminal.parser(
+        "publish",
+        "Offer a bundle to the devices of its profile.",
+        "fieldlm publish smollm2-rpi5-8gb --to repository",
+        "fieldlm publish --refresh --to repository",
+    )
     parser.add_argument("bundle", type=Path, nargs="?", help="the folder that `fieldlm compile` made")
     parser.add_argument(
         "--refresh", action="store_true", help="instead of a bundle: only renew what says that this is the newest"

@@ -11,12 +11,19 @@ from fieldlm.core.signing import load_or_create_key
 
 def main(argv: Sequence[str]) -> int:
     """Run `fieldlm adopt DEVICE --code CODE`."""
-    parser = terminal.parser("adopt", "Become the owner of a device: its log shows the pairing code.")
+    parser = terminal.parser(
+        "adopt", "Become the owner of a device: its log shows the pairing code.", "fieldlm adopt kiosk-7 --code 123456"
+    )
     add_arguments(parser, needs_device=True)
     parser.add_argument("--code", default="", help="the pairing code; not needed by who owns the device already")
     parser.add_argument("--repository", default="", help="where it takes its updates from")
     parser.add_argument("--root", type=options.existing_file, help="root.json that vouches for that repository")
-    parser.add_argument("--owner", default="", metavar="HEX", help="hand it on to this public key instead of one's own")
+    parser.add_argument(
+        "--owner",
+        type=options.public_key,
+        metavar="HEX",
+        help="hand it on to this public key instead of one's own",
+    )
     args = parser.parse_args(argv)
     root = read_text(args.root) if args.root else ""
     remote = connect(args)

@@ -6,20 +6,20 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.bench.bench import bench, describe, document
-from fieldlm.bench.measure import Spec
 from fieldlm.catalogue.names import MODEL
-from fieldlm.catalogue.opening import advice, open_model
 from fieldlm.core import options, terminal
 from fieldlm.core.config import load_config
 from fieldlm.formats.profile import load_profile
-from fieldlm.hardware.detect import detect
-from fieldlm.hardware.sensors import usable_cores
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure bundles one after the other and print what came out."""
-    parser = terminal.parser("bench", "Measure how fast a model is on this machine.")
+    parser = terminal.parser(
+        "bench",
+        "Measure how fast a model is on this machine.",
+        "fieldlm bench smollm2",
+        "fieldlm bench model.gguf --gen-tokens 64 --threads 4",
+    )
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
     parser.add_argument(
         "--prompt-tokens",
@@ -45,6 +45,12 @@ def main(argv: Sequence[str]) -> int:
         "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
     )
     args = parser.parse_args(argv)
+    from fieldlm.bench.bench import bench, describe, document
+    from fieldlm.bench.measure import Spec
+    from fieldlm.catalogue.opening import advice, open_model
+    from fieldlm.hardware.detect import detect
+    from fieldlm.hardware.sensors import usable_cores
+
     bundles = [open_model(name) for name in args.models]
     for bundle, name in zip(bundles, args.models, strict=True):
         if not bundle.manifest.is_proved:

@@ -162,7 +162,12 @@ def _accepts(host: str, port: int) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     """Run the embedded broker until it is stopped."""
-    parser = terminal.parser("broker", "Run an MQTT 5 broker for a bench or one site; it keeps its messages in memory.")
+    parser = terminal.parser(
+        "broker",
+        "Run an MQTT 5 broker for a bench or one site; it keeps its messages in memory.",
+        "fieldlm broker",
+        "fieldlm broker --host 192.168.1.2 --port 1884",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; it has no passwords and no TLS")
     parser.add_argument("--port", type=options.whole(*options.PORT), default=1883, help="port to listen on")
     args = parser.parse_args(argv)

@@ -10,7 +10,12 @@ from fieldlm.network.http_client import KEY
 
 def main(argv: Sequence[str]) -> int:
     """Hold a conversation with a bundle in this process, or with a running server."""
-    parser = terminal.parser("chat", "talk to a model; /help, said there, lists what else it does")
+    parser = terminal.parser(
+        "chat",
+        "talk to a model; /help, said there, lists what else it does",
+        "fieldlm chat smollm2",
+        "fieldlm chat --url http://127.0.0.1:8080",
+    )
     add_model(parser, nargs="?")
     parser.add_argument(
         "--url",

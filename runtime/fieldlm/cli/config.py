@@ -25,7 +25,12 @@ says what holds, and why. This page is written by `fieldlm config --template mar
 
 def main(argv: Sequence[str]) -> int:
     """Print every setting with its value and where it comes from."""
-    parser = terminal.parser("config", "Show every setting, its value and where it comes from.")
+    parser = terminal.parser(
+        "config",
+        "Show every setting, its value and where it comes from.",
+        "fieldlm config",
+        "fieldlm config --template toml > ~/.config/fieldlm/config.toml",
+    )
     parser.add_argument(
         "--template", choices=("toml", "markdown"), help="print a settings file with every default instead, or a page"
     )

@@ -6,17 +6,16 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fieldlm.catalogue.names import MODEL
-from fieldlm.catalogue.opening import advice, open_model
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
-from fieldlm.engines import Outcome, Sampling
-from fieldlm.engines.sampling import RANGES
-from fieldlm.inference.chat_template import without_template
-from fieldlm.inference.model import Model
-from fieldlm.network.http_client import HttpClient, server_at
+from fieldlm.engines import RANGES, Outcome, Sampling
+
+if TYPE_CHECKING:
+    from fieldlm.inference.model import Model
+    from fieldlm.network.http_client import HttpClient
 
 EXIT = ("/exit", "/quit", "/bye")
 HELP = """\
@@ -64,16 +63,21 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
     return Sampling(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
 
 
-def load_model(args: argparse.Namespace) -> Model:
+def load_model(args: argparse.Namespace) -> "Model":
     """Load the model, fetched where it has to be; on a terminal, who waits for it sees that.
 
     What nobody has proved is said to be so. Raises InputError for one that cannot converse.
     """
+    from fieldlm.catalogue.opening import advice, open_model
+    from fieldlm.inference.chat_template import without_template
+
     bundle = open_model(args.model)
     if bundle.manifest.file("template") is None:
         raise InputError(without_template(bundle))
     if not bundle.manifest.is_proved:
         print(terminal.visible(advice(bundle, args.model)), file=sys.stderr, flush=True)
+    from fieldlm.inference.model import Model
+
     waiting = terminal.progress(f"load {args.model}") if sys.stderr.isatty() else nullcontext()
     with waiting:
         return Model.open(bundle, threads=args.threads, context=args.context, parallel=1)
@@ -93,7 +97,7 @@ def write_out(pieces: Generator[Piece], *, quiet: bool = False) -> Piece:
     return replace(last, text=text)
 
 
-def in_process(model: Model) -> Say:
+def in_process(model: "Model") -> Say:
     def say(messages: list[dict[str, Any]], sampling: Sampling) -> Generator[Piece]:
         generation = model.start(messages, sampling)
         try:
@@ -116,7 +120,7 @@ def in_process(model: Model) -> Say:
     return say
 
 
-def over_http(server: HttpClient) -> Say:
+def over_http(server: "HttpClient") -> Say:
     def say(messages: list[dict[str, Any]], sampling: Sampling) -> Generator[Piece]:
         body = {"messages": messages, "stream": True, "max_tokens": sampling.max_tokens}
         body |= {"temperature": sampling.temperature}
@@ -139,6 +143,8 @@ def talk(args: argparse.Namespace, *, as_json: bool) -> int:
         if args.model:
             say = in_process(stack.enter_context(load_model(args)))
         else:
+            from fieldlm.network.http_client import server_at
+
             say = over_http(server_at(getattr(args, "url", None)))
         conversation = Conversation(say, sampling_of(args), as_json=as_json)
         conversation.hold()
@@ -178,6 +184,8 @@ class Conversation:
                     print()
                 return
             except KeyboardInterrupt:
+                if not is_person:
+                    raise
                 self._tell(f"\n{SHORT_HELP}")
                 continue
             if line in EXIT:
@@ -186,6 +194,8 @@ class Conversation:
                 self._obey(*line.split())
             elif line:
                 self._ask(line)
+            if not is_person and self.last and self.last.outcome == "cancelled":
+                raise KeyboardInterrupt  # a person goes on after an answer that was stopped, a script does not
 
     def _ask(self, line: str) -> None:
         """Ask `line` and remember question and answer; a question without an answer is forgotten."""

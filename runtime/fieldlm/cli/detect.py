@@ -9,7 +9,9 @@ from fieldlm.hardware.limits import LIVE
 
 def main(argv: Sequence[str]) -> int:
     """Say which profile fits this machine and why."""
-    parser = terminal.parser("detect", "Name the device profile that fits this machine, with the evidence.")
+    parser = terminal.parser(
+        "detect", "Name the device profile that fits this machine, with the evidence.", "fieldlm detect"
+    )
     parser.add_argument(
         "--sysroot",
         type=options.existing_folder,

@@ -8,7 +8,9 @@ from fieldlm.network.discovery import browse
 
 def main(argv: Sequence[str]) -> int:
     """Run `fieldlm devices`; exit code 1 when nobody answers."""
-    parser = terminal.parser("devices", "Find the devices on the local network.")
+    parser = terminal.parser(
+        "devices", "Find the devices on the local network.", "fieldlm devices", "fieldlm devices --timeout 10"
+    )
     parser.add_argument(
         "--timeout", type=options.real(0, 3600, above=True), default=2.0, metavar="SECONDS", help="how long to listen"
     )

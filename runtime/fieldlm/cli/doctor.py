@@ -19,13 +19,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.config import NO_NETWORK, Config, load_config
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.files import free_mb
 from fieldlm.core.sqlite import connect_read_only
 from fieldlm.core.urls import shown
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
+from fieldlm.formats.topics import parse_broker
 from fieldlm.hardware import sensors
 from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
 from fieldlm.hardware.detect import Detection, detect
@@ -69,11 +70,23 @@ def fail(what: str, text: str, then: str) -> Finding:
 
 def main(argv: Sequence[str]) -> int:
     """Look at everything; 1 when something fails."""
-    parser = terminal.parser("doctor", "Say what is wrong with this device, and what to do next.")
+    parser = terminal.parser(
+        "doctor",
+        "Say what is wrong with this device, and what to do next.",
+        "fieldlm doctor",
+        "fieldlm doctor --profile rpi5-8gb",
+    )
     parser.add_argument("--profile", help="check against this profile instead of the detected one")
     parser.add_argument("--broker", help="check this broker instead of the configured one")
-    parser.add_argument("--port", help="check this port instead of the configured one")
+    parser.add_argument(
+        "--port", type=options.whole(*options.PORT), help="check this port instead of the configured one"
+    )
     args = parser.parse_args(argv)
+    # What is configured wrongly is a finding; what is typed wrongly is refused.
+    if args.profile:
+        load_profile(args.profile)
+    if args.broker:
+        parse_broker(args.broker)
     findings = list(examine({"profile": args.profile, "broker": args.broker, "port": args.port}))
     lines: list[str] = []
     for finding in findings:

@@ -65,6 +65,10 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "evaluate": ("fieldlm_compiler.learn.evaluate", "ask a server a dataset's questions and count right answers"),
         "demo": ("fieldlm_compiler.demo.story", "run the whole circle once, on this machine"),
     },
+    "about": {
+        "version": ("fieldlm.cli.about.version", "print the version of fieldlm and of Python"),
+        "completion": ("fieldlm.cli.about.completion", "print a script for the Tab key: bash, zsh, fish"),
+    },
 }
 RESUMED = ("compile", "pull", "tune", "update")
 """Commands that go on where they were stopped."""
@@ -108,8 +112,8 @@ def usage() -> str:
     lines = ["usage: fieldlm COMMAND [ARGUMENTS]      fieldlm COMMAND --help says more"]
     for group, commands in GROUPS.items():
         lines += ["", group]
-        lines += [f"  {name:<10}{' ' if _is_here(module) else '*'} {text}" for name, (module, text) in commands.items()]
-    if not _is_here(WORKSHOP):
+        lines += [f"  {name:<10}{' ' if is_here(module) else '*'} {text}" for name, (module, text) in commands.items()]
+    if not is_here(WORKSHOP):
         lines += ["", "* comes with the compiler half: pip install fieldlm-compiler"]
     return "\n".join(lines) + "\n"
 
@@ -117,24 +121,27 @@ def usage() -> str:
 def load(name: str) -> Callable[[Sequence[str]], int]:
     """Return the subcommand's `main`; raises InputError for an unknown one, MissingDependencyError without its half."""
     if name not in COMMANDS:
-        from difflib import get_close_matches
+        from fieldlm.core.terminal import did_you_mean
 
-        near = "".join(f", did you mean '{one}'?" for one in get_close_matches(name, COMMANDS, 1))
-        raise InputError(f"there is no command '{name}'{near}; commands: {', '.join(sorted(COMMANDS))}")
+        near = did_you_mean(name, COMMANDS)
+        raise InputError(f"there is no command '{name}'{near or ';'} see: fieldlm --help")
     module, _ = COMMANDS[name]
-    if not _is_here(module):
+    if not is_here(module):
         raise MissingDependencyError(f"'{name}' comes with the compiler half; run: pip install fieldlm-compiler")
     return import_module(module).main
 
 
 @cache
-def _is_here(module: str) -> bool:
+def is_here(module: str) -> bool:
+    """Whether the half that `module` belongs to is installed."""
     return find_spec(module.partition(".")[0]) is not None
 
 
 def _fail(args: Sequence[str], kind: str, message: str, exit_code: int) -> int:
     from fieldlm.core import terminal
 
+    # What a foreign library says may have several lines.
+    message = " ".join(line.strip() for line in message.splitlines() if line.strip())
     if "--json" in args:
         terminal.show({"error": {"kind": kind, "message": message, "exit_code": exit_code}}, "", as_json=True)
     print(terminal.visible(f"fieldlm {args[0]}: {message}"), file=sys.stderr)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors, write_whole
@@ -18,14 +18,23 @@ from fieldlm.network.mqtt import leave
 
 def main(argv: Sequence[str]) -> int:
     """Sign a policy written as TOML; publish it, or write it to a file."""
-    parser = terminal.parser("policy", "Sign a fleet's policy (TOML), and publish it to its devices.")
-    parser.add_argument("policy", type=Path, help="TOML: fleet, version, telemetry, sample, patterns, daily_mb, …")
+    parser = terminal.parser(
+        "policy",
+        "Sign a fleet's policy (TOML), and publish it to its devices.",
+        "fieldlm policy policy.toml --publish mqtt://broker.local",
+        "fieldlm policy policy.toml --out policy.signed",
+    )
+    parser.add_argument(
+        "policy", type=options.existing_file, help="TOML: fleet, version, telemetry, sample, patterns, daily_mb, …"
+    )
     parser.add_argument("--key", type=Path, help="PEM of the signing key, made when it is not there")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--publish", metavar="URL", help="mqtt://HOST of the fleet's broker")
-    where.add_argument("--out", type=Path, help="file to write the signed policy to")
+    where.add_argument("--out", type=options.new_file, help="file to write the signed policy to")
     args = parser.parse_args(argv)
     policy = _read(args.policy)
+    if args.publish:
+        topics.parse_broker(args.publish)
     key = load_or_create_key(args.key or keys_folder() / "policy.pem")
     try:
         message = sign_policy(policy, key)

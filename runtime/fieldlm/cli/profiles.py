@@ -14,7 +14,9 @@ SECTIONS = ("cpu", "memory", "power", "thermal", "gguf", "onnx", "runtime", "exp
 
 def main(argv: Sequence[str]) -> int:
     """List all profiles, show the named one, or check them; 1 when a checked one is impossible."""
-    parser = terminal.parser("profiles", "List the device profiles, show one, or check it.")
+    parser = terminal.parser(
+        "profiles", "List the device profiles, show one, or check it.", "fieldlm profiles", "fieldlm profiles rpi5-8gb"
+    )
     parser.add_argument("profile", nargs="?", metavar="NAME|FILE", help="a shipped profile, or the path of a .toml")
     parser.add_argument("--lint", action="store_true", help="say what is impossible in it (in all, without a name)")
     args = parser.parse_args(argv)

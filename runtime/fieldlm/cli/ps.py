@@ -9,7 +9,9 @@ from fieldlm.network.http_client import OK, server_at
 
 def main(argv: Sequence[str]) -> int:
     """Show what a running server serves; exit code 1 when it is not ready."""
-    parser = terminal.parser("ps", "show what a running server serves")
+    parser = terminal.parser(
+        "ps", "show what a running server serves", "fieldlm ps", "fieldlm ps --url http://192.168.1.7:8080"
+    )
     parser.add_argument("--url", help="the server: http, https or unix:/PATH; default: as configured")
     args = parser.parse_args(argv)
     server = server_at(args.url)

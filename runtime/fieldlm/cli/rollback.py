@@ -8,7 +8,12 @@ from fieldlm.core import terminal
 
 def main(argv: Sequence[str]) -> int:
     """Run `fieldlm rollback`."""
-    parser = terminal.parser("rollback", "Let a device go back to the generation before; not below its floor.")
+    parser = terminal.parser(
+        "rollback",
+        "Let a device go back to the generation before; not below its floor.",
+        "fieldlm rollback",
+        "fieldlm rollback kiosk-7",
+    )
     add_arguments(parser)
     args = parser.parse_args(argv)
     found = connect(args).do("rollback")

@@ -15,7 +15,12 @@ INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 def main(argv: Sequence[str]) -> int:
     """Answer one prompt: `fieldlm run MODEL "prompt"`, the prompt from a pipe, or what is piped below the prompt."""
-    parser = terminal.parser("run", "answer one prompt with a model, in this process; on a terminal, converse")
+    parser = terminal.parser(
+        "run",
+        "answer one prompt with a model, in this process; on a terminal, converse",
+        'fieldlm run smollm2 "What is the capital of France?"',
+        'git diff | fieldlm run model.gguf "Say what changes:" --max-tokens 200',
+    )
     add_model(parser)
     parser.add_argument("prompt", nargs="?", help="what to ask; what is piped in stands below it, or alone")
     add_sampling(parser)

@@ -13,7 +13,12 @@ from fieldlm.updates.journal import Journal, SlotStatus, journal_of, read_status
 
 def main(argv: Sequence[str]) -> int:
     """Run `fieldlm slots`."""
-    parser = terminal.parser("slots", "Show which generations a device holds, and the last steps it took.")
+    parser = terminal.parser(
+        "slots",
+        "Show which generations a device holds, and the last steps it took.",
+        "fieldlm slots",
+        "fieldlm slots kiosk-7 --broker mqtt://broker.local",
+    )
     remote.add_arguments(parser)
     args = parser.parse_args(argv)
     if args.device:

@@ -16,8 +16,6 @@ from fieldlm.core.files import act_as_owner
 from fieldlm.network.http_client import HttpClient, NobodyAnswersError, own_server, refusal
 from fieldlm.updates.journal import journal_of
 from fieldlm.updates.progress import UpdateResult, UpdateState
-from fieldlm.updates.slots import Slots
-from fieldlm.updates.updater import Updater
 
 POLL_S = 0.2
 PATH = "/v1/fieldlm/update"
@@ -25,7 +23,12 @@ PATH = "/v1/fieldlm/update"
 
 def main(argv: Sequence[str]) -> int:
     """Run `fieldlm update`: ask the running server, or, where none runs, update the state folder."""
-    parser = terminal.parser("update", "Let a device take the newest release of its profile.")
+    parser = terminal.parser(
+        "update",
+        "Let a device take the newest release of its profile.",
+        "fieldlm update",
+        "fieldlm update kiosk-7 --broker mqtt://broker.local",
+    )
     remote.add_arguments(parser, has_state=False)
     parser.add_argument("--state", help="update this state folder, without a server")
     parser.add_argument("--repository", help="folder with a repository, a USB stick's say; or URL, without a server")
@@ -83,6 +86,8 @@ def update_offline(config: Config) -> UpdateResult:
     """Update a state folder that no server uses: the same steps, in this process."""
     from fieldlm.engines import EngineOptions
     from fieldlm.inference.generations import Generations
+    from fieldlm.updates.slots import Slots
+    from fieldlm.updates.updater import Updater
 
     options = EngineOptions(threads=config.threads or None, context=config.context or None, parallel=1)
     journal_of(config.state)

@@ -11,12 +11,9 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.bench import calibration
 from fieldlm.core import terminal
 from fieldlm.formats.bundle import SIGNATURE, Bundle, open_bundle
 from fieldlm.formats.profile import load_profile
-from fieldlm.inference import probe
-from fieldlm.inference.model import Model
 
 # All but one of the usual three: another processor may round one answer away.
 SHARE_NEEDED = 0.6
@@ -24,7 +21,12 @@ SHARE_NEEDED = 0.6
 
 def main(argv: Sequence[str]) -> int:
     """Check every byte and the signature, load the bundle, ask its probes, print its gates; 1 when an answer is no."""
-    parser = terminal.parser("verify", "Check a bundle's bytes and signature, load it and ask its probe questions.")
+    parser = terminal.parser(
+        "verify",
+        "Check a bundle's bytes and signature, load it and ask its probe questions.",
+        "fieldlm verify smollm2-rpi5-8gb",
+        "fieldlm verify smollm2-rpi5-8gb --on-device",
+    )
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--key", action="append", default=[], metavar="KEYID", help="a signer you trust; none: any")
     parser.add_argument(
@@ -34,6 +36,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.profile and not args.on_device:
         parser.error("--profile goes with --on-device")
+    from fieldlm.bench import calibration
+
+    open_bundle(args.bundle, digests=False)  # what is no bundle is refused before anything is said
     with terminal.progress(f"check {args.bundle}"):
         bundle = open_bundle(args.bundle, trusted=frozenset(args.key))
     profile = load_profile(args.profile or bundle.manifest.profile) if args.on_device else None
@@ -53,6 +58,9 @@ def verify(bundle: Bundle) -> dict[str, Any]:
 
     Raises EngineError when it cannot be loaded or does not answer.
     """
+    from fieldlm.inference import probe
+    from fieldlm.inference.model import Model
+
     started_s = time.monotonic()
     with Model.open(bundle, parallel=1) as model, terminal.progress("ask the probe questions"):
         load_s = time.monotonic() - started_s

@@ -31,8 +31,6 @@ from fieldlm.network.json_api import as_json, read_body
 
 log = logger(__name__)
 
-PATH = "/v1/fieldlm/command"
-LOCAL_KEY = "local.pem"
 OWNER = "owner.json"
 NONCE_S = 120.0
 MOST_NONCES = 64
@@ -66,7 +64,7 @@ class Commands:
         self._lock = threading.Lock()
         self._nonces: dict[str, float] = {}
         self._guesses = 0
-        self._local = key_id(load_or_create_key(state / LOCAL_KEY).public_key())
+        self._local = key_id(load_or_create_key(state / wire.LOCAL_KEY).public_key())
         self.owner = read_owner(state)
 
     def hear(self, message: bytes) -> CommandResult:
@@ -141,7 +139,7 @@ def command_route(commands: Commands) -> Route:
     async def take(request: Request) -> Response:
         return as_json(await run_in_threadpool(commands.hear, await read_body(request)))
 
-    return Route(PATH, take, methods=["POST"])
+    return Route(wire.PATH, take, methods=["POST"])
 
 
 def read_owner(state: Path) -> Owner | None:

@@ -8,21 +8,21 @@ import queue
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldlm.control.owner_commands import LOCAL_KEY, PATH
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import FieldlmError, InputError, TrustError, UnavailableError
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats import command as wire
 from fieldlm.formats import topics
 from fieldlm.formats.command import Command, CommandResult, Verb
-from fieldlm.network.discovery import browse
 from fieldlm.network.http_client import HttpClient, own_server
-from fieldlm.network.mqtt import Closed, Inbox, Link
+
+if TYPE_CHECKING:
+    from fieldlm.network.mqtt import Inbox
 
 ANSWER_S = 60.0
 ANSWER_BYTES = 1 << 20  # a thousand lines of log
@@ -82,16 +82,18 @@ def connect(args: argparse.Namespace) -> Remote:
     config = load_config({"keys": args.keys, "state": args.state})
     if not args.device:
         return _local(config, args.url)
-    key = load_or_create_key(config.keys / OWNER_KEY)
     if args.broker:
-        return Remote(_over_mqtt(args.broker, args.fleet, args.device), key)
-    if "://" in args.device or args.device.startswith("unix:"):
-        return Remote(_over_http(_client(args.device)), key)
-    return Remote(_found(args.device), key)
+        topics.parse_broker(args.broker)
+        post = _over_mqtt(args.broker, args.fleet, args.device)
+    elif "://" in args.device or args.device.startswith("unix:"):
+        post = _over_http(_client(args.device))
+    else:
+        post = _found(args.device)
+    return Remote(post, load_or_create_key(config.keys / OWNER_KEY))
 
 
 def _local(config: Config, url: str) -> Remote:
-    path = config.state / LOCAL_KEY
+    path = config.state / wire.LOCAL_KEY
     if not path.is_file():
         raise InputError(f"{config.state} belongs to no running device; name one, or give --state")
     client = _client(url) if url else own_server(config, key="", timeout_s=ANSWER_S)
@@ -99,6 +101,8 @@ def _local(config: Config, url: str) -> Remote:
 
 
 def _found(name: str) -> Post:
+    from fieldlm.network.discovery import browse
+
     devices = [each for each in browse() if name in (each.id, each.name)]
     if not devices:
         raise UnavailableError(
@@ -117,7 +121,7 @@ def _client(url: str, fingerprint: str = "") -> HttpClient:
 
 def _over_http(client: HttpClient) -> Post:
     def post(message: bytes) -> CommandResult:
-        status, answer = client.request("POST", PATH, message)
+        status, answer = client.request("POST", wire.PATH, message)
         try:
             return msgspec.json.decode(answer, type=CommandResult)
         except msgspec.MsgspecError as error:
@@ -129,6 +133,8 @@ def _over_http(client: HttpClient) -> Post:
 
 
 def _over_mqtt(broker: str, fleet: str, device: str) -> Post:
+    from fieldlm.network.mqtt import Inbox, Link
+
     def post(message: bytes) -> CommandResult:
         inbox: Inbox = queue.SimpleQueue()
         client = f"fieldlm-owner-{secrets.token_hex(4)}"
@@ -140,7 +146,9 @@ def _over_mqtt(broker: str, fleet: str, device: str) -> Post:
     return post
 
 
-def _await(inbox: Inbox, name: str, what: str) -> CommandResult:
+def _await(inbox: "Inbox", name: str, what: str) -> CommandResult:
+    from fieldlm.network.mqtt import Closed
+
     end_s = time.monotonic() + ANSWER_S
     while (left_s := end_s - time.monotonic()) > 0:
         try:

@@ -5,6 +5,7 @@ wanted. Bounds that more than one place needs stand here, too.
 """
 
 import math
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,22 @@ def new_folder(text: str) -> Path:
     if not above.is_dir():
         raise ArgumentTypeError(f"{text!r}: {above} is no folder; name another place")
     return path
+
+
+def new_file(text: str) -> Path:
+    """Return the path of a file to write: no folder, and what is there above it must be a folder."""
+    path = Path(text)
+    new_folder(str(path.parent) if "://" not in text else text)
+    if path.is_dir():
+        raise ArgumentTypeError(f"{text!r} is a folder; want a file to write")
+    return path
+
+
+def public_key(text: str) -> str:
+    """Return the 64 hex digits of an Ed25519 public key, in small letters."""
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise ArgumentTypeError(f"{text!r}; want a public key, 64 hex digits")
+    return text.lower()
 
 
 def _there(text: str, is_right: Callable[[Path], bool], wanted: str) -> Path:

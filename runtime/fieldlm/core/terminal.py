@@ -7,16 +7,24 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json
 
+EXAMPLES = "examples:"
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Says an option's default where there is one to say: no "(default: None)"."""
+    """Says an option's default where there is one to say: no "(default: None)"; examples stand as they were written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(EXAMPLES):
+            return text
+        return super()._fill_text(text, width, indent)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_said = action.default not in (None, "", False, argparse.SUPPRESS) and action.default != []
@@ -27,17 +35,62 @@ class Parser(argparse.ArgumentParser):
     """Raises InputError where argparse would print its usage and exit: one line, or one document with --json."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see: {self.prog} --help")
+        raise InputError(f"{message}{self._meant(message)}; see: {self.prog} --help")
+
+    def _meant(self, message: str) -> str:
+        """Return which flag was meant where one is not known."""
+        _, is_unknown, given = message.partition("unrecognized arguments: ")
+        flags = [word.partition("=")[0] for word in given.split() if is_unknown and word.startswith("-")]
+        return "".join(did_you_mean(flag, self._option_string_actions) for flag in flags[:1])
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Options may stand before, between and behind the other arguments."""
+        return self.parse_intermixed_args(*args, **kwargs)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        if _only_built.get():
+            raise _Built(self)
+        return super().parse_known_args(*args, **kwargs)
 
 
-def parser(command: str, description: str) -> Parser:
-    """Make the argument parser of `fieldlm COMMAND`, with `--json` already in it.
+_only_built: ContextVar[bool] = ContextVar("only_built", default=False)
+
+
+class _Built(Exception):
+    """Carries a parser out of a command that was asked for nothing else."""
+
+    def __init__(self, made: Parser) -> None:
+        self.made = made
+
+
+def parser_of(command: Callable[[Sequence[str]], int]) -> Parser:
+    """Return the parser of a command's `main`, which gets no further than that: for completion and its like."""
+    token = _only_built.set(True)
+    try:
+        command([])
+    except _Built as built:
+        return built.made
+    finally:
+        _only_built.reset(token)
+    raise AssertionError(f"{command} parses nothing")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ", did you mean 'x'?" for the nearest of `known`, or nothing."""
+    from difflib import get_close_matches
+
+    return "".join(f", did you mean '{near}'?" for near in get_close_matches(word, known, 1))
+
+
+def parser(command: str, description: str, *examples: str) -> Parser:
+    """Make the argument parser of `fieldlm COMMAND`, with `--json` already in it; `examples` end its help.
 
     A flag is written in full: an abbreviation would mean something else when a flag is added.
     """
     made = Parser(
         prog=f"fieldlm {command}",
         description=description,
+        epilog="\n".join([EXAMPLES, *(f"  {each}" for each in examples)]) if examples else None,
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )

@@ -14,6 +14,7 @@ from fieldlm.core.config import Config, add_flags, load_config, named
 from fieldlm.core.files import act_as_owner
 from fieldlm.core.logs import logger
 from fieldlm.device.startup import Start
+from fieldlm.formats.bundle import MANIFEST
 from fieldlm.formats.profile import Profile, load_profile
 
 log = logger(__name__)
@@ -32,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     config = load_config(vars(args))
     act_as_owner(config.state)
-    config = named(config)
     profile = _profile(config)
     folder = _folder(args.bundle) if args.bundle else None
+    config = named(config)  # writes: what can be refused has been
     with _quick_switches():
         start = Start(config, profile, folder)
         # The server, hundreds of modules: this thread has nothing better to do while the other one loads.
@@ -53,7 +54,7 @@ def _folder(model: str) -> Path:
 
     What nobody has proved is said to be so.
     """
-    if Path(model).is_dir():
+    if (Path(model) / MANIFEST).is_file():
         return Path(model)  # checked in a thread, while the server is imported
     from fieldlm.catalogue.opening import advice, open_model
 
@@ -87,7 +88,12 @@ def _profile(config: Config) -> Profile:
 
 
 def _parser() -> Any:
-    parser = terminal.parser("serve", "Serve a model on this device: an OpenAI-compatible API, telemetry, updates.")
+    parser = terminal.parser(
+        "serve",
+        "Serve a model on this device: an OpenAI-compatible API, telemetry, updates.",
+        "fieldlm serve smollm2",
+        "fieldlm serve smollm2-rpi5-8gb --port 8080 --state ~/kiosk",
+    )
     parser.add_argument(
         "bundle", nargs="?", metavar="MODEL", help=f"{MODEL}; without it, the bundle that the state folder holds"
     )

@@ -14,17 +14,19 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm.core.extras import install_command
 from fieldlm.core.options import CONTEXT, PARALLEL, THREADS
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 GROUP = "fieldlm.engines"  # the entry points under which other packages offer engines
 
@@ -44,7 +46,7 @@ class Guide(Protocol):
         """Return the tokens that must come now, in order; empty when there is a choice."""
         ...
 
-    def allow(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    def allow(self, logits: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """Return a copy of `logits` [vocabulary] in which what may not come now is minus infinity."""
         ...
 
@@ -118,6 +120,21 @@ class Sampling:
     constraint: Constraint | None = None
     prediction: tuple[int, ...] | None = None
     ignore_eos: bool = False
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 2**31 - 1),
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0.0, 1.0),
+    "seed": (-(2**63), 2**64 - 1),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repeat_penalty": (1e-6, 10.0),
+    "logprobs": (0, 2**31 - 1),
+}
+"""The least and the most of each number of `Sampling`; whole numbers have whole bounds. OpenAI's where it has any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +255,7 @@ class SupportsEmbeddings(Protocol):
 
     def embed(
         self, tokens: Sequence[int], *, adapter: str | None = None, is_wanted: Callable[[], bool]
-    ) -> NDArray[np.float32]:
+    ) -> "NDArray[np.float32]":
         """Return the mean of the model's hidden states over `tokens`, a vector [width] of length 1.
 
         Blocks; `is_wanted` is asked between pieces, and when it says no the vector is that of what was computed.

@@ -14,24 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.engines import Guide, Sampling, TokenChoice
+from fieldlm.engines import RANGES, Guide, Sampling, TokenChoice
 
 # A token this far below the best has less than 1e-13 of its probability; leaving it out spares sorting 49,000 entries.
 NEGLIGIBLE = 30.0
 REPEAT_WINDOW = 64  # tokens of prompt and answer that the repeat penalty looks back on; llama.cpp's default
-RANGES: dict[str, tuple[float, float]] = {
-    "max_tokens": (1, 2**31 - 1),
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "top_k": (0, 2**31 - 1),
-    "min_p": (0.0, 1.0),
-    "seed": (-(2**63), 2**64 - 1),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "repeat_penalty": (1e-6, 10.0),
-    "logprobs": (0, 2**31 - 1),
-}
-"""The least and the most of each number of `Sampling`; whole numbers have whole bounds. OpenAI's where it has any."""
 # The margin of a token that had no rival: a finite number, so that means and JSON stay in order.
 CERTAIN = 1000.0
 

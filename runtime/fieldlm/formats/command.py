@@ -23,6 +23,10 @@ from fieldlm.formats.record import WireError
 
 Verb = Literal["adopt", "status", "update", "slots", "rollback", "logs"]
 MAX_BYTES = 64 << 10
+PATH = "/v1/fieldlm/command"
+"""Where a device takes them over HTTP."""
+LOCAL_KEY = "local.pem"
+"""In the state folder: who can read it may command the device."""
 Id = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9]{1,64}$")]
 """What can be a level of a topic."""
 

@@ -13,7 +13,9 @@ HEADER = ("name", "source", "MB", "licence", "here")
 
 def main(argv: Sequence[str]) -> int:
     """Print what can be run by its name: the catalogue, then what else was fetched."""
-    parser = terminal.parser("list", "list the models that can be run by name, and which of them are here")
+    parser = terminal.parser(
+        "list", "list the models that can be run by name, and which of them are here", "fieldlm list"
+    )
     args = parser.parse_args(argv)
     here = {model.source: model for model in listed()}
     documents: list[dict[str, Any]] = [

