@@ -215,7 +215,14 @@ def routes() -> dict[str, list[str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Route":
                 place = node.args[0]
-                route = str(words[place.id] if isinstance(place, ast.Name) else ast.literal_eval(place))
+                match place:
+                    case ast.Name(id=name):
+                        route = str(words[name])
+                    case ast.Attribute(value=ast.Name(id=alias), attr=name):
+                        module = ".".join(path.relative_to(DEVICE.parent).with_suffix("").parts)
+                        route = str(getattr(getattr(import_module(module), alias), name))
+                    case _:
+                        route = str(ast.literal_eval(place))
                 methods = [ast.literal_eval(word.value) for word in node.keywords if word.arg == "methods"]
                 found.setdefault(route, []).extend(methods[0] if methods else ["GET"])
     return dict(sorted(found.items()))

@@ -125,7 +125,8 @@ def test_an_interrupt_at_any_point_ends_a_long_command(
         began_s = time.monotonic()
         code, said = interrupted([given.get(word, word) for word in words.split()], delay_s, where)
         print(f"{name} {delay_s:.2f} s: {code} after {time.monotonic() - began_s - delay_s:.2f} s")
-        assert code == 130 or (code == 0 and name in SERVERS), f"{name} after {delay_s:.2f} s: {code}\n{said}"
+        assert code in ((130, 0) if name in SERVERS else (130,)), f"{name} after {delay_s:.2f} s: {code}\n{said}"
         assert "Traceback" not in said, f"{name} after {delay_s:.2f} s:\n{said}"
         assert "Exception ignored" not in said
-        assert "run the same command again" not in said or name in RESUMED
+        if name not in RESUMED:
+            assert "run the same command again" not in said

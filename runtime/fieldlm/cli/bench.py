@@ -12,8 +12,7 @@ from fieldlm.core.config import load_config
 from fieldlm.formats.profile import load_profile
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure bundles one after the other and print what came out."""
+def _parser() -> terminal.Parser:
     parser = terminal.parser(
         "bench",
         "Measure how fast a model is on this machine.",
@@ -44,7 +43,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure bundles one after the other and print what came out."""
+    args = _parser().parse_args(argv)
     from fieldlm.bench.bench import bench, describe, document
     from fieldlm.bench.measure import Spec
     from fieldlm.catalogue.opening import advice, open_model
