@@ -21,35 +21,21 @@ from typing import Any, cast
 
 import msgspec
 from msgspec import inspect as described
+from starlette.routing import Route
 
 import fieldlm
 from fieldlm.api import parameters
-from fieldlm.api.anthropic.requests import MessagesRequest
-from fieldlm.api.app import AdapterRequest
-from fieldlm.api.chat_request import ChatRequest, CompletionParams, Feedback
-from fieldlm.api.completion_request import CompletionRequest
-from fieldlm.api.embeddings import EmbeddingRequest
-from fieldlm.api.ollama.requests import OllamaChat, OllamaEmbed, OllamaGenerate
+from fieldlm.api.app import make_app
+from fieldlm.api.chat_request import CompletionParams
 from fieldlm.api.responses_request import OTHERS, ResponsesRequest
 from fieldlm.cli.main import GROUPS, load
 from fieldlm.cli.profiles import SECTIONS
 from fieldlm.core import terminal
 from fieldlm.formats.profile import Profile, load_profile, profile_names
+from fieldlm.inference.generations import Generations
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = ROOT / "runtime/fieldlm"
-REQUESTS = (
-    ChatRequest,
-    ResponsesRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Feedback,
-    AdapterRequest,
-    MessagesRequest,
-    OllamaChat,
-    OllamaGenerate,
-    OllamaEmbed,
-)
 PLAIN = {"Str": "text", "Bool": "true or false", "Any": "anything", "Raw": "anything"}
 WIRE = ("bundle", "probe", "release", "record", "block", "topics", "policy", "command", "profile", "growth")
 """The modules of `fieldlm.formats` that say what other programs read and write."""
@@ -154,10 +140,10 @@ def api() -> str:
     """Return the page of endpoints and request parameters: honoured, refused, harmless."""
     lines = ["# HTTP API", "", _of_module(parameters), "", "## Endpoints", "", *_head("path", "methods")]
     lines += [_row(f"`{path}`", " ".join(methods)) for path, methods in routes().items()]
-    for kind in REQUESTS:
-        first, _, rest = inspect.cleandoc(kind.__doc__ or "").partition("\n")
-        endpoint, _, says = first.partition(":")
-        lines += ["", f"## {endpoint.rstrip('.')}", "", f"{says.strip().capitalize()} {rest}".strip(), ""]
+    bodies = requests()
+    for endpoint, kind in bodies.items():
+        says = _text(inspect.cleandoc(kind.__doc__ or "").removeprefix(endpoint).lstrip(":., "))
+        lines += ["", f"## {endpoint}", "", f"{says[:1].upper()}{says[1:]}".rstrip(), ""]
         own = _fields(kind)
         if issubclass(kind, CompletionParams):
             lines += ["[What three endpoints take](#what-three-endpoints-take), and:", ""]
@@ -168,7 +154,7 @@ def api() -> str:
     shared = _fields(CompletionParams)
     lines += ["", "## What three endpoints take", "", "Chat, responses and completions.", "", *_fields_table(shared)]
     lines += ["", "## Objects", "", "What stands inside those bodies."]
-    for kind in _inside(REQUESTS):
+    for kind in _inside(list(bodies.values())):
         lines += ["", f"### {kind.__name__}", "", _text(inspect.cleandoc(kind.__doc__ or "")), ""]
         lines += _fields_table(_fields(kind))
     lines += ["", REFUSED_HEAD, "", *_head("parameter", "what to do instead", "not refused")]
@@ -176,6 +162,18 @@ def api() -> str:
     lines += ["", "## Harmless", "", "Accepted, and change no word of an answer:", ""]
     lines += [", ".join(f"`{name}`" for name in sorted(parameters.HARMLESS)) + "."]
     return _page(lines)
+
+
+def requests() -> dict[str, type[msgspec.Struct]]:
+    """Return the bodies that are posted, by endpoint: the structs of the API whose first word is POST."""
+    found: dict[str, type[msgspec.Struct]] = {}
+    for path in sorted((DEVICE / "api").rglob("*.py"), key=lambda path: (len(path.parts), path)):
+        parts = path.relative_to(DEVICE.parent).with_suffix("").parts
+        module = import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+        for kind in structs_of(module):
+            if said := re.match(r"POST [^\s,:]+(?<!\.)", kind.__doc__ or ""):
+                found[said[0].rstrip(".")] = kind
+    return found
 
 
 def _inside(kinds: Sequence[type]) -> list[type]:
@@ -201,9 +199,11 @@ def _quiet(name: str) -> str:
 
 
 def routes() -> dict[str, list[str]]:
-    """Return every path that the server answers, with its methods, as the code's calls of `Route` have them."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(DEVICE.rglob("*.py")):
+    """Return every path that the server answers, with its methods: the app's own, and what the device adds to it."""
+    nothing = cast(Generations, None)  # no request comes
+    made = make_app(nothing, lambda _: None, ready=lambda: None)
+    found = {route.path: sorted(route.methods or ()) for route in made.routes if isinstance(route, Route)}
+    for path in sorted(set(DEVICE.rglob("*.py")) - set((DEVICE / "api").rglob("*.py"))):
         tree = ast.parse(path.read_text())
         words = {
             name.id: node.value.value
@@ -217,8 +217,8 @@ def routes() -> dict[str, list[str]]:
                 place = node.args[0]
                 route = str(words[place.id] if isinstance(place, ast.Name) else ast.literal_eval(place))
                 methods = [ast.literal_eval(word.value) for word in node.keywords if word.arg == "methods"]
-                found.setdefault(route, []).extend(methods[0] if methods else ["GET"])
-    return dict(sorted(found.items()))
+                found[route] = sorted({*found.get(route, []), *(methods[0] if methods else ["GET"])})
+    return {path: [method for method in found[path] if method != "HEAD"] for path in sorted(found)}
 
 
 def metrics() -> str:
