@@ -39,6 +39,7 @@ DEVICE = ROOT / "runtime/fieldlm"
 PLAIN = {"Str": "text", "Bool": "true or false", "Any": "anything", "Raw": "anything"}
 WIRE = ("bundle", "probe", "release", "record", "block", "topics", "policy", "command", "profile", "growth")
 """The modules of `fieldlm.formats` that say what other programs read and write."""
+BODY = re.compile(r'"""((?:POST|PUT) /[^\s,:]+)')
 BESIDE_THE_MODEL = (
     "fieldlm.inference.model.Answer",
     "fieldlm.inference.call_options.SamplingOptions",
@@ -165,14 +166,14 @@ def api() -> str:
 
 
 def requests() -> dict[str, type[msgspec.Struct]]:
-    """Return the bodies that are posted, by endpoint: the structs of the API whose first word is POST."""
+    """Return the bodies of requests by endpoint: the structs whose first words are a method and a path."""
     found: dict[str, type[msgspec.Struct]] = {}
-    for path in sorted((DEVICE / "api").rglob("*.py"), key=lambda path: (len(path.parts), path)):
-        parts = path.relative_to(DEVICE.parent).with_suffix("").parts
-        module = import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-        for kind in structs_of(module):
-            if said := re.match(r"POST [^\s,:]+(?<!\.)", kind.__doc__ or ""):
-                found[said[0].rstrip(".")] = kind
+    for path in sorted(DEVICE.rglob("*.py"), key=lambda path: ("api" not in path.parts, len(path.parts), path)):
+        if BODY.search(path.read_text()):
+            module = import_module(".".join(path.relative_to(DEVICE.parent).with_suffix("").parts))
+            for kind in structs_of(module, private=True):
+                if said := BODY.search(f'"""{kind.__doc__}'):
+                    found[said[1].rstrip(".")] = kind
     return found
 
 
@@ -303,12 +304,12 @@ def formats() -> str:
     return _page(lines)
 
 
-def structs_of(module: ModuleType) -> list[type[msgspec.Struct]]:
-    """Return the public structs that a module defines, in the order in which it does."""
+def structs_of(module: ModuleType, *, private: bool = False) -> list[type[msgspec.Struct]]:
+    """Return the public structs that a module defines, or all, in the order in which it does."""
     return [
         kind
         for name, kind in vars(module).items()
-        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and not name.startswith("_")
+        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and (private or not name.startswith("_"))
         if kind.__module__ == module.__name__ and kind.__struct_fields__
     ]
 
