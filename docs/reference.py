@@ -15,6 +15,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -170,7 +171,7 @@ def requests() -> dict[str, type[msgspec.Struct]]:
     found: dict[str, type[msgspec.Struct]] = {}
     for path in sorted(DEVICE.rglob("*.py"), key=lambda path: ("api" not in path.parts, len(path.parts), path)):
         if BODY.search(path.read_text()):
-            module = import_module(".".join(path.relative_to(DEVICE.parent).with_suffix("").parts))
+            module = import_module(_module_of(path))
             for kind in structs_of(module, private=True):
                 if said := BODY.search(f'"""{kind.__doc__}'):
                     found[said[1].rstrip(".")] = kind
@@ -216,7 +217,11 @@ def routes() -> dict[str, list[str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Route":
                 place = node.args[0]
-                route = str(words[place.id] if isinstance(place, ast.Name) else ast.literal_eval(place))
+                text = ast.unparse(place)
+                if isinstance(place, ast.Constant):
+                    route = str(place.value)
+                else:  # a name of this function, or one of the module's
+                    route = str(words[text] if text in words else attrgetter(text)(import_module(_module_of(path))))
                 methods = [ast.literal_eval(word.value) for word in node.keywords if word.arg == "methods"]
                 found[route] = sorted({*found.get(route, []), *(methods[0] if methods else ["GET"])})
     return {path: [method for method in found[path] if method != "HEAD"] for path in sorted(found)}
@@ -358,6 +363,10 @@ def _text(text: str) -> str:
     """Return words as Markdown that shows them as they are."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([<>*_\[\]])", r"\\\1", part) for part in parts)
+
+
+def _module_of(path: Path) -> str:
+    return ".".join(path.relative_to(DEVICE.parent).with_suffix("").parts)
 
 
 def _of_module(module: ModuleType) -> str:

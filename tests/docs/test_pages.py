@@ -18,7 +18,6 @@ import yaml
 import fieldlm
 from docs import hooks, reference
 from fieldlm.api import parameters
-from fieldlm.api.ollama.endpoints import WITHHELD
 from fieldlm.cli.main import COMMANDS, main
 from fieldlm.core.config import SETTINGS
 from fieldlm.formats.profile import profile_names
@@ -30,7 +29,7 @@ WRITTEN = {
 }
 """Pages that people write, by their path in a checkout."""
 WITHOUT_FIELDS = {
-    *(f"POST /api/{name}" for name in WITHHELD),
+    *(f"POST /api/{name}" for name in ("pull", "push", "create", "copy", "blobs/{digest}")),  # refused: updates do it
     "POST /api/embeddings",  # as /api/embed, which says so
     "POST /v1/responses/{rest:path}",  # refused: nothing is kept
     "POST /v1/fieldlm/command",  # an Envelope, which MQTT carries, too
