@@ -15,44 +15,32 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import msgspec
 from msgspec import inspect as described
+from starlette.routing import Route
 
 import fieldlm
 from fieldlm.api import parameters
-from fieldlm.api.anthropic.requests import MessagesRequest
-from fieldlm.api.app import AdapterRequest
-from fieldlm.api.chat_request import ChatRequest, CompletionParams, Feedback
-from fieldlm.api.completion_request import CompletionRequest
-from fieldlm.api.embeddings import EmbeddingRequest
-from fieldlm.api.ollama.requests import OllamaChat, OllamaEmbed, OllamaGenerate
+from fieldlm.api.app import make_app
+from fieldlm.api.chat_request import CompletionParams
 from fieldlm.api.responses_request import OTHERS, ResponsesRequest
 from fieldlm.cli.main import GROUPS, load
 from fieldlm.cli.profiles import SECTIONS
 from fieldlm.core import terminal
 from fieldlm.formats.profile import Profile, load_profile, profile_names
+from fieldlm.inference.generations import Generations
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = ROOT / "runtime/fieldlm"
-REQUESTS = (
-    ChatRequest,
-    ResponsesRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Feedback,
-    AdapterRequest,
-    MessagesRequest,
-    OllamaChat,
-    OllamaGenerate,
-    OllamaEmbed,
-)
 PLAIN = {"Str": "text", "Bool": "true or false", "Any": "anything", "Raw": "anything"}
 WIRE = ("bundle", "probe", "release", "record", "block", "topics", "policy", "command", "profile", "growth")
 """The modules of `fieldlm.formats` that say what other programs read and write."""
+BODY = re.compile(r'"""((?:POST|PUT) /[^\s,:]+)')
 BESIDE_THE_MODEL = (
     "fieldlm.inference.model.Answer",
     "fieldlm.inference.call_options.SamplingOptions",
@@ -154,10 +142,10 @@ def api() -> str:
     """Return the page of endpoints and request parameters: honoured, refused, harmless."""
     lines = ["# HTTP API", "", _of_module(parameters), "", "## Endpoints", "", *_head("path", "methods")]
     lines += [_row(f"`{path}`", " ".join(methods)) for path, methods in routes().items()]
-    for kind in REQUESTS:
-        first, _, rest = inspect.cleandoc(kind.__doc__ or "").partition("\n")
-        endpoint, _, says = first.partition(":")
-        lines += ["", f"## {endpoint.rstrip('.')}", "", f"{says.strip().capitalize()} {rest}".strip(), ""]
+    bodies = requests()
+    for endpoint, kind in bodies.items():
+        says = _text(inspect.cleandoc(kind.__doc__ or "").removeprefix(endpoint).lstrip(":., "))
+        lines += ["", f"## {endpoint}", "", f"{says[:1].upper()}{says[1:]}".rstrip(), ""]
         own = _fields(kind)
         if issubclass(kind, CompletionParams):
             lines += ["[What three endpoints take](#what-three-endpoints-take), and:", ""]
@@ -168,7 +156,7 @@ def api() -> str:
     shared = _fields(CompletionParams)
     lines += ["", "## What three endpoints take", "", "Chat, responses and completions.", "", *_fields_table(shared)]
     lines += ["", "## Objects", "", "What stands inside those bodies."]
-    for kind in _inside(REQUESTS):
+    for kind in _inside(list(bodies.values())):
         lines += ["", f"### {kind.__name__}", "", _text(inspect.cleandoc(kind.__doc__ or "")), ""]
         lines += _fields_table(_fields(kind))
     lines += ["", REFUSED_HEAD, "", *_head("parameter", "what to do instead", "not refused")]
@@ -176,6 +164,18 @@ def api() -> str:
     lines += ["", "## Harmless", "", "Accepted, and change no word of an answer:", ""]
     lines += [", ".join(f"`{name}`" for name in sorted(parameters.HARMLESS)) + "."]
     return _page(lines)
+
+
+def requests() -> dict[str, type[msgspec.Struct]]:
+    """Return the bodies of requests by endpoint: the structs whose first words are a method and a path."""
+    found: dict[str, type[msgspec.Struct]] = {}
+    for path in sorted(DEVICE.rglob("*.py"), key=lambda path: ("api" not in path.parts, len(path.parts), path)):
+        if BODY.search(path.read_text()):
+            module = import_module(_module_of(path))
+            for kind in structs_of(module, private=True):
+                if said := BODY.search(f'"""{kind.__doc__}'):
+                    found[said[1].rstrip(".")] = kind
+    return found
 
 
 def _inside(kinds: Sequence[type]) -> list[type]:
@@ -201,9 +201,11 @@ def _quiet(name: str) -> str:
 
 
 def routes() -> dict[str, list[str]]:
-    """Return every path that the server answers, with its methods, as the code's calls of `Route` have them."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(DEVICE.rglob("*.py")):
+    """Return every path that the server answers, with its methods: the app's own, and what the device adds to it."""
+    nothing = cast(Generations, None)  # no request comes
+    made = make_app(nothing, lambda _: None, ready=lambda: None)
+    found = {route.path: sorted(route.methods or ()) for route in made.routes if isinstance(route, Route)}
+    for path in sorted(set(DEVICE.rglob("*.py")) - set((DEVICE / "api").rglob("*.py"))):
         tree = ast.parse(path.read_text())
         words = {
             name.id: node.value.value
@@ -215,17 +217,14 @@ def routes() -> dict[str, list[str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Route":
                 place = node.args[0]
-                match place:
-                    case ast.Name(id=name):
-                        route = str(words[name])
-                    case ast.Attribute(value=ast.Name(id=alias), attr=name):
-                        module = ".".join(path.relative_to(DEVICE.parent).with_suffix("").parts)
-                        route = str(getattr(getattr(import_module(module), alias), name))
-                    case _:
-                        route = str(ast.literal_eval(place))
+                text = ast.unparse(place)
+                if isinstance(place, ast.Constant):
+                    route = str(place.value)
+                else:  # a name of this function, or one of the module's
+                    route = str(words[text] if text in words else attrgetter(text)(import_module(_module_of(path))))
                 methods = [ast.literal_eval(word.value) for word in node.keywords if word.arg == "methods"]
-                found.setdefault(route, []).extend(methods[0] if methods else ["GET"])
-    return dict(sorted(found.items()))
+                found[route] = sorted({*found.get(route, []), *(methods[0] if methods else ["GET"])})
+    return {path: [method for method in found[path] if method != "HEAD"] for path in sorted(found)}
 
 
 def metrics() -> str:
@@ -310,12 +309,12 @@ def formats() -> str:
     return _page(lines)
 
 
-def structs_of(module: ModuleType) -> list[type[msgspec.Struct]]:
-    """Return the public structs that a module defines, in the order in which it does."""
+def structs_of(module: ModuleType, *, private: bool = False) -> list[type[msgspec.Struct]]:
+    """Return the public structs that a module defines, or all, in the order in which it does."""
     return [
         kind
         for name, kind in vars(module).items()
-        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and not name.startswith("_")
+        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and (private or not name.startswith("_"))
         if kind.__module__ == module.__name__ and kind.__struct_fields__
     ]
 
@@ -364,6 +363,10 @@ def _text(text: str) -> str:
     """Return words as Markdown that shows them as they are."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([<>*_\[\]])", r"\\\1", part) for part in parts)
+
+
+def _module_of(path: Path) -> str:
+    return ".".join(path.relative_to(DEVICE.parent).with_suffix("").parts)
 
 
 def _of_module(module: ModuleType) -> str:

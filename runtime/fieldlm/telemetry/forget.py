@@ -10,6 +10,8 @@ from fieldlm.telemetry.recorder import Recorder
 
 
 class _Forget(msgspec.Struct, frozen=True):
+    """POST /v1/fieldlm/forget: whose records and words are to go."""
+
     session: str
 
 

@@ -433,6 +433,8 @@ def update_routes(updater: Updater[Any]) -> list[Route]:
 
 
 class _Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/fieldlm/update: a folder on this machine to update from, "" for the repository that was set."""
+
     repository: str = ""
 
 

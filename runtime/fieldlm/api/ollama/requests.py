@@ -152,7 +152,7 @@ class OllamaEmbed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OllamaName(msgspec.Struct, frozen=True, kw_only=True):
-    """A request about a model."""
+    """POST /api/show: about which model."""
 
     model: str = ""
     name: str = ""
