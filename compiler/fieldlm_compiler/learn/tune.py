@@ -268,8 +268,7 @@ def _checkpoint(text: str) -> Path:
         ) from error
 
 
-def main(argv: Sequence[str]) -> int:
-    """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
+def _parser() -> terminal.Parser:
     parser = terminal.parser(
         "tune",
         "Fine-tune a checkpoint on a dataset; writes a LoRA adapter.",
@@ -309,7 +308,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
+    args = _parser().parse_args(argv)
     recipe = TrainingRecipe(
         rank=args.rank,
         alpha=2 * args.rank,
