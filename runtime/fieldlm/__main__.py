@@ -1,19 +1,32 @@
 """`python -m fieldlm`, and what the `fieldlm` script runs: Ctrl-C ends it quietly, from its first moment.
 
 While modules are imported an exception is not safe: a library may catch every one, and where none does, the reader gets
-a traceback. So the process ends there itself, before anything has begun.
+a traceback. So the process ends there itself: nothing that a kill would harm is under way.
 """
 
+import contextlib
 import os
 import signal
+import sys
 from types import FrameType
 
 INTERRUPTED = 130
+IMPORTING = "<frozen importlib._bootstrap>"
 
 
 def leave(number: int, frame: FrameType | None) -> None:
     """End now, with what a shell expects of a program that Ctrl-C ended."""
     os._exit(INTERRUPTED)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; but end now where a command imports what it needs for its work."""
+    at = frame
+    while at is not None:
+        if at.f_code.co_filename == IMPORTING:
+            leave(number, frame)
+        at = at.f_back
+    raise KeyboardInterrupt
 
 
 signal.signal(signal.SIGINT, leave)
@@ -23,7 +36,14 @@ def main() -> int:
     """Run the command; what it imports before it begins may be interrupted, too."""
     from fieldlm.cli.main import main as command
 
-    return command(on_loaded=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    code = command(on_loaded=lambda: signal.signal(signal.SIGINT, interrupt))
+    if code == INTERRUPTED:
+        # Large libraries take seconds to tear down, and wait for their threads.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`fieldlm bench`: measure bundles on this machine, and say how near they are to what the memory allows."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,43 +13,9 @@ from fieldlm.core.config import load_config
 from fieldlm.formats.profile import load_profile
 
 
-def _parser() -> terminal.Parser:
-    parser = terminal.parser(
-        "bench",
-        "Measure how fast a model is on this machine.",
-        "fieldlm bench smollm2",
-        "fieldlm bench model.gguf --gen-tokens 64 --threads 4",
-    )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
-    parser.add_argument(
-        "--prompt-tokens",
-        type=options.whole(1, options.CONTEXT[1]),
-        default=512,
-        metavar="N",
-        help="tokens of the prompt",
-    )
-    parser.add_argument(
-        "--gen-tokens", type=options.whole(1, options.CONTEXT[1]), default=128, metavar="N", help="tokens of the answer"
-    )
-    parser.add_argument(
-        "--repetitions", type=options.whole(1, 10_000), default=5, metavar="N", help="how often to measure"
-    )
-    parser.add_argument(
-        "--threads",
-        type=options.whole(*options.THREADS, zero=True),
-        default=0,
-        metavar="N",
-        help="0: those that serve would use",
-    )
-    parser.add_argument(
-        "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
-    )
-    return parser
-
-
 def main(argv: Sequence[str]) -> int:
     """Measure bundles one after the other and print what came out."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     from fieldlm.bench.bench import bench, describe, document
     from fieldlm.bench.measure import Spec
     from fieldlm.catalogue.opening import advice, open_model
@@ -81,3 +48,37 @@ def main(argv: Sequence[str]) -> int:
         texts.append(describe(bundle, result, found))
     terminal.show(rows, "\n\n".join(texts), as_json=args.json)
     return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = terminal.parser(
+        "bench",
+        "Measure how fast a model is on this machine.",
+        "fieldlm bench smollm2",
+        "fieldlm bench model.gguf --gen-tokens 64 --threads 4",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--prompt-tokens",
+        type=options.whole(1, options.CONTEXT[1]),
+        default=512,
+        metavar="N",
+        help="tokens of the prompt",
+    )
+    parser.add_argument(
+        "--gen-tokens", type=options.whole(1, options.CONTEXT[1]), default=128, metavar="N", help="tokens of the answer"
+    )
+    parser.add_argument(
+        "--repetitions", type=options.whole(1, 10_000), default=5, metavar="N", help="how often to measure"
+    )
+    parser.add_argument(
+        "--threads",
+        type=options.whole(*options.THREADS, zero=True),
+        default=0,
+        metavar="N",
+        help="0: those that serve would use",
+    )
+    parser.add_argument(
+        "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
+    )
+    return parser.parse_args(argv)

@@ -184,8 +184,6 @@ class Conversation:
                     print()
                 return
             except KeyboardInterrupt:
-                if not is_person:
-                    raise
                 self._tell(f"\n{SHORT_HELP}")
                 continue
             if line in EXIT:
@@ -194,8 +192,6 @@ class Conversation:
                 self._obey(*line.split())
             elif line:
                 self._ask(line)
-            if not is_person and self.last and self.last.outcome == "cancelled":
-                raise KeyboardInterrupt  # a person goes on after an answer that was stopped, a script does not
 
     def _ask(self, line: str) -> None:
         """Ask `line` and remember question and answer; a question without an answer is forgotten."""
