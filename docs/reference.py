@@ -136,6 +136,8 @@ def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
         takes = f" `{metavar}`" if action.option_strings and action.nargs != 0 else ""
         said = formatter._expand_help(action) if action.help else ""
         yield _row(f"{names}{takes}" if names else f"`{metavar}`", _text(said))
+    if parser.epilog:
+        yield from ("", "```bash", *(line.strip() for line in parser.epilog.splitlines()[1:]), "```")
 
 
 def api() -> str:
