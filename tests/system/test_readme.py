@@ -22,9 +22,9 @@ BLOCK = re.compile(r"^```(bash|python) (run|serve)\n(.*?)^```$", re.MULTILINE | 
 SAID = {
     "README.md": {"run smollm2": "robot", "print(model)": "unproved", "Name three colours": "."},
     "docs/tutorials/app.md": {
-        "run smollm2": "robot", "fieldlm ps": "smollm2", "stream=True": ".", "Which colour": "", "/v1/feedback": "",
+        "fieldlm ps": "smollm2", "stream=True": ".", "Which colour": "", "/v1/feedback": "",
     },
-    "docs/tutorials/robot.md": {"print(model)": "unproved", "class Move": "Move(", "stream": "", "AsyncModel": "robot"},
+    "docs/tutorials/robot.md": {"print(model)": "unproved", "class Move": "Move(", "AsyncModel": "robot"},
     "docs/tutorials/bench.md": {"fieldlm detect": "generic-x86-64-avx2", "fieldlm bench": "smollm2"},
     "docs/tutorials/finetune.md": {"DRINKS": "32 examples", "unpack": "checkpoint"},
     "docs/tutorials/fleet.md": {
