@@ -194,7 +194,7 @@ def test_a_device_without_the_workshop_lists_its_commands_and_says_what_to_insta
     script = f"{LIGHT}\nfrom fieldlm.cli.main import main\nmain(['--help'])\nsys.exit(main(['compile', 'x', '--json']))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "pip install fieldlm-compiler" in done.stderr
+    assert "pip install ./compiler" in done.stderr
     listed, _, error = done.stdout.partition("{")
     marked = {line.split()[0].rstrip("*") for line in listed.splitlines() if line.startswith("  ") and "*" in line}
     assert marked == {name for name, (module, _) in COMMANDS.items() if module.startswith("fieldlm_compiler.")}

@@ -22,7 +22,7 @@ def test_the_command_works_for_any_user(machine: Machine) -> None:
 
 def test_the_compiler_commands_say_what_to_install(machine: Machine) -> None:
     answer = machine.run("sh", "-c", "fieldlm compile x 2>&1 || echo exit $?")
-    assert "pip install fieldlm-compiler" in answer
+    assert "pip install ./compiler" in answer
     assert answer.endswith("exit 2\n")
 
 

@@ -64,7 +64,7 @@ def test_the_command_says_its_version_and_knows_the_boards(device: Path) -> None
 
 
 def test_compile_says_what_to_install(device: Path) -> None:
-    assert "pip install fieldlm-compiler" in said([device / "fieldlm", "compile", "model"], exit_code=2)
+    assert "pip install ./compiler" in said([device / "fieldlm", "compile", "model"], exit_code=2)
 
 
 def test_it_answers_from_a_file_that_nobody_compiled(

@@ -114,7 +114,7 @@ def usage() -> str:
         lines += ["", group]
         lines += [f"  {name:<10}{' ' if is_here(module) else '*'} {text}" for name, (module, text) in commands.items()]
     if not is_here(WORKSHOP):
-        lines += ["", "* comes with the compiler half: pip install fieldlm-compiler"]
+        lines += ["", "* comes with the compiler half; in a checkout: pip install ./compiler"]
     return "\n".join(lines) + "\n"
 
 
@@ -127,7 +127,9 @@ def load(name: str) -> Callable[[Sequence[str]], int]:
         raise InputError(f"there is no command '{name}'{near or ';'} see: fieldlm --help")
     module, _ = COMMANDS[name]
     if not is_here(module):
-        raise MissingDependencyError(f"'{name}' comes with the compiler half; run: pip install fieldlm-compiler")
+        raise MissingDependencyError(
+            f"'{name}' comes with the compiler half; run in a checkout: pip install ./compiler"
+        )
     return import_module(module).main
 
 

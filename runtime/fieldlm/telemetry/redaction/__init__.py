@@ -3,7 +3,7 @@
 <EMAIL> <IBAN> <CARD> <KEY> <ADDRESS> <PHONE> <NAME>, and <CUSTOM> for a fleet's own patterns: the same input gives the
 same output, and a text that holds nothing personal comes back unchanged, byte for byte. Patterns, word lists and
 checksums only: a name that is neither introduced ("my name is …") nor a common first name is not found, nor is one in
-another script than Latin. tests/runtime/redaction has the texts that this is measured with.
+another script than Latin. tests/telemetry/redaction has the texts that this is measured with.
 """
 
 import json
