@@ -84,29 +84,9 @@ PYTHON_HEAD = """\
 `from fieldlm import Model, AsyncModel`; everything else is imported from where it stands below."""
 
 
-class _Built(Exception):
-    """A command has made its parser, which is all that is wanted of it."""
-
-
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """Return the argument parser of a command: it is run as far as the parsing of its arguments."""
-    built: list[argparse.ArgumentParser] = []
-
-    def stop(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
-        built.append(parser)
-        raise _Built
-
-    names = ("parse_args", "parse_intermixed_args")
-    for name in names:
-        setattr(terminal.Parser, name, stop)
-    try:
-        load(command)([])
-    except _Built:
-        pass
-    finally:
-        for name in names:
-            delattr(terminal.Parser, name)
-    return built[0]
+    """Return the argument parser of a command."""
+    return terminal.parser_of(load(command))
 
 
 def commands() -> str:
