@@ -29,6 +29,19 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def heed_interrupts() -> None:
+    """Let Ctrl-C stop the command from here on, also where its exception is lost: in what C calls, and in `__del__`."""
+    usual = sys.unraisablehook
+
+    def lost(what: "sys.UnraisableHookArgs") -> None:
+        if what.exc_type is KeyboardInterrupt:
+            leave(signal.SIGINT, None)
+        usual(what)
+
+    sys.unraisablehook = lost
+    signal.signal(signal.SIGINT, interrupt)
+
+
 signal.signal(signal.SIGINT, leave)
 
 
@@ -36,7 +49,7 @@ def main() -> int:
     """Run the command; what it imports before it begins may be interrupted, too."""
     from fieldlm.cli.main import main as command
 
-    code = command(on_loaded=lambda: signal.signal(signal.SIGINT, interrupt))
+    code = command(on_loaded=heed_interrupts)
     if code == INTERRUPTED:
         # Large libraries take seconds to tear down, and wait for their threads.
         with contextlib.suppress(OSError, ValueError):

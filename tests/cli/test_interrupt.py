@@ -73,6 +73,21 @@ def test_an_interrupt_of_a_measurement_is_one_line_and_leaves_no_child(
         assert said.splitlines()[-1] == "fieldlm bench: stopped"
 
 
+IN_A_CALLBACK = "ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()"
+IN_A_FINALIZER = "type('Held', (), {'__del__': lambda _: signal.raise_signal(signal.SIGINT)})()"
+IN_AN_IMPORT = "import catches_all"
+
+
+@pytest.mark.parametrize("where", [IN_A_CALLBACK, IN_A_FINALIZER, IN_AN_IMPORT])
+def test_an_interrupt_is_not_lost_where_python_or_a_library_drops_its_exception(where: str, tmp_path: Path) -> None:
+    caught = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    (tmp_path / "catches_all.py").write_text(caught)
+    begin = "import ctypes, signal\nfrom fieldlm.__main__ import heed_interrupts\nheed_interrupts()"
+    ran = f"{begin}\n{where}\nprint('goes on')"
+    done = subprocess.run([sys.executable, "-c", ran], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 POINTS = 20
 TOLD_TO_STOP = ("serve", "collect", "fleet", "chat")
 """What Ctrl-C is no failure of once they run: it is how servers are told to stop, and it stops one answer of `chat`."""
