@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldlm.core.errors import EngineError
+from fieldlm.core.interrupts import heeding_interrupts
 from fieldlm.engines import SEAM
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout
 from fieldlm.engines.prompt_lookup import MOST_ROWS
@@ -98,7 +99,7 @@ _backend = threading.Lock()
 
 def start_backend() -> None:
     """Have llama.cpp find its devices, and log to us; once more does no harm."""
-    with _backend:
+    with _backend, heeding_interrupts():
         api.llama_log_set(log.callback, ctypes.c_void_p())
         api.llama_backend_init()
 
@@ -368,7 +369,8 @@ class Context:
         params.abort_callback_data = ctypes.addressof(self._flag)
         log.begin()
         try:
-            self._context: Pointer = api.llama_init_from_model(weights.model, params)
+            with heeding_interrupts():
+                self._context: Pointer = api.llama_init_from_model(weights.model, params)
             if not self._context:
                 raise EngineError(f"no context of {cells} tokens for this model: {log.reason()}")
             weights.hold()
