@@ -96,7 +96,7 @@ LONG: dict[str, tuple[str, float]] = {
     "run": ("run BUNDLE --max-tokens 2000 PROMPT", 4.0),
     "chat": ("chat BUNDLE --max-tokens 2000", 4.0),
     "bench": ("bench BUNDLE --repetitions 1000", 6.0),
-    "verify": ("verify BUNDLE", 1.2),
+    "verify": ("verify BUNDLE", 0.7),
     "serve": ("serve MADE --port 0 --no-discovery --state state", 6.0),
     "compile": ("compile MODEL --profile generic-x86-64-avx2 --out out --keys keys", 8.0),
     "tune": ("tune MODEL --dataset DATASET --out out --epochs 1000", 12.0),
