@@ -11,7 +11,6 @@ time; answers run side by side and never disturb each other.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
@@ -403,6 +402,8 @@ def engine_kind(name: str) -> EngineKind:
     module = f"{__name__}.kinds.{name}"
     if name.isidentifier() and find_spec(module) is not None:
         return cast(EngineKind, import_module(module).KIND)
+    from importlib.metadata import entry_points  # reads e-mail headers, which takes 20 ms
+
     for found in entry_points(group=GROUP, name=name):
         return cast(EngineKind, found.load().KIND)
     raise MissingDependencyError(
