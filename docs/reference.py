@@ -18,7 +18,7 @@ from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 from msgspec import inspect as described
@@ -30,9 +30,9 @@ from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import CompletionParams
 from fieldlm.api.responses_request import OTHERS, ResponsesRequest
 from fieldlm.cli.main import GROUPS, load
-from fieldlm.cli.profiles import SECTIONS
+from fieldlm.cli.profiles import settings_of
 from fieldlm.core import terminal
-from fieldlm.formats.profile import Profile, load_profile, profile_names
+from fieldlm.formats.profile import load_profile, profile_names
 from fieldlm.inference.generations import Generations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,19 +263,8 @@ def profiles() -> str:
     lines += [_row(f"[`{p.id}`](#{p.id})", p.title, ", ".join(p.engines), p.gguf.default_quant) for p in found]
     for profile in found:
         lines += ["", f"## {profile.id}", "", f"{profile.title}.", "", *_head("setting", "value", "kind", "source")]
-        lines += list(_numbers(profile))
+        lines += [_row(f"`{name}`", *rest) for name, *rest in settings_of(profile)]
     return _page(lines)
-
-
-def _numbers(profile: Profile) -> Iterator[str]:
-    for section in SECTIONS:
-        values: dict[str, Any] = msgspec.to_builtins(getattr(profile, section))
-        for name, value in values.items():
-            if value in (None, "", [], ()) or name == "modes":
-                continue
-            said = profile.sources.get(f"{section}.{name}")
-            words = " ".join(map(str, cast(list[object], value))) if isinstance(value, list | tuple) else str(value)
-            yield _row(f"`{section}.{name}`", words, said.kind if said else "", said.source if said else "")
 
 
 def formats() -> str:

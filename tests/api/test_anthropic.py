@@ -12,13 +12,10 @@ import pytest
 from anthropic.types import MessageParam, TextBlock, ToolParam, ToolUseBlock
 from pydantic import BaseModel
 
-from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
-from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Generations
 from fieldlm.network.auth import Keys
-from fieldlm.network.http_server import listening
+from tests.support.api_server import api_server
 
 MODEL = "smollm2-135m-instruct"
 KEY = "a-key-of-fair-length"
@@ -45,17 +42,14 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kiosk]:
-    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=2))
-    exchanges: list[Exchange] = []
     keys: Path = tmp_path_factory.mktemp("keys") / "api-keys"
     keys.write_text(f"{KEY}\n")
     keys.chmod(0o600)
-    with listening(make_app(live, exchanges.append, ready=lambda: None, keys=Keys.read(keys))) as server:
-        made = Kiosk(server.url, exchanges)
+    with api_server(base_bundle, keys=Keys.read(keys)) as server:
+        made = Kiosk(server.url, server.exchanges)
         yield made
         for client in (made.http, made.client, made.openai):
             client.close()
-    live.close()
 
 
 def text_of(message: anthropic.types.Message) -> str:

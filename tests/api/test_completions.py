@@ -8,13 +8,11 @@ import openai
 import pytest
 from openai.types.completion_choice import Logprobs
 
-from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
 from fieldlm.api.completion_request import MAX_ANSWERS
-from fieldlm.engines import Engine, EngineOptions
+from fieldlm.engines import Engine
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Generations
-from fieldlm.network.http_server import listening
+from tests.support.api_server import api_server
 
 MODEL = "smollm2-135m-instruct"
 PROMPTS = ["The capital of France is", "One, two, three,", "Grüße aus"]
@@ -42,14 +40,11 @@ class Kiosk:
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
     # One answer at a time: a batch of several rounds in another way, and the likelihoods here are compared.
-    live = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=1))
-    exchanges: list[Exchange] = []
-    with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
-        made = Kiosk(server.url, live.current.engine, exchanges)
+    with api_server(base_bundle, context=256, parallel=1) as server:
+        made = Kiosk(server.url, server.engine, server.exchanges)
         yield made
         made.http.close()
         made.client.close()
-    live.close()
 
 
 def test_each_prompt_of_a_list_has_its_answer_in_order(kiosk: Kiosk) -> None:

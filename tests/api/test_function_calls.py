@@ -8,12 +8,9 @@ import httpx
 import openai
 import pytest
 
-from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
-from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Generations
-from fieldlm.network.http_server import listening
+from tests.support.api_server import api_server
 
 MODEL = "smollm2-135m-instruct"
 SWITCH: dict[str, Any] = {
@@ -50,14 +47,11 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(base_bundle: Bundle) -> Iterator[House]:
-    live = Generations(base_bundle, EngineOptions(threads=1, context=1024, parallel=2))
-    exchanges: list[Exchange] = []
-    with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
-        made = House(server.url, exchanges)
+    with api_server(base_bundle, context=1024) as server:
+        made = House(server.url, server.exchanges)
         yield made
         made.http.close()
         made.client.close()
-    live.close()
 
 
 def test_a_function_that_is_named_is_called_by_the_old_name(house: House) -> None:

@@ -16,6 +16,7 @@ from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
+from tests.support.api_server import api_server
 
 MODEL = "smollm2-135m-instruct"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -45,15 +46,12 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
-    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=2))
-    exchanges: list[Exchange] = []
-    with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
-        made = Kiosk(server.url, exchanges)
+    with api_server(base_bundle) as server:
+        made = Kiosk(server.url, server.exchanges)
         yield made
         made.client.close()
         made.http.close()
         made.openai.close()
-    live.close()
 
 
 def test_a_chat_says_what_chat_completions_say(kiosk: Kiosk) -> None:

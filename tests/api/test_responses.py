@@ -11,12 +11,9 @@ import pytest
 from openai.types.responses import ResponseFunctionToolCall, ToolParam
 from pydantic import BaseModel
 
-from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
-from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Generations
-from fieldlm.network.http_server import listening
+from tests.support.api_server import api_server
 
 MODEL = "smollm2-135m-instruct"
 PATH = "/v1/responses"
@@ -53,14 +50,11 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
-    live = Generations(base_bundle, EngineOptions(threads=1, context=512, parallel=2))
-    exchanges: list[Exchange] = []
-    with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
-        made = Kiosk(server.url, exchanges)
+    with api_server(base_bundle) as server:
+        made = Kiosk(server.url, server.exchanges)
         yield made
         made.http.close()
         made.client.close()
-    live.close()
 
 
 def test_a_text_is_answered_with_usage_and_timings(kiosk: Kiosk) -> None:

@@ -12,13 +12,11 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from pydantic import BaseModel, Field
 
-from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
-from fieldlm.engines import Engine, EngineOptions, Sampling
+from fieldlm.engines import Engine, Sampling
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
-from fieldlm.inference.generations import Generations
-from fieldlm.network.http_server import listening
+from tests.support.api_server import api_server
 
 MODEL = "smollm2-135m-instruct"
 CHAT = "/v1/chat/completions"
@@ -66,14 +64,11 @@ class Kiosk:
 
 @pytest.fixture(scope="module")
 def kiosk(base_bundle: Bundle) -> Iterator[Kiosk]:
-    live = Generations(base_bundle, EngineOptions(threads=1, context=1024, parallel=3))
-    exchanges: list[Exchange] = []
-    with listening(make_app(live, exchanges.append, ready=lambda: None)) as server:
-        made = Kiosk(server.url, exchanges, live.current.engine)
+    with api_server(base_bundle, context=1024, parallel=3) as server:
+        made = Kiosk(server.url, server.exchanges, server.engine)
         yield made
         made.http.close()
         made.client.close()
-    live.close()
 
 
 @pytest.mark.parametrize("seed", range(4))

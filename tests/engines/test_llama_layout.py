@@ -140,17 +140,14 @@ def test_the_gpu_that_is_promised_is_told_from_another() -> None:
 
 
 def test_layers_that_stayed_behind_are_an_error() -> None:
-    log.begin()
-    log.callback(LOG_WARN - 1, b"load_tensors: offloaded 31/31 layers to GPU\n", None)
-    check_offload(GEFORCE, log.offloaded)
-    log.callback(LOG_WARN - 1, b"load_tensors: offloaded 12/31 layers to GPU\n", None)
-    with pytest.raises(EngineError, match="12 of 31 layers went there"):
+    with log.listening():
+        log.callback(LOG_WARN - 1, b"load_tensors: offloaded 31/31 layers to GPU\n", None)
         check_offload(GEFORCE, log.offloaded)
-    log.end()
-    log.begin()
-    with pytest.raises(EngineError, match="0 of all layers went there"):
+        log.callback(LOG_WARN - 1, b"load_tensors: offloaded 12/31 layers to GPU\n", None)
+        with pytest.raises(EngineError, match="12 of 31 layers went there"):
+            check_offload(GEFORCE, log.offloaded)
+    with log.listening(), pytest.raises(EngineError, match="0 of all layers went there"):
         check_offload(GEFORCE, log.offloaded)
-    log.end()
 
 
 def test_an_onnx_bundle_is_refused_where_a_gpu_would_stand_idle(base_bundle: Bundle) -> None:

@@ -1,7 +1,7 @@
 """`fieldlm profiles`: list them, show one with the source of every number, refuse an impossible one."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -60,7 +60,7 @@ def describe(profile: Profile) -> str:
     """Return everything the profile says; every number with its kind and source."""
     parts = [
         f"{profile.id}  {profile.title}\nsha256 {profile_sha256(profile)}",
-        terminal.table(list(_rows(profile)), ["setting", "value", "kind", "source"]),
+        terminal.table(list(settings_of(profile)), ["setting", "value", "kind", "source"]),
     ]
     if profile.accelerators:
         rows = [(a.kind, a.name, "yes" if a.used else "not yet", a.source) for a in profile.accelerators]
@@ -78,12 +78,13 @@ def describe(profile: Profile) -> str:
     return "\n\n".join(parts)
 
 
-def _rows(profile: Profile) -> Iterator[tuple[str, str, str, str]]:
+def settings_of(profile: Profile) -> Iterator[tuple[str, str, str, str]]:
+    """Yield every setting that says something: its name, value, kind and source."""
     for section in SECTIONS:
         values: dict[str, Any] = msgspec.to_builtins(getattr(profile, section))
         for name, value in values.items():
             if value in (None, "", [], ()) or name == "modes":
                 continue
             said = profile.sources.get(f"{section}.{name}")
-            words = " ".join(value) if isinstance(value, list | tuple) else str(value)
+            words = " ".join(map(str, cast(list[object], value))) if isinstance(value, list | tuple) else str(value)
             yield f"{section}.{name}", words, said.kind if said else "", said.source if said else ""

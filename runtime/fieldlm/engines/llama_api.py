@@ -76,16 +76,17 @@ class _Log:
         elif found := OFFLOADED.search(line):
             self.offloaded = (int(found[1]), int(found[2]))
 
-    def begin(self) -> None:
-        self._lock.acquire()
-        self._complaints.clear()
-        self._sizes.clear()
-        self.offloaded = None
+    @contextmanager
+    def listening(self) -> Generator[dict[str, float]]:
+        """Have the log for calls of one object; yields the sizes of the buffers that they tell of (1e6 bytes, by name).
 
-    def end(self) -> dict[str, float]:
-        sizes = dict(self._sizes)
-        self._lock.release()
-        return sizes
+        Ctrl-C while a line is heard, which Python drops, is raised at the end.
+        """
+        with self._lock, heeding_interrupts():
+            self._complaints.clear()
+            self._sizes = {}
+            self.offloaded = None
+            yield self._sizes
 
     def reason(self) -> str:
         """Return why the last call failed: the first complaint is the cause, later ones are consequences."""
@@ -164,15 +165,12 @@ class LlamaWeights:
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if layout.is_mapped else api.LLAMA_LOAD_MODE_NONE
         params.n_gpu_layers = layout.gpu_layers
         params.use_extra_bufts = not _built_with_amx()
-        log.begin()
-        try:
+        with log.listening() as self.sizes:
             with huge_pages():
                 self.model: Pointer = _load(path, params)
             if not self.model:
                 raise EngineError(f"{path} cannot be loaded: {log.reason()}")
-        finally:
             self.offloaded = log.offloaded
-            self.sizes = log.end()
         self._free = weakref.finalize(self, api.llama_model_free, self.model)
         self._free.atexit = False
         self._holders, self._lock = 1, threading.Lock()
@@ -292,13 +290,10 @@ class LoraAdapter:
     """A LoRA loaded beside the weights. Its identity, not its name, says which sequences it has touched."""
 
     def __init__(self, weights: LlamaWeights, path: Path) -> None:
-        log.begin()
-        try:
+        with log.listening() as self.sizes:
             self.handle: Pointer = api.llama_adapter_lora_init(weights.model, str(path).encode())
             if not self.handle:
                 raise EngineError(f"{path} cannot be loaded as an adapter: {log.reason()}")
-        finally:
-            self.sizes = log.end()
 
     def close(self) -> None:
         api.llama_adapter_lora_free(self.handle)
@@ -367,15 +362,11 @@ class Context:
         strlen = ctypes.CDLL(None).strlen
         params.abort_callback = ctypes.cast(strlen, api.ggml_abort_callback)
         params.abort_callback_data = ctypes.addressof(self._flag)
-        log.begin()
-        try:
-            with heeding_interrupts():
-                self._context: Pointer = api.llama_init_from_model(weights.model, params)
+        with log.listening() as self.sizes:
+            self._context: Pointer = api.llama_init_from_model(weights.model, params)
             if not self._context:
                 raise EngineError(f"no context of {cells} tokens for this model: {log.reason()}")
-            weights.hold()
-        finally:
-            self.sizes = log.end()
+        weights.hold()
         self._most = self._now = threads, prefill_threads
         self._memory: Pointer = api.llama_get_memory(self._context)
         self._row_of = _row_of()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fieldlm.core.errors import EngineError
+from fieldlm.core.interrupts import heeding_interrupts
 from fieldlm.engines.llama_api import Batch, LlamaWeights, LoraAdapter, api
 from fieldlm.engines.sampling import Floats
 
@@ -29,7 +30,8 @@ class Embedding:
         params.n_threads = params.n_threads_batch = threads
         params.embeddings = True
         params.pooling_type = api.LLAMA_POOLING_TYPE_NONE
-        self._context = api.llama_init_from_model(weights.model, params)
+        with heeding_interrupts():
+            self._context = api.llama_init_from_model(weights.model, params)
         if not self._context:
             raise EngineError(f"no memory for the vectors of {len(tokens)} tokens")
         if adapter is not None:
