@@ -67,23 +67,20 @@ class Ollama:
 
     async def _chat(self, request: Request) -> Any:
         body = await read_body(request)
-        asked = parse(body, OllamaChat)
-        voice = OllamaVoice(asked.model, is_chat=True)
-        if asked.is_empty:
-            await self._answers.named(asked.name)
-            return as_json(voice.loaded())
-        return await self._answers.converse(request, asked.asked(), voice, len(body))
+        return await self._answer(request, parse(body, OllamaChat), len(body))
 
     async def _generate(self, request: Request) -> Any:
         body = await read_body(request)
-        asked = parse(body, OllamaGenerate)
-        voice = OllamaVoice(asked.model, is_chat=False)
+        return await self._answer(request, parse(body, OllamaGenerate), len(body))
+
+    async def _answer(self, request: Request, asked: OllamaChat | OllamaGenerate, size: int) -> Any:
+        voice = OllamaVoice(asked.model, is_chat=isinstance(asked, OllamaChat))
         if asked.is_empty:
             await self._answers.named(asked.name)
             return as_json(voice.loaded())
-        if asked.raw:
+        if isinstance(asked, OllamaGenerate) and asked.raw:
             return await self._answers.completed(request, asked.asked_raw(), voice)
-        return await self._answers.converse(request, asked.asked(), voice, len(body))
+        return await self._answers.converse(request, asked.asked(), voice, size)
 
     async def _embed(self, request: Request) -> Response:
         asked = parse(await read_body(request), OllamaEmbed)
@@ -151,11 +148,11 @@ async def _withheld(_: Request) -> Response:
 
 
 def _described(serving: Serving) -> Document:
-    bundle = serving.bundle
-    name = name_of(serving)
+    bundle, name = serving.bundle, name_of(serving)
+    tagged = name if ":" in name else name + LATEST
     return {
-        "name": name if ":" in name else name + LATEST,
-        "model": name if ":" in name else name + LATEST,
+        "name": tagged,
+        "model": tagged,
         "modified_at": stamp((bundle.folder / MANIFEST).stat().st_mtime),
         "size": sum(file.size for file in bundle.manifest.files),
         "digest": bundle.id,
