@@ -146,6 +146,17 @@ def test_answers_run_side_by_side(engine: LlamaEngine) -> None:
         assert list(generation)[-1].outcome == "cancelled"
 
 
+def test_an_answer_says_in_how_much_company_it_was_written(engine: LlamaEngine) -> None:
+    sampling = Sampling(max_tokens=48, ignore_eos=True)
+    alone = ask(engine, "Name a colour.", sampling)
+    read(alone)
+    assert alone.timings.batch_size == 1.0
+    together = [ask(engine, f"Name {i} colours.", sampling) for i in range(4)]
+    for answer in together:
+        read(answer)
+    assert all(2.0 < answer.timings.batch_size <= 4.0 for answer in together)
+
+
 def test_more_answers_than_sequences_wait_their_turn(engine: LlamaEngine) -> None:
     asked = [ask(engine, f"What is {i} plus {i}?", Sampling(max_tokens=3)) for i in range(10)]
     assert [read(generation)[2].outcome for generation in asked] == ["length"] * 10

@@ -40,6 +40,7 @@ def test_answers_side_by_side_are_those_given_alone(engine: OnnxEngine) -> None:
     running = [engine.start(engine.tokenize(question), GREEDY) for question in QUESTIONS * 3]
     together = [[token for chunk in one for token in chunk.tokens] for one in running]
     assert together == [tokens for tokens, _, _ in alone] * 3
+    assert max(one.timings.batch_size for one in running) > 1
     assert engine.memory_mb()["kv"] == 0
 
 

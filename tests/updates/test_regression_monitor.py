@@ -8,11 +8,17 @@ from fieldlm.updates.regression_monitor import RegressionMonitor, e_value
 
 
 def feed(
-    watch: RegressionMonitor, generation: str, *, answers: int, errors: int = 0, speed: float | None = None
+    watch: RegressionMonitor,
+    generation: str,
+    *,
+    answers: int,
+    errors: int = 0,
+    speed: float | None = None,
+    batch_size: float = 1.0,
 ) -> None:
     for number in range(answers):
         outcome = "error" if number < errors else "stop"
-        watch.answered(generation, f"{generation}-{number}", outcome, speed)
+        watch.answered(generation, f"{generation}-{number}", outcome, speed, batch_size)
 
 
 def test_three_failed_answers_in_a_row_are_enough_where_none_failed_before() -> None:
@@ -51,6 +57,26 @@ def test_people_who_wait_twice_as_long_are_a_complaint(speed: float, reason: str
     feed(watch, "new", answers=20, speed=speed)
     complaint = watch.complaint("new", "old")
     assert (complaint.reason if complaint else None) == reason
+
+
+def test_more_clients_after_an_update_are_not_the_release_s_fault() -> None:
+    """Two clients before and eight after: each waits longer, on any release."""
+    watch = RegressionMonitor()
+    feed(watch, "old", answers=40, speed=48.9, batch_size=1.8)
+    feed(watch, "new", answers=200, speed=19.0, batch_size=7.6)
+    assert watch.complaint("new", "old") is None
+    feed(watch, "new", answers=20, speed=41.0, batch_size=2.1)
+    assert watch.complaint("new", "old") is None
+
+
+def test_a_release_that_is_slow_in_the_same_company_is_found_among_other_answers() -> None:
+    watch = RegressionMonitor()
+    feed(watch, "old", answers=20, speed=50.0, batch_size=2.0)
+    feed(watch, "new", answers=20, speed=12.0, batch_size=2.0)
+    feed(watch, "new", answers=200, speed=19.0, batch_size=7.6)
+    complaint = watch.complaint("new", "old")
+    assert complaint
+    assert (complaint.reason, complaint.detail) == ("slow", "12.0 tokens/s for people, before 50.0")
 
 
 @pytest.mark.parametrize(("before_c", "after_c", "is_hot"), [(60, 90, True), (90, 91, False), (60, 80, False)])

@@ -37,7 +37,7 @@ from fieldlm_compiler.demo.report import page
 from fieldlm_compiler.learn.cluster import cluster
 from fieldlm_compiler.learn.curate import curate
 from fieldlm_compiler.learn.dataset import dataset
-from fieldlm_compiler.learn.evaluate import Score, score
+from fieldlm_compiler.learn.evaluate import Reply, Score, score
 from fieldlm_compiler.learn.tune import TrainingRecipe, tune
 from fieldlm_compiler.repository.publish import announce, publish
 
@@ -83,14 +83,14 @@ class Story:
         """Run every stage that is not done yet and return the report."""
         with self._open:
             compiled = self.stage("compile", "Compile the base model for this device", self.compile_base)
-            before = self.stage("before", "Held-out customers meet the base model", self.examine)
+            before = self.stage("before", "Held-out customers meet the base model", lambda: self.examine(self.base))
             traffic = self.stage("traffic", "Customers order and correct", self.serve_customers)
             telemetry = self.stage("home", "Usage comes home over MQTT", self.come_home)
             learned = self.stage("learn", "Curate, cluster, make a dataset", self.learn)
             tuned = self.stage("tune", "Fine-tune an adapter", lambda: self.tune(learned))
             self.stage("adapter", "Compile the adapter", lambda: self.compile_adapter(tuned))
             update = self.stage("update", "Update the device under load", self.update)
-            after = self.stage("after", "Held-out customers come again", self.examine)
+            after = self.stage("after", "Held-out customers come again", lambda: self.examine(self.tuned))
         return {
             "model": DEFAULT_MODEL,
             "profile": self.profile.id,
@@ -144,13 +144,25 @@ class Story:
         publish(bundle.folder, self.repository, keys=self.keys, profile=self.profile.id)
         return {"generation": bundle.generation, "candidates": candidates(self.base)}
 
-    def examine(self) -> Facts:
-        """Ask every sentence of held-out customers and of strangers; exact match with its interval."""
-        return {**self._score("held-out", self.held_out), "strangers": self._score("strangers", self.strangers)}
+    def examine(self, bundle: Path) -> Facts:
+        """Ask every sentence of held-out customers and of strangers; exact match with its interval.
 
-    def _score(self, who: str, customers: Sequence[Customer]) -> Facts:
+        Raises GateError when another generation than that of `bundle` answers: its score is not of `bundle`.
+        """
+        generation = open_bundle(bundle).generation
+        held_out = self._score("held-out", self.held_out, generation)
+        return {**held_out, "strangers": self._score("strangers", self.strangers, generation)}
+
+    def _score(self, who: str, customers: Sequence[Customer], generation: str) -> Facts:
+        def check(index: int, reply: Reply) -> None:
+            if reply.generation != generation:
+                raise GateError(
+                    f"{who} example {index} was answered by generation {reply.generation}, and {generation} is to be "
+                    f"examined; why the device changed it stands in {self.folder / 'logs' / 'device.log'}"
+                )
+
         examples = [(messages(u), u.answer) for customer in customers for u in customer.utterances]
-        found = score(self.machines.server, examples, clients=CLIENTS, max_tokens=MAX_TOKENS, stop=STOP)
+        found = score(self.machines.server, examples, clients=CLIENTS, max_tokens=MAX_TOKENS, stop=STOP, on_reply=check)
         log.info(f"  {who}: exact match {found}")
         return _score_facts(found)
 

@@ -240,7 +240,7 @@ class Device:
         timings = exchange.timings
         steps = timings.completion_tokens - 1
         speed = steps / timings.decode_s if steps > 0 and timings.decode_s > 0 else None
-        self.watch.answered(exchange.generation, exchange.id, exchange.outcome, speed)
+        self.watch.answered(exchange.generation, exchange.id, exchange.outcome, speed, timings.batch_size)
         self.recorder.exchange(exchange)
 
     def _on_feedback(self, said: Feedback) -> bool:

@@ -157,7 +157,8 @@ class Timings:
     """Where the time of one answer went; seconds, and counts of tokens.
 
     `margin` is the mean gap between the two largest logits over the answer's tokens: low means unsure. Of the tokens
-    that were drafted, those that were accepted are in the answer.
+    that were drafted, those that were accepted are in the answer. `batch_size` is the mean number of answers that had a
+    sequence while this one was written, itself among them: what its speed can be compared by.
     """
 
     prompt_tokens: int = 0
@@ -169,6 +170,7 @@ class Timings:
     margin: float = 0.0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    batch_size: float = 1.0
 
 
 DEFAULT_TERMS = Schedule()

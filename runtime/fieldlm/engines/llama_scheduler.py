@@ -280,8 +280,9 @@ class LlamaScheduler:
         if status:
             self._recover(status, parts)
             return
+        batch_size = self.running
         for part in parts:
-            self._advance(part)
+            self._advance(part, batch_size)
         if rows:
             self._costs.note(rows, time.monotonic() - began_s)
 
@@ -384,14 +385,14 @@ class LlamaScheduler:
             self._clear(slot)
         return bool(idle)
 
-    def _advance(self, part: BatchSpan) -> None:
-        slot = part.slot
+    def _advance(self, part: BatchSpan, batch_size: int) -> None:
+        slot, request = part.slot, part.request
         slot.tokens += slot.pending[: part.width]
         slot.pending = slot.pending[part.width :]
         if slot.pending:
             return
-        if self._choose_on(part) if part.draft else part.request.advance(self._context.logits(part.row)):
-            slot.pending = part.request.tokens[len(slot.tokens) :]
+        if self._choose_on(part) if part.draft else request.advance(self._context.logits(part.row), batch_size):
+            slot.pending = request.tokens[len(slot.tokens) :]
             self._spoke.append(slot)
         else:
             slot.request = None

@@ -293,7 +293,7 @@ class OnnxEngine:
             return
         finally:
             self._computing = None
-        if logits is not None and not (request.advance(logits) and request.hand_over()):
+        if logits is not None and not (request.advance(logits, len(self._running)) and request.hand_over()):
             self._leave(request)
 
     def _compute(self, request: _OnnxRequest, options: RunOptions) -> Floats | None:

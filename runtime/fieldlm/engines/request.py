@@ -133,14 +133,16 @@ class Request:
         """Note that it is not computed any more, until `resume`."""
         self._enter(self._phase)
 
-    def advance(self, logits: Floats) -> bool:
+    def advance(self, logits: Floats, batch_size: int = 1) -> bool:
         """Choose what follows from `logits`, those behind the last of `tokens`; False when the answer has ended.
+
+        `batch_size` is how many answers have a sequence now.
 
         What was chosen is said by the next `hand_over`. Whatever goes wrong here, in the constraint or in who reads, is
         this answer's end and nobody else's.
         """
         try:
-            outcome = self._speak(logits)
+            outcome = self._speak(logits, batch_size)
         except Exception as error:
             self.end("error", error=_reason(error))
             return False
@@ -169,7 +171,7 @@ class Request:
         with contextlib.suppress(Exception):
             self._hand_over(outcome, error)
 
-    def _speak(self, logits: Floats) -> Outcome | None:
+    def _speak(self, logits: Floats, batch_size: int) -> Outcome | None:
         known = len(self.tokens)
         if self._ahead:
             ahead, self._ahead = self._ahead, []
@@ -182,6 +184,7 @@ class Request:
         self._chosen += 1
         timings = self.answer.timings
         timings.margin += (pick.margin - timings.margin) / self._chosen
+        timings.batch_size += (batch_size - timings.batch_size) / self._chosen
         self.tokens.append(pick.token)
         return self._say(pick) or (None if self._guide is None else self._follow())
 

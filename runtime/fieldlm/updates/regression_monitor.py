@@ -9,7 +9,7 @@ generation is given up without cause in about one of a thousand updates.
 import math
 import statistics
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 
 import msgspec
@@ -20,9 +20,9 @@ ALPHA = 0.001
 SUPPOSED = (0.1, 0.3, 0.7, 0.95)  # shares of answers that a bad release fails, above the usual
 LEAST_SHARE = 0.01  # that is usual of any generation: a client that hangs up is nobody's fault
 FAILED = frozenset({"error"})
-SPEEDS = 32  # of the last answers
+SPEEDS = 32  # of the last answers in company of a size
 LEAST_SPEEDS = 8
-SLOWEST = 0.4  # of the generation before; people's answers differ in length and company
+SLOWEST = 0.4  # of the generation before; people's answers differ in length
 HOTTER_C = 5.0  # than where the clock falls
 
 
@@ -40,7 +40,8 @@ class GenerationVitals:
         self.answers = 0
         self.errors = 0
         self.corrections = 0
-        self.speeds: deque[float] = deque(maxlen=SPEEDS)
+        self.speeds: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=SPEEDS))
+        """Tokens per second by the size of the company an answer was written in: alone, 2 to 3, 4 to 7, …"""
 
 
 class RegressionMonitor:
@@ -60,14 +61,16 @@ class RegressionMonitor:
         """Note how the device is before a switch: what it suffers already is not the new generation's fault."""
         self._was_hot = self._is_hot()
 
-    def answered(self, generation: str, response: str, outcome: str, tokens_per_s: float | None) -> None:
-        """Note an answer that has ended."""
+    def answered(
+        self, generation: str, response: str, outcome: str, tokens_per_s: float | None, batch_size: float = 1.0
+    ) -> None:
+        """Note an answer that has ended; `batch_size` is how many were written side by side, on the average."""
         with self._lock:
             vitals = self._vitals.setdefault(generation, GenerationVitals())
             vitals.answers += 1
             vitals.errors += outcome in FAILED
             if tokens_per_s is not None:
-                vitals.speeds.append(tokens_per_s)
+                vitals.speeds[round(batch_size).bit_length()].append(tokens_per_s)
             self._given.append((response, generation))
 
     def corrected(self, response: str) -> None:
@@ -96,11 +99,13 @@ class RegressionMonitor:
         return self._slow(now, then) or self._hot()
 
     def _slow(self, now: GenerationVitals, then: GenerationVitals) -> Complaint | None:
-        if min(len(now.speeds), len(then.speeds)) < LEAST_SPEEDS:
+        # Eight clients at once slow any generation: only answers in as much company are compared.
+        alike = [(now.speeds[size], then.speeds[size]) for size in now.speeds.keys() & then.speeds.keys()]
+        known = [pair for pair in alike if min(map(len, pair)) >= LEAST_SPEEDS]
+        medians = [(statistics.median(speeds), statistics.median(usual)) for speeds, usual in known]
+        if not medians or any(speed >= SLOWEST * usual for speed, usual in medians):
             return None
-        speed, usual = statistics.median(now.speeds), statistics.median(then.speeds)
-        if speed >= SLOWEST * usual:
-            return None
+        speed, usual = medians[0]
         return Complaint(reason="slow", detail=f"{speed:.1f} tokens/s for people, before {usual:.1f}")
 
     def _hot(self) -> Complaint | None:
