@@ -1,3 +1,4 @@
+import itertools
 import json
 import random
 import zipfile
@@ -10,6 +11,7 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn import embed
 from fieldlm_compiler.learn.cluster import cluster, main, signature
+from fieldlm_compiler.learn.communities import communities
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.dataset import main as dataset_main
@@ -48,6 +50,30 @@ def talk(count: int, *, seed: int = 1, start: int = 0) -> list[CuratedExample]:
                 generation="abc",
             )
         )
+    return found
+
+
+THINGS = ["lamp", "heating", "door", "music", "alarm", "recipe", "train", "invoice"]
+DEEDS = ["dim", "find", "cancel", "rename", "explain"]
+
+
+def many_kinds(count: int) -> list[CuratedExample]:
+    """Forty kinds of requests in turn, each in a few forms."""
+    rng = random.Random(3)
+    forms = [
+        "please {deed} the {thing}",
+        "could you {deed} my {thing} {day}",
+        "{deed} {thing} now",
+        "{thing}: {deed} it",
+    ]
+    found: list[CuratedExample] = []
+    for (number, example), (thing, deed) in zip(
+        enumerate(talk(count)), itertools.cycle(itertools.product(THINGS, DEEDS)), strict=False
+    ):
+        said = rng.choice(forms).format(deed=deed, thing=thing, day=rng.choice(DAYS))
+        call = json.dumps({"name": f"{deed}_{thing}", "arguments": {thing: number}})
+        message = {"role": "user", "content": f"{said} {number}"}
+        found.append(msgspec.structs.replace(example, messages=[message], answer=call))
     return found
 
 
@@ -198,3 +224,48 @@ def test_a_task_that_nobody_asked_for_in_a_round_comes_back_with_its_id(tmp_path
     assert "book_table" not in ids([e for e in everything if "book_table" not in e.answer])
     # In other words than before, from which the same id would not be made anew.
     assert ids(talk(240, seed=2, start=1000))["book_table"] == first["book_table"]
+
+
+@pytest.mark.parametrize("view", ["calls", "text"])
+def test_forty_tasks_are_forty_whether_their_answers_call_functions_or_not(
+    tmp_path: Path, embedder: Embedder, view: str
+) -> None:
+    from sklearn.metrics import adjusted_rand_score
+
+    whole = many_kinds(800)
+    names = [signature(e.answer)[0] for e in whole]
+    given = whole if view == "calls" else [msgspec.structs.replace(e, answer="Done.") for e in whole]
+    cluster(filled(tmp_path, given), embedder=embedder)
+    agreement = adjusted_rand_score(names, [e.task for e in read_examples(tmp_path)])
+    assert agreement > (0.99 if view == "calls" else 0.6)
+
+
+def test_tasks_among_many_keep_their_ids_when_one_is_absent(tmp_path: Path, embedder: Embedder) -> None:
+    whole = many_kinds(800)
+
+    def ids(examples: list[CuratedExample]) -> list[str]:
+        cluster(filled(tmp_path, examples), embedder=embedder)
+        return [e.task for e in read_examples(tmp_path)]
+
+    first = ids(whole)
+    assert len(set(first)) == 40
+    ids([e for e in whole if signature(e.answer)[0] != "dim_lamp"])
+    assert ids(whole) == first
+
+
+def test_points_beyond_the_graph_join_the_group_of_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = np.random.default_rng(0)
+    kinds = np.tile(np.arange(5), 60)
+    points = (np.eye(8)[kinds] + 0.05 * dice.standard_normal((300, 8))).astype(np.float32)
+    whole = communities(points, [""] * 300, seed=0, least=8)
+    monkeypatch.setattr("fieldlm_compiler.learn.communities.NODES", 100)
+    assert communities(points, [""] * 300, seed=0, least=8) == whole == kinds.tolist()
+
+
+def test_a_few_strays_are_no_group_of_their_own() -> None:
+    dice = np.random.default_rng(0)
+    kinds = np.array([0] * 40 + [1] * 40 + [2] * 3)
+    points = (np.eye(4)[kinds] + 0.05 * dice.standard_normal((83, 4))).astype(np.float32)
+    labels = communities(points, [""] * 83, seed=0, least=8)
+    assert labels[:80] == [0] * 40 + [1] * 40
+    assert set(labels[80:]) <= {0, 1}

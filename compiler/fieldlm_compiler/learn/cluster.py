@@ -1,8 +1,9 @@
 """Task clustering: find the recurring tasks in examples, without being told: what is asked, and what is done about it.
 
 An example is a point: half of it the customer's words as a vector, half of it the shape of the answer (the function a
-JSON answer calls and its arguments' names). k-means for a range of k; silhouette decides. A task keeps its id
-from round to round as long as its centre stays near, so adapters and thresholds can be tied to it.
+JSON answer calls and its arguments' names). Points near each other are joined, and what is joined more within than
+without is a task (communities.py). A task keeps its id from round to round as long as its centre stays near, so
+adapters and thresholds can be tied to it.
 
     tasks.json        name, size, cohesion, an example and the centre of each task, also of those of earlier rounds
     examples.jsonl    the same examples, each with the id of its `task`
@@ -23,23 +24,16 @@ from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.inference.tool_calls import CLOSE, OPEN
+from fieldlm_compiler.learn.communities import communities
 from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.embed import Embedder, Vectors, unit
 
 TASKS = "tasks.json"
 SHAPE_SIZE = 64
-MOST_TASKS = 24
 LEAST_SIZE = 8
 """Fewer examples are no task of their own."""
 SAME = 0.85
 """Cosine between two rounds' centres above which a task is the same one."""
-SAMPLE = 1000
-AXES = 32
-"""Principal axes to group by; the rest is the noise of single words."""
-PRICE = 0.015
-"""What one task more has to bring in silhouette: else every item of a short menu becomes a task."""
-PATIENCE = 6
-"""How many finer splits are tried in vain."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +57,9 @@ def cluster(folder: Path, *, seed: int = 0, embedder: Embedder | None = None) ->
         raise InputError(f"{folder / EXAMPLES} is empty; collect more, then: fieldlm curate STORE --out {folder}")
     with terminal.progress("find tasks"):
         points = locate(examples, embedder or Embedder())
-        labels = group(points, seed=seed)
+        functions = [signature(example.answer)[0] for example in examples]
+        known = ["" if name == "text" else name for name in functions]
+        labels = communities(points, known, seed=seed, least=LEAST_SIZE)
     earlier = _earlier(folder / TASKS)
     tasks = describe(examples, points, labels, earlier=earlier)
     found = {task.id for task in tasks}
@@ -110,30 +106,6 @@ def signature(answer: str) -> tuple[str, ...]:
             arguments = {}
     keys = sorted(cast(dict[str, Any], arguments)) if isinstance(arguments, dict) else []
     return (name, *(f"{name}.{key}" for key in keys))
-
-
-def group(points: Vectors, *, seed: int) -> list[int]:
-    """Return a label per point; how many there are is found by silhouette."""
-    from sklearn.cluster import KMeans, MiniBatchKMeans
-    from sklearn.decomposition import PCA
-    from sklearn.metrics import silhouette_score
-    from threadpoolctl import threadpool_limits
-
-    axes = min(AXES, *points.shape)
-    reduced: Vectors = PCA(axes, svd_solver="full").fit_transform(points)
-    sample = np.random.default_rng(seed).permutation(len(points))[:SAMPLE]
-    kind: Any = KMeans if len(points) <= 20_000 else MiniBatchKMeans
-    best, best_k, found = -PRICE, 1, [0] * len(points)
-    # Threads that wait for each other 10,000 times a second lose more on a busy machine than they gain on an idle one.
-    with threadpool_limits(limits=1):
-        for k in range(2, min(MOST_TASKS, len(points) // LEAST_SIZE) + 1):
-            if k > best_k + PATIENCE:
-                break
-            labels = kind(n_clusters=k, n_init=4, random_state=seed).fit_predict(reduced)
-            score = float(silhouette_score(reduced[sample], labels[sample])) if len(set(labels[sample])) > 1 else 0.0
-            if score - PRICE * k > best:
-                best, best_k, found = score - PRICE * k, k, [int(label) for label in labels]
-    return found
 
 
 def describe(
