@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_losses(checkpoint: Path, dataset: Path, tm
 # An interruption between opening a file and the block that closes it leaves that to Python, which warns.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
-    checkpoint: Path, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    checkpoint: Path, dataset: Path, tmp_path: Path, logged: pytest.LogCaptureFixture
 ) -> None:
     recipe = TrainingRecipe(rank=4, epochs=100, batch=4, precision="float32")
     whole = tune(checkpoint, dataset, tmp_path / "whole", recipe)
@@ -121,7 +121,7 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been
         signal.signal(signal.SIGALRM, before)
     assert not (tmp_path / "stopped").exists()
     assert tune(checkpoint, dataset, tmp_path / "stopped", recipe)["losses"] == whole["losses"]
-    assert "going on after step" in capfd.readouterr().err
+    assert "going on after step" in logged.text
     assert not list(tmp_path.glob(".stopped*")), "what it took to go on is gone when it is done"
 
 
