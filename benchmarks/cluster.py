@@ -4,9 +4,9 @@
 
 A line of a file is one request: its `text`, the `name` of what is asked for, and its `arguments` where there are any.
 Each file is clustered as an engineer's log may look: prompts alone, prompts with calls whose functions have one name
-("shapes"), and with full calls. Then a round with a fifth more requests, and rounds of which a task is absent once: how
-many requests of the earlier round are still in a task of the same id. The names are used to judge by, except in full
-calls, where they are part of the answers.
+("shapes"), and with full calls. Then a round with a fifth more requests, at once and after a round in which the rarest
+task was absent: how many requests of the first round are still in a task of the same id. The names are used to judge
+by, except in full calls, where they are part of the answers.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def judge(rows: list[Row], view: str, embedder: Embedder) -> Row:
         more = labels_of(folder, rows, view, embedder)[:first]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        here = labels_of(folder, rows, view, embedder)
-        labels_of(folder, [row for row in rows if row["name"] != absent], view, embedder)
-        again = labels_of(folder, rows, view, embedder)
+        labels_of(folder, rows[:first], view, embedder)
+        labels_of(folder, [row for row in rows[:first] if row["name"] != absent], view, embedder)
+        again = labels_of(folder, rows, view, embedder)[:first]
     return {
         "view": view,
         "requests": len(rows),
@@ -77,7 +77,7 @@ def judge(rows: list[Row], view: str, embedder: Embedder) -> Row:
         "ari": round(float(adjusted_rand_score(names, whole)), 3),
         "nmi": round(float(normalized_mutual_info_score(names, whole)), 3),
         "more_kept": round(sum(a == b for a, b in zip(before, more, strict=True)) / first, 3),
-        "absent_kept": round(sum(a == b for a, b in zip(here, again, strict=True)) / len(rows), 3),
+        "absent_kept": round(sum(a == b for a, b in zip(before, again, strict=True)) / first, 3),
         "seconds": round(took_s, 1),
         "peak_mb": round(peak_rss_mb()),
     }

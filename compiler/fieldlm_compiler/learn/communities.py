@@ -29,6 +29,8 @@ SAMPLE = 3000
 """Points that the silhouette is taken over."""
 RESOLUTIONS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 RANDOMNESS = 0.001
+MOST_JOINS = 60
+"""Numbers of groups that are tried below what Leiden finds: all small ones, then ever fewer."""
 
 
 class _Hints(NamedTuple):
@@ -55,7 +57,7 @@ def communities(points: Vectors, known: Sequence[str], *, seed: int, least: int)
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
-    if len(points) < 2 * least:
+    if len(points) < 2 * least or not np.ptp(points, axis=0).any():
         return [0] * len(points)
     # Threads that wait for each other 10,000 times a second lose more on a busy machine than they gain on an idle one.
     with threadpool_limits(limits=1):
@@ -101,7 +103,8 @@ def _splits(nodes: Vectors, *, seed: int) -> Iterator[Labels]:
     from scipy.cluster.hierarchy import fcluster, linkage
 
     leiden: Any = vars(graspologic_native)["leiden"]  # a compiled module without types
-    edges = _edges(nodes)
+    if not (edges := _edges(nodes)):
+        return  # each is like no other one
     for resolution in RESOLUTIONS:
         _, of_node = leiden(edges, resolution=resolution, randomness=RANDOMNESS, seed=seed)
         # A node that is like no other one has no edge.
@@ -109,8 +112,11 @@ def _splits(nodes: Vectors, *, seed: int) -> Iterator[Labels]:
         if resolution == RESOLUTIONS[0]:
             groups, place = np.unique(labels, return_inverse=True)
             centres = unit(np.stack([nodes[labels == group].mean(axis=0) for group in groups]))
-            tree = linkage(centres, "average", metric="cosine") if len(groups) > 2 else None
-            for count in range(2, len(groups) if tree is not None else 0):
+            # SciPy's own cosine is undefined where a centre is nothing: that of empty utterances.
+            apart = (1.0 - centres @ centres.T).clip(0.0)[np.triu_indices(len(groups), 1)]
+            tree = linkage(apart, "average") if len(groups) > 2 else None
+            counts = np.unique(np.geomspace(2, len(groups) - 1, MOST_JOINS).astype(int)) if tree is not None else ()
+            for count in counts:
                 yield fcluster(tree, count, "maxclust")[place].astype(np.int64)
         yield labels
 

@@ -100,9 +100,10 @@ class RegressionMonitor:
 
     def _slow(self, now: GenerationVitals, then: GenerationVitals) -> Complaint | None:
         # Eight clients at once slow any generation: only answers in as much company are compared.
-        alike = [(now.speeds[size], then.speeds[size]) for size in now.speeds.keys() & then.speeds.keys()]
-        known = [pair for pair in alike if min(map(len, pair)) >= LEAST_SPEEDS]
-        medians = [(statistics.median(speeds), statistics.median(usual)) for speeds, usual in known]
+        with self._lock:
+            alike = [(now.speeds[size], then.speeds[size]) for size in sorted(now.speeds.keys() & then.speeds.keys())]
+            known = [pair for pair in alike if min(map(len, pair)) >= LEAST_SPEEDS]
+            medians = [(statistics.median(speeds), statistics.median(usual)) for speeds, usual in known]
         if not medians or any(speed >= SLOWEST * usual for speed, usual in medians):
             return None
         speed, usual = medians[0]
