@@ -16,7 +16,7 @@ endif
 JOBS ?= $(shell nproc)
 ARGS ?=
 
-.PHONY: demo test quick deep durations pytest lint format types docs deb dist version anchors setup clean
+.PHONY: demo test quick deep durations pytest lint format types docs deb wheels dist version anchors setup clean
 demo: setup
 	$(BIN)/fieldlm demo
 
@@ -62,6 +62,10 @@ docs: setup
 
 deb: setup
 	$(BIN)/python packaging/build_deb.py
+
+# The device half and all that it needs, in dist/wheels, each library of llama.cpp once.
+wheels: setup
+	$(BIN)/python packaging/build_wheels.py
 
 # Both halves as they go to PyPI.
 dist: setup

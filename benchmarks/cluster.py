@@ -4,9 +4,15 @@
 
 A line of a file is one request: its `text`, the `name` of what is asked for, and its `arguments` where there are any.
 Each file is clustered as an engineer's log may look: prompts alone, prompts with calls whose functions have one name
-("shapes"), and with full calls. Then a round with a fifth more requests, at once and after a round in which the rarest
-task was absent: how many requests of the first round are still in a task of the same id. The names are used to judge
-by, except in full calls, where they are part of the answers.
+("shapes"), and with full calls. Then three second rounds in the folder of a first one: with a fifth more requests, with
+the same after a round in which the rarest task was absent, and with half of the largest task changed in its wording
+("split"): how many requests of the first round are still in a task of the same id. The names are used to judge by,
+except in full calls, where they are part of the answers. A name's part before "_" is its scenario, where files have
+fewer of those than names; `scenarios` is their adjusted Rand index.
+
+    python -m benchmarks.cluster --records 100000 FOLDER/home-robot-train.jsonl
+
+embeds and clusters as many distinct requests, made of the file's by changing words, and prints seconds and memory.
 """
 
 import argparse
@@ -24,6 +30,7 @@ from fieldlm.hardware.sensors import peak_rss_mb
 from fieldlm_compiler.learn.cluster import cluster
 from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.embed import Embedder
+from fieldlm_compiler.learn.tasks import TASKS, read_round
 
 Row = dict[str, Any]
 VIEWS = ("prompts", "shapes", "calls")
@@ -50,25 +57,31 @@ def labels_of(folder: Path, rows: Sequence[Row], view: str, embedder: Embedder) 
     return [found.task for found in read_examples(folder)]
 
 
+def kept(rounds: Sequence[Sequence[Row]], view: str, embedder: Embedder) -> float:
+    """Return the share of the first round's requests that the last round has under the same id, by their text."""
+    with tempfile.TemporaryDirectory() as temporary:
+        found = [labels_of(Path(temporary), rows, view, embedder) for rows in rounds]
+    last = {row["text"]: label for row, label in zip(rounds[-1], found[-1], strict=True)}
+    same = [last[row["text"]] == label for row, label in zip(rounds[0], found[0], strict=True) if row["text"] in last]
+    return round(sum(same) / len(same), 3)
+
+
 def judge(rows: list[Row], view: str, embedder: Embedder) -> Row:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     names = [row["name"] for row in rows]
-    first = 5 * len(rows) // 6
-    absent = Counter(names).most_common()[-1][0]
+    above = [name.partition("_")[0] for name in names]
     with tempfile.TemporaryDirectory() as temporary:
         began_s = time.monotonic()
         whole = labels_of(Path(temporary), rows, view, embedder)
         took_s = time.monotonic() - began_s
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        before = labels_of(folder, rows[:first], view, embedder)
-        more = labels_of(folder, rows, view, embedder)[:first]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        labels_of(folder, rows[:first], view, embedder)
-        labels_of(folder, [row for row in rows[:first] if row["name"] != absent], view, embedder)
-        again = labels_of(folder, rows, view, embedder)[:first]
+        scenario = {task.id: task.scenario for task in read_round(Path(temporary) / TASKS).tasks}
+    first = rows[: 5 * len(rows) // 6]
+    (largest, _), *_, (absent, _) = Counter(names).most_common()
+    without = [row for row in first if row["name"] != absent]
+    # Half of the largest task goes on to be another one: what was asked before stays, and as much of a new kind comes.
+    more = [row | {"text": f"{row['text']} in the garden shed at night"} for row in rows if row["name"] == largest]
+    has_scenarios = 1 < len(set(above)) < len(set(names)) / 2
     return {
         "view": view,
         "requests": len(rows),
@@ -76,11 +89,35 @@ def judge(rows: list[Row], view: str, embedder: Embedder) -> Row:
         "found": len(set(whole)),
         "ari": round(float(adjusted_rand_score(names, whole)), 3),
         "nmi": round(float(normalized_mutual_info_score(names, whole)), 3),
-        "more_kept": round(sum(a == b for a, b in zip(before, more, strict=True)) / first, 3),
-        "absent_kept": round(sum(a == b for a, b in zip(before, again, strict=True)) / first, 3),
+        "scenarios": round(float(adjusted_rand_score(above, [scenario[task] for task in whole])), 3)
+        if has_scenarios
+        else "",
+        "more_kept": kept([first, rows], view, embedder),
+        "absent_kept": kept([first, without, rows], view, embedder),
+        "split_kept": kept([first, [*first, *more]], view, embedder),
         "seconds": round(took_s, 1),
         "peak_mb": round(peak_rss_mb()),
     }
+
+
+def measure(rows: list[Row], records: int, embedder: Embedder) -> Row:
+    """Return seconds and memory of `records` distinct requests."""
+    dice = random.Random(0)
+    words = sorted({word for row in rows for word in row["text"].split()})
+    made: list[Row] = []
+    for number in range(records):
+        row = rows[number % len(rows)]
+        said = row["text"].split()
+        if number >= len(rows):
+            said[dice.randrange(len(said))] = dice.choice(words)
+        made.append({"name": row["name"], "text": " ".join([*said, str(number)])})
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_examples(folder / EXAMPLES, [example(row, number, "prompts") for number, row in enumerate(made)])
+        began_s = time.monotonic()
+        found = cluster(folder, embedder=embedder)
+        took_s = time.monotonic() - began_s
+    return {"records": records, "found": len(found), "seconds": round(took_s, 1), "peak_mb": round(peak_rss_mb())}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,11 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, help="JSON Lines with text, name and, perhaps, arguments")
     parser.add_argument("--requests", type=int, default=6000, help="drawn from each file")
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
+    parser.add_argument("--records", type=int, default=0, help="measure the time of so many, and nothing else")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     args = parser.parse_args(argv)
     embedder, results = Embedder(), list[Row]()
     for path in args.files:
         rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()]
+        if args.records:
+            results.append({"file": path.stem, **measure(rows, args.records, embedder)})
+            continue
         rows = random.Random(0).sample(rows, min(args.requests, len(rows)))
         views = args.views if any("arguments" in row for row in rows) else ["prompts"]
         results += [{"file": path.stem, **judge(rows, view, embedder)} for view in views]

@@ -35,8 +35,8 @@ from fieldlm.inference.chat_template import render
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.merge import merge
 from fieldlm_compiler.checkpoints.peft_adapter import open_adapter
-from fieldlm_compiler.compile.assemble import draft_manifest
-from fieldlm_compiler.compile.build import compile_model, report_path
+from fieldlm_compiler.compile.assemble import draft_manifest, report_path
+from fieldlm_compiler.compile.build import compile_model
 from fieldlm_compiler.export import quantize
 from fieldlm_compiler.export.artefact import Artefact
 from fieldlm_compiler.export.format import lower, shrink

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import anchors, serving_engine, serving_lookup, serving_onnx, serving_rows
+from benchmarks import anchors, serving_engine, serving_lookup, serving_models, serving_onnx, serving_rows
 from benchmarks.serving_calls import Calls, kiosk, snips
 from benchmarks.serving_rows import Figure, Job
 from benchmarks.serving_sides import Setting
@@ -50,6 +50,7 @@ ROWS: dict[str, Callable[[Job], list[Figure]]] = {
     "memory": serving_engine.memory,
     "stop": serving_engine.stop,
     "start": serving_engine.start,
+    "several": serving_models.several,
 }
 
 

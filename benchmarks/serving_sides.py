@@ -221,11 +221,14 @@ def _rss_mb(pid: int) -> float:
 
 
 @contextmanager
-def fieldlm_server(setting: Setting, name: str = "fieldlm") -> Generator[Server]:
-    """Serve the bundle without telemetry."""
+def fieldlm_server(
+    setting: Setting, name: str = "fieldlm", *more: str, bundle: Bundle | None = None
+) -> Generator[Server]:
+    """Serve the bundle, or `bundle` in its place, without telemetry; `more` are other models and options."""
     port, folder = free_port(), setting.folder / f"{name}-state"
+    models = [str((bundle or setting.bundle).folder), *more]
     command = [
-        sys.executable, "-c", COMMAND, "serve", str(setting.bundle.folder), "--state", str(folder), "--port", str(port),
+        sys.executable, "-c", COMMAND, "serve", *models, "--state", str(folder), "--port", str(port),
         "--profile", setting.bundle.manifest.profile, "--telemetry", "off", "--no-discovery",
         "--context", str(setting.context), "--parallel", str(setting.parallel),
         *(["--threads", str(setting.threads)] if setting.threads else []),

@@ -96,12 +96,12 @@ def added_ms(folder: Path, mode: Any, requests: int, pause_s: float) -> list[flo
 def _exchange(number: int) -> Any:
     said = f"I'd like {number % 7} lattes with oat milk for Anna, and call me on 0151 23456789 when they are ready"
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": said}]
-    timings = SimpleNamespace(cached_tokens=80, queue_s=0.001, margin=5.1)
+    timings = SimpleNamespace(cached_tokens=80, queue_s=0.001, margin=5.1, min_logprob=-0.02)
     return SimpleNamespace(
         id=f"chatcmpl-{number:016x}", generation="0123456789ab", model="SmolLM2", messages=messages,
         outcome="stop",
         answer='{"name":"order","arguments":{"items":[{"item":"latte","quantity":2}]}}', timings=timings,
-        used_fallback=False, context={},
+        used_fallback=False, context={}, confidence=0.93, is_unsure=False,
         started_wall_s=time.time(), duration_s=0.4, ttft_s=0.06, session=f"s{number // 3}", consent="c-1",
         route="local", prompt_tokens=120, completion_tokens=20,
     )  # fmt: skip

@@ -38,7 +38,9 @@ from fieldlm.inference.generations import Generations
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = ROOT / "runtime/fieldlm"
 PLAIN = {"Str": "text", "Bool": "true or false", "Any": "anything", "Raw": "anything"}
-WIRE = ("bundle", "probe", "release", "record", "block", "topics", "policy", "command", "profile", "growth")
+WIRE = (
+    "bundle", "probe", "confidence", "release", "record", "block", "topics", "policy", "command", "profile", "growth",
+)  # fmt: skip
 """The modules of `fieldlm.formats` that say what other programs read and write."""
 BODY = re.compile(r'"""((?:POST|PUT) /[^\s,:]+)')
 BESIDE_THE_MODEL = (

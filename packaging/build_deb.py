@@ -77,8 +77,6 @@ def slim(packages: Path) -> None:
         shutil.rmtree(packages / name, ignore_errors=True)
     for folder in [*packages.rglob("tests"), *packages.glob("numpy/**/include")]:
         shutil.rmtree(folder)
-    for path in packages.glob("zstandard/_cffi*.so"):  # 11 MB that only PyPy uses
-        path.unlink()
     for pattern in ("*.pyi", "*.a", "*.dist-info/direct_url.json", "*.dist-info/RECORD", "*.dist-info/REQUESTED"):
         for path in packages.rglob(pattern):
             path.unlink()

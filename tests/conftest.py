@@ -1,5 +1,6 @@
 """What tests share: the real small model, and a bundle around it."""
 
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from fieldlm.formats.bundle import Bundle
 from tests.support import material
 
 pytest_plugins = ["tests.support.schedule", "tests.support.workshop_fixtures"]
+
+# A shell that runs the tests in the background has SIGINT ignored, by them and by all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,20 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     at = frame
     while at is not None:
         if at.f_code.co_filename == IMPORTING:
+            _tell()
             leave(number, frame)
         at = at.f_back
     raise KeyboardInterrupt
+
+
+def _tell() -> None:
+    """Say what the command would have said, with nothing that may be in the middle of its work."""
+    from fieldlm.cli.main import stopped
+
+    if len(sys.argv) < 2:
+        return
+    with contextlib.suppress(OSError):
+        os.write(2, f"fieldlm {sys.argv[1]}: {stopped(sys.argv[1])}\n".encode())
 
 
 def heed_interrupts() -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from fieldlm.api.chat_request import Exchange
 from fieldlm.formats.bundle import Bundle
-from fieldlm.network.auth import Keys
+from fieldlm.network.api_keys import Keys
 from tests.support.api_server import api_server
 
 MODEL = "smollm2-135m-instruct"
@@ -74,6 +74,37 @@ def test_a_message_says_what_chat_completions_say(kiosk: Kiosk) -> None:
     body = {"model": MODEL, "max_tokens": 5, "system": [{"type": "text", "text": "Be brief."}]}
     parted = kiosk.http.post("/v1/messages", json={**body, "messages": [{"role": "user", "content": blocks}]}).json()
     assert parted["content"] == [{"type": "text", "text": text_of(answer)}]
+
+
+def test_tokens_are_counted_as_an_answer_reports_them(kiosk: Kiosk) -> None:
+    talk: list[MessageParam] = [
+        *HELLO,
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "light", "input": {"on": True}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "done"}]},
+    ]
+    asked: list[dict[str, Any]] = [
+        {"messages": HELLO},
+        {"messages": HELLO, "system": "Be brief."},
+        {"messages": talk, "system": [{"type": "text", "text": "Be brief."}], "tools": [LIGHT]},
+        {"messages": HELLO, "tools": [LIGHT], "tool_choice": {"type": "none"}},
+        {"messages": HELLO, "tools": [LIGHT], "tool_choice": {"type": "tool", "name": "light"}},
+    ]
+    counts: list[int] = []
+    told = len(kiosk.exchanges)
+    for body in asked:
+        counts.append(kiosk.client.messages.count_tokens(model=MODEL, **body).input_tokens)
+        assert len(kiosk.exchanges) == told
+        used = kiosk.client.messages.create(model=MODEL, max_tokens=1, **body).usage
+        told = len(kiosk.exchanges)
+        assert counts[-1] == used.input_tokens + (used.cache_read_input_tokens or 0), body
+    assert counts[0] == counts[3] < counts[4] < counts[2]
+    for body, kind in (
+        ({"model": "other", "messages": HELLO}, "not_found_error"),
+        ({"model": MODEL, "messages": []}, "invalid_request_error"),
+        ({"model": MODEL, "messages": [{"role": "user", "content": "x " * 3000}]}, "invalid_request_error"),
+    ):
+        refused = kiosk.http.post("/v1/messages/count_tokens", json=body).json()
+        assert (refused["type"], refused["error"]["type"]) == ("error", kind)
 
 
 def test_a_stream_builds_up_the_same_message(kiosk: Kiosk) -> None:

@@ -1,13 +1,12 @@
 """The page at `/` in a real Chromium: it talks, stops and asks for a key; nothing the model says is run."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from typing import cast
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from fieldlm.api.app import make_app
 from fieldlm.api.dashboard import Leaves
@@ -15,8 +14,9 @@ from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
-from fieldlm.network.auth import Keys
+from fieldlm.network.api_keys import Keys
 from fieldlm.network.http_server import listening
+from tests.support.browser import chromium
 
 KEY = "a-key-of-fair-length"
 PATIENCE_MS = 60_000
@@ -38,12 +38,8 @@ def url(live: Generations) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium, "these tests need Chromium; run: apt-get install chromium"
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    with chromium() as made:
         yield made
-        made.close()
 
 
 @pytest.fixture(params=[KIOSK, LOW, PHONE], ids=["kiosk", "low", "phone"])
@@ -83,7 +79,7 @@ def test_it_shows_what_runs_and_holds_a_conversation(page: Page, live: Generatio
 
 def test_everything_fits_and_can_be_hit_with_a_finger(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    for name in ("#send", "#question", "#clear", "#more"):
+    for name in ("#send", "#question", "#clear", "#settings", "#more"):
         box = page.locator(name).bounding_box()
         assert box
         assert box["height"] >= 48
@@ -192,26 +188,6 @@ def test_an_answer_is_timed_while_it_is_written_and_stop_really_stops_it(
     page.close()
 
 
-def test_what_the_model_says_is_text_and_never_runs(browser: Browser, url: str) -> None:
-    attack = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script><b>bold</b>'
-    event = {"choices": [{"delta": {"content": attack}}]}
-    page = browser.new_page()
-    page.goto(url)
-    page.route(
-        "**/v1/chat/completions",
-        lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {json.dumps(event)}\n\n"),
-    )
-    page.locator("#question").fill(attack)
-    page.locator("#question").press("Enter")
-    expect(page.locator(".turn.assistant")).to_have_text(attack, timeout=PATIENCE_MS)
-    expect(page.locator(".turn.user")).to_have_text(attack)
-    assert page.locator(".turn *").count() == 0
-    # Not even a script that got into the document would be run.
-    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'window.pwned=1'}))")
-    assert page.evaluate("window.pwned") is None
-    page.close()
-
-
 def test_a_locked_server_asks_for_the_key_once(browser: Browser, live: Generations) -> None:
     with listening(make_app(live, lambda _: None, ready=lambda: None, keys=Keys([KEY]))) as server:
         page = browser.new_page()
@@ -241,34 +217,7 @@ def test_it_promises_only_what_the_device_keeps(browser: Browser, live: Generati
         with listening(app) as server:
             page = browser.new_page()
             page.goto(server.url)
-            expect(page.locator(".hint")).to_contain_text(promise, timeout=PATIENCE_MS)
-            assert ("Nothing leaves" in (page.locator(".hint").text_content() or "")) == (leaves == "nothing")
+            said = page.locator("#promise")
+            expect(said).to_contain_text(promise, timeout=PATIENCE_MS)
+            assert ("Nothing leaves" in (said.text_content() or "")) == (leaves == "nothing")
             page.close()
-
-
-def streamed(*choices: dict[str, object]) -> str:
-    return "".join(f"data: {json.dumps({'choices': [{'index': 0, **choice}]})}\n\n" for choice in choices)
-
-
-def test_an_answer_that_breaks_off_is_an_error_apart_and_the_question_is_kept(page: Page) -> None:
-    half = streamed({"delta": {"content": "Half an"}, "finish_reason": None})
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=half))
-    ask(page, "Will it end?")
-    expect(page.locator(".note.failed")).to_contain_text("broke off", timeout=PATIENCE_MS)
-    expect(page.locator(".turn.assistant")).to_have_text("Half an")
-    expect(page.locator("#question")).to_have_value("Will it end?")
-
-
-def test_a_device_that_is_gone_is_told_in_our_words_and_the_question_is_kept(page: Page) -> None:
-    page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
-    ask(page, "Anybody there?")
-    expect(page.locator(".note.failed")).to_contain_text("cannot be reached", timeout=PATIENCE_MS)
-    expect(page.locator("#question")).to_have_value("Anybody there?")
-
-
-def test_an_answer_that_was_cut_off_says_so(page: Page) -> None:
-    cut = streamed({"delta": {"content": "And then"}, "finish_reason": None}, {"delta": {}, "finish_reason": "length"})
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=cut))
-    ask(page, "Go on for ever.")
-    expect(page.locator(".said .note")).to_contain_text("cut off", timeout=PATIENCE_MS)
-    expect(page.locator("#question")).to_have_value("")

@@ -10,8 +10,9 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from fieldlm.api.app import MAX_WAITING, make_app
+from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange, Feedback
+from fieldlm.api.models.admission import MAX_WAITING
 from fieldlm.core.errors import InputError
 from fieldlm.engines import EngineOptions
 from fieldlm.engines.llama import LlamaEngine

@@ -20,6 +20,8 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import load_profile
 from fieldlm.hardware.bandwidth import Bandwidth, last_cache_mb, read_bandwidth
 from fieldlm.hardware.detect import detect
+from fieldlm.hardware.energy import EnergyFacts, PowerSensor
+from tests.support.material import tiny_bundle
 
 # What llama-bench writes, and what compare-llama-bench.py misses where it is not there.
 LLAMA_BENCH_FIELDS = {
@@ -107,6 +109,40 @@ def test_the_share_of_the_bandwidth_is_bytes_read_by_speed() -> None:
     )
 
 
+def test_energy_is_told_for_a_token_and_above_idle_or_not_at_all() -> None:
+    assert result().joules_per_token is None
+    told = result(samples=tuple(msgspec.structs.replace(SAMPLE, decode_j=128.0 * joules) for joules in (5.0, 6.0, 7.0)))
+    assert told.joules_per_token is not None
+    assert told.joules_per_token.median == pytest.approx(6.0)
+    assert told.joules_per_token_above_idle is None, "nobody knows what it takes idle"
+    board = EnergyFacts(source="ina219", covers="board", is_sampled=True)
+    measured = msgspec.structs.replace(told.measured, idle_w=16.0, energy=board)
+    told = msgspec.structs.replace(told, measured=measured)
+    assert told.joules_per_token_above_idle is not None
+    assert told.joules_per_token_above_idle.median == pytest.approx(6.0 - 16.0 * 16.0 / 128)
+    assert said(told) == ""
+    short = tuple(msgspec.structs.replace(each, decode_s=0.4) for each in told.measured.samples)
+    assert "too short" in said(msgspec.structs.replace(told, measured=msgspec.structs.replace(measured, samples=short)))
+    lost = (*told.measured.samples[:2], msgspec.structs.replace(SAMPLE, decode_j=None))
+    assert result(samples=lost).joules_per_token is None, "one repetition was not measured"
+
+
+def test_a_source_of_energy_is_read_around_each_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watts = iter(range(1, 1_000_000))
+    sensor = PowerSensor("x", "board", lambda: 1 + next(watts) % 2)
+    monkeypatch.setattr("fieldlm.bench.measure.find_energy", lambda: (sensor, ("rapl stands still",)))
+    monkeypatch.setattr("fieldlm.bench.measure.IDLE_S", 0.05)
+    spec = Spec(bundle="", prompt_tokens=8, gen_tokens=8, repetitions=2, threads=1, seed=1)
+    found = measure(tiny_bundle(tmp_path / "b"), spec, on_step=lambda _: None)
+    assert found.energy == sensor.facts
+    assert found.no_energy == ("rapl stands still",)
+    assert found.idle_w is not None
+    assert 1.0 <= found.idle_w <= 2.0
+    for sample in found.samples:
+        assert sample.decode_j is not None
+        assert sample.decode_j >= 0.9 * sample.decode_s, "a watt at least, for as long as it took"
+
+
 def test_a_quiet_run_has_no_remarks() -> None:
     assert said(result()) == ""
 
@@ -192,7 +228,7 @@ def test_an_answer_that_ended_early_is_counted_as_what_came_and_remarked() -> No
     short = msgspec.structs.replace(SAMPLE, decode_tokens=64, decode_s=8.0)
     run = result(samples=(SAMPLE, short, SAMPLE))
     assert run.decode.samples == (8.0, 8.0, 8.0)
-    assert "1 answers ended early, the shortest after 64 tokens" in said(run)
+    assert "1 answer ended early, the shortest after 64 tokens" in said(run)
 
 
 def test_more_than_the_bandwidth_and_less_than_expected_are_remarked() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -20,12 +18,11 @@ from fieldlm.catalogue.opening import open_model
 from fieldlm.control.remote import connect
 from fieldlm.core.errors import BundleError, FieldlmError, InputError, TrustError
 from fieldlm.core.files import cache_root, link_or_copy
-from fieldlm.formats.bundle import Bundle, write_bundle
+from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import FILE_TYPES
-from fieldlm.formats.profile import load_profile, profile_sha256
 from fieldlm_compiler.repository.publish import publish
 from tests.support.gguf_surgery import Gguf
-from tests.support.material import GGUF_SHA256, lora_gguf
+from tests.support.material import GGUF_SHA256, compiled_for, lora_gguf
 from tests.support.served_process import ask, free_port, serving
 
 FIELDLM = [sys.executable, "-c", "import sys; from fieldlm.cli.main import main; sys.exit(main())"]
@@ -182,14 +179,6 @@ def test_a_served_file_says_that_it_is_unproved_and_is_there_at_the_next_start(g
         gguf.unlink(missing_ok=True)
 
 
-def proved(bundle: Bundle, folder: Path) -> Path:
-    shutil.copytree(bundle.folder, folder)
-    digest = profile_sha256(load_profile(PROFILE))
-    manifest = msgspec.structs.replace(bundle.manifest, profile=PROFILE, profile_sha256=digest)
-    write_bundle(folder, manifest, Ed25519PrivateKey.generate())
-    return folder
-
-
 def test_an_unproved_model_takes_no_bundles_place_and_no_updates(
     gguf: Path, tmp_path: Path, base_bundle: Bundle
 ) -> None:
@@ -197,7 +186,7 @@ def test_an_unproved_model_takes_no_bundles_place_and_no_updates(
     serve = ["serve", gguf, "--profile", PROFILE, *FAST, "--no-discovery", "--port", "0", "--state"]
     _, err = said(*serve, tmp_path / "new", "--repository", "https://example.org/models", exit_code=2)
     assert "is unproved, and updates from https://example.org/models need a bundle to go back to" in err
-    with served(proved(base_bundle, tmp_path / "bundle"), state) as url:
+    with served(compiled_for(base_bundle, PROFILE, tmp_path / "bundle"), state) as url:
         assert httpx.get(f"{url}/v1/fieldlm/status", trust_env=False).json()["proved"] is True
     _, err = said(*serve, state, exit_code=2)
     assert "is unproved and would take the place of smollm2-135m-instruct" in err
@@ -209,7 +198,7 @@ def test_an_unproved_model_takes_no_bundles_place_and_no_updates(
 
 def test_a_bundle_takes_the_place_of_an_unproved_model(gguf: Path, tmp_path: Path, base_bundle: Bundle) -> None:
     state = tmp_path / "state"
-    for model, is_proved in ((gguf, False), (proved(base_bundle, tmp_path / "bundle"), True)):
+    for model, is_proved in ((gguf, False), (compiled_for(base_bundle, PROFILE, tmp_path / "bundle"), True)):
         with served(model, state) as url:
             assert httpx.get(f"{url}/v1/fieldlm/status", trust_env=False).json()["proved"] is is_proved
 

@@ -26,7 +26,7 @@ from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
 from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
-from fieldlm.network.auth import Keys
+from fieldlm.network.api_keys import Keys
 from fieldlm.network.http_client import HttpClient
 from fieldlm.network.http_server import listening
 from tests.support.material import lora_gguf, tiny_bundle

@@ -123,7 +123,7 @@ def test_the_spool_tells_what_waits_and_what_was_given_up(tmp_path: Path) -> Non
     with Spool(path, max_mb=1) as spool:
         spool.append(Record(device="k", stream="gen", kind="generation"))
         assert spool.flush(30)
-        assert doctor.check_spool(path, 1).text.startswith("1 records wait")
+        assert doctor.check_spool(path, 1).text.startswith("1 record waiting")
         spool.append(Record(device="k", stream="gen", kind="generation", answer="x" * 200_000))
     found = doctor.check_spool(path, 1)
     assert (found.level, found.text) == ("warn", "records given up: 1 too-large")

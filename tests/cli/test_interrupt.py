@@ -1,5 +1,6 @@
 """Ctrl-C ends every command quietly and soon, from the first import on, in processes with a real signal."""
 
+import itertools
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm_compiler.collect.parquet import Store
 from tests.support.depth import scaled
 from tests.support.tiny_models import conversations, write_lines
+from tests.support.usage import Usage, sentences
 
 BEGIN = "import sys; from fieldlm.__main__ import main; print('begin', flush=True); sys.exit(main())"
 
@@ -97,10 +99,11 @@ LONG: dict[str, tuple[str, float]] = {
     "chat": ("chat BUNDLE --max-tokens 2000", 4.0),
     "bench": ("bench BUNDLE --repetitions 1000", 6.0),
     "verify": ("verify BUNDLE", 0.7),
-    "serve": ("serve MADE --port 0 --no-discovery --state state", 6.0),
+    "serve": ("serve MADE --port 0 --state state", 6.0),
     "compile": ("compile MODEL --profile generic-x86-64-avx2 --out out --keys keys", 8.0),
     "tune": ("tune MODEL --dataset DATASET --out out --epochs 1000", 12.0),
     "demo": ("demo --folder demo", 12.0),
+    "round": ("round SAID --base MODEL --profile generic-x86-64-avx2 --consent kiosk-2026 --out out --keys keys", 12.0),
     "pull": ("pull hf:org/name:model.gguf", 3.0),
     "collect": ("collect --store store --broker mqtt://127.0.0.1:1", 3.0),
     "fleet": ("fleet --store STORE --serve --port 0", 4.0),
@@ -121,8 +124,11 @@ def given(base_bundle: Bundle, tiny_compiled: Bundle, tiny_folder: Path, tmp_pat
     write_lines(tmp_path / "train.jsonl", conversations(64))
     write_lines(tmp_path / "eval.jsonl", conversations(8))
     Store(tmp_path / "store").close()
+    orders = [(said, "order") for said in itertools.islice(sentences("order"), 40)]
+    Usage(tmp_path / "said").customers(orders, prefix="customer")
     folders = {"BUNDLE": base_bundle.folder, "MADE": tiny_compiled.folder, "MODEL": tiny_folder, "DATASET": tmp_path}
     named = {name: str(folder) for name, folder in folders.items()}
+    named["SAID"] = str(tmp_path / "said")
     return named | {"STORE": str(tmp_path / "store"), "PROMPT": "Write all numbers from one to a thousand, in words."}
 
 

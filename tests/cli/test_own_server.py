@@ -24,8 +24,9 @@ from fieldlm.inference.generations import Generations
 from fieldlm.network.certificates import certificate_sha256
 from fieldlm.network.http_client import HttpClient
 from fieldlm.network.http_server import listening
+from fieldlm.updates.routes import update_routes
 from fieldlm.updates.slots import Slots
-from fieldlm.updates.updater import Updater, update_routes
+from fieldlm.updates.updater import Updater
 from fieldlm_compiler.learn import evaluate
 from tests.support.certificate import certificate
 

@@ -1,12 +1,14 @@
 """Wrong inputs of every command: one line on stderr, exit code 2, no traceback, and nothing was begun.
 
-Words in capitals stand for files and folders that the test makes; `new` and MISSING are not there.
+Words in capitals stand for files and folders that the test makes; `new` and MISSING are not there. TAKEN is a port.
 """
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -68,19 +70,34 @@ WRONG = [
     ("verify FOLDER", "manifest.json"),
     ("verify FOLDER --profile rpi5-8gb", "--on-device"),
     ("verify BADBUNDLE", "manifest.json"),
-    ("serve MISSING", "MISSING"),
-    ("serve BINARY", "is not a GGUF file"),
-    ("serve FOLDER", "manifest.json"),
+    ("serve MISSING --port 0", "MISSING"),
+    ("serve BINARY --port 0", "is not a GGUF file"),
+    ("serve FOLDER --port 0", "manifest.json"),
     ("serve FOLDER --port -1", "port"),
     ("serve FOLDER --port 65536", "port"),
     ("serve FOLDER --port http", "port"),
+    ("serve FOLDER --port TAKEN", "Address already in use; choose another with --port"),
+    ("serve FOLDER --port 0 --socket BINARY", "it is no socket; choose another with --socket"),
+    ("serve FOLDER --port 0 --socket BINARY/socket", "cannot listen on"),
+    ("serve FOLDER --port 0 --tls-cert BINARY --tls-key BINARY", "TLS with"),
+    ("serve FOLDER --port 0 --tls-cert BINARY", "TLS needs both"),
+    ("serve FOLDER --port 0 --api-keys MISSING", "the keys in"),
+    ("serve FOLDER --host 0.0.0.0", "would answer the whole network"),
+    ("serve FOLDER --host none", "give --socket"),
     ("serve FOLDER --threads 100000", "threads"),
     ("serve FOLDER --context 5", "context"),
     ("serve FOLDER --spool-mb -1", "spool_mb"),
     ("serve FOLDER --telemetry everything", "telemetry"),
-    ("serve FOLDER --profile nosuch", "there is no profile"),
-    ("serve FOLDER --state BINARY", "BINARY"),
+    ("serve FOLDER --port 0 --profile nosuch", "there is no profile"),
+    ("profiles raspberry-pi-5", "did you mean rpi5-4gb or rpi5-8gb?"),
+    ("profiles pi5", "did you mean rpi5-4gb or rpi5-8gb?"),
+    ("logs --url http://127.0.0.1:1", "holds no key of the device at http://127.0.0.1:1; give the --state"),
+    ("slots --url http://127.0.0.1:1", "holds no key of the device at http://127.0.0.1:1; give the --state"),
+    ("serve FOLDER --port 0 --state BINARY", "BINARY"),
     ("serve FOLDER --broker ftp://x", "broker"),
+    ("serve BADBUNDLE MISSING", "manifest.json"),
+    ("serve FOLDER --models-mb -1", "models_mb"),
+    ("serve FOLDER --sleep-after 1.5", "sleep_after"),
     ("pull", "required: MODEL"),
     ("pull MISSING", "there is no model"),
     ("pull smolm2", "did you mean 'smollm2'"),
@@ -89,6 +106,16 @@ WRONG = [
     ("rm", "required: MODEL"),
     ("rm smolm2", "smolm2"),
     ("list more", "unrecognized arguments"),
+    ("ledger --days 0", "whole number, 1–400"),
+    ("ledger --url ftp://kiosk", "not the address of a server"),
+    ("serve --large ftp://example.com", "large is 'ftp://example.com' (from --large)"),
+    ("serve --large https://example.com/v1 --large-when never", "want unsure, always, asked"),
+    ("serve --large https://example.com/v1 --large-below 0", "want 1–100"),
+    ("serve --large https://example.com/v1 --large-text some", "want all, redacted, nothing"),
+    ("serve --large https://example.com/v1 --large-prompt-price -1", "an amount of money"),
+    ("serve --port 0 --large https://example.com/v1 --large-key MISSING", "MISSING cannot be read"),
+    ("serve --port 0 --large https://example.com/v1 --large-key FOLDER", "cannot be read"),
+    ("serve --large https://example.com/v1 --large-daily-tokens many", "large_daily_tokens is 'many'"),
     ("ps --url nowhere", "nowhere"),
     ("ps --url ftp://x", "ftp://x"),
     ("doctor --profile rpi5-8g", "did you mean"),
@@ -235,9 +262,20 @@ WRONG = [
     ("tune FOLDER --dataset FOLDER --out new --device tpu", "--device"),
     ("tune smollm2 --dataset FOLDER --out new", "fieldlm unpack"),
     ("tune FOLDER --dataset DATASET --out new", "FOLDER"),
+    ("tune FOLDER --dataset DATASET --out new --from FOLDER", "is no adapter"),
+    ("round", "required: "),
+    ("round MISSING --base FOLDER --out new --consent a", "FOLDER"),
+    ("round STORE --base MISSING --out new --consent a", "MISSING"),
+    ("round STORE --base FOLDER --out new", "--consent"),
+    ("round STORE --base FOLDER --out BINARY --consent a", "is no folder"),
+    ("round STORE --base FOLDER --out new --consent a --eval-share 0", "--eval-share"),
+    ("round STORE --base FOLDER --out new --consent a --from other", "--from"),
+    ("round STORE --base FOLDER --out new --consent a --profile nosuch", "nosuch"),
+    ("rounds MISSING", "does not exist"),
+    ("rounds FOLDER", "has no finished round"),
     ("evaluate MISSING --url http://127.0.0.1:1", "MISSING"),
-    ("evaluate BINARY --url http://127.0.0.1:1", "example 1"),
-    ("evaluate BROKEN --url http://127.0.0.1:1", "example 1"),
+    ("evaluate BINARY --url http://127.0.0.1:1", "line 1 of"),
+    ("evaluate BROKEN --url http://127.0.0.1:1", "line 1 of"),
     ("evaluate NOTHING --url http://127.0.0.1:1", "has no examples"),
     ("evaluate FOLDER --url http://127.0.0.1:1", "FOLDER"),
     ("evaluate LINES --url ftp://x", "ftp://x"),
@@ -312,6 +350,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def taken() -> Generator[str]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield str(server.getsockname()[1])
+
+
 def contents(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
@@ -323,9 +368,9 @@ def test_every_command_is_tried() -> None:
 
 @pytest.mark.parametrize(("argv", "what"), WRONG, ids=[argv for argv, _ in WRONG])
 def test_what_is_wrong_is_one_line_and_nothing_was_begun(
-    argv: str, what: str, here: Path, capsys: pytest.CaptureFixture[str]
+    argv: str, what: str, here: Path, taken: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, given = contents(here), argv.split()
+    before, given = contents(here), argv.replace("TAKEN", taken).split()
     assert main(given) == 2
     said = capsys.readouterr()
     assert said.out == ""

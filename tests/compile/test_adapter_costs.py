@@ -9,14 +9,20 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fieldlm.core.errors import GateError, InputError
-from fieldlm.formats.bundle import Bundle
+from fieldlm.engines import EngineOptions, Sampling, Timings
+from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.confidence import read_confidence
 from fieldlm.formats.profile import Profile
+from fieldlm.inference.chat_template import render
+from fieldlm.inference.confidence import confidence
+from fieldlm.inference.generations import Generations, Serving
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.compile.assemble import report_path
 from fieldlm_compiler.compile.build import compile_model, main
 from fieldlm_compiler.compile.unpack import unpack
 from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.verify.confidence import describe
 from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from tests.support import tiny_models
 
@@ -63,6 +69,41 @@ def test_an_adapter_is_judged_on_the_quantised_base_and_measured_beside_merging_
     assert kept["merged"]["quant"] == "Q8_0"
     # Speeds and the comparison are no part of what is signed.
     assert build(taught, tmp_path / "again", **asked).id == bundle.id
+
+
+def test_an_adapters_bundle_knows_how_likely_its_answers_are_right(
+    taught: Path, base: Bundle, build: Build, tmp_path: Path
+) -> None:
+    rows = tiny_models.conversations(48)
+    asked = {
+        "adapter": adapter(tmp_path / "lora", taught, strength=1e-4),
+        "base_bundle": base.folder,
+        "request": SearchRequest(
+            task=tiny_models.write_lines(tmp_path / "task.jsonl", rows), limits=Limits(min_task=0.5)
+        ),
+    }
+    bundle = build(taught, tmp_path / "out", **asked)
+    assert base.path("confidence") is None
+    found = read_confidence(bundle.need("confidence").read_bytes(), what="it")
+    assert (found.n, found.reason) == (48, "")
+    assert 3 <= found.right <= len(ROWS) + 8
+    assert json.loads(bundle.need("report").read_bytes())["confidence"] == describe(found)
+    live = Generations(open_bundle(bundle.folder), EngineOptions(context=256, parallel=1, threads=1))
+    try:
+        known, new = (
+            [confidence(live.current, answered(live.current, row)) for row in part] for part in (ROWS, rows[16:])
+        )
+    finally:
+        live.close()
+    assert all(p is not None and 0 < p < 1 for p in known + new)
+    assert sum(p or 0 for p in known) / len(known) > sum(p or 0 for p in new) / len(new)
+
+
+def answered(serving: Serving, row: dict[str, Any]) -> Timings:
+    prompt = serving.engine.tokenize(render(serving.bundle, row["messages"][:-1]))
+    answer = serving.engine.start(prompt, Sampling(max_tokens=20), adapter=serving.adapter)
+    list(answer)
+    return answer.timings
 
 
 def test_an_adapter_for_another_task_makes_no_bundle(

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,13 +23,16 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.probe import load_probes
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
-from fieldlm_compiler.compile.build import main, report_path
+from fieldlm_compiler.compile.assemble import report_path
+from fieldlm_compiler.compile.build import main
+from fieldlm_compiler.verify.against_source import PROMPTS
 from tests.support import tiny_models
 
 Build = Callable[..., Bundle]
 COMPILE = """
 import sys
 from pathlib import Path
+from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm_compiler.compile.build import compile_model
 from fieldlm.formats.profile import load_profile
@@ -90,6 +94,39 @@ def test_a_second_run_takes_everything_from_the_cache(
     bundle = build(tiny_folder, out, quants=("Q8_0", "Q4_0"))
     assert bundle.id == tiny_compiled.id
     assert all(stage["cached"] for stage in json.loads(report_path(out).read_bytes())["stages"])
+
+
+def test_another_system_prompt_is_proved_alone_and_the_weights_proof_is_kept_by_its_digest(
+    build: Build, tiny_folder: Path, tiny_compiled: Bundle, tmp_path: Path
+) -> None:
+    reports: dict[str, dict[str, Any]] = {}
+    for prompt in ("Be brief.", "Speak of the sea, and of nothing else."):
+        out = tmp_path / prompt.split()[0]
+        bundle = build(tiny_folder, out, quants=("Q8_0", "Q4_0"), system_prompt=prompt)
+        reports[prompt] = report = json.loads(report_path(out).read_bytes())
+        assert [stage["stage"] for stage in report["stages"] if not stage["cached"]] == ["system-prompt"]
+        assert report["proved"]["weights"]["taken"] == "kept"
+        assert report["proved"]["system prompt"]["taken"] == "made"
+        gates = {gate.name: gate for gate in bundle.manifest.gates}
+        assert gates["prompt-equal"].value == len(PROMPTS)
+        assert 0 < gates["prompt-tokens"].value <= gates["prompt-tokens"].limit
+        assert gates["mean-kl"] == {gate.name: gate for gate in tiny_compiled.manifest.gates}["mean-kl"]
+        signed = json.loads(bundle.need("report").read_bytes())["proved"]
+        assert signed == {name: each["digest"] for name, each in report["proved"].items()}
+        assert verify.verify(bundle)["probes"] == 1.0
+        weights, base = bundle.manifest.file("base"), tiny_compiled.manifest.file("base")
+        assert weights
+        assert base
+        assert weights.sha256 == base.sha256
+    one, other = (report["proved"] for report in reports.values())
+    assert one["weights"]["digest"] == other["weights"]["digest"]
+    assert one["system prompt"]["digest"] != other["system prompt"]["digest"]
+
+
+def test_a_system_prompt_that_fills_the_context_is_refused(build: Build, tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="shorten --system-prompt"):
+        build(tiny_folder, tmp_path / "full", quants=("Q8_0",), system_prompt="the sea " * 3000)
+    assert not (tmp_path / "full").exists()
 
 
 def test_the_same_model_in_another_folder_gives_the_same_weights_under_the_same_name(

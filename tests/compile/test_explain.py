@@ -24,7 +24,7 @@ def test_the_page_shows_every_tensor_every_gate_and_every_trial_and_fetches_noth
     assert len(re.findall(r'title="[\d.]+ bits"', html)) == len(search["types"])
     assert html.count("<circle") == len(search["trials"])
     assert all(f">{gate.name}</td>" in html for gate in bundle.manifest.gates)
-    assert not re.search(r"(src|href)=|https?://|<script", html)
+    assert not re.search(r"(src|href)=|https?://|<script", html.replace('href="data:,"', "", 1))
 
 
 def test_a_preset_has_nothing_to_explain(tiny_compiled: Bundle) -> None:

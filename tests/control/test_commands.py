@@ -72,7 +72,7 @@ def test_who_knows_the_code_becomes_the_owner_and_stays_it_after_a_restart(desk:
 
 
 def test_nobody_but_the_owner_is_obeyed(desk: Desk) -> None:
-    with pytest.raises(TrustError, match="not trusted here"):
+    with pytest.raises(TrustError, match=r"not trusted here.* its log: fieldlm adopt kiosk-1 --code CODE"):
         desk.remote(OWNER).do("rollback")
     adopt(desk, OWNER, desk.commands.code)
     for verb in ("status", "update", "slots", "rollback", "logs"):

@@ -41,3 +41,10 @@ logger("fieldlm.test").warning("nobody hears this")
 def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         assert subprocess.run([sys.executable, "-c", FULL], stderr=log, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("has_failed", "mark"), [(False, "✓"), (True, "✗")])
+def test_what_ended_badly_has_no_tick(has_failed: bool, mark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.progress("update") as line:
+        line.note, line.has_failed = "failed" if has_failed else "updated", has_failed
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"  {mark} update  ")

@@ -9,7 +9,8 @@ from fieldlm.core.errors import GateError
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import load_profile
 from fieldlm.network.http_client import HttpClient
-from fieldlm_compiler.demo.story import Story, StorySize
+from fieldlm_compiler.demo.size import StorySize
+from fieldlm_compiler.demo.story import Story
 from tests.support import material
 from tests.support.api_server import api_server
 

@@ -17,7 +17,6 @@ from typing import Any, cast
 import httpx
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.cli.broker import free_port
 from fieldlm.core.config import load_config
@@ -25,9 +24,10 @@ from fieldlm.core.errors import MissingDependencyError
 from fieldlm.device.device import Device
 from fieldlm.device.startup import Start
 from fieldlm.engines.llama import LlamaEngine
-from fieldlm.formats.bundle import Bundle, write_bundle
-from fieldlm.formats.profile import load_profile, profile_sha256
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.profile import load_profile
 from fieldlm.updates.slots import Slots
+from tests.support import material
 
 PROFILE = "generic-x86-64-avx2"
 FIELDLM = str(Path(sys.executable).with_name("fieldlm"))
@@ -36,12 +36,7 @@ FIELDLM = str(Path(sys.executable).with_name("fieldlm"))
 @pytest.fixture(scope="module")
 def bundle(base_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model, compiled for PROFILE."""
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    shutil.copytree(base_bundle.folder, folder)
-    digest = profile_sha256(load_profile(PROFILE))
-    manifest = msgspec.structs.replace(base_bundle.manifest, profile=PROFILE, profile_sha256=digest)
-    write_bundle(folder, manifest, Ed25519PrivateKey.generate())
-    return folder
+    return material.compiled_for(base_bundle, PROFILE, tmp_path_factory.mktemp("bundle") / "bundle")
 
 
 def command(bundle: Path, state: Path, *more: str) -> list[str]:

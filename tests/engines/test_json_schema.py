@@ -118,6 +118,8 @@ OF_OTHERS: list[tuple[Any, list[str], list[str]]] = [
         ['"2020-01-31T10:00:00+01:00"'],
         ['"2020-02-30T10:00:00Z"', f'"2020-01-01T00:00:00.{"1" * 40}Z"'],
     ),
+    ({"type": "string", "format": "hostname"}, ['"a-b.example"', '"localhost"'], ['"xn--x"', '"-a"', f'"{"a" * 64}"']),
+    ({"type": "string", "pattern": "^\\s\\S$"}, ['"\ufeffx"', '" x"'], ['"\u0085x"', '"x\ufeff"']),
     ({"type": "string", "format": "duration"}, ['"P1DT2H"'], [f'"P{"1" * 40}D"']),
 ]
 
@@ -143,6 +145,12 @@ def test_what_frameworks_write_is_taken_for_what_it_says(
             "too many expressions",
         ),
         ({"oneOf": [{"type": "string"}, {"const": "a"}]}, "use anyOf"),
+        ({"type": "string", "pattern": "^[\\S]$"}, "within brackets"),
+        ({"$ref": "https://elsewhere.example/x"}, "leads out of the schema"),
+        (
+            {"$defs": {"a": {"$id": "b", "$defs": {"c": {}}}}, "properties": {"x": {"$ref": "#/$defs/a/$defs/c"}}},
+            "cannot be honoured beside the '\\$id' at",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_when_it_is_compiled(known: Grammars, schema: Any, says: str) -> None:

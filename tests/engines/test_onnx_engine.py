@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.engines import Chunk, Engine, EngineOptions, Sampling, memory_plan, open_engine
+from fieldlm.engines import Chunk, Engine, EngineOptions, Sampling, TokenChoice, memory_plan, open_engine
 from fieldlm.engines.onnx import METADATA, OnnxEngine, open_graph
 from fieldlm.engines.sampling import choose, make_rng
 from fieldlm.engines.stop_text import TextStream
@@ -115,6 +116,15 @@ def test_the_text_is_that_of_the_tokens_and_the_counts_agree(engine: OnnxEngine)
     assert running.timings.prefill_s > 0
     assert running.timings.decode_s > 0
     assert running.timings.margin > 0
+    assert running.timings.free_tokens == len(tokens)
+    assert running.timings.min_logprob is not None
+    assert running.timings.min_logprob == pytest.approx(min(choice.logprob for choice in described(engine)), abs=0.1)
+
+
+def described(engine: OnnxEngine) -> list[TokenChoice]:
+    """The choices of the same answer by the whole vocabulary, as who asks for log probabilities gets them."""
+    running = engine.start(engine.tokenize(QUESTIONS[1]), replace(GREEDY, logprobs=0))
+    return [choice for chunk in running for choice in chunk.choices]
 
 
 def test_a_stop_token_ends_an_answer_and_is_no_part_of_it(engine: OnnxEngine) -> None:

@@ -54,6 +54,11 @@ def drafted(generation: RunningAnswer) -> tuple[int, int]:
     return generation.timings.drafted_tokens, generation.timings.accepted_tokens
 
 
+def sureness(generation: RunningAnswer) -> tuple[float | None, ...]:
+    found = generation.timings
+    return found.free_tokens, found.margin, found.min_margin, found.min_logprob, found.mean_logprob
+
+
 def dear() -> Costs:
     """Return the costs of a machine that loses with every long step."""
     costs = Costs()
@@ -131,7 +136,7 @@ def test_the_answer_is_what_it_would_be_without(
     engine: LlamaEngine, drafts_always: None, prompt: str, name: str
 ) -> None:
     tokens, sampling = known(engine, prompt), WANTED[name]
-    plain = list(engine.start(tokens, sampling))
+    plain = list(undrafted := engine.start(tokens, sampling))
     said = [token for chunk in plain for token in chunk.tokens]
     wrong = [token + (i % 7 == 6) for i, token in enumerate(said)]
     for prediction in ((), said, wrong):
@@ -141,6 +146,8 @@ def test_the_answer_is_what_it_would_be_without(
         assert "".join(chunk.text for chunk in chunks) == "".join(chunk.text for chunk in plain)
         assert [c for chunk in chunks for c in chunk.choices] == [c for chunk in plain for c in chunk.choices]
         assert chunks[-1].outcome == plain[-1].outcome
+        assert sureness(generation) == sureness(undrafted)
+        assert generation.timings.free_tokens >= len(said)
         asked, accepted = drafted(generation)
         assert 0 <= accepted <= asked
         if prediction:

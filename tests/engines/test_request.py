@@ -82,6 +82,51 @@ def test_the_mean_margin_is_that_of_the_tokens_that_were_chosen() -> None:
     assert asked.answer.timings.completion_tokens == 3
 
 
+def test_how_sure_an_answer_is_says_its_free_tokens_alone() -> None:
+    asked = request(Sampling(constraint=OneOf(((3, 1, 4, 5, 7), (3, 2, 4, 5, 7), (3, 2, 4, 6, 7)))))
+    assert asked.prepare()
+    asked.begin(0)
+    doubtful = logits(2)
+    doubtful[1] = 7.0
+    assert asked.advance(doubtful)
+    assert not asked.advance(logits(6))
+    timings = asked.answer.timings
+    assert (timings.completion_tokens, timings.free_tokens) == (5, 2)
+    assert (timings.margin, timings.min_margin) == (4.5, 1.0)
+    assert timings.min_logprob == pytest.approx(logprob_of(doubtful, 2), abs=1e-4)
+    assert timings.mean_logprob == pytest.approx((logprob_of(doubtful, 2) + logprob_of(logits(6), 6)) / 2, abs=1e-4)
+
+
+def test_the_log_probability_is_the_models_own_where_a_constraint_overrules_it() -> None:
+    """What the model would have said instead is forbidden; that it would have is the sign that something is wrong."""
+    asked = request(Sampling(constraint=OneOf(((1,), (2,)))))
+    wish = logits(9)
+    wish[1] = 4.0
+    asked.prepare()
+    asked.advance(wish)
+    assert asked.answer.timings.min_margin == 4.0
+    assert asked.answer.timings.min_logprob == pytest.approx(logprob_of(wish, 1), abs=1e-4)
+    assert logprob_of(wish, 1) < -4
+
+
+def test_where_everything_is_forced_there_is_no_free_token() -> None:
+    asked = request(Sampling(constraint=OneOf(((3, 4, 5),))))
+    run(asked, [1])
+    timings = asked.answer.timings
+    assert (timings.completion_tokens, timings.free_tokens, timings.margin) == (3, 0, 0.0)
+    assert (timings.min_margin, timings.min_logprob, timings.mean_logprob) == (None, None, None)
+
+
+def test_the_token_that_ends_an_answer_is_free_as_any_other() -> None:
+    asked = request(Sampling())
+    run(asked, [1, STOP])
+    assert (asked.answer.timings.completion_tokens, asked.answer.timings.free_tokens) == (1, 2)
+
+
+def logprob_of(values: Floats, token: int) -> float:
+    return float(values[token]) - math.log(sum(math.exp(float(value)) for value in values))
+
+
 def test_choices_are_there_for_every_token_when_asked_for() -> None:
     chunks = run(request(Sampling(logprobs=1, constraint=OneOf(((3, 1), (3, 2))))), [2])
     choices = [choice for chunk in chunks for choice in chunk.choices]

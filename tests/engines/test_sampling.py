@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.engines import Sampling
-from fieldlm.engines.sampling import CERTAIN, REPEAT_WINDOW, Floats, Sampler, check_sampling
+from fieldlm.engines.sampling import CERTAIN, REPEAT_WINDOW, Floats, Sampler, check_sampling, logprob
 from tests.support.engines import OneOf
 
 VOCABULARY = 12
@@ -98,7 +98,16 @@ def test_a_forced_token_is_certain() -> None:
 
 def test_the_only_token_that_a_constraint_leaves_has_a_finite_margin() -> None:
     pick = Sampler(Sampling(), []).pick(np.arange(4, dtype=np.float32), OneOf(((2,),)).guide())
-    assert (pick.token, pick.margin) == (2, CERTAIN)
+    assert (pick.token, pick.margin, pick.is_free) == (2, CERTAIN, False)
+
+
+@pytest.mark.parametrize("spread", [0.01, 3.0, 40.0])
+def test_a_log_probability_is_nearly_that_of_the_whole_vocabulary(spread: float) -> None:
+    logits = np.random.default_rng(2).normal(size=50_000).astype(np.float32) * np.float32(spread)
+    exact = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64))
+    for token in (int(logits.argmax()), 7):
+        assert logprob(logits, token) == pytest.approx(exact[token], abs=0.03)
+        assert logprob(logits, token) <= 0
 
 
 def test_a_constraint_that_leaves_nothing_is_an_error_that_says_so() -> None:

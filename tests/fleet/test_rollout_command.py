@@ -15,7 +15,8 @@ from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.fleet.rollout import main
-from fieldlm_compiler.repository.offers import offered
+from fieldlm_compiler.repository.metadata import Keyring
+from fieldlm_compiler.repository.offers import change, offered
 from fieldlm_compiler.repository.publish import make_offer, publish
 from tests.support.update_simulators import small_bundle
 
@@ -133,6 +134,15 @@ def test_a_rollout_can_be_paused_resumed_and_aborted(world: World, capsys: pytes
     capsys.readouterr()
     assert main(["show", "--store", str(world.folder / "store")]) == 1
     assert "aborted" in capsys.readouterr().out
+
+
+def test_a_release_that_was_pulled_is_not_rolled_out(world: World) -> None:
+    repository = world.folder / "repository"
+    for seq in (1, 2):
+        change(repository, Keyring(world.folder / "keys"), "pi", seq, what="pull", reason="too polite")
+    with pytest.raises(InputError, match="was pulled"):
+        world.main("start", "--once")
+    assert not (world.folder / "store" / "rollout.json").exists()
 
 
 def test_a_harmless_release_reaches_everybody(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 import msgspec
 import pytest
-import zstandard
+from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,7 +114,7 @@ COLUMN = st.none() | st.lists(VALUE, max_size=3).flatmap(lambda rest: HOW.map(la
 @given(st.lists(COLUMN, min_size=25, max_size=25), st.integers(1, 3))
 def test_wrong_columns_in_a_sound_body_raise_one_kind_of_error(columns: list[Any], count: int) -> None:
     columns[0] = ["i", b"\x02\x04\x06"[:count]]
-    body = zstandard.compress(msgspec.msgpack.encode(columns))
+    body = zstd.compress(msgspec.msgpack.encode(columns))
     head = Block(block.MAGIC, block.VERSION, 1, "kiosk-1", "gen", 1, 1, count, count, body)
     try:
         parse(msgspec.msgpack.encode(head)).records()
@@ -123,7 +123,7 @@ def test_wrong_columns_in_a_sound_body_raise_one_kind_of_error(columns: list[Any
 
 
 def test_a_small_block_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked() -> None:
-    body = zstandard.compress(b"\0" * (MAX_BODY_BYTES + 1))
+    body = zstd.compress(b"\0" * (MAX_BODY_BYTES + 1))
     head = Block(block.MAGIC, block.VERSION, 1, "kiosk-1", "gen", 1, 1, 1, 1, body)
     with pytest.raises(WireError, match="limit"):
         parse(msgspec.msgpack.encode(head)).records()
@@ -131,9 +131,9 @@ def test_a_small_block_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacke
 
 @pytest.mark.parametrize("column", [["i", b"\xfe" + b"\xff" * 8 + b"\x03"], ["d", b"\xfe" + b"\xff" * 8 + b"\x03"]])
 def test_a_number_that_no_store_can_hold_is_refused(column: list[Any]) -> None:
-    columns = msgspec.msgpack.decode(zstandard.decompress(parse(encode(day(1))).body))
+    columns = msgspec.msgpack.decode(zstd.decompress(parse(encode(day(1))).body))
     columns[1 + 12] = column
-    body = zstandard.compress(msgspec.msgpack.encode(columns))
+    body = zstd.compress(msgspec.msgpack.encode(columns))
     with pytest.raises(WireError, match="64 bits"):
         Block(block.MAGIC, block.VERSION, 1, "kiosk-1", "gen", 1, 1, 1, 1, body).records()
 
@@ -147,9 +147,9 @@ def test_a_time_that_is_no_number_is_refused(number: float) -> None:
 
 def test_one_long_text_named_thousands_of_times_is_refused() -> None:
     records = day(128)
-    columns = msgspec.msgpack.decode(zstandard.decompress(parse(encode(records)).body))
+    columns = msgspec.msgpack.decode(zstd.decompress(parse(encode(records)).body))
     columns[-4] = ["s", ["x" * 100_000], b"\0" * 128]
-    body = zstandard.compress(msgspec.msgpack.encode(columns))
+    body = zstd.compress(msgspec.msgpack.encode(columns))
     head = Block(block.MAGIC, block.VERSION, 1, "kiosk-1", "gen", 1, 1, 128, 128, body)
     with pytest.raises(WireError, match="too long together"):
         head.records()
@@ -232,9 +232,9 @@ def test_who_names_few_customers_writes_blocks_that_the_first_version_reads() ->
 )
 def test_hex_digits_and_ids_that_cannot_be_are_refused(column: list[Any]) -> None:
     made = parse(encode(day(128)))
-    columns = msgspec.msgpack.decode(zstandard.decompress(made.body))
+    columns = msgspec.msgpack.decode(zstd.decompress(made.body))
     columns[1 + SCHEMAS[2].index("response")] = column
-    body = zstandard.compress(msgspec.msgpack.encode(columns))
+    body = zstd.compress(msgspec.msgpack.encode(columns))
     with pytest.raises(WireError):
         msgspec.structs.replace(made, schema=2, body=body).records()
 

@@ -1,6 +1,7 @@
 """The model as an object: opened by a file, asked with keyword arguments, what is wrong named in one line."""
 
 import asyncio
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from fieldlm import AsyncModel, Model
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.engines import Sampling, memory_plan
+from fieldlm.engines import Sampling, Schedule, memory_plan
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.call_options import OpenOptions, SamplingOptions
 
@@ -80,6 +81,7 @@ def test_its_repr_says_what_it_is(model: Model, base_bundle: Bundle) -> None:
 
 
 FREE_MB = 180
+TWO: Any = "2"
 MISSPELT: Any = {"max_token": 3}
 
 
@@ -93,6 +95,13 @@ MISSPELT: Any = {"max_token": 3}
         ("hi", {"top_p": 5}, "top_p is 5, want a number"),
         ("hi", {"stop": "END"}, "stop is 'END', want a tuple of texts"),
         ("hi", {"terms": 2.0}, "terms is 2.0, want a Schedule"),
+        ("hi", {"terms": Schedule(deadline_s=-1.0)}, "deadline_s is -1.0, want seconds from now on, 0 or more"),
+        ("hi", {"terms": Schedule(max_queue_s=-0.5)}, "max_queue_s is -0.5, want seconds"),
+        ("hi", {"terms": Schedule(deadline_s=math.nan)}, "deadline_s is nan, want seconds"),
+        ("hi", {"terms": Schedule(deadline_s=TWO)}, "deadline_s is '2', want seconds"),
+        ("hi", {"deadline_s": 2.0}, r"no option 'deadline_s'; it is part of when: terms=Schedule\(deadline_s=2.0\)"),
+        ("hi", {"timeout": 2.0}, r"terms=Schedule\(deadline_s=2.0\)"),
+        ("hi", {"priority": "safety"}, r'terms=Schedule\(priority="safety"\)'),
         (5, {}, r"messages is '5' \(int\), want a text"),
         (b"hi", {}, r"\(bytes\), want a text"),
         ([], {}, r"messages is '\[\]' \(list\), want a text, or a list"),

@@ -182,3 +182,63 @@ def test_no_request_fails_while_generations_change(live: Generations, bundles: B
     assert bundles.tuned.generation in seen
     with live.lease() as last:
         assert last.bundle is bundles.tuned
+
+
+def test_what_sleeps_holds_requests_back_and_answers_as_before_when_it_wakes(live: Generations) -> None:
+    before = answer(live.current)
+    engine = live.current.engine
+    assert live.try_sleep()
+    assert live.is_asleep
+    assert live.try_lease() is None
+    assert not live.try_sleep()
+    with live.lease() as serving, pytest.raises(EngineError, match="sleeps"):
+        serving.engine.tokenize("Hello")
+    with pytest.raises(EngineError, match="closed"):
+        engine.tokenize("Hello")
+    live.wake()
+    assert not live.is_asleep
+    leased = live.try_lease()
+    assert leased
+    assert answer(leased[0]) == before
+    leased[1]()
+
+
+def test_nobody_sleeps_who_is_used_or_has_another_generation_beside_it(live: Generations, bundles: Bundles) -> None:
+    leased = live.try_lease()
+    assert leased
+    assert not live.try_sleep()
+    leased[1]()
+    beside = live.load(bundles.other_base)
+    assert not live.try_sleep()
+    live.discard(beside)
+    assert live.try_sleep()
+
+
+def test_an_update_of_one_that_sleeps_is_loaded_and_answers(live: Generations, bundles: Bundles) -> None:
+    assert live.try_sleep()
+    live.switch(live.load(bundles.tuned))
+    assert not live.is_asleep
+    assert live.current.bundle is bundles.tuned
+    assert answer(live.current)
+
+
+def test_what_cannot_be_prepared_sleeps_on(live: Generations) -> None:
+    def refuse(_: Serving) -> None:
+        raise EngineError("not like this")
+
+    assert live.try_sleep()
+    with pytest.raises(EngineError, match="not like this"):
+        live.wake(refuse)
+    assert live.is_asleep
+    live.wake()
+    assert answer(live.current)
+
+
+def test_one_that_begins_asleep_has_loaded_nothing(bundles: Bundles) -> None:
+    made = Generations(bundles.base, EngineOptions(threads=1, context=256, parallel=2), name="mine", asleep=True)
+    assert made.is_asleep
+    assert made.current.engine.memory_mb() == {}
+    assert made.current.engine.context == 256
+    made.wake()
+    assert (made.current.name, made.current.engine.context) == ("mine", 256)
+    made.close()

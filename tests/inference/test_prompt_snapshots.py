@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fieldlm.core.tasks import Tasks
 from fieldlm.engines import EngineOptions, RunningAnswer, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.chat_template import render
@@ -86,6 +87,24 @@ def test_a_second_start_computes_nothing_of_the_system_prompt_and_answers_the_sa
     assert said(restored) == text
     assert restored.timings.cached_tokens >= prefix
     live.close()
+
+
+def test_a_server_that_closes_meanwhile_warns_of_nothing(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = Generations(bundle, EngineOptions(threads=1, context=512, parallel=2))
+
+    class ClosedMeanwhile(Snapshots):
+        def save(self, serving: Serving) -> None:
+            live.close()
+            super().save(serving)
+
+    tasks = Tasks()
+    ready = warm(live, ClosedMeanwhile(tmp_path), tasks)
+    tasks.close(60)
+    assert ready() is None
+    assert not list(tmp_path.glob("*.kv"))
+    assert caplog.text == ""
 
 
 def test_what_is_damaged_cut_short_or_foreign_is_as_good_as_not_there(

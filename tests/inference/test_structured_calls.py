@@ -66,6 +66,43 @@ def test_every_kind_of_type_comes_back_as_its_own_object(model: Model) -> None:
         assert answer in ("yes", "no")
 
 
+@pytest.mark.parametrize(
+    ("kind", "fallback", "wanted"),
+    [
+        (Item, {"drink": "coffee", "count": 1}, "(dict), want an object of Item"),
+        (Item, Move("left", False), "(Move), want an object of Item"),
+        (Move, "stop", "fallback is 'stop' (str), want an object of Move"),
+        (Grip, {"hand": "both"}, "want an object of Grip"),
+        (Speak, {"tone": "calm"}, "want an object of Speak"),
+        (list[Item], [{"drink": "coffee", "count": 1}], "want an object of list"),
+        (Literal["go", "stop"], "halt", "want an object of typing.Literal['go', 'stop']"),
+    ],
+)
+def test_a_fallback_of_another_type_is_refused_before_anything_is_asked(
+    model: Model, kind: Any, fallback: Any, wanted: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        model.call(kind, ASKED, fallback=fallback)
+    assert wanted in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fallback"),
+    [
+        (Item, Item(drink="tea", count=2)),
+        (Move, Move("left", False)),
+        (Grip, {"hand": "left"}),
+        (Speak, Speak(tone="calm")),
+        (list[Item], [Item(drink="tea", count=2)]),
+        (Literal["go", "stop"], "stop"),
+        (float, 1),
+        ({"enum": ["yes", "no"]}, "nobody knows"),
+    ],
+)
+def test_a_fallback_of_the_type_stands_in(model: Model, kind: Any, fallback: Any) -> None:
+    assert model.call(kind, ASKED, terms=LATE, fallback=fallback) is fallback
+
+
 def test_an_object_within_an_object_is_checked_too(model: Model) -> None:
     bounded = {"type": "array", "items": {"enum": ["coffee", "tea"]}, "minItems": 2, "maxItems": 2}
     drinks: list[str] = model.call(bounded, ASKED, HOT)

@@ -1,7 +1,6 @@
 import itertools
 import json
 import random
-import zipfile
 from pathlib import Path
 
 import msgspec
@@ -9,13 +8,13 @@ import numpy as np
 import pytest
 
 from fieldlm.core.errors import InputError
-from fieldlm_compiler.learn import embed
-from fieldlm_compiler.learn.cluster import cluster, main, signature
+from fieldlm_compiler.learn.cluster import cluster, main
 from fieldlm_compiler.learn.communities import communities
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.dataset import main as dataset_main
 from fieldlm_compiler.learn.embed import Embedder, Vectors
+from fieldlm_compiler.learn.shapes import signature
 
 ITEMS = ["latte", "tea", "muffin", "bagel", "mocha", "cookie", "espresso", "scone"]
 DAYS = ["monday", "tuesday", "friday", "sunday"]
@@ -112,12 +111,6 @@ def test_a_handful_of_examples_is_one_task(tmp_path: Path, embedder: Embedder) -
     assert task["size"] == 5
 
 
-def test_texts_of_the_same_meaning_are_nearer_than_others(embedder: Embedder) -> None:
-    rows = embedder(["a cup of coffee", "one espresso please", "the train to Berlin is late"])
-    assert rows[0] @ rows[1] > rows[0] @ rows[2]
-    assert np.allclose(np.linalg.norm(rows, axis=1), 1)
-
-
 @pytest.mark.parametrize(
     ("answer", "shape"),
     [
@@ -130,20 +123,6 @@ def test_texts_of_the_same_meaning_are_nearer_than_others(embedder: Embedder) ->
 )
 def test_the_shape_of_an_answer_is_what_it_calls_with_which_arguments(answer: str, shape: tuple[str, ...]) -> None:
     assert signature(answer) == shape
-
-
-def test_vectors_that_are_not_the_pinned_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(into: Path) -> Path:
-        with zipfile.ZipFile(into / "wordllama.whl", "w") as archive:
-            for member, _ in embed.FILES.values():
-                archive.writestr(member, b"other")
-        return into / "wordllama.whl"
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(embed, "_download", download)
-    with pytest.raises(InputError, match="not the pinned one"):
-        embed.fetch()
-    assert not list((tmp_path / "fieldlm" / "embeddings").iterdir())
 
 
 def test_a_dataset_is_named_by_its_content(tmp_path: Path) -> None:
@@ -195,8 +174,6 @@ def test_a_missing_examples_folder_is_an_input_error(tmp_path: Path) -> None:
 
 def test_an_empty_utterance_stops_no_round(tmp_path: Path, embedder: Embedder) -> None:
     silent = [msgspec.structs.replace(e, messages=[{"role": "user", "content": ""}]) for e in talk(3)]
-    assert embedder(["", "a tea"]).shape == (2, 256)
-    assert embedder([""]).shape == (1, 256)
     assert sum(task["size"] for task in cluster(filled(tmp_path, [*talk(60), *silent]), embedder=embedder)) == 63
 
 

@@ -10,7 +10,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.open import open_sink
-from fieldlm_compiler.learn.curate import CuratedExample, curate, judge, main, read_examples, share_of, spoken
+from fieldlm_compiler.learn.curate import CuratedExample, Labels, curate, judge, main, read_examples, share_of, spoken
 from fieldlm_compiler.learn.dataset import dataset
 
 TERMS = ("yes",)
@@ -203,3 +203,49 @@ def test_a_turn_that_ends_in_a_tools_answer_is_an_example(tmp_path: Path) -> Non
     ]
     fill(tmp_path / "store", [{"prompt": json.dumps(said)}], [{"response": "r1", "rating": "up"}])
     assert kept(tmp_path)[0].messages == said
+
+
+def test_what_the_large_model_answered_is_a_label_where_it_is_asked_for(tmp_path: Path) -> None:
+    fill(tmp_path / "store", [{"route": "large"}, {"route": "small"}, {"route": "large", "outcome": "length"}], [])
+    with pytest.raises(InputError, match="no label"):
+        kept(tmp_path)
+    document = curate(tmp_path / "store", tmp_path / "out", consents=TERMS, labels=Labels(large=True))
+    (only,) = read_examples(tmp_path / "out")
+    assert (only.answer, only.label_source, only.agreement) == ("answer 1", "large", 1.0)
+    assert document["dropped"] == {"no label": 1, "not finished": 1}
+
+
+def test_a_correction_outranks_the_large_model_however_often_it_says_otherwise(tmp_path: Path) -> None:
+    asked = [{"route": "large", "said": "tea", "answer": "a"} for _ in range(3)]
+    fill(tmp_path / "store", asked, [{"response": "r2", "correction": "b"}])
+    document = curate(tmp_path / "store", tmp_path / "out", consents=TERMS, labels=Labels(large=True))
+    assert [(e.answer, e.label_source) for e in read_examples(tmp_path / "out")] == [("b", "correction")]
+    assert (document["teacher"]["corrected_prompts"], document["teacher"]["corrected_alike"]) == (1, 0.0)
+
+
+def test_how_far_the_large_model_agrees_with_itself_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [("tea", "a"), ("Tea!", "a"), ("tea", "b"), ("juice", "c")]
+    fill(tmp_path / "store", [{"route": "large", "said": said, "answer": answer} for said, answer in answers], [])
+    args = [str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--consent", "yes", "--teacher", "--json"]
+    assert main(args) == 0
+    taught = json.loads(capsys.readouterr().out)["teacher"]
+    assert (taught["answers"], taught["prompts"]) == (4, 2)
+    assert (taught["repeated_prompts"], taught["agreement"], taught["undecided_prompts"]) == (1, 0.667, 0)
+    assert {e.answer: e.agreement for e in read_examples(tmp_path / "out")} == {"a": 0.667, "c": 1.0}
+
+
+def test_an_answer_of_the_large_model_that_was_disliked_is_no_label(tmp_path: Path) -> None:
+    fill(tmp_path / "store", [{"route": "large"}, {"route": "large"}], [{"response": "r1", "rating": "down"}])
+    curate(tmp_path / "store", tmp_path / "out", consents=TERMS, labels=Labels(large=True))
+    assert [e.response for e in read_examples(tmp_path / "out")] == ["r2"]
+
+
+def test_prompts_without_a_label_are_kept_to_find_tasks_in_and_no_dataset_has_them(tmp_path: Path) -> None:
+    fill(tmp_path / "store", [{}, {}, {"outcome": "length"}], [{"response": "r2", "rating": "up"}])
+    curate(tmp_path / "store", tmp_path / "out", consents=TERMS, eval_share=0.0, labels=Labels(none=True))
+    found = read_examples(tmp_path / "out")
+    assert [(e.label_source, e.answer) for e in found] == [("none", ""), ("rated up", "answer 2"), ("none", "")]
+    made = dataset(tmp_path / "out", tmp_path / "sets")
+    assert json.loads((made / "dataset.json").read_text())["labels"] == {"rated up": 1}

@@ -117,8 +117,13 @@ def test_what_the_template_refuses_is_left_out_too(tmp_path: Path) -> None:
 
 
 def test_a_file_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"train\.jsonl holds no example for this model: 2 too long.*--max-tokens"):
-        read(tmp_path, said("a", "b"), said("c", "d"), most=8)
+    with pytest.raises(InputError, match=r"2 too long \(first line 1\), 1 unreadable \(line 2\).*--max-tokens"):
+        read(tmp_path, said("a", "b"), "no json", said("c", "d"), most=8)
+
+
+def test_where_something_is_left_out_its_first_line_is_named(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
+    read(tmp_path, said("a", "b"), "no json", said("a", ""), {"messages": []})
+    assert logged.messages == ["  train.jsonl: 1 no answer (line 3), 2 unreadable (first line 2) left out"]
 
 
 def test_the_template_may_stand_in_the_tokenizers_configuration(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import json
 import signal
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm_compiler.learn.answer_loss import AnswerLoss
 from fieldlm_compiler.learn.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
-from fieldlm_compiler.learn.tune import TrainingRecipe, tune, with_adapter
+from fieldlm_compiler.learn.tune import Lessons, TrainingRecipe, tune, with_adapter
 from fieldlm_compiler.learn.tuning_state import ThreadChoice
 from tests.support.checkpoints import VOCABULARY, save_bytes_tokenizer
 
@@ -94,18 +96,52 @@ def test_tuning_lowers_the_loss_and_leaves_a_peft_folder(checkpoint: Path, datas
     }
 
 
+def test_tuning_goes_on_where_an_adapter_ended(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = TrainingRecipe(rank=8, alpha=16, epochs=10, batch=4, learning_rate=3e-2, precision="float32")
+    first = tune(checkpoint, dataset, tmp_path / "first", recipe)
+    then = tune(checkpoint, dataset, tmp_path / "then", recipe, start=tmp_path / "first")
+    assert then["eval_loss_before"] == first["eval_loss_after"] < first["eval_loss_before"]
+    assert (first["start_sha256"], len(then["start_sha256"])) == ("", 64)
+    with pytest.raises(InputError, match="has rank 8 and alpha 16, asked for are 4 and 8"):
+        tune(checkpoint, dataset, tmp_path / "other", replace(recipe, rank=4, alpha=8), start=tmp_path / "first")
+    fewer = replace(recipe, targets=("q_proj",))
+    with pytest.raises(InputError, match="which this model or recipe does not"):
+        tune(checkpoint, dataset, tmp_path / "other", fewer, start=tmp_path / "first")
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_same_seed_gives_the_same_losses(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
     recipe = TrainingRecipe(rank=4, epochs=2, batch=4, precision="float32")
     losses = [tune(checkpoint, dataset, tmp_path / name, recipe)["losses"] for name in ("a", "b")]
     assert losses[0] == losses[1]
 
 
+def test_later_passes_leave_out_what_was_known() -> None:
+    lessons = Lessons(6, TrainingRecipe(batch=2, known=0.1))
+    first = [lessons.take() for _ in range(3)]
+    assert sorted(chain(*first)) == [0, 1, 2, 3, 4, 5]
+    for taken in first:
+        lessons.saw(taken, [0.5 if each in (1, 4) else 0.05 for each in taken])
+    assert sorted(lessons.take()) == [1, 4]
+    lessons.saw([1, 4], [0.05, 0.05])
+    assert sorted(chain(*(lessons.take() for _ in range(3)))) == [0, 1, 2, 3, 4, 5], "all again where all are known"
+
+
+def test_without_that_every_pass_has_every_example() -> None:
+    lessons = Lessons(4, TrainingRecipe(batch=4))
+    for _ in range(3):
+        taken = lessons.take()
+        assert sorted(taken) == [0, 1, 2, 3]
+        lessons.saw(taken, [0.0] * 4)
+
+
 # An interruption between opening a file and the block that closes it leaves that to Python, which warns.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("known", [0.0, 0.5])
 def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
-    checkpoint: Path, dataset: Path, tmp_path: Path, logged: pytest.LogCaptureFixture
+    checkpoint: Path, dataset: Path, tmp_path: Path, logged: pytest.LogCaptureFixture, known: float
 ) -> None:
-    recipe = TrainingRecipe(rank=4, epochs=100, batch=4, precision="float32")
+    recipe = TrainingRecipe(rank=4, epochs=100, batch=4, precision="float32", known=known)
     whole = tune(checkpoint, dataset, tmp_path / "whole", recipe)
 
     def stop(*_: object) -> None:

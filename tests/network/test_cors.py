@@ -20,7 +20,7 @@ from fieldlm.device.listeners import ListenSettings
 from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
-from fieldlm.network.auth import Keys
+from fieldlm.network.api_keys import Keys
 from fieldlm.network.http_server import listening
 from fieldlm.network.json_api import as_json
 

@@ -15,8 +15,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from zeroconf import IPVersion, Zeroconf
 
+from fieldlm.blobs.swarm import Nearby
 from fieldlm.cli import devices
+from fieldlm.core.tasks import Tasks
 from fieldlm.network import discovery
 from fieldlm.network.certificates import certificate_sha256
 from fieldlm.network.discovery import AnnouncedDevice, Announcer, browse
@@ -55,6 +58,34 @@ def test_an_announced_device_is_found_and_a_switch_is_seen() -> None:
         assert find(device, generation="bbbb")
     finally:
         announcer.stop()
+
+
+def test_who_stops_while_he_is_announced_waits_for_nothing(logged: pytest.LogCaptureFixture) -> None:
+    tasks = Tasks()
+    announcer = announce("kiosk", tasks=tasks)
+    announcer.start()
+    while announcer.zeroconf is None:
+        time.sleep(0.01)
+    announcer.stop()
+    assert announcer.zeroconf is None
+    assert tasks.status().running == ()
+    assert not logged.messages
+
+
+def test_neighbours_that_stop_while_they_are_announced_wait_for_nothing(logged: pytest.LogCaptureFixture) -> None:
+    made, tasks = list[Zeroconf](), Tasks()
+
+    def make() -> Zeroconf:
+        made.append(Zeroconf(interfaces=["127.0.0.1"], ip_version=IPVersion.V4Only))
+        return made[0]
+
+    nearby = Nearby("kiosk-0", zeroconf=make, addresses=["127.0.0.1"], port=4000, tasks=tasks)
+    nearby.start()
+    while not (made and made[0].browsers):
+        time.sleep(0.001)
+    nearby.stop()
+    assert tasks.status().running == ()
+    assert not logged.messages
 
 
 def test_two_devices_of_one_name_are_both_found() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -68,6 +69,14 @@ def answers_to(server: HttpServer, pieces: list[bytes]) -> bytes:
             while piece := client.recv(65536):
                 found.append(piece)
     return b"".join(found)
+
+
+def ended_answers_to(server: HttpServer, said: bytes) -> bytes:
+    """Send `said` and that nothing follows; return what is answered."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(said)
+        client.shutdown(socket.SHUT_WR)
+        return client.makefile("rb").read()
 
 
 def post(offer: bytes, *, chunked: bool = False, last: bool = True) -> bytes:
@@ -184,6 +193,7 @@ class Slow:
 
     def __init__(self) -> None:
         self.ended = False
+        self.left = threading.Event()
         self._begun = threading.Semaphore(0)
         self.app = Starlette(routes=[Route("/", self._wait), Route("/health", self._say), Route("/other", self._say)])
 
@@ -192,12 +202,17 @@ class Slow:
         for client in clients:
             client.sendall(b" x\r\nconnection: close\r\n\r\n")
         for _ in clients:
-            assert self._begun.acquire(timeout=60)
+            self.wait_begun()
 
-    async def _wait(self, _: Request) -> PlainTextResponse:
+    def wait_begun(self) -> None:
+        assert self._begun.acquire(timeout=60)
+
+    async def _wait(self, request: Request) -> PlainTextResponse:
         self._begun.release()
         while not self.ended:
             await asyncio.sleep(0.01)
+            if await request.is_disconnected():
+                self.left.set()
         return PlainTextResponse("waited")
 
     async def _say(self, _: Request) -> PlainTextResponse:
@@ -207,6 +222,60 @@ class Slow:
 @pytest.fixture
 def slow() -> Slow:
     return Slow()
+
+
+ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def begun(slow: Slow, server: HttpServer, *said: bytes) -> socket.socket:
+    """Return a connection that has sent `said`, the first of it a request that is being answered."""
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    client.sendall(said[0])
+    slow.wait_begun()
+    for piece in said[1:]:
+        client.sendall(piece)
+    return client
+
+
+def test_who_has_said_all_is_answered(slow: Slow) -> None:
+    with listening(slow.app) as server, begun(slow, server, ASK) as client:
+        client.shutdown(socket.SHUT_WR)
+        heard = client.makefile("rb")
+        assert heard.readline().startswith(b"HTTP/1.1 102 ")  # what tells one that is gone from one that listens
+        slow.ended = True
+        rest = heard.read()
+    assert rest.count(b"HTTP/1.1 200 ") == 1
+    assert rest.endswith(b"waited")
+
+
+def test_a_request_that_is_not_whole_is_never_run(server: HttpServer) -> None:
+    assert ended_answers_to(server, post(b"", last=False)[:-1]) == b""
+    two = post(b"", last=False) + post(b"", last=False)[:-1]
+    assert ended_answers_to(server, two).count(b"HTTP/1.1 200 ") == 1
+
+
+def test_who_is_gone_is_noticed_before_their_answer(slow: Slow) -> None:
+    with listening(slow.app) as server:
+        begun(slow, server, ASK).close()
+        assert slow.left.wait(60)
+        slow.ended = True
+
+
+BROKEN = (b"GET / HTTP/1.1\r\nBad Header: x\r\n\r\n", b"GET /" + b"x" * 70_000, b"GET / HTTP/1.7\r\n\r\n")
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=["header", "long", "version"])
+def test_a_refusal_waits_for_the_answers_before_it(slow: Slow, broken: bytes) -> None:
+    with listening(slow.app) as server, begun(slow, server, ASK, ASK, broken, ASK) as client:
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(60)
+        slow.ended = True
+        said = client.makefile("rb").read()
+    statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", said)]
+    assert (statuses[:2], len(statuses), said.count(b"waited")) == ([200, 200], 3, 2)
+    assert statuses[2] >= 400
 
 
 def test_whoever_holds_half_open_requests_locks_nobody_out(slow: Slow) -> None:

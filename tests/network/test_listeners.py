@@ -31,9 +31,11 @@ from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations
-from fieldlm.network.auth import Keys, is_local
-from fieldlm.network.http_connection import ConnectionLimits, Peers
-from fieldlm.network.http_server import Heartbeat, HttpServer, Tls, listening
+from fieldlm.network.api_keys import Keys
+from fieldlm.network.host_names import is_local
+from fieldlm.network.http_connection import ConnectionLimits
+from fieldlm.network.http_server import Heartbeat, HttpServer, listening
+from fieldlm.network.sockets import Peers, Tls
 from tests.support.certificate import certificate
 
 KEY = "a-key-of-fair-length"
@@ -120,7 +122,7 @@ def test_a_key_is_compared_with_every_other_whatever_it_is(monkeypatch: pytest.M
 def test_with_keys_only_their_holders_are_answered(live: Generations) -> None:
     app = make_app(live, lambda _: None, ready=lambda: None, keys=Keys([KEY]))
     with listening(app) as server, httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
-        for path in ("/", "/page.js", "/page.css", "/health", "/ready"):
+        for path in ("/", "/page.js", "/vendor.js", "/page.css", "/health", "/ready"):
             assert client.get(path).status_code == 200, path
         for path in ("/v1/models", "/metrics", "/status", "/nowhere"):
             assert client.get(path).status_code == 401, path

@@ -1,5 +1,7 @@
 """Both wheels as PyPI shows them: who made them, under which licence, and links that work there."""
 
+import base64
+import hashlib
 import os
 import re
 import subprocess
@@ -61,3 +63,26 @@ def test_both_halves_have_the_same_licence_and_the_citation_its_version() -> Non
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version
     assert f"\nversion: {version[1]}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_wheels_of_a_device_hold_each_library_once_and_take_150_mb(smollm2_gguf: Path, tmp_path: Path) -> None:
+    """What `make wheels` does, and a device with it: without a network and without a compiler."""
+    wheels, device = tmp_path / "wheels", tmp_path / "device"
+    made = [sys.executable, ROOT / "packaging/build_wheels.py", "--out", wheels]
+    subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", device], check=True)
+    into = [sys.executable, "-m", "pip", "--python", device / "bin/python", "install", "-qq", "--no-index"]
+    subprocess.run([*into, "--find-links", wheels, "fieldlm"], check=True)
+    (packages,) = device.glob("lib/python*/site-packages")
+    libraries = [path.name.partition(".so")[0] for path in packages.rglob("lib*.so*") if "llama_cpp" in path.parts]
+    assert sorted(libraries) == ["libggml", "libggml", "libggml-base", "libggml-cpu", "libllama", "libmtmd"]
+    assert not (packages / "lib").exists()
+    assert sum(path.stat().st_size for path in packages.rglob("*") if path.is_file()) <= 150e6
+    for line in next(packages.glob("llama_cpp_python-*.dist-info/RECORD")).read_text().splitlines():
+        name, digest, _ = line.rsplit(",", 2)
+        if digest:
+            found = base64.urlsafe_b64encode(hashlib.sha256((packages / name).read_bytes()).digest())
+            assert digest == f"sha256={found.rstrip(b'=').decode()}"
+    asked = [device / "bin/fieldlm", "run", smollm2_gguf, "Say hello.", "--max-tokens", "4"]
+    here = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": ""}
+    assert subprocess.run(asked, env=here, check=True, capture_output=True, text=True).stdout.strip()

@@ -232,6 +232,16 @@ def test_the_only_release_can_be_pulled(shop: Shop) -> None:
     assert shop.seen() == 0
 
 
+def test_what_was_pulled_can_be_published_again_under_a_number_of_its_own(shop: Shop) -> None:
+    assert shop.publish("second") == 2
+    assert shop.publish("second") == 2, "it is offered already"
+    offers.change(shop.repository, shop.ring(), "test", 1, what="pull")
+    offers.change(shop.repository, shop.ring(), "test", 2, what="pull")
+    assert shop.seen() == 0
+    assert shop.publish("second") == 3
+    assert shop.seen() == 3
+
+
 def test_an_offer_that_cannot_be_read_is_no_offer_to_all(shop: Shop) -> None:
     book = RepositoryMetadata(shop.repository, shop.ring())
     book.offer("test", "test/1.json", Offer(paused=True))

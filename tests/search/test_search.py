@@ -19,8 +19,7 @@ from fieldlm.formats.bundle import Bundle, CacheTypes, open_bundle
 from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from fieldlm_compiler.compile.assemble import draft_manifest
-from fieldlm_compiler.compile.build import report_path
+from fieldlm_compiler.compile.assemble import draft_manifest, report_path
 from fieldlm_compiler.compile.explain import page
 from fieldlm_compiler.export.format import lower
 from fieldlm_compiler.export.imatrix import read_imatrix

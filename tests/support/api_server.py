@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
 from fieldlm.engines import Engine, EngineOptions
+from fieldlm.escalation.policy import Escalation
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
-from fieldlm.network.auth import Keys
+from fieldlm.network.api_keys import Keys
 from fieldlm.network.http_server import listening
 
 
@@ -24,13 +25,18 @@ class ApiServer:
 
 @contextmanager
 def api_server(
-    bundle: Bundle, *, context: int = 512, parallel: int = 2, keys: Keys | None = None
+    bundle: Bundle,
+    *,
+    context: int = 512,
+    parallel: int = 2,
+    keys: Keys | None = None,
+    large: Escalation | None = None,
 ) -> Generator[ApiServer]:
     """Serve `bundle` with one thread; it is closed with the block."""
     live = Generations(bundle, EngineOptions(threads=1, context=context, parallel=parallel))
     exchanges: list[Exchange] = []
     try:
-        with listening(make_app(live, exchanges.append, ready=lambda: None, keys=keys)) as server:
+        with listening(make_app(live, exchanges.append, ready=lambda: None, keys=keys, large=large)) as server:
             yield ApiServer(url=server.url, engine=live.current.engine, exchanges=exchanges)
     finally:
         live.close()

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fieldlm.network.http_server import Tls
+from fieldlm.network.sockets import Tls
 
 
 def certificate(folder: Path) -> Tls:

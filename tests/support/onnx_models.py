@@ -83,11 +83,15 @@ def int4(family: str) -> onnx.OnnxExport:
     return onnx.quantize(fp32(family).folder, folder, block_size=32, accuracy_level=4)
 
 
-def bundle(folder: Path, export: onnx.OnnxExport) -> Bundle:
-    """Make a bundle of `export` in `folder`, with copies that a test may damage."""
+def bundle(folder: Path, export: onnx.OnnxExport, *, template: str | None = None) -> Bundle:
+    """Make a bundle of `export` in `folder`, with copies that a test may damage; with a chat template it converses."""
     folder.mkdir(parents=True)
     for path, _ in export.files:
         shutil.copyfile(export.folder / path, folder / path)
+    files = list(export.files)
+    if template is not None:
+        (folder / "template.jinja").write_text(template)
+        files.append(("template.jinja", "template"))
     manifest = Manifest(
         format=FORMAT,
         engine="onnx",
@@ -103,6 +107,6 @@ def bundle(folder: Path, export: onnx.OnnxExport) -> Bundle:
         profile="test",
         profile_sha256="0" * 64,
         recipe=Recipe(quant=export.quant, bits_per_weight=export.bits_per_weight),
-        files=tuple(describe(folder, path, role) for path, role in export.files),
+        files=tuple(describe(folder, path, role) for path, role in files),
     )
     return write_bundle(folder, manifest, Ed25519PrivateKey.generate())

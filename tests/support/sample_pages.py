@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fieldlm.formats.bundle import FORMAT, Bundle, File, Gate, Manifest, ModelInfo, Recipe
 from fieldlm_compiler.compile import explain
 from fieldlm_compiler.demo import report
@@ -14,6 +16,7 @@ from fieldlm_compiler.fleet.controller import Act, State, Track
 from fieldlm_compiler.fleet.page import device_page, fleet_page
 from fieldlm_compiler.fleet.view import DeviceRow, Event, FleetReport, GenerationStats
 from fieldlm_compiler.fleet.waves import Evidence
+from tests.support.sample_rounds import round_pages
 
 BEGAN_MS = 1_764_000_000_000
 Spell = Callable[[str], str]
@@ -25,7 +28,13 @@ def pages(folder: Path, spell: Spell) -> dict[str, str]:
     devices = tuple(_device(spell, number) for number in range(8))
     generations = (
         GenerationStats(
-            generation=spell("a1b2c3"), model=spell("kiosk"), devices=8, answers=4_000, fine=3_900, corrected=120
+            generation=spell("a1b2c3"),
+            model=spell("kiosk"),
+            devices=8,
+            answers=4_000,
+            fine=3_900,
+            corrected=120,
+            large=0,
         ),
     )
     fleet = FleetReport(devices=devices, generations=generations, outcomes={spell("stop"): 3_900, spell("error"): 100})
@@ -35,8 +44,10 @@ def pages(folder: Path, spell: Spell) -> dict[str, str]:
         "fleet": fleet_page(fleet, spell("build/store")),
         "device": device_page(devices[0], [_event(spell, number) for number in range(12)], answers),
         "rollout": rollout_page.page(_rollout(spell)),
+        "running rollout": rollout_page.page(msgspec.structs.replace(_rollout(spell), status="running")),
         "report": report.page(_report(spell)),
         "explain": explain.page(_bundle(folder, spell)),
+        **round_pages(spell),
     }
 
 
@@ -49,6 +60,7 @@ def _device(spell: Spell, number: int) -> DeviceRow:
         records=1_200 + number,
         last_ms=BEGAN_MS + number * 60_000,
         answers=500 + number,
+        large=0,
         fine=490,
         corrected=number,
         tokens_per_s=41.5 + number,
@@ -102,11 +114,19 @@ def _report(spell: Spell) -> dict[str, Any]:
     before = {"right": 12, "total": 300, "share": 0.04, "low": 0.023, "high": 0.069}
     after = {"right": 282, "total": 300, "share": 0.94, "low": 0.907, "high": 0.962}
     strangers = {"right": 118, "total": 150, "share": 0.787, "low": 0.715, "high": 0.845}
+    functions = {spell(name): counts for name, counts in (("order", [80, 90]), ("opening_hours", [21, 21]))}
+    scores = [score | {"functions": functions} for score in (before, after, strangers)]
     dots = [[BEGAN_MS / 1e3 + at / 2, 0.3 + rng.random() / 2, "old" if at < 40 else "new"] for at in range(70)]
     names = ("found", "fetched", "rehearsed", "loaded", "probed", "switched", "kept")
     return {
         "model": spell("SmolLM2-135M-Instruct"), "profile": spell("this-machine"), "cores": 2, "wall_s": 900.0,
-        "before": before, "after": after | {"strangers": strangers},
+        "before": scores[0] | {"strangers": scores[2]}, "after": scores[1] | {"strangers": scores[2]},
+        "foreseen_s": 840.0, "interrupted": False, "redacted": {spell("NAME"): 12, spell("PHONE"): 3},
+        "curated": {"generations": 700, "examples": 512, "dropped": {spell("no consent"): 80}},
+        "tune": {
+            "losses": [2.5 / step for step in range(1, 80)], "examples": 512, "steps": 79, "seconds": 240.0,
+            "device": spell("cpu"), "precision": "float32", "eval_loss_before": 2.5, "eval_loss_after": 0.05,
+        },
         "candidates": [
             {"name": spell(name), "size_mb": size, "tokens_per_s": speed, "chosen": name == "Q8_0"}
             for name, size, speed in (("F16", 270.9, 40.0), ("Q8_0", 144.8, 71.0), ("Q4_K_M", 105.4, 88.0))
@@ -122,7 +142,8 @@ def _report(spell: Spell) -> dict[str, Any]:
         },
         "tasks": [{"name": spell("order"), "size": 412, "example": spell("two large lattes with oat milk, please")},
                   {"name": spell("opening hours"), "size": 57, "example": spell("are you open on sunday")}],
-        "stages": [{"title": spell(name), "seconds": 12.3} for name in ("Compile", "Serve", "Tune", "Update")],
+        "stages": [{"title": spell(name), "seconds": 12.3, "resumed": name == "Serve"}
+                   for name in ("Compile", "Serve", "Tune", "Update")],
     }  # fmt: skip
 
 

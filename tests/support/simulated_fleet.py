@@ -19,7 +19,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import paho.mqtt.client as mqtt
-import zstandard
+from backports import zstd
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fieldlm.core import terminal
@@ -79,13 +79,12 @@ class Blocks:
     def __init__(self, count: int, seed: int = 1) -> None:
         self.count = count
         self._columns = [self._template(seed + number) for number in range(TEMPLATES)]
-        self._packer = zstandard.ZstdCompressor(level=3)
 
     def make(self, device: str, first: int) -> bytes:
         last = first + self.count - 1
         # As block.encode does it: the first number, then steps of one.
         columns = [["d", _varint(2 * first) + b"\2" * (self.count - 1)], *self._columns[first % TEMPLATES]]
-        body = self._packer.compress(msgspec.msgpack.encode(columns))
+        body = zstd.compress(msgspec.msgpack.encode(columns), level=3)
         schema = max(block.SCHEMAS)
         head = block.Block(block.MAGIC, block.VERSION, schema, device, "gen", EPOCH, first, last, self.count, body)
         return msgspec.msgpack.encode(head)
@@ -93,7 +92,7 @@ class Blocks:
     def _template(self, seed: int) -> list[Any]:
         made = [msgspec.structs.replace(r, epoch=EPOCH, seq=i) for i, r in enumerate(morning(self.count, seed), 1)]
         body = block.parse(block.encode(made, id_key=ID_KEY)).body
-        return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(body))[1:]
+        return msgspec.msgpack.decode(zstd.decompress(body))[1:]
 
 
 def _varint(number: int) -> bytes:

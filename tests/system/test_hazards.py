@@ -4,7 +4,6 @@ Each time the device answers as before, names what is wrong in its own health, a
 """
 
 import functools
-import shutil
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -15,15 +14,14 @@ from typing import Any
 import apsw
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.cli.broker import EmbeddedBroker, free_port
 from fieldlm.core.config import load_config
 from fieldlm.device import device as parts
 from fieldlm.device.device import Device
 from fieldlm.device.startup import Start
-from fieldlm.formats.bundle import Bundle, write_bundle
-from fieldlm.formats.profile import load_profile, profile_sha256
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.profile import load_profile
 from fieldlm.formats.record import Record
 from fieldlm.hardware import clock as clocks
 from fieldlm.hardware.clock import DAY_MS, Clock
@@ -34,6 +32,7 @@ from fieldlm.telemetry.sync_session import Timing
 from fieldlm_compiler.collect.collect import Collector
 from fieldlm_compiler.collect.parquet import Store
 from tests.device.test_service import PROFILE, ask, chat
+from tests.support import material
 from tests.support.sqlite_power_cuts import Call, Disk
 
 QUICK = Timing(ack_s=0.3, linger_s=0.05, backoff_base_s=0.05, backoff_cap_s=0.2)
@@ -49,12 +48,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(base_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    shutil.copytree(base_bundle.folder, folder)
-    digest = profile_sha256(load_profile(PROFILE))
-    manifest = msgspec.structs.replace(base_bundle.manifest, profile=PROFILE, profile_sha256=digest)
-    write_bundle(folder, manifest, Ed25519PrivateKey.generate())
-    return folder
+    return material.compiled_for(base_bundle, PROFILE, tmp_path_factory.mktemp("bundle") / "bundle")
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_a_policy_counts_for_the_next_exchange(tmp_path: Path) -> None:
                 assert terms.take(signed(number, mode))
             recorder.exchange(Exchange(id=f"r{number}", answer="tea for Maria"))
         spool.flush()
-        assert [r.answer for r in spool.pending("gen", 0, 9)] == ["tea for Maria", "tea for <NAME>", ""]
+        assert [r.answer for r in spool.pending("gen", 0, 9)] == ["tea for Maria", "tea for <NAME_1>", ""]
 
 
 def test_a_fleets_own_patterns_are_applied(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_fleets_own_patterns_are_applied(tmp_path: Path) -> None:
         recorder.feedback("chatcmpl-1", None, "MB-123 it is")
         spool.flush()
         (found,), (said,) = spool.pending("gen", 0, 9), spool.pending("fb", 0, 9)
-    assert (found.answer, said.correction) == ("member <CUSTOM>", "<CUSTOM> it is")
+    assert (found.answer, said.correction) == ("member <CUSTOM_2>", "<CUSTOM_2> it is")
     assert "MB-77" not in found.prompt
 
 

@@ -1,9 +1,10 @@
+import math
 import random
 
 import pytest
 
 from fieldlm.formats.record import WireError
-from fieldlm.telemetry.quantile_sketch import ACCURACY, Sketch, Summary
+from fieldlm.telemetry.quantile_sketch import ACCURACY, NOT_KNOWN, Bin, Sketch, Summary, Sureness, calibration
 
 
 def filled(values: list[float]) -> Sketch:
@@ -41,9 +42,23 @@ def test_what_is_no_sketch_is_refused() -> None:
 
 def test_calibration_counts_add_up_by_how_sure_the_model_was() -> None:
     summary = Summary()
-    for margin in (0.1, 0.2, 3.0, 20.0):
-        summary.answered(margin, duration_ms=100.0)
-    summary.disputed(0.2)
+    for confidence, rank in ((0.1, 0.02), (0.2, None), (0.9, 0.6), (0.999, 1.0)):
+        summary.answered(Sureness(confidence, rank), duration_ms=100.0)
+    summary.disputed(Sureness(0.2))
+    summary.disputed(NOT_KNOWN)
     detail = summary.detail()
-    assert detail["calibration"] == "2/1 0/0 0/0 1/0 0/0 1/0"
+    assert detail["by_confidence"] == "2/1 0/0 0/0 0/0 1/0 0/0 1/0"
+    assert detail["by_rank"] == "1/0 0/0 0/0 1/0 1/0"
+    assert calibration(detail)["by_rank"][0] == Bin(0.1, 1, 0)
     assert Sketch.decode(detail["duration_ms"]).count == 4
+
+
+def test_what_devices_counted_by_margin_is_still_read() -> None:
+    (bins,) = calibration({"calibration": "2/1 0/0 0/0 1/0 0/0 1/0", "duration_ms": "0 3:1"}).values()
+    assert bins == [(0.5, 2, 1), (1.0, 0, 0), (2.0, 0, 0), (4.0, 1, 0), (8.0, 0, 0), (math.inf, 1, 0)]
+
+
+@pytest.mark.parametrize("text", ["", "1/2", "1/2 3", "a/b " * 6, "1/0 " * 7])
+def test_what_is_no_calibration_is_refused(text: str) -> None:
+    with pytest.raises(WireError):
+        calibration({"calibration": text})

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
+from backports import zstd
 
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
 from fieldlm.telemetry.prompt_context import MOST
-from fieldlm.telemetry.quantile_sketch import Sketch
+from fieldlm.telemetry.quantile_sketch import Sketch, calibration
 from fieldlm.telemetry.recorder import TEXT_CHARS, Mode, Recorder, load_salt
 from fieldlm.telemetry.spool import Spool
 
@@ -23,6 +23,7 @@ class Timings:
     cached_tokens: int = 3
     queue_s: float = 0.0014
     margin: float = 1.2345
+    min_logprob: float | None = None
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Exchange:
     prompt_tokens: int = 20
     completion_tokens: int = 9
     used_fallback: bool = False
+    confidence: float | None = None
+    is_unsure: bool | None = None
 
 
 TERMS = ("yes-7",)
@@ -82,15 +85,15 @@ def test_metrics_mode_sends_no_text_either(tmp_path: Path) -> None:
     (found, said) = recorded(tmp_path, "metrics", Exchange(), correction="a tea for Maria")
     for record in (found, said):
         sent = block.parse(block.encode([record]))
-        wire = bytes(sent.body) + zstandard.decompress(sent.body) + repr(sent.records()).encode()
+        wire = bytes(sent.body) + zstd.decompress(sent.body) + repr(sent.records()).encode()
         assert sent.device.encode() in repr(sent.records()).encode()
         assert not [secret for secret in (*SECRETS, "latte", "tea", "orders") if secret.encode() in wire]
 
 
 def test_redacted_mode_keeps_text_without_the_person(tmp_path: Path) -> None:
     (found, said) = recorded(tmp_path, "redacted", Exchange(), correction='{"name":"order","to":"maria"}')
-    assert json.loads(found.prompt)[1]["content"] == "a latte for <NAME>, call <PHONE>"
-    assert (found.answer, said.correction) == ('{"name":"order","to":"<NAME>"}',) * 2
+    assert json.loads(found.prompt)[1]["content"] == "a latte for <NAME_1>, call <PHONE_1>"
+    assert (found.answer, said.correction) == ('{"name":"order","to":"<NAME_1>"}',) * 2
     assert (found.consent, said.consent) == ("yes-7", "yes-7")
     assert not [secret for secret in SECRETS if secret.encode() in on_disk(tmp_path)]
 
@@ -256,13 +259,14 @@ def test_a_text_that_breaks_redaction_does_not_travel_and_its_numbers_do(tmp_pat
     ("hard", "why"),
     [
         ({}, ""),
-        ({"timings": Timings(margin=0.4)}, "margin"),
+        ({"is_unsure": True}, "margin"),
+        ({"is_unsure": False}, ""),
         ({"used_fallback": True}, "deadline"),
         ({"outcome": "deadline_exceeded"}, "deadline"),
         ({"outcome": "error"}, "failed"),
         ({"outcome": "preempted"}, ""),
         ({"route": "fallback"}, "fallback"),
-        ({"route": "escalated", "timings": Timings(margin=0.4)}, "margin,escalated"),
+        ({"route": "escalated", "is_unsure": True}, "margin,escalated"),
         ({"route": "repair"}, "repair"),
     ],
 )
@@ -276,14 +280,67 @@ def test_sums_of_a_generation_become_a_record(tmp_path: Path) -> None:
         recorder = Recorder(spool, device="k", mode="metrics", salt=b"")
         for number in range(10):
             recorder.exchange(Exchange(id=f"r{number}", duration_s=0.1 * (number + 1)))
+        for number in range(10):  # what a large model answered says nothing of this generation
+            recorder.exchange(Exchange(id=f"large{number}", duration_s=60.0, route="large"))
         recorder.feedback("r3", "down", None)
         recorder.sum_up()
         recorder.sum_up()
         spool.flush()
         (found,) = [r for r in spool.pending("sys", 0, 10) if r.kind == "sketch"]
     assert found.generation == "abc"
-    assert found.detail["calibration"] == "0/0 0/0 10/1 0/0 0/0 0/0"
+    assert not calibration(found.detail)
     assert abs(Sketch.decode(found.detail["duration_ms"]).quantile(0.5) - 500) < 11
+
+
+def test_without_a_calibration_the_least_sure_tenth_of_the_last_answers_is_hard(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool.db") as spool:
+        recorder = Recorder(spool, device="k", mode="metrics", salt=b"")
+        for number in range(1000):
+            logprob = -((number * 389) % 1000) / 1000
+            recorder.exchange(Exchange(id=f"r{number}", timings=Timings(min_logprob=logprob)))
+        recorder.exchange(Exchange(id="other", generation="new", timings=Timings(min_logprob=-99.0)))
+        spool.flush()
+        found = spool.pending("gen", 0, 2000)
+    hard = [record for record in found if "hard" in record.detail]
+    assert 85 <= len(hard) <= 115
+    assert max(float(record.detail["min_logprob"]) for record in hard) < -0.8
+    assert {record.generation for record in hard} == {"abc"}
+
+
+def test_answers_that_are_all_equally_sure_are_not_hard(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool.db") as spool:
+        recorder = Recorder(spool, device="k", mode="metrics", salt=b"")
+        for number in range(200):
+            recorder.exchange(Exchange(id=f"r{number}", timings=Timings(min_logprob=-0.5)))
+        recorder.exchange(Exchange(id="forced"))
+        spool.flush()
+        assert not [record for record in spool.pending("gen", 0, 300) if record.detail]
+
+
+def test_how_sure_an_answer_was_is_kept_with_its_text_and_with_what_was_hard(tmp_path: Path) -> None:
+    sure: dict[str, Any] = {"confidence": 0.93123, "timings": Timings(min_logprob=-0.5)}
+    (with_text,) = recorded(tmp_path / "text", "full", Exchange(**sure))
+    (hard,) = recorded(tmp_path / "hard", "metrics", Exchange(**sure, is_unsure=True))
+    (easy,) = recorded(tmp_path / "easy", "metrics", Exchange(**sure))
+    assert with_text.detail == {"min_logprob": "-0.5", "confidence": "0.931"}
+    assert hard.detail == {"hard": "margin", **with_text.detail}
+    assert easy.detail == {}
+
+
+def test_disputes_are_counted_by_confidence(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool.db") as spool:
+        recorder = Recorder(spool, device="k", mode="metrics", salt=b"")
+        for number in range(10):
+            recorder.exchange(Exchange(id=f"r{number}", confidence=0.05 + number / 10))
+        for number in (0, 3, 9):
+            recorder.feedback(f"r{number}", "down", None)
+        recorder.sum_up()
+        spool.flush()
+        (found,) = [r for r in spool.pending("sys", 0, 10) if r.kind == "sketch"]
+    bins = calibration(found.detail)["by_confidence"]
+    assert [(each.end, each.answered, each.disputed) for each in bins if each.answered] == [
+        (0.5, 5, 2), (0.7, 2, 0), (0.8, 1, 0), (0.9, 1, 0), (0.98, 1, 1),
+    ]  # fmt: skip
 
 
 TOOLS = [{"type": "function", "function": {"name": "goto", "description": "ask 0151 23456789", "parameters": {}}}]

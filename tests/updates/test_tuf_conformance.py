@@ -345,6 +345,7 @@ def test_an_error_of_a_client_says_what_to_do(client: Client, repository: Reposi
     repository.timestamp.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
     repository.publish("timestamp")
     with pytest.raises(
-        TrustError, match=r"publisher renews it with fieldlm publish --refresh, unless the clock is wrong"
+        TrustError,
+        match=r"renews it with: fieldlm publish --refresh --to REPOSITORY, unless the clock is wrong",
     ):
         client.trust.refresh(repository)

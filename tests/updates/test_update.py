@@ -137,6 +137,25 @@ def test_no_device_goes_back_to_a_release_that_its_publisher_took_back(site: Sit
     assert "pulled: garbage" in {known.failed for known in site.slots.status().failed}
 
 
+def test_what_waits_in_a_repository_and_what_to_do_is_said(site: Site) -> None:
+    site.update()
+    site.publish(small_bundle(site.folder / "other", adapter="tea"))
+    ring = Keyring(site.keys)
+    offers.change(site.repository, ring, "test", 2, what="promote", percent=0)
+    promote = "to all with: fieldlm release promote test --share 100 --to REPOSITORY"
+    result = site.update()
+    assert result.reason == "current"
+    assert result.detail.endswith(
+        f"; release 2 of test waits, offered to 0 % of its devices and not to this one; {promote}"
+    )
+    offers.change(site.repository, ring, "test", 1, what="promote", percent=0)
+    result = site.update()
+    assert (result.outcome, result.reason) == ("current", "none")
+    assert "offers nothing: release 2 of test waits, offered to 0 %" in result.detail
+    offers.change(site.repository, ring, "test", 2, what="pause")
+    assert f"release 2 of test waits, paused; {promote}" in site.update().detail
+
+
 def test_a_bundle_of_another_profile_is_not_offered_to_this_device(site: Site) -> None:
     site.publish(small_bundle(site.folder / "other", base="other", profile="other"))
     site.update()

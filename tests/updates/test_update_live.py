@@ -20,8 +20,11 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.probe import agrees, score
 from fieldlm.network.http_server import listening
+from fieldlm.updates.gates import TrialMeasurements, check_prompt, compare
+from fieldlm.updates.rehearsal import RehearsalLimits, rehearse
+from fieldlm.updates.routes import update_routes
 from fieldlm.updates.slots import Slots
-from fieldlm.updates.updater import Updater, update_routes
+from fieldlm.updates.updater import Updater
 from fieldlm_compiler.repository.publish import publish
 from tests.support import material
 from tests.support.update_simulators import LiveSimulator, simulated_live
@@ -105,6 +108,79 @@ def test_an_adapter_of_broken_numbers_never_answers_anybody(
     assert (result.outcome, result.reason) == ("rolled-back", "engine")
     assert live.current.bundle.id == slots.current().id == base_bundle.id
     assert score(live.current) == 1.0
+
+
+def told_anew(
+    tmp_path: Path, slots: Slots, live: Generations, *, prompt: str, adapter: Path | None = None
+) -> tuple[Bundle, Updater[Serving], list[str]]:
+    """Publish a bundle with another system prompt; return it, an updater, and which generations that rehearsed.
+
+    Somebody who watched before the commit would watch for ever.
+    """
+    rehearsed: list[str] = []
+
+    def try_elsewhere(bundle: Bundle) -> TrialMeasurements:
+        rehearsed.append(bundle.generation)
+        return rehearse(bundle, RehearsalLimits(context=256))
+
+    told = material.tiny_bundle(tmp_path / "told", system_prompt=prompt, adapter=adapter)
+    publish(told.folder, tmp_path / "repository", keys=tmp_path / "keys")
+    updater = Updater(
+        slots,
+        live,
+        repository=str(tmp_path / "repository"),
+        trust=tmp_path / "keys" / "root.json",
+        rehearse=try_elsewhere,
+        compare=compare,
+        check_prompt=check_prompt,
+        observe_s=0 if adapter else float("inf"),
+        guard_s=3600,
+    )
+    return told, updater, rehearsed
+
+
+def test_another_system_prompt_is_tried_alone_and_the_weights_are_known(
+    tmp_path: Path, slots: Slots, live: Generations, base_bundle: Bundle
+) -> None:
+    told, updater, rehearsed = told_anew(tmp_path, slots, live, prompt="Answer in capital letters.")
+    engine = live.current.engine
+    result = updater.check_and_update()
+    updater.close()
+    assert (result.outcome, result.generation) == ("updated", told.generation)
+    assert result.weights_of == base_bundle.generation
+    assert result.bytes_fetched < result.bytes_bundle / 100
+    assert [step.step for step in result.timeline] == [
+        "check", "fetch", "verify", "load", "probe", "switch", "observe", "commit",
+    ]  # fmt: skip
+    assert rehearsed == []
+    assert result.measured
+    assert result.measured.prompt_tokens > 10
+    assert live.current.engine is engine
+    assert live.current.bundle.id == slots.current().id == told.id
+    assert f"that of generation {base_bundle.generation}" in update.describe(result)
+
+
+def test_a_system_prompt_that_leaves_no_room_is_taken_back(
+    tmp_path: Path, slots: Slots, live: Generations, base_bundle: Bundle
+) -> None:
+    _, updater, _ = told_anew(tmp_path, slots, live, prompt="Speak of the sea and of the wind. " * 20)
+    result = updater.check_and_update()
+    updater.close()
+    assert (result.outcome, result.reason) == ("rolled-back", "context")
+    assert live.current.bundle.id == slots.current().id == base_bundle.id
+
+
+def test_a_system_prompt_with_another_adapter_is_rehearsed_as_any_other_model(
+    tmp_path: Path, slots: Slots, live: Generations
+) -> None:
+    adapter = material.lora_gguf(tmp_path / "lora.gguf", scale=0.05)
+    told, updater, rehearsed = told_anew(tmp_path, slots, live, prompt="Be brief.", adapter=adapter)
+    result = updater.check_and_update()
+    updater.close()
+    assert (result.outcome, result.weights_of) == ("updated", "")
+    assert rehearsed == [told.generation]
+    assert result.measured
+    assert result.measured.speed
 
 
 def test_a_device_that_serves_nobody_is_updated_by_the_same_command(

@@ -43,7 +43,7 @@ def test_the_last_gate_sees_examples_that_no_mixture_was_chosen_by(caplog: pytes
     assert len(answers[0] | answers[1]) == FEWEST_APART
     assert not caplog.records
     assert apart_for_the_end(examples[:16]) == (examples[:16], examples[:16])
-    assert "16 examples are too few to keep some apart" in caplog.text
+    assert "16 examples, too few to keep some apart" in caplog.text
 
 
 def test_text_is_not_calibrated_on_what_the_task_asks(
@@ -72,7 +72,7 @@ def test_lines_that_a_text_and_a_task_share_are_named(
     (tmp_path / "text.txt").write_text(f"{question}\n" + "\n".join(str(number) for number in range(2000)))
     asked: list[Message] = [{"role": "system", "content": "0123456789" * 3}, {"role": "user", "content": question}]
     read_corpus([tmp_path / "text.txt"], tiny, str, without=[asked])
-    assert "1 lines of" in caplog.text
+    assert "have 1 line of" in caplog.text
     assert "'where does the lighthouse keeper sleep?'" in caplog.text
 
 

@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 UNKNOWN = "unknown"
 AND = " AND "
 # The titles of licences, as the first lines of their files say them.
@@ -34,6 +32,8 @@ def together(*licences: str) -> str:
 
 
 def _of_card(readme: Path) -> str | None:
+    import yaml
+
     if not readme.is_file():
         return None
     front = re.match(r"---\s*\n(.*?)\n---", readme.read_text("utf-8-sig", errors="replace"), flags=re.DOTALL)

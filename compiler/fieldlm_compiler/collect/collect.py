@@ -26,6 +26,7 @@ from fieldlm.core import terminal
 from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm.core.logs import logger
 from fieldlm.core.urls import shown
+from fieldlm.core.wording import counted
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import WireError
 from fieldlm_compiler.collect.open import open_sink
@@ -316,4 +317,7 @@ def _summary(store: Sink) -> dict[str, Any]:
 def _describe(document: dict[str, Any]) -> str:
     rows = [(c["device"], c["stream"], f"{c['records']:,}", c["raw"]) for c in document["streams"]]
     table = terminal.table(rows, ("device", "stream", "records", "kept raw"))
-    return f"{table}\n\n{document['records']:,} records, {document['lost']} lost, {document['told']} dropped and told"
+    return (
+        f"{table}\n\n{counted(document['records'], 'record')}, "
+        f"{document['lost']} lost, {document['told']} dropped and told"
+    )

@@ -27,7 +27,7 @@ from fieldlm.core.files import held_lock
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import Record
-from fieldlm_compiler.collect.arrow import ARROW, arrow_table, sessions_table, without_forgotten
+from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
 from fieldlm_compiler.collect.sink import (
     KEY,
     TEXT,
@@ -75,7 +75,7 @@ _RAW = pa.schema(
 )
 # deltalake writes files anew (`update`) with views where there were strings. pyarrow compares those with views only,
 # and strings with either: under this schema a query's filters work whoever wrote a file.
-_VIEWS = pa.schema([field.with_type(pa.string_view()) if field.type == pa.string() else field for field in ARROW])
+_VIEWS = pa.schema([field.with_type(pa.string_view()) if field.type == pa.string() else field for field in schema()])
 _PRESENCE = pa.schema([("device", pa.string()), ("state", pa.string()), ("at_ms", pa.int64())])
 
 
@@ -97,8 +97,8 @@ class DeltaStore(Sink):
         self._states_s = time.monotonic()
         try:
             self._records, self._raw, self._presence = (
-                _open(f"{uri}/{name}", schema, read_only=read_only)
-                for name, schema in (("records", ARROW), ("raw", _RAW), ("presence", _PRESENCE))
+                _open(f"{uri}/{name}", columns, read_only=read_only)
+                for name, columns in (("records", schema()), ("raw", _RAW), ("presence", _PRESENCE))
             )
         except (DeltaError, OSError) as error:
             raise InputError(f"the Delta tables at {uri} cannot be opened: {error}") from error
@@ -345,7 +345,7 @@ class DeltaStore(Sink):
         with self._lock:
             self._records.update_incremental()
             self._forgotten |= self._find_forgotten()
-        with self._connect(ARROW.names, self._forgotten) as duck:
+        with self._connect(schema().names, self._forgotten) as duck:
             yield duck
 
     @contextlib.contextmanager
@@ -377,7 +377,7 @@ def _blank(policy: Policy) -> dict[str, str]:
     if policy == "text":
         return dict.fromkeys(TEXT, "''")
     blank = {pa.int64(): "0", pa.float64(): "0.0", pa.bool_(): "true", pa.string(): "''"}
-    values = {field.name: blank.get(field.type, "NULL") for field in ARROW if field.name not in KEY}
+    values = {field.name: blank.get(field.type, "NULL") for field in schema() if field.name not in KEY}
     return values | {"kind": "'forget'"}
 
 

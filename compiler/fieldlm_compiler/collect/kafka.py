@@ -33,7 +33,7 @@ from fieldlm.core.extras import install_command
 from fieldlm.formats import block as blocks_of
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record, WireError
-from fieldlm_compiler.collect.arrow import ARROW, arrow_table, sessions_table, without_forgotten
+from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
 from fieldlm_compiler.collect.kafka_place import Place, parse_place
 from fieldlm_compiler.collect.sink import (
     Key,
@@ -239,7 +239,7 @@ class KafkaStore(Sink):
             duck.register("stored", arrow_table(records))
             duck.register("forgotten", sessions_table(self._forgotten))
             shown = without_forgotten(self.forget) if self._forgotten else "*"
-            duck.execute(f"CREATE VIEW records AS SELECT {shown} FROM (SELECT {', '.join(ARROW.names)} FROM stored)")
+            duck.execute(f"CREATE VIEW records AS SELECT {shown} FROM (SELECT {', '.join(schema().names)} FROM stored)")
             yield duck
 
     @contextlib.contextmanager

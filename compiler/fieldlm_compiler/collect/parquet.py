@@ -17,17 +17,14 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
-
-import duckdb
-import pyarrow.parquet as pq
+from typing import IO, TYPE_CHECKING, Any
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors, held_lock, make_private, sync_folder
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import SCHEMAS, Record, unpack
-from fieldlm_compiler.collect.arrow import ARROW, arrow_table, sessions_table, without_forgotten
+from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
 from fieldlm_compiler.collect.parquet_schema import SCHEMA, VERSION
 from fieldlm_compiler.collect.sink import (
     UNKNOWN,
@@ -42,6 +39,9 @@ from fieldlm_compiler.collect.sink import (
     stripped,
     tell_lie,
 )
+
+if TYPE_CHECKING:
+    import duckdb
 
 COMPACT_ROWS = 50_000
 MOST_EPOCHS = 256
@@ -232,6 +232,8 @@ class Store(Sink):
 
     def _erase(self, sessions: set[Session]) -> None:
         """Write every file anew that holds a row of these sessions, and let go of the old ones."""
+        import duckdb
+
         with self._lock:
             files = self._files()
             with duckdb.connect() as duck:
@@ -239,7 +241,7 @@ class Store(Sink):
                 for name in _holding(duck, files):
                     sql = f"SELECT {without_forgotten(self.forget)} FROM read_parquet($name)"
                     clean: Any = duck.sql(sql, params={"name": name}).to_arrow_table()
-                    self._replace([Path(name)], [clean.cast(ARROW)], clean.num_rows)
+                    self._replace([Path(name)], [clean.cast(schema())], clean.num_rows)
             self._blank_raw(sessions)
             self._erased_s = time.monotonic()
             # The log still has the pages with the text, and keeps them as long as somebody reads: then not yet.
@@ -266,6 +268,8 @@ class Store(Sink):
         return not is_busy
 
     def _merge(self) -> None:
+        import pyarrow.parquet as pq
+
         with self._lock:
             small = self._db.execute("SELECT name, rows FROM files WHERE rows < ?", (MERGE_ROWS,)).fetchall()
             if len(small) >= MERGE_FILES:
@@ -281,10 +285,12 @@ class Store(Sink):
             each.unlink()
 
     def _write(self, tables: Iterable[Any], identity: str) -> Path:
+        import pyarrow.parquet as pq
+
         path = self.records_folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.parquet"
         part = path.with_name(f".{path.name}.part")
         with disk_errors(path):
-            with pq.ParquetWriter(part, ARROW, compression="zstd") as writer:
+            with pq.ParquetWriter(part, schema(), compression="zstd") as writer:
                 for table in tables:
                     writer.write_table(table)
             with part.open("rb") as file:
@@ -380,7 +386,9 @@ class Store(Sink):
         return [Raw(block=_block(row[:8]), after=row[8], problem=row[9]) for row in kept] + self._journal()[1]
 
     @contextlib.contextmanager
-    def connect(self) -> Generator[duckdb.DuckDBPyConnection]:
+    def connect(self) -> "Generator[duckdb.DuckDBPyConnection]":
+        import duckdb
+
         with self._lock:
             self._db.execute("BEGIN")
             try:
@@ -428,7 +436,7 @@ def _block(head: Sequence[Any]) -> Block:
     return Block(MAGIC, BLOCK_VERSION, schema, device, stream, epoch, first, last, count, body)
 
 
-def _holding(duck: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> list[str]:
+def _holding(duck: "duckdb.DuckDBPyConnection", files: Sequence[Path]) -> list[str]:
     """Return the files that hold a row of a forgotten session."""
     if not files:
         return []

@@ -9,7 +9,7 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint, origin
 from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter, open_adapter
 from fieldlm_compiler.compile.adapter_costs import Judge
-from fieldlm_compiler.compile.assemble import Wish, check_adapter_licence, check_licence, finish
+from fieldlm_compiler.compile.assemble import Wish, check_adapter_licence, check_licence, finish, prompt_proof
 from fieldlm_compiler.export.artefact import Artefact
 from fieldlm_compiler.export.format import CarriesAdapters, Format, format_for
 from fieldlm_compiler.export.quantize import WeightsSize
@@ -21,7 +21,7 @@ from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.gates import Candidate, Fitted
 
 # The base bundle's own; an adapter changes the answers, so these are made anew.
-OWN = ("adapter", "probe", "report")
+OWN = ("adapter", "probe", "report", "confidence", "router")
 
 
 def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Stages) -> Bundle:
@@ -56,6 +56,7 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
     answers = proof.ask(manifest, artefact, wish.profile, stages, fitted=fitted, reference=reference)
     made = Candidate(artefact=artefact, answers=answers)
     _, fits = proof.choose([made], wish.profile)
+    prompted = prompt_proof(manifest, made, checkpoint.folder, wish, stages, fitted=fitted)
     judge = Judge(
         fmt=fmt, adapters=adapters, fitted=fitted, manifest=manifest, reference=reference, wish=wish, stages=stages
     )
@@ -64,10 +65,16 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
     parts = (
         *artefact.parts,
         BundlePart(role="adapter", name=adapters.adapter_name, source=fitted.gguf),
-        BundlePart(role="probe", name="probe.json", source=proof.probe_file(made.answers)),
+        BundlePart(role="probe", name="probe.json", source=proof.probe_file(prompted.answers)),
     )
     return finish(
-        msgspec.structs.replace(manifest, gates=(*gates, *judged.gates, fits)), parts, [made], wish, stages, kept=kept
+        msgspec.structs.replace(manifest, gates=(*gates, *judged.gates, fits, *prompted.gates)),
+        parts,
+        [made],
+        wish,
+        stages,
+        kept=kept,
+        answers=judged.answers,
     )
 
 

@@ -21,6 +21,7 @@ from fieldlm_compiler.pipeline.pack import draft
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
+from fieldlm_compiler.verify.confidence import TaskAnswer
 from fieldlm_compiler.verify.corpus import TaskExample, read_task
 from fieldlm_compiler.verify.divergence import kept
 from fieldlm_compiler.verify.gates import Fitted
@@ -32,11 +33,16 @@ log = logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The task's gate, how many examples were answered right on the quantised base, and the examples; empty without."""
+    """The task's gate, the examples, and what was answered to them on the quantised base; empty without."""
 
     gates: tuple[Gate, ...] = ()
-    right: int | None = None
     examples: tuple[TaskExample, ...] = ()
+    answers: tuple[TaskAnswer, ...] = ()
+
+    @property
+    def right(self) -> int | None:
+        """How many of the examples that every form is asked were right."""
+        return sum(answer.right for answer in self.answers[: proof.SERVED_EXAMPLES]) if self.examples else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +68,18 @@ class Judge:
         prompt = partial(render, draft(self.manifest, artefact.parts))
         examples = tuple(read_task(request.task, checkpoint, prompt, answers.stops))
         plain, profile = proof.plain(self.manifest), self.wish.profile
-        pairs = ((plain, full, with_plain_cache(profile)), (self.manifest, artefact, profile))
-        most, right = (
-            proof.answers_right(manifest, each, examples, served, self.stages, fitted=self.fitted)
-            for manifest, each, served in pairs
-        )
-        if not any(most):
+        few, served = examples[: proof.SERVED_EXAMPLES], with_plain_cache(profile)
+        most = proof.task_answers(plain, full, few, served, self.stages, fitted=self.fitted)
+        if not any(answer.right for answer in most):
             raise GateError("the adapter answers none of the task right on full weights: it was tuned for another")
-        gate = task_gate("task-served", kept([*zip(most, right, strict=True)]), request.limits)
+        given = proof.task_answers(self.manifest, artefact, examples, profile, self.stages, fitted=self.fitted)
+        gate = task_gate("task-served", kept(proof.pairs_right(most, given)), request.limits)
         if not gate.passed:
             raise GateError(
                 f"on the quantised base the adapter keeps {gate.value:.2f} of its right answers ({gate.doubt}), "
                 f"the limit is {gate.limit:g}; tune against this base (fieldlm unpack), take a larger one, or --merge"
             )
-        return Judged(gates=(gate,), right=sum(right), examples=examples)
+        return Judged(gates=(gate,), examples=examples, answers=tuple(given))
 
     def compare_with_merged(
         self, artefact: Artefact, checkpoint: Checkpoint, answers: Answers, judged: Judged
@@ -89,9 +93,10 @@ class Judge:
             log.info(f"  note: not compared with the merged model: {error}")
             return None
         said = proof.ask(self.manifest, whole, self.wish.profile, self.stages, reference=self.reference)
-        examples = judged.examples
-        profile = self.wish.profile
-        right = sum(proof.answers_right(self.manifest, whole, examples, profile, self.stages)) if examples else None
+        right = None
+        if few := judged.examples[: proof.SERVED_EXAMPLES]:
+            same = proof.task_answers(self.manifest, whole, few, self.wish.profile, self.stages)
+            right = sum(answer.right for answer in same)
         return {
             "apart": _cost(self.fitted.gguf.stat().st_size, answers, judged.right),
             "merged": {"quant": whole.quant, **_cost(whole.size.bytes, said, right)},

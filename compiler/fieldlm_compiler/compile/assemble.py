@@ -11,8 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.logs import logger
+from fieldlm.formats import confidence, router
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe
 from fieldlm.formats.profile import Profile, profile_sha256
+from fieldlm.formats.router import read_router
 from fieldlm_compiler.checkpoints import merge as merging
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.licences import AND, UNKNOWN, together
@@ -24,8 +26,10 @@ from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.search.search import MixtureTrial, Search
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
-from fieldlm_compiler.verify.gates import Candidate
+from fieldlm_compiler.verify.confidence import TaskAnswer
+from fieldlm_compiler.verify.gates import Candidate, Fitted
 from fieldlm_compiler.verify.limits import PRESETS, SearchRequest
+from fieldlm_compiler.verify.system_prompt import Prompted, prove_prompt
 
 log = logger(__name__)
 
@@ -43,6 +47,8 @@ class Wish:
     system_prompt: str | None = None
     request: SearchRequest = PRESETS
     licences: tuple[str, ...] = ()
+    router: Path | None = None
+    """What `fieldlm cluster` wrote of the tasks that the model is for."""
     compare: bool = False
     """Make an adapter's merged form, too, and say what either costs."""
 
@@ -94,21 +100,23 @@ def compile_checkpoint(model: str, adapter: Path | None, wish: Wish, stages: Sta
     )
     if wish.request.is_wanted:
         search = Search(manifest, full, checkpoint, request=wish.request, profile=wish.profile, stages=stages)
-        return _pack_found(manifest, search, reference, wish, stages)
+        return _pack_found(manifest, search, reference, wish, stages, source=checkpoint.folder)
     artefacts = [fmt.shrink(full, quant, wish.profile, stages) for quant in asked]
     answers = [proof.ask(manifest, each, wish.profile, stages, reference=reference) for each in artefacts]
     made = [Candidate(artefact=each, answers=said) for each, said in zip(artefacts, answers, strict=True)]
-    return _choose_and_pack(manifest, made, wish, stages)
+    return _choose_and_pack(manifest, made, wish, stages, source=checkpoint.folder)
 
 
-def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wish, stages: Stages) -> Bundle:
+def _pack_found(
+    manifest: Manifest, search: Search, reference: Answers, wish: Wish, stages: Stages, *, source: Path
+) -> Bundle:
     """Let `search` find the best mixture of types, hold it against every limit, and pack it."""
     found = search.run(reference)
     # The chosen one comes first; a mixture that was tried twice is one.
     trials = {(trial.artefact.sha256, trial.cache): trial for trial in (found.chosen, *found.trials)}.values()
     made = [_candidate(manifest, trial, reference, wish.profile, stages) for trial in trials]
     manifest = msgspec.structs.replace(manifest, cache=found.chosen.cache)
-    limits = proof.hold_limits(
+    held = proof.hold_limits(
         made[0],
         search.full,
         manifest,
@@ -118,8 +126,8 @@ def _pack_found(manifest: Manifest, search: Search, reference: Answers, wish: Wi
         stages=stages,
     )
     recipe = msgspec.structs.replace(manifest.recipe, options=found.recipe)
-    manifest = msgspec.structs.replace(manifest, gates=(*manifest.gates, *found.gates, *limits), recipe=recipe)
-    return _choose_and_pack(manifest, made, wish, stages, search=found.facts)
+    manifest = msgspec.structs.replace(manifest, gates=(*manifest.gates, *found.gates, *held.gates), recipe=recipe)
+    return _choose_and_pack(manifest, made, wish, stages, source=source, search=found.facts, answers=held.answers)
 
 
 def _candidate(
@@ -143,20 +151,44 @@ def compile_file(path: Path, wish: Wish, stages: Stages) -> Bundle:
 
 
 def _choose_and_pack(
-    manifest: Manifest, made: Sequence[Candidate], wish: Wish, stages: Stages, search: Mapping[str, Any] | None = None
+    manifest: Manifest,
+    made: Sequence[Candidate],
+    wish: Wish,
+    stages: Stages,
+    *,
+    source: Path | None = None,
+    search: Mapping[str, Any] | None = None,
+    answers: Sequence[TaskAnswer] = (),
 ) -> Bundle:
+    """Pack the first candidate that fits; `source` is the checkpoint's folder, where there is one."""
     # A mixture was chosen under all limits already; the others beside it were not.
     chosen, fits = proof.choose(made[:1] if search else made, wish.profile)
     artefact = chosen.artefact
+    prompted = prompt_proof(manifest, chosen, source, wish, stages)
     manifest = msgspec.structs.replace(
         manifest,
-        gates=(*manifest.gates, fits),
+        gates=(*manifest.gates, fits, *prompted.gates),
         recipe=msgspec.structs.replace(
             manifest.recipe, quant=artefact.quant, bits_per_weight=artefact.size.bits_per_weight
         ),
     )
-    probes = BundlePart(role="probe", name="probe.json", source=proof.probe_file(chosen.answers))
-    return finish(manifest, [*artefact.parts, probes], made, wish, stages, search=search)
+    probes = BundlePart(role="probe", name="probe.json", source=proof.probe_file(prompted.answers))
+    return finish(manifest, [*artefact.parts, probes], made, wish, stages, search=search, answers=answers)
+
+
+def prompt_proof(
+    manifest: Manifest,
+    chosen: Candidate,
+    source: Path | None,
+    wish: Wish,
+    stages: Stages,
+    *,
+    fitted: Fitted | None = None,
+) -> Prompted:
+    """Return what depends on the manifest's system prompt; without one, what was answered already and no gate."""
+    if not manifest.system_prompt:
+        return Prompted((), chosen.answers)
+    return prove_prompt(manifest, chosen.artefact, source, wish.profile, stages, fitted=fitted)
 
 
 def finish(
@@ -168,13 +200,25 @@ def finish(
     *,
     search: Mapping[str, Any] | None = None,
     kept: Mapping[str, Any] | None = None,
+    answers: Sequence[TaskAnswer] = (),
 ) -> Bundle:
-    """Write the bundle with its report, and the report of this run beside it."""
-    report = BundlePart(role="report", name="report.json", source=proof.report_file(made, manifest.gates, search))
+    """Write the bundle with its report, and the report of this run beside it.
+
+    `answers` are those of the very artefact, with its adapter, to a task: its confidence is calibrated to them.
+    """
+    if wish.router is not None:
+        read_router(wish.router)
+        parts = [*parts, BundlePart(role="router", name=router.NAME, source=wish.router)]
+    found = proof.calibration(answers, stages)
+    if found is not None:
+        parts = [*parts, BundlePart(role="confidence", name=confidence.NAME, source=canonical_json(found))]
+    signed = proof.report_file(made, manifest.gates, search, found, proved=proof.proved(stages))
+    report = BundlePart(role="report", name="report.json", source=signed)
     manifest = msgspec.structs.replace(manifest, notes={**manifest.notes, "candidates": proof.facts(made)})
     materials = BundlePart(role="report", name=bom.NAME, source=bom.bill(manifest, [*parts, report]))
     bundle = pack(wish.out, manifest, [*parts, report, materials], wish.key)
-    write_whole(report_path(wish.out), canonical_json(proof.whole_report(bundle, made, stages, kept)))
+    whole = proof.whole_report(bundle, made, stages, kept=kept, found=found)
+    write_whole(report_path(wish.out), canonical_json(whole))
     return bundle
 
 

@@ -10,28 +10,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core import options, terminal
 from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.logs import logger
 from fieldlm.core.signing import key_id, load_or_create_key
+from fieldlm.core.wording import counted
 from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm_compiler.checkpoints.checkpoint import check_named
-from fieldlm_compiler.compile.adapter_bundle import attach
-from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file, report_path
-from fieldlm_compiler.export.format import DEFAULT, Format, format_named, formats
+from fieldlm_compiler.export.format import DEFAULT, Format, format_named, format_names, formats
 from fieldlm_compiler.pipeline.pack import check_out
-from fieldlm_compiler.pipeline.stages import Stages
-from fieldlm_compiler.search import ray_pool
-from fieldlm_compiler.search.searchable import Shareable, searchable
-from fieldlm_compiler.verify.corpus import check_sources
 from fieldlm_compiler.verify.limits import PRESETS, Limits, SearchRequest
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 log = logger(__name__)
 
@@ -45,7 +42,7 @@ def compile_model(
     *,
     profile: Profile,
     out: Path,
-    key: Ed25519PrivateKey,
+    key: "Ed25519PrivateKey",
     quants: Sequence[str] = (),
     merge: Path | None = None,
     adapter: Path | None = None,
@@ -57,6 +54,7 @@ def compile_model(
     request: SearchRequest = PRESETS,
     licences: Sequence[str] = (),
     compare: bool = False,
+    router: Path | None = None,
 ) -> Bundle:
     """Compile `model` for `profile` into the bundle folder `out`, signed by `key`.
 
@@ -64,11 +62,17 @@ def compile_model(
     `base_bundle`. What varies from run to run (times, speed, memory) is written beside it, to `out`.report.json. `work`
     keeps the finished stages; by default it is in the user's cache. A `request` with text, a task or limits lets the
     compiler look for the best type of every tensor itself. `licences` are those a model may have; none allows all.
-    With `compare`, what an adapter costs apart and merged is measured and said in the report.
+    With `compare`, what an adapter costs apart and merged is measured and said in the report. `router` is what
+    `fieldlm cluster` wrote of the tasks that the model is for; it goes into the bundle.
 
     Raises InputError for what cannot be compiled, GateError when the result is not the model it was made from or too
     large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
     """
+    from fieldlm_compiler.compile.adapter_bundle import attach
+    from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file
+    from fieldlm_compiler.pipeline.stages import Stages
+    from fieldlm_compiler.search import ray_pool
+
     _check_asked(profile, out, fmt, quants, request, merge=merge, adapter=adapter, base_bundle=base_bundle)
     form = format_named(fmt)
     wish = Wish(
@@ -82,6 +86,7 @@ def compile_model(
         request=request,
         licences=tuple(licences),
         compare=compare,
+        router=router,
     )
     stages = Stages(work)
     if adapter and base_bundle:
@@ -121,6 +126,9 @@ def _check_asked(
 
 def _check_request(request: SearchRequest, fmt: Format, *, with_adapter: bool, with_quant: bool) -> None:
     """Raise InputError when the search, or a limit of it, is asked for where nothing can be searched."""
+    from fieldlm_compiler.search.searchable import Shareable, searchable
+    from fieldlm_compiler.verify.corpus import check_sources
+
     if request.ray and (with_adapter or not request.is_wanted):
         raise InputError("--ray shares out the candidates of a search: name --calibration, --task or a limit with it")
     if request.is_wanted and not with_adapter:
@@ -159,14 +167,22 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         adapter=args.adapter,
         base_bundle=args.base_bundle,
     )
+    from fieldlm_compiler.compile.assemble import report_path
+    from fieldlm_compiler.pipeline.stages import Stages
+
     check_named(args.model)
+    key = _signing_key(keys_folder(args.keys))
     if not args.profile:
         log.info(f"  compiling for {profile.id}: {profile.title} (this machine; --profile names another)")
+    if not any(Stages().folder.glob("[!.]*")):
+        log.info(
+            "  the first time takes minutes: the model is converted, measured and proved; finished stages are kept"
+        )
     compile_model(
         args.model,
         profile=profile,
         out=out,
-        key=_signing_key(keys_folder(args.keys)),
+        key=key,
         quants=args.quant,
         merge=args.merge,
         adapter=args.adapter,
@@ -177,6 +193,7 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         request=request,
         licences=args.licence_allow,
         compare=args.compare,
+        router=args.router,
     )
     return json.loads(report_path(out).read_bytes())
 
@@ -198,7 +215,7 @@ def _compile_each(args: argparse.Namespace, profiles: Sequence[Profile]) -> int:
     return 1 if refused else 0
 
 
-def _signing_key(folder: Path) -> Ed25519PrivateKey:
+def _signing_key(folder: Path) -> "Ed25519PrivateKey":
     """Return the key that signs bundles; that a new one was made is said, because nobody trusts it yet."""
     path = folder / "signing.pem"
     is_new = not path.exists()
@@ -225,9 +242,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=options.new_folder, help="folder of the bundle; by default named after model and profile"
     )
-    parser.add_argument(
-        "--format", choices=sorted(formats()), default=DEFAULT, help="what the engine on the device reads"
-    )
+    parser.add_argument("--format", choices=format_names(), default=DEFAULT, help="what the engine on the device reads")
     parser.add_argument("--quant", action="append", default=[], help="a candidate, best first; may be repeated")
     parser.add_argument(
         "--calibration", action="append", default=[], type=options.existing_file, metavar="FILE",
@@ -258,6 +273,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--compare", action=argparse.BooleanOptionalAction, default=True,
         help="with --adapter: make it merged, too, and say what either costs",
     )  # fmt: skip
+    _add_bundle(parser)
+    return parser.parse_args(argv)
+
+
+def _add_bundle(parser: terminal.Parser) -> None:
+    """Add what a bundle holds beside its weights, and who signs it."""
+    parser.add_argument(
+        "--router", type=options.existing_file, metavar="FILE", help="router.npz of fieldlm cluster: which task is what"
+    )
     parser.add_argument("--name", default="", help="what clients call the model")
     parser.add_argument("--system-prompt", help="put in front of conversations that have none")
     parser.add_argument(
@@ -265,7 +289,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="a licence that the model may have; may be repeated; none: any",
     )  # fmt: skip
     parser.add_argument("--keys", metavar="DIR", help="folder of the signing key; default: as configured")
-    return parser.parse_args(argv)
 
 
 def _request(args: argparse.Namespace) -> SearchRequest:
@@ -314,6 +337,12 @@ def _rows(report: dict[str, Any], *, profile: bool = False) -> list[list[str]]:
     ]
 
 
+def _proved(proved: dict[str, Any]) -> list[str]:
+    """Say which proof was taken from an earlier run, and which was made now."""
+    how = {"kept": "proved before, and kept", "made": "proved now"}
+    return [f"  {what}: {how[each['taken']]} ({each['digest'][:12]})" for what, each in proved.items()]
+
+
 def _cache(cache: dict[str, str] | None) -> str:
     return f", cache {cache['keys']}/{cache['values']}" if cache else ""
 
@@ -328,8 +357,13 @@ def _text(report: dict[str, Any]) -> str:
         [
             terminal.table(_rows(report), COLUMNS),
             *gates,
+            *_proved(report.get("proved", {})),
             *_kept(report.get("kept")),
-            f"  {spent:.0f} s of work; {sum(stage['cached'] for stage in report['stages'])} stages from the cache",
+            *(f"  {line}" for line in report.get("confidence", ())),
+            (
+                f"  {spent:.0f} s of work; {counted(sum(stage['cached'] for stage in report['stages']), 'stage')} "
+                "from the cache"
+            ),
             f"{report['folder']}  generation {report['bundle'][:12]}",
         ]
     )

@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
 
 def page(bundle: Bundle) -> str:
     """Return the page; raises InputError when the bundle's types were not searched for."""
-    search = json.loads(bundle.need("report").read_bytes()).get("search")
+    report = json.loads(bundle.need("report").read_bytes())
+    search = report.get("search")
     if not search:
         raise InputError(
             f"{bundle.folder} is {bundle.manifest.recipe.quant}, a preset: there is no search to explain; "
@@ -60,6 +61,7 @@ def page(bundle: Bundle) -> str:
         blocks=sorted(blocks.items()),
         names=sorted({name for block in blocks.values() for name in block}),
         others=others,
+        confidence=report.get("confidence", ()),
         gates=[
             (
                 gate.name,

@@ -42,6 +42,11 @@ class Tally:
             else:
                 self.generations[reply.generation] = self.generations.get(reply.generation, 0) + 1
 
+    def heard(self, generation: str) -> int:
+        """Return how many answers came from `generation`."""
+        with self._lock:
+            return self.generations.get(generation, 0)
+
     def add_correction(self) -> None:
         with self._lock:
             self.corrected += 1

@@ -8,9 +8,9 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fieldlm_compiler.demo.menu import (
     ALLERGENS,
@@ -31,6 +31,7 @@ CHOICE = re.compile(r"\(([^()]*)\)")
 MANY = 8
 HALF = 0.5
 
+T = TypeVar("T")
 Call = dict[str, Any]
 Said = tuple[str, Call]
 
@@ -107,27 +108,28 @@ class Talk:
     def __init__(self, words: MenuVocabulary, rng: random.Random) -> None:
         self.words = words
         self.rng = rng
-        self.kinds: list[tuple[Callable[[], Said], float]] = [
-            (self.order, 0.46),
-            (self.remove_item, 0.09),
-            (self.price, 0.09),
-            (self.allergen, 0.09),
-            (self.opening_hours, 0.07),
-            (self.book_table, 0.11),
-            (self.call_staff, 0.09),
-        ]
+        self._decks: dict[Sequence[Any], list[Any]] = {}
+        kinds: dict[Callable[[], Said], int] = {
+            self.order: words.orders,
+            self.remove_item: 9,
+            self.price: 9,
+            self.allergen: 9,
+            self.opening_hours: 7,
+            self.book_table: 11,
+            self.call_staff: 9,
+        }
+        self._kinds, self._shares = tuple(kinds), tuple(kinds.values())
 
     def utterance(self) -> Utterance:
-        kinds, weights = zip(*self.kinds, strict=True)
-        text, call = self.rng.choices(kinds, weights)[0]()
+        text, call = self._pick(self._kinds, self._shares)()
         return Utterance(text=self._manners(text, call), call=call)
 
     def order(self) -> Said:
         phrases, items = zip(*(self._item() for _ in range(self._item_count())), strict=True)
         text, items = self._swap(self._listing(phrases), list(items))
         arguments: Call = {"items": items}
-        if self.rng.random() < 0.25:
-            said, place = self.rng.choice(self.words.places)
+        if self.rng.random() < self.words.places_said:
+            said, place = self._pick(self.words.places)
             text, arguments = f"{text} {self._fill(said)}", {**arguments, "place": place}
         return self._say("order", items=text), {"name": "order", "arguments": arguments}
 
@@ -159,14 +161,24 @@ class Talk:
         return text, {"name": "book_table", "arguments": {"people": people, "day": day, "time": time}}
 
     def call_staff(self) -> Said:
-        text, reason = self.rng.choice(self.words.call_staff)
+        text, reason = self._pick(self.words.call_staff)
         return self._fill(text), {"name": "call_staff", "arguments": {"reason": reason}}
 
     def _say(self, kind: str, **slots: object) -> str:
         """Fill a template of that kind; one that can be read in many ways is drawn more often than one that cannot."""
         templates: tuple[str, ...] = getattr(self.words, kind)
-        template = self.rng.choices(templates, [min(MANY, count_readings(each)) for each in templates])[0]
+        template = self._pick(templates, [min(MANY, count_readings(each)) for each in templates])
         return self._fill(template).format(**slots)
+
+    def _pick(self, of: Sequence[T], weights: Sequence[int] = ()) -> T:
+        """Draw one of these by its weight; where the vocabulary is drawn evenly, as from a deck dealt to its end."""
+        if not self.words.is_even:
+            return self.rng.choices(of, weights)[0] if weights else self.rng.choice(of)
+        deck = self._decks.setdefault(of, [])
+        if not deck:
+            deck += [each for each, count in zip(of, weights or [1] * len(of), strict=True) for _ in range(count)]
+            self.rng.shuffle(deck)
+        return deck.pop()
 
     def _fill(self, template: str) -> str:
         """Choose one of what stands between brackets."""
@@ -178,7 +190,7 @@ class Talk:
 
     def _name(self, known: tuple[str, ...]) -> str:
         """Return an item's name: a known one, or a made-up word, alone or as a part of a known one."""
-        name = self.rng.choice(known)
+        name = self._pick(known)
         if self.rng.random() >= self.words.made_up:
             return name
         word = self._word()
@@ -188,7 +200,7 @@ class Talk:
     def _word(self) -> str:
         """Take a word from elsewhere, or make one up."""
         if self.rng.random() < HALF:
-            return self.rng.choice(HOUSE.split())
+            return self._pick((*HOUSE.split(),))
         syllables = self.rng.choices(SYLLABLES.split(), k=self.rng.randint(1, 3))
         return "".join(syllables) + self.rng.choice(ENDINGS.split())
 
@@ -214,10 +226,10 @@ class Talk:
         """Draw a milk or an extra, write it into `item` and return how it is said."""
         roll = self.rng.random()
         if is_drink and roll < 0.3:
-            item["milk"] = self.rng.choice(self.words.milks)
+            item["milk"] = self._pick(self.words.milks)
             return f" with {item['milk']} milk"
         if is_drink and roll < 0.45:
-            item["extra"] = extra = self.rng.choice(self.words.extras)
+            item["extra"] = extra = self._pick(self.words.extras)
             return f" {extra}" if extra.startswith("no ") else f" with {extra}"
         return ""
 

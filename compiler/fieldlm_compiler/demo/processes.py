@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,8 +21,8 @@ Facts = dict[str, Any]
 
 FLEET = "demo"
 DEVICE = "kiosk-1"
-PATIENCE_S = 180.0
-
+STILL_S = 180.0
+"""How long nothing at all may move before a wait is given up; while something moves, it goes on."""
 
 COMMAND = "from fieldlm.cli.main import main; raise SystemExit(main())"
 WEB = """\
@@ -57,6 +57,17 @@ class Process:
                 f"the {self.name} ended: {lines[-1] if lines else 'it said nothing'} (log: {self.log})"
             )
 
+    def computed_s(self) -> int:
+        """Return the whole seconds of processor time that it and its children, which share its session, have used."""
+        ticks = 0
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            # Between the listing and the reading a process may have gone.
+            with suppress(OSError):
+                # After the name in brackets, which may hold anything: state, parent, group, session, … (proc(5))
+                told = path.read_text().rpartition(")")[2].split()
+                ticks += int(told[11]) + int(told[12]) if int(told[3]) == self._child.pid else 0
+        return ticks // os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         """Ask it to end; kill it when it does not."""
         if self._child.poll() is None:
@@ -79,7 +90,7 @@ def device(bundle: Path, folder: Path, *, profile: str) -> Generator[HttpClient]
     ]  # fmt: skip
     process = Process("device", COMMAND, arguments, folder / "device.log")
     try:
-        wait(f"{bundle} is ready", lambda: is_ready(server), [process])
+        wait(f"{bundle} is ready", lambda: is_ready(server), [process], moved=process.computed_s)
         yield server
     finally:
         process.stop()
@@ -93,15 +104,28 @@ def is_ready(server: HttpClient) -> bool:
         return False
 
 
-def wait(until: str, is_true: Callable[[], bool], processes: Sequence[Process]) -> None:
-    """Look four times a second whether `is_true`; raises LinkError when a process has ended or patience has."""
-    deadline_s = time.monotonic() + PATIENCE_S
+def wait(
+    until: str,
+    is_true: Callable[[], bool],
+    processes: Sequence[Process],
+    *,
+    moved: Callable[[], object],
+    still_s: float = STILL_S,
+) -> None:
+    """Look four times a second whether `is_true`, for as long as what `moved` returns changes now and then.
+
+    Raises UnavailableError when a process has ended, or nothing has moved for `still_s`.
+    """
+    last, since_s = moved(), time.monotonic()
     while not is_true():
         for process in processes:
             process.check()
-        if time.monotonic() > deadline_s:
+        if (now := moved()) != last:
+            last, since_s = now, time.monotonic()
+        elif time.monotonic() - since_s > still_s:
             raise UnavailableError(
-                f"waited {PATIENCE_S:.0f} s until {until}; logs: {', '.join(str(p.log) for p in processes)}"
+                f"nothing has moved for {still_s:.0f} s while waiting until {until}; "
+                f"logs: {', '.join(str(p.log) for p in processes)}; run it again to go on"
             )
         time.sleep(0.25)
 
@@ -159,7 +183,8 @@ class Machines:
                 process = Process(name, program, arguments, self.folder / "logs" / f"{name}.log")
                 self._parts.callback(process.stop)
                 self._processes.append(process)
-            wait("the device is ready", lambda: is_ready(self.server), self._processes)
+            device = self._processes[-1]
+            wait("the device is ready", lambda: is_ready(self.server), self._processes, moved=device.computed_s)
         except BaseException:
             self._parts.close()
             raise
@@ -178,21 +203,36 @@ class Machines:
         def is_empty() -> bool:
             return all(count["held"] == 0 for count in self.status()["spool"].values())
 
-        wait("the last record is home", is_empty, self._processes)
+        def held() -> object:
+            status = self.status()
+            return status["spool"], status["sync"]["sent_bytes"]
+
+        wait("the last record is home", is_empty, self._processes, moved=held)
 
     def produced(self) -> dict[str, int]:
         """Return how many records the device has made, by stream."""
         return {stream: count["last"] for stream, count in self.status()["spool"].items() if count["last"]}
 
+    def hear(self, count: Callable[[], int], wanted: int) -> None:
+        """Wait until customers have heard `wanted` answers of the kind that `count` counts."""
+        wait(f"customers have heard {wanted} answers", lambda: count() >= wanted, self._processes, moved=count)
+
     def wait_for_update(self, generation: str) -> Facts:
-        """Wait until the device answers with `generation` and return how the update went."""
+        """Wait until the device answers with `generation` and return how the update went.
+
+        What an updater does has its own deadlines: while it says that it is at work, there is nothing to give up.
+        """
         runs: int = self._read("/v1/fieldlm/update")["runs"]
 
         def has_ended() -> bool:
             state = self._read("/v1/fieldlm/update")
             return not state["running"] and (state["runs"] > runs or self.status()["generation"] == generation)
 
-        wait(f"the device answers with {generation}", has_ended, self._processes)
+        def moved() -> object:
+            state = self._read("/v1/fieldlm/update")
+            return time.monotonic() if state["running"] else state
+
+        wait(f"the device answers with {generation}", has_ended, self._processes, moved=moved)
         result: Facts = self._read("/v1/fieldlm/update")["last"]
         if result["outcome"] != "updated":
             raise GateError(f"the device did not take the update: {result['outcome']}, {result['detail']}")

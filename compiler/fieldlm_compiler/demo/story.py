@@ -6,38 +6,38 @@ one: the broker, the collector and the device are processes of their own, and ta
 
 import functools
 import json
-import shutil
-import signal
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import options, terminal
-from fieldlm.core.errors import GateError, InputError
+from fieldlm.core import terminal
+from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.logs import logger
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import open_bundle
-from fieldlm.formats.profile import Profile, load_profile
+from fieldlm.formats.profile import Profile
 from fieldlm.formats.release import Pointer
 from fieldlm.formats.topics import release_topic
-from fieldlm.hardware.detect import detect
 from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.compile.build import compile_model
 from fieldlm_compiler.demo.customers import CONSENT, MAX_TOKENS, STOP, Crowd, Tally, messages, serve_all
-from fieldlm_compiler.demo.kiosk import Customer, held_out_customers, strangers, training_customers
+from fieldlm_compiler.demo.kiosk import Customer, Utterance, held_out_customers, strangers, training_customers
 from fieldlm_compiler.demo.menu import SYSTEM_PROMPT
+from fieldlm_compiler.demo.plan import foresee, has_compiled, measure
 from fieldlm_compiler.demo.processes import FLEET, Machines, Outage
-from fieldlm_compiler.demo.report import page
+from fieldlm_compiler.demo.size import StorySize
+from fieldlm_compiler.demo.summary import candidates
 from fieldlm_compiler.learn.cluster import cluster
 from fieldlm_compiler.learn.curate import curate
 from fieldlm_compiler.learn.dataset import dataset
-from fieldlm_compiler.learn.evaluate import Reply, Score, score
+from fieldlm_compiler.learn.evaluate import Reply, Score, same_json, score
 from fieldlm_compiler.learn.tune import TrainingRecipe, tune
 from fieldlm_compiler.repository.publish import announce, publish
 
@@ -48,18 +48,20 @@ CLIENTS = 8
 COUNTED = ("asked", "right", "failed", "corrected")
 
 
+# What stands for a personal detail that was hidden on the device, in what a customer said.
+REDACTED = r"""
+SELECT kind, count(*) AS count FROM (
+    SELECT unnest(regexp_extract_all(prompt, '<([A-Z]+)(?:_[0-9]+)?>', 1)) AS kind
+    FROM records WHERE kind = 'generation')
+GROUP BY kind ORDER BY kind
+"""
 DOUBLED = "SELECT count(*) - count(DISTINCT (device, epoch, stream, seq)) AS doubled FROM records"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StorySize:
-    """How much of the story is told; the defaults are the demo's."""
-
-    sentences: int = 2200
-    held_out: int = 200
-    epochs: float = 1.5
-    rank: int = 16
-    quants: tuple[str, ...] = ("Q8_0", "Q4_K_M", "Q4_0")
+WATCHED = 0.05
+"""The share of examples that are not learnt from, to see how those do while others are learnt."""
+HEARD = 20
+"""Answers of either generation that customers hear before an update begins, and after it."""
 
 
 class Story:
@@ -70,6 +72,10 @@ class Story:
         self.profile = profile
         self.size = size
         self.stages: list[Facts] = []
+        self.foreseen: dict[str, float] = {}
+        """Seconds that each stage will take, by its name."""
+        self.is_resumed = False
+        """Whether an earlier run began the stage that runs now."""
         self.training = training_customers(size.sentences)
         self.held_out = held_out_customers(size.held_out)
         self.strangers = strangers(size.held_out // 2)
@@ -81,9 +87,10 @@ class Story:
 
     def tell(self) -> Facts:
         """Run every stage that is not done yet and return the report."""
+        self._foresee()
         with self._open:
             compiled = self.stage("compile", "Compile the base model for this device", self.compile_base)
-            before = self.stage("before", "Held-out customers meet the base model", lambda: self.examine(self.base))
+            before = self.stage("before", "Held-out customers meet the base model", self.examine_base)
             traffic = self.stage("traffic", "Customers order and correct", self.serve_customers)
             telemetry = self.stage("home", "Usage comes home over MQTT", self.come_home)
             learned = self.stage("learn", "Curate, cluster, make a dataset", self.learn)
@@ -103,11 +110,30 @@ class Story:
             "telemetry": telemetry,
             "tasks": learned["tasks"],
             "curated": learned["curated"],
-            "tune": {key: value for key, value in tuned.items() if key != "losses"},
+            "redacted": telemetry["redacted"],
+            "tune": tuned,
             "update": update,
             "stages": self.stages,
+            "foreseen_s": round(sum(self.foreseen.values()), 1),
             "wall_s": round(sum(stage["seconds"] for stage in self.stages), 1),
+            "interrupted": any(stage["resumed"] for stage in self.stages),
         }
+
+    def _foresee(self) -> None:
+        """Say how long the story will take; what was foreseen when it began is kept, for the report."""
+        path = self.folder / "foreseen.json"
+        if path.exists():
+            self.foreseen = json.loads(path.read_text())
+        else:
+            speed = measure()
+            consented = sum(len(each.utterances) for each in self.training if each.has_consented)
+            examples = round((1 - WATCHED) * consented)
+            self.foreseen = foresee(asdict(self.size), examples, speed, is_compiled=has_compiled())
+            write_whole(path, canonical_json(self.foreseen))
+            log.info(f"this machine multiplies {speed.plain:.0f} Gflop/s, {speed.tuning:.0f} as tuning does")
+        done = {each.stem for each in (self.folder / "stages").glob("*.json")}
+        left_s = sum(seconds for name, seconds in self.foreseen.items() if name not in done)
+        log.info(f"about {left_s / 60:.0f} minutes {'are left' if done else 'in all'}")
 
     @functools.cached_property
     def machines(self) -> Machines:
@@ -115,18 +141,25 @@ class Story:
         return self._open.enter_context(Machines(self.folder, self.base, profile=self.profile.id))
 
     def stage(self, name: str, title: str, work: Callable[[], Facts]) -> Facts:
-        """Do `work` once; its facts are kept in stages/NAME.json and reused by a later run."""
-        path = self.folder / "stages" / f"{name}.json"
+        """Do `work` once; its facts are kept in stages/NAME.json and reused by a later run.
+
+        A stage that an earlier run began and did not end is marked as resumed: its seconds are those of its last run.
+        """
+        path, begun = (self.folder / "stages" / f"{name}{end}" for end in (".json", ".begun"))
         if path.exists():
             facts = json.loads(path.read_text())
             log.info(f"▸ {title}: done before ({facts['seconds']:.0f} s)")
         else:
-            log.info(f"▸ {title}")
+            behind_s = sum(self.foreseen.get(stage["name"], 0.0) for stage in self.stages)
+            share = behind_s / (sum(self.foreseen.values()) or 1.0)
+            log.info(f"▸ {title} (about {self.foreseen.get(name, 0.0):.0f} s; {share:.0%} of the story is told)")
+            self.is_resumed = begun.exists()
+            write_whole(begun, b"")
             started_s = time.monotonic()
             facts = work()
-            facts["seconds"] = round(time.monotonic() - started_s, 1)
+            facts |= {"seconds": round(time.monotonic() - started_s, 1), "resumed": self.is_resumed}
             write_whole(path, canonical_json(facts))
-        self.stages.append({"name": name, "title": title, "seconds": facts["seconds"]})
+        self.stages.append({"name": name, "title": title, "seconds": facts["seconds"], "resumed": facts["resumed"]})
         return facts
 
     # ── the stages ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,42 +177,56 @@ class Story:
         publish(bundle.folder, self.repository, keys=self.keys, profile=self.profile.id)
         return {"generation": bundle.generation, "candidates": candidates(self.base)}
 
-    def examine(self, bundle: Path) -> Facts:
-        """Ask every sentence of held-out customers and of strangers; exact match with its interval.
+    def examine_base(self) -> Facts:
+        return self.examine(self.base, share=self.size.before)
+
+    def examine(self, bundle: Path, *, share: float = 1.0) -> Facts:
+        """Ask what a `share` of held-out customers and of strangers say; exact match with its interval.
 
         Raises GateError when another generation than that of `bundle` answers: its score is not of `bundle`.
         """
         generation = open_bundle(bundle).generation
-        held_out = self._score("held-out", self.held_out, generation)
-        return {**held_out, "strangers": self._score("strangers", self.strangers, generation)}
+        scores: list[Facts] = []
+        for who, customers in (("held-out", self.held_out), ("strangers", self.strangers)):
+            said = [utterance for customer in customers for utterance in customer.utterances]
+            scores.append(self._score(who, said[: math.ceil(share * len(said))], generation))
+        return {**scores[0], "strangers": scores[1]}
 
-    def _score(self, who: str, customers: Sequence[Customer], generation: str) -> Facts:
+    def _score(self, who: str, said: Sequence[Utterance], generation: str) -> Facts:
+        functions: dict[str, list[int]] = {}
+
         def check(index: int, reply: Reply) -> None:
             if reply.generation != generation:
                 raise GateError(
                     f"{who} example {index} was answered by generation {reply.generation}, and {generation} is to be "
                     f"examined; why the device changed it stands in {self.folder / 'logs' / 'device.log'}"
                 )
+            counts = functions.setdefault(said[index].call["name"], [0, 0])
+            counts[0] += same_json(reply.text, said[index].answer)
+            counts[1] += 1
 
-        examples = [(messages(u), u.answer) for customer in customers for u in customer.utterances]
+        examples = [(messages(utterance), utterance.answer) for utterance in said]
         found = score(self.machines.server, examples, clients=CLIENTS, max_tokens=MAX_TOKENS, stop=STOP, on_reply=check)
         log.info(f"  {who}: exact match {found}")
-        return _score_facts(found)
+        return {**_score_facts(found), "functions": functions}
 
     def serve_customers(self) -> Facts:
         """Serve all training customers; the broker is killed in the middle and comes back."""
         log = self.folder / "stages" / "traffic.jsonl"
         log.parent.mkdir(parents=True, exist_ok=True)
-        served = {row["session"] for row in _rows(log)}
+        served = {row["session"]: row for row in _rows(log)}
         waiting = [customer for customer in self.training if customer.session not in served]
-        outage = Outage(self.machines.broker, first=int(0.4 * len(waiting)), last=int(0.55 * len(waiting)))
+        # An outage that an earlier run had in full is not had again.
+        outages = [row["outage_s"] for row in served.values() if row["outage_s"]][:1]
+        first, last = (0, 0) if outages else (int(0.4 * len(waiting)), int(0.55 * len(waiting)))
+        outage = Outage(self.machines.broker, first=first, last=last)
         with log.open("a") as file, terminal.progress("customers", total=len(waiting)) as line:
 
             def on_done(count: int, customer: Customer, tally: Tally) -> None:
-                row = {key: getattr(tally, key) for key in COUNTED}
+                outage.customer(count)
+                row = {key: getattr(tally, key) for key in COUNTED} | {"outage_s": outage.seconds}
                 file.write(json.dumps({"session": customer.session, **row}) + "\n")
                 file.flush()
-                outage.customer(count)
                 line.update(count, "the broker is away" if outage.is_on else "")
 
             serve_all(self.machines.server, waiting, clients=CLIENTS, on_done=on_done)
@@ -187,7 +234,8 @@ class Story:
         totals = {key: sum(row[key] for row in rows) for key in COUNTED}
         if totals["failed"]:
             raise GateError(f"{totals['failed']} of {totals['asked']} requests failed; look at logs/device.log")
-        return {**totals, "customers": len(rows), "outage_s": round(outage.seconds, 1)}
+        outages += [outage.seconds] if outage.seconds else []
+        return {**totals, "customers": len(rows), "outage_s": round(outages[0], 1) if outages else None}
 
     def come_home(self) -> Facts:
         """Wait until the device holds nothing back, then count on both sides."""
@@ -196,6 +244,7 @@ class Story:
         with Store(self.folder / "store", read_only=True) as store:
             stored = {count.stream: count.records for count in store.counts() if count.device == self.machines.device}
             gaps, doubled = store.gaps(), store.query(DOUBLED)[0]["doubled"]
+            redacted = {row["kind"]: row["count"] for row in store.query(REDACTED)}
         streams = {name: {"produced": count, "stored": stored.get(name, 0)} for name, count in produced.items()}
         sent_bytes = self.machines.sent_bytes()
         total = sum(side["stored"] for side in streams.values())
@@ -205,6 +254,7 @@ class Story:
             raise GateError(f"telemetry lost or doubled something: {streams}, {gaps} gaps, {doubled} doubled")
         return {
             "streams": streams,
+            "redacted": redacted,
             "gaps": len(gaps),
             "doubled": doubled,
             "bytes_mqtt": sent_bytes,
@@ -214,7 +264,7 @@ class Story:
 
     def learn(self) -> Facts:
         """Turn the store into a dataset."""
-        curated = curate(self.folder / "store", self.folder / "examples", consents=[CONSENT], eval_share=0.05)
+        curated = curate(self.folder / "store", self.folder / "examples", consents=[CONSENT], eval_share=WATCHED)
         tasks = cluster(self.folder / "examples")
         made = dataset(self.folder / "examples", self.folder / "datasets")
         log.info(f"  {curated['train']} examples to train on, {curated['eval']} to watch, {len(tasks)} tasks found")
@@ -223,7 +273,14 @@ class Story:
     def tune(self, learned: Facts) -> Facts:
         checkpoint = open_checkpoint(DEFAULT_MODEL)
         out = self.folder / "adapter"
-        recipe = TrainingRecipe(rank=self.size.rank, alpha=2 * self.size.rank, epochs=self.size.epochs)
+        size = self.size
+        recipe = TrainingRecipe(
+            rank=size.rank,
+            alpha=2 * size.rank,
+            epochs=size.epochs,
+            batch=size.batch,
+            known=size.known,
+        )
         document = tune(checkpoint.folder, Path(learned["dataset"]), out, recipe)
         return {"adapter": str(out), **document}
 
@@ -241,42 +298,38 @@ class Story:
         return {"generation": bundle.generation, "adapter_bytes": bundle.need("adapter").stat().st_size}
 
     def update(self) -> Facts:
-        """Publish the adapter and let the device take it while customers keep coming."""
+        """Publish the adapter and let the device take it while customers keep coming.
+
+        Where the device took it in an earlier run, nobody saw how: what was not measured is None.
+        """
         bundle = open_bundle(self.tuned)
+        facts: Facts = {
+            "generation": bundle.generation,
+            "adapter_bytes": bundle.need("adapter").stat().st_size,
+            "bundle_bytes": bundle.manifest.size,
+        }
+        if self.machines.status()["generation"] == bundle.generation:
+            log.info("  an earlier run saw the device take the update; what went over the wire then was not kept")
+            unseen: Facts = {"requests": None, "failed": None, "fetched_bytes": None, "answers": []}
+            return {**facts, **unseen, "steps": self.machines.update_steps()}
         with Crowd(self.machines.server, training_customers(400, seed=9), clients=2) as crowd:
-            time.sleep(4)
+            self.machines.hear(lambda: crowd.tally.asked - crowd.tally.heard(bundle.generation), HEARD)
             release = publish(bundle.folder, self.repository, keys=self.keys, profile=self.profile.id)
             pointer = Pointer(seq=release.seq, profile=release.profile)
             announce(pointer, self.machines.broker_url, topic=release_topic(FLEET, release.profile))
             result = self.machines.wait_for_update(bundle.generation)
-            time.sleep(8)
+            self.machines.hear(lambda: crowd.tally.heard(bundle.generation), HEARD)
         if crowd.tally.failed:
             raise GateError(f"{crowd.tally.failed} requests failed during the update: {crowd.tally.errors[:3]}")
         return {
+            **facts,
             "requests": crowd.tally.asked,
             "failed": crowd.tally.failed,
-            "generation": bundle.generation,
-            "adapter_bytes": bundle.need("adapter").stat().st_size,
-            "bundle_bytes": result["bytes_bundle"],
-            "fetched_bytes": result["bytes_fetched"],
+            # Of an update that an earlier run began, a part may lie on the device already.
+            "fetched_bytes": None if self.is_resumed else result["bytes_fetched"],
             "answers": crowd.latencies_s,
             "steps": self.machines.update_steps(),
         }
-
-
-def candidates(bundle: Path) -> list[Facts]:
-    """Return size and speed of every candidate that was compiled on the way to `bundle`."""
-    report = json.loads(bundle.with_name(f"{bundle.name}.report.json").read_text())
-    return [
-        {
-            "name": row["quant"],
-            "size_mb": row["bytes"] / 1e6,
-            "tokens_per_s": row["tokens_per_s"],
-            "agreement": row["agreement"],
-            "chosen": row["quant"] == report["chosen"],
-        }
-        for row in report["candidates"]
-    ]
 
 
 def _rows(path: Path) -> list[Facts]:
@@ -286,76 +339,3 @@ def _rows(path: Path) -> list[Facts]:
 def _score_facts(found: Score) -> Facts:
     low, high = found.interval
     return {"right": found.right, "total": found.total, "share": found.share, "low": low, "high": high}
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `fieldlm demo`."""
-    args = _parser().parse_args(argv)
-    # Told to end by whatever means, the story takes its processes with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if args.fresh:
-        shutil.rmtree(args.folder, ignore_errors=True)
-    profile = load_profile(args.profile) if args.profile else detect().best
-    size = StorySize(sentences=args.sentences, held_out=args.held_out, epochs=args.epochs)
-    _check_same(args.folder, {"size": asdict(size), "profile": profile.id})
-    report = Story(args.folder, profile, size).tell()
-    write_whole(args.folder / "report.json", canonical_json(report))
-    write_whole(args.folder / "report.html", page(report).encode())
-    terminal.show(report, _summary(report, args.folder), as_json=args.json)
-    return 0
-
-
-def _check_same(folder: Path, settings: Facts) -> None:
-    """Refuse to go on with a half-told story under other settings."""
-    path = folder / "settings.json"
-    wanted = json.loads(canonical_json(settings))
-    if path.exists() and json.loads(path.read_text()) != wanted:
-        raise InputError(f"{folder} holds a demo with other settings ({path}); add --fresh to start over")
-    write_whole(path, canonical_json(settings))
-
-
-def _summary(report: Facts, folder: Path) -> str:
-    update, telemetry = report["update"], report["telemetry"]
-    produced = sum(side["produced"] for side in telemetry["streams"].values())
-    stored = sum(side["stored"] for side in telemetry["streams"].values())
-    ratio = update["bundle_bytes"] / update["fetched_bytes"]
-    rows = [
-        ("exact match before", _share(report["before"])),
-        ("exact match after", _share(report["after"])),
-        ("  of strangers, who order in new words", _share(report["after"]["strangers"])),
-        ("records made on the device", f"{produced:,}"),
-        ("records in the store", f"{stored:,}"),
-        ("requests during the update", f"{update['requests']:,}, {update['failed']} failed"),
-        ("adapter", f"{update['adapter_bytes'] / 1e6:.2f} MB"),
-        ("whole bundle", f"{update['bundle_bytes'] / 1e6:.1f} MB"),
-        ("update fetched", f"{update['fetched_bytes'] / 1e6:.2f} MB, 1/{ratio:.0f} of it"),
-        *((stage["title"], f"{stage['seconds']:.0f} s") for stage in report["stages"]),
-        ("all stages", f"{report['wall_s']:.0f} s"),
-    ]
-    return "\n" + terminal.table(rows, ("what", "result")) + f"\n\n{folder / 'report.json'}\n{folder / 'report.html'}"
-
-
-def _share(facts: Facts) -> str:
-    return str(Score(right=facts["right"], total=facts["total"]))
-
-
-def _parser() -> Any:
-    parser = terminal.parser(
-        "demo",
-        "Run the kiosk story: one turn of the circle, on this machine.",
-        "fieldlm demo",
-        "fieldlm demo --folder /tmp/demo --fresh",
-    )
-    parser.add_argument("--folder", type=options.new_folder, default=Path("demo"), help="where everything goes")
-    parser.add_argument("--fresh", action="store_true", help="start over")
-    parser.add_argument("--profile", default="", help="device profile (default: detected)")
-    parser.add_argument(
-        "--sentences", type=options.whole(1), default=StorySize.sentences, help="what training customers say"
-    )
-    parser.add_argument(
-        "--held-out", type=options.whole(1), default=StorySize.held_out, help="what held-out customers say"
-    )
-    parser.add_argument(
-        "--epochs", type=options.real(0, 10_000, above=True), default=StorySize.epochs, help="passes over the dataset"
-    )
-    return parser

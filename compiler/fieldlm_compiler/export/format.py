@@ -107,6 +107,12 @@ def formats() -> dict[str, Format]:
     return {each.name: each for each in reversed(found)}
 
 
+def format_names() -> list[str]:
+    """Return the names of all formats, and import none: a module, or an entry point, is called as its format is."""
+    ours = [each.name for each in pkgutil.iter_modules(import_module(TARGETS).__path__)]
+    return sorted({*ours, *(each.name for each in entry_points(group=GROUP))})
+
+
 def format_named(name: str) -> Format:
     """Return the format `name`; raises InputError when there is none."""
     if name not in formats():

@@ -8,7 +8,6 @@ import msgspec
 
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.formats.gguf import FILE_TYPES, Header, read_header
-from fieldlm_compiler.export.legal_types import is_quantizable
 from fieldlm_compiler.pipeline.child import Ran, call
 
 NUMBERS = {name: number for number, name in FILE_TYPES.items()}
@@ -47,6 +46,8 @@ def check_shapes(source: Path, quant: str) -> None:
     """Raise InputError when `quant` cannot hold the tensors of the GGUF `source`: blocks have 32 or 256 weights."""
     if QUANTS[quant] in (0, 1, 32):
         return
+    from fieldlm_compiler.export.legal_types import is_quantizable
+
     header = read_header(source)
     for name, tensor in header.tensors.items():
         row = tensor.shape[0]

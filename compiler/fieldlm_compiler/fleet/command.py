@@ -1,102 +1,19 @@
 """`fieldlm fleet`: a table of all devices, the timeline of one, the same as pages on 127.0.0.1, or an export."""
 
-import threading
 import time
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
 
 import msgspec
 
 from fieldlm.core import options, terminal
-from fieldlm.core.errors import FieldlmError, InputError
-from fieldlm.core.urls import host_name
+from fieldlm.core.errors import InputError
+from fieldlm.core.wording import counted
 from fieldlm_compiler.collect.open import open_sink
-from fieldlm_compiler.collect.sink import Sink
-from fieldlm_compiler.fleet.page import clock, device_page, draw, fleet_page, share, size
-from fieldlm_compiler.fleet.view import FINE, DeviceRow, Event, FleetReport, look, timeline
-
-HOST = "127.0.0.1"
-TIMELINE = 200
-FRESH_S = 2.0
-"""A page that several browsers reload is computed once in that time."""
-HEADERS = {
-    "content-type": "text/html; charset=utf-8",
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
-_ANSWERS = """
-SELECT queue_ms, greatest(ttft_ms - queue_ms, 0) AS prompt_ms, greatest(duration_ms - ttft_ms, 0) AS decode_ms, outcome
-FROM records WHERE device = ? AND kind = 'generation' ORDER BY wall_ms DESC, seq DESC LIMIT 120
-"""
-
-
-class Pages(ThreadingHTTPServer):
-    """The pages of a store, for browsers on this machine alone."""
-
-    daemon_threads = True
-
-    def __init__(self, where: str, port: int) -> None:
-        try:
-            super().__init__((HOST, port), _Handler)
-        except OSError as error:
-            raise InputError(f"port {port} of {HOST} cannot be had: {error}; choose another with --port") from error
-        self.where = where
-        self._lock = threading.Lock()
-        self._fleet: tuple[float, FleetReport] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.server_port}"
-
-    def draw(self, path: str) -> str:
-        """Return the page at `path`; raises InputError when there is none."""
-        device = unquote(path.strip("/"))
-        with self._lock, open_sink(self.where, read_only=True) as sink:
-            if self._fleet is None or time.monotonic() - self._fleet[0] > FRESH_S:
-                self._fleet = (time.monotonic(), look(sink))
-            fleet = self._fleet[1]
-            if not device:
-                return fleet_page(fleet, self.where)
-            events = timeline(sink, device, TIMELINE)
-            one = next((each for each in fleet.devices if each.device == device), None)
-            if one is None:
-                raise InputError(f"{device} has just been heard of; try again")
-            return device_page(one, events, _answers(sink, device))
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        assert isinstance(self.server, Pages)
-        if host_name(self.headers.get("host") or "") not in (HOST, "localhost"):
-            # A page from elsewhere that got its own name to point here must not read the fleet.
-            self._answer(403, f"this is {self.server.url}\n")
-            return
-        try:
-            self._answer(200, self.server.draw(urlsplit(self.path).path))
-        except FieldlmError as error:
-            self._answer(404, draw("message.html", str(error), ""))
-
-    def _answer(self, status: int, page: str) -> None:
-        body = page.encode()
-        self.send_response(status)
-        for name, value in HEADERS.items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a page reloads every few seconds."""
-
-
-def _answers(sink: Sink, device: str) -> list[tuple[float, float, float, bool]]:
-    rows = reversed(sink.query(_ANSWERS, (device,)))
-    return [(row["queue_ms"], row["prompt_ms"], row["decode_ms"], row["outcome"] in FINE) for row in rows]
+from fieldlm_compiler.fleet.page import clock, share, size
+from fieldlm_compiler.fleet.request_tasks import tell_by
+from fieldlm_compiler.fleet.serve import HOST, Pages
+from fieldlm_compiler.fleet.view import DeviceRow, Event, FleetReport, TellTask, look, timeline
 
 
 def main(argv: Sequence[str]) -> int:
@@ -114,13 +31,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--port", type=options.whole(*options.PORT), default=8095, help="of --serve; 0 takes a free one"
     )
+    parser.add_argument(
+        "--router", type=Path, metavar="FILE", help="router.npz of `cluster` or `round`: quality by task as well"
+    )
     parser.add_argument("--otlp", metavar="URL", help="send answers as spans to an OTLP receiver, http://HOST:4318")
     parser.add_argument("--since-h", type=options.real(0), default=24.0, help="of --otlp: no answers older than this")
     args = parser.parse_args(argv)
     if args.last < 1:
         raise InputError(f"--last {args.last} shows nothing; write 1 or more")
+    tell = tell_by(args.router) if args.router else None
     if args.serve:
-        return _serve(args.store, args.port, as_json=args.json)
+        return _serve(args.store, args.port, tell, as_json=args.json)
     if args.otlp:
         return _export(args.store, args.otlp, args.since_h, as_json=args.json)
     with open_sink(args.store, read_only=True) as sink:
@@ -128,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
             events = timeline(sink, args.device, args.last)
             terminal.show(msgspec.to_builtins(events), describe_events(events), as_json=args.json)
             return 0
-        fleet = look(sink)
+        fleet = look(sink, tell=tell)
     terminal.show(msgspec.to_builtins(fleet) | {"lost": fleet.lost}, describe(fleet), as_json=args.json)
     return 1 if fleet.lost else 0
 
@@ -143,10 +64,10 @@ def _export(where: str, url: str, since_h: float, *, as_json: bool) -> int:
     return 1 if rejected else 0
 
 
-def _serve(where: str, port: int, *, as_json: bool) -> int:
+def _serve(where: str, port: int, tell: TellTask | None, *, as_json: bool) -> int:
     with open_sink(where, read_only=True):
         pass
-    with Pages(where, port) as pages:
+    with Pages(where, port, tell) as pages:
         terminal.show({"url": pages.url}, f"the fleet of {where} is at {pages.url}, stop with Ctrl-C", as_json=as_json)
         try:
             pages.serve_forever()
@@ -163,11 +84,17 @@ def describe(fleet: FleetReport) -> str:
     corrected = sum(device.corrected for device in fleet.devices)
     outcomes = ", ".join(f"{count:,} {name}" for name, count in fleet.outcomes.items())
     told = sum(device.told for device in fleet.devices)
+    large = sum(device.large for device in fleet.devices)
+    handed = f"; a large model answered {large:,} more" if large else ""
+    rows = [(t.name, t.generation[:8], f"{t.answers:,}", share(t.fine, t.answers), share(t.corrected, t.answers))
+            for t in fleet.tasks]  # fmt: skip
+    tasks = f"{terminal.table(rows, ('task', 'generation', 'answers', 'no error', 'corrected'))}\n\n" if rows else ""
     return (
-        f"{terminal.table([_cells(device) for device in fleet.devices], head)}\n\n"
-        f"{len(fleet.devices):,} devices, {answers:,} answers, {share(fine, answers)} without an error "
-        f"({outcomes or 'none'}), {share(corrected, answers)} corrected by people or not liked\n"
-        f"{fleet.lost:,} records lost, {told:,} dropped and told"
+        f"{terminal.table([_cells(device) for device in fleet.devices], head)}\n\n{tasks}"
+        f"{counted(len(fleet.devices), 'device')}, {counted(answers, 'answer')}, "
+        f"{share(fine, answers)} without an error "
+        f"({outcomes or 'none'}), {share(corrected, answers)} corrected by people or not liked{handed}\n"
+        f"{counted(fleet.lost, 'record')} lost, {told:,} dropped and told"
     )
 
 

@@ -211,7 +211,7 @@ def read(path: Path) -> State:
     try:
         state = msgspec.json.decode(path.read_bytes(), type=State)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is no rollout; begin one with: fieldlm rollout start PROFILE …") from error
+        raise InputError(f"{path} is no rollout; begin one with: fieldlm rollout start --to REPOSITORY") from error
     except (OSError, msgspec.MsgspecError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if state.format != FORMAT:

@@ -17,7 +17,8 @@ SELECT device, generation, wall_ms >= {since_ms} AS is_since, count(*) AS answer
     avg(CASE WHEN outcome = 'error' THEN 1.0 ELSE 0.0 END) AS errors,
     coalesce(median((completion_tokens - 1) * 1000.0 / nullif(duration_ms - ttft_ms, 0))
         FILTER (WHERE completion_tokens > 1), 0) AS tokens_per_s
-FROM records WHERE stream = 'gen' GROUP BY ALL"""
+FROM records WHERE stream = 'gen' AND route <> 'large' GROUP BY ALL"""
+"""What a large model beside the device's own answered says nothing of a generation: its speed is the network's."""
 FAILURES = """
 SELECT device, detail['bundle'] AS bundle, first(detail['reason']) AS reason FROM records
 WHERE stream = 'ota' AND detail['event'] = 'update.rolled-back' GROUP BY ALL"""

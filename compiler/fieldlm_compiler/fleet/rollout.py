@@ -36,12 +36,12 @@ def main(argv: Sequence[str]) -> int:
         terminal.show(state, describe(state), as_json=args.json)
         return _verdict(state)
     if args.to is None:
-        raise InputError(f"fieldlm rollout {args.what} needs the repository: --to REPOSITORY")
+        raise InputError(f"{args.what} needs the repository; say which: --to REPOSITORY")
     release = publisher(args.to, args.keys)
     if args.what == "start":
         offered = release("show")
         if not offered:
-            raise InputError(f"{args.to} offers no release; publish one first: fieldlm publish --share 0")
+            raise InputError(f"{args.to} offers no release; publish one first: {_publish(args)}")
         _found(path, args, offered)
     controller = Controller(path, release)
     with open_sink(args.store, read_only=True) as store:
@@ -85,21 +85,28 @@ def _act(controller: Controller, args: argparse.Namespace) -> None:
 def _found(path: Path, args: argparse.Namespace, offered: list[dict[str, Any]]) -> None:
     """Write the memory of a new rollout: the newest release of each profile that was named."""
     if path.exists() and read(path).status in ("running", "paused"):
-        raise InputError(f"{path} is a rollout that is not over; run: fieldlm rollout watch, or abort")
+        raise InputError(f"{path} is a rollout that is not over; run: fieldlm rollout watch --to {args.to}, or abort")
     with open_sink(args.store, read_only=True) as store:
         sizes = FleetSnapshot.read(store, since_ms=0).sizes()
     tracks: list[Track] = []
     for profile in args.profiles or sorted({one["profile"] for one in offered}):
         known = [one for one in offered if one["profile"] == profile]
         if not known:
-            raise InputError(f"{args.to} offers nothing for {profile}; publish first: fieldlm publish --share 0")
+            raise InputError(f"{args.to} offers nothing for {profile}; publish first: {_publish(args)}")
         if profile not in sizes:
             raise InputError(f"{args.store} knows no device of {profile}; known: {', '.join(sorted(sizes)) or 'none'}")
         newest, seq = known[-1], known[-1]["seq"]
+        if why := newest["offer"].get("pulled"):
+            raise InputError(f"release {seq} of {profile} was pulled ({why}); publish one: {_publish(args)}")
         bundle, salt = newest["bundle"][:12], newest["offer"].get("salt") or f"{profile}-{seq}"
         tracks.append(Track(profile=profile, seq=seq, bundle=bundle, salt=salt, size=sizes[profile]))
     state = State(tracks=tuple(tracks), patience_s=args.patience, spread_s=args.spread)
     write_whole(path, canonical_json(state))
+
+
+def _publish(args: argparse.Namespace) -> str:
+    """Return the command that publishes what a rollout can begin with."""
+    return f"fieldlm publish BUNDLE --to {args.to} --share 0"
 
 
 def _tell(state: State, args: argparse.Namespace) -> None:

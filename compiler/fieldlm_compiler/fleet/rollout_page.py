@@ -1,4 +1,4 @@
-"""Draw a rollout: one self-contained page that a browser reloads, no script and nothing from elsewhere."""
+"""Draw a rollout: one self-contained page, which reloads itself while the rollout goes on."""
 
 import math
 
@@ -9,6 +9,7 @@ from fieldlm_compiler.fleet.page import clock, draw
 from fieldlm_compiler.fleet.waves import Evidence
 
 RELOAD_S = 10
+"""While a rollout runs; its reader may pause it."""
 ROOM = 1.1
 """A bar of evidence shows this much: the limit is at 1, and what is beyond it is seen to be."""
 
@@ -21,7 +22,7 @@ def page(state: State) -> str:
         "rollout.html",
         f"{state.status.capitalize()}, wave {state.wave + 1}",
         "Releases: " + ", ".join(f"{track.profile} {track.seq}" for track in state.tracks),
-        reload_s=RELOAD_S,
+        reload_s=RELOAD_S if state.status == "running" else None,
         progress=[
             (name, charts.bar("updated", [("good", part)]), f"{part:.1%} of {size:,}") for name, part, size in far
         ],

@@ -37,6 +37,8 @@ class Votes(Protocol):
     def response(self) -> str: ...
     @property
     def is_correction(self) -> bool: ...
+    @property
+    def is_about_somebody(self) -> bool: ...
 
 
 E = TypeVar("E", bound=Votes)
@@ -66,10 +68,12 @@ def agree(examples: Sequence[E]) -> Agreed[E]:
         counted = Counter(answer_key(examples[i].answer) for i in votes)
         (best, most), disputed = counted.most_common(1)[0], disputed + (len(counted) > 1)
         has_won = 2 * most > len(votes)
-        winner = max((i for i in votes if answer_key(examples[i].answer) == best), default=-1) if has_won else -1
-        chosen += [winner] if has_won else []
+        alike = [i for i in votes if answer_key(examples[i].answer) == best] if has_won else []
+        # Of words about somebody each customer's stay: they get other names, and are how copying is learnt.
+        winners = alike if any(examples[i].is_about_somebody for i in alike) else alike and [max(alike)]
+        chosen += winners
         for index in members:
-            if index != winner:
+            if index not in winners:
                 same = answer_key(examples[index].answer) == best
                 lost["conflict" if not has_won else "duplicate" if same else "outvoted"] += 1
     kept = sorted(chosen)

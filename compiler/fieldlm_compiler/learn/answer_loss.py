@@ -53,6 +53,14 @@ class AnswerLoss:
         logits, targets = self.logits(examples)
         return cross_entropy(logits, targets)
 
+    def mean_and_worst(self, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, list[float]]:
+        """Return the mean, to be differentiated, and the greatest loss that a token of each example's answer has."""
+        logits, targets = self.logits(examples)
+        losses = cross_entropy(logits, targets, reduction="none")
+        counts = [len(example.tokens) - example.answer_at for example in examples]
+        worst = torch.stack([each.max() for each in losses.detach().split(counts)])
+        return losses.mean(), worst.tolist()
+
     def evaluate(self, examples: Sequence[TokenizedExample], batch: int) -> float | None:
         """Return the mean cross-entropy per answer token in nats, or None without examples."""
         total, count = 0.0, 0

@@ -4,10 +4,14 @@
       examples.jsonl   one Example a line, in the order of their records
       curate.json      how many were kept, how many were left out, and why
 
-The label is what the customer corrected, or what the model answered where the customer liked it; nothing else is one.
+The label is what the customer corrected, or what the model answered where the customer liked it; on request also what
+the large model answered ("large"), which a correction outranks. Examples without a label ("none") are kept for
+clustering where that is asked for: their answer is empty, and no data set holds them.
 Text counts under the terms that the workshop names, and under no others. On a prompt the majority of customers decides
 (`agreement`). A customer is in `train` or in `eval` with everything they said, so that no held-out sentence has a
-sibling in training. What stood around the messages, the bundle's system prompt and the tools, belongs to an example.
+sibling in training. What a device redacted is redacted again with this version's rules, and people and numbers in
+placeholders get stand-ins (`redacted`), the same all through an example. What stood around the messages, the bundle's
+system prompt and the tools, belongs to an example.
 """
 
 import hashlib
@@ -15,18 +19,22 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.wording import counted
 from fieldlm.inference.chat_template import Message, as_served
 from fieldlm.inference.tool_calls import Call, CallReader
 from fieldlm_compiler.collect.open import open_sink
+from fieldlm_compiler.learn import teacher
 from fieldlm_compiler.learn.agreement import agree, prompt_key
-from fieldlm_compiler.learn.tokenized import VERSION, read_lines
+from fieldlm_compiler.learn.redacted.second_pass import again
+from fieldlm_compiler.learn.redacted.surrogates import PLACEHOLDER, Surrogates
+from fieldlm_compiler.learn.tokenized import VERSION, numbered_lines
 
 EXAMPLES = "examples.jsonl"
 FORMAT = "fieldlm.curate/1"
@@ -46,7 +54,8 @@ told AS (
 SELECT g.device, g.response, g.session, g.consent, g.generation, g.outcome, g.prompt, g.answer,
     coalesce(said.rating, '') AS rating, coalesce(said.correction, '') AS correction,
     coalesce(g.detail['context'], '') AS digest, coalesce(told.context, '') AS context,
-    coalesce(g.detail['cut'], '') AS cut
+    coalesce(g.detail['cut'], '') AS cut, coalesce(g.detail['redacted'], '') AS redacted,
+    coalesce(g.route, '') AS route
 FROM records g LEFT JOIN said USING (response)
 LEFT JOIN told ON told.device = g.device AND told.digest = g.detail['context']
 WHERE g.kind = 'generation' ORDER BY g.device, g.epoch, g.seq
@@ -62,7 +71,7 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
     v: int = VERSION
     messages: list[dict[str, Any]]
     answer: str
-    label_source: Literal["correction", "rated up"]
+    label_source: Literal["correction", "rated up", "large", "none"]
     session: str
     response: str
     split: Literal["train", "eval"]
@@ -72,12 +81,22 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     tools: list[Message] = []
     tool_calls: list[Message] = []
+    agreement: float = 1.0
+    """Share of the large model's answers to this prompt that say the same, where the label is its."""
+    redacted: list[str] = []
+    """What a device, or the second pass, has hidden in it, and stand-ins stand for: "name", "phone"."""
 
     @property
     def prompt_key(self) -> str:
         """What near copies of a prompt have in common."""
         said = [{**message, "content": prompt_key(str(message.get("content") or ""))} for message in self.messages]
         return json.dumps([said, self.tools], sort_keys=True, ensure_ascii=False)
+
+    @property
+    def is_about_somebody(self) -> bool:
+        """Whether customers may say the same words of different people, or numbers."""
+        said = [message for message in self.messages if message.get("role") != "system"]
+        return any(PLACEHOLDER.search(str(message.get("content") or "")) for message in said)
 
     @property
     def voter(self) -> str:
@@ -96,8 +115,23 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
         return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
+class Labels(NamedTuple):
+    """What is kept beside what customers said: answers of the large model, and prompts that have no label at all."""
+
+    large: bool = False
+    none: bool = False
+
+
+CUSTOMERS = Labels()
+
+
 def curate(
-    store: Path | str, out: Path, *, consents: Collection[str], eval_share: float = EVAL_SHARE
+    store: Path | str,
+    out: Path,
+    *,
+    consents: Collection[str],
+    eval_share: float = EVAL_SHARE,
+    labels: Labels = CUSTOMERS,
 ) -> dict[str, Any]:
     """Write the examples that `store` holds under the terms `consents` to `out`; return what curate.json says.
 
@@ -109,10 +143,14 @@ def curate(
         terms = Counter(row["consent"] for row in rows if row["consent"])
         held = ", ".join(f"{term!r} ({count})" for term, count in terms.most_common(8)) or "none"
         raise InputError(f"name the terms that allow training: --consent TERM; {store} holds: {held}")
-    judged = [judge(row, consents=consents, eval_share=eval_share) for row in rows]
+    judged = [judge(again(row), consents=consents, eval_share=eval_share, labels=labels) for row in rows]
     dropped: Counter[str] = Counter(found for found in judged if isinstance(found, str))
-    agreed = agree([found for found in judged if isinstance(found, CuratedExample)])
-    examples = agreed.kept
+    found = [example for example in judged if isinstance(example, CuratedExample)]
+    labelled = [example for example in found if example.label_source != "none"]
+    agreed = agree(labelled)
+    said = teacher.answers_of(labelled)
+    kept = {id(example) for example in agreed.kept}
+    examples = [_with_surrogates(_rated(e, said)) for e in found if e.label_source == "none" or id(e) in kept]
     dropped.update(agreed.lost)
     document = {
         "format": FORMAT,
@@ -124,8 +162,11 @@ def curate(
         "labels": dict(Counter(example.label_source for example in examples)),
         "consents": sorted(consents),
         "disputed": agreed.disputed,
+        "redacted": dict(sorted(Counter(kind for example in examples for kind in example.redacted).items())),
         "dropped": {why: count for why, count in sorted(dropped.items()) if count},
     }
+    if labels.large:
+        document["teacher"] = teacher.report(labelled, said)
     if not examples:
         raise InputError(f"{store} holds no example: {document['dropped'] or 'no generation is in it'}")
     write_examples(out / EXAMPLES, examples)
@@ -133,11 +174,33 @@ def curate(
     return document
 
 
+def _with_surrogates(example: CuratedExample) -> CuratedExample:
+    """Return the example with stand-ins for what was hidden, the same in its messages, its answer and its calls."""
+    # A system prompt stays, for it stands in front of many examples.
+    said = [message for message in example.messages if message.get("role") != "system"]
+    made = Surrogates(example.session, [json.dumps([said, example.tool_calls], ensure_ascii=False), example.answer])
+    if not made.kinds:
+        return example
+    messages = [m if m.get("role") == "system" else made.show_all(m) for m in example.messages]
+    return msgspec.structs.replace(
+        example, messages=messages, answer=made.show(example.answer), tool_calls=made.show_all(example.tool_calls),
+        redacted=[kind.lower() for kind in made.kinds],
+    )  # fmt: skip
+
+
+def _rated(example: CuratedExample, said: dict[str, Counter[str]]) -> CuratedExample:
+    """Return the example with its agreement, where its label is the large model's."""
+    if example.label_source != "large":
+        return example
+    return msgspec.structs.replace(example, agreement=teacher.rate(said[example.prompt_key], example.answer))
+
+
 def judge(
-    row: dict[str, Any], *, consents: Collection[str], eval_share: float = EVAL_SHARE
+    row: dict[str, Any], *, consents: Collection[str], eval_share: float = EVAL_SHARE, labels: Labels = CUSTOMERS
 ) -> CuratedExample | Dropped:
     """Make an example of one joined row, or say why it is none."""
-    if why := _unfit(row, consents):
+    source = _label_source(row, labels)
+    if why := _unfit(row, consents, source):
         return why
     context = _context(row)
     if context is None:
@@ -145,14 +208,14 @@ def judge(
     if context.raw:
         return "not a chat"
     messages = _messages(row["prompt"])
-    said = spoken(row["correction"] or row["answer"], context.tools)
+    said = spoken("" if source == "none" else row["correction"] or row["answer"], context.tools)
     if not messages or said is None:
         return "unreadable"
     session = row["session"] or row["response"]
     return CuratedExample(
         messages=as_served(messages, context.system),
         answer=said[0],
-        label_source="correction" if row["correction"] else "rated up",
+        label_source=source or "none",
         session=session,
         response=row["response"],
         split="eval" if share_of(session) < eval_share else "train",
@@ -164,15 +227,27 @@ def judge(
     )
 
 
-def _unfit(row: dict[str, Any], consents: Collection[str]) -> Dropped | None:
-    is_corrected = bool(row["correction"].strip())
+def _label_source(row: dict[str, Any], labels: Labels) -> Literal["correction", "rated up", "large", "none"] | None:
+    """Return whose label an answer is; "none" where prompts without one are kept, and None where they are not."""
+    is_finished = row["outcome"] == "stop" and bool(row["answer"].strip())
+    if row["correction"].strip():
+        return "correction"
+    if row["rating"] == "up" and (is_finished or not labels.none):
+        return "rated up"
+    if labels.large and teacher.is_taught(row) and (is_finished or not labels.none):
+        return "large"
+    return "none" if labels.none else None
+
+
+def _unfit(row: dict[str, Any], consents: Collection[str], source: str | None) -> Dropped | None:
+    is_answer = source in ("rated up", "large")
     checks: tuple[tuple[Dropped, bool], ...] = (
         ("no consent", not row["consent"]),
         ("consent not listed", row["consent"] not in consents),
         ("no text", not row["prompt"]),
         ("cut short", bool(row["cut"])),
-        ("no label", not is_corrected and row["rating"] != "up"),
-        ("not finished", not is_corrected and (row["outcome"] != "stop" or not row["answer"].strip())),
+        ("no label", source is None),
+        ("not finished", is_answer and (row["outcome"] != "stop" or not row["answer"].strip())),
     )
     return next((why for why, is_so in checks if is_so), None)
 
@@ -246,10 +321,14 @@ def read_examples(path: Path) -> list[CuratedExample]:
     file = path / EXAMPLES if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{file} does not exist; make it with: fieldlm curate STORE --out {file.parent}")
+    return [_example(line, f"{file}:{number}") for number, line in numbered_lines(file)]
+
+
+def _example(line: bytes, place: str) -> CuratedExample:
     try:
-        return [msgspec.json.decode(line, type=CuratedExample) for line in read_lines(file)]
+        return msgspec.json.decode(line, type=CuratedExample)
     except msgspec.MsgspecError as error:
-        raise InputError(f"{file} is no examples file: {error}") from error
+        raise InputError(f"{place} is no example of fieldlm curate: {error}") from error
 
 
 def write_examples(path: Path, examples: Iterable[CuratedExample]) -> None:
@@ -262,6 +341,10 @@ def _messages(prompt: str) -> list[dict[str, Any]]:
     except msgspec.MsgspecError:
         return []
     return messages if messages and messages[-1].get("role") in ("user", "tool") else []
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0%}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -279,15 +362,29 @@ def main(argv: Sequence[str]) -> int:
         "--consent", action="append", default=[], metavar="TERM", help="a term of consent that allows training; repeat"
     )
     parser.add_argument("--eval-share", type=options.real(0, 1), default=EVAL_SHARE, help="share of customers held out")
+    parser.add_argument(
+        "--teacher", action="store_true", help="what the large model answered (route `large`) is a label, too"
+    )
+    parser.add_argument(
+        "--unlabelled", action="store_true", help="keep prompts without a label, to find tasks in; no dataset has them"
+    )
     args = parser.parse_args(argv)
     if not 0 <= args.eval_share < 1:
         raise InputError(f"--eval-share {args.eval_share} is no share; use 0 up to but not including 1")
-    document = curate(args.store, args.out, consents=args.consent, eval_share=args.eval_share)
+    labels = Labels(large=args.teacher, none=args.unlabelled)
+    document = curate(args.store, args.out, consents=args.consent, eval_share=args.eval_share, labels=labels)
     left_out = ", ".join(f"{count} {why}" for why, count in document["dropped"].items()) or "nothing"
     text = (
-        f"{document['examples']} examples of {document['customers']} customers "
+        f"{counted(document['examples'], 'example')} of {counted(document['customers'], 'customer')} "
         f"({document['train']} train, {document['eval']} eval) in {args.out}; left out: {left_out}; "
         f"prompts that people answered differently: {document['disputed']}"
     )
+    if taught := document.get("teacher"):
+        text += (
+            f"\nlarge model: {counted(taught['answers'], 'answer')} to "
+            f"{counted(taught['prompts'], 'prompt')}; agreement with itself on "
+            f"{taught['repeated_prompts']} that it answered again: {_share(taught['agreement'])}, "
+            f"with {counted(taught['corrected_prompts'], 'correction')}: {_share(taught['corrected_alike'])}"
+        )
     terminal.show(document, text, as_json=args.json)
     return 0

@@ -18,8 +18,9 @@ from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder
 from fieldlm.core.logs import logger
-from fieldlm_compiler.learn.cluster import TASKS, Task
+from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
+from fieldlm_compiler.learn.tasks import TASKS, read_round
 from fieldlm_compiler.learn.tokenized import VERSION, read_lines
 
 log = logger(__name__)
@@ -33,7 +34,9 @@ def dataset(examples: Path, out: Path, *, task: str = "") -> Path:
 
     The same examples give the same folder and bytes. Raises InputError when nothing would be trained on.
     """
-    chosen = _of_task(read_examples(examples), task, examples)
+    # What has no label is there to find tasks in.
+    labelled = [example for example in read_examples(examples) if example.label_source != "none"]
+    chosen = _of_task(labelled, task, examples)
     lines = {split: b"".join(_line(e) for e in chosen if e.split == split) for split in SPLITS}
     if not lines["train"]:
         raise InputError(f"{examples} has no training example{' of ' + task if task else ''}; collect more first")
@@ -110,8 +113,7 @@ def _task_names(folder: Path) -> dict[str, str]:
     path = (folder if folder.is_dir() else folder.parent) / TASKS
     if not path.is_file():
         raise InputError(f"{path} does not exist; find the tasks with: fieldlm cluster {path.parent}")
-    tasks = msgspec.convert(msgspec.json.decode(path.read_bytes())["tasks"], list[Task])
-    return {task.id: task.name for task in tasks}
+    return {task.id: task.name for task in read_round(path).tasks}
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
@@ -131,11 +133,11 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     folder = dataset(args.examples, args.out, task=args.task)
     document: dict[str, Any] = msgspec.json.decode((folder / "dataset.json").read_bytes())
-    text = f"{folder}: {document['train']} train, {document['eval']} eval, {len(document['tasks'])} tasks"
+    text = f"{folder}: {document['train']} train, {document['eval']} eval, {counted(len(document['tasks']), 'task')}"
     if not document["eval"]:
         log.warning(
             f"! {folder} has no eval example: what is tuned on it cannot be evaluated; "
-            "collect from more customers, or hold more of them out: fieldlm curate --eval-share"
+            "collect from more customers, or hold more of them out: fieldlm curate STORE --out FOLDER --eval-share 0.5"
         )
     terminal.show(document | {"folder": str(folder)}, text, as_json=args.json)
     return 0

@@ -16,7 +16,7 @@ import msgspec
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.network.http_client import HttpClient, server_at
-from fieldlm_compiler.learn.tokenized import DatasetLine, read_lines
+from fieldlm_compiler.learn.tokenized import DatasetLine, numbered_lines
 
 Messages = Sequence[dict[str, Any]]
 
@@ -144,7 +144,7 @@ def read_examples(path: Path) -> list[EvaluationItem]:
     Raises InputError for a line that is no example, and when there is none.
     """
     questions: list[EvaluationItem] = []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in numbered_lines(path):
         try:
             row = msgspec.json.decode(line, type=DatasetLine)
             questions.append(
@@ -152,13 +152,13 @@ def read_examples(path: Path) -> list[EvaluationItem]:
             )
         except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"example {number} of {path} is no conversation with its answer at the end ({error}); make the file "
+                f"line {number} of {path} is no conversation with its answer at the end ({error}); make the file "
                 "with: fieldlm dataset EXAMPLES --out DIR"
             ) from error
     if not questions:
         raise InputError(
-            f"{path} has no examples, so nothing can be counted; with few customers nobody is held out: "
-            "fieldlm curate --eval-share raises their share"
+            f"{path} has no examples, so nothing can be counted; with few customers nobody is held out; "
+            "hold more of them out: fieldlm curate STORE --out FOLDER --eval-share 0.5"
         )
     return questions
 

@@ -14,10 +14,13 @@ from typing import Literal
 import msgspec
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.logs import logger
 from fieldlm.engines import SpecialTokens, control_tokens
 from fieldlm.engines.hf_tokenizer import HfTokenizer
 from fieldlm.inference.chat_template import ChatTemplate, Message
 from fieldlm_compiler.checkpoints.checkpoint import chat_template, special_tokens
+
+log = logger(__name__)
 
 VERSION = 1
 """Of a line; those from before there were versions have none and are read as the first."""
@@ -48,16 +51,24 @@ class DatasetLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a JSON Lines file. Only a line feed ends one: JSON may hold U+2028 and the like as they are.
+    """Yield the lines of a JSON Lines file, as `numbered_lines` does."""
+    return (line for _, line in numbered_lines(path))
 
-    Raises InputError when there is no such file, or when a line is of a version that is not known.
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a JSON Lines file that hold something, each with its number in the file, from 1 on.
+
+    Only a line feed ends one: JSON may hold U+2028 and the like as they are. Raises InputError when there is no such
+    file, or when a line is of a version that is not known.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file of it, such as {path / 'eval.jsonl'}")
     if not path.is_file():
         raise InputError(f"{path} does not exist; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             check_version(line, f"{path}:{number}")
-            yield line
+            yield number, line
 
 
 class _Versioned(msgspec.Struct):
@@ -77,14 +88,20 @@ def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> TokenizedSpl
     Raises InputError when the file or what the checkpoint needs is missing, and when there are lines but none of them
     is an example.
     """
-    lines = list(read_lines(path))
+    lines = list(numbered_lines(path))
     writer = _Writer(checkpoint)
-    read = [writer.example(line, max_tokens) for line in lines]
-    examples = tuple(each for each in read if isinstance(each, TokenizedExample))
-    dropped = Counter(each for each in read if isinstance(each, str))
+    read = [(number, writer.example(line, max_tokens)) for number, line in lines]
+    examples = tuple(each for _, each in read if isinstance(each, TokenizedExample))
+    dropped = Counter(each for _, each in read if isinstance(each, str))
+    first = {reason: number for number, reason in reversed(read) if isinstance(reason, str)}
+    why = ", ".join(
+        f"{count} {reason} ({'first ' if count > 1 else ''}line {first[reason]})"
+        for reason, count in sorted(dropped.items())
+    )
     if lines and not examples:
-        why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         raise InputError(f"{path} holds no example for this model: {why}; at most {max_tokens} tokens (--max-tokens)")
+    if why:
+        log.info(f"  {path.name}: {why} left out")
     return TokenizedSplit(examples=examples, dropped=dict(sorted(dropped.items())))
 
 

@@ -11,22 +11,18 @@ import random
 import time
 import warnings
 from argparse import ArgumentTypeError
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_whole
-from fieldlm.core.logs import logger
 from fieldlm_compiler.checkpoints.checkpoint import folder_digest, weight_files
+from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.learn.tokenized import TokenizedExample, TokenizedSplit, read_examples
 from fieldlm_compiler.learn.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
-
-log = logger(__name__)
 
 if TYPE_CHECKING:
     from fieldlm_compiler.learn.answer_loss import AnswerLoss
@@ -44,6 +40,8 @@ class TrainingRecipe:
     targets: tuple[str, ...] = (ALL_LINEAR,)
     """Names of modules, or the one word for all linear layers."""
     epochs: float = 2.0
+    known: float = 0.0
+    """In nats; above 0, passes after the first leave out examples with no answer's token above it when last seen."""
     batch: int = 8
     learning_rate: float = 1e-3
     """Peak, of LoRA's A."""
@@ -65,16 +63,19 @@ def tune(
     out: Path,
     recipe: TrainingRecipe = TrainingRecipe(),
     *,
+    start: Path | None = None,
     keep_every_s: float = EVERY_S,
 ) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `dataset`/train.jsonl and write a PEFT adapter folder to `out`.
 
-    A run that was interrupted goes on where it was at most `keep_every_s` before, when it is asked for the same again.
-
+    It begins with a fresh LoRA, or where the adapter in the folder `start` ended. A run that was interrupted goes on
+    where it was at most `keep_every_s` before, when it is asked for the same again.
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
-    Raises InputError when a file is missing or no example is left, MissingDependencyError when PyTorch does not see the
-    device that is asked for.
+    Raises InputError when a file is missing, no example is left or `start` is of another shape, and
+    MissingDependencyError when PyTorch does not see the device that is asked for.
     """
+    if start:
+        _check_start(start, recipe)
     train, held_out = _splits(dataset, checkpoint, recipe)
     base_sha256 = _base_sha256(checkpoint)
     # PyTorch takes seconds to import: what can be refused without it has been.
@@ -87,31 +88,28 @@ def tune(
         "base_sha256": base_sha256,
         "dataset_sha256": sha256_file(dataset / "train.jsonl"),
     }
+    sources |= {"start_sha256": sha256_file(start / WEIGHTS)} if start else {}
     with kept_memory():
         from fieldlm_compiler.learn.answer_loss import choose_loss
 
-        model = with_adapter(checkpoint, recipe)
-        loss = choose_loss(model, train.examples, recipe.batch)
+        model = _load(checkpoint, recipe, start)
+        with terminal.progress("hold a batch against the model's own computation"):
+            loss = choose_loss(model, train.examples, recipe.batch)
         before = loss.evaluate(held_out.examples, recipe.batch)
         run = TuningRun(out.with_name(f".{out.name}.tuning"), sources, keep_every_s)
         _train(loss, train.examples, recipe, run)
         after = loss.evaluate(held_out.examples, recipe.batch)
     document = {
         "recipe": asdict(recipe),
-        "dataset": json.loads((dataset / "dataset.json").read_text())["id"]
-        if (dataset / "dataset.json").exists()
-        else "",
-        "base_sha256": sources["base_sha256"],
+        "dataset": _dataset_id(dataset),
+        "base_sha256": base_sha256,
+        "start_sha256": sources.get("start_sha256", ""),
         "examples": len(train.examples),
         "dropped": {"train": train.dropped, "eval": held_out.dropped},
         "packed": loss.is_packed,
-        "steps": len(run.losses),
-        "seconds": round(run.seconds, 1),
-        "device": _name_of(model.device),
-        "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
         "eval_loss_before": before,
         "eval_loss_after": after,
-        "losses": [round(loss, 4) for loss in run.losses],
+        **_of_run(run, model),
     }
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
@@ -120,15 +118,37 @@ def tune(
     return document
 
 
+def _load(checkpoint: Path, recipe: TrainingRecipe, start: Path | None) -> Any:
+    with terminal.progress("load the model"):
+        model = with_adapter(checkpoint, recipe)
+        if start:
+            _begin_at(model, start)
+    return model
+
+
+def _dataset_id(dataset: Path) -> str:
+    path = dataset / "dataset.json"
+    return json.loads(path.read_text())["id"] if path.exists() else ""
+
+
+def _of_run(run: TuningRun, model: Any) -> dict[str, Any]:
+    return {
+        "steps": len(run.losses),
+        "seconds": round(run.seconds, 1),
+        "device": _name_of(model.device),
+        "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "losses": [round(loss, 4) for loss in run.losses],
+    }
+
+
 def _splits(dataset: Path, checkpoint: Path, recipe: TrainingRecipe) -> tuple[TokenizedSplit, TokenizedSplit]:
     """Return what is trained on and what is held out, and say what is left out."""
     train, held_out = (
         read_examples(dataset / f"{split}.jsonl", checkpoint, recipe.max_tokens) for split in ("train", "eval")
     )
-    for name, count in (Counter(train.dropped) + Counter(held_out.dropped)).items():
-        log.info(f"  left out: {count} {name}")
     if not train.examples:
-        raise InputError(f"{dataset / 'train.jsonl'} has no examples; make a dataset with: fieldlm dataset EXAMPLES")
+        missing = f"{dataset / 'train.jsonl'} has no examples"
+        raise InputError(f"{missing}; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
     return train, held_out
 
 
@@ -151,20 +171,26 @@ def _train(answers: "AnswerLoss", examples: Sequence[TokenizedExample], recipe: 
         group["peak"] = group["lr"]
     run.restore(model, optimiser)
     steps = math.ceil(len(examples) * recipe.epochs / recipe.batch)
+    lessons = Lessons(len(examples), recipe)
+    for worst in run.worst:
+        lessons.saw(lessons.take(), worst)
     done = len(run.losses)
     threads = ThreadChoice(is_needed=model.device.type == "cpu")
     with terminal.progress("tune", total=steps) as line, threads.restored():
-        for step, batch in enumerate(islice(_batches(examples, recipe, steps), done, None), done):
+        for step in range(done, steps):
             started_s = time.monotonic()
+            taken = lessons.take()
+            batch = [examples[each] for each in taken]
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * _schedule(step, steps, recipe.warmup)
             with threads.step(sum(len(example.tokens) for example in batch)):
-                loss = answers.mean(batch)
+                loss, worst = answers.mean_and_worst(batch)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-            run.add(float(loss.detach()), time.monotonic() - started_s)
+            lessons.saw(taken, worst)
+            run.add(float(loss.detach()), time.monotonic() - started_s, worst)
             run.keep(model, optimiser)
             line.update(step + 1, f"loss {sum(run.losses[-10:]) / len(run.losses[-10:]):.3f}")
 
@@ -174,17 +200,29 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return min(rising, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
 
 
-def _batches(
-    examples: Sequence[TokenizedExample], recipe: TrainingRecipe, steps: int
-) -> Iterator[list[TokenizedExample]]:
-    """Yield `steps` batches out of reshuffled epochs."""
-    rng = random.Random(recipe.seed)
-    pool: list[TokenizedExample] = []
-    for _ in range(steps):
-        while len(pool) < recipe.batch:
-            pool += rng.sample(examples, len(examples))
-        yield pool[: recipe.batch]
-        pool = pool[recipe.batch :]
+class Lessons:
+    """Which examples each step takes: all, reshuffled for every pass, or in later passes those that are not known."""
+
+    def __init__(self, count: int, recipe: TrainingRecipe) -> None:
+        self._rng = random.Random(recipe.seed)
+        self._batch = recipe.batch
+        self._known = recipe.known
+        self._worst = [math.inf] * count
+        self._waiting: list[int] = []
+
+    def take(self) -> list[int]:
+        """Return the numbers of the next step's examples."""
+        while len(self._waiting) < self._batch:
+            everything = range(len(self._worst))
+            unknown = [each for each in everything if self._worst[each] > self._known]
+            self._waiting += self._rng.sample(unknown or everything, len(unknown or everything))
+        taken, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+        return taken
+
+    def saw(self, taken: Sequence[int], worst: Sequence[float]) -> None:
+        """Remember the greatest loss of a token, in nats, that each of the examples `taken` had before its step."""
+        for each, loss in zip(taken, worst, strict=True):
+            self._worst[each] = loss if self._known else math.inf
 
 
 def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
@@ -211,6 +249,34 @@ def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
             return get_peft_model(base, config).to(device)
         except ValueError as error:
             raise InputError(f"{checkpoint} has no module {', '.join(recipe.targets)} to tune: {error}") from error
+
+
+def _check_start(folder: Path, recipe: TrainingRecipe) -> None:
+    """Raise InputError unless the adapter in `folder` has the rank and the scale of `recipe`."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no adapter to begin at: {error}") from error
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder} has no {WEIGHTS}; name the folder that fieldlm tune wrote")
+    if (config.get("r"), config.get("lora_alpha")) != (recipe.rank, recipe.alpha):
+        raise InputError(
+            f"{folder} has rank {config.get('r')} and alpha {config.get('lora_alpha')}, asked for are {recipe.rank} "
+            f"and {recipe.alpha}; go on with --rank {config.get('r')}, or begin afresh"
+        )
+
+
+def _begin_at(model: Any, folder: Path) -> None:
+    """Put the weights of the adapter in `folder` into the LoRA of `model`."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    try:
+        found = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise InputError(f"{folder} does not fit this model: {error}") from error
+    if found.unexpected_keys:
+        raise InputError(f"{folder} tunes {found.unexpected_keys[0]}, which this model or recipe does not")
 
 
 def choose_device(wanted: str) -> str:
@@ -280,6 +346,9 @@ def _parser() -> terminal.Parser:
         "--dataset", type=options.existing_folder, required=True, help="folder with train.jsonl and eval.jsonl"
     )
     parser.add_argument("--out", type=options.new_folder, required=True, help="where the adapter goes")
+    parser.add_argument(
+        "--from", dest="start", type=options.existing_folder, metavar="ADAPTER", help="go on where this adapter ended"
+    )
     parser.add_argument("--rank", type=options.whole(1, 4096), default=TrainingRecipe.rank, help="LoRA rank")
     parser.add_argument(
         "--epochs",
@@ -311,10 +380,9 @@ def _parser() -> terminal.Parser:
     return parser
 
 
-def main(argv: Sequence[str]) -> int:
-    """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
-    args = _parser().parse_args(argv)
-    recipe = TrainingRecipe(
+def recipe_of(args: Any) -> TrainingRecipe:
+    """Return the recipe that the flags of `tune` and `round` ask for."""
+    return TrainingRecipe(
         rank=args.rank,
         alpha=2 * args.rank,
         epochs=args.epochs,
@@ -325,7 +393,13 @@ def main(argv: Sequence[str]) -> int:
         precision=args.precision,
         device=args.device,
     )
-    document = tune(args.checkpoint, args.dataset, args.out, recipe)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
+    args = _parser().parse_args(argv)
+    recipe = recipe_of(args)
+    document = tune(args.checkpoint, args.dataset, args.out, recipe, start=args.start)
     text = (
         f"{args.out}: {document['examples']} examples, {document['steps']} steps in {document['seconds']} s "
         f"({document['device']}, {document['precision']}), "

@@ -12,6 +12,7 @@ from typing import Any
 
 from fieldlm.core.files import canonical_json, sha256_bytes, write_whole
 from fieldlm.core.logs import logger
+from fieldlm.hardware.heap import trim
 
 log = logger(__name__)
 
@@ -33,6 +34,8 @@ class TuningRun:
 
     def __init__(self, folder: Path, sources: Mapping[str, Any], keep_every_s: float) -> None:
         self.losses: list[float] = []
+        self.worst: list[list[float]] = []
+        """For each step, the greatest loss of a token that each of its examples had."""
         self.seconds = 0.0
         self._path = folder / f"{sha256_bytes(canonical_json(dict(sources)))[:20]}.pt"
         self._every_s = keep_every_s
@@ -48,11 +51,12 @@ class TuningRun:
         kept = torch.load(self._path, weights_only=True)
         set_peft_model_state_dict(model, kept["adapter"])
         optimiser.load_state_dict(kept["optimiser"])
-        self.losses, self.seconds = kept["losses"], kept["seconds"]
+        self.losses, self.worst, self.seconds = kept["losses"], kept["worst"], kept["seconds"]
         log.info(f"  going on after step {len(self.losses)}")
 
-    def add(self, loss: float, seconds: float) -> None:
+    def add(self, loss: float, seconds: float, worst: list[float]) -> None:
         self.losses.append(loss)
+        self.worst.append(worst)
         self.seconds += seconds
 
     def keep(self, model: Any, optimiser: Any) -> None:
@@ -64,7 +68,7 @@ class TuningRun:
 
         data = io.BytesIO()
         kept = {"adapter": get_peft_model_state_dict(model), "optimiser": optimiser.state_dict()}
-        torch.save({**kept, "losses": self.losses, "seconds": self.seconds}, data)
+        torch.save({**kept, "losses": self.losses, "worst": self.worst, "seconds": self.seconds}, data)
         write_whole(self._path, data.getvalue())
         self._kept_s = time.monotonic()
 
@@ -154,4 +158,4 @@ def kept_memory() -> Generator[None]:
     finally:
         mallopt(M_MMAP_THRESHOLD, DEFAULT_THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, DEFAULT_THRESHOLD)
-        ctypes.CDLL(None).malloc_trim(0)
+        trim()

@@ -38,6 +38,8 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     peak_mb: float
     files: dict[str, tuple[int, int, str]]
     cached: bool = False
+    digest: str = ""
+    """Of the inputs, which names the stage's folder."""
 
 
 @contextmanager
@@ -71,6 +73,7 @@ class Stages:
                 made = self._make(path, name, inputs, make, needs_mb)
             else:
                 log.info(f"  ✓ {name}: taken from the cache ({made.seconds:.1f} s the first time)")
+        made = msgspec.structs.replace(made, digest=key)
         self.made.append(made)
         return path, made
 

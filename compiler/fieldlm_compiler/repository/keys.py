@@ -19,6 +19,7 @@ from fieldlm.core import options, terminal
 from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors, write_whole
+from fieldlm.core.wording import counted
 from fieldlm_compiler.repository.metadata import (
     ROLES,
     Keyring,
@@ -96,7 +97,9 @@ def add_signatures(repository: Path, ring: Keyring) -> Change:
         book = RepositoryMetadata(repository, ring)
         staged = _staged(book)
         if staged is None:
-            raise InputError(f"no change of keys waits in {repository}; begin one with: fieldlm keys rotate")
+            raise InputError(
+                f"no change of keys waits in {repository}; begin one with: fieldlm keys rotate ROLE --to {repository}"
+            )
         old = book.root()
         for signer in ring.at_hand([*old.roles["root"].keyids, *staged.signed.roles["root"].keyids]):
             staged.sign(signer, append=True)
@@ -196,7 +199,7 @@ def _check_nothing_waits(book: RepositoryMetadata) -> None:
     if (book.folder / STAGED).exists():
         raise InputError(
             f"another change of keys waits for signatures in {book.folder.parent}; "
-            f"run: fieldlm keys sign, or remove {book.folder / STAGED}"
+            f"run: fieldlm keys sign --to {book.folder.parent}, or remove {book.folder / STAGED}"
         )
 
 
@@ -213,7 +216,7 @@ def main(argv: Sequence[str]) -> int:
         _show_report(report(args.to, ring), "", args.json)
         return 0
     if args.to is None:
-        raise InputError(f"fieldlm keys {args.what} changes a repository; say which: --to REPOSITORY")
+        raise InputError(f"{args.what} changes a repository; say which: --to REPOSITORY")
     if not any((args.to / "tuf").glob("*.root.json")):
         raise InputError(f"{args.to} is no repository; fieldlm publish BUNDLE --to {args.to} makes one")
     if args.what == "rotate":
@@ -222,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
         changes = revoke(args.to, ring, args.name)
     else:
         changes = [add_signatures(args.to, ring)]
-    terminal.show(changes, "\n".join(map(_words, changes)), as_json=args.json)
+    terminal.show(changes, "\n".join(_words(change, args) for change in changes), as_json=args.json)
     return 0 if all(change.published for change in changes) else 1
 
 
@@ -253,7 +256,7 @@ def _parse(argv: Sequence[str]) -> Any:
     args = parser.parse_args(argv)
     if args.what in ("rotate", "revoke") and not args.name:
         wanted = f"one of {', '.join(ROLES)}, profile-NAME" if args.what == "rotate" else "a key id or its first digits"
-        raise InputError(f"fieldlm keys {args.what} needs {wanted}")
+        raise InputError(f"{args.what} needs {wanted}")
     return args
 
 
@@ -266,7 +269,7 @@ def _show_report(found_keys: Sequence[KeyReport], text: str, as_json: bool) -> N
     terminal.show(found_keys, f"{table}\n{text}".rstrip(), as_json=as_json)
 
 
-def _words(change: Change) -> str:
+def _words(change: Change, args: Any) -> str:
     swapped = " ".join(
         [
             f"new key {change.added[:16]}" if change.added else "",
@@ -275,8 +278,9 @@ def _words(change: Change) -> str:
     ).strip()
     if change.published:
         return f"{change.role}: {swapped or 'signed'}; devices follow with root {change.version}"
+    keys = f" --keys {args.keys}" if args.keys else ""
     return (
         f"{change.role}: {swapped or 'signed'}; root {change.version} waits: "
-        f"{change.signatures} of {change.needed} signatures; "
-        "run: fieldlm keys sign --root-keys PATH"
+        f"{change.signatures} of {counted(change.needed, 'signature')}; "
+        f"run: fieldlm keys sign --to {args.to}{keys} --root-keys PATH"
     )

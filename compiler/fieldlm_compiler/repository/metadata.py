@@ -102,7 +102,7 @@ def create_root(ring: Keyring, *, root_keys: int = 1, threshold: int = 1, offlin
     """
     anchor = ring.folder / ANCHOR
     if anchor.exists():
-        raise InputError(f"{anchor} is there already; change its keys with: fieldlm keys rotate")
+        raise InputError(f"{anchor} is there already; change its keys with: fieldlm keys rotate ROLE --to REPOSITORY")
     if not 1 <= threshold <= root_keys:
         raise InputError(f"threshold is {threshold} of {root_keys} root keys; want 1 to {root_keys}")
     root = Root(version=1, consistent_snapshot=True)

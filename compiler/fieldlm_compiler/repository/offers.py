@@ -63,11 +63,15 @@ def change(
     A pulled release is followed by what was offered before it, under a number of its own, so that the devices which
     took it go back; pulling the only one leaves nothing to offer. Raises InputError.
     """
-    known = [one for one in offered(repository) if one.profile == profile]
+    every = offered(repository)
+    known = [one for one in every if one.profile == profile]
     one = next((one for one in reversed(known) if seq in (0, one.seq)), None)
     if one is None:
-        numbers = ", ".join(str(one.seq) for one in known) or "none"
-        raise InputError(f"{repository} has no release {seq or ''} for {profile}; releases: {numbers}")
+        profiles = sorted({one.profile for one in every})
+        there = [str(one.seq) for one in known] or [f"for {', '.join(profiles)}" if profiles else "none"]
+        near = terminal.did_you_mean(profile, profiles) if not known else ""
+        number = f" {seq}" if seq else ""
+        raise InputError(f"{repository} has no release{number} for {profile}{near or ';'} releases: {', '.join(there)}")
     if one.offer.pulled and what != "pull":
         raise InputError(f"release {one.seq} of {profile} was pulled ({one.offer.pulled}); publish a new one")
     with publish_lock(repository):
@@ -118,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
         _show(found, args.json)
         return 0 if found else 1
     if not args.profile:
-        raise InputError(f"fieldlm release {args.what} needs the profile whose release it is")
+        raise InputError(f"{args.what} needs the profile whose release it is; see: fieldlm release show --to {args.to}")
     ring = Keyring(keys_folder(args.keys))
     changed = change(
         args.to,

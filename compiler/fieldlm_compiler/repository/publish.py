@@ -19,6 +19,7 @@ from fieldlm.core import options, terminal
 from fieldlm.core.config import keys_folder
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
+from fieldlm.core.logs import logger
 from fieldlm.core.signing import Signature
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from fieldlm.formats.release import (
@@ -37,6 +38,8 @@ from fieldlm.formats.release import (
 from fieldlm.formats.topics import parse_broker, release_topic
 from fieldlm.network.mqtt import leave
 from fieldlm_compiler.repository.metadata import TIMESTAMP_DAYS, Keyring, RepositoryMetadata, publish_lock, read_offered
+
+log = logger(__name__)
 
 
 def publish(
@@ -68,7 +71,7 @@ def publish(
         if days is not None:
             book.renew_every(days)
         newest = newest_release(repository, bundle.manifest.profile)
-        if newest and newest.bundle == bundle.id and min_seq is None:
+        if newest and newest.bundle == bundle.id and min_seq is None and not _is_pulled(repository, newest):
             book.write()
             return newest
         release, indices = describe_release(bundle, newest, min_seq=min_seq, notes=notes)
@@ -89,7 +92,9 @@ def refresh(repository: Path, *, keys: Path, days: int | None = None) -> datetim
     renew.
     """
     if not (repository / "tuf" / "timestamp.json").exists():
-        raise InputError(f"{repository} is no repository with releases; publish one first: fieldlm publish BUNDLE --to")
+        raise InputError(
+            f"{repository} is no repository with releases; publish one first: fieldlm publish BUNDLE --to {repository}"
+        )
     with disk_errors(repository), publish_lock(repository):
         _check_keys_at_hand(repository, keys)
         book = RepositoryMetadata(repository, Keyring(keys))
@@ -117,6 +122,13 @@ def newest_release(repository: Path, profile: str) -> Release | None:
     path = repository / "releases" / release_path(profile, max(int(Path(name).stem) for name in offered.targets))
     with disk_errors(path):
         return parse_release(path.read_bytes(), what=str(path))
+
+
+def _is_pulled(repository: Path, release: Release) -> bool:
+    """Whether the owner took `release` back: what is published once more then is a release of its own."""
+    offered = read_offered(repository)[role_name(release.profile)]
+    target = offered.targets[release_path(release.profile, release.seq)]
+    return bool((target.unrecognized_fields.get("custom") or {}).get("pulled"))
 
 
 def describe_release(
@@ -245,7 +257,7 @@ def _parse(argv: Sequence[str]) -> Any:
     )
     args = parser.parse_args(argv)
     if (args.bundle is None) is not args.refresh:
-        raise InputError("fieldlm publish takes a bundle, or --refresh to renew what was published")
+        raise InputError("name a bundle, or say --refresh to renew what was published")
     if args.announce:
         parse_broker(args.announce)
     return args
@@ -262,6 +274,7 @@ def main(argv: Sequence[str]) -> int:
         )
         return 0
     before = newest_release(args.to, open_bundle(args.bundle, digests=False).manifest.profile)
+    is_first = not (args.to / "tuf" / "root.json").exists() and not keys.is_dir()
     with terminal.progress(f"publish {args.bundle} to {args.to}"):
         release = publish(
             args.bundle,
@@ -276,6 +289,8 @@ def main(argv: Sequence[str]) -> int:
     if args.announce:
         pointer = Pointer(seq=release.seq, profile=release.profile, repository=args.at)
         announce(pointer, args.announce, topic=release_topic(args.fleet, release.profile))
+    if is_first:
+        log.info(f"{keys} holds new keys, which devices of {args.to} trust from now on; keep a copy: fieldlm keys show")
     terminal.show(release, _summary(release, args.to, is_known=release == before), as_json=args.json)
     return 0
 

@@ -19,6 +19,7 @@ from fieldlm.bench.calibration import BESIDE_MB
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.core.logs import logger
+from fieldlm.core.wording import counted
 from fieldlm.formats.bundle import CacheTypes, Gate, Manifest
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import render
@@ -189,7 +190,8 @@ class Search:
         self.unpriced = sorted(name for name, options in made.value.items() if options[0][2] is None)
         if self.unpriced:
             log.info(
-                f"  note: calibration knows nothing of {len(self.unpriced)} tensors, {self.unpriced[0]} among them; "
+                f"  note: calibration knows nothing of {counted(len(self.unpriced), 'tensor')}, "
+                f"{self.unpriced[0]} among them; "
                 f"they keep {pricing.SAFE_BITS} bits a weight or more"
             )
         options = {

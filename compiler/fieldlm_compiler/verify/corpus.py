@@ -13,6 +13,7 @@ from typing import Any, cast
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
 from fieldlm.core.logs import logger
+from fieldlm.core.wording import counted
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
 from fieldlm_compiler.export.imatrix import read_imatrix
@@ -105,7 +106,7 @@ def check_sources(calibration: Sequence[Path], task: Path | None, *, least: int)
         count = len(_task_rows(task))
         least *= 1 if any(path.suffix != SUMS for path in calibration) else 2
         if count < least:
-            raise InputError(f"{task} has {count} examples; {least} are the fewest that can judge anything")
+            raise InputError(f"{task} has {counted(count, 'example')}; {least} are the fewest that can judge anything")
 
 
 def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequence[int]) -> list[TaskExample]:
@@ -144,12 +145,12 @@ def _others(path: Path, render: Render, without: Sequence[Sequence[Message]]) ->
     same = [_is_conversation(row.get("messages")) and _asks(row["messages"]) in asked for _, row in rows]
     texts = [*documents(path, render)]
     if any(same):
-        log.info(f"  note: {sum(same)} conversations of {path} are in the task, too, and are left out of the text")
+        log.info(f"  note: left out of the text: {counted(sum(same), 'conversation')} of {path} that the task has, too")
         texts = [text for text, is_same in zip(texts, same, strict=True) if not is_same]
     of_task = {*_long_lines(str(each.get("content")) for messages in without for each in messages[-1:])}
     if shared := of_task & {*_long_lines(texts)}:
         log.info(
-            f"  note: {len(shared)} lines of {path} are in the task's questions, too, for example "
+            f"  note: the task's questions, too, have {counted(len(shared), 'line')} of {path}, for example "
             f"{min(shared)[:40]!r}: the task will look a little better than it is"
         )
     return texts
@@ -172,7 +173,8 @@ def apart_for_the_end(examples: Sequence[TaskExample]) -> tuple[list[TaskExample
     """
     if len(examples) < FEWEST_APART:
         log.info(
-            f"  note: {len(examples)} examples are too few to keep some apart for the end ({FEWEST_APART} would do): "
+            f"  note: {counted(len(examples), 'example')}, too few to keep "
+            f"some apart for the end ({FEWEST_APART} would do): "
             "what is chosen on them will look a little better than it is"
         )
         return list(examples), list(examples)

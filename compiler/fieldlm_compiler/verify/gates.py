@@ -10,19 +10,23 @@ import msgspec
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.core.logs import logger
+from fieldlm.core.wording import counted
 from fieldlm.formats.bundle import Bundle, CacheTypes, Gate, Manifest
+from fieldlm.formats.confidence import Confidence
 from fieldlm.formats.probe import Probe, Probes
 from fieldlm.formats.profile import Profile, profile_sha256, without_gpu
 from fieldlm.inference.chat_template import render
+from fieldlm.inference.confidence import SIGNALS
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, position_bounds
 from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter
 from fieldlm_compiler.export.artefact import Artefact
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.llama_toolchain import installed
 from fieldlm_compiler.pipeline.pack import BundlePart, draft
-from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.pipeline.stages import Made, Stages
 from fieldlm_compiler.verify import against_source
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
+from fieldlm_compiler.verify.confidence import TaskAnswer, calibrate, describe
 from fieldlm_compiler.verify.corpus import TaskExample
 from fieldlm_compiler.verify.divergence import Divergences, kept
 from fieldlm_compiler.verify.limits import SearchRequest
@@ -36,6 +40,10 @@ REPORT = "fieldlm.compile-report/1"
 PROBE_PROMPTS = 3
 # Answering takes ten times as long as reading; all examples were read already.
 SERVED_EXAMPLES = 48
+# What is shipped answers as many as a calibration has use for; what it is held against, only those above.
+CALIBRATED_EXAMPLES = 400
+PROOFS = {"proof": "weights", "system-prompt": "system prompt"}
+"""Stage → what it proves."""
 ENGINES = ("fieldlm", "llama-cpp-python", "onnxruntime")
 
 
@@ -57,6 +65,13 @@ class Fitted:
     gguf: Path
 
 
+class Held(NamedTuple):
+    """The gates that were passed, and what the artefact answered to the task; nothing without one."""
+
+    gates: tuple[Gate, ...]
+    answers: tuple[TaskAnswer, ...] = ()
+
+
 class Proof(NamedTuple):
     """The gates that full weights passed, what they answer, and the context up to which that holds, in tokens."""
 
@@ -76,6 +91,11 @@ def rendered(manifest: Manifest, parts: Sequence[BundlePart]) -> list[str]:
     return [render(bundle, messages) for messages in questions()]
 
 
+def without_prompt(manifest: Manifest) -> Manifest:
+    """Return `manifest` without its system prompt: what is asked of weights is asked without one."""
+    return msgspec.structs.replace(manifest, system_prompt=None)
+
+
 def plain(manifest: Manifest) -> Manifest:
     """Return `manifest` with keys and values in F16, which full weights are judged with."""
     return msgspec.structs.replace(manifest, cache=None)
@@ -90,12 +110,12 @@ def prove(
     *,
     fitted: Fitted | None = None,
 ) -> Proof:
-    """Hold `full`, with its adapter and as `profile` serves it, against its source.
+    """Hold `full`, with its adapter and as `profile` serves it, against its source; no system prompt has a part in it.
 
     Where the engine knows nothing of a bound of the model, such as a sliding window, the context ends there. Raises
     GateError when it cuts text otherwise, or thinks or answers what its source would not.
     """
-    manifest, profile = plain(manifest), with_plain_cache(profile)
+    manifest, profile = without_prompt(plain(manifest)), with_plain_cache(profile)
     texts, bounds = rendered(manifest, full.parts), position_bounds(checkpoint.folder)
     asked = {"artefact": full.sha256, "checkpoint": checkpoint.sha256, "texts": texts, "versions": _judges()}
     bundle, folder = draft(manifest, full.parts), checkpoint.folder
@@ -130,7 +150,11 @@ def ask(
     fitted: Fitted | None = None,
     reference: Answers | None = None,
 ) -> Answers:
-    """Return what `artefact`, with its adapter, answers, how near to `reference`, and how fast on this machine."""
+    """Return what `artefact`, with its adapter, answers, how near to `reference`, and how fast on this machine.
+
+    It is asked without a system prompt; what it answers behind one is `system_prompt.prove_prompt`'s to say.
+    """
+    manifest = without_prompt(manifest)
     texts = rendered(manifest, artefact.parts)
     inputs = {
         "artefact": artefact.sha256,
@@ -177,23 +201,24 @@ def hold_limits(
     request: SearchRequest,
     profile: Profile,
     stages: Stages,
-) -> tuple[Gate, ...]:
+) -> Held:
     """Hold what only the engine can judge against the limits: memory and speed here, and the task's answers as served.
 
-    Returns the gate of the task alone: memory and speed are no two runs' same, and a bundle's bytes are. Raises
-    GateError at the first limit that is missed.
+    Of the gates that of the task alone is returned: memory and speed are no two runs' same, and a bundle's bytes are.
+    Raises GateError at the first limit that is missed.
     """
     limits = request.limits
     gates: list[Gate] = []
+    answers: list[TaskAnswer] = []
     if limits.max_ram_mb is not None:
         gates.append(_at_most("ram", _served_mb(manifest, chosen.artefact, profile, stages), limits.max_ram_mb, "MB"))
     if limits.min_tokens_per_s is not None:
         speed = chosen.answers.tokens_per_s
         gates.append(_at_least("speed", speed, limits.min_tokens_per_s, "tokens/s here"))
     if examples:
-        full_right = answers_right(plain(manifest), full, examples, with_plain_cache(profile), stages)
-        right = answers_right(manifest, chosen.artefact, examples, profile, stages)
-        gates.append(task_gate("task-served", kept([*zip(full_right, right, strict=True)]), limits))
+        whole = task_answers(plain(manifest), full, examples[:SERVED_EXAMPLES], with_plain_cache(profile), stages)
+        answers = task_answers(manifest, chosen.artefact, examples, profile, stages)
+        gates.append(task_gate("task-served", kept(pairs_right(whole, answers)), limits))
     for gate in gates:
         if not gate.passed:
             doubt = f" ({gate.doubt})" if gate.doubt else ""
@@ -201,7 +226,7 @@ def hold_limits(
                 f"{gate.name} of {chosen.artefact.quant} is {gate.value:g} {gate.unit}{doubt}, the limit is "
                 f"{gate.limit:g}; change the limit or take a smaller model"
             )
-    return tuple(gate for gate in gates if gate.name == "task-served")
+    return Held(tuple(gate for gate in gates if gate.name == "task-served"), tuple(answers))
 
 
 def _served_mb(manifest: Manifest, artefact: Artefact, profile: Profile, stages: Stages) -> float:
@@ -230,7 +255,7 @@ def _at_least(name: str, value: float, limit: float, unit: str) -> Gate:
     return Gate(name=name, value=value, limit=limit, passed=value >= limit, unit=unit)
 
 
-def answers_right(
+def task_answers(
     manifest: Manifest,
     artefact: Artefact,
     examples: Sequence[TaskExample],
@@ -238,9 +263,9 @@ def answers_right(
     stages: Stages,
     *,
     fitted: Fitted | None = None,
-) -> list[bool]:
-    """Return which of the first `examples` the engine answers exactly right with `artefact` and its adapter."""
-    few = examples[:SERVED_EXAMPLES]
+) -> list[TaskAnswer]:
+    """Return what the engine answers to the first `examples` with `artefact` and its adapter."""
+    few = examples[:CALIBRATED_EXAMPLES]
     pairs = [[example.prompt_tokens, example.opening, example.answer] for example in few]
     asked = {
         "artefact": artefact.sha256,
@@ -248,14 +273,30 @@ def answers_right(
         "served": served_facts(profile),
         "context": manifest.model.context,
         "examples": sha256_bytes(canonical_json(pairs)),
+        "signals": sorted(SIGNALS),
         "engine": installed(ENGINES),
     }
     if fitted:
         asked["adapter"] = sha256_file(fitted.gguf)
     bundle, gguf = draft(manifest, artefact.parts), fitted.gguf if fitted else None
-    what = f"ask {artefact.quant} {len(few)} examples of the task"
+    what = f"ask {artefact.quant} {counted(len(few), 'example')} of the task"
     _, made = stages.run("task", asked, lambda _: answer_task(bundle, few, profile, what=what, adapter=gguf))
-    return made.value
+    return msgspec.convert(made.value, list[TaskAnswer])
+
+
+def pairs_right(full: Sequence[TaskAnswer], artefact: Sequence[TaskAnswer]) -> list[tuple[bool, bool]]:
+    """Return for each example that both were asked whether full weights, and the artefact, had it right."""
+    return [(one.right, other.right) for one, other in zip(full, artefact, strict=False)]
+
+
+def calibration(answers: Sequence[TaskAnswer], stages: Stages) -> Confidence | None:
+    """Return the confidence that goes with the artefact that gave `answers`; None where no task was asked."""
+    if not answers:
+        return None
+    told = msgspec.to_builtins(answers)
+    asked = {"answers": sha256_bytes(canonical_json(told)), "tools": installed(("fieldlm", "numpy", "scikit-learn"))}
+    _, made = stages.run("confidence", asked, lambda _: calibrate(answers))
+    return msgspec.convert(made.value, Confidence)
 
 
 def probe_file(answers: Answers) -> bytes:
@@ -287,21 +328,39 @@ def facts(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 
 def report_file(
-    candidates: Sequence[Candidate], gates: Sequence[Gate], search: Mapping[str, Any] | None = None
+    candidates: Sequence[Candidate],
+    gates: Sequence[Gate],
+    search: Mapping[str, Any] | None = None,
+    found: Confidence | None = None,
+    *,
+    proved: Mapping[str, str] | None = None,
 ) -> bytes:
     """Return report.json, the part of the report that is signed: the same inputs give the same bytes.
 
-    `search` says how the mixture was found, when it was searched for.
+    `search` says how the mixture was found, when it was searched for; `found` what its answers' confidence is worth;
+    `proved` the digests of the proofs.
     """
-    return canonical_json({"format": REPORT, "candidates": facts(candidates), "gates": gates, "search": search})
+    said = {"confidence": describe(found)} if found else {}
+    whole = {"format": REPORT, "candidates": facts(candidates), "gates": gates, "search": search, "proved": proved}
+    return canonical_json(whole | said)
+
+
+def proved(stages: Stages) -> dict[str, str]:
+    """Return the digests of the proofs of this run: what holds for weights, and what for the system prompt."""
+    return {PROOFS[made.stage]: made.digest for made in stages.made if made.stage in PROOFS}
 
 
 def whole_report(
-    bundle: Bundle, candidates: Sequence[Candidate], stages: Stages, kept: Mapping[str, Any] | None = None
+    bundle: Bundle,
+    candidates: Sequence[Candidate],
+    stages: Stages,
+    *,
+    kept: Mapping[str, Any] | None = None,
+    found: Confidence | None = None,
 ) -> dict[str, Any]:
     """Return everything known about this run, with the times and speeds that no two runs share.
 
-    `kept` says what an adapter costs apart from its base, and merged into it.
+    `kept` says what an adapter costs apart from its base, and merged into it; `found` what confidence is worth.
     """
     speeds = [
         {
@@ -311,7 +370,7 @@ def whole_report(
         }
         for candidate in candidates
     ]
-    stage_names = ("stage", "seconds", "peak_mb", "cached")
+    stage_names = ("stage", "digest", "seconds", "peak_mb", "cached")
     return {
         "format": REPORT,
         "bundle": bundle.id,
@@ -320,8 +379,15 @@ def whole_report(
         "chosen": bundle.manifest.recipe.quant,
         "candidates": [fact | speed for fact, speed in zip(facts(candidates), speeds, strict=True)],
         **({"kept": kept} if kept else {}),
+        **({"confidence": describe(found)} if found else {}),
+        "proved": {PROOFS[made.stage]: _told(made) for made in stages.made if made.stage in PROOFS},
         "stages": [{name: getattr(made, name) for name in stage_names} for made in stages.made],
     }
+
+
+def _told(made: Made) -> dict[str, Any]:
+    """Return which proof it is and whether this run made it or an earlier one."""
+    return {"digest": made.digest, "taken": "kept" if made.cached else "made", "seconds": made.seconds}
 
 
 def _judges() -> dict[str, str]:

@@ -1,14 +1,19 @@
-"""Task score (exact match) as a user would get it: the runtime's own engine answers, greedily."""
+"""Task score (exact match) as a user would get it: the runtime's own engine answers, greedily, and says how surely."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from fieldlm.core.errors import GateError
 from fieldlm.engines import Sampling
 from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile
+from fieldlm.inference.confidence import SIGNALS
 from fieldlm_compiler.pipeline.child import Ran, call
+from fieldlm_compiler.verify.confidence import TaskAnswer, signals_of
 from fieldlm_compiler.verify.corpus import TaskExample
 from fieldlm_compiler.verify.divergence import Mean
 from fieldlm_compiler.verify.limits import MIN_TASK, Limits
@@ -20,7 +25,7 @@ SPARE_TOKENS = 16
 def answer_task(
     draft: Bundle, examples: Sequence[TaskExample], profile: Profile, *, what: str, adapter: Path | None = None
 ) -> Ran:
-    """Return for each of `examples` whether the artefact in `draft`, with `adapter`, answers it exactly right."""
+    """Return for each of `examples` the `TaskAnswer`, as builtins, of the artefact in `draft` with `adapter`."""
     return call(answer_all, what=what)(
         bundle=draft,
         profile=profile,
@@ -33,22 +38,24 @@ def answer_task(
 
 def answer_all(
     bundle: Bundle, profile: Profile, adapter: Path | None, examples: list[tuple[Sequence[int], int, str, str]]
-) -> list[bool]:
+) -> list[dict[str, Any]]:
     """Answer every example; one whose prompt the served context does not hold is not right. Runs in a child process."""
     engine = open_served(bundle, profile)
     name = "adapter" if adapter is not None else None
     if adapter is not None:
         engine.load_adapter("adapter", adapter)
-    right: list[bool] = []
+    given: list[TaskAnswer] = []
     for prompt, count, opening, wanted in examples:
         if len(prompt) >= engine.context:
-            right.append(False)
+            given.append(TaskAnswer(right=False, signals={}))
             continue
         # One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
         answer = engine.start(prompt, Sampling(max_tokens=count + SPARE_TOKENS), adapter=name)
-        right.append(is_same("".join(chunk.text for chunk in answer), wanted, opening))
+        right = is_same("".join(chunk.text for chunk in answer), wanted, opening)
+        told = {name: signal(answer.timings) for name, signal in SIGNALS.items()}
+        given.append(TaskAnswer(right=right, signals=signals_of(told)))
     engine.close()
-    return right
+    return msgspec.to_builtins(given)
 
 
 def task_gate(name: str, kept: Mean | None, limits: Limits) -> Gate:

@@ -5,14 +5,11 @@ leaves cancels its answer, whether it streams, waits or is still queued. No prom
 """
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,13 +18,18 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fieldlm.api import chat_request
+from fieldlm.api.adapters import adapter_routes
 from fieldlm.api.anthropic import endpoints as anthropic
 from fieldlm.api.chat_format import Choices
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.api.choices import CHAT, CHAT_WITH_FUNCTIONS, COMPLETION, Prompt
-from fieldlm.api.completion_request import CompletionRequest, answer_of_nothing
+from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.dashboard import Leaves, Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
+from fieldlm.api.job import Job, note_confidence
+from fieldlm.api.large import LargeSide, wanted_of
+from fieldlm.api.models.admission import Admission
+from fieldlm.api.models.listing import ModelList
 from fieldlm.api.ollama.endpoints import Ollama
 from fieldlm.api.output_contract import OutputContract, needs_compiling, output_contract
 from fieldlm.api.preparation import LONG_TEXT, Preparation, tokens_of
@@ -36,25 +38,25 @@ from fieldlm.api.response_stream import AnswerFormat, EventStream, ResponseStrea
 from fieldlm.api.responses_format import ResponseVoice
 from fieldlm.api.responses_request import ResponsesRequest
 from fieldlm.api.tools import Toolbox
-from fieldlm.core.errors import ConflictError, FieldlmError, InputError, NotFoundError
-from fieldlm.engines import RunningAnswer, Schedule
+from fieldlm.core.errors import FieldlmError
+from fieldlm.engines import DEFAULT_TERMS
+from fieldlm.escalation.policy import Escalation
 from fieldlm.formats.response_ids import ResponseIds
-from fieldlm.inference.adapters import Shelf, name_of
-from fieldlm.inference.chat_template import as_served, render
+from fieldlm.formats.router import question_of
+from fieldlm.inference.adapters import Shelf
+from fieldlm.inference.chat_template import render
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations, Serving
+from fieldlm.inference.model_pool import ModelPool
 from fieldlm.inference.warmup import UnreadyReason
-from fieldlm.network.auth import AuthMiddleware, Keys
+from fieldlm.network.api_keys import Keys
+from fieldlm.network.auth import AuthMiddleware
 from fieldlm.network.cors import AllowedOrigins
 from fieldlm.network.json_api import ApiError, as_json, error_response, read_body
 
-MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
-RETRY_AFTER_S = 2
-HELD_LOOK_S = 0.02
-
 
 def make_app(
-    live: Generations,
+    live: Generations | ModelPool,
     on_exchange: Callable[[Exchange], None],
     *,
     ready: UnreadyReason,
@@ -68,18 +70,20 @@ def make_app(
     ids: ResponseIds | None = None,
     crashes: Callable[[], Mapping[str, int]] = dict,
     leaves: Callable[[], Leaves] | None = None,
+    large: Escalation | None = None,
 ) -> Starlette:
-    """Make the application.
+    """Make the application over one model, or several.
 
     With `keys`, all but the page, /health and /ready asks for one; without, `names` are answered to beside the
     machine's own; None answers all names, and foreign pages, too. Pages of `origins` may use the API from elsewhere.
     `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
     the answers; `crashes` counts those of background tasks, by name; `leaves` says what leaves the
-    device, for the page: without it, nothing.
+    device, for the page: without it, nothing. `large` is the large model beside the small one.
     `on_exchange` gets every answered, failed or cancelled request before its last byte is sent, in the event loop, and
     must not block; `on_feedback`, in a thread of its own, returns False for an answer it does not know.
     """
-    panel = Panel(live, ready, crashes, leaves)
+    pool = live if isinstance(live, ModelPool) else ModelPool.alone(live)
+    panel = Panel(pool, ready, crashes, leaves, large.status if large else None)
 
     def ended(exchange: Exchange) -> None:
         panel.metrics.exchange(exchange)
@@ -87,23 +91,17 @@ def make_app(
 
     watched = pulse or ProgressMonitor()
     named = ids or ResponseIds()
-    api = _Api(live, on_exchange=ended, on_feedback=on_feedback, ready=ready, pulse=watched, shelf=shelf, ids=named)
-    panel.count_inside(lambda: api.inside)
-    routes = [
-        Route("/v1/chat/completions", api.chat, methods=["POST"]),
-        Route("/v1/completions", api.complete, methods=["POST"]),
-        Route("/v1/responses", api.respond, methods=["POST"]),
-        Route("/v1/responses/{rest:path}", api.stored, methods=["GET", "POST", "DELETE"]),
-        Route("/v1/embeddings", api.embed, methods=["POST"]),
-        Route("/v1/models", api.models),
-        Route("/v1/models/{model:path}", api.model),
-        Route("/v1/adapters", api.load_adapter, methods=["POST"]),
-        Route("/v1/adapters/{name}", api.drop_adapter, methods=["DELETE"]),
-        Route("/v1/feedback", api.feedback, methods=["POST"]),
-        Route("/health", api.health),
-        Route("/ready", api.ready),
-        *(*Ollama(api).routes(), *anthropic.routes(api), *panel.routes()),
-    ]
+    api = _Api(
+        pool,
+        on_exchange=ended,
+        on_feedback=on_feedback,
+        ready=ready,
+        pulse=watched,
+        shelf=shelf,
+        ids=named,
+        large=large,
+    )
+    panel.count_inside(lambda: api.admission.inside)
     handlers: dict[Any, Any] = {
         ApiError: error_response,
         FieldlmError: error_response,
@@ -112,15 +110,19 @@ def make_app(
     }
     allowed, count = AllowedOrigins(origins), panel.metrics.status
     gate = Middleware(AuthMiddleware, keys=keys, names=names, on_status=count, origins=allowed)
-    return Starlette(routes=[*routes, *extra_routes], exception_handlers=handlers, middleware=[gate])
+    return Starlette(
+        routes=[*api.routes(), *adapter_routes(shelf, api.listed.described), *panel.routes(), *extra_routes],
+        exception_handlers=handlers,
+        middleware=[gate],
+    )
 
 
 class _Api:
-    """The endpoints, and how many requests are inside."""
+    """The endpoints."""
 
     def __init__(
         self,
-        live: Generations,
+        pool: ModelPool,
         *,
         on_exchange: Callable[[Exchange], None],
         on_feedback: Callable[[Feedback], bool],
@@ -128,18 +130,34 @@ class _Api:
         pulse: ProgressMonitor,
         shelf: Shelf | None,
         ids: ResponseIds,
+        large: Escalation | None,
     ) -> None:
-        self._live = live
+        self._pool = pool
+        self.admission = Admission(pool, shelf, large)
+        self.listed = ModelList(self.admission, shelf, large)
+        self._large = large
         self._ids = ids
-        self._shelf = shelf
         self._pulse = pulse
         self._on_exchange = on_exchange
         self._on_feedback = on_feedback
         self._ready = ready
-        self.inside = 0
         self._texts, self._forms, self._vectors = map(Preparation, ("texts", "forms", "vectors"))
         self._scores = PromptScores(pulse)
-        self._started_wall_s = int(time.time())
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/responses", self.respond, methods=["POST"]),
+            Route("/v1/responses/{rest:path}", self.stored, methods=["GET", "POST", "DELETE"]),
+            Route("/v1/embeddings", self.embed, methods=["POST"]),
+            Route("/v1/feedback", self.feedback, methods=["POST"]),
+            Route("/health", self.health),
+            Route("/ready", self.ready),
+            *self.listed.routes(),
+            *Ollama(self, self.listed).routes(),
+            *anthropic.routes(self),
+        ]
 
     async def chat(self, request: Request) -> Any:
         body = await read_body(request)
@@ -159,17 +177,34 @@ class _Api:
         """Go on with prompts; spoken by `voice`, by OpenAI's choices else."""
         came_s = time.monotonic()
         asked.refuse()
+        self._refuse_large(asked.model)
         with ExitStack() as needs:
-            serving = await self._admit(needs, asked.model, asked.terms())
+            serving = await self.admission.admit(request, needs, asked.model, asked.terms(), asked.keep_s)
             promised = await self._promise(request, serving, asked, None)
             prompts = await self._prompts(request, serving, asked)
             if asked.scores_prompts:
                 prompts = await self._scores.of(prompts, request, serving, asked, came_s)
             messages = [{"role": "user", "content": prompts[0].text}]
             plain = Choices(COMPLETION, wants_usage=asked.wants_usage, prompts=prompts, echo=bool(asked.echo))
-            tokens = [prompt.tokens for prompt in prompts]
-            job = _Job(serving, asked, voice or plain, messages, tokens, None, promised, came_s)
+            job = Job(
+                serving=serving,
+                asked=asked,
+                voice=voice or plain,
+                messages=messages,
+                prompts=[prompt.tokens for prompt in prompts],
+                prediction=None,
+                promise=promised,
+                came_s=came_s,
+            )
             return await self._answer(request, needs, job)
+
+    def _refuse_large(self, model: str | None) -> None:
+        """Raise ApiError where only the large model could answer what is no conversation."""
+        if self._large is None or (model and (found := self._pool.find(model)) and found is not self._pool.own):
+            return
+        if not self._large.has_small or (model and self._large.is_named(model)):
+            what = "the large model answers conversations and nothing else: POST /v1/chat/completions"
+            raise ApiError(400, what, param="model", code="unsupported")
 
     async def _prompts(self, request: Request, serving: Serving, asked: CompletionRequest) -> list[Prompt]:
         def make() -> list[Prompt]:
@@ -187,15 +222,67 @@ class _Api:
         messages = asked.conversation_so_far()
         tools = toolbox.plain if toolbox else None
         with ExitStack() as needs:
-            serving = await self._admit(needs, asked.model, asked.terms())
+            serving = await self.admission.admit(request, needs, asked.model, asked.terms(), asked.keep_s)
             promised = await self._promise(request, serving, asked, toolbox)
+            large = self._beside(serving, asked, came_s, messages=messages, contract=promised, toolbox=toolbox)
 
             def text() -> str:
                 return render(serving.bundle, messages, tools=tools)
 
-            prompt, drafted = await self._tokens(request, serving, asked, text, size, param="messages")
-            job = _Job(serving, asked, voice, messages, [prompt], drafted, promised, came_s)
+            try:
+                prompt, drafted = await self._tokens(request, serving, asked, text, size, param="messages")
+            except ApiError as error:
+                # What the small model cannot hold may fit into the large one.
+                if error.code != "context_length_exceeded" or large is None or large.withheld():
+                    raise
+                prompt, drafted = [], None
+            job = Job(
+                serving=serving,
+                asked=asked,
+                voice=voice,
+                messages=messages,
+                prompts=[prompt],
+                prediction=drafted,
+                promise=promised,
+                came_s=came_s,
+                large=large,
+            )
             return await self._answer(request, needs, job)
+
+    async def prompt_tokens(self, request: Request, asked: chat_request.CompletionParams, size: int) -> int:
+        """Return how many tokens the prompt of a conversation of `size` bytes has, as an answer's usage would say."""
+        asked.refuse()
+        toolbox = asked.toolbox()
+        with ExitStack() as needs:
+            serving = await self.admission.admit(request, needs, asked.model, asked.terms(), asked.keep_s)
+
+            def text() -> str:
+                return render(serving.bundle, asked.conversation_so_far(), tools=toolbox.plain if toolbox else None)
+
+            return len((await self._tokens(request, serving, asked, text, size, param="messages"))[0])
+
+    def _beside(
+        self,
+        serving: Serving,
+        asked: chat_request.CompletionParams,
+        came_s: float,
+        *,
+        messages: list[dict[str, Any]],
+        contract: OutputContract,
+        toolbox: Toolbox | None,
+    ) -> LargeSide | None:
+        """Return the request's way to the large model; None where there is no such model."""
+        if self._large is None or not self.admission.is_own(serving):
+            return None
+        return LargeSide(
+            escalation=self._large,
+            wanted=wanted_of(asked, self._large, came_s, serving=serving, question=question_of(messages)),
+            asked=asked,
+            messages=messages,
+            toolbox=toolbox,
+            contract=contract,
+            serving=serving,
+        )
 
     async def _promise(
         self, request: Request, serving: Serving, asked: chat_request.CompletionParams, toolbox: Toolbox | None
@@ -232,62 +319,24 @@ class _Api:
         return as_json(await self.vectors(request, chat_request.parse(await read_body(request), EmbeddingRequest)))
 
     async def vectors(self, request: Request, asked: EmbeddingRequest) -> dict[str, Any]:
+        self._refuse_large(asked.model)
         with ExitStack() as needs:
-            serving = await self._admit(needs, asked.model, asked.terms())
+            serving = await self.admission.admit(request, needs, asked.model, asked.terms(), asked.keep_s)
             return await embeddings(request, asked, serving, self._vectors)
 
-    async def _admit(self, needs: ExitStack, model: str | None, terms: Schedule) -> Serving:
-        """Return the generation that answers, held by `needs`; raises ApiError when the queue is full."""
-        needs.enter_context(self._room())
-        serving = await self._serving(needs, terms)
-        return await self._named(serving, model) if model else serving
-
-    async def _named(self, serving: Serving, model: str) -> Serving:
-        """Return the generation that `model` names: the one that answers, or an adapter beside it."""
-        known = (serving.bundle.manifest.model.name, serving.bundle.generation)
-        if model in known:
-            return serving
-        base, colon, adapter = model.rpartition(":")
-        if colon and base in known and self._shelf is not None:
-            with _adapter_errors("model"):
-                return await asyncio.to_thread(self._shelf.find, serving, adapter)
-        raise ApiError(404, f"the model {model!r} is not here; {known[0]!r} is", param="model", code="model_not_found")
-
-    async def _serving(self, needs: ExitStack, terms: Schedule) -> Serving:
-        """Wait while one generation takes another's place, but not beyond what the request allows."""
-        limits_s = (terms.deadline_s, terms.max_queue_s)
-        end_s = time.monotonic() + min((limit for limit in limits_s if limit is not None), default=math.inf)
-        while (leased := self._live.try_lease()) is None:
-            if time.monotonic() > end_s:
-                message = "a generation is being replaced, and this request does not wait so long"
-                raise ApiError(503, message, code="replacing", retry_after_s=RETRY_AFTER_S)
-            await asyncio.sleep(HELD_LOOK_S)
-        serving, give_back = leased
-        needs.callback(give_back)
-        return serving
-
-    @contextmanager
-    def _room(self) -> Generator[None]:
-        limit = self._live.parallel + MAX_WAITING
-        if self.inside >= limit:
-            raise ApiError(
-                429, f"{limit} requests are running or waiting", code="queue_full", retry_after_s=RETRY_AFTER_S
-            )
-        self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
-
-    async def _answer(self, request: Request, needs: ExitStack, job: "_Job") -> Any:
+    async def _answer(self, request: Request, needs: ExitStack, job: Job) -> Any:
+        exchange = job.exchange(self._ids)
         turn = ResponseStream(
-            job.exchange(self._ids),
+            exchange,
             [self._pulse.watch(generation) for generation in job.start()],
             job.promise,
             prompts=len(job.prompts),
         )
 
         def finish() -> None:
+            if job.large is not None:
+                job.large.settle()
+            note_confidence(turn.exchange, job.serving)
             self._on_exchange(turn.exchange)
 
         if job.asked.stream:
@@ -297,55 +346,15 @@ class _Api:
         finish()
         return whole(turn, job.voice)
 
-    def served(self) -> list[Serving]:
-        """Return what can be asked for by name: the generation that answers, and the adapters beside it."""
-        with self._live.lease() as serving:
-            return [serving, *(self._shelf.all() if self._shelf is not None else [])]
-
-    async def named(self, model: str) -> Serving:
-        """Return what `model` names; raises ApiError 404 when that is not here."""
-        with self._live.lease() as serving:
-            return await self._named(serving, model)
-
-    async def models(self, _: Request) -> Response:
-        return as_json({"object": "list", "data": [self._describe(one) for one in self.served()]})
-
-    async def model(self, request: Request) -> Response:
-        return as_json(self._describe(await self.named(request.path_params["model"])))
-
-    async def load_adapter(self, request: Request) -> Response:
-        asked = chat_request.parse(await read_body(request), AdapterRequest)
-        with _adapter_errors("name"):
-            chosen = await asyncio.to_thread(self._adapters().load, asked.name)
-        return as_json(self._describe(chosen))
-
-    async def drop_adapter(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        with _adapter_errors("name"):
-            await asyncio.to_thread(self._adapters().drop, name)
-        return as_json({"id": name, "object": "adapter", "deleted": True})
-
-    def _adapters(self) -> Shelf:
-        if self._shelf is None:
-            raise ApiError(404, "this server has no folder of adapters", code="not_found")
-        return self._shelf
-
-    def _describe(self, serving: Serving) -> dict[str, Any]:
-        manifest = serving.bundle.manifest
-        own = {
-            "generation": serving.bundle.generation,
-            "engine": manifest.engine,
-            "quant": manifest.recipe.quant,
-            "context": serving.engine.context,
-            "parallel": self._live.parallel,
-            "adapter": serving.adapter is not None,
-            "licence": manifest.model.licence,
-            "proved": manifest.is_proved,
-            "memory_mb": {name: round(size, 1) for name, size in serving.engine.memory_mb().items()},
-            "requests": self.inside,
-        }
-        name, created = name_of(serving), self._started_wall_s
-        return {"id": name, "object": "model", "created": created, "owned_by": "fieldlm", "fieldlm": own}
+    async def held(self, request: Request, model: str, keep_s: float | None) -> bool:
+        """Have `model` loaded and kept so long; with 0 it is unloaded, and True returned where that is to happen."""
+        found, _ = self.admission.resolve(model)
+        if keep_s != 0:
+            with ExitStack() as needs:
+                await self.admission.admit(request, needs, model, DEFAULT_TERMS, keep_s)
+            return False
+        self._pool.keep(found, 0)
+        return not (self._pool.is_alone or found.is_pinned)
 
     async def feedback(self, request: Request) -> Response:
         given = chat_request.parse(await read_body(request), Feedback)
@@ -360,79 +369,8 @@ class _Api:
 
     async def ready(self, _: Request) -> Response:
         reason = self._ready()
-        document = {"status": "ready" if reason is None else reason, "generation": self._live.current.bundle.generation}
+        document = {
+            "status": "ready" if reason is None else reason,
+            "generation": self._pool.own.live.current.bundle.generation,
+        }
         return as_json(document, status=200 if reason is None else 503)
-
-
-class AdapterRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/adapters: load the bundle in the folder of that name."""
-
-    name: str
-
-
-@contextmanager
-def _adapter_errors(param: str) -> Generator[None]:
-    """Say in OpenAI's shape what is wrong with the adapter that `param` names."""
-    try:
-        yield
-    except NotFoundError as error:
-        raise ApiError(404, str(error), param=param, code="model_not_found") from error
-    except ConflictError as error:
-        raise ApiError(409, str(error), param=param, code="invalid_value") from error
-    except InputError as error:
-        raise ApiError(400, str(error), param=param, code="invalid_value") from error
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What was asked, of which generation, as which tokens."""
-
-    serving: Serving
-    asked: chat_request.CompletionParams
-    voice: AnswerFormat
-    messages: list[dict[str, Any]]
-    prompts: list[list[int]]
-    prediction: tuple[int, ...] | None
-    promise: OutputContract
-    came_s: float
-    """When the request came: its time runs from there, and not from when its form was compiled."""
-
-    def start(self) -> list[RunningAnswer]:
-        """Start every answer that was asked for; what is the same in them is computed once."""
-        started: list[RunningAnswer] = []
-        try:
-            for prompt in self.prompts:
-                started.extend(self._start(prompt, index) for index in range(self.asked.n or 1))
-        except BaseException:
-            for generation in started:
-                generation.cancel()
-            raise
-        return started
-
-    def _start(self, prompt: list[int], index: int) -> RunningAnswer:
-        sampling = replace(self.asked.wanted(self.promise.rule, index), prediction=self.prediction)
-        if not sampling.max_tokens:
-            return answer_of_nothing(prompt)
-        adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)
-        return self.serving.engine.start(prompt, sampling, adapter=adapter, terms=terms)
-
-    def _context(self) -> dict[str, Any]:
-        """Return what `render` put into the prompt beside the messages."""
-        if isinstance(self.asked, CompletionRequest):
-            return {"raw": True}
-        system, toolbox = self.serving.bundle.manifest.system_prompt, self.asked.toolbox()
-        has_own = len(as_served(self.messages, system)) > len(self.messages)
-        return ({"system": system} if has_own else {}) | ({"tools": toolbox.plain} if toolbox else {})
-
-    def exchange(self, ids: ResponseIds) -> Exchange:
-        return Exchange(
-            id=ids.next(self.voice.prefix),
-            generation=self.serving.bundle.generation,
-            model=name_of(self.serving),
-            messages=self.messages,
-            context=self._context(),
-            started_wall_s=time.time(),
-            session=self.asked.label("session"),
-            consent=self.asked.label("consent"),
-            route=self.asked.label("route"),
-        )

@@ -14,12 +14,17 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
+from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.parameters import checked
 from fieldlm.api.tools import AskedCall, AskedFunction, Function, FunctionName, NamedChoice, Tool, Toolbox, toolbox
 from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Schedule, Timings
 from fieldlm.engines.constraint import Kind, Rule
+from fieldlm.escalation.cascade import Verdict
+from fieldlm.escalation.policy import Wish
 from fieldlm.network.json_api import ApiError
 
+UNLIMITED = 1 << 20
+"""Tokens, where a client wants no limit. The context ends an answer before."""
 MAX_TOKENS = 512
 MAX_STOPS = 4
 MAX_CHOICES = 8
@@ -109,6 +114,13 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority = "interactive"
     fallback: Any = None
     on_miss: Any = None  # what `fallback` was called before
+    large: Wish | None = None
+    keep_alive: float | str | None = None  # Ollama's
+
+    @property
+    def keep_s(self) -> float | None:
+        """How long the model is to stay loaded after this request; None where the request does not say it."""
+        return keep_seconds(self.keep_alive)
 
     def refuse(self) -> None:
         """Raise ApiError for a parameter that asks for what is not there."""
@@ -288,10 +300,18 @@ class Exchange:
     answer: str = ""
     outcome: Outcome = "error"
     timings: Timings = field(default_factory=Timings)
+    task: str = ""
+    """The recurring task that it is: what the client calls it, or what the bundle's router takes it for."""
+    verdict: Verdict | None = None
+    """Which model answered, where there is a large one beside the small one."""
     used_fallback: bool = False
     """Whether the client got its own `fallback` and not this answer."""
     duration_s: float = 0.0
     ttft_s: float | None = None
+    confidence: float | None = None
+    """How likely the answer is right; None where it is not whole, or its generation was not calibrated."""
+    is_unsure: bool | None = None
+    """Whether it is among the least sure of its generation; None where that was not calibrated."""
 
     @property
     def prompt_tokens(self) -> int:

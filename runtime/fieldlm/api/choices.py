@@ -52,7 +52,7 @@ def usage(timings: Timings) -> dict[str, Any]:
 
 
 def own_fields(exchange: Exchange) -> dict[str, Any]:
-    """Return what OpenAI's answer has no place for: the generation, how it ended, and where the time went."""
+    """Return what OpenAI's answer has no place for: the generation, how it ended, how sure it is, where time went."""
     timings = exchange.timings
     millis = {"queue": timings.queue_s, "prefill": timings.prefill_s, "decode": timings.decode_s}
     if exchange.ttft_s is not None:
@@ -62,7 +62,11 @@ def own_fields(exchange: Exchange) -> dict[str, Any]:
         "outcome": exchange.outcome,
         "timings": {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in millis.items()},
         "margin": round(timings.margin, 4),
+        "confidence": None if exchange.confidence is None else round(exchange.confidence, 3),
     }
+    if (verdict := exchange.verdict) is not None:
+        own |= {"answered_by": verdict.by, **({"task": exchange.task} if exchange.task else {})}
+        own |= {name: text for name, text in (("escalation", verdict.why), ("not_large", verdict.note)) if text}
     return {**own, "used_fallback": True, "text": exchange.answer} if exchange.used_fallback else own
 
 

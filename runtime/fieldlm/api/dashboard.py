@@ -1,5 +1,6 @@
 """Dashboard and status: the page at `/`, the figures it draws, and Prometheus's /metrics."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from typing import Any, Literal
@@ -9,14 +10,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, process_readings
+from fieldlm.api.models.listing import memory_mb, pool_readings
 from fieldlm.core.pages import stylesheet
 from fieldlm.hardware.sensors import rss_mb, temperature_c
-from fieldlm.inference.generations import Generations
+from fieldlm.inference.model_pool import ModelPool
 from fieldlm.network.json_api import as_json
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    # Text becomes markup through DOMPurify or not at all.
+    "require-trusted-types-for 'script'; trusted-types dompurify"
 )
 HEADERS = {
     "content-security-policy": POLICY,
@@ -24,7 +28,9 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-
+SCRIPTS = ("figures.js", "conversation.js", "markdown.js", "page.js")
+VENDORED = ("vendor/purify.min.js", "vendor/marked.umd.js")
+"""Libraries of others: versions, licences and where they are from are in vendor/README.md."""
 
 Leaves = Literal["nothing", "figures", "text"]
 """What goes from the device to whoever runs its fleet: `text` is that of people who agreed."""
@@ -35,16 +41,19 @@ class Panel:
 
     def __init__(
         self,
-        live: Generations,
+        pool: ModelPool,
         ready: Callable[[], str | None],
         crashes: Callable[[], Mapping[str, int]] = dict,
         leaves: Callable[[], Leaves] | None = None,
+        large: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self.metrics = Metrics(self._readings)
-        self._live = live
+        self._pool = pool
+        self._live = pool.own.live
         self._ready = ready
         self._crashes = crashes
         self._leaves = leaves or (lambda: "nothing")
+        self._large = large
         self._inside: Callable[[], int] = lambda: 0
 
     def count_inside(self, inside: Callable[[], int]) -> None:
@@ -55,7 +64,8 @@ class Panel:
         return [
             Route("/", _fixed(_static("page.html"), "text/html")),
             Route("/page.css", _fixed(stylesheet(), "text/css")),
-            Route("/page.js", _fixed(_static("page.js"), "text/javascript")),
+            Route("/page.js", _fixed(_static(*SCRIPTS), "text/javascript")),
+            Route("/vendor.js", _fixed(_static(*VENDORED), "text/javascript")),
             Route("/metrics", self._metrics),
             Route("/status", self._status),
         ]
@@ -75,7 +85,7 @@ class Panel:
                 "licence": manifest.model.licence,
                 "proved": manifest.is_proved,
                 "context": serving.engine.context,
-                "memory_mb": {"process": rss_mb(), **serving.engine.memory_mb()},
+                "memory_mb": {"process": rss_mb(), **memory_mb(serving)},
             }
         reason = self._ready()
         running, waiting = self._queue()
@@ -83,18 +93,21 @@ class Panel:
             "ready": reason is None,
             "status": reason or "ready",
             "leaves": self._leaves(),
+            "large": self._large() if self._large else None,
             "temperature_c": temperature_c(),
             "running": running,
             "waiting": waiting,
             "parallel": self._live.parallel,
             "recent": self.metrics.recent(),
+            "models": self._pool.status()["models"],
         }
         return as_json(document)
 
     def _queue(self) -> tuple[int, int]:
         """Return requests that run and that wait: as many run at a time as the engine has sequences."""
         inside = self._inside()
-        return min(inside, self._live.parallel), max(0, inside - self._live.parallel)
+        most = sum(model.live.parallel for model in self._pool.models if model.is_awake)
+        return min(inside, most), max(0, inside - most)
 
     def _readings(self) -> Iterable[Reading]:
         yield from process_readings()
@@ -104,8 +117,9 @@ class Panel:
         yield "fieldlm_requests_running", "Requests that are being answered.", {}, running
         yield "fieldlm_requests_waiting", "Requests that wait for a turn.", {}, waiting
         yield "fieldlm_ready", "1 when the system prompt is warm and a first answer came.", {}, self._ready() is None
+        yield from pool_readings(self._pool)
         with self._live.lease() as serving:
-            for part, size in serving.engine.memory_mb().items():
+            for part, size in memory_mb(serving).items():
                 yield "fieldlm_engine_memory_bytes", "What the engine holds.", {"part": part}, size * 1e6
             manifest = serving.bundle.manifest
             labels = {
@@ -117,12 +131,17 @@ class Panel:
             yield "fieldlm_generation_info", "The generation that answers.", labels, 1
 
 
-def _static(name: str) -> bytes:
-    return files("fieldlm.api").joinpath("static", name).read_bytes()
+def _static(*names: str) -> bytes:
+    folder = files("fieldlm.api").joinpath("static")
+    return b"\n".join(folder.joinpath(*name.split("/")).read_bytes() for name in names)
 
 
 def _fixed(content: bytes, media_type: str) -> Callable[[Request], Any]:
-    async def answer(_: Request) -> Response:
-        return Response(content, media_type=media_type, headers=HEADERS)
+    headers = {**HEADERS, "etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
+
+    async def answer(request: Request) -> Response:
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
 
     return answer

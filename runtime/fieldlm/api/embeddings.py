@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from starlette.requests import Request
 
+from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.preparation import Preparation, texts_of, tokens_of
 from fieldlm.engines import Schedule, SupportsEmbeddings
 from fieldlm.engines.sampling import Floats
@@ -29,6 +30,11 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: int | None = None
     user: str | None = None
     deadline_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    keep_alive: float | str | None = None
+
+    @property
+    def keep_s(self) -> float | None:
+        return keep_seconds(self.keep_alive)
 
     def terms(self) -> Schedule:
         return Schedule(deadline_s=None if self.deadline_ms is None else self.deadline_ms / 1000)

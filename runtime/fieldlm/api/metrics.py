@@ -16,6 +16,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 TOKEN_SECONDS = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 OTHER = "other"
+CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 RECENT = 60  # answers that the page's charts show
 MOST_GENERATIONS = 32
 """A label must not grow without end; a device that was updated more often since its start counts them together."""
@@ -41,10 +42,22 @@ class Metrics:
             buckets=TOKEN_SECONDS,
             registry=here,
         )
+        self._confidence = Histogram(
+            "fieldlm_confidence",
+            "How likely answers are right, where their generation was calibrated.",
+            buckets=CONFIDENCES,
+            registry=here,
+        )
         self._tokens = Counter(
             "fieldlm_tokens", "Tokens read, reused, written, drafted and accepted.", ["kind"], registry=here
         )
         self._requests = Counter("fieldlm_requests", "Ended answers.", ["outcome", "generation"], registry=here)
+        self._answers = Counter(
+            "fieldlm_answers",
+            "Ended answers by who gave them, and why it was not the small model.",
+            ["by", "why"],
+            registry=here,
+        )
         self._statuses = Counter("fieldlm_http_responses", "Responses by HTTP status.", ["status"], registry=here)
         self._recent: deque[dict[str, float | None]] = deque(maxlen=RECENT)
 
@@ -52,11 +65,20 @@ class Metrics:
         """Count one answer that has ended."""
         timings = exchange.timings
         self._requests.labels(exchange.outcome, self._label(exchange.generation)).inc()
-        self._queue.observe(timings.queue_s)
+        is_large = exchange.verdict is not None and exchange.verdict.by == "large"
+        by, why = (exchange.verdict.by, exchange.verdict.why) if exchange.verdict else ("small", "")
+        self._answers.labels(by, why).inc()
         if exchange.ttft_s is not None:
             self._ttft.observe(exchange.ttft_s)
+        if is_large:  # its times are the network's, and say nothing of this device
+            for kind, count in (("prompt", timings.prompt_tokens), ("completion", timings.completion_tokens)):
+                self._tokens.labels(f"large_{kind}").inc(count)
+            return
+        self._queue.observe(timings.queue_s)
         if timings.completion_tokens > 1:
             self._token.observe(timings.decode_s / (timings.completion_tokens - 1))
+        if exchange.confidence is not None:
+            self._confidence.observe(exchange.confidence)
         for kind, count in (
             ("prompt", timings.prompt_tokens),
             ("cached", timings.cached_tokens),

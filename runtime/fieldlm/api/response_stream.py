@@ -23,9 +23,11 @@ from fieldlm.api.choices import Said, finish_reason, own_fields
 from fieldlm.api.output_contract import OutputContract
 from fieldlm.engines import Chunk, Outcome, RunningAnswer, Timings, TokenChoice
 from fieldlm.inference.tool_calls import Call, CallReader
-from fieldlm.network.json_api import STOPPING, WRITE, ApiError, as_json
+from fieldlm.network.json_api import SIGN_OF_LIFE, STOPPING, WRITE, ApiError, as_json
 
 RETRY_AFTER_S = 2
+PING_S = 10.0  # of silence while a prompt is read or waits; proxies and clients give up after 30 to 60 of them
+PING = b": ping\n\n"
 
 
 class StreamedChoice:
@@ -39,7 +41,8 @@ class StreamedChoice:
         self.error: str | None = None
         self.whole = Said(index=index)
         self._promise = promise
-        self._reader = CallReader(promise.toolbox.names, marked_only=promise.is_formed) if promise.toolbox else None
+        tools = promise.toolbox
+        self._reader = tools and CallReader(tools.names, marked_only=promise.is_formed, schemas=tools.schemas)
 
     def take(self, chunk: Chunk) -> Said:
         """Add `chunk`; return what may be said now."""
@@ -99,7 +102,7 @@ class ResponseStream:
 
     def _receiver(self, answer: StreamedChoice) -> Callable[[Chunk], None]:
         def receive(chunk: Chunk) -> None:
-            if self.exchange.ttft_s is None and chunk.tokens:
+            if self.exchange.ttft_s is None and (chunk.tokens or chunk.text):
                 self.exchange.ttft_s = time.monotonic() - self._asked_s
             self._come.append((answer, chunk))
             # Waking the loop takes from the threads that compute: not for what it will see anyway, or reads at the end.
@@ -261,7 +264,8 @@ EVENTS = "text/event-stream; charset=utf-8"
 class EventStream:
     """A response as server-sent events (SSE), or lines. Holds what it needs until the last event is out.
 
-    The status is sent with the first words: who is rejected while waiting, or fails before them, gets a real one.
+    The status is sent with the first words: who is rejected while waiting, or fails before them, gets a real one. Where
+    those take long, it is sent with a comment line before, which says that somebody is there.
     """
 
     def __init__(self, turn: ResponseStream, voice: AnswerFormat, *, finish: Callable[[], None]) -> None:
@@ -269,6 +273,7 @@ class EventStream:
         self._voice = voice
         self._finish = finish
         self._needs = ExitStack()
+        self._is_begun = False
 
     def keep(self, needs: ExitStack) -> "EventStream":
         self._needs = needs.pop_all()
@@ -276,16 +281,40 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", self._voice.media_type.encode()), (b"cache-control", b"no-store")]
+        if self._voice.media_type == EVENTS:
+            scope["state"][SIGN_OF_LIFE](PING)
+        headers.append((b"x-accel-buffering", b"no"))  # nginx would hold the words back until there are some kilobytes
         with self._needs:
             async with self._turn.cancelled_on_leave(scope, receive):
-                first = await self._turn.read()
-                if self._turn.has_ended and (error := self._turn.failure()) and not any(s.text for _, s in first):
+                first = await self._first_words(send, headers, scope["state"][WRITE])
+                if (
+                    not self._is_begun
+                    and self._turn.has_ended
+                    and (error := self._turn.failure())
+                    and not any(s.text for _, s in first)
+                ):
                     self._finish()
                     await refused(error, self._voice)(scope, receive, send)
                     return
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await self._begin(send, headers)
                 await self._say(first, scope["state"][WRITE])
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        if not self._is_begun:
+            self._is_begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _first_words(
+        self, send: Send, headers: list[tuple[bytes, bytes]], write: Callable[[bytes], None]
+    ) -> list[tuple[StreamedChoice, Said]]:
+        """Return what comes first; the client hears a sign of life every `PING_S` until then, where lines have one."""
+        while True:
+            try:
+                return await asyncio.wait_for(self._turn.read(), PING_S if self._voice.media_type == EVENTS else None)
+            except TimeoutError:
+                await self._begin(send, headers)
+                write(PING)
 
     async def _say(self, first: list[tuple[StreamedChoice, Said]], write: Callable[[bytes], None]) -> None:
         turn, voice = self._turn, self._voice

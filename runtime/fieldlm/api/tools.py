@@ -106,6 +106,10 @@ class Toolbox:
     def names(self) -> frozenset[str]:
         return frozenset(tool.function.name for tool in self.tools)
 
+    @property
+    def schemas(self) -> dict[str, dict[str, Any]]:
+        return {tool.function.name: tool.function.schema for tool in self.tools}
+
     def rule(self, form: Rule | None, compile: Callable[[Rule], CompiledRule]) -> Rule | None:
         """Return the grammar of what must come; `compile` says of a tool's schema whether it can be honoured.
 

@@ -7,7 +7,7 @@ memory bandwidth, the environment, and remarks that say why a figure should not 
 
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from fieldlm.bench.remarks import remarks
 from fieldlm.bench.result import Result
 from fieldlm.core import terminal
 from fieldlm.core.errors import EngineError
+from fieldlm.core.wording import counted
 from fieldlm.engines import engine_kind
 from fieldlm.formats.bundle import Bundle
 from fieldlm.hardware.bandwidth import Bandwidth, read_bandwidth
@@ -104,6 +105,13 @@ def _ours(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
             "python": result.measured.before_load_mb,
             **result.measured.engine_mb,
         },
+        "energy": {
+            "source": result.measured.energy,
+            "why_not": result.measured.no_energy,
+            "idle_w": result.measured.idle_w,
+            "joules_per_token": result.joules_per_token,
+            "joules_per_token_above_idle": result.joules_per_token_above_idle,
+        },
         "bandwidth": result.bandwidth,
         "bandwidth_percent": result.bandwidth_percent,
         "reading": result.reading,
@@ -117,21 +125,30 @@ def _ours(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
     }
 
 
+def _energy_cells(result: Result) -> Iterator[tuple[str, str, str]]:
+    facts = result.measured.energy
+    rows = (("energy of decode", result.joules_per_token), ("  above idle", result.joules_per_token_above_idle))
+    for name, joules in rows:
+        if facts and joules:
+            yield name, joules.words(3), f"J/token, {facts.covers} ({facts.source})"
+
+
 def describe(bundle: Bundle, result: Result, found: Detection) -> str:
     """Lay the figures out for people."""
     spec, measured = result.spec, result.measured
     cells = [
-        (f"prefill, {spec.prompt_tokens} tokens", result.prefill.words(), "tokens/s"),
-        (f"decode, {spec.gen_tokens} tokens", result.decode.words(), "tokens/s"),
+        (f"prefill, {counted(spec.prompt_tokens, 'token')}", result.prefill.words(), "tokens/s"),
+        (f"decode, {counted(spec.gen_tokens, 'token')}", result.decode.words(), "tokens/s"),
         ("time to first token", result.ttft_ms.words(), "ms"),
         ("load", f"{measured.load_s:.2f}", "s"),
         ("peak memory", f"{measured.peak_mb:.0f}", "MB"),
         ("memory bandwidth, read", f"{result.bandwidth.read_gb_s:.1f}", "GB/s"),
         ("used by decode", result.bandwidth_percent.words(0), "%"),
+        *_energy_cells(result),
     ]
     title = (
         f"{bundle.manifest.model.name} {bundle.manifest.recipe.quant}, {bundle.manifest.engine}, "
-        f"{spec.threads} threads, {spec.repetitions} repetitions, on {found.facts['cpu_name']}"
+        f"{counted(spec.threads, 'thread')}, {counted(spec.repetitions, 'repetition')}, on {found.facts['cpu_name']}"
     )
     lines = [
         title,

@@ -6,13 +6,16 @@ import numpy as np
 
 from fieldlm.bench.environment import EnvironmentSample, steal_percent
 from fieldlm.bench.result import Result
+from fieldlm.core.wording import counted
 from fieldlm.hardware.detect import Detection
+from fieldlm.hardware.energy import SAMPLE_S
 
 STEAL_LIMIT = 2.0  # per cent; above it the hypervisor decides, not the machine
 WAIT_LIMIT = 10.0  # per cent of the time in which something waited for a processor
 FALL_LIMIT = 0.05  # of the speed, from the first repetitions to the last
 CLOCK_LIMIT = 0.9  # of the highest clock of all repetitions
 SWAP_LIMIT_MB = 4
+LEAST_POWER_SAMPLES = 10
 # Raspberry Pi's firmware, get_throttled: what is so now, and 16 bits up what has been so since boot.
 PI_BITS = {
     0: "its voltage was too low",
@@ -36,12 +39,14 @@ def _of_neighbours(result: Result) -> Iterator[str]:
     if before.load_average > 0.5:
         yield f"load {before.load_average:.1f} before the start: others were computing"
     if after.load_average > max(threads, before.load_average) + 1:
-        yield f"load {after.load_average:.1f} at the end with {threads} threads of ours: others were computing"
+        yield (
+            f"load {after.load_average:.1f} at the end with {counted(threads, 'thread')} of ours: others were computing"
+        )
     waited = _percent_waited(before, after)
     if waited > WAIT_LIMIT:
         yield f"something waited for a processor {waited:.0f} % of the time: there are more threads than cores for them"
     if (stopped := _more(before.quota_stops, after.quota_stops)) > 0:
-        yield f"the control group's CPU quota stopped it {stopped} times: use fewer threads, or allow more"
+        yield f"the control group's CPU quota stopped it {counted(stopped, 'time')}: use fewer threads, or allow more"
     if (swapped := after.swapped_mb - before.swapped_mb) > SWAP_LIMIT_MB:
         yield f"{swapped} MB went to swap or came back: memory was short"
 
@@ -73,7 +78,13 @@ def _of_heat(result: Result, found: Detection) -> Iterator[str]:
 def _of_samples(result: Result) -> Iterator[str]:
     samples = result.measured.samples
     if short := [sample for sample in samples if sample.decode_tokens < result.spec.gen_tokens]:
-        yield f"{len(short)} answers ended early, the shortest after {min(s.decode_tokens for s in short)} tokens"
+        yield (
+            f"{counted(len(short), 'answer')} ended early, the shortest after "
+            f"{counted(min(s.decode_tokens for s in short), 'token')}"
+        )
+    facts, shortest_s = result.measured.energy, min(sample.decode_s for sample in samples)
+    if facts and facts.is_sampled and shortest_s < LEAST_POWER_SAMPLES * SAMPLE_S:
+        yield f"an answer of {shortest_s:.1f} s is too short to sum up samples of power: ask for more --gen-tokens"
     if any(sample.cached_tokens for sample in samples):
         yield "a part of a prompt came from the prefix cache; it is not counted"
 

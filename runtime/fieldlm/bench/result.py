@@ -54,6 +54,21 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return interval([sample.ttft_s * 1000 for sample in self.measured.samples])
 
     @property
+    def joules_per_token(self) -> Interval | None:
+        """What the machine used for a token of the answer; None where nothing measures it."""
+        return self._joules(0.0)
+
+    @property
+    def joules_per_token_above_idle(self) -> Interval | None:
+        """The same, less what the machine takes anyway."""
+        return None if self.measured.idle_w is None else self._joules(self.measured.idle_w)
+
+    def _joules(self, idle_w: float) -> Interval | None:
+        used = [(each.decode_j, each.decode_s, each.decode_tokens) for each in self.measured.samples]
+        found = [max(0.0, joules - idle_w * took_s) / tokens for joules, took_s, tokens in used if joules is not None]
+        return interval(found) if len(found) == len(used) else None
+
+    @property
     def bandwidth_percent(self) -> Interval:
         """How much of the bandwidth that was measured just before it decoding uses, by the bytes it has to read."""
         bytes_of_token = self.reading.at_depth(self.spec.gen_tokens / 2)

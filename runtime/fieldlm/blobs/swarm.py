@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -30,7 +31,7 @@ from fieldlm.core.logs import logger
 from fieldlm.core.tasks import Tasks
 from fieldlm.formats.release import blob_path
 from fieldlm.network.bounded_http import TricklingError, connections
-from fieldlm.network.discovery import nearest
+from fieldlm.network.discovery import BLOCKED_S, nearest, register
 
 log = logger(__name__)
 
@@ -344,6 +345,7 @@ class Nearby(ServiceListener):
         self._lock = threading.Lock()
         self._found = dict[str, Neighbour]()
         self._zeroconf: Zeroconf | None = None
+        self._registration: Future[None] | None = None
 
     def start(self) -> None:
         """Announce and look around, in a thread of its own: asking whether a name is free takes a second."""
@@ -354,6 +356,8 @@ class Nearby(ServiceListener):
         with self._lock:
             self._is_stopped = True
             zeroconf, self._zeroconf = self._zeroconf, None
+            if self._registration is not None:
+                self._registration.cancel()
         if zeroconf is not None:
             zeroconf.close()
         self._tasks.close()
@@ -366,13 +370,6 @@ class Nearby(ServiceListener):
     def _register(self) -> None:
         try:
             zeroconf = self._make()
-            with self._lock:
-                is_late = self._is_stopped
-                self._zeroconf = None if is_late else zeroconf
-            if is_late:
-                zeroconf.close()
-                return
-            zeroconf.add_service_listener(SERVICE, self)  # which ends with it, as a ServiceBrowser of our own would not
             info = ServiceInfo(
                 SERVICE,
                 f"{self._me}.{SERVICE}",
@@ -381,7 +378,16 @@ class Nearby(ServiceListener):
                 properties={"txtvers": "1"},
                 server=f"{self._me}-blob.local.",
             )
-            zeroconf.register_service(info, allow_name_change=True)
+            with self._lock:
+                self._zeroconf = None if self._is_stopped else zeroconf
+                if self._zeroconf is not None:
+                    # The listener ends with zeroconf, as a ServiceBrowser of our own would not.
+                    zeroconf.add_service_listener(SERVICE, self)
+                    self._registration = register(zeroconf, info)
+            if self._registration is None:
+                zeroconf.close()
+                return
+            self._registration.result(BLOCKED_S)
         except Exception as error:  # zeroconf raises what it likes for a network it does not
             if not self._is_stopped:
                 log.warning(f"updates are not shared on this network: {error or type(error).__name__}")

@@ -20,6 +20,7 @@ from fieldlm.core.files import cache_root, sha256_bytes, whole_folder
 from fieldlm.formats.bundle import (
     FORMAT,
     MANIFEST,
+    NO_MODEL,
     UNPROVED,
     Bundle,
     Manifest,
@@ -31,6 +32,7 @@ from fieldlm.formats.bundle import (
 )
 from fieldlm.formats.gguf import FILE_TYPES, Header, read_header
 
+_PLAIN_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 BASE, TEMPLATE = "model.gguf", "template.jinja"
 DEFAULT_CONTEXT = 2048
 """Tokens, for a model that does not say how many it was trained for."""
@@ -55,6 +57,34 @@ def open_model(source: Path | str, *, trusted: frozenset[str] = frozenset(), dig
     else:
         raise InputError(unknown(name))
     return open_bundle(folder, trusted=trusted, digests=False)
+
+
+def no_model() -> Path:
+    """Return the folder of a bundle without a model, for a device on which the large model answers alone."""
+    folder = cache_root() / "unproved" / "none"
+    if is_bundle(folder):
+        return folder
+    with whole_folder(folder) as aside:
+        (aside / TEMPLATE).write_text(_PLAIN_TEMPLATE, encoding="utf-8")
+        manifest = Manifest(
+            format=FORMAT,
+            engine=NO_MODEL,
+            model=ModelInfo(
+                name=NO_MODEL,
+                source="",
+                licence=NO_MODEL,
+                architecture=NO_MODEL,
+                parameters=0,
+                context=1 << 20,
+                source_sha256="0" * 64,
+            ),
+            profile=UNPROVED,
+            profile_sha256="0" * 64,
+            recipe=Recipe(quant=NO_MODEL, bits_per_weight=0.0),
+            files=(describe(aside, TEMPLATE, "template"),),
+        )
+        write_bundle(aside, manifest, Ed25519PrivateKey.generate())
+    return folder
 
 
 def advice(bundle: Bundle, source: Path | str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
+from fieldlm.core.wording import counted
 from fieldlm.engines import RANGES, Outcome, Sampling
 
 if TYPE_CHECKING:
@@ -211,7 +212,10 @@ class Conversation:
     def _note(self, said: Piece) -> str:
         """Return what a reader cannot see from the text: that it is not whole."""
         if said.outcome == "length":
-            return f"(cut off after {said.tokens} tokens; /set max-tokens {2 * self.sampling.max_tokens} allows more)"
+            return (
+                f"(cut off after {counted(said.tokens, 'token')}; /set max-tokens "
+                f"{2 * self.sampling.max_tokens} allows more)"
+            )
         return "(stopped)" if said.outcome == "cancelled" else ""
 
     def _obey(self, command: str, *words: str) -> None:
@@ -274,4 +278,4 @@ def _read(prompt: str) -> str:
 def _speed(said: Piece | None) -> str:
     if said is None or said.tokens < 2 or not said.decode_s:
         return "nothing was timed yet"
-    return f"{said.tokens} tokens, {(said.tokens - 1) / said.decode_s:.1f} tokens/s"
+    return f"{counted(said.tokens, 'token')}, {(said.tokens - 1) / said.decode_s:.1f} tokens/s"

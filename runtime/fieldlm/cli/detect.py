@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fieldlm.core import options, terminal
+from fieldlm.core.wording import counted
 from fieldlm.hardware.detect import Detection, detect
 from fieldlm.hardware.limits import LIVE
 
@@ -43,7 +44,7 @@ def _describe(found: Detection) -> str:
         lines.append(f"also fit: {', '.join(others)}")
     lines += [f"ruled out: {match.profile}: {match.ruled_out}" for match in found.ruled_out]
     lines.append(
-        f"machine: {facts['cpu_name'] or facts['arch']}, {facts['cores']} cores, {facts['memory_mb']} MB"
+        f"machine: {facts['cpu_name'] or facts['arch']}, {counted(facts['cores'], 'core')}, {facts['memory_mb']} MB"
         + "".join(f", {word}" for word in ("virtual", "container") if facts[word])
     )
     lines.append(f"next: fieldlm profiles {found.best.id}")

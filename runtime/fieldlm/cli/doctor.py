@@ -25,6 +25,7 @@ from fieldlm.core.errors import FieldlmError
 from fieldlm.core.files import free_mb
 from fieldlm.core.sqlite import connect_read_only
 from fieldlm.core.urls import shown
+from fieldlm.core.wording import counted
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
 from fieldlm.formats.topics import parse_broker
 from fieldlm.hardware import sensors
@@ -295,7 +296,7 @@ def check_spool(path: Path, spool_mb: int) -> Finding:
     if dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
         return warn("spool", f"records given up: {reasons}", f"see the broker; FIELDLM_SPOOL_MB={2 * spool_mb}")
-    return ok("spool", f"{waiting:,} records wait, {path.stat().st_size / 1e6:.1f} of {spool_mb} MB")
+    return ok("spool", f"{counted(waiting, 'record')} waiting, {path.stat().st_size / 1e6:.1f} of {spool_mb} MB")
 
 
 def _look_into(path: Path) -> tuple[int, dict[str, int]]:

@@ -36,6 +36,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "list": ("fieldlm.cli.models.list", "list the models that can be run by name"),
         "rm": ("fieldlm.cli.models.rm", "remove fetched models"),
         "ps": ("fieldlm.cli.ps", "show what a running server serves"),
+        "ledger": ("fieldlm.cli.models.ledger", "show who answered, the small or the large model, and what it cost"),
         "doctor": ("fieldlm.cli.doctor", "say what is wrong with this device, and what to do"),
         "config": ("fieldlm.cli.config", "show every setting and where it comes from"),
     },
@@ -63,14 +64,16 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "tainted": ("fieldlm_compiler.learn.tainted", "list, or rebuild, what was made of forgotten people's words"),
         "tune": ("fieldlm_compiler.learn.tune", "fine-tune a checkpoint; writes a LoRA adapter"),
         "evaluate": ("fieldlm_compiler.learn.evaluate", "ask a server a dataset's questions and count right answers"),
-        "demo": ("fieldlm_compiler.demo.story", "run the whole circle once, on this machine"),
+        "round": ("fieldlm_compiler.rounds.command", "make the next generation of what came home, if it is better"),
+        "rounds": ("fieldlm_compiler.rounds.overview", "list the rounds, and say whether the next one is due"),
+        "demo": ("fieldlm_compiler.demo.command", "run the whole circle once, on this machine"),
     },
     "about": {
         "version": ("fieldlm.cli.about.version", "print the version of fieldlm and of Python"),
         "completion": ("fieldlm.cli.about.completion", "print a script for the Tab key: bash, zsh, fish"),
     },
 }
-RESUMED = ("compile", "pull", "tune", "update")
+RESUMED = ("compile", "pull", "round", "tune", "update")
 """Commands that go on where they were stopped."""
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
@@ -99,12 +102,16 @@ def main(argv: Sequence[str] | None = None, *, on_loaded: Callable[[], object] =
     except FieldlmError as error:
         return _fail(args, type(error).__name__, str(error), error.exit_code)
     except KeyboardInterrupt:
-        said = "stopped; run the same command again to go on" if args[0] in RESUMED else "stopped"
-        return _fail(args, "Interrupted", said, 130)
+        return _fail(args, "Interrupted", stopped(args[0]), 130)
     except BrokenPipeError:
         # The reader (head, less) has gone; point stdout elsewhere so that the interpreter's last flush is silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def stopped(command: str) -> str:
+    """Return what is said of a command that Ctrl-C ended."""
+    return "stopped; run the same command again to go on" if command in RESUMED else "stopped"
 
 
 def usage() -> str:

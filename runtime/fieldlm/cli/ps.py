@@ -17,15 +17,43 @@ def main(argv: Sequence[str]) -> int:
     server = server_at(args.url)
     _, listed = server.get("/v1/models")
     status, readiness = server.get("/ready")
-    rows = [_row(model, readiness["status"]) for model in listed["data"]]
-    header = ("model", "generation", "engine", "quant", "context", "requests", "memory MB", "state")
+    rows = [_row(model, readiness["status"]) for model in listed["data"] if not model["fieldlm"].get("large")]
+    rows += [_large(model) for model in listed["data"] if model["fieldlm"].get("large")]
+    seen = ("model", "generation", "engine", "quant", "context", "requests")
+    header = (*seen, "memory MB", "idle", "expires", "state")
     terminal.show({"models": listed["data"], "ready": readiness}, terminal.table(rows, header), as_json=args.json)
     return 0 if status == OK else 1
 
 
-def _row(model: dict[str, Any], state: str) -> list[object]:
+def _large(model: dict[str, Any]) -> list[object]:
     own = model["fieldlm"]
-    kind = state if own.get("proved", True) else f"{state}, unproved"
+    state = own["problem"] or "reachable"
+    return [model["id"], "", "large", own["url"], "", "", "", "", "", state]
+
+
+def _row(model: dict[str, Any], readiness: str) -> list[object]:
+    own = model["fieldlm"]
     memory = round(sum(own["memory_mb"].values()))
     quant = own["quant"] + (" + adapter" if own["adapter"] else "")
-    return [model["id"], own["generation"], own["engine"], quant, own["context"], own["requests"], memory, kind]
+    seen = [model["id"], own["generation"], own["engine"], quant, own["context"], own["requests"], memory]
+    return [*seen, _seconds(own["idle_s"]), _expiry(own), _state(own, readiness)]
+
+
+def _state(own: dict[str, Any], readiness: str) -> str:
+    """Return how the model is; only one that is awake is as ready as its server."""
+    words = [readiness if own["state"] == "awake" else own["state"]]
+    words += [f"{own['waiting']} waiting"] * bool(own["waiting"])
+    words += ["pinned"] * bool(own["pinned"] and own["state"] != "asleep")
+    return ", ".join([*words, *["unproved"] * (not own.get("proved", True))])
+
+
+def _expiry(own: dict[str, Any]) -> str:
+    if own["state"] == "asleep":
+        return ""
+    return "never" if own["expires_s"] is None else f"in {_seconds(own['expires_s'])}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"

@@ -18,6 +18,8 @@ from fieldlm.updates.journal import journal_of
 from fieldlm.updates.progress import UpdateResult, UpdateState
 
 POLL_S = 0.2
+GOOD = ("updated", "current")
+"""How an update ends that did not fail."""
 PATH = "/v1/fieldlm/update"
 
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if args.device:
         result = ask_remote(args)
         terminal.show(result, describe(result), as_json=args.json)
-        return 0 if result.outcome in ("updated", "current") else 1
+        return 0 if result.outcome in GOOD else 1
     config = load_config({"state": args.state, "repository": args.repository, "trust": args.trust})
     result = None
     if not args.state and (args.url or not args.repository or Path(args.repository).is_dir()):
@@ -46,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if result is None:
         result = update_offline(config)
     terminal.show(result, describe(result), as_json=args.json)
-    return 0 if result.outcome in ("updated", "current") else 1
+    return 0 if result.outcome in GOOD else 1
 
 
 def ask_remote(args: argparse.Namespace) -> UpdateResult:
@@ -55,9 +57,10 @@ def ask_remote(args: argparse.Namespace) -> UpdateResult:
     runs = msgspec.convert(device.do("update"), UpdateState).runs
     with terminal.progress(f"update {args.device}") as line:
         while (state := msgspec.convert(device.do("status")["update"], UpdateState)).runs <= runs:
-            line.update(state.bytes_done // 1_000_000, f"MB · {state.step}")
+            line.update(state.bytes_done // 1_000_000, state.step)
             time.sleep(POLL_S)
-    assert state.last, "an update that has ended has a result"
+        assert state.last, "an update that has ended has a result"
+        _end(line, state.last)
     return state.last
 
 
@@ -75,10 +78,11 @@ def ask_server(client: HttpClient, *, needed: bool, repository: str = "") -> Upd
         return None
     with terminal.progress("update") as line:
         while (state := _state(client.get(PATH))).runs <= runs:
-            line.total = state.bytes_total // 1_000_000
-            line.update(state.bytes_done // 1_000_000, f"MB · {state.step}")
+            line.total, line.unit = state.bytes_total // 1_000_000, " MB"
+            line.update(state.bytes_done // 1_000_000, state.step)
             time.sleep(POLL_S)
-    assert state.last, "an update that has ended has a result"
+        assert state.last, "an update that has ended has a result"
+        _end(line, state.last)
     return state.last
 
 
@@ -97,12 +101,18 @@ def update_offline(config: Config) -> UpdateResult:
         live = Generations(slots.current(), options)
         try:
             trust = Path(config.trust) if config.trust else None
-            with terminal.progress("update"):
-                return Updater(slots, live, repository=config.repository, trust=trust).check_and_update()
+            with terminal.progress("update") as line:
+                result = Updater(slots, live, repository=config.repository, trust=trust).check_and_update()
+                _end(line, result)
+                return result
         finally:
             live.close()
     finally:
         slots.close()
+
+
+def _end(line: terminal.Progress, result: UpdateResult) -> None:
+    line.note, line.has_failed = result.outcome, result.outcome not in GOOD
 
 
 def describe(result: UpdateResult) -> str:
@@ -112,6 +122,8 @@ def describe(result: UpdateResult) -> str:
         "current": f"nothing new: {result.detail}",
     }.get(result.outcome, f"{result.outcome} ({result.reason}): {result.detail}")
     moved = f"{result.bytes_fetched / 1e6:.2f} MB moved, the whole bundle has {result.bytes_bundle / 1e6:.2f} MB"
+    if result.weights_of:
+        moved += f"\nits model is that of generation {result.weights_of}, tried before: what differs was tried alone"
     steps = terminal.table([(m.step, f"{m.took_s:.2f}") for m in result.timeline], ("step", "s"))
     return "\n".join([head, moved, steps] if result.outcome == "updated" else [head])
 

@@ -48,7 +48,15 @@ class Remote:
         if code:
             given["proof"] = wire.proof(code, asked["nonce"], public)
         command = Command(id=secrets.token_hex(8), device=asked["device"], nonce=asked["nonce"], do=verb, args=given)
-        return _data(self._post(wire.seal(command, self.key)))
+        try:
+            return _data(self._post(wire.seal(command, self.key)))
+        except TrustError as error:
+            if verb == "adopt" or "not trusted" not in str(error):
+                raise
+            own = f"fieldlm adopt {asked['device']} --code CODE"
+            raise TrustError(
+                f"{error}; its owner may command it; to become it, with the code in its log: {own}"
+            ) from error
 
 
 def _data(answer: CommandResult) -> Any:
@@ -94,8 +102,14 @@ def connect(args: argparse.Namespace) -> Remote:
 
 def _local(config: Config, url: str) -> Remote:
     path = config.state / wire.LOCAL_KEY
+    if not path.is_file() and url:
+        raise InputError(
+            f"{config.state} holds no key of the device at {url}; give "
+            "the --state that it was started with, or, as its "
+            f"owner, {url} without --url"
+        )
     if not path.is_file():
-        raise InputError(f"{config.state} belongs to no running device; name one, or give --state")
+        raise InputError(f"{config.state} belongs to no running device; give --state, or name one of: fieldlm devices")
     client = _client(url) if url else own_server(config, key="", timeout_s=ANSWER_S)
     return Remote(_over_http(client), load_or_create_key(path))
 

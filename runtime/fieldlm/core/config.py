@@ -29,6 +29,7 @@ NO_NETWORK = "none"
 log = logger(__name__)
 _server, _device, _engine = partial(Setting, "server"), partial(Setting, "device"), partial(Setting, "engine")
 _usage, _updates, _owner = partial(Setting, "usage"), partial(Setting, "updates"), partial(Setting, "owner")
+_models, _large = partial(Setting, "several models"), partial(Setting, "large model")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +75,67 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int, _engine("tokens of prompt and answer; 0 is the profile's", check.number(*CONTEXT, zero=True), 0)
     ]
     parallel: Annotated[int, _engine("answers at a time; 0 is the profile's", check.number(*PARALLEL, zero=True), 0)]
+    models: Annotated[
+        tuple[str, ...],
+        _models(
+            "models beside the device's own, or folders of them; NAME=MODEL gives a name",
+            check.words,
+            (),
+            "MODEL[,MODEL]",
+        ),
+    ]
+    models_mb: Annotated[
+        int,
+        _models("megabytes for all that are loaded; 0 is the profile's", check.number(1, 100_000_000, zero=True), 0),
+    ]
+    sleep_after: Annotated[
+        int,
+        _models(
+            "seconds after which an unused model is unloaded; 0 is never", check.number(1, 31_536_000, zero=True), 0
+        ),
+    ]
+    pinned: Annotated[
+        tuple[str, ...], _models("models that stay loaded whatever is asked for", check.words, (), "NAME[,NAME]")
+    ]
+    large: Annotated[
+        str, _large("a large model beside: http[s]://HOST/v1, OpenAI's chat completions", check.endpoint, "", "URL")
+    ]
+    large_model: Annotated[str, _large("its name there; not needed where there is only one", str, "", "NAME")]
+    large_key: Annotated[str, _large("file with the key to it", check.file, "", "FILE")]
+    large_when: Annotated[
+        str,
+        _large(
+            "when it answers: unsure (where the small model is), always (while it can be reached), asked (by name)",
+            check.choice("unsure", "always", "asked"),
+            "unsure",
+            "WHEN",
+        ),
+    ]
+    large_below: Annotated[
+        int,
+        _large("percent; it is asked where the small model's answer is less likely right", check.number(1, 100), 80),
+    ]
+    large_text: Annotated[
+        str,
+        _large(
+            "what may leave for it: all, redacted (without what identifies a person) or nothing",
+            check.choice("all", "redacted", "nothing"),
+            "all",
+            "WHAT",
+        ),
+    ]
+    large_daily_tokens: Annotated[
+        int, _large("tokens that it may read and write in a day; 0 is no limit", check.number(1, 10**12, zero=True), 0)
+    ]
+    large_session_tokens: Annotated[
+        int, _large("the same for one customer (metadata.session)", check.number(1, 10**12, zero=True), 0)
+    ]
+    large_prompt_price: Annotated[
+        float, _large("price of a million tokens that it reads, in any currency", check.price, 0.0, "PRICE")
+    ]
+    large_completion_price: Annotated[
+        float, _large("price of a million tokens that it writes", check.price, 0.0, "PRICE")
+    ]
     telemetry: Annotated[
         Telemetry,
         _usage(
@@ -151,14 +213,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         kind: dict[str, Any] = {"metavar": each.metavar or "N"}
         if each.check is check.switch:
             kind = {"action": argparse.BooleanOptionalAction}
-        default = "" if (words := default_words(name)) in ('""', "0", "false", "[]") else f" (default: {words})"
+        default = "" if (words := default_words(name)) in ('""', "0", "0.0", "false", "[]") else f" (default: {words})"
         groups[each.group].add_argument(f"--{name.replace('_', '-')}", help=each.help + default, **kind)
 
 
 def default_words(name: str) -> str:
     """Return the default as TOML has it; a folder below the home folder begins with ~."""
     default = SETTINGS[name].default_in({"HOME": "~"})
-    return json.dumps(default if isinstance(default, bool | int | tuple) else str(default))
+    return json.dumps(default if isinstance(default, bool | int | float | tuple) else str(default))
 
 
 def config_file(env: Mapping[str, str] = os.environ) -> Path | None:

@@ -5,9 +5,10 @@ A room keeps its templates in its folder `templates`; here are the frame of ever
 
 import functools
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SHARED = "fieldlm.core"
 
@@ -22,7 +23,9 @@ def render(room: str, template: str, **values: Any) -> str:
 
 
 @functools.cache
-def _environment(room: str) -> Environment:
+def _environment(room: str) -> "Environment":
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
     return Environment(
         loader=ChoiceLoader([PackageLoader(room), PackageLoader(SHARED)]),
         autoescape=True,

@@ -50,6 +50,38 @@ def number(least: int, most: int, *, zero: bool = False) -> Check:
     return check
 
 
+def choice(*words: str) -> Check:
+    """Make the check of one of `words`."""
+
+    def check(value: object) -> str:
+        if value not in words:
+            raise ValueError(", ".join(words))
+        return str(value)
+
+    return check
+
+
+def price(value: object) -> float:
+    """Check an amount of money, 0 or more."""
+    try:
+        amount = float(str(value))
+    except ValueError:
+        amount = -1.0
+    if isinstance(value, bool) or not 0 <= amount < 1e9:
+        raise ValueError("an amount of money, 0 or more, as in 2.50")
+    return amount
+
+
+def endpoint(value: object) -> str:
+    """Check where an OpenAI-compatible API is; "" for none."""
+    if value == "":
+        return ""
+    url = urlsplit(str(value))
+    if url.scheme not in ("http", "https") or not url.hostname or not _has_port_or_none(url) or url.query:
+        raise ValueError('http[s]://HOST[:PORT]/PATH, as in https://api.example.com/v1, or "" for none')
+    return str(value).rstrip("/").removesuffix("/chat/completions")
+
+
 def word(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a word that is not empty")

@@ -150,6 +150,8 @@ class Progress:
         self.name = name
         self.total = total
         self.done = 0
+        self.has_failed = False
+        """Whether what ran ended, and not as it should: said by who knows it, before the block ends."""
         self.note = self.unit = ""
         self.started_s = time.monotonic()
         self.is_tty = sys.stderr.isatty()
@@ -202,10 +204,10 @@ def progress(name: str, total: int | None = None) -> Generator[Progress]:
     outcome = "stopped"
     try:
         yield line
-        outcome = "done"
+        outcome = "failed" if line.has_failed else "done"
     finally:
         spent = f"{time.monotonic() - line.started_s:.1f} s"
-        mark = {"done": "✓", "stopped": "✗"}[outcome]
+        mark = {"done": "✓", "failed": "✗", "stopped": "✗"}[outcome]
         text = f"  {mark} {name}  {spent}  {line.note}".rstrip()
         if line.is_tty:
             line.draw(text)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from starlette.routing import Route
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.api.dashboard import Leaves
+from fieldlm.api.models.listing import memory_mb
 from fieldlm.blobs.fetch import FetchPolicy
 from fieldlm.control.owner_commands import Action, Commands, command_route
 from fieldlm.core.config import Config
@@ -29,13 +31,19 @@ from fieldlm.core.tasks import PROCESS, TaskStatus
 from fieldlm.device import systemd
 from fieldlm.device.fetch_policy import fetching
 from fieldlm.device.listeners import ListenSettings
+from fieldlm.device.local_models import LocalModels, OwnModel
 from fieldlm.device.startup import Start, context_of, exit_hung
+from fieldlm.engines import Engine
+from fieldlm.escalation.policy import Escalation
+from fieldlm.escalation.report import ledger_route
+from fieldlm.formats.bundle import NO_MODEL
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.engine_watchdog import EngineWatchdog, ProgressMonitor
-from fieldlm.inference.generations import Serving
+from fieldlm.inference.generations import Generations, Serving
+from fieldlm.inference.model_pool import ModelPool
 from fieldlm.network.mqtt import Identity
 from fieldlm.telemetry.alerts import Trouble, troubles
 from fieldlm.telemetry.effective_policy import EffectivePolicy
@@ -44,13 +52,14 @@ from fieldlm.telemetry.recorder import Recorder, id_key, load_salt
 from fieldlm.telemetry.spool import Spool
 from fieldlm.telemetry.sync import Sync
 from fieldlm.updates.freshness import staleness
-from fieldlm.updates.gates import compare
+from fieldlm.updates.gates import check_prompt, compare
 from fieldlm.updates.hold import UpdateHold, busy_routes
 from fieldlm.updates.progress import UpdateState
 from fieldlm.updates.regression_monitor import RegressionMonitor
 from fieldlm.updates.rehearsal import RehearsalLimits, rehearse
+from fieldlm.updates.routes import update_routes
 from fieldlm.updates.slots import CRASH_FREE_S
-from fieldlm.updates.updater import Updater, update_routes
+from fieldlm.updates.updater import Updater
 
 if TYPE_CHECKING:
     from fieldlm.network.discovery import Announcer
@@ -79,9 +88,11 @@ class Device:
         profile: Profile,
         start: Start,
         *,
+        local: LocalModels | None = None,
         on_ready: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._on_ready = on_ready
+        self._local = local
         self.config = config
         self.profile = profile
         self._parts = ExitStack()
@@ -116,6 +127,8 @@ class Device:
         keep.callback(start.close)
         door = ListenSettings.of(config)
         self.slots, self.live, self._not_ready = start.wait()
+        self.pool = self._local.pool(self.live, self.tasks) if self._local else ModelPool.alone(self.live)
+        keep.callback(self.pool.close)
         self.spool = keep.enter_context(Spool(config.state / "spool.db", max_mb=config.spool_mb, tasks=self.tasks))
         salt = load_salt(config.state / "salt")
         self.recorder = Recorder(self.spool, device=config.device, salt=salt, terms=policy_of(config))
@@ -128,10 +141,12 @@ class Device:
         self.updater.poll(POLL_S)
         self.announcer = self._announcer() if config.discovery and door.host else None
         self.sync = self._sync() if config.broker else None
-        keep.enter_context(EngineWatchdog(lambda: self.live.current.engine, log.warning, tasks=self.tasks))
+        for model in self.pool.models:
+            keep.enter_context(EngineWatchdog(partial(_engine, model.live), log.warning, tasks=self.tasks))
+        self.large = self._large()
         pulse = ProgressMonitor()
         app = make_app(
-            self.live,
+            self.pool,
             self._on_exchange,
             on_feedback=self._on_feedback,
             ids=ResponseIds(id_key(salt)),
@@ -142,6 +157,7 @@ class Device:
                 *privacy_routes(self.recorder),
                 command_route(self.commands),
                 Route("/v1/fieldlm/status", self._status),
+                *([ledger_route(self.large)] if self.large else []),
             ],
             keys=door.keys,
             names=door.names,
@@ -150,12 +166,23 @@ class Device:
             shelf=Shelf(self.live, config.state / "adapters"),
             crashes=lambda: self._tasks_status().crashes,
             leaves=self._leaves,
+            large=self.large,
         )
         self.http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
         keep.callback(self.http.close)
         if self.announcer:
             self.announcer.start(port=self.http.port)
             keep.callback(self.announcer.stop)
+
+    def _large(self) -> Escalation | None:
+        if not self.config.large:
+            return None
+        has_small = self.live.current.bundle.manifest.engine != NO_MODEL
+        large = Escalation(
+            self.config, has_small=has_small, tasks=self.tasks, patterns=lambda: self.recorder.terms.patterns
+        )
+        self._parts.callback(large.close)
+        return large
 
     def _leaves(self) -> Leaves:
         """Return what leaves this device; with a broker at least that it is there and how it fares does."""
@@ -188,14 +215,16 @@ class Device:
         )
         return Updater(
             self.slots,
-            self.live,
+            OwnModel(self.pool),
             repository=config.repository or (self.commands.owner.repository if self.commands.owner else ""),
             trust=Path(config.trust) if config.trust else None,
             profile=self.profile.id,
             device=config.device,
             on_event=self._on_event,
             rehearse=lambda bundle: rehearse(bundle, limits),
-            compare=compare,
+            # One that sleeps is not woken to be measured: nobody waits for its answers.
+            compare=lambda new, old: None if old.is_asleep else compare(new, old),
+            check_prompt=check_prompt,
             complaint=self.watch.complaint,
             on_switch=self.watch.begin,
             on_hang=exit_hung,
@@ -237,6 +266,12 @@ class Device:
             self.sync.tell(f"res/{answer.id}", msgspec.json.encode(answer))
 
     def _on_exchange(self, exchange: Exchange) -> None:
+        if exchange.verdict is not None and exchange.verdict.by == "large":
+            self.recorder.exchange(exchange)  # it says nothing of the generation that serves
+            return
+        if (model := self.pool.find(exchange.model)) is not None and model is not self.pool.own:
+            self.recorder.exchange(exchange)  # no update brought it, and none takes it back
+            return
         timings = exchange.timings
         steps = timings.completion_tokens - 1
         speed = steps / timings.decode_s if steps > 0 and timings.decode_s > 0 else None
@@ -348,8 +383,10 @@ class Device:
             "health": [*troubles(health, sync, self.recorder.clock), *self._update_troubles()],
             "spool": {} if health.problem == "disk-hangs" else self.spool.counts(),
             "sync": sync,
-            "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **self.live.current.engine.memory_mb()},
+            "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **memory_mb(self.live.current)},
             "temperature_c": self._heat_c(),
+            "models": self.pool.status(),
+            "large": self.large.status() if self.large else None,
             "tasks": self._tasks_status(),
         }
 
@@ -358,6 +395,10 @@ class Device:
         own, engines = self.tasks.status(), PROCESS.status()
         crashes = Counter(own.crashes) + Counter(engines.crashes)
         return TaskStatus(running=(*own.running, *engines.running), crashes=dict(crashes))
+
+
+def _engine(live: Generations) -> Engine:
+    return live.current.engine
 
 
 def policy_of(config: Config) -> EffectivePolicy:

@@ -1,17 +1,22 @@
-"""Listeners: where the device listens and whom it lets in; every setting that would leak is refused."""
+"""Listeners: where the device listens and whom it lets in; every setting that would leak is refused.
+
+What the server itself is made of is imported only for `server`: all this is looked at before anything else is done.
+"""
 
 import grp
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fieldlm.core.config import NO_NETWORK, Config
 from fieldlm.core.errors import ConfigError
-from fieldlm.network.auth import Keys, is_local
+from fieldlm.network.api_keys import Keys
 from fieldlm.network.cors import ANY
-from fieldlm.network.host_names import advertised_host
-from fieldlm.network.http_connection import Peers
-from fieldlm.network.http_server import Heartbeat, HttpServer, Tls
+from fieldlm.network.host_names import advertised_host, is_local
+from fieldlm.network.sockets import Peers, Tls, bind, check_path, check_tls
+
+if TYPE_CHECKING:
+    from fieldlm.network.http_server import Heartbeat, HttpServer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,18 @@ class ListenSettings:
             names=None if config.open else frozenset({config.host, advertised_host(config.device), *config.host_names}),
         )
 
-    def server(self, app: Any, *, heartbeat: Heartbeat | None = None) -> HttpServer:
+    def check(self) -> None:
+        """Raise InputError where `server` would, for the port, the socket or the certificate; nothing stays behind."""
+        if self.tls:
+            check_tls(self.tls)
+        if self.host:
+            bind(self.host, self.port).close()
+        if self.unix_socket:
+            check_path(self.unix_socket)
+
+    def server(self, app: Any, *, heartbeat: "Heartbeat | None" = None) -> "HttpServer":
+        from fieldlm.network.http_server import HttpServer
+
         return HttpServer(
             app,
             host=self.host,

@@ -12,13 +12,12 @@ from fieldlm.catalogue.names import MODEL
 from fieldlm.core import terminal
 from fieldlm.core.config import Config, add_flags, load_config, named
 from fieldlm.core.files import act_as_owner
-from fieldlm.core.logs import logger
+from fieldlm.device.listeners import ListenSettings
+from fieldlm.device.local_models import LocalModels, named_models
 from fieldlm.device.startup import Start
-from fieldlm.formats.bundle import MANIFEST
 from fieldlm.formats.profile import Profile, load_profile
 
-log = logger(__name__)
-
+JOURNAL = "slots.db"
 SWITCH_S = 0.00001
 """Between two threads that want to run Python. Who loads wants it a thousand times, for microseconds; with the usual
 5 ms it would wait for the imports each time."""
@@ -33,15 +32,24 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     config = load_config(vars(args))
     act_as_owner(config.state)
+    ListenSettings.of(config).check()
     profile = _profile(config)
-    folder = _folder(args.bundle) if args.bundle else None
+    if config.large_key:
+        from fieldlm.escalation.policy import read_key
+
+        read_key(config.large_key)
+    own, *others = named_models(args.bundle) or [None]
+    # A bundle's files are checked in a thread, while the server is imported.
+    folder = own.open().folder if own else _without_model(config)
+    beside = [*(each for each in others if each), *named_models(config.models)]
+    local = LocalModels(beside, config, profile, own_name=own.name if own else "")
     config = named(config)  # writes: what can be refused has been
     with _quick_switches():
         start = Start(config, profile, folder)
         # The server, hundreds of modules: this thread has nothing better to do while the other one loads.
         from fieldlm.device.device import Device
 
-        device = Device(config, profile, start, on_ready=_show if args.json else None)
+        device = Device(config, profile, start, local=local, on_ready=_show if args.json else None)
     try:
         device.run()
     finally:
@@ -49,19 +57,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _folder(model: str) -> Path:
-    """Return the folder of the bundle that `model` names, fetched or made where it has to be.
+def _without_model(config: Config) -> Path | None:
+    """Return the bundle without a model where the large one is to answer alone: there never was a bundle here."""
+    if not config.large or (config.state / JOURNAL).exists():
+        return None
+    from fieldlm.catalogue.opening import no_model
 
-    What nobody has proved is said to be so.
-    """
-    if (Path(model) / MANIFEST).is_file():
-        return Path(model)  # checked in a thread, while the server is imported
-    from fieldlm.catalogue.opening import advice, open_model
-
-    bundle = open_model(model)
-    if not bundle.manifest.is_proved:
-        log.warning(advice(bundle, model))
-    return bundle.folder
+    return no_model()
 
 
 @contextmanager
@@ -92,10 +94,16 @@ def _parser() -> Any:
         "serve",
         "Serve a model on this device: an OpenAI-compatible API, telemetry, updates.",
         "fieldlm serve smollm2",
+        "fieldlm serve smollm2 embed=./embedding.gguf ./models --sleep-after 300",
         "fieldlm serve smollm2-rpi5-8gb --port 8080 --state ~/kiosk",
+        "fieldlm serve smollm2 --large https://api.example.com/v1 --large-key key",
     )
     parser.add_argument(
-        "bundle", nargs="?", metavar="MODEL", help=f"{MODEL}; without it, the bundle that the state folder holds"
+        "bundle",
+        nargs="*",
+        metavar="MODEL",
+        help=f"{MODEL}, or a folder of such; without it, the bundle that the state folder holds. The first is the "
+        "device's own, the others are served beside it; NAME=MODEL calls one by a name of yours",
     )
     add_flags(parser)
     return parser

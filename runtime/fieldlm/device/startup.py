@@ -15,11 +15,12 @@ from fieldlm.core.logs import logger
 from fieldlm.core.tasks import Tasks
 from fieldlm.core.timing import within
 from fieldlm.core.urls import shown
-from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.bundle import NO_MODEL, Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.updates.slots import Slots
 
 if TYPE_CHECKING:
+    from fieldlm.engines import EngineOptions
     from fieldlm.inference.generations import Generations
     from fieldlm.inference.warmup import UnreadyReason
 
@@ -72,6 +73,8 @@ class Start:
             self._slots.factory(folder)
         bundle = self._slots.boot()
         check_unproved(bundle, self._slots, self._config)
+        if bundle.manifest.engine == NO_MODEL and not self._config.large:
+            raise InputError(f"{self._config.state} holds no model; name one, or the large one with --large URL")
         return bundle
 
     def _serve(self, bundle: Bundle) -> tuple["Generations", "UnreadyReason"]:
@@ -98,24 +101,24 @@ class Start:
                 bundle = self._slots.boot()
 
     def _open(self, bundle: Bundle) -> "Generations":
-        from fieldlm.engines import EngineOptions
-        from fieldlm.hardware.sensors import usable_cores
         from fieldlm.inference.generations import Generations
 
-        config, profile = self._config, self._profile
-        return Generations(
-            bundle,
-            EngineOptions(
-                threads=config.threads or None,
-                most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
-                most_prefill_threads=max(
-                    1, min(profile.cpu.prefill_threads or profile.cpu.decode_threads, usable_cores())
-                ),
-                context=context_of(config, profile, bundle),
-                parallel=config.parallel or profile.runtime.parallel,
-                profile=profile,
-            ),
-        )
+        return Generations(bundle, options_for(self._config, self._profile, bundle))
+
+
+def options_for(config: Config, profile: Profile, bundle: Bundle) -> "EngineOptions":
+    """Return how `bundle` is loaded on this device."""
+    from fieldlm.engines import EngineOptions
+    from fieldlm.hardware.sensors import usable_cores
+
+    return EngineOptions(
+        threads=config.threads or None,
+        most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
+        most_prefill_threads=max(1, min(profile.cpu.prefill_threads or profile.cpu.decode_threads, usable_cores())),
+        context=context_of(config, profile, bundle),
+        parallel=config.parallel or profile.runtime.parallel,
+        profile=profile,
+    )
 
 
 def context_of(config: Config, profile: Profile, bundle: Bundle) -> int:
@@ -135,6 +138,11 @@ def check_unproved(bundle: Bundle, slots: Slots, config: Config) -> None:
 
     name, owner = bundle.manifest.model.name, read_owner(config.state)
     repository = config.repository or (owner.repository if owner else "")
+    if repository and bundle.manifest.engine == NO_MODEL:
+        raise InputError(
+            f"updates from {shown(repository)} need a bundle to go back to, and there is no small model here yet; "
+            "name a bundle beside --large, or leave --repository out"
+        )
     if repository:
         raise InputError(
             f"{name} is unproved, and updates from {shown(repository)} need a bundle to go back to; compile it, "

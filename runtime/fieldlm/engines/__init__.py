@@ -154,11 +154,15 @@ class Chunk:
 
 @dataclass(kw_only=True)
 class Timings:
-    """Where the time of one answer went; seconds, and counts of tokens.
+    """Where the time of one answer went, in seconds and counts of tokens, and how sure the model was.
 
-    `margin` is the mean gap between the two largest logits over the answer's tokens: low means unsure. Of the tokens
-    that were drafted, those that were accepted are in the answer. `batch_size` is the mean number of answers that had a
-    sequence while this one was written, itself among them: what its speed can be compared by.
+    The latter is told by the `free_tokens` alone, those that were chosen out of several; the one that ends an answer is
+    among them, what a constraint forced is not. `margin` is their mean gap between the two largest logits it was chosen
+    from, `min_margin` the least; `min_logprob` and `mean_logprob` are of their natural log probabilities by the model's
+    own distribution. Low means unsure; without a free token there is none of them, and a `margin` of 0.
+
+    Of the tokens that were drafted, those that were accepted are in the answer. `batch_size` is the mean number of
+    answers that had a sequence while this one was written, itself among them: what its speed can be compared by.
     """
 
     prompt_tokens: int = 0
@@ -168,9 +172,22 @@ class Timings:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     margin: float = 0.0
+    min_margin: float | None = None
+    min_logprob: float | None = None
+    mean_logprob: float | None = None
+    free_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     batch_size: float = 1.0
+
+    def chose(self, margin: float, logprob: float) -> None:
+        """Count one free token."""
+        self.free_tokens += 1
+        self.margin += (margin - self.margin) / self.free_tokens
+        mean, least = self.mean_logprob or 0.0, self.min_logprob
+        self.mean_logprob = mean + (logprob - mean) / self.free_tokens
+        self.min_logprob = logprob if least is None else min(least, logprob)
+        self.min_margin = margin if self.min_margin is None else min(self.min_margin, margin)
 
 
 DEFAULT_TERMS = Schedule()

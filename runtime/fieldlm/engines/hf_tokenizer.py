@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 import msgspec
-from tokenizers import Tokenizer
 
 from fieldlm.core.errors import EngineError
 from fieldlm.engines import SEAM
@@ -35,6 +34,8 @@ class HfTokenizer:
     """The tokens of one model. Safe from any thread."""
 
     def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer
+
         try:
             text = path.read_text(encoding="utf-8")
             self._tokenizer = Tokenizer.from_str(text)

@@ -183,8 +183,9 @@ class Request:
         pick = self._sampler.pick(logits, self._guide)
         self._chosen += 1
         timings = self.answer.timings
-        timings.margin += (pick.margin - timings.margin) / self._chosen
         timings.batch_size += (batch_size - timings.batch_size) / self._chosen
+        if pick.is_free:
+            timings.chose(pick.margin, pick.logprob)
         self.tokens.append(pick.token)
         return self._say(pick) or (None if self._guide is None else self._follow())
 
@@ -225,12 +226,11 @@ class Request:
         text, self._new_text = self._new_text, ""
         if not picks and outcome is None:
             return
-        tokens, margins, choices = zip(*picks, strict=True) if picks else ((), (), ())
         chunk = Chunk(
             text=text,
-            tokens=tokens,
-            margins=margins,
-            choices=tuple(filter(None, choices)),
+            tokens=tuple([pick.token for pick in picks]),
+            margins=tuple([pick.margin for pick in picks]),
+            choices=tuple([pick.choice for pick in picks if pick.choice]),
             outcome=outcome,
             error=error,
         )

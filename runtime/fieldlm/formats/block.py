@@ -17,20 +17,26 @@ ids of `response_ids`, as a column of the numbers they were made from. Whoever k
 
 import math
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, cast, get_type_hints
 
 import msgspec
-import zstandard
 
 from fieldlm.formats import response_ids
 from fieldlm.formats.record import SCHEMA, SCHEMAS, STREAMS, Record, WireError, make
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MAGIC = "flb"
 VERSION = 1
 MAX_BLOCK_BYTES = 1 << 20
 MAX_BODY_BYTES = 8 << 20
+MAX_WINDOW_LOG = 23  # a window as large as that
 MAX_RECORDS = 4096
 INT64 = 1 << 63
 COMPACT_SCHEMA = 2
@@ -90,7 +96,7 @@ def encode(records: Sequence[Record], *, first: int | None = None, id_key: bytes
     columns = [_pack_integers([r.seq for r in records])]
     columns += [_pack(name, [getattr(r, name) for r in records], records, id_key) for name in SCHEMAS[SCHEMA]]
     schema = COMPACT_SCHEMA if any(column and column[0] in _COMPACT for column in columns) else SCHEMA
-    body = zstandard.ZstdCompressor(level=15).compress(msgspec.msgpack.encode(columns))
+    body = zstd.compress(msgspec.msgpack.encode(columns), level=15)
     start, last = head.seq if first is None else first, records[-1].seq
     block = Block(MAGIC, VERSION, schema, head.device, head.stream, head.epoch, start, last, len(records), body)
     return msgspec.msgpack.encode(block)
@@ -138,12 +144,16 @@ def _records(block: Block) -> tuple[Record, ...]:
 def _unzip(body: bytes) -> bytes:
     # Ask the frame first: decompress() would allocate whatever size the frame claims.
     try:
-        size = zstandard.get_frame_parameters(body).content_size
-        if not 0 < size <= MAX_BODY_BYTES:
+        size = zstd.get_frame_info(body).decompressed_size
+        if not size or size > MAX_BODY_BYTES:
             raise ValueError(f"its body claims {size} bytes, the limit is {MAX_BODY_BYTES}")
-        return zstandard.ZstdDecompressor(max_window_size=MAX_BODY_BYTES).decompress(body, allow_extra_data=False)
-    except zstandard.ZstdError as error:
+        reader = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG})
+        text = reader.decompress(body)
+    except zstd.ZstdError as error:
         raise ValueError(str(error)) from error
+    if not reader.eof or reader.unused_data:
+        raise ValueError("its body is cut off, or goes on behind its end")
+    return text
 
 
 def _pack(name: str, values: list[Any], records: Sequence[Record], id_key: bytes) -> list[Any] | None:

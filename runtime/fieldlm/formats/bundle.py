@@ -6,6 +6,8 @@
       tokenizer.json              role tokenizer    (ONNX; a GGUF carries its own)
       template.jinja              role template     the chat template, as the model's authors wrote it
       probe.json                  role probe        prompts with the answers a healthy copy gives
+      confidence.json             role confidence   how sure an answer has to be to be right (`formats/confidence.py`)
+      router.npz                  role router       which task a request is (`formats/router.py`)
       report.json                 role report       candidates, gates, timings
       manifest.sig  manifest.json
 
@@ -32,7 +34,10 @@ SIGNATURE = "manifest.sig"
 UNPROVED = "unproved"
 """In place of a profile: the bundle was made around a file as it is, for no kind of device, and nobody judged it."""
 
-Role = Literal["base", "adapter", "tokenizer", "template", "probe", "report"]
+NO_MODEL = "none"
+"""In place of an engine: the device has no small model yet, and the large one answers alone."""
+
+Role = Literal["base", "adapter", "tokenizer", "template", "probe", "report", "confidence", "router"]
 """What this version writes. A file with another role is kept and passed by."""
 
 

@@ -282,9 +282,22 @@ def _path(name_or_path: str) -> Path:
         path = profile_folder() / f"{name_or_path}.toml"
         if path.is_file():
             return path
-    near = difflib.get_close_matches(name_or_path, profile_names(), n=3, cutoff=0.4)
+    near = _of_its_words(name_or_path) or difflib.get_close_matches(name_or_path, profile_names(), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ProfileError(f"there is no profile {name_or_path!r}; {hint}all of them: fieldlm profiles")
+
+
+def _of_its_words(name: str) -> list[str]:
+    """Return the profiles that have the most of the words of `name` in id and title, half of them at least."""
+    asked = _words(name)
+    shared = {known: len(asked & _words(f"{known} {load_profile(known).title}")) for known in profile_names()}
+    most = max(shared.values(), default=0)
+    return [known for known, count in shared.items() if count == most][:3] if asked and 2 * most >= len(asked) else []
+
+
+def _words(text: str) -> set[str]:
+    """Return letters and numbers apart: pi5 is pi and 5."""
+    return set(re.findall(r"[a-z]+|[0-9]+", text.lower()))
 
 
 def _read(path: Path, *, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -22,6 +22,10 @@ CRITICAL: frozenset[str] = frozenset({"ota", "fb"})
 """Streams that go to the disk at once instead of waiting for company."""
 
 
+LARGE = "large"
+"""The route of what a large model beside the device's own answered: it says nothing of the generation that served."""
+
+
 class WireError(FieldlmError):
     """Bytes from another process are not what they claim to be."""
 

@@ -20,9 +20,7 @@ MOST = 64
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Chosen(Serving):
-    """A generation that a request chose by `name`."""
-
-    name: str
+    """A generation with an adapter that a request chose by `name`."""
 
 
 class Shelf:
@@ -102,7 +100,7 @@ def _load(name: str, bundle: Bundle, serving: Serving) -> Chosen:
 
 def name_of(serving: Serving) -> str:
     """Return the model's name as a request spells it."""
-    return serving.name if isinstance(serving, Chosen) else serving.bundle.manifest.model.name
+    return serving.name or serving.bundle.manifest.model.name
 
 
 def _free(chosen: Chosen) -> None:

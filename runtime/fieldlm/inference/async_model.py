@@ -102,7 +102,7 @@ class AsyncModel:
         **options: Unpack[SamplingOptions],
     ) -> Any:
         """See `Model.call`."""
-        asked = await asyncio.to_thread(form, self.model.engine, kind)
+        asked = await asyncio.to_thread(form, self.model.engine, kind, fallback)
         generation = self.model.start(
             messages, replace(sampling_of(sampling, options), constraint=asked.constraint), terms
         )

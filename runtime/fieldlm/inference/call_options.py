@@ -1,5 +1,6 @@
 """Call options: what `Model` and `AsyncModel` take beside a question, as keywords that a type checker knows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -11,6 +12,9 @@ from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import Message
 
 NAMES = tuple(field.name for field in fields(Sampling))
+TERMS = tuple(field.name for field in fields(Schedule))
+LIMITS = ("timeout", "timeout_s", "deadline", "deadline_ms")
+"""What other libraries call a deadline."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -52,6 +56,8 @@ def sampling_of(sampling: object, options: Mapping[str, Any]) -> Sampling:
         raise InputError(f"sampling is {sampling!r}, want a Sampling, or its fields by name, such as max_tokens=64")
     for name in options:
         if name not in NAMES:
+            if term := _term(name):
+                raise InputError(f"there is no option {name!r}; it is part of when: terms=Schedule({term})")
             near = "".join(f", did you mean {one!r}?" for one in get_close_matches(name, NAMES, 1))
             raise InputError(f"there is no option {name!r}{near or '; there are ' + ', '.join(NAMES)}")
     return replace(sampling or Sampling(), **options)
@@ -60,6 +66,19 @@ def sampling_of(sampling: object, options: Mapping[str, Any]) -> Sampling:
 def check_schedule(terms: object) -> None:
     if not isinstance(terms, Schedule):
         raise InputError(f"terms is {terms!r}, want a Schedule, such as Schedule(deadline_s=2.0)")
+    for name, limit in (("deadline_s", terms.deadline_s), ("max_queue_s", terms.max_queue_s)):
+        if limit is not None and (not _is_number(limit) or math.isnan(limit) or limit < 0):
+            raise InputError(f"{name} is {limit!r}, want seconds from now on, 0 or more, or None for no limit")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _term(name: str) -> str:
+    """Return how what `name` means is said in a Schedule; "" where it means nothing there."""
+    near = "deadline_s" if name in LIMITS else next(iter(get_close_matches(name, TERMS, 1, 0.8)), "")
+    return {"": "", "priority": 'priority="safety"', "alone": "alone=True"}.get(near, f"{near}=2.0")
 
 
 def check_profile(profile: object) -> None:

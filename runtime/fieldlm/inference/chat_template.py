@@ -11,19 +11,18 @@ import time
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, cast
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.meta import find_undeclared_variables
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from fieldlm.core.errors import BundleError, InputError
 from fieldlm.engines import SEAM, SpecialTokens, engine_kind
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.tool_calls import as_text, described
+
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = dict[str, Any]
 
@@ -36,11 +35,13 @@ class ChatTemplate:
         self._special = special
 
     @cached_property
-    def _template(self) -> jinja2.Template:
+    def _template(self) -> "jinja2.Template":
         return _environment().from_string(self._source)
 
     @cached_property
     def _knows_tools(self) -> bool:
+        from jinja2.meta import find_undeclared_variables
+
         return "tools" in find_undeclared_variables(_environment().parse(self._source))
 
     @cached_property
@@ -56,6 +57,8 @@ class ChatTemplate:
         as `tool_calls` spells them. Raises InputError when the template refuses the messages (a role it does not know,
         two answers in a row), BundleError when the template itself is broken.
         """
+        import jinja2
+
         messages, tools = self._parted(list(messages)), self._parted(tools and list(tools))
         special = self._special
         try:
@@ -139,19 +142,21 @@ def _without_tools(messages: Sequence[Message], tools: Sequence[Message] | None)
     return [{"role": "system", "content": "\n\n".join([*system, described(list(tools))])}, *rest]
 
 
-class _Generation(Extension):
-    """`{% generation %}`: where trainers find the answer. It writes nothing."""
+def _environment() -> "ImmutableSandboxedEnvironment":
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration)
+    class Generation(Extension):
+        """`{% generation %}`: where trainers find the answer. It writes nothing."""
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration)
 
+        def parse(self, parser: "Parser") -> "list[nodes.Node]":
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = _to_json
     functions: dict[str, Any] = {"raise_exception": _refuse, "strftime_now": time.strftime}
@@ -165,7 +170,9 @@ def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
 
 
 def special_tokens(bundle: Bundle) -> SpecialTokens:

@@ -23,7 +23,8 @@ from fieldlm.engines import (
     Schedule,
     open_engine,
 )
-from fieldlm.formats.bundle import Bundle, Manifest
+from fieldlm.formats.bundle import NO_MODEL, Bundle, Manifest
+from fieldlm.hardware.heap import trim
 from fieldlm.inference.chat_template import question
 
 DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
@@ -38,26 +39,61 @@ class Serving:
     bundle: Bundle
     engine: Engine
     adapter: str | None
+    name: str = ""
+    """What requests call it by; "" for the name that its bundle has."""
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether this only stands for what was freed."""
+        return isinstance(self.engine, _Evicted)
 
 
 class Generations:
-    """The generation that answers, those that still finish, and one that may be loaded beside. Safe from any thread."""
+    """The generation that answers, those that still finish, and one that may be loaded beside. Safe from any thread.
 
-    def __init__(self, bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> None:
+    It can sleep: nothing is loaded then, and requests wait until it wakes. With `asleep` it begins so.
+    """
+
+    def __init__(
+        self, bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS, *, name: str = "", asleep: bool = False
+    ) -> None:
         self.parallel = options.parallel
+        self.used_s = time.monotonic()
+        """When a request last began or ended here."""
+        self._name = name
         self._options = options
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._leases: Counter[Serving] = Counter()
         self._loaded: list[Serving] = []
         self._current: Serving | None = None
-        self._is_held = False
-        self._current = self.load(bundle)
+        self._is_held = self._is_asleep = asleep
+        self._is_draining = False
+        self._is_closed = False
+        self._current = self._stand_in(bundle, None) if asleep else self.load(bundle)
+        if asleep:
+            self._loaded.append(self._current)
 
     @property
     def is_held(self) -> bool:
         """Whether new requests have to wait, because a generation takes another one's place."""
         return self._is_held
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether nothing is loaded until `wake`."""
+        return self._is_asleep
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a request runs here."""
+        with self._lock:
+            return any(self._leases.values())
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether all was freed for good; what fails then is no fault of a model."""
+        return self._is_closed
 
     @property
     def current(self) -> Serving:
@@ -82,11 +118,16 @@ class Generations:
     def try_lease(self) -> tuple[Serving, Release] | None:
         """Return the current generation and what gives it back; None while requests are held back."""
         with self._lock:
-            if self._is_held:
+            if self._is_held or self._is_draining:
                 return None
             serving = self.current
             self._leases[serving] += 1
-        return serving, lambda: self._give_back(serving)
+            self.used_s = time.monotonic()
+        return serving, lambda: self._end_use(serving)
+
+    def _end_use(self, serving: Serving) -> None:
+        self.used_s = time.monotonic()
+        self._give_back(serving)
 
     def _give_back(self, serving: Serving) -> None:
         with self._lock:
@@ -107,7 +148,7 @@ class Generations:
         with self._lock:
             assert serving in self._loaded, "only a loaded generation can be switched to"
             before, self._current = self.current, serving
-            self._is_held = False
+            self._is_held = self._is_asleep = False
             release = self._retire_if_unused(before)
         release()
 
@@ -123,7 +164,9 @@ class Generations:
 
         Raises LinkError when the running answers do not end in time; the generation answers on then.
         """
-        self._is_held = True
+        with self._lock:
+            # Who evicts says what is loaded next, and when.
+            self._is_held, self._is_asleep = True, False
         try:
             self._drain(within_s)
         except UnavailableError:
@@ -134,6 +177,56 @@ class Generations:
     def restore(self) -> None:
         """Let the generation answer again that `clear` freed."""
         self.switch(self.load(self.current.bundle))
+
+    def drain(self, on: bool) -> None:
+        """Hold requests back, or no longer, so that `try_sleep` finds nobody; those that run go on."""
+        self._is_draining = on
+
+    def try_sleep(self) -> bool:
+        """Free everything until `wake`; False while somebody uses it, or while a generation takes another's place."""
+        if not self._loading.acquire(blocking=False):
+            return False
+        try:
+            with self._lock:
+                before = self.current
+                if self._is_held or self._is_closed or self._loaded != [before] or self._leases[before]:
+                    return False
+                self._is_held = self._is_asleep = True
+                self._current = self._stand_in(before.bundle, before)
+                self._loaded = [self._current]
+                del self._leases[before]
+            before.engine.close()
+            trim()
+        finally:
+            self._loading.release()
+        return True
+
+    def wake(self, prepare: Callable[[Serving], None] = lambda _: None) -> None:
+        """Load what sleeps, have it prepared and let it answer.
+
+        Raises what `load` and `prepare` raise; it sleeps on then.
+        """
+        serving = self.load(self.current.bundle)
+        try:
+            prepare(serving)
+        except BaseException:
+            self.discard(serving)
+            raise
+        if self._is_asleep:
+            self.switch(serving)
+        else:  # an update was quicker
+            self.discard(serving)
+
+    def _stand_in(self, bundle: Bundle, before: Serving | None) -> Serving:
+        if before is not None:
+            return Serving(
+                bundle=bundle,
+                engine=_Evicted(before.engine.context, before.engine.stop_tokens),
+                adapter=before.adapter,
+                name=self._name,
+            )
+        context = min(self._options.context or bundle.manifest.model.context, bundle.manifest.model.context)
+        return Serving(bundle=bundle, engine=_Evicted(context, frozenset()), adapter=None, name=self._name)
 
     def _drain(self, within_s: float) -> None:
         end_s = time.monotonic() + within_s
@@ -148,8 +241,7 @@ class Generations:
 
     def _rest(self) -> None:
         """Free everything; what stands in its place knows its name and nothing else."""
-        current = self.current
-        asleep = Serving(bundle=current.bundle, engine=_Evicted(current.engine), adapter=current.adapter)
+        asleep = self._stand_in(self.current.bundle, self.current)
         with self._lock:
             self._loaded.append(asleep)
             self._current = asleep
@@ -164,6 +256,7 @@ class Generations:
     def close(self) -> None:
         """Cancel what runs and free everything."""
         with self._lock:
+            self._is_closed = True
             engines = {id(serving.engine): serving.engine for serving in self._loaded}
             self._loaded.clear()
         for engine in engines.values():
@@ -177,7 +270,7 @@ class Generations:
         try:
             name = self._adapter_name(bundle)
             base.engine.load_adapter(name, path)
-            serving = Serving(bundle=bundle, engine=base.engine, adapter=name)
+            serving = Serving(bundle=bundle, engine=base.engine, adapter=name, name=self._name)
             with self._lock:
                 self._loaded.append(serving)
         finally:
@@ -187,7 +280,7 @@ class Generations:
     def _hold_base(self, bundle: Bundle) -> Serving:
         """Return `bundle`'s base without its adapter, on an engine that has it already or on a new one."""
         with self._lock:
-            awake = (each for each in self._loaded if not isinstance(each.engine, _Evicted))
+            awake = (each for each in self._loaded if not each.is_asleep)
             engine = next((s.engine for s in awake if _same_base(s.bundle.manifest, bundle.manifest)), None)
             if engine is not None:
                 return self._hold(bundle, engine)
@@ -196,7 +289,7 @@ class Generations:
             return self._hold(bundle, engine)
 
     def _hold(self, bundle: Bundle, engine: Engine) -> Serving:
-        serving = Serving(bundle=bundle, engine=engine, adapter=None)
+        serving = Serving(bundle=bundle, engine=engine, adapter=None, name=self._name)
         self._loaded.append(serving)
         return serving
 
@@ -222,9 +315,9 @@ class Generations:
 class _Evicted:
     """Stands for an engine that was freed until another takes its place."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.context = engine.context
-        self.stop_tokens = engine.stop_tokens
+    def __init__(self, context: int, stop_tokens: frozenset[int]) -> None:
+        self.context = context
+        self.stop_tokens = stop_tokens
 
     def tokenize(self, text: str) -> list[int]:
         raise self._error()
@@ -255,11 +348,16 @@ class _Evicted:
     def close(self) -> None: ...
 
     def _error(self) -> EngineError:
-        return EngineError("another generation is being loaded")
+        return EngineError("the model sleeps, or another generation is being loaded")
 
 
 def canary(serving: Serving) -> None:
-    """Raise EngineError unless `serving` answers one token to its real system prompt, which is warm afterwards."""
+    """Raise EngineError unless `serving` answers one token to its real system prompt, which is warm afterwards.
+
+    Where there is no model, there is nothing to ask.
+    """
+    if serving.bundle.manifest.engine == NO_MODEL:
+        return
     prompt = serving.engine.tokenize(question(serving.bundle, "Hello"))
     answer = serving.engine.start(prompt, Sampling(max_tokens=1), adapter=serving.adapter)
     last = list(answer)[-1]

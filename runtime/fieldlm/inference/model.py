@@ -28,6 +28,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.call_options import SamplingOptions, check_profile, check_schedule, conversation, sampling_of
 from fieldlm.inference.chat_template import Message, render
+from fieldlm.inference.confidence import confidence_by
 from fieldlm.inference.structured import IncompleteError, form
 
 ADAPTER = "bundle"
@@ -37,13 +38,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A whole answer: its text, its tokens, why it ended, where its time went, which generation gave it."""
+    """A whole answer: its text, its tokens, why it ended, where its time went, which generation gave it.
+
+    `confidence` is how likely it is right; None where it was cut, or its bundle was not calibrated to a task.
+    """
 
     text: str
     tokens: tuple[int, ...]
     outcome: Outcome
     timings: Timings
     generation: str
+    confidence: float | None = None
 
 
 class Model:
@@ -175,9 +180,10 @@ class Model:
         """Return the answer as an object of `kind`: a Struct, dataclass, TypedDict, pydantic model or JSON schema.
 
         The model can say nothing else. Raises InputError for a kind that cannot be honoured, IncompleteError when the
-        answer is not whole (its deadline, max_tokens); with `fallback` that is returned instead.
+        answer is not whole (its deadline, max_tokens); with `fallback`, an object of the same kind, that is returned
+        instead.
         """
-        asked = form(self.engine, kind)
+        asked = form(self.engine, kind, fallback)
         generation = self.start(messages, replace(sampling_of(sampling, options), constraint=asked.constraint), terms)
         try:
             return asked.read(list(generation))
@@ -257,4 +263,5 @@ def answer_of(bundle: Bundle, generation: RunningAnswer, chunks: Sequence[Chunk]
         outcome=last.outcome,
         timings=generation.timings,
         generation=bundle.generation,
+        confidence=confidence_by(bundle, generation.timings) if last.outcome == "stop" else None,
     )

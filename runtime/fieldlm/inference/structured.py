@@ -40,25 +40,38 @@ class Form:
             raise IncompleteError("error", text, f"{text!r} is refused by its type: {error}") from error
 
 
-def form(engine: Engine, kind: Any) -> Form:
+def form(engine: Engine, kind: Any, fallback: Any = None) -> Form:
     """Compile `kind`: a JSON schema, a pydantic model, or any type of msgspec (Struct, dataclass, TypedDict, …).
 
-    Raises InputError for what has no schema, or one that cannot be honoured.
+    Raises InputError for what has no schema, or one that cannot be honoured, and for a `fallback`, what its caller gets
+    in an answer's place, of another type. A schema has none: what stands in for its answers may be anything.
     """
-    schema, decode = _schema(kind)
+    schema, decode, is_of = _schema(kind)
+    if fallback is not None and not is_of(fallback):
+        wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+        raise InputError(f"fallback is {str(fallback)[:60]!r} ({type(fallback).__name__}), want an object of {wanted}")
     rule = Rule("json_schema", msgspec.json.encode(schema).decode())
     return Form(grammars(engine).compile(rule), decode)
 
 
-def _schema(kind: Any) -> tuple[Any, Callable[[str], Any]]:
+def _schema(kind: Any) -> tuple[Any, Callable[[str], Any], Callable[[Any], bool]]:
     if isinstance(kind, Mapping):
-        return cast(Mapping[str, Any], kind), msgspec.json.decode
+        return cast(Mapping[str, Any], kind), msgspec.json.decode, lambda given: True
     if hasattr(kind, "model_json_schema"):
-        return _without_sets(kind.model_json_schema()), kind.model_validate_json
+        schema = _without_sets(kind.model_json_schema())
+        return schema, kind.model_validate_json, lambda given: isinstance(given, kind)
     try:
-        return _without_sets(msgspec.json.schema(kind)), msgspec.json.Decoder(kind).decode
+        return _without_sets(msgspec.json.schema(kind)), msgspec.json.Decoder(kind).decode, lambda it: _is_of(it, kind)
     except TypeError as error:
         raise InputError(f"{kind!r} has no JSON schema: {error}") from error
+
+
+def _is_of(given: Any, kind: Any) -> bool:
+    """Whether `given` is of the type already: what could be made into it, a dict into a Struct, is not."""
+    try:
+        return bool(msgspec.convert(given, kind) == given)
+    except (msgspec.ValidationError, TypeError):
+        return False
 
 
 def _without_sets(schema: Any) -> Any:

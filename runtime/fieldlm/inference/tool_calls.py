@@ -1,22 +1,18 @@
 """Tool calls: found in what a model said, and spelt for a template that knows none.
 
-Models spell calls in their own way. Read are Hermes and Qwen (`<tool_call>…</tool_call>`), Llama 3 (bare JSON with
-`parameters`), Mistral (`[TOOL_CALLS]` and a list) and any bare JSON call of a tool that was declared. What is none of
-them is text, to the letter.
+Models spell calls in their own way; `call_spellings.py` knows which. Read are calls between marks, and those without
+any that an answer begins with: JSON, Python, a name with its arguments. What is none of them is text, to the letter.
 """
 
 import json
 import re
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
+
+from fieldlm.inference.call_spellings import IN_BODY, MARKS, Schemas, asked_for, may_begin
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-MARKS = (OPEN, "[TOOL_CALLS]", "<|python_tag|>")
-
-# A string that does not end yet reaches to the end.
-_STRING_OR_CLOSE = re.compile(rf'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|{CLOSE}', re.DOTALL)
 
 Plain = dict[str, Any]
 
@@ -36,10 +32,12 @@ class Call:
 class CallReader:
     """The text of one answer as it comes, parted into what is said and what is called.
 
-    With `marked_only`, JSON that no mark stands before is what was asked for, and no call.
+    With `marked_only`, JSON that no mark stands before is what was asked for, and no call. `schemas` are those of the
+    tools' arguments by name, for spellings that do not tell a text from a number.
     """
 
-    def __init__(self, names: frozenset[str], *, marked_only: bool = False) -> None:
+    def __init__(self, names: frozenset[str], *, marked_only: bool = False, schemas: Schemas | None = None) -> None:
+        self._schemas = schemas
         self._names = names
         self._marked_only = marked_only
         self._held = ""
@@ -59,32 +57,26 @@ class CallReader:
         if not held:
             return []
         body = held.strip()
-        if self._marked_only and not body.startswith(MARKS):
+        mark = next((mark for mark in MARKS if body.startswith(mark)), "")
+        if self._marked_only and not mark:
             return [held]
-        for mark in MARKS:
-            body = body.removeprefix(mark)
-        calls = list(self._calls(body.removesuffix(CLOSE)))
+        calls = self._calls(_within(body, mark))
         return [*calls] if calls else [held]
 
     def _step(self, found: list[str | Call]) -> bool:
         """Take one piece off what is held; False when more text is needed."""
         start = self._held.lstrip()
-        if not self._has_spoken and (not start or (start[0] in "{[" and not self._marked_only)):
-            return False
-        at = min((place for mark in MARKS if (place := self._held.find(mark)) >= 0), default=-1)
-        if at < 0:
-            self._say(found, len(self._held) - self._may_begin())
-            return False
-        if self._held[:at].strip():
-            self._say(found, at)
-            return True
-        if not self._held.startswith(OPEN, at):
-            return False
-        end = _end_of_call(self._held, at + len(OPEN))
+        at, mark = min(((place, mark) for mark in MARKS if (place := self._held.find(mark)) >= 0), default=(-1, ""))
+        if at < 0 or self._held[:at].strip():
+            if not self._has_spoken and (not start or (not self._marked_only and may_begin(start, self._names))):
+                return False
+            self._say(found, at if at >= 0 else len(self._held) - self._may_begin())
+            return at >= 0
+        end = _end_of_call(self._held, at + len(mark), MARKS[mark]) if MARKS[mark] else -1
         if end < 0:
             return False
-        calls = list(self._calls(self._held[at + len(OPEN) : end]))
-        whole = end + len(CLOSE)
+        whole = end + len(MARKS[mark])
+        calls = self._calls(_within(self._held[at:whole], mark))
         if calls:
             found += calls
             self._held = self._held[whole:]
@@ -105,48 +97,31 @@ class CallReader:
                 return length
         return len(self._held) - len(self._held.rstrip())
 
-    def _calls(self, text: str) -> Iterator[Call]:
-        """Yield the calls that `text` consists of; none when anything in it is not a call of a declared tool."""
-        calls = [_call(value) for value in _values(text)]
-        if all(call and call.name in self._names for call in calls):
-            yield from (call for call in calls if call)
+    def _calls(self, text: str) -> list[Call]:
+        """Return the calls that `text` consists of; none when anything in it is not a call of a declared tool."""
+        asked = asked_for(text, self._names, self._schemas)
+        try:
+            return [Call(name, json.dumps(given, ensure_ascii=False, allow_nan=False)) for name, given in asked]
+        except ValueError:  # NaN, Infinity, 1e999: no JSON, and no client reads it
+            return []
 
 
-def _end_of_call(text: str, start: int) -> int:
-    """Return where CLOSE stands in `text` from `start` on, but not in a string of the JSON before it; -1: nowhere."""
+def _within(text: str, mark: str) -> str:
+    """Return what stands between `mark` and what ends it, with the marks that say a part of it."""
+    if mark in IN_BODY or not mark:
+        return text
+    return text.removeprefix(mark).removesuffix(MARKS[mark] or "\x00")
+
+
+def _end_of_call(text: str, start: int, close: str) -> int:
+    """Return where `close` stands in `text` from `start` on, but not in a string of the JSON before it; -1: nowhere."""
     if not text[start:].lstrip().startswith(("{", "[")):
-        return text.find(CLOSE, start)
-    for found in _STRING_OR_CLOSE.finditer(text, start):
-        if found[0] == CLOSE:
+        return text.find(close, start)
+    # A string that does not end yet reaches to the end.
+    for found in re.compile(rf'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|{re.escape(close)}', re.DOTALL).finditer(text, start):
+        if found[0] == close:
             return found.start()
     return -1
-
-
-def _values(text: str) -> list[Any]:
-    """Return the JSON values that `text` is a row of; what is no JSON is None."""
-    decoder, values, text = json.JSONDecoder(), list[Any](), text.strip()
-    while text:
-        try:
-            value, end = decoder.raw_decode(text)
-        except (ValueError, RecursionError):
-            return [None]
-        values += cast(list[Any], value) if isinstance(value, list) else [value]
-        text = re.sub(r"^[\s;,]+", "", text[end:])
-    return values
-
-
-def _call(value: Any) -> Call | None:
-    if not isinstance(value, dict):
-        return None
-    fields = cast(dict[str, Any], value)
-    fields = fields["function"] if isinstance(fields.get("function"), dict) else fields
-    name, arguments = fields.get("name"), fields.get("arguments", fields.get("parameters"))
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return None
-    try:
-        return Call(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
-    except ValueError:  # NaN, Infinity, 1e999: no JSON, and no client reads it
-        return None
 
 
 def described(tools: list[Plain]) -> str:

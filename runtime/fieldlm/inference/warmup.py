@@ -37,7 +37,7 @@ def warm(live: Generations, snapshots: Snapshots | None = None, tasks: Tasks | N
         except FieldlmError as error:
             if state[0] is not None:
                 state[0] = str(error)
-            else:
+            elif not live.is_closed:
                 log.warning(f"the system prompt is not kept for the next start: {error}")
 
     def ask_once() -> None:

@@ -1,4 +1,4 @@
-"""Authentication: bearer API keys out of a file; without keys, checks of Origin and Host (CSRF, DNS rebinding).
+"""Authentication: bearer API keys; without keys, checks of Origin and Host (CSRF, DNS rebinding).
 
 A server without keys still refuses what a foreign web page sends through a local browser: a request whose `Origin` is
 another site, and one whose `Host` is not a name of this machine (a page that had its own name resolve to this device:
@@ -6,13 +6,8 @@ whoever runs the network can do so with any name, also with one that looks local
 let in (CORS).
 """
 
-import hashlib
-import hmac
 import ipaddress
-import socket
-import stat
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -20,49 +15,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fieldlm.core.errors import ConfigError
 from fieldlm.core.urls import host_name
 from fieldlm.network import cors
+from fieldlm.network.api_keys import Keys
 from fieldlm.network.host_names import own_names
 from fieldlm.network.json_api import ApiError, error_response
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready", "/v1/fieldlm/command"})
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/vendor.js", "/health", "/ready", "/v1/fieldlm/command"})
 """Answered without a key: whether it lives, whether it is ready, the page, which asks for the key itself, and commands,
 which are signed."""
-SHORTEST_KEY = 16
 TRUSTED = "fieldlm.trusted"
 """A connection state that says: the kernel has vouched for who is on the other end."""
-
-
-class Keys:
-    """The keys that open the API. Only their digests are kept."""
-
-    def __init__(self, keys: list[str]) -> None:
-        self._digests = [_digest(key) for key in keys]
-
-    @classmethod
-    def read(cls, path: Path) -> "Keys":
-        """Read a file of keys, one a line, a name after it if one likes; raises ConfigError for a file that leaks."""
-        try:
-            mode = path.stat().st_mode
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            make = f"(umask 077; head -c 24 /dev/urandom | base64 > {path})"
-            raise ConfigError(f"the keys in {path} cannot be read: {error}; to make one: {make}") from error
-        if mode & (stat.S_IROTH | stat.S_IWOTH):
-            raise ConfigError(f"every user of this machine can open the keys in {path}; run: chmod 600 {path}")
-        keys = {number: line.split()[0] for number, line in enumerate(lines, 1) if line.strip() and line[0] != "#"}
-        for number, key in keys.items():
-            if len(key) < SHORTEST_KEY:
-                raise ConfigError(f"the key in line {number} of {path} is shorter than {SHORTEST_KEY} characters")
-        if not keys:
-            raise ConfigError(f"{path} holds no key; write one a line")
-        return cls(list(keys.values()))
-
-    def holds(self, key: str) -> bool:
-        """Whether `key` is one of them. Takes as long for a near miss as for any other."""
-        given = _digest(key)
-        return sum(hmac.compare_digest(given, known) for known in self._digests) > 0
 
 
 class AuthMiddleware:
@@ -128,18 +91,6 @@ class AuthMiddleware:
         return ApiError(401, what, code="invalid_api_key")
 
 
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`."""
-    try:
-        return all(ipaddress.ip_address(_bare(info[4][0])).is_loopback for info in socket.getaddrinfo(host, None))
-    except (OSError, UnicodeError):
-        return False
-
-
-def _bare(address: object) -> str:
-    return str(address).partition("%")[0]
-
-
 def _foreign(headers: dict[bytes, str], names: frozenset[str], *, is_guest: bool) -> ApiError | None:
     host, origin = headers.get(b"host", ""), headers.get(b"origin")
     if origin is not None and not is_guest and _netloc(origin) != host.lower():
@@ -169,7 +120,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

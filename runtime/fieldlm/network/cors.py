@@ -6,8 +6,10 @@ that administer the device; with keys it gets what its key opens. To a foreign p
 
 import re
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-from starlette.types import Scope
+if TYPE_CHECKING:
+    from starlette.types import Scope
 
 ANY = "*"
 """The name for every origin; only where keys are asked for, because then a page alone can do nothing."""
@@ -52,7 +54,7 @@ def is_api(path: str) -> bool:
     return any(path == known or path.startswith(f"{known}/") for known in API_PATHS)
 
 
-def is_preflight(scope: Scope, headers: Headers) -> bool:
+def is_preflight(scope: "Scope", headers: Headers) -> bool:
     """Whether a browser asks before it sends what the page wants; its question holds no key."""
     return scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
 

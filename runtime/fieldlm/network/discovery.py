@@ -6,11 +6,14 @@ Two devices of one name both keep answering, one of them under a number. Whateve
 never a reason not to serve.
 """
 
+import asyncio
 import ipaddress
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from pathlib import Path
 
 import ifaddr
@@ -29,6 +32,7 @@ SERVICE = "_fieldlm._tcp.local."
 QUIET = (Error, OSError, ValueError)
 """What zeroconf raises for a network that is not as it wishes, and for names it does not like."""
 FINGERPRINT = 16  # hex digits of the certificate's SHA-256
+BLOCKED_S = 15.0  # after which a network that lets nothing be announced is given up
 LOOK_S, SETTLE_S = 5.0, 2.0  # between two looks at the addresses, and until new ones count: a cable bounces
 
 
@@ -115,6 +119,7 @@ class Announcer:
         self._is_stopped = False
         self._zeroconf: Zeroconf | None = None
         self._info: ServiceInfo | None = None
+        self._registration: Future[None] | None = None
 
     @property
     def zeroconf(self) -> Zeroconf | None:
@@ -150,7 +155,11 @@ class Announcer:
             try:
                 self._zeroconf = open_zeroconf(self._host)
                 self._info = self._describe(port)
-                self._zeroconf.register_service(self._info, allow_name_change=True)
+                self._registration = register(self._zeroconf, self._info)
+                if self._stopping.is_set():
+                    self._registration.cancel()
+                with suppress(CancelledError):
+                    self._registration.result(BLOCKED_S)
             except QUIET as error:
                 log.warning(f"this device is not announced on the network: {error or type(error).__name__}")
 
@@ -171,6 +180,9 @@ class Announcer:
     def stop(self) -> None:
         """Take the announcement back."""
         self._stopping.set()
+        # Asking whether the name is free holds the lock; who stops does not wait for that.
+        if self._registration is not None:
+            self._registration.cancel()
         with self._lock:
             self._is_stopped = True
             self._withdraw()
@@ -269,6 +281,20 @@ def open_zeroconf(host: str) -> Zeroconf:
     versions = {interface.version for interface in _own_interfaces() if not interface.is_loopback} or {4}
     version = {4: IPVersion.V4Only, 6: IPVersion.V6Only}[versions.pop()] if len(versions) == 1 else IPVersion.All
     return Zeroconf(interfaces=InterfaceChoice.All, ip_version=version)
+
+
+def register(zeroconf: Zeroconf, info: ServiceInfo) -> Future[None]:
+    """Begin to announce `info`, under another name where its own is taken; done when it is, cancelled at once.
+
+    zeroconf's own `register_service` cannot be cancelled: closed meanwhile, it waits ten seconds for a loop that is no
+    more, and its tasks complain on stderr.
+    """
+
+    async def announce() -> None:
+        await (await zeroconf.async_register_service(info, allow_name_change=True))
+
+    assert zeroconf.loop, "zeroconf has its loop from its constructor on"
+    return asyncio.run_coroutine_threadsafe(announce(), zeroconf.loop)
 
 
 def addresses_of(host: str, own: Sequence[str] | None = None) -> list[str]:

@@ -1,5 +1,6 @@
 """Host names of this machine: what a browser may call it, beside its addresses, without DNS rebinding."""
 
+import ipaddress
 import socket
 
 from fieldlm.core.files import sha256_bytes
@@ -20,3 +21,15 @@ def own_names() -> frozenset[str]:
     whole = socket.gethostname().lower().rstrip(".")
     label = whole.partition(".")[0]
     return frozenset({"localhost", whole, label, f"{label}.local"})
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return all(ipaddress.ip_address(_bare(info[4][0])).is_loopback for info in socket.getaddrinfo(host, None))
+    except (OSError, UnicodeError):
+        return False
+
+
+def _bare(address: object) -> str:
+    return str(address).partition("%")[0]

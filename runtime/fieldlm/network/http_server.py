@@ -2,9 +2,7 @@
 
 import asyncio
 import functools
-import os
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,21 +14,13 @@ import uvicorn
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.tasks import PROCESS
-from fieldlm.network.http_connection import Connection, ConnectionLimits, Peers
+from fieldlm.network.http_connection import Connection, ConnectionLimits
+from fieldlm.network.sockets import Peers, Tls, bind, bind_path, bracketed, check_tls
 
-BACKLOG = 128
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection (httpx: 5), so that none writes into a closing one
 GRACE_S = 5  # running answers get this long to finish when the server stops
 LAST_WORD_S = 1  # of it, to say why they did not
 TICK_S = 1.0  # between two looks whether there is something to do; who stops the server does not wait for it
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Paths of a certificate (with its chain) and its private key, both PEM."""
-
-    certificate: Path
-    key: Path
 
 
 @dataclass(frozen=True)
@@ -62,18 +52,18 @@ class HttpServer:
     ) -> None:
         who = peers or Peers.own()
         if tls:
-            _check(tls)
+            check_tls(tls)
         self._path = unix_socket
-        network = [_bind(host, port)] if host else []
+        network = [bind(host, port)] if host else []
         try:
-            self._sockets = [*network, *([_bind_path(unix_socket, who.group)] if unix_socket else [])]
+            self._sockets = [*network, *([bind_path(unix_socket, who.group)] if unix_socket else [])]
         except InputError:
             for each in network:
                 each.close()
             raise
         self.port = int(network[0].getsockname()[1]) if network else 0
         scheme = "https" if tls else "http"
-        self.url = f"{scheme}://{_bracketed(host)}:{self.port}" if host else f"unix:{unix_socket}"
+        self.url = f"{scheme}://{bracketed(host)}:{self.port}" if host else f"unix:{unix_socket}"
         stopping = set[Callable[[], None]]()
         connection = functools.partial(Connection, limits=limits, peers=who, stopping=stopping)
         self._server = _Server(_settings(app, tls, connection, heartbeat), stopping)
@@ -173,51 +163,3 @@ def _repeated(heartbeat: Heartbeat) -> Callable[[], Awaitable[None]]:
         heartbeat.beat()
 
     return beat
-
-
-def _check(tls: Tls) -> None:
-    """Raise InputError unless certificate and key are there and belong together."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(f"TLS with {tls.certificate} and {tls.key} cannot be set up: {error}") from error
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((host, port))
-        made.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
-        made.close()
-        raise InputError(f"cannot listen on {host}:{port}: {error}; choose another with --port") from error
-    return made
-
-
-def _bind_path(path: Path, group: int | None) -> socket.socket:
-    """Bind the unix socket at `path`, which its owner and `group` may open; one that nobody serves is replaced."""
-    made = socket.socket(socket.AF_UNIX)
-    try:
-        if path.is_socket() and not _answers(path):
-            path.unlink()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made.bind(str(path))
-        path.chmod(0o600)
-        if group is not None:
-            os.chown(path, -1, group)
-            path.chmod(0o660)
-        made.listen(BACKLOG)
-    except OSError as error:
-        made.close()
-        raise InputError(f"cannot listen on {path}: {error}") from error
-    return made
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0

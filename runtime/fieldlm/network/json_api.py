@@ -16,6 +16,11 @@ STOPPING = "fieldlm.stopping"
 
 For answers of bounded length alone: a piece that the client does not read stays in memory. Its connection is cut off.
 """
+SIGN_OF_LIFE = "fieldlm.sign-of-life"
+"""In a request's state: a function that takes what may be written between two pieces of the body and means nothing.
+
+With it is seen whether a client that has closed its half of the connection still reads the other one.
+"""
 BODY_LIMIT = 4 << 20  # bytes; far more text than any context holds
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from fieldlm.core.wording import counted
 from fieldlm.hardware.clock import Clock
 from fieldlm.telemetry.spool import Health
 from fieldlm.telemetry.sync import SyncStatus
@@ -24,13 +25,17 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
 def troubles(spool: Health, sync: SyncStatus | None, clock: Clock) -> Iterator[Trouble]:
     """Yield everything that is wrong now."""
     if spool.problem:
-        yield Trouble(name=spool.problem, detail=f"{spool.detail}; {spool.waiting} records wait in memory")
+        yield Trouble(
+            name=spool.problem, detail=f"{spool.detail}; {counted(spool.waiting, 'record')} waiting in memory"
+        )
     if spool.quarantined:
         yield Trouble(name="quarantined", detail=spool.quarantined[-1])
     if spool.moved_from:
         yield Trouble(name="card-moved", detail=f"epoch {spool.moved_from} was another board's")
     if refused := spool.dropped.get("refused"):
-        yield Trouble(name="records-refused", detail=f"{refused} records that no collector would have were given up")
+        yield Trouble(
+            name="records-refused", detail=f"given up: {counted(refused, 'record')} that no collector would have"
+        )
     if sync and sync.trouble:
         yield Trouble(name=sync.trouble, detail=sync.problem)
     name, detail = clock.trouble()

@@ -3,20 +3,31 @@
 A sketch is a histogram over logarithmic buckets, as in DDSketch (Masson, Rim, Lee 2019): a value x falls into bucket
 ceil(log x / log γ), γ = 1.02/0.98, so that two sketches merge by adding counts and a bucket's middle is within 2 % of
 all that fell into it. Calibration counts, by how sure a model was, how often somebody disagreed: sums of devices add up
-to the fleet's, and no text is needed.
+to the fleet's, and no text is needed. How sure is said by an answer's confidence, where its bundle was calibrated, and
+by its rank among the last answers of its generation, where there were enough.
 """
 
 import math
 import threading
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from fieldlm.formats.record import WireError
 
 ACCURACY = 0.02
 _GAMMA = (1 + ACCURACY) / (1 - ACCURACY)
 _LOG = math.log(_GAMMA)
-MARGINS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Upper ends of the calibration's bins; one more is open. Logits' gaps: below 1 a model hardly decided."""
+BINS: Mapping[str, tuple[float, ...]] = {
+    "by_confidence": (0.5, 0.7, 0.8, 0.9, 0.95, 0.98),
+    "by_rank": (0.1, 0.25, 0.5, 0.75),
+    "calibration": (0.5, 1.0, 2.0, 4.0, 8.0),
+}
+"""Upper ends of the calibration's bins, by their name in a record's detail; one more is open.
+
+`calibration` is by the mean gap of logits: what devices wrote before there was a confidence, and is only read.
+"""
 
 
 class Sketch:
@@ -75,34 +86,68 @@ class Sketch:
         return made
 
 
+class Sureness(NamedTuple):
+    """How sure a model was of an answer: its confidence, and its rank from 0 to 1; None where it is not known."""
+
+    confidence: float | None = None
+    rank: float | None = None
+
+    def bins(self) -> dict[str, int]:
+        """Return the place of the bin that it falls into, of each kind there is."""
+        found = {"by_confidence": self.confidence, "by_rank": self.rank}
+        return {name: bisect_right(BINS[name], value) for name, value in found.items() if value is not None}
+
+
+NOT_KNOWN = Sureness()
+
+
+class Bin(NamedTuple):
+    """Answers that a model was less sure of than `end`, and no less than the bin before; how many were `disputed`."""
+
+    end: float
+    answered: int
+    disputed: int
+
+
 class Summary:
     """What the answers of one generation came to since it was made. Safe from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sketches: dict[str, Sketch] = {}
-        self._answered = [0] * (len(MARGINS) + 1)
-        self._disputed = [0] * (len(MARGINS) + 1)
+        self._answered: Counter[tuple[str, int]] = Counter()
+        self._disputed: Counter[tuple[str, int]] = Counter()
 
-    def answered(self, margin: float, **numbers: float) -> None:
+    def answered(self, sure: Sureness, **numbers: float) -> None:
         """Count one answer and its numbers; milliseconds, or tokens."""
         with self._lock:
             for name, value in numbers.items():
                 self._sketches.setdefault(name, Sketch()).add(value)
-            self._answered[_bin(margin)] += 1
+            self._answered.update(sure.bins().items())
 
-    def disputed(self, margin: float) -> None:
+    def disputed(self, sure: Sureness) -> None:
         """Count that somebody corrected an answer, or was not content with it."""
         with self._lock:
-            self._disputed[_bin(margin)] += 1
+            self._disputed.update(sure.bins().items())
 
     def detail(self) -> dict[str, str]:
-        """Return everything as the detail of a `sketch` record: a sketch each, and answered/disputed by margin."""
+        """Return everything as the detail of a `sketch` record: a sketch each, and answered/disputed by bin."""
         with self._lock:
-            pairs = zip(self._answered, self._disputed, strict=True)
             found = {name: sketch.encode() for name, sketch in sorted(self._sketches.items())}
-            return found | {"calibration": " ".join(f"{n}/{wrong}" for n, wrong in pairs)}
+            for name in sorted({name for name, _ in (*self._answered, *self._disputed)}):
+                places = [(name, place) for place in range(len(BINS[name]) + 1)]
+                found[name] = " ".join(f"{self._answered[place]}/{self._disputed[place]}" for place in places)
+            return found
 
 
-def _bin(margin: float) -> int:
-    return next((place for place, end in enumerate(MARGINS) if margin < end), len(MARGINS))
+def calibration(detail: Mapping[str, str]) -> dict[str, list[Bin]]:
+    """Read what the detail of a `sketch` record counts, by the names of `BINS`; raises WireError."""
+    return {name: _bins(detail[name], ends) for name, ends in BINS.items() if name in detail}
+
+
+def _bins(text: str, ends: tuple[float, ...]) -> list[Bin]:
+    try:
+        pairs = [(int(answered), int(disputed)) for answered, disputed in (one.split("/") for one in text.split())]
+        return [Bin(end, *pair) for end, pair in zip((*ends, math.inf), pairs, strict=True)]
+    except ValueError as error:
+        raise WireError(f"not a calibration: {error}") from error

@@ -24,15 +24,15 @@ import msgspec
 
 from fieldlm.core.files import disk_errors, sync_folder
 from fieldlm.formats.policy import Mode
-from fieldlm.formats.record import Kind, Record, Stream
+from fieldlm.formats.record import LARGE, Kind, Record, Stream
 from fieldlm.formats.response_ids import KEY_BYTES
 from fieldlm.hardware.board_id import boot_id
 from fieldlm.hardware.clock import Clock, is_set
 from fieldlm.telemetry import hard_examples
 from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.prompt_context import EVENT, PromptContexts
-from fieldlm.telemetry.quantile_sketch import Summary
-from fieldlm.telemetry.redaction import Patterns, redact, redact_messages
+from fieldlm.telemetry.quantile_sketch import NOT_KNOWN, Summary, Sureness
+from fieldlm.telemetry.redaction import Numbered, Patterns, Put, plain, redact, redact_messages
 from fieldlm.telemetry.redaction.names import names_in
 from fieldlm.telemetry.spool import Finish, Spool
 from fieldlm.telemetry.spool_database import RESPONSES, AnsweredResponse
@@ -54,6 +54,8 @@ class RecordedTimings(Protocol):
     def queue_s(self) -> float: ...
     @property
     def margin(self) -> float: ...
+    @property
+    def min_logprob(self) -> float | None: ...
 
 
 class RecordedExchange(Protocol):
@@ -87,6 +89,10 @@ class RecordedExchange(Protocol):
     def consent(self) -> str | None: ...
     @property
     def route(self) -> str | None: ...
+    @property
+    def confidence(self) -> float | None: ...
+    @property
+    def is_unsure(self) -> bool | None: ...
     @property
     def used_fallback(self) -> bool: ...
     @property
@@ -123,6 +129,7 @@ class Recorder:
         self._boot = boot_id()
         self._contexts = PromptContexts()
         self._answered: OrderedDict[str, _Known] = OrderedDict()
+        self._recent = hard_examples.RecentAnswers()
         self._summaries: dict[str, Summary] = {}
         self._summed_s = time.monotonic()
         self._lock = threading.Lock()
@@ -132,20 +139,24 @@ class Recorder:
         mode = self.terms.mode
         consent = self._agreed(exchange.consent)
         session = self._hash(exchange.session)
-        margin = round(float(exchange.timings.margin), 2)
+        least = exchange.timings.min_logprob
+        sure = Sureness(exchange.confidence, self._recent.rank(exchange.generation, least))
         answered = AnsweredResponse(generation=exchange.generation, session=session, consent=consent)
-        known = _Known(answered, margin)
+        known = _Known(answered, sure)
         self._know(exchange.id, known)
-        self._sum(exchange, margin)
+        self._sum(exchange, sure)
         has_text = bool(consent) and mode in ("redacted", "full") and self._is_sampled(session or exchange.id)
         hard = hard_examples.reasons(
-            margin=margin,
-            tokens=exchange.completion_tokens,
+            is_unsure=hard_examples.is_unsure(exchange.is_unsure, sure.rank),
             outcome=exchange.outcome,
             route=exchange.route or "",
             used_fallback=exchange.used_fallback,
         )
         detail = {"hard": ",".join(hard)} if hard else {}
+        if hard or has_text:
+            # Of the others their sums travel: in a record of 16 bytes two more numbers are a third.
+            told = {"min_logprob": least, "confidence": sure.confidence}
+            detail |= {name: f"{value:.3g}" for name, value in told.items() if value is not None}
         if has_text and exchange.context:
             detail["context"] = self._tell(exchange.context, mode)
         self._append(
@@ -166,7 +177,7 @@ class Recorder:
             queue_ms=_ms(exchange.timings.queue_s),
             ttft_ms=_ms(exchange.ttft_s),
             duration_ms=_ms(exchange.duration_s),
-            margin=margin,
+            margin=round(float(exchange.timings.margin), 2),
             detail=detail,
         )
 
@@ -179,13 +190,13 @@ class Recorder:
         if known is None:
             return False
         mode, answered, patterns = self.terms.mode, known.answered, self.terms.patterns
-        if (correction is not None or rating == "down") and known.margin is not None:
-            self._summary(answered.generation).disputed(known.margin)
+        if correction is not None or rating == "down":
+            self._summary(answered.generation).disputed(known.sure)
         sampled = self._is_sampled(answered.session or response)
         has_text = bool(self._agreed(answered.consent) and correction) and mode in ("redacted", "full") and sampled
 
         def add(record: Record) -> Record:
-            text = _clip(_redacted(correction or "", mode, known.names, patterns))
+            text = _clip(_redacted(correction or "", mode, known.names, patterns, known.put))
             return msgspec.structs.replace(record, correction=text)
 
         self._append(
@@ -278,12 +289,12 @@ class Recorder:
         place = int(hashlib.sha256(session.encode("utf-8", "replace")).hexdigest()[:8], 16) / (1 << 32)
         return place < self.terms.policy.sample
 
-    def _sum(self, exchange: RecordedExchange, margin: float) -> None:
-        if self.terms.mode == "off":
+    def _sum(self, exchange: RecordedExchange, sure: Sureness) -> None:
+        if self.terms.mode == "off" or exchange.route == LARGE:
             return
         numbers = {"ttft_ms": _ms(exchange.ttft_s)} if exchange.ttft_s is not None else {}
         numbers |= {"duration_ms": _ms(exchange.duration_s), "completion_tokens": float(exchange.completion_tokens)}
-        self._summary(exchange.generation).answered(margin, **numbers)
+        self._summary(exchange.generation).answered(sure, **numbers)
         if time.monotonic() - self._summed_s > SUM_S:
             self.sum_up()
 
@@ -312,8 +323,10 @@ class _Known:
     """What feedback has to know of a response; `names` are there once the writer has read the text."""
 
     answered: AnsweredResponse
-    margin: float | None = None
+    sure: Sureness = NOT_KNOWN
     names: frozenset[str] = frozenset()
+    put: Put = plain
+    """Numbers the placeholders as the exchange did; after a restart nobody knows who was whom."""
 
 
 @dataclass(frozen=True)
@@ -327,9 +340,11 @@ class _Text:
 
     def added(self, record: Record) -> Record:
         self.known.names = _names(self.exchange) if self.mode == "redacted" else frozenset()
-        answer = _clip(_redacted(self.exchange.answer, self.mode, self.known.names, self.patterns))
+        self.known.put = Numbered()
         prompt, is_cut = self._prompt()
+        answer = _clip(_redacted(self.exchange.answer, self.mode, self.known.names, self.patterns, self.known.put))
         detail = record.detail | ({"cut": "yes"} if is_cut or len(self.exchange.answer) > TEXT_CHARS else {})
+        detail |= {"redacted": "yes"} if self.mode == "redacted" else {}
         return msgspec.structs.replace(record, prompt=prompt, answer=answer, detail=detail)
 
     def _prompt(self) -> tuple[str, bool]:
@@ -340,7 +355,7 @@ class _Text:
         kept: list[Any] = [_clip_all(message) for message in self.exchange.messages]
         is_cut = any(len(text) > TEXT_CHARS for text in _texts(self.exchange.messages))
         if self.mode == "redacted":
-            kept = [_redact(message, self.known.names, self.patterns) for message in kept]
+            kept = [_redact(message, self.known.names, self.patterns, self.known.put) for message in kept]
         while len(text := msgspec.json.encode(kept).decode()) > PROMPT_CHARS and len(kept) > 1:
             del kept[1 if len(kept) > 2 else 0]
         return text, is_cut or len(kept) < len(self.exchange.messages)
@@ -376,14 +391,14 @@ def _is_system(message: Any) -> bool:
     return isinstance(message, dict) and cast(dict[str, Any], message).get("role") == "system"
 
 
-def _redacted(text: str, mode: Mode, names: frozenset[str], patterns: Patterns) -> str:
-    return redact(text, names=names, patterns=patterns) if mode == "redacted" else text
+def _redacted(text: str, mode: Mode, names: frozenset[str], patterns: Patterns, put: Put) -> str:
+    return redact(text, names=names, patterns=patterns, put=put) if mode == "redacted" else text
 
 
-def _redact(message: Any, names: frozenset[str], patterns: Patterns) -> Any:
+def _redact(message: Any, names: frozenset[str], patterns: Patterns, put: Put) -> Any:
     if _is_system(message):
         return _redact_system(msgspec.json.encode(message), tuple(patterns))
-    return redact_messages(message, names=names, patterns=patterns)
+    return redact_messages(message, names=names, patterns=patterns, put=put)
 
 
 @functools.lru_cache(maxsize=32)

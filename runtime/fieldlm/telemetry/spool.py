@@ -25,6 +25,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.logs import logger
 from fieldlm.core.sqlite import connect, is_damage, set_aside
 from fieldlm.core.tasks import Tasks
+from fieldlm.core.wording import counted
 from fieldlm.formats.record import CRITICAL, Record
 from fieldlm.hardware.board_id import fingerprint
 from fieldlm.telemetry.spool_database import (
@@ -49,10 +50,8 @@ RETRY_S = 1.0
 """A disk that refuses will refuse again in a millisecond."""
 _DISK_ERRORS = {errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EROFS: "read-only"}
 _SQLITE_ERRORS = {
-    sqlite3.SQLITE_FULL: "disk-full",
-    sqlite3.SQLITE_READONLY: "read-only",
-    sqlite3.SQLITE_BUSY: "locked",
-}
+    sqlite3.SQLITE_FULL: "disk-full", sqlite3.SQLITE_READONLY: "read-only", sqlite3.SQLITE_BUSY: "locked",
+}  # fmt: skip
 
 
 Finish = Callable[[Record], Record]
@@ -257,7 +256,8 @@ class Spool:
         if self._writer.join(CLOSE_S):
             self._shut()
         if self._ring:
-            log.warning(f"the spool ends with {len(self._ring)} records that the disk did not take ({self._problem})")
+            left = counted(len(self._ring), "record")
+            log.warning(f"the spool ends with {left} that the disk did not take ({self._problem})")
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────
 

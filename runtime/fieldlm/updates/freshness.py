@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from fieldlm.core.wording import counted
 from fieldlm.formats.release import DAYS
 from fieldlm.hardware.clock import is_credible
 
@@ -40,9 +41,9 @@ def staleness(metadata: Path) -> tuple[str, str]:
     age, now = datetime.fromtimestamp(now_s, UTC) - renewed, datetime.fromtimestamp(now_s, UTC)
     if not is_credible(now_s) or age < timedelta(days=signed.days) / 2:
         return "", ""
-    said = f"as far as this device has seen, its repository was not renewed for {age.days} days"
+    said = f"as far as this device has seen, its repository was not renewed for {counted(age.days, 'day')}"
     day = f"{signed.expires:%Y-%m-%d}"
-    renew = "its publisher renews it with: fieldlm publish --refresh"
+    renew = "its publisher renews it with: fieldlm publish --refresh --to REPOSITORY"
     if now < signed.expires:
         return "repository-not-renewed", f"{said}; from {day} on nothing is taken from it; {renew}"
     return "repository-expired", f"{said}, and nothing is taken from it since {day}; {renew}"

@@ -12,7 +12,7 @@ import msgspec
 from fieldlm.core.errors import EngineError, GateError
 from fieldlm.core.timing import within
 from fieldlm.engines import Sampling, Schedule
-from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.bundle import Bundle, Manifest
 from fieldlm.formats.probe import Probe, load_probes
 from fieldlm.inference import probe
 from fieldlm.inference.chat_template import render
@@ -27,6 +27,8 @@ ROUNDS = 3
 MOST_ROUNDS, DOUBT_S = 12, 40.0  # of one that looks slow: a busy neighbour may have had three rounds of the same side
 AGREE = 0.85  # of the best round, the second best of a machine that is left alone
 SPEED_TOKENS = 16
+WORDS = ("probe", "report", "confidence", "router")
+"""Roles of files that say something of a model and are no part of what it computes."""
 SPEED_S = 20.0  # for all measurements of one answer: on a device that is this busy, real users say how fast it is
 HELLO = Probe(messages=[{"role": "user", "content": "Hello"}], expect="", max_tokens=1)
 
@@ -103,6 +105,20 @@ def slowness(now: Speed, before: Speed) -> str:
     return ""
 
 
+def is_same_model(one: Manifest, other: Manifest) -> bool:
+    """Whether two bundles hold the same model by its digests and differ in words at most.
+
+    The system prompt, probes, reports and what routes and judges answers may differ; how weights compute and what they
+    cost does not then, and was found out when the other was tried.
+    """
+    return _model_of(one) == _model_of(other)
+
+
+def _model_of(manifest: Manifest) -> tuple[object, ...]:
+    files = sorted((file.role, file.sha256) for file in manifest.files if file.role not in WORDS)
+    return manifest.engine, manifest.cache, manifest.model.context, manifest.profile_sha256, files
+
+
 def questions(bundle: Bundle) -> tuple[Probe, ...]:
     """Return the bundle's probes, or a greeting when it has none."""
     path = bundle.path("probe")
@@ -113,6 +129,13 @@ def shortest_prompt(serving: probe.LoadedModel) -> int:
     """Return the tokens of the shortest question as the model sees it."""
     prompts = [render(serving.bundle, question.messages) for question in (*questions(serving.bundle), HELLO)]
     return min(len(serving.engine.tokenize(prompt)) for prompt in prompts)
+
+
+def check_prompt(serving: probe.LoadedModel) -> TrialMeasurements:
+    """Return what the prompt of a loaded generation takes; raises UnhealthyError when it leaves no room."""
+    tokens, context = shortest_prompt(serving), serving.engine.context
+    check_context(tokens, context)
+    return TrialMeasurements(prompt_tokens=tokens, context=context)
 
 
 def compare(after: probe.LoadedModel, before: probe.LoadedModel) -> tuple[Speed, Speed] | None:

@@ -58,6 +58,8 @@ class UpdateResult(msgspec.Struct, frozen=True, kw_only=True):
     bytes_fetched: int = 0
     bytes_bundle: int = 0
     measured: TrialMeasurements | None = None
+    weights_of: str = ""
+    """The generation whose very model it is, so that only what differs was tried; empty for another model."""
     timeline: tuple[UpdateStep, ...] = ()
 
 
@@ -81,6 +83,7 @@ class UpdateRun:
         self.source: BlobSource | None = None
         self.release: Release | None = None
         self.measured: TrialMeasurements | None = None
+        self.weights_of = ""
         self.step = ""
         self.done = self.total = 0
         self._began_s = time.monotonic()
@@ -115,6 +118,7 @@ class UpdateRun:
             bytes_fetched=self.source.moved if self.source else 0,
             bytes_bundle=self.release.size if self.release else 0,
             measured=self.measured,
+            weights_of=self.weights_of,
             timeline=tuple(self._moments),
         )
 

@@ -39,6 +39,7 @@ from fieldlm.core.files import (
 )
 from fieldlm.core.logs import logger
 from fieldlm.core.signing import Signature, check_signature
+from fieldlm.core.wording import counted
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, parse_manifest
 from fieldlm.formats.release import Release
 from fieldlm.updates.admission import Refusal, check_release, refusal
@@ -431,7 +432,7 @@ class Slots:
         kept = set(self._journal.slots().values())
         try:
             digests = {sha256 for bundle_id in kept for sha256 in self._digests(bundle_id)}
-            with self._journal.step("collect", detail=f"keep {len(kept)} generations"):
+            with self._journal.step("collect", detail=f"keep {counted(len(kept), 'generation')}"):
                 pass
             for folder in (self.state / "releases").iterdir():
                 if folder.name not in {bundle_id[:12] for bundle_id in kept}:

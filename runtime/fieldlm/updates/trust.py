@@ -55,6 +55,8 @@ class Trust:
         self.folder = folder
         self.anchor = folder / "root.json"
         self.metadata = folder / "metadata"
+        self.waits = ""
+        """What the repository holds that is newer than what it offers to this device, and why, when last looked at."""
         self.pulled: dict[int, str] = {}  # releases that the publisher took back, and why, when last looked at
         # Releases are never rewritten, so their plain name is as good as one with the digest in it.
         self.has_digest_in_name = False
@@ -95,6 +97,7 @@ class Trust:
             known = self._offers(updater, profile)
             self.pulled = {seq: offer.pulled for seq, offer in known.items() if offer.pulled}
             offers = {seq: offer for seq, offer in known.items() if offer.reaches(device)}
+            self.waits = _waits(known, profile, above=max(offers, default=0))
             if not offers:
                 return None
             seq = max(offers)
@@ -132,7 +135,7 @@ class Trust:
         except ExpiredMetadataError as error:
             raise TrustError(
                 f"the metadata of {source.name} has expired: {error}, and this device's clock says {_today()}; its "
-                "publisher renews it with fieldlm publish --refresh, unless the clock is wrong"
+                "publisher renews it with: fieldlm publish --refresh --to REPOSITORY, unless the clock is wrong"
             ) from error
         except DownloadLengthMismatchError as error:
             raise TrustError(f"{source.name} hands out an oversized file: {error}") from error
@@ -172,6 +175,19 @@ class Trust:
         if role.version != snapshot.meta[f"{name}.json"].version:
             raise TrustError(f"the releases of {profile} are not those that the repository's snapshot names")
         return {seq: _offer(target) for seq, target in _seqs(role.targets, profile)}
+
+
+def _waits(known: Mapping[int, Offer], profile: str, *, above: int) -> str:
+    """Say why this device is not offered the newest release of all, in words for its operator; "" where it is."""
+    seq = max(known, default=0)
+    if seq <= above:
+        return ""
+    offer = known[seq]
+    if offer.pulled:
+        return f"release {seq} of {profile} was pulled: {offer.pulled}"
+    share = f"offered to {offer.share_ppm / 10_000:g} % of its devices and not to this one"
+    promote = f"fieldlm release promote {profile} --share 100 --to REPOSITORY"
+    return f"release {seq} of {profile} waits, {'paused' if offer.paused else share}; to all with: {promote}"
 
 
 def _today() -> str:

@@ -13,12 +13,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Generic
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from fieldlm.blobs.fetch import FetchPolicy, fetch
 from fieldlm.blobs.sources import BlobSource, StoppedError, open_source
@@ -30,7 +27,6 @@ from fieldlm.core.timing import within
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.release import Offer, Pointer, Release
 from fieldlm.inference import probe
-from fieldlm.network.json_api import ApiError, read_body
 from fieldlm.updates import gates
 from fieldlm.updates.gates import Speed, TrialMeasurements, UnhealthyError
 from fieldlm.updates.hold import DEADLINE_S, UpdateHold
@@ -82,8 +78,10 @@ class Updater(Generic[Loaded]):
     """Keeps one device at the newest release of its profile, one update at a time.
 
     `rehearse` tries a bundle elsewhere and `probe_score` judges a loaded generation before it gets requests; `compare`
-    measures it and the one before. `complaint` is asked during `observe_s` seconds after the switch and `guard_s` after
-    the commit; what it returns undoes the update. The switch waits while the device is `busy`, for `hold_s` at most.
+    measures it and the one before. Of a model that serves already, `rehearse` and `compare` are left out, and
+    `check_prompt` takes their place. `complaint` is asked during `observe_s` seconds after the switch and `guard_s`
+    after the commit; what it returns undoes the update. The switch waits while the device is `busy`, for `hold_s` at
+    most.
     Without `on_hang`, which has to end this process, a load in it may take for ever.
     """
 
@@ -100,6 +98,7 @@ class Updater(Generic[Loaded]):
         rehearse: Callable[[Bundle], TrialMeasurements] | None = None,
         probe_score: Callable[[Loaded], float] = probe.score,
         compare: Callable[[Loaded, Loaded], tuple[Speed, Speed] | None] | None = None,
+        check_prompt: Callable[[Loaded], TrialMeasurements] | None = None,
         complaint: Judge = lambda generation, before: None,
         on_switch: Callable[[], None] = lambda: None,
         on_hang: Callable[[], None] | None = None,
@@ -121,6 +120,7 @@ class Updater(Generic[Loaded]):
         self._rehearse = rehearse
         self._probe_score = probe_score
         self._compare = compare
+        self._check_prompt = check_prompt
         self._complaint = complaint
         self._on_switch = on_switch
         self._on_hang = on_hang
@@ -274,13 +274,15 @@ class Updater(Generic[Loaded]):
         with run.doing("check"):
             offered = self._offered(run.source)
         if offered is None:
-            return run.result("current", reason="none", detail=f"{run.source.name} offers nothing for {self.profile}")
+            waits = self._trust.waits or f"it holds no release for {self.profile}"
+            return run.result("current", reason="none", detail=f"{run.source.name} offers nothing: {waits}")
         release, offer = offered
         run.release = release
         refusal = self.slots.refusal(release, profile=self.profile)
         if refusal:
             outcome = "current" if refusal.reason == "current" else "refused"
-            return run.result(outcome, reason=refusal.reason, detail=refusal.detail)
+            detail = "; ".join(filter(None, [refusal.detail, self._trust.waits if outcome == "current" else ""]))
+            return run.result(outcome, reason=refusal.reason, detail=detail)
         wait_s = 0.0 if is_asked else offer.wait_s(self.device, time.time())
         if wait_s:
             self._tasks.start("later", lambda: self._stop.wait(wait_s) or self.on_hint())
@@ -307,11 +309,15 @@ class Updater(Generic[Loaded]):
             # The small signed parts first: a release that contradicts itself costs no more than them.
             fetch(source, release, self.slots.blobs, wanted=(release.manifest, release.signature))
             try:
-                self.slots.inspect(release)
+                offered = self.slots.inspect(release).manifest
             except (TrustError, BundleError) as error:
                 self.slots.reject(release, f"{reason_of(error)}: {error}")
                 raise
-            fetch(source, release, self.slots.blobs, wanted=release.files, manner=self._manner, on_progress=run.moved)
+            wanted, serving = release.files, self._live.current.bundle
+            if gates.is_same_model(offered, serving.manifest):
+                # Every byte that serves was read at the start; to read a model again takes longer than all the rest.
+                wanted = tuple(blob for blob in wanted if not is_served(self.slots.blobs.path(blob.sha256), serving))
+            fetch(source, release, self.slots.blobs, wanted=wanted, manner=self._manner, on_progress=run.moved)
         with run.doing("verify"):
             return self.slots.install(release)
 
@@ -344,7 +350,10 @@ class Updater(Generic[Loaded]):
                 self.slots.rollback(f"{reason_of(error)}: {error}")
 
     def _trial_run(self, run: UpdateRun, trial: Trial[Loaded], bundle: Bundle, before: Loaded) -> None:
-        if self._rehearse and has_room(bundle):
+        # Weights that serve here already are rehearsed, timed and watched already: what is new is asked, not they.
+        is_known = gates.is_same_model(bundle.manifest, before.bundle.manifest)
+        run.weights_of = before.bundle.generation if is_known else ""
+        if self._rehearse and not is_known and has_room(bundle):
             with run.doing("rehearse"):
                 run.measured = self._rehearse(bundle)
         with run.doing("load"):
@@ -352,7 +361,10 @@ class Updater(Generic[Loaded]):
             serving = trial.load(bundle, when_free=self._when_free, limit=limit)
         with run.doing("probe"):
             gates.check_score(self._probe_score(serving))
-            self._check_speed(run, trial, serving, before)
+            if is_known and self._check_prompt:
+                run.measured = self._check_prompt(serving)
+            elif not is_known:
+                self._check_speed(run, trial, serving, before)
         with run.doing("switch"):
             if not trial.is_replacing:
                 self._when_free()
@@ -360,7 +372,9 @@ class Updater(Generic[Loaded]):
             self.slots.switched(bundle)
             trial.switch(serving)
         with run.doing("observe"):
-            self._observe(bundle.generation, before.bundle.generation)
+            # What watches after the commit takes back as well; where nothing does, the commit has to wait.
+            watch_s = 0.0 if is_known and self._guard_s else self._observe_s
+            self._observe(bundle.generation, before.bundle.generation, watch_s)
 
     def _on_hanging(self) -> None:
         if self._on_hang:
@@ -377,8 +391,8 @@ class Updater(Generic[Loaded]):
         if not self._busy.wait(self._hold_s, self._way.is_wanted):
             raise StoppedError("something more urgent came while people used the device; it is tried again later")
 
-    def _observe(self, generation: str, before: str) -> None:
-        end_s = time.monotonic() + self._observe_s
+    def _observe(self, generation: str, before: str, watch_s: float) -> None:
+        end_s = time.monotonic() + watch_s
         while True:
             if complaint := self._complaint(generation, before):
                 raise UnhealthyError(complaint.reason, f"after the switch: {complaint.detail}")
@@ -400,6 +414,12 @@ class Updater(Generic[Loaded]):
                 return
 
 
+def is_served(path: Path, bundle: Bundle) -> bool:
+    """Whether `path`, a blob's, is here as the very file that `bundle`, which was booted, is served from."""
+    served = (bundle.folder / file.path for file in bundle.manifest.files if file.sha256 == path.name)
+    return path.exists() and any(each.exists() and path.samefile(each) for each in served)
+
+
 def read_pointer(hint: bytes | None) -> Pointer | None:
     """Read a release pointer; one that cannot be read is as good as none."""
     if not hint:
@@ -409,41 +429,3 @@ def read_pointer(hint: bytes | None) -> Pointer | None:
     except msgspec.MsgspecError as error:
         log.warning(f"a release pointer cannot be read ({error}); looking at the repository instead")
         return None
-
-
-def update_routes(updater: Updater[Any]) -> list[Route]:
-    """Return `POST /v1/fieldlm/update`, which starts an update, and `GET`, which says how it goes.
-
-    The body may name a folder on the device that holds a repository, a USB stick's say: `{"repository": "/media/usb"}`.
-    """
-
-    async def look(request: Request) -> Response:
-        del request
-        return Response(msgspec.json.encode(updater.state), media_type="application/json")
-
-    async def ask(request: Request) -> Response:
-        before = updater.state
-        updater.start(repository=_folder(await read_body(request)))
-        return Response(msgspec.json.encode(before), status_code=202, media_type="application/json")
-
-    return [
-        Route("/v1/fieldlm/update", look, methods=["GET"]),
-        Route("/v1/fieldlm/update", ask, methods=["POST"]),
-    ]
-
-
-class _Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/fieldlm/update: a folder on this machine to update from, "" for the repository that was set."""
-
-    repository: str = ""
-
-
-def _folder(body: bytes) -> str:
-    """Return the folder that the body of a request names; "" for none. No address: nobody sends a device elsewhere."""
-    try:
-        wish = msgspec.json.decode(body or b"{}", type=_Wish)
-    except msgspec.MsgspecError as error:
-        raise ApiError(400, f"the body cannot be read: {error}", code="invalid_value") from error
-    if wish.repository and not Path(wish.repository).is_dir():
-        raise ApiError(400, f"{wish.repository[:200]!r} is no folder on this device", param="repository")
-    return wish.repository

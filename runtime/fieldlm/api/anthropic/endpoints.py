@@ -1,21 +1,23 @@
-"""Anthropic's Messages API beside OpenAI's: one endpoint, nothing kept."""
+"""Anthropic's Messages API beside OpenAI's: messages, and how many tokens they have; nothing kept."""
 
 from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
-from fieldlm.api.anthropic.requests import MessagesRequest
+from fieldlm.api.anthropic.requests import CountTokensRequest, MessagesRequest
 from fieldlm.api.anthropic.responses import MessagesVoice, refusal
 from fieldlm.api.chat_request import CompletionParams, parse
 from fieldlm.api.response_stream import AnswerFormat
-from fieldlm.network.json_api import read_body, worded
+from fieldlm.network.json_api import as_json, read_body, worded
 
 
 class Converses(Protocol):
     """What answers a conversation, whichever API it came by."""
 
     async def converse(self, request: Request, asked: CompletionParams, voice: AnswerFormat, size: int) -> Any: ...
+
+    async def prompt_tokens(self, request: Request, asked: CompletionParams, size: int) -> int: ...
 
 
 def routes(api: Converses) -> list[BaseRoute]:
@@ -25,4 +27,12 @@ def routes(api: Converses) -> list[BaseRoute]:
         body = await read_body(request)
         return await api.converse(request, parse(body, MessagesRequest).asked(), MessagesVoice(), len(body))
 
-    return [Route("/v1/messages", worded(messages, refusal), methods=["POST"])]
+    async def count(request: Request) -> Any:
+        body = await read_body(request)
+        asked = parse(body, CountTokensRequest).asked()
+        return as_json({"input_tokens": await api.prompt_tokens(request, asked, len(body))})
+
+    return [
+        Route("/v1/messages", worded(messages, refusal), methods=["POST"]),
+        Route("/v1/messages/count_tokens", worded(count, refusal), methods=["POST"]),
+    ]

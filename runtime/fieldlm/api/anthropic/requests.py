@@ -140,6 +140,12 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
         return {"tools": declared, "tool_choice": spelt, "parallel_tool_calls": not choice.disable_parallel_tool_use}
 
 
+class CountTokensRequest(MessagesRequest, frozen=True, kw_only=True):
+    """POST /v1/messages/count_tokens: a request that nothing is said to."""
+
+    max_tokens: AtLeastOne = 1
+
+
 def _spoken(turn: Turn, where: str) -> list[Plain]:
     """Return a message as templates know it: results of calls stand by themselves, before what the user says."""
     if isinstance(turn.content, str):

@@ -3,7 +3,7 @@
 Models come to a device by signed updates and not by a client's word: pulling, creating and deleting are refused.
 """
 
-from collections.abc import Sequence
+import time
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from fieldlm.api.chat_request import CompletionParams, parse
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
+from fieldlm.api.models.listing import ModelList, memory_mb
 from fieldlm.api.ollama.requests import LATEST, OllamaChat, OllamaEmbed, OllamaGenerate, OllamaName
 from fieldlm.api.ollama.responses import Document, OllamaVoice, refusal, stamp
 from fieldlm.api.response_stream import AnswerFormat
@@ -24,7 +25,7 @@ from fieldlm.network.json_api import ApiError, as_json, read_body, worded
 VERSION = "0.12.0"
 """Clients ask for the least version that has what they need: the API is spoken here as it was in this one."""
 FOREVER = "2100-01-01T00:00:00Z"
-"""When the model that is served is unloaded."""
+"""When a model that stays is unloaded."""
 
 
 class ApiEndpoints(Protocol):
@@ -36,16 +37,15 @@ class ApiEndpoints(Protocol):
 
     async def vectors(self, request: Request, asked: EmbeddingRequest) -> Document: ...
 
-    async def named(self, model: str) -> Serving: ...
-
-    def served(self) -> Sequence[Serving]: ...
+    async def held(self, request: Request, model: str, keep_s: float | None) -> bool: ...
 
 
 class Ollama:
     """Ollama's endpoints over `answers`."""
 
-    def __init__(self, answers: ApiEndpoints) -> None:
+    def __init__(self, answers: ApiEndpoints, listed: ModelList) -> None:
         self._answers = answers
+        self._listed = listed
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -76,8 +76,8 @@ class Ollama:
     async def _answer(self, request: Request, asked: OllamaChat | OllamaGenerate, size: int) -> Any:
         voice = OllamaVoice(asked.model, is_chat=isinstance(asked, OllamaChat))
         if asked.is_empty:
-            await self._answers.named(asked.name)
-            return as_json(voice.loaded())
+            is_leaving = await self._answers.held(request, asked.name, asked.keep_s)
+            return as_json(voice.held(is_leaving=is_leaving))
         if isinstance(asked, OllamaGenerate) and asked.raw:
             return await self._answers.completed(request, asked.asked_raw(), voice)
         return await self._answers.converse(request, asked.asked(), voice, size)
@@ -103,21 +103,20 @@ class Ollama:
 
     async def _vectors(self, request: Request, asked: OllamaEmbed, texts: str | list[str] | None) -> Document:
         return await self._answers.vectors(
-            request, EmbeddingRequest(input=texts, model=asked.name, dimensions=asked.dimensions)
+            request,
+            EmbeddingRequest(input=texts, model=asked.name, dimensions=asked.dimensions, keep_alive=asked.keep_alive),
         )
 
     async def _tags(self, _: Request) -> Response:
-        return as_json({"models": [_described(serving) for serving in self._answers.served()]})
+        return as_json({"models": [_described(serving) for serving, _ in self._listed.served()]})
 
     async def _ps(self, _: Request) -> Response:
-        rows = [
-            _described(serving) | {"expires_at": FOREVER, "size_vram": 0, "context_length": serving.engine.context}
-            for serving in self._answers.served()
-        ]
+        awake = [(serving, model) for serving, model in self._listed.served() if model.is_awake]
+        rows = [_running(serving, self._listed.expires_s(model)) for serving, model in awake]
         return as_json({"models": rows})
 
     async def _show(self, request: Request) -> Response:
-        serving = await self._answers.named(parse(await read_body(request), OllamaName).named)
+        serving, _ = await self._listed.named(parse(await read_body(request), OllamaName).named)
         manifest, template = serving.bundle.manifest, serving.bundle.path("template")
         family = manifest.model.architecture
         return as_json(
@@ -157,6 +156,15 @@ def _described(serving: Serving) -> Document:
         "size": sum(file.size for file in bundle.manifest.files),
         "digest": bundle.id,
         "details": _details(serving),
+    }
+
+
+def _running(serving: Serving, expires_s: float | None) -> Document:
+    return _described(serving) | {
+        "expires_at": FOREVER if expires_s is None else stamp(time.time() + expires_s),
+        "size": round(1e6 * sum(memory_mb(serving).values())),
+        "size_vram": 0,
+        "context_length": serving.engine.context,
     }
 
 

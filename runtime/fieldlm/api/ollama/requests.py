@@ -1,6 +1,6 @@
 """Ollama's API, the requests: what they ask for in the words of chat completions.
 
-A stream is the default there. How a model is loaded (`num_ctx`, `num_gpu`, `keep_alive`, …) was decided when it was
+A stream is the default there. How a model is loaded (`num_ctx`, `num_gpu`, …) was decided when it was
 served; what would change an answer and is not built is refused by name, as everywhere.
 """
 
@@ -8,15 +8,14 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.api.chat_request import MAX_TOKENS, AtLeastOne, ChatRequest, converted, parse
+from fieldlm.api.chat_request import MAX_TOKENS, UNLIMITED, AtLeastOne, ChatRequest, converted, parse
 from fieldlm.api.completion_request import CompletionRequest
+from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.tools import AskedCall, Tool
 from fieldlm.network.json_api import ApiError
 
 LATEST = ":latest"
 """What Ollama calls the only version of a model."""
-UNLIMITED = 1 << 20
-"""Tokens; `num_predict` below zero. The context ends an answer before."""
 
 
 class OllamaOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +70,12 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = True
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    keep_alive: float | str | None = None
+
+    @property
+    def keep_s(self) -> float | None:
+        """How long the model is to stay loaded; None where that is not said."""
+        return keep_seconds(self.keep_alive)
 
     @property
     def name(self) -> str:
@@ -80,6 +85,8 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
         """Return what chat and plain completions call alike; raises ApiError for an option that is not honoured."""
         options = parse(bytes(self.options), OllamaOptions) if self.options != b"null" else OllamaOptions()
         given: dict[str, Any] = {"model": self.name, "stream": self.stream, **options.sampling()}
+        if self.keep_alive is not None:
+            given["keep_alive"] = self.keep_alive
         match self.format:
             case None | "":
                 pass
@@ -145,6 +152,7 @@ class OllamaEmbed(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: AtLeastOne | None = None
     truncate: bool | None = None
     options: Any = None
+    keep_alive: float | str | None = None
 
     @property
     def name(self) -> str:

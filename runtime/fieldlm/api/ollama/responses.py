@@ -45,10 +45,11 @@ class OllamaVoice:
     def refusal(self, error: ApiError) -> Document:
         return refusal(error)
 
-    def loaded(self) -> Document:
-        """Return the answer to a request for nothing, by which clients ask for a model to be loaded."""
+    def held(self, *, is_leaving: bool) -> Document:
+        """Return the answer to a request for nothing, by which clients ask for a model to be loaded, or unloaded."""
         text: Document = {"message": {"role": "assistant", "content": ""}} if self._is_chat else {"response": ""}
-        return {"model": self._model, "created_at": stamp(), **text, "done": True, "done_reason": "load"}
+        reason = "unload" if is_leaving else "load"
+        return {"model": self._model, "created_at": stamp(), **text, "done": True, "done_reason": reason}
 
     def _piece(self, turn: ResponseStream, said: Said) -> Document:
         text: Document = {"response": said.text}

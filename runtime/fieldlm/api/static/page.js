@@ -1,153 +1,104 @@
-// What the device does, and a conversation with it. Everything that comes from the model is set as text, never as HTML.
 "use strict";
+// The conversation on the page. What the model says goes through markdown.js; everything else is set as text.
 
-const get = (id) => document.getElementById(id);
-const POLL_MS = 1500;
 const LIVE_MS = 400;
-// A kiosk's next customer must not find the last one's conversation: ?idle=SECONDS, 0 for never.
-const IDLE_S = Number(new URLSearchParams(location.search).get("idle") ?? 180);
+const DRAW_MS = 80;
+const KEEP_MS = 1000;
 const WARNING_S = 20;
-const messages = [];
-let session = newSession();
-let touchedMs = performance.now();
-let key = sessionStorage.getItem("key") || "";
+let talk = loadConversation();
 let running = null;
-let recent = []; // the device's figures of its last answers
-let arriving = null; // of the answer that is being written: pieces, and when the first and the last came
+let editing = null; // the place of the question that is being written anew
+const hint = get("hint");
+const view = new Map(); // exchange → what shows it
 
-function headers() {
-  return key ? { authorization: `Bearer ${key}` } : {};
+// Heard by a screen reader: finished answers and what happened, not every piece.
+function say(text) {
+  get("heard").textContent = "";
+  get("heard").textContent = text;
 }
 
-function newSession() {
-  // randomUUID is for https and this machine alone; a kiosk's page may come over http from the next room.
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+// Change what was said, and stay at its end unless somebody has scrolled back to read.
+function following(change) {
+  const said = get("said");
+  const follows = said.scrollHeight - said.scrollTop - said.clientHeight < 80;
+  change();
+  if (follows) said.scrollTop = said.scrollHeight;
 }
 
-function askForKey() {
-  if (get("door").open) return;
-  get("refused").hidden = !key;
-  get("door").showModal();
-}
-
-get("unlock").addEventListener("submit", () => {
-  key = get("key").value.trim();
-  sessionStorage.setItem("key", key);
-  poll();
-});
-
-// ---- what runs
-
-// By what leaves the device, as its status says; nothing is promised before it is known.
-const LEAVES = {
-  nothing: "Nothing leaves this device.",
-  figures: "Figures about this device leave it; your words do not.",
-  text: "Figures leave this device, and your words too where you have agreed.",
-};
-
-function mb(value) {
-  return value === undefined ? "–" : `${Math.round(value).toLocaleString()} MB`;
-}
-
-function showFacts(status) {
-  const queue = status.waiting ? `${status.running} + ${status.waiting} waiting` : String(status.running);
-  const rows = [
-    ["Model", status.model], ["Generation", status.generation], ["Weights", `${status.quant}${status.adapter ? " + adapter" : ""}`],
-    ["Engine", status.engine], ["Context", `${status.context} × ${status.parallel}`],
-    ["Memory", mb(status.memory_mb.process)], ["of which weights", mb(status.memory_mb.weights)],
-    ["Temperature", status.temperature_c === null ? "no sensor" : `${Math.round(status.temperature_c)} °C`],
-    ["Answering", queue],
-  ];
-  get("facts").replaceChildren(...rows.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
-}
-
-function element(kind, text, className = "") {
-  const made = document.createElement(kind);
-  made.textContent = text;
-  made.className = className;
+function button(words, act, className = "small") {
+  const made = element("button", words, className);
+  made.type = "button";
+  made.addEventListener("click", act);
   return made;
 }
 
-function draw(id, values) {
-  const shape = (name, attributes, className) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries({ ...attributes, class: className })) made.setAttribute(key, value);
-    return made;
-  };
-  const most = Math.max(...values, 1e-9);
-  const step = 300 / Math.max(values.length - 1, 1);
-  const points = values.map((value, i) => `${(i * step).toFixed(1)},${(68 - (60 * value) / most).toFixed(1)}`);
-  if (points.length === 1) points.push(points[0].replace(/^[^,]*/, "300"));
-  const line = points.join(" ");
-  const parts = [shape("line", { x1: 0, y1: 70, x2: 300, y2: 70 }, "base")];
-  if (points.length) {
-    parts.push(shape("polygon", { points: `0,70 ${line} 300,70` }, "area"), shape("polyline", { points: line }, "line"));
+// ---- what is shown of an exchange
+
+function show(exchange) {
+  const box = element("article", "", "exchange");
+  const mine = element("div", "", "acts mine");
+  mine.append(button("Edit", () => edit(exchange)));
+  const turn = element("div", "", "turn assistant");
+  const notes = element("div", "", "notes");
+  const acts = element("div", "", "acts");
+  box.append(element("p", exchange.question, "turn user"), mine, turn, notes, acts);
+  view.set(exchange, { box, turn, notes, acts });
+  get("said").append(box);
+  return view.get(exchange);
+}
+
+function drawAnswer(exchange) {
+  const { turn } = view.get(exchange);
+  const isWaiting = exchange.ended === "running";
+  turn.classList.toggle("waiting", isWaiting);
+  turn.hidden = !exchange.answer && !isWaiting;
+  following(() => turn.replaceChildren(markdown(exchange.answer)));
+}
+
+function drawEnd(exchange) {
+  const { notes, acts } = view.get(exchange);
+  const isLast = talk.exchanges.at(-1) === exchange;
+  const lines = [bySmallOrLarge(exchange), ENDED[exchange.ended]].filter(Boolean);
+  if (exchange.ended === "stop" && !exchange.answer) lines.push("The model said nothing.");
+  const shown = lines.map((text) => element("p", text, "note"));
+  if (exchange.ended === "error") {
+    const failed = element("div", "", "note failed");
+    failed.append(element("p", exchange.error));
+    shown.push(failed);
   }
-  get(id).replaceChildren(...parts);
+  following(() => {
+    notes.replaceChildren(...shown);
+    const offers = exchange.answer ? [copyButton(() => exchange.answer, "Copy")] : [];
+    if (isLast && exchange.ended !== "running") offers.push(button("Ask again", () => retry(exchange)));
+    acts.replaceChildren(...offers);
+  });
 }
 
-// The last answers as the device timed them and, while one is being written, that one as it arrives here.
-function showSpeed() {
-  const speeds = recent.map((point) => point.tokens_per_s).filter((value) => value !== null);
-  const waits = recent.map((point) => point.ttft_ms).filter((value) => value !== null);
-  const now = arriving && arriving.pieces > 2 ? (1000 * (arriving.pieces - 1)) / (arriving.lastMs - arriving.firstMs) : 0;
-  if (now && Number.isFinite(now)) speeds.push(now);
-  get("speed").textContent = speeds.length ? speeds.at(-1).toFixed(1) : "–";
-  get("ttft").textContent = waits.length ? Math.round(waits.at(-1)) : "–";
-  get("glance").textContent = speeds.length ? `${speeds.at(-1).toFixed(0)} tok/s` : "";
-  get("speed-range").textContent = range(speeds, (value) => value.toFixed(1));
-  get("ttft-range").textContent = range(waits, (value) => Math.round(value));
-  draw("speeds", speeds);
-  draw("ttfts", waits);
-}
-
-function range(values, spell) {
-  return values.length > 1 ? `${spell(Math.min(...values))} to ${spell(Math.max(...values))}` : "";
-}
-
-function showState(kind, words) {
-  get("dot").className = kind;
-  get("state").textContent = words;
-}
-
-async function poll() {
-  try {
-    const response = await fetch("status", { headers: headers(), cache: "no-store" });
-    if (response.status === 401) {
-      showState("bad", "locked");
-      askForKey();
-      return;
-    }
-    const status = await response.json();
-    get("model").textContent = status.model;
-    showState(status.ready ? "good" : "", status.ready ? "ready" : status.status);
-    showFacts(status);
-    hint.textContent = `Ask something. ${LEAVES[status.leaves] ?? ""}`.trim();
-    recent = status.recent;
-    showSpeed();
-  } catch {
-    showState("bad", "no connection");
-    get("facts").replaceChildren(); // they are of another time
-    get("glance").textContent = "";
+function drawAll() {
+  view.clear();
+  get("said").replaceChildren(...(talk.exchanges.length ? [] : [hint]));
+  for (const exchange of talk.exchanges) {
+    show(exchange);
+    drawAnswer(exchange);
+    drawEnd(exchange);
   }
+  drawTrimmed();
+  get("said").scrollTop = get("said").scrollHeight;
 }
 
-// ---- the conversation
-
-const hint = get("said").firstElementChild;
-
-function add(role, text) {
-  hint.remove();
-  const turn = element("p", text, `turn ${role}`);
-  get("said").append(turn);
-  turn.scrollIntoView({ block: "end" });
-  return turn;
+function drawTrimmed() {
+  document.querySelectorAll(".trimmed").forEach((note) => note.remove());
+  if (!talk.from || !talk.exchanges[talk.from]) return;
+  const words = "The beginning of this conversation no longer fits; the device does not see it any more.";
+  following(() => view.get(talk.exchanges[talk.from]).box.before(element("p", words, "note trimmed")));
 }
+
+// ---- asking
 
 async function failure(response) {
   if (response.status === 401) askForKey();
   const document = await response.json().catch(() => ({}));
-  const error = new Error(document.error?.message || `the device answered ${response.status}`);
+  const error = new Error(document.error?.message || `The device answered ${response.status}.`);
   error.code = document.error?.code;
   return error;
 }
@@ -165,35 +116,46 @@ async function* events(response) {
   }
 }
 
-async function answer(turn, signal) {
-  const body = JSON.stringify({ messages, stream: true, metadata: { session } });
+function request(exchange) {
+  const { temperature, max_tokens, seed } = talk.settings;
+  const messages = messagesOf(talk, talk.exchanges.indexOf(exchange));
+  return JSON.stringify({ messages, stream: true, metadata: { session: talk.session }, temperature, max_tokens, seed });
+}
+
+async function answer(exchange, signal) {
   const sent = { "content-type": "application/json", ...headers() };
-  const response = await fetch("v1/chat/completions", { method: "POST", headers: sent, body, signal });
+  const response = await fetch("v1/chat/completions", { method: "POST", headers: sent, body: request(exchange), signal });
   if (!response.ok) {
     const error = await failure(response);
-    if (error.code !== "context_length_exceeded" || messages.length < 2) throw error;
-    messages.splice(0, 2); // the oldest question and its answer
-    sayTrimmed(turn);
-    return answer(turn, signal);
+    const isOldest = talk.exchanges[talk.from] === exchange;
+    if (error.code !== "context_length_exceeded" || isOldest || signal.aborted) throw error;
+    talk.from += 1; // the oldest question and its answer
+    drawTrimmed();
+    return answer(exchange, signal);
   }
-  let reason = null;
+  let drawnMs = 0, keptMs = performance.now(), ended = null;
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
-    reason = event.choices?.[0]?.finish_reason ?? reason;
+    const own = event.fieldlm;
+    ended = event.choices?.[0]?.finish_reason ?? own?.outcome ?? ended;
+    if (event.model) exchange.model = event.model;
+    if (own?.answered_by) Object.assign(exchange, { by: own.answered_by, why: own.escalation });
     const piece = event.choices?.[0]?.delta?.content;
     if (!piece) continue;
     const nowMs = performance.now();
     arriving = { pieces: (arriving?.pieces ?? 0) + 1, firstMs: arriving?.firstMs ?? nowMs, lastMs: nowMs };
-    following(() => turn.append(document.createTextNode(piece)));
-    turn.classList.remove("waiting");
+    exchange.answer += piece;
+    if (nowMs - drawnMs > DRAW_MS) {
+      drawAnswer(exchange);
+      drawnMs = nowMs;
+    }
+    if (nowMs - keptMs > KEEP_MS && talk.exchanges.includes(exchange)) {
+      keepConversation(talk);
+      keptMs = nowMs;
+    }
   }
-  if (reason === null) throw new Error("The answer broke off: the connection ended before it did.");
-  return reason;
-}
-
-// What stands under a turn and is no part of it: notes for people, in words of ours.
-function note(turn, text, className = "note") {
-  following(() => turn.after(element("p", text, className)));
+  if (ended === null) throw new Error("The answer broke off: the connection ended before it did.");
+  return ended;
 }
 
 // A browser's own words for a lost connection differ and help nobody.
@@ -201,62 +163,87 @@ function words(error) {
   return error instanceof TypeError ? "The device cannot be reached. Is it still on?" : error.message;
 }
 
-function sayTrimmed(turn) {
-  document.querySelectorAll(".trimmed").forEach((note) => note.remove());
-  const words = "The beginning of this conversation no longer fits; the device does not see it any more.";
-  following(() => turn.before(element("p", words, "note trimmed")));
-}
-
-// Change what was said, and stay at its end unless somebody has scrolled back to read.
-function following(change) {
-  const said = get("said");
-  const follows = said.scrollHeight - said.scrollTop - said.clientHeight < 80;
-  change();
-  if (follows) said.scrollTop = said.scrollHeight;
-}
-
 function setRunning(controller) {
   running = controller;
   get("send").hidden = Boolean(controller);
   get("stop").hidden = !controller;
+  document.body.classList.toggle("busy", Boolean(controller));
 }
 
-async function ask(question) {
-  add("user", question);
-  const asked = { role: "user", content: question };
-  messages.push(asked);
-  const turn = add("assistant", "");
-  turn.classList.add("waiting");
+async function run(exchange) {
   const mine = new AbortController();
-  let failed = false;
+  Object.assign(exchange, { answer: "", ended: "running", error: "", by: "", why: "" });
   setRunning(mine);
   arriving = null;
+  show(exchange);
+  drawAnswer(exchange);
+  get("said").scrollTop = get("said").scrollHeight;
+  keepConversation(talk);
   const live = setInterval(showSpeed, LIVE_MS);
   try {
-    const reason = await answer(turn, mine.signal);
-    if (reason === "length") note(turn, "cut off: the answer may be no longer");
+    exchange.ended = await answer(exchange, mine.signal);
   } catch (error) {
-    if (error.name === "AbortError") note(turn, "stopped");
-    else if (turn.isConnected) {
-      failed = true;
-      note(turn, words(error), "note failed");
-      if (!turn.textContent) turn.remove();
-      const box = get("question");
-      if (!box.value) box.value = question; // to be asked again
-      grow();
-    }
+    exchange.ended = error.name === "AbortError" ? "stopped" : "error";
+    exchange.error = exchange.ended === "error" ? words(error) : "";
   }
   clearInterval(live);
-  turn.classList.remove("waiting");
-  if (messages.at(-1) !== asked) return; // a new conversation has begun
+  if (!talk.exchanges.includes(exchange)) return; // a new conversation has begun
   arriving = null;
-  if (failed || !turn.textContent) messages.pop();
-  else messages.push({ role: "assistant", content: turn.textContent });
+  drawAnswer(exchange);
+  drawEnd(exchange);
+  keepConversation(talk);
+  const { turn, notes } = view.get(exchange);
+  say([turn.hidden ? "" : turn.innerText, notes.innerText].filter(Boolean).join("\n"));
   if (running === mine) setRunning(null);
   // Stop has gone with its focus; where fingers type, a focus would bring the keyboard up.
   if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) get("question").focus();
   poll();
 }
+
+function ask(question) {
+  if (editing !== null) cutFrom(editing);
+  stopEditing();
+  hint.remove();
+  const before = talk.exchanges.at(-1);
+  const exchange = { question, answer: "" };
+  talk.exchanges.push(exchange);
+  if (before) drawEnd(before); // it is no longer the last
+  run(exchange);
+}
+
+function cutFrom(place) {
+  talk.exchanges.length = place;
+  talk.from = Math.min(talk.from, place);
+  drawAll();
+}
+
+function retry(exchange) {
+  if (running) return;
+  stopEditing();
+  cutFrom(talk.exchanges.indexOf(exchange));
+  ask(exchange.question);
+}
+
+function edit(exchange) {
+  if (running) return;
+  editing = talk.exchanges.indexOf(exchange);
+  get("editing").hidden = false;
+  get("question").value = exchange.question;
+  grow();
+  get("question").focus();
+}
+
+function stopEditing() {
+  editing = null;
+  get("editing").hidden = true;
+}
+
+get("keep").addEventListener("click", () => {
+  stopEditing();
+  get("question").value = "";
+  grow();
+  get("question").focus();
+});
 
 get("ask").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -271,6 +258,8 @@ get("question").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     get("ask").requestSubmit();
+  } else if (event.key === "Escape" && editing !== null) {
+    get("keep").click();
   }
 });
 
@@ -282,49 +271,96 @@ function grow() {
 
 get("question").addEventListener("input", grow);
 get("stop").addEventListener("click", () => running?.abort());
-function startAnew() {
+
+// ---- options
+
+const FIELDS = { system: String, temperature: Number, max_tokens: Number, seed: Number };
+
+function showOptions() {
+  for (const name of Object.keys(FIELDS)) get(name).value = talk.settings[name] ?? "";
+  const kept = IDLE_S ? `${Math.round(IDLE_S)} s after the last touch` : "when you say so";
+  get("where").textContent = "This conversation and these options are kept in this browser, on the machine that you sit at "
+    + `(its localStorage), so that a reload does not lose them. They are forgotten ${kept}, and at once by Forget.`;
+  get("options").showModal();
+}
+
+get("choose").addEventListener("submit", () => {
+  const settings = {};
+  for (const [name, type] of Object.entries(FIELDS)) {
+    const text = get(name).value.trim();
+    if (text) settings[name] = type(text);
+  }
+  talk.settings = settings;
+  keepConversation(talk);
+});
+get("settings").addEventListener("click", showOptions);
+get("close").addEventListener("click", () => get("options").close());
+get("forget").addEventListener("click", () => {
+  get("options").close();
+  startAnew();
+  say("The conversation is forgotten.");
+});
+get("save-md").addEventListener("click", () => download("conversation.md", "text/markdown", asMarkdown(talk)));
+get("save-json").addEventListener("click", () => download("conversation.json", "application/json", asDocument(talk)));
+
+// ---- beginning anew
+
+// Without `settings` nothing is left of who was here.
+function startAnew(settings = {}) {
   running?.abort();
   setRunning(null);
   arriving = null;
-  messages.length = 0;
-  session = newSession();
-  get("said").replaceChildren(hint);
+  forgetConversation();
+  talk = newConversation(settings);
+  keepConversation(talk);
+  stopEditing();
+  if (get("options").open) get("options").close();
+  get("choose").reset();
+  get("heard").textContent = "";
   get("question").value = "";
   grow();
+  drawAll();
 }
 
 get("clear").addEventListener("click", () => {
-  startAnew();
+  startAnew(talk.settings);
   get("question").focus();
 });
 
-function touch() {
-  touchedMs = performance.now();
+// Another tab has forgotten the conversation: here, too, it is over.
+addEventListener("storage", (event) => {
+  if (event.key === null || (event.key === KEPT && event.newValue === null)) startAnew();
+});
+
+function touch(event) {
+  // Who comes after a sleep of the machine is somebody else; an input is theirs already, and follows a key or a finger.
+  if (event?.type !== "input" && isExpired() && isBegun()) startAnew();
+  keepTouch();
   get("idle").hidden = true;
+}
+
+function isBegun() {
+  return talk.exchanges.length > 0 || Object.keys(talk.settings).length > 0 || get("question").value || get("options").open;
 }
 
 for (const kind of ["pointerdown", "keydown", "input", "wheel"]) addEventListener(kind, touch, { passive: true });
 
 // Count down before a conversation that nobody goes on with is cleared; an answer that is being written is going on.
 setInterval(() => {
-  const isBegun = get("said").querySelector(".turn") || get("question").value;
-  if (!IDLE_S || !isBegun || running) return touch();
-  const leftS = Math.ceil(IDLE_S - (performance.now() - touchedMs) / 1000);
+  if (running) return touch();
+  if (!IDLE_S || !isBegun()) return void (touchedMs = Date.now());
+  const leftS = Math.ceil(IDLE_S - idleMs() / 1000);
   if (leftS <= 0) {
     startAnew();
-    touch();
+    get("idle").hidden = true;
   } else if (leftS <= WARNING_S) {
+    if (get("idle").hidden) say("A new conversation begins soon. Press any key to stay.");
     get("idle").textContent = `A new conversation begins in ${leftS} s. Touch the screen to stay.`;
     get("idle").hidden = false;
-  }
+  } else get("idle").hidden = true; // touched in another tab
 }, 1000);
 get("more").addEventListener("click", () => {
   get("more").setAttribute("aria-expanded", String(document.body.classList.toggle("open")));
 });
-
-(async function watch() {
-  for (;;) {
-    if (!document.hidden && !get("door").open) await poll();
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-  }
-})();
+get("settings").hidden = IS_KIOSK;
+drawAll();

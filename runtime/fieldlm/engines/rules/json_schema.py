@@ -56,9 +56,12 @@ def checked(schema: Any) -> dict[str, Any]:
         raise InputError(f"the schema is made of {len(found)} schemas, want at most {MAX_PARTS}")
     for where, part in found:
         _check(part, where)
+    _check_references(found)
     # Objects that are laid over each other must not exclude each other's properties.
     is_laid_over = any("properties" in part and any(name in part for name in COMPOSED) for _, part in found) or any(
-        "allOf" in part for _, part in found
+        not isinstance(inner, bool) and inner.keys() != {"pattern"}
+        for _, part in found
+        for inner in part.get("allOf", [])
     )
     closed = schema if is_laid_over else _closed(schema)
     for where, part in parts(closed):
@@ -141,6 +144,19 @@ def _check(schema: Schema, where: str) -> None:
                 f"the schema's keyword {name!r} at {where} has {number}, and a number beyond 2^53 would come out as "
                 "another one; make it a string"
             )
+
+
+def _check_references(found: list[tuple[str, Schema]]) -> None:
+    """Raise InputError for a `$ref` that the compiler would look up in another place than its `$id` says."""
+    base = str(found[0][1].get("$id", ""))
+    moved = next((where for where, part in found[1:] if "$id" in part), None)
+    for where, part in found:
+        if "$ref" not in part:
+            continue
+        reference = str(part["$ref"])
+        if moved is not None or not (reference.startswith("#") or (base and reference.startswith(f"{base}#"))):
+            what = f"beside the '$id' at {moved}" if moved is not None else "because it leads out of the schema"
+            raise InputError(f"the schema's keyword '$ref' at {where} cannot be honoured {what}; want '#/$defs/NAME'")
 
 
 def _inexact(value: Any) -> Iterator[int | float]:

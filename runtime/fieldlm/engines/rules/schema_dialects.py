@@ -4,7 +4,8 @@ What says nothing is left out, what another word says gets that word, and a time
 ends. Whatever is valid under the result is valid under the schema as it came. What is not known here stays as it is.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from fieldlm.core.errors import InputError
@@ -15,7 +16,7 @@ DURATION_CHARS = 32
 
 # fmt: off
 COMPILED_FORMATS = frozenset((
-    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown",
+    "date-time", "time", "date", "duration", "email", "ipv4", "ipv6", "uuid", "uri", "unknown",
 ))
 SILENT_FORMATS = frozenset((
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float", "double", "password", "binary",
@@ -34,13 +35,20 @@ DATE = f"(?:{_YEAR}-{_DAY}|{_LEAP}-02-29)"
 TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?(?:[zZ]|[+\\-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 BASE64 = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 BASE64_URL = "(?:[A-Za-z0-9_\\-]{4})*(?:[A-Za-z0-9_\\-]{2}(?:==)?|[A-Za-z0-9_\\-]{3}=?)?"
+# Without hyphens in a row: a label with two in its third and fourth place is punycode, which has rules of its own. As a
+# whole it is as short as a label, so that no label is too long.
+_LABEL = "[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*"
+HOSTNAME = f"{_LABEL}(?:\\.{_LABEL})*"
+HOSTNAME_CHARS = 63
 FORMATS = {
+    "hostname": HOSTNAME,
     "date": DATE,
     "time": TIME,
     "date-time": f"{DATE}[tT]{TIME}",
     "decimal": "-?[0-9]{1,16}(?:\\.[0-9]{1,16})?",
     "byte": BASE64,
 }
+SPACE = r"\t-\r \xA0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000\uFEFF"
 ENCODINGS = {"base64": BASE64, "base64url": BASE64_URL}
 
 Schema = dict[str, Any]
@@ -65,7 +73,7 @@ def plain(schema: Mapping[str, Any], depth: int = MOST_LEVELS) -> Schema:
     for name in ("items", "additionalProperties"):
         if name in made:
             made[name] = inner(made[name])
-    for rewrite in (_nullable, _unique, _property_names, _numbers, _encoding, _format):
+    for rewrite in (_nullable, _unique, _property_names, _numbers, _encoding, _spaces, _format):
         rewrite(made)
     return made
 
@@ -131,16 +139,31 @@ def _encoding(schema: Schema) -> None:
             _spell(schema, ENCODINGS[encoding])
 
 
+def _spaces(schema: Schema) -> None:
+    """ECMA-262's space has U+FEFF and not U+0085; the compiler's the other way round."""
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str) and re.search(r"\\[sS]", pattern):
+        schema["pattern"] = "".join(_spaced(pattern))
+
+
+def _spaced(pattern: str) -> Iterator[str]:
+    is_within = False
+    for piece in re.findall(r"\\.|[^\\]|\\$", pattern, re.DOTALL):
+        if piece == "\\S" and is_within:
+            raise InputError(f"the schema's pattern {pattern[:60]!r} has \\S within brackets; name the characters")
+        is_within = piece == "[" or (is_within and piece != "]")
+        yield {"\\s": SPACE if is_within else f"[{SPACE}]", "\\S": f"[^{SPACE}]"}.get(piece, piece)
+
+
 def _format(schema: Schema) -> None:
     name = schema.get("format")
     if not isinstance(name, str):
         return
     if name in FORMATS:
-        if "pattern" not in schema:
-            del schema["format"]
-            _spell(schema, FORMATS[name])
-        elif name not in COMPILED_FORMATS:
-            del schema["format"]
+        del schema["format"]
+        _spell(schema, FORMATS[name])
+        if name == "hostname":
+            schema["maxLength"] = min(schema.get("maxLength", HOSTNAME_CHARS), HOSTNAME_CHARS)
     elif name == "duration":
         schema["maxLength"] = min(schema.get("maxLength", DURATION_CHARS), DURATION_CHARS)
     elif name in SILENT_FORMATS or (name not in COMPILED_FORMATS and "pattern" in schema):
@@ -148,4 +171,9 @@ def _format(schema: Schema) -> None:
 
 
 def _spell(schema: Schema, pattern: str) -> None:
-    schema.setdefault("pattern", f"^(?:{pattern})$")
+    """Hold a text to `pattern` too."""
+    spelt = f"^(?:{pattern})$"
+    if "pattern" in schema:
+        schema["allOf"] = [*schema.get("allOf", []), {"pattern": spelt}]
+    else:
+        schema["pattern"] = spelt

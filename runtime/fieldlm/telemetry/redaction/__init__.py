@@ -1,9 +1,9 @@
 """Replace what identifies a person by a placeholder, before anything is written down.
 
-<EMAIL> <IBAN> <CARD> <KEY> <ADDRESS> <PHONE> <NAME>, and <CUSTOM> for a fleet's own patterns: the same input gives the
-same output, and a text that holds nothing personal comes back unchanged, byte for byte. Patterns, word lists and
-checksums only: a name that is neither introduced ("my name is …") nor a common first name is not found, nor is one in
-another script than Latin. tests/telemetry/redaction has the texts that this is measured with.
+<EMAIL> <IBAN> <CARD> <KEY> <ADDRESS> <PHONE> <ID> <DATE> (of birth) <IP> <MAC> <NAME>, and <CUSTOM> for a fleet's own
+patterns: the same input gives the same output, and a text that holds nothing personal comes back unchanged, byte for
+byte. Patterns, word lists and checksums only. `Numbered` counts the placeholders of a conversation. How much is found:
+tests/telemetry/redaction, benchmarks/redaction.py.
 """
 
 import json
@@ -12,19 +12,27 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from fieldlm.telemetry.redaction.names import hide, names_in
+from fieldlm.telemetry.redaction.numbered import Numbered
 from fieldlm.telemetry.redaction.patterns import mask, names_an_order
+from fieldlm.telemetry.redaction.wording import Put, plain
+
+__all__ = ["Numbered", "Patterns", "Put", "plain", "redact", "redact_messages"]
 
 Patterns = Sequence[re.Pattern[str]]
 """What else a fleet calls personal, membership numbers for example."""
 _PERSONAL_KEYS = {
-    "customer": "<NAME>", "customer_name": "<NAME>", "first_name": "<NAME>", "last_name": "<NAME>",
-    "full_name": "<NAME>", "pickup_name": "<NAME>", "order_name": "<NAME>", "person": "<NAME>",
-    "phone": "<PHONE>", "phone_number": "<PHONE>", "email": "<EMAIL>", "address": "<ADDRESS>",
-    "password": "<KEY>", "api_key": "<KEY>",
+    "customer": "NAME", "customer_name": "NAME", "first_name": "NAME", "last_name": "NAME", "full_name": "NAME",
+    "pickup_name": "NAME", "order_name": "NAME", "person": "NAME", "phone": "PHONE", "phone_number": "PHONE",
+    "email": "EMAIL", "address": "ADDRESS", "password": "KEY", "api_key": "KEY", "token": "KEY", "secret": "KEY",
+    "access_token": "KEY", "ssn": "ID", "national_id": "ID", "passport": "ID", "passport_number": "ID",
+    "license_plate": "ID", "licence_plate": "ID", "birthday": "DATE", "birth_date": "DATE", "date_of_birth": "DATE",
+    "dob": "DATE", "iban": "IBAN", "card_number": "CARD",
 }  # fmt: skip
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
+_UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
 
-def redact(text: str, *, names: Iterable[str] = (), patterns: Patterns = ()) -> str:
+def redact(text: str, *, names: Iterable[str] = (), patterns: Patterns = (), put: Put = plain) -> str:
     """Return `text` with placeholders; `names` are names already known, for example from the same conversation.
 
     A text that is JSON stays JSON: its values are redacted, and those of keys like "customer_name" whatever they hold.
@@ -34,36 +42,39 @@ def redact(text: str, *, names: Iterable[str] = (), patterns: Patterns = ()) -> 
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            return _plain(text, known, patterns)
-        clean = _value(value, known, patterns)
+            return _plain(text, known, patterns, put)
+        clean = _value(value, known, patterns, put)
         return text if clean == value else _dump(clean, like=text)
-    return _plain(text, known, patterns)
+    return _plain(text, known, patterns, put)
 
 
-def redact_messages(messages: Any, *, names: Iterable[str] = (), patterns: Patterns = ()) -> Any:
+def redact_messages(messages: Any, *, names: Iterable[str] = (), patterns: Patterns = (), put: Put = plain) -> Any:
     """Return a JSON value with every text in it redacted; roles and keys stay."""
-    return _value(messages, frozenset(names), patterns)
+    return _value(messages, frozenset(names), patterns, put)
 
 
-def _value(value: Any, names: frozenset[str], patterns: Patterns, key: str = "") -> Any:
+def _value(value: Any, names: frozenset[str], patterns: Patterns, put: Put, key: str = "") -> Any:
     if isinstance(value, dict):
         items = cast(dict[str, Any], value).items()
-        return {k: v if k == "role" else _value(v, names, patterns, k) for k, v in items}
+        return {k: v if k == "role" else _value(v, names, patterns, put, k) for k, v in items}
     if isinstance(value, list):
-        return [_value(item, names, patterns, key) for item in cast(list[Any], value)]
+        return [_value(item, names, patterns, put, key) for item in cast(list[Any], value)]
     if isinstance(value, str):
         personal = _PERSONAL_KEYS.get(key.casefold())
-        return personal if personal and value else redact(value, names=names, patterns=patterns)
+        if personal and value and not _PLACEHOLDER.fullmatch(value):
+            return put(personal, value)
+        return redact(value, names=names, patterns=patterns, put=put)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**6:
-        return _number(value, patterns, key)
+        return _number(value, patterns, key, put)
     return value
 
 
-def _number(value: int, patterns: Patterns, key: str) -> Any:
+def _number(value: int, patterns: Patterns, key: str, put: Put) -> Any:
     if personal := _PERSONAL_KEYS.get(key.casefold()):
-        return personal
+        return put(personal, f"{value}")
+    # A number of JSON is a phone or a card, never an id: times and counters have as many digits.
     text = f"{value}" if not names_an_order(key) else f"order {value}"
-    masked = _plain(text, frozenset(), patterns)
+    masked = _plain(text, frozenset(), patterns, put, is_number=True)
     return value if masked == text else masked.removeprefix("order ")
 
 
@@ -72,7 +83,13 @@ def _dump(value: Any, *, like: str) -> str:
     return json.dumps(value, ensure_ascii=False, separators=separators)
 
 
-def _plain(text: str, names: frozenset[str], patterns: Patterns) -> str:
+def _plain(text: str, names: frozenset[str], patterns: Patterns, put: Put, *, is_number: bool = False) -> str:
     for pattern in patterns:
-        text = pattern.sub(lambda match: match[0] and "<CUSTOM>", text)
-    return hide(mask(text), names)
+        text = pattern.sub(lambda match: match[0] and put("CUSTOM", match[0]), text)
+    # What is written wide, or with marks that nobody sees inside, is read as what it looks like.
+    seen = text if text.isascii() else text.translate(_WIDE).translate(_UNSEEN)
+    clean = hide(mask(seen, put, bare=not is_number), names, put)
+    return text if clean == seen else clean
+
+
+_PLACEHOLDER = re.compile(r"<[A-Z]+(?:_\d+)?>")

@@ -1,0 +1,155 @@
+"""Sentences for benchmarks/redaction.py: where {x} stands comes what identifies a person.
+
+A name's sentence that begins with "!" introduces it; the others do not.
+"""
+
+LOCALES = [
+    "en_US",
+    "en_GB",
+    "en_IN",
+    "de_DE",
+    "fr_FR",
+    "es_ES",
+    "it_IT",
+    "nl_NL",
+    "pt_BR",
+    "pl_PL",
+    "sv_SE",
+    "cs_CZ",
+    "tr_TR",
+    "ru_RU",
+    "uk_UA",
+    "el_GR",
+    "ar_SA",
+    "ja_JP",
+    "zh_CN",
+    "ko_KR",
+]
+
+NAMED: dict[str, dict[str, tuple[str, ...]]] = {
+    "national id": {
+        "en": (
+            "my social security number is {x}", "SSN: {x}", "{first}'s national id is {x}, please check",
+            "the ID number {x} belongs to my mother", "tax id {x}", "identity card no. {x} was lost",
+        ),
+        "de_DE": ("meine Steuer-ID lautet {x}", "Personalausweis: {x}", "Sozialversicherungsnummer {x}"),
+        "fr_FR": ("mon numéro de sécurité sociale est le {x}", "NIR : {x}"),
+        "es_ES": ("mi DNI es {x}", "número de la seguridad social: {x}"),
+        "it_IT": ("il mio codice fiscale è {x}", "C.F. {x}"),
+        "nl_NL": ("mijn BSN is {x}", "burgerservicenummer {x}"),
+        "pt_BR": ("meu CPF é {x}", "CPF: {x}"),
+        "pl_PL": ("mój PESEL to {x}", "PESEL: {x}"),
+        "sv_SE": ("mitt personnummer är {x}", "personnummer {x}"),
+        "cs_CZ": ("moje rodné číslo je {x}", "rodné číslo: {x}"),
+        "tr_TR": ("TC kimlik numaram {x}", "TC kimlik no: {x}"),
+        "ru_RU": ("мой ИНН {x}", "СНИЛС: {x}"),
+        "uk_UA": ("мій ІПН {x}", "РНОКПП: {x}"),
+        "el_GR": ("ο ΑΜΚΑ μου είναι {x}", "ΑΜΚΑ: {x}"),
+        "ar_SA": ("رقم الهوية {x}", "رقم هويتي هو {x}"),
+        "ja_JP": ("マイナンバーは{x}です", "個人番号：{x}"),
+        "zh_CN": ("我的身份证号是{x}", "身份证：{x}"),
+        "ko_KR": ("제 주민등록번호는 {x}입니다", "주민번호: {x}"),
+    },
+    "passport": {
+        "en": (
+            "my passport number is {x}", "passport {x} has expired", "Passport No: {x}", "please renew passport no {x}",
+        ),
+        "de_DE": ("meine Reisepassnummer ist {x}",), "fr_FR": ("passeport n° {x}",), "es_ES": ("pasaporte {x}",),
+        "it_IT": ("passaporto numero {x}",), "nl_NL": ("paspoortnummer {x}",), "pt_BR": ("passaporte nº {x}",),
+        "pl_PL": ("numer paszportu: {x}",), "sv_SE": ("passnummer {x}",), "cs_CZ": ("číslo pasu {x}",),
+        "tr_TR": ("pasaport numaram {x}",), "ru_RU": ("паспорт {x}",), "uk_UA": ("паспорт {x}",),
+        "el_GR": ("αριθμός διαβατηρίου {x}",), "ar_SA": ("رقم جواز السفر {x}",), "ja_JP": ("パスポート番号は{x}",),
+        "zh_CN": ("护照号{x}",), "ko_KR": ("여권번호 {x}",),
+    },
+    "plate": {
+        "en": (
+            "the licence plate is {x}", "license plate: {x}", "my car, plate {x}, is parked outside",
+            "number plate {x} was seen", "registration {x}",
+        ),
+        "de_DE": ("mein Kennzeichen ist {x}", "Kennzeichen: {x}"), "fr_FR": ("plaque d'immatriculation {x}",),
+        "es_ES": ("la matrícula es {x}",), "it_IT": ("targa {x}",), "nl_NL": ("mijn kenteken is {x}",),
+        "pt_BR": ("a placa do carro é {x}",), "pl_PL": ("numer rejestracyjny {x}",), "sv_SE": ("registreringsnummer {x}",),
+        "cs_CZ": ("SPZ {x}",), "tr_TR": ("plaka: {x}",), "ru_RU": ("госномер {x}",), "uk_UA": ("номерний знак {x}",),
+        "el_GR": ("πινακίδα {x}",), "ar_SA": ("رقم اللوحة {x}",), "ja_JP": ("車のナンバーは{x}",), "zh_CN": ("车牌号{x}",),
+        "ko_KR": ("차량번호 {x}",),
+    },
+    "iban": {"en": ("IBAN {x}", "send it to {x} please", "my account is {x}.")},
+    "card": {"en": ("card {x} exp 10/27", "charge {x} please", "my card number is {x}.")},
+    "phone": {
+        "en": (
+            "call me at {x}", "my number is {x}", "phone: {x}", "you can reach {first} on {x} after six",
+            "text {x} when it is ready",
+        ),
+        "de_DE": ("ruf mich an: {x}", "meine Telefonnummer ist {x}"), "fr_FR": ("mon numéro est le {x}",),
+        "es_ES": ("mi teléfono es {x}",), "it_IT": ("il mio cellulare è {x}",), "nl_NL": ("mijn telefoonnummer is {x}",),
+        "pt_BR": ("meu celular é {x}",), "pl_PL": ("mój numer telefonu to {x}",), "sv_SE": ("ring mig på {x}",),
+        "cs_CZ": ("můj telefon je {x}",), "tr_TR": ("telefonum {x}",), "ru_RU": ("мой телефон {x}",),
+        "uk_UA": ("мій телефон {x}",), "el_GR": ("το τηλέφωνό μου είναι {x}",), "ar_SA": ("رقم هاتفي {x}",),
+        "ja_JP": ("携帯は{x}です", "電話番号：{x}"), "zh_CN": ("我的手机号是{x}", "电话{x}谢谢"), "ko_KR": ("제 전화번호는 {x}입니다",),
+    },
+    "ip": {"en": ("the server {x} is down", "login from {x}", "ping {x} now", "IP: {x}.")},
+    "mac": {"en": ("its MAC is {x}.", "device {x} left", "allow {x} please")},
+    "birth": {
+        "en": (
+            "I was born on {x}", "DOB: {x}", "date of birth {x}", "my birthday is {x}", "{first}, born {x}, called",
+        ),
+        "de_DE": ("geboren am {x}", "Geburtsdatum: {x}"), "fr_FR": ("né le {x}", "date de naissance : {x}"),
+        "es_ES": ("nací el {x}", "fecha de nacimiento: {x}"), "it_IT": ("nato il {x}", "data di nascita {x}"),
+        "nl_NL": ("geboren op {x}",), "pt_BR": ("nasci em {x}", "data de nascimento: {x}"), "pl_PL": ("data urodzenia: {x}",),
+        "sv_SE": ("född {x}",), "cs_CZ": ("datum narození {x}",), "tr_TR": ("doğum tarihi: {x}",),
+        "ru_RU": ("дата рождения {x}",), "uk_UA": ("дата народження: {x}",), "el_GR": ("ημερομηνία γέννησης {x}",),
+        "ar_SA": ("تاريخ الميلاد {x}",), "ja_JP": ("生年月日：{x}",), "zh_CN": ("出生日期{x}",), "ko_KR": ("생년월일 {x}",),
+    },
+    "secret": {
+        "en": (
+            "the password is {x}", "api_key={x}", "AWS_SECRET_ACCESS_KEY = {x}", "token: {x}",
+            "my password: {x}", '{"api_key": "{x}"}', "Authorization: Bearer {x}", "password {x}", "DB_PASSWORD={x}",
+        ),
+        "de_DE": ("mein Passwort lautet {x}",), "fr_FR": ("mon mot de passe est {x}",), "es_ES": ("mi contraseña es {x}",),
+        "zh_CN": ("密码是{x}",), "ja_JP": ("パスワードは{x}",), "ru_RU": ("мой пароль: {x}",), "ko_KR": ("비밀번호는 {x}",),
+    },
+    "email": {"en": ("write to {x}", "{x} is my address", "mail: {x}.")},
+}  # fmt: skip
+
+BARE: dict[str, tuple[str, ...]] = {
+    "national id": ("please look up {x} for me", "{first} gave {x} at the desk", "it says {x} here"),
+    "passport": ("please look up {x} for me", "{first} gave {x} at the desk", "it says {x} here"),
+    "plate": ("a white van, {x}, blocks the gate", "please look up {x} for me"),
+    "iban": ("please look up {x} for me", "it says {x} here"),
+    "card": ("please look up {x} for me", "it says {x} here"),
+    "phone": ("please look up {x} for me", "it says {x} here", "{first}: {x}"),
+    "ip": ("it says {x} here",),
+    "mac": ("it says {x} here",),
+    "birth": (),
+    "secret": (),
+    "email": (),
+}
+
+SENTENCES: dict[str, tuple[str, ...]] = {
+    "en_US": (
+        "!my name is {x}", "!this is {x} speaking", "a table for {x} please", "{x} lives around the corner",
+        "please ask {x} whether it fits", "the parcel that {x} sent is here", "I met {x} at the station yesterday",
+        "is {x} in the office today?", "give it to {x}.", "Dear {x}, your order is ready",
+        "what did {x} say about the invoice?", "{x} and I will come at six",
+    ),
+    "de_DE": (
+        "!mein Name ist {x}", "!hier spricht {x}", "bitte frag {x}, ob es passt", "{x} wohnt um die Ecke",
+        "das Paket von {x} ist da", "gestern habe ich {x} getroffen",
+    ),
+    "fr_FR": ("!je m'appelle {x}", "demandez à {x} si ça va", "{x} habite au coin", "le colis de {x} est arrivé"),
+    "es_ES": ("!me llamo {x}", "pregunta a {x} si puede venir", "{x} vive cerca", "ayer vi a {x} en la estación"),
+    "it_IT": ("!mi chiamo {x}", "chiedi a {x} se va bene", "{x} abita qui vicino", "il pacco di {x} è arrivato"),
+    "nl_NL": ("!ik heet {x}", "vraag {x} of het past", "{x} woont om de hoek", "het pakket van {x} is er"),
+    "pt_BR": ("!meu nome é {x}", "pergunte a {x} se pode vir", "{x} mora aqui perto", "o pacote de {x} chegou"),
+    "pl_PL": ("!nazywam się {x}", "proszę zapytać, czy {x} przyjdzie", "{x} mieszka za rogiem"),
+    "sv_SE": ("!jag heter {x}", "fråga {x} om det passar", "{x} bor runt hörnet", "paketet från {x} är här"),
+    "cs_CZ": ("!jmenuji se {x}", "zeptejte se, jestli {x} přijde", "{x} bydlí za rohem"),
+    "tr_TR": ("!benim adım {x}", "lütfen {x} gelir mi diye sor", "{x} köşede oturuyor"),
+    "ru_RU": ("!меня зовут {x}", "спросите, придёт ли {x}", "{x} живёт за углом"),
+    "uk_UA": ("!мене звати {x}", "запитайте, чи прийде {x}", "{x} живе за рогом"),
+    "el_GR": ("!με λένε {x}", "ρώτα αν θα έρθει {x}", "{x} μένει κοντά"),
+    "ar_SA": ("!اسمي {x}", "اسأل هل سيأتي {x} اليوم", "{x} يسكن قريبا من هنا"),
+    "ja_JP": ("!私の名前は{x}です", "{x}さんに聞いてください", "昨日{x}に会いました"),
+    "zh_CN": ("!我叫{x}", "请问{x}先生在吗", "昨天我见到了{x}"),
+    "ko_KR": ("!제 이름은 {x}입니다", "{x} 씨에게 물어보세요", "어제 {x}를 만났어요"),
+}  # fmt: skip

@@ -1,0 +1,161 @@
+"""`fieldlm round`: what came home becomes the next generation, unless it is not better than the one before."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fieldlm.core import options, terminal
+from fieldlm.core.config import keys_folder
+from fieldlm.core.errors import InputError
+from fieldlm.core.logs import logger
+from fieldlm.core.signing import load_or_create_key
+from fieldlm.formats.profile import Profile, load_profile
+from fieldlm.hardware.detect import detect
+from fieldlm_compiler.checkpoints.checkpoint import check_named
+from fieldlm_compiler.collect.open import open_sink
+from fieldlm_compiler.learn.curate import EVAL_SHARE
+from fieldlm_compiler.learn.tune import TrainingRecipe, recipe_of
+from fieldlm_compiler.rounds.advice import ENOUGH
+
+if TYPE_CHECKING:
+    from fieldlm_compiler.rounds.state import FinishedRound
+    from fieldlm_compiler.rounds.wish import RoundWish
+
+log = logger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the next round; 1 when it is refused."""
+    args = _parser().parse_args(argv)
+    from fieldlm_compiler.rounds.round import LearningRound
+    from fieldlm_compiler.rounds.table import as_json, text
+
+    if not args.consent:
+        raise InputError("name the terms that allow training: --consent TERM, once for each")
+    if not 0 < args.eval_share < 1:
+        raise InputError(
+            f"--eval-share {args.eval_share:g} holds out nobody or everybody; want more than 0, less than 1"
+        )
+    profile = load_profile(args.profile) if args.profile else detect().best
+    check_named(args.base)
+    open_sink(args.store, read_only=True).close()
+    maker = LearningRound(_wish(args, profile))
+    maker.check()
+    done = maker.run()
+    answer = as_json(done.document) | {"folder": str(done.folder)}
+    said = [text(done)]
+    if done.is_accepted:
+        next_step = _publish(args, done, profile) if args.publish else _next(args, done)
+        said.append(next_step)
+        answer["next"] = next_step
+    terminal.show(answer, "\n".join(said), as_json=args.json)
+    return 0 if done.is_accepted else 1
+
+
+def _wish(args: argparse.Namespace, profile: Profile) -> "RoundWish":
+    from fieldlm_compiler.rounds.wish import RoundWish
+
+    return RoundWish(
+        store=args.store,
+        base=args.base,
+        profile=profile,
+        out=args.out,
+        key=load_or_create_key(keys_folder(args.keys) / "signing.pem"),
+        consents=tuple(dict.fromkeys(args.consent)),
+        base_bundle=args.base_bundle,
+        quants=tuple(args.quant),
+        name=args.name,
+        system_prompt=args.system_prompt,
+        recipe=recipe_of(args),
+        begin=args.begin,
+        eval_share=args.eval_share,
+        teacher=args.teacher,
+        enough=args.enough,
+        let_go=frozenset(args.let_go),
+    )
+
+
+def _publish(args: argparse.Namespace, done: "FinishedRound", profile: Profile) -> str:
+    from fieldlm_compiler.repository.publish import publish
+
+    release = publish(done.bundle, args.publish, keys=keys_folder(args.keys), profile=profile.id)
+    return (
+        f"published as release {release.seq} of {release.profile}; in waves: "
+        f"fieldlm rollout start --store {args.store} --to {args.publish} --broker mqtt://HOST"
+    )
+
+
+def _next(args: argparse.Namespace, done: "FinishedRound") -> str:
+    keys = f" --keys {args.keys}" if args.keys else ""
+    rollout = f"fieldlm rollout start --store {args.store} --to REPOSITORY{keys}"
+    return f"next: fieldlm publish {done.bundle} --to REPOSITORY --share 0{keys}, then: {rollout}"
+
+
+def _parser() -> terminal.Parser:
+    parser = terminal.parser(
+        "round",
+        "Make the next generation of what came home; exit code 1 when it is not better and the one before stays.",
+        "fieldlm round store --base smollm2 --consent kiosk-2026 --out rounds",
+        "fieldlm round store --base smollm2 --consent yes --out rounds --publish repo",
+    )
+    parser.add_argument("store", help="what `fieldlm collect` filled: FOLDER, delta:URI or kafka:BROKERS/TOPIC")
+    parser.add_argument("--base", required=True, metavar="MODEL", help="the model that is tuned: folder, .gguf or name")
+    parser.add_argument("--out", type=options.new_folder, required=True, help="folder of all rounds")
+    parser.add_argument(
+        "--consent", action="append", default=[], metavar="TERM", help="a term of consent that allows training; repeat"
+    )
+    parser.add_argument("--profile", default="", help="the kind of device; none: this machine")
+    parser.add_argument(
+        "--base-bundle",
+        type=options.existing_folder,
+        metavar="BUNDLE",
+        help="the base as devices have it; none: compiled",
+    )
+    parser.add_argument(
+        "--quant", action="append", default=[], help="a candidate for the base, best first; may be repeated"
+    )
+    parser.add_argument("--name", default="", help="what clients call the model")
+    parser.add_argument("--system-prompt", help="put in front of conversations that have none")
+    parser.add_argument(
+        "--from", dest="begin", choices=("best", "last", "fresh"), default="best",
+        help="tune from the last accepted adapter, afresh, or both and take the better",
+    )  # fmt: skip
+    parser.add_argument(
+        "--enough", type=options.real(0, 1), default=ENOUGH, help="exact match from which the small model takes a task"
+    )
+    parser.add_argument(
+        "--let-go",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="a task, by id or name, that may get worse; repeat",
+    )
+    parser.add_argument("--eval-share", type=options.real(0, 1), default=EVAL_SHARE, help="share of customers held out")
+    parser.add_argument(
+        "--teacher", action="store_true", help="what the large model answered is right where nobody corrected it"
+    )
+    parser.add_argument(
+        "--publish", type=options.new_folder, metavar="REPOSITORY", help="offer an accepted bundle there"
+    )
+    parser.add_argument("--keys", metavar="DIR", help="folder of the signing key; default: as configured")
+    _add_recipe(parser)
+    return parser
+
+
+def _add_recipe(parser: terminal.Parser) -> None:
+    of = TrainingRecipe
+    parser.add_argument("--rank", type=options.whole(1, 4096), default=of.rank, help="LoRA rank")
+    parser.add_argument(
+        "--epochs", type=options.real(0, 10_000, above=True), default=of.epochs, help="passes over the examples"
+    )
+    parser.add_argument("--batch", type=options.whole(1, 65_536), default=of.batch, help="examples a step")
+    parser.add_argument(
+        "--learning-rate", type=options.real(0, 1, above=True), default=of.learning_rate, help="peak learning rate"
+    )
+    parser.add_argument(
+        "--max-tokens", type=options.whole(1, options.CONTEXT[1]), default=of.max_tokens,
+        help="longer examples are left out",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=options.whole(*options.SEED), default=of.seed, help="order of examples")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")

@@ -1,0 +1,218 @@
+"""The stages of a round that make something: tasks, a dataset, the base's bundle, an adapter, its bundle.
+
+Each is kept by the digest of what it was made from. An adapter is tuned beside the finished stages, so that a tuning
+that is stopped goes on where it was.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+
+from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
+from fieldlm.core.logs import logger
+from fieldlm.formats import router
+from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
+from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
+from fieldlm_compiler.compile.build import compile_model
+from fieldlm_compiler.learn.cluster import TASKS, cluster
+from fieldlm_compiler.learn.curate import EXAMPLES, read_examples, write_examples
+from fieldlm_compiler.learn.dataset import dataset
+from fieldlm_compiler.learn.tune import tune
+from fieldlm_compiler.pipeline.child import Ran
+from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.rounds.sealed import to_watch
+from fieldlm_compiler.rounds.state import FinishedRound
+from fieldlm_compiler.rounds.wish import RoundWish
+from fieldlm_compiler.verify.limits import PRESETS, Limits, SearchRequest
+
+log = logger(__name__)
+LEAST_WATCHED = 20
+"""Fewer examples to watch with do not judge what quantising costs the adapter."""
+LEAST_KEPT = 0.8
+"""Of what the adapter answers right on full weights, so much has to stay on the quantised base for a bundle to be made;
+the exam judges what is left."""
+
+
+def tasks(examples: Path, rounds: Sequence[FinishedRound], stages: Stages) -> Path:
+    """Return a folder with the examples and their tasks, which keep the ids that they had in the round before."""
+    known = rounds[-1].examples / TASKS if rounds else None
+    inputs = {
+        "examples": sha256_file(examples / EXAMPLES),
+        "tasks": sha256_file(known) if known else None,
+    }
+
+    def make(folder: Path) -> Ran:
+        shutil.copyfile(examples / EXAMPLES, folder / EXAMPLES)
+        if known:
+            shutil.copyfile(known, folder / TASKS)
+        return _timed(lambda: len(cluster(folder)))
+
+    return stages.run("tasks", inputs, make)[0]
+
+
+def dataset_of(clustered: Path, stages: Stages) -> Path:
+    """Return the data set of the training customers, a part of whom it has as `eval`, to watch the training with.
+
+    What is held out for the exam is not in it. Raises InputError when nothing is left to train on.
+    """
+
+    def make(folder: Path) -> Ran:
+        learned = [each for each in read_examples(clustered) if each.split == "train"]
+        with TemporaryDirectory(prefix="fieldlm-") as aside:
+            write_examples(
+                Path(aside) / EXAMPLES,
+                [msgspec.structs.replace(each, split="eval") if to_watch(each) else each for each in learned],
+            )
+            return _timed(lambda: dataset(Path(aside), folder).name)
+
+    folder, made = stages.run("dataset", {"examples": sha256_file(clustered / EXAMPLES)}, make)
+    return folder / made.value
+
+
+def base_bundle(wish: RoundWish, checkpoint: Checkpoint, stages: Stages) -> Bundle:
+    """Return the bundle of the base: the one that is named, or one that is compiled."""
+    if wish.base_bundle:
+        return open_bundle(wish.base_bundle)
+    facts = wish.facts()
+    inputs = {name: facts[name] for name in ("profile_sha256", "signer", "quants", "name", "system_prompt")}
+
+    def make(folder: Path) -> Ran:
+        return _timed(
+            lambda: (
+                compile_model(
+                    wish.base,
+                    profile=wish.profile,
+                    out=folder / "bundle",
+                    key=wish.key,
+                    quants=wish.quants,
+                    name=wish.name,
+                    system_prompt=wish.system_prompt,
+                    work=wish.work,
+                ).generation
+            )
+        )
+
+    return open_bundle(stages.run("base", inputs | {"base": checkpoint.sha256}, make)[0] / "bundle")
+
+
+def adapter(
+    wish: RoundWish, checkpoint: Checkpoint, data: Path, start: Path | None, stages: Stages
+) -> tuple[Path, dict[str, Any]]:
+    """Return the adapter that is tuned on `data`, and what tune.json says of it.
+
+    With `begin` as "best" it is tuned both from `start`, the last accepted one, and afresh, and the one with the lower
+    loss on the customers to watch is taken; without any of those, the fresh one.
+    """
+    begin = wish.begin if start else "fresh"
+    starts = {"fresh": [None], "last": [start], "best": [None, start]}[begin]
+    made = [_tuned(wish, checkpoint, data, each, stages) for each in starts]
+    best = min(made, key=lambda each: _loss(each[1]))
+    for _, document in made if len(made) > 1 else ():
+        log.info(f"  {_said(document)}{' ← taken' if document is best[1] else ''}")
+    return best
+
+
+def tuned_bundle(
+    wish: RoundWish,
+    checkpoint: Checkpoint,
+    base: Bundle,
+    *,
+    folder: Path,
+    data: Path,
+    clustered: Path,
+    stages: Stages,
+) -> Bundle:
+    """Return the bundle of the adapter in `folder` on the quantised base, judged by the customers to watch.
+
+    Raises GateError when it is not what was tuned.
+    """
+    facts = wish.facts()
+    inputs = {name: facts[name] for name in ("profile_sha256", "signer", "name", "system_prompt")}
+    found = clustered / router.NAME
+    tells = found if found.exists() else None
+    inputs |= {
+        "router": sha256_file(tells) if tells else None,
+        "base_bundle": base.id,
+        "base": checkpoint.sha256,
+        "adapter": sha256_file(folder / WEIGHTS),
+        "dataset": data.name,
+    }
+
+    def make(out: Path) -> Ran:
+        return _timed(
+            lambda: (
+                compile_model(
+                    wish.base,
+                    profile=wish.profile,
+                    out=out / "bundle",
+                    key=wish.key,
+                    adapter=folder,
+                    base_bundle=base.folder,
+                    name=wish.name,
+                    system_prompt=wish.system_prompt,
+                    work=wish.work,
+                    request=_watched(data),
+                    router=tells,
+                ).generation
+            )
+        )
+
+    return open_bundle(stages.run("bundle", inputs, make)[0] / "bundle")
+
+
+def _tuned(
+    wish: RoundWish, checkpoint: Checkpoint, data: Path, start: Path | None, stages: Stages
+) -> tuple[Path, dict[str, Any]]:
+    inputs = {
+        "base": checkpoint.sha256,
+        "dataset": sha256_file(data / "dataset.json"),
+        "recipe": asdict(wish.recipe) | {"targets": list(wish.recipe.targets)},
+        "start": sha256_file(start / WEIGHTS) if start else None,
+    }
+    place = stages.folder / "tuning" / sha256_bytes(canonical_json(inputs))[:20]
+
+    def make(folder: Path) -> Ran:
+        ran = _timed(lambda: tune(checkpoint.folder, data, place / "adapter", wish.recipe, start=start))
+        shutil.move(place / "adapter", folder / "adapter")
+        shutil.rmtree(place, ignore_errors=True)
+        return ran
+
+    folder, made = stages.run("tune", inputs, make)
+    return folder / "adapter", made.value | {"began_at": "last" if start else "fresh"}
+
+
+def _watched(data: Path) -> SearchRequest:
+    """Return the request that judges an adapter by what is watched, where that is enough and is answered in text."""
+    path = data / "eval.jsonl"
+    lines = [msgspec.json.decode(line, type=dict[str, Any]) for line in path.read_bytes().split(b"\n") if line]
+    is_text = all(line["messages"][-1].get("content") for line in lines)
+    return (
+        SearchRequest(task=path, limits=Limits(min_task=LEAST_KEPT))
+        if len(lines) >= LEAST_WATCHED and is_text
+        else PRESETS
+    )
+
+
+def _loss(document: dict[str, Any]) -> float:
+    loss = document["eval_loss_after"]
+    return math.inf if loss is None else loss
+
+
+def _said(document: dict[str, Any]) -> str:
+    return (
+        f"tuned {'from the last adapter' if document['start_sha256'] else 'afresh'}: loss {document['eval_loss_after']}"
+    )
+
+
+def _timed(work: Callable[[], Any]) -> Ran:
+    started_s = time.monotonic()
+    value = work()
+    return Ran(value=value, seconds=time.monotonic() - started_s, peak_mb=0.0)

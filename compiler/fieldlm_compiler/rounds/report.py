@@ -1,0 +1,141 @@
+"""Draw a round: one self-contained page, no script and nothing from elsewhere."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from fieldlm.core import charts
+from fieldlm.core.charts import Scale, Svg
+from fieldlm.core.pages import render
+from fieldlm_compiler.learn.curate import CuratedExample
+from fieldlm_compiler.rounds.state import Exact, RoundDocument, TaskRow
+
+Bars = list[tuple[str, Svg, str]]
+MOST_POINTS, MOST_TICKS = 300, 12
+KINDS = (("old", "base", "base as it is"), ("read", "previous", "round before"), ("new", "this", "this round"))
+
+
+def page(document: RoundDocument) -> str:
+    """Return the whole page for what round.json holds."""
+    return render(
+        "fieldlm_compiler.rounds",
+        "round.html",
+        title=f"fieldlm: round {document.number}",
+        round=document,
+        before=document.previous or document.base,
+        whole=_bars("", document),
+        tasks=[(row, _bars(row.name, row)) for row in document.tasks],
+        kinds=[(kind, words) for kind, field, words in KINDS if getattr(document, field) is not None],
+        advice=[(f"{row.name} ({row.id})", row.advice, row.reason) for row in document.tasks],
+        costs=[_cost(row) for row in document.tasks],
+        tests=[
+            (test.name, test.examples, test.lost, test.gained, test.changed, f"{test.p:.2g}", test.verdict)
+            for test in document.tests
+        ],
+        losses=losses(document.tune.get("losses", [])),
+        dropped=sorted(document.curated["dropped"].items()),
+        sealed=sorted((document.sealed | document.redacted).items()),
+        stages=[(stage["stage"], f"{stage['seconds']:.1f}") for stage in document.stages],
+    )
+
+
+def redacted(examples: Sequence[CuratedExample]) -> dict[str, int]:
+    """Count the examples in which something was redacted, by what it was."""
+    return dict(Counter(f"redacted: {kind}" for example in examples for kind in example.redacted))
+
+
+def losses(found: Sequence[float]) -> Svg | None:
+    """Return the loss over the steps of the training; of a long one the means of neighbours."""
+    if len(found) < 2:
+        return None
+    size = -(-len(found) // MOST_POINTS)
+    points = [
+        (min(at + size, len(found)) - 1.0, sum(part) / len(part))
+        for at in range(0, len(found), size)
+        if (part := found[at : at + size])
+    ]
+    top = max(loss for _, loss in points)
+    last = len(found) - 1
+    return charts.plot(
+        "Loss of every step",
+        Scale(low=0.0, high=float(last), ticks=((0.0, "step 1"), (float(last), f"step {len(found)}"))),
+        Scale(low=0.0, high=top, ticks=((0.0, "0"), (top, f"{top:.2f}"))),
+        line=points,
+    )
+
+
+def trend(rounds: Sequence[RoundDocument]) -> Svg | None:
+    """Return the exact match of what was in service after each round, on the examples that each held out."""
+    points = [(float(each.number), shown.score.share) for each in rounds if (shown := in_service(each)).total]
+    if not points:
+        return None
+    first, last = points[0][0], points[-1][0]
+    return charts.plot(
+        "Exact match after each round",
+        Scale(
+            low=first - 0.5,
+            high=last + 0.5,
+            ticks=[(x, f"{x:.0f}") for x, _ in points[:: -(-len(points) // MOST_TICKS)]],
+        ),
+        Scale(low=0.0, high=1.0, ticks=((0.0, "0 %"), (0.5, "50 %"), (1.0, "100 %"))),
+        line=points,
+        dots=[
+            charts.Dot(x=x, y=y, kind="new" if each.decision == "accepted" else "old", words=f"{y:.0%}")
+            for (x, y), each in zip(points, (r for r in rounds if in_service(r).total), strict=True)
+        ],
+    )
+
+
+def in_service(document: RoundDocument) -> Exact:
+    """Return the exact match of the bundle that serves after a round."""
+    return _serving(document, document)
+
+
+def _serving(document: RoundDocument, scored: RoundDocument | TaskRow) -> Exact:
+    accepted = scored.this if document.decision == "accepted" else None
+    return accepted or scored.previous or scored.base
+
+
+def rounds_page(title: str, rounds: Sequence[RoundDocument], rows: Sequence[Sequence[str]], due: str) -> str:
+    """Return the page of all rounds."""
+    return render(
+        "fieldlm_compiler.rounds",
+        "rounds.html",
+        title=title,
+        trend=trend(rounds),
+        rows=rows,
+        due=due,
+        tasks=[
+            (row.name, row.example, f"{row.share:.1%}", str(_serving(rounds[-1], row)), row.advice)
+            for row in rounds[-1].tasks
+        ],
+    )
+
+
+def _bars(name: str, scored: RoundDocument | TaskRow) -> Bars:
+    drawn: Bars = []
+    for kind, field, words in KINDS:
+        found: Exact | None = getattr(scored, field)
+        if found is None:
+            continue
+        low, high = found.score.interval
+        label = f"{name}, {words}" if name else words
+        picture = charts.bar(label, [(kind, found.score.share)], interval=(low, high) if found.total else None)
+        drawn.append((words, picture, str(found) if found.total else "nothing held out"))
+    return drawn
+
+
+def _cost(row: TaskRow) -> tuple[Any, ...]:
+    cost = row.cost
+    return (
+        row.name,
+        f"{row.share:.1%}",
+        f"{row.examples:,}",
+        f"{cost.calls:,}",
+        f"{cost.prompt_tokens:,}",
+        f"{cost.completion_tokens:,}",
+        f"{cost.small:,}",
+        f"{cost.large:,}",
+        f"{cost.escalated:,}",
+        f"{cost.corrected:,}",
+    )

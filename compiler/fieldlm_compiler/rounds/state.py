@@ -1,0 +1,168 @@
+"""What a round leaves behind: `rounds/NNNN/`, whole or not there, and what the next one reads of it.
+
+    rounds/0001/
+      round.json     a RoundDocument: inputs by digest, stages, figures per task, the decision and its reasons
+      report.html    the same as a page
+      examples/      examples.jsonl, tasks.json and curate.json, as the round used them
+      dataset/       what was trained on
+      held_out.json  per held-out example, by the id of its response: its task, and whose answer was right
+      adapter/  bundle/
+      seen.json      up to which number the records of every device were looked at
+    rounds/.work/    finished stages by the digest of their inputs, and a tuning that was interrupted
+
+Words of people are in `examples/` and `dataset/` alone, in the shape in which `fieldlm tainted rounds/` finds them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from fieldlm.core.errors import InputError
+from fieldlm_compiler.learn.evaluate import Score
+from fieldlm_compiler.rounds.gate import PairedTest
+
+FORMAT = "fieldlm.round/1"
+DOCUMENT, HELD_OUT, SEEN = "round.json", "held_out.json", "seen.json"
+WORK = ".work"
+Decision = Literal["accepted", "refused"]
+Mark = tuple[str, int, int]
+"""A device, an epoch, and the last number of its stream of generations that was looked at."""
+
+
+class Exact(msgspec.Struct, frozen=True, kw_only=True):
+    """Exact matches among held-out examples."""
+
+    right: int
+    total: int
+
+    @property
+    def score(self) -> Score:
+        return Score(right=self.right, total=self.total)
+
+    def __str__(self) -> str:
+        return f"{self.right / self.total:.0%} ({self.right}/{self.total})" if self.total else "–"
+
+
+class TaskCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What the requests of a task took, and who answered them."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    small: int = 0
+    large: int = 0
+    escalated: int = 0
+    corrected: int = 0
+
+
+class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One task of a round: how often it is asked for, what it costs, who answers it how well, who should."""
+
+    id: str
+    name: str
+    example: str
+    examples: int
+    share: float
+    """Of the requests whose task is known or not, those whose words may be read."""
+    cost: TaskCost
+    base: Exact
+    previous: Exact | None
+    this: Exact | None
+    advice: Literal["small", "large", "too few"]
+    reason: str
+
+
+class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What round.json holds."""
+
+    format: str
+    number: int
+    began: str
+    """UTC, when its data was first looked at."""
+    decision: Decision
+    reasons: list[str]
+    parent: int | None
+    """The accepted round whose bundle this one was held against."""
+    generation: str
+    """Of the bundle, "" where none was made."""
+    made_of: dict[str, Any]
+    """Inputs by their digests, and every option that decides what comes of them."""
+    stages: list[dict[str, Any]]
+    curated: dict[str, Any]
+    sealed: dict[str, int]
+    redacted: dict[str, int]
+    dataset: dict[str, Any]
+    tune: dict[str, Any]
+    requests: dict[str, int]
+    tasks: list[TaskRow]
+    base: Exact
+    previous: Exact | None
+    this: Exact | None
+    tests: list[PairedTest]
+
+
+class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
+    """How one held-out example was answered."""
+
+    response: str
+    task: str
+    base: bool
+    previous: bool | None = None
+    this: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRound:
+    """A round that came to a decision, and its folder."""
+
+    folder: Path
+    document: RoundDocument
+
+    @property
+    def number(self) -> int:
+        return self.document.number
+
+    @property
+    def is_accepted(self) -> bool:
+        return self.document.decision == "accepted"
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "bundle"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def examples(self) -> Path:
+        return self.folder / "examples"
+
+    def held_out(self) -> list[HeldOut]:
+        return msgspec.json.decode((self.folder / HELD_OUT).read_bytes(), type=list[HeldOut])
+
+    def seen(self) -> list[Mark]:
+        return msgspec.json.decode((self.folder / SEEN).read_bytes(), type=list[Mark])
+
+
+def read_rounds(folder: Path) -> list[FinishedRound]:
+    """Return the rounds in `folder`, oldest first; raises InputError for one that cannot be read."""
+    return list(_rounds(folder))
+
+
+def last_accepted(rounds: list[FinishedRound]) -> FinishedRound | None:
+    return next((each for each in reversed(rounds) if each.is_accepted), None)
+
+
+def _rounds(folder: Path) -> Iterator[FinishedRound]:
+    for path in sorted(folder.glob(f"[0-9][0-9][0-9][0-9]/{DOCUMENT}")):
+        try:
+            document = msgspec.json.decode(path.read_bytes(), type=RoundDocument)
+        except msgspec.MsgspecError as error:
+            raise InputError(f"{path} is no round of this version: {error}; move its folder away") from error
+        if document.format != FORMAT:
+            raise InputError(f"{path} is of format {document.format}, known is {FORMAT}; update fieldlm-compiler")
+        yield FinishedRound(folder=path.parent, document=document)

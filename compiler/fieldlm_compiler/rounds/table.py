@@ -1,0 +1,130 @@
+"""The table of a round: one row a task, with what it costs, who answers it how well, and who should."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from fieldlm.core import terminal
+from fieldlm_compiler.learn.cluster import Task
+from fieldlm_compiler.learn.curate import CuratedExample
+from fieldlm_compiler.rounds.advice import advise
+from fieldlm_compiler.rounds.state import Exact, FinishedRound, RoundDocument, TaskCost, TaskRow
+from fieldlm_compiler.rounds.traffic import Traffic
+
+HEAD = ("task", "name", "share", "examples", "calls", "tokens in/out", "small/large/up", "base", "before", "now", "who")
+
+
+class _Asked(Protocol):
+    """Per held-out example, whether each generation answered it right."""
+
+    @property
+    def base(self) -> list[bool]: ...
+    @property
+    def previous(self) -> list[bool] | None: ...
+    @property
+    def this(self) -> list[bool] | None: ...
+
+
+def exact(right: Sequence[bool]) -> Exact:
+    return Exact(right=sum(right), total=len(right))
+
+
+def rows(
+    examples: Sequence[CuratedExample],
+    tasks: Path,
+    looked: Traffic,
+    held: Sequence[CuratedExample],
+    exams: _Asked,
+    *,
+    enough: float,
+    is_accepted: bool,
+) -> list[TaskRow]:
+    """Return a row for every task, the one that is asked for most first; advised is on what serves after the round."""
+    found = msgspec.convert(msgspec.json.decode(tasks.read_bytes())["tasks"], list[Task])
+    counts = Counter(example.task for example in examples)
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for at, example in enumerate(held):
+        places[example.task].append(at)
+
+    def of(right: list[bool] | None, task: str) -> Exact | None:
+        return None if right is None else exact([right[at] for at in places[task]])
+
+    made: list[TaskRow] = []
+    for task in found:
+        base, previous, this = of(exams.base, task.id), of(exams.previous, task.id), of(exams.this, task.id)
+        serving = (this if is_accepted else None) or previous or base or Exact(right=0, total=0)
+        advice, reason = advise(serving, enough)
+        made.append(
+            TaskRow(
+                id=task.id,
+                name=task.name,
+                example=task.example,
+                examples=counts[task.id],
+                share=round(looked.share(task.id), 4),
+                cost=looked.costs.get(task.id, TaskCost()),
+                base=base or Exact(right=0, total=0),
+                previous=previous,
+                this=this,
+                advice=advice,
+                reason=reason,
+            )
+        )
+    return sorted(made, key=lambda row: (-row.share, -row.examples, row.id))
+
+
+def text(done: FinishedRound) -> str:
+    """Return what the terminal says of a round."""
+    document = done.document
+    lines = [terminal.table([_cells(row) for row in document.tasks], HEAD), ""]
+    lines += [f"  {row.id}: {row.reason}" for row in document.tasks]
+    lines += ["", f"  the whole: base {_spelt(document.base)}, before {_spelt(document.previous)}, "
+              f"now {_spelt(document.this)}"]  # fmt: skip
+    lines += [f"  {_mark(test.verdict)} {test.name}: {test}: {test.verdict}" for test in document.tests]
+    lines += [f"round {document.number} is {document.decision}" + "".join(f"\n  ✗ {why}" for why in document.reasons)]
+    return "\n".join([*lines, f"  {done.folder / 'report.html'}"])
+
+
+def as_json(document: RoundDocument) -> dict[str, object]:
+    """Return round.json with shares and intervals beside the counts."""
+    plain: dict[str, object] = msgspec.to_builtins(document)
+    rows_of = [
+        msgspec.to_builtins(row)
+        | {name: _facts(each) for name in ("base", "previous", "this") if (each := getattr(row, name))}
+        for row in document.tasks
+    ]
+    whole = {name: _facts(each) for name in ("base", "previous", "this") if (each := getattr(document, name))}
+    return plain | whole | {"tasks": rows_of}
+
+
+def _facts(found: Exact) -> dict[str, float]:
+    low, high = found.score.interval
+    return {"right": found.right, "total": found.total, "share": found.score.share, "low": low, "high": high}
+
+
+def _cells(row: TaskRow) -> list[str]:
+    cost = row.cost
+    return [
+        row.id,
+        row.name,
+        f"{row.share:.0%}",
+        f"{row.examples:,}",
+        f"{cost.calls:,}",
+        f"{cost.prompt_tokens:,}/{cost.completion_tokens:,}",
+        f"{cost.small}/{cost.large}/{cost.escalated}",
+        *(_spelt(each) for each in (row.base, row.previous, row.this)),
+        row.advice,
+    ]
+
+
+def _spelt(found: Exact | None) -> str:
+    if found is None or not found.total:
+        return "–"
+    low, high = found.score.interval
+    return f"{found.score.share:.0%} ({low:.0%}–{high:.0%})"
+
+
+def _mark(verdict: str) -> str:
+    return {"worse": "✗", "better": "✓", "held": "✓"}.get(verdict, "·")

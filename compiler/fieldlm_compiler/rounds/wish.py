@@ -1,0 +1,62 @@
+"""What a round is asked for."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fieldlm.core.signing import key_id
+from fieldlm.formats.profile import Profile, profile_sha256
+from fieldlm_compiler.learn.curate import EVAL_SHARE
+from fieldlm_compiler.learn.tune import TrainingRecipe
+from fieldlm_compiler.rounds.advice import ENOUGH
+
+Begin = Literal["best", "last", "fresh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundWish:
+    """Everything that decides what comes of a round, beside the store and the rounds before it."""
+
+    store: str
+    base: str
+    profile: Profile
+    out: Path
+    key: Ed25519PrivateKey
+    consents: tuple[str, ...]
+    base_bundle: Path | None = None
+    """The base as devices have it; none: it is compiled."""
+    quants: tuple[str, ...] = ()
+    name: str = ""
+    system_prompt: str | None = None
+    recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
+    begin: Begin = "best"
+    """Tune from the last accepted adapter, afresh, or both and take what is better on the customers to watch."""
+    eval_share: float = EVAL_SHARE
+    teacher: bool = False
+    """Whether what the large model answered is a label where nobody corrected it."""
+    enough: float = ENOUGH
+    """Exact match from which the small model takes a task."""
+    let_go: frozenset[str] = frozenset()
+    """Tasks, by id or name, that may get worse."""
+    work: Path | None = None
+    """Where finished stages of the compiler lie; none: the user's cache."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the options as round.json names them."""
+        return {
+            "profile": self.profile.id,
+            "profile_sha256": profile_sha256(self.profile),
+            "signer": key_id(self.key.public_key()),
+            "consents": sorted(self.consents),
+            "quants": list(self.quants),
+            "name": self.name,
+            "system_prompt": self.system_prompt,
+            "recipe": asdict(self.recipe) | {"targets": list(self.recipe.targets)},
+            "begin": self.begin,
+            "eval_share": self.eval_share,
+            "teacher": self.teacher,
+            "enough": self.enough,
+            "let_go": sorted(self.let_go),
+        }

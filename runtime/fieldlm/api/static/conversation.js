@@ -1,0 +1,147 @@
+"use strict";
+// The conversation as this browser keeps it, in localStorage and nowhere else: it survives a reload, and is forgotten
+// with New, with Forget, and when nobody has gone on with it for IDLE_S.
+
+const KEPT = "fieldlm.conversation";
+const TOUCHED = "fieldlm.touched";
+const FORMAT = 1;
+const TOUCH_MS = 2000; // is written no more often
+const parameters = new URLSearchParams(location.search);
+// A kiosk's next customer must not find the last one's conversation: ?idle=SECONDS, 0 for never.
+const asked = Number(parameters.get("idle") ?? 180);
+const IDLE_S = asked >= 0 ? asked : 180;
+// What stands in a public place takes questions and nothing else: no options, no export, no links that lead away.
+const IS_KIOSK = parameters.has("kiosk");
+let touchedMs = Date.now();
+
+function newSession() {
+  // randomUUID is for https and this machine alone; a kiosk's page may come over http from the next room.
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// `exchanges` are questions with their answers and how these ended; the device no longer sees those before `from`.
+function newConversation(settings = {}) {
+  return { format: FORMAT, session: newSession(), settings, from: 0, exchanges: [] };
+}
+
+// A browser may have no storage, or none left: then a conversation lasts as long as its page.
+function stored(use, otherwise = null) {
+  try {
+    return use(localStorage);
+  } catch {
+    return otherwise;
+  }
+}
+
+function isConversation(found) {
+  const isExchange = (each) => typeof each?.question === "string" && typeof each?.answer === "string";
+  return found?.format === FORMAT && typeof found.session === "string" && Array.isArray(found.exchanges)
+    && Number.isInteger(found.from) && typeof found.settings === "object" && found.exchanges.every(isExchange);
+}
+
+// Milliseconds since somebody last touched this page in any of its tabs. A clock that went back says nothing: too long.
+function idleMs() {
+  const last = Math.max(touchedMs, Number(stored((kept) => kept.getItem(TOUCHED))) || 0);
+  const passed = Date.now() - last;
+  return passed < -60_000 ? Infinity : passed;
+}
+
+function isExpired() {
+  return IDLE_S > 0 && idleMs() >= 1000 * IDLE_S;
+}
+
+function keepTouch() {
+  const nowMs = Date.now();
+  if (nowMs - touchedMs < TOUCH_MS && nowMs >= touchedMs) return;
+  touchedMs = nowMs;
+  stored((kept) => kept.setItem(TOUCHED, String(nowMs)));
+}
+
+function loadConversation() {
+  const text = stored((kept) => kept.getItem(KEPT));
+  const lastMs = Number(stored((kept) => kept.getItem(TOUCHED))) || 0;
+  if (!text) return newConversation();
+  touchedMs = lastMs; // a reload is nobody's touch
+  if (!isExpired()) {
+    const found = stored(() => JSON.parse(text));
+    if (isConversation(found)) {
+      for (const each of found.exchanges) if (each.ended === "running") each.ended = "left";
+      return found;
+    }
+  }
+  forgetConversation();
+  touchedMs = Date.now();
+  return newConversation();
+}
+
+function keepConversation(talk) {
+  const isEmpty = !talk.exchanges.length && !Object.keys(talk.settings).length;
+  if (isEmpty) return forgetConversation();
+  stored((kept) => {
+    kept.setItem(KEPT, JSON.stringify(talk));
+    kept.setItem(TOUCHED, String(touchedMs));
+  });
+}
+
+function forgetConversation() {
+  stored((kept) => {
+    kept.removeItem(KEPT);
+    kept.removeItem(TOUCHED);
+  });
+}
+
+// What the device is asked with the exchange at `place`; what failed is not told again.
+function messagesOf(talk, place) {
+  const { system } = talk.settings;
+  const before = talk.exchanges.slice(talk.from, place).filter((each) => each.answer && each.ended !== "error");
+  return [
+    ...(system ? [{ role: "system", content: system }] : []),
+    ...before.flatMap(({ question, answer }) => [
+      { role: "user", content: question }, { role: "assistant", content: answer },
+    ]),
+    { role: "user", content: talk.exchanges[place].question },
+  ];
+}
+
+// ---- taken away as a file
+
+const ENDED = {
+  length: "The answer was cut off: it reached the length that is allowed.",
+  stopped: "Stopped.",
+  left: "The page was left before this answer ended.",
+  deadline_exceeded: "The answer was cut off: its time was over.",
+  preempted: "The answer was cut off: something more urgent came.",
+  cancelled: "The answer was cut off by the device.",
+};
+
+function asMarkdown(talk) {
+  const parts = [`# Conversation with ${runs?.model ?? "fieldlm"}`, `${new Date().toISOString()}`];
+  if (talk.settings.system) parts.push(`System prompt:\n\n${talk.settings.system}`);
+  for (const each of talk.exchanges) {
+    const notes = [bySmallOrLarge(each), ENDED[each.ended], each.error].filter(Boolean).map((text) => `*${text}*`);
+    parts.push("## Question", each.question, "## Answer", each.answer, ...notes);
+  }
+  return `${parts.filter(Boolean).join("\n\n")}\n`;
+}
+
+function asDocument(talk) {
+  const model = runs && { name: runs.model, generation: runs.generation };
+  const { settings, exchanges } = talk;
+  const messages = exchanges.length ? messagesOf({ ...talk, from: 0 }, exchanges.length - 1) : [];
+  if (exchanges.at(-1)?.answer) messages.push({ role: "assistant", content: exchanges.at(-1).answer });
+  return JSON.stringify({ exported: new Date().toISOString(), model, settings, messages, exchanges }, null, 2);
+}
+
+function bySmallOrLarge(exchange) {
+  if (exchange.by !== "large") return "";
+  return `Answered by ${exchange.model || "a large model"}, the large model beside this device`
+    + `${exchange.why ? ` (${exchange.why})` : ""}.`;
+}
+
+function download(name, type, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}

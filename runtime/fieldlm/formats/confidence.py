@@ -1,0 +1,133 @@
+"""confidence.json: what a bundle knows of how likely its answers are right, fitted to its own quantised weights.
+
+A signal, such as an answer's least log probability, becomes p(right) along rising steps (isotonic regression). They
+hold for these weights, this adapter and prompts like those of the task; another bundle has its own. What is said about
+them (`ece`, `held`, `auroc`) was found on answers that the steps in question were not fitted to.
+"""
+
+import math
+from bisect import bisect_left
+from itertools import pairwise
+
+import msgspec
+
+from fieldlm.core.errors import BundleError, InputError
+from fieldlm.formats.growth import Growing, check_understood, is_readable
+
+FORMAT = "fieldlm.confidence/1"
+NAME = "confidence.json"
+Z95 = 1.959964
+
+
+class Threshold(msgspec.Struct, frozen=True, kw_only=True):
+    """Which answers to take as they are: those of confidence `p` or more. The rest goes to somebody better.
+
+    `share` of all are taken, `accuracy` of those are right, at least `low` by Wilson's 95 % interval; all as found on
+    held-out answers. `wrong` bounds how many of all answers are wrong and taken, in the mean over draws of the
+    calibration and one more answer like it (conformal risk control, Angelopoulos et al. 2022, arXiv:2208.02814). It is
+    a bound for a threshold named beforehand; one that was chosen on the same answers is a little worse.
+    """
+
+    p: float
+    share: float
+    accuracy: float | None
+    low: float
+    wrong: float
+
+
+class Confidence(Growing, frozen=True, kw_only=True):
+    """How a `signal` becomes p(right), and how far that can be believed.
+
+    `steps` are points (signal, p), rising; between them the line is straight, beyond them flat. `quantiles` of the
+    signal lie at equal shares from 0 to 1. `held` are rows (p, answers, right) of the `n` answers, each with the p,
+    rounded down to a thousandth, that steps fitted to others gave it. `ece` is the mean distance of p and share right
+    over ten parts of equal size (expected calibration error); `ece_by_chance` is what it would come to if every p were
+    exactly right. `estimate` says how the held-out p was made. Without steps, `reason` says why there are none.
+    """
+
+    format: str = FORMAT
+    signal: str = ""
+    steps: tuple[tuple[float, float], ...] = ()
+    n: int = 0
+    right: int = 0
+    auroc: float | None = None
+    auroc_low: float | None = None
+    auroc_high: float | None = None
+    ece: float | None = None
+    ece_by_chance: float | None = None
+    estimate: str = ""
+    quantiles: tuple[float, ...] = ()
+    held: tuple[tuple[float, int, int], ...] = ()
+    reason: str = ""
+
+    def p(self, value: float) -> float | None:
+        """Return the probability that an answer whose signal is `value` is right; None without steps."""
+        if not self.steps or math.isnan(value):
+            return None
+        place = bisect_left(self.steps, value, key=lambda step: step[0])
+        if place == 0 or place == len(self.steps):
+            return self.steps[min(place, len(self.steps) - 1)][1]
+        (left, low), (right, high) = self.steps[place - 1], self.steps[place]
+        return low + (high - low) * (value - left) / (right - left)
+
+    def quantile(self, share: float) -> float | None:
+        """Return the signal that `share` of the task's answers are below; None where nothing is known of it."""
+        if not self.quantiles:
+            return None
+        place = min(max(share, 0.0), 1.0) * (len(self.quantiles) - 1)
+        below = min(int(place), len(self.quantiles) - 2)
+        left, right = self.quantiles[below], self.quantiles[below + 1]
+        return left + (right - left) * (place - below)
+
+    def threshold(self, accuracy: float, *, teacher: float | None = None) -> Threshold:
+        """Return the threshold that takes the most answers while `accuracy` of those taken were right when held out.
+
+        With `teacher`, the share that the one who gets the rest answers rightly, `accuracy` is that of both together.
+        Where it cannot be reached `p` is 1, which no answer has. Raises InputError for what is no share.
+        """
+        for name, share in (("accuracy", accuracy), ("teacher", teacher)):
+            if share is not None and not 0 <= share <= 1:
+                raise InputError(f"{name} is {share:g}, want a share from 0 to 1, such as 0.95")
+        best, taken, right = self._at(1.0, 0, 0), 0, 0
+        for p, answers, correct in sorted(self.held, reverse=True):
+            taken, right = taken + answers, right + correct
+            helped = 0.0 if teacher is None else teacher * (self.n - taken)
+            if right + helped >= accuracy * (taken if teacher is None else self.n) - 1e-9:
+                best = self._at(p, taken, right)
+        return best
+
+    def _at(self, p: float, taken: int, right: int) -> Threshold:
+        return Threshold(
+            p=p,
+            share=taken / max(self.n, 1),
+            accuracy=right / taken if taken else None,
+            low=_wilson_low(right, taken),
+            wrong=(taken - right + 1) / (self.n + 1) if taken else 0.0,
+        )
+
+
+def read_confidence(data: bytes, *, what: str) -> Confidence:
+    """Read a confidence.json; raises BundleError with what is wrong in it. What a minor version added is ignored."""
+    try:
+        found = msgspec.json.decode(data, type=Confidence)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{what} is no calibration: {error}") from error
+    if not is_readable(found.format, FORMAT):
+        raise BundleError(f"{what} has format {found.format!r}, this version reads {FORMAT!r}; update fieldlm")
+    check_understood(found, what=what, error=BundleError)
+    if any(one[0] >= other[0] or one[1] > other[1] for one, other in pairwise(found.steps)):
+        raise BundleError(f"{what} has steps that do not rise; compile the bundle again")
+    if not all(0 <= p <= 1 for p in (*(p for _, p in found.steps), *(row[0] for row in found.held))):
+        raise BundleError(f"{what} has a probability outside 0 to 1; compile the bundle again")
+    if len(found.quantiles) == 1 or any(one > other for one, other in pairwise(found.quantiles)):
+        raise BundleError(f"{what} has quantiles that do not rise; compile the bundle again")
+    return found
+
+
+def _wilson_low(right: int, count: int) -> float:
+    """Return the lower end of Wilson's 95 % interval of a share; 0 of nothing."""
+    if not count:
+        return 0.0
+    share, square = right / count, Z95 * Z95
+    spread = Z95 * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    return max(0.0, (share + square / (2 * count) - spread) / (1 + square / count))

@@ -1,0 +1,80 @@
+"""How likely an answer is right: an engine's signals, through what its bundle was calibrated to when it was made.
+
+It is that of a whole answer, chosen greedily, to a question like those of the task that the bundle was judged by. Who
+samples at a temperature, or asks about something else, gets a number that nobody has checked.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fieldlm.core.errors import BundleError
+from fieldlm.core.logs import logger
+from fieldlm.engines import Timings
+from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.confidence import Confidence, read_confidence
+from fieldlm.inference.generations import Serving
+
+log = logger(__name__)
+
+UNSURE = 0.1
+"""The share of a bundle's answers that are called unsure: those of the lowest signals."""
+
+
+def _whole_logprob(timings: Timings) -> float | None:
+    """The log probability of the answer as a whole, as far as it was free."""
+    return None if timings.mean_logprob is None else timings.mean_logprob * timings.free_tokens
+
+
+SIGNALS: Mapping[str, Callable[[Timings], float | None]] = {
+    "min_logprob": lambda timings: timings.min_logprob,
+    "mean_logprob": lambda timings: timings.mean_logprob,
+    "sum_logprob": _whole_logprob,
+    "min_margin": lambda timings: timings.min_margin,
+}
+"""What a calibration may be made on, by name; where two do equally well the first one is taken."""
+
+
+def confidence(serving: Serving, timings: Timings) -> float | None:
+    """Return the probability that the answer of `serving` with these `timings` is right.
+
+    None where the bundle has no calibration, or one on a signal of a newer version, or no token was free.
+    """
+    return confidence_by(serving.bundle, timings)
+
+
+def confidence_by(bundle: Bundle, timings: Timings) -> float | None:
+    """Return `confidence` for an answer of `bundle`, where there is no `Serving`."""
+    calibration = calibration_of(bundle)
+    value = _value(calibration, timings)
+    return None if calibration is None or value is None else calibration.p(value)
+
+
+def is_unsure(serving: Serving, timings: Timings) -> bool | None:
+    """Say whether an answer is among the least sure that the bundle gives; None where it does not know."""
+    calibration = calibration_of(serving.bundle)
+    value = _value(calibration, timings)
+    if calibration is None or value is None or (low := calibration.quantile(UNSURE)) is None:
+        return None
+    return value < low
+
+
+def calibration_of(bundle: Bundle) -> Confidence | None:
+    """Return what `bundle` was calibrated to, if it was; an adapter's bundle has its own."""
+    path = bundle.path("confidence")
+    return None if path is None else _read(path, bundle.id)
+
+
+@functools.lru_cache(maxsize=128)
+def _read(path: Path, bundle: str) -> Confidence | None:
+    """Read a calibration once for each `bundle`; an answer does not fail because of it."""
+    try:
+        return read_confidence(path.read_bytes(), what=str(path))
+    except (OSError, BundleError) as error:
+        log.warning(f"answers of {bundle[:12]} have no confidence: {error}")
+        return None
+
+
+def _value(calibration: Confidence | None, timings: Timings) -> float | None:
+    signal = SIGNALS.get(calibration.signal) if calibration else None
+    return signal(timings) if signal else None

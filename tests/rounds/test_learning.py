@@ -1,0 +1,70 @@
+"""How a round tunes: from the last adapter, afresh, or whichever is better; and once for the same inputs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fieldlm.formats.profile import Profile
+from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
+from fieldlm_compiler.learn.tune import TrainingRecipe, tune
+from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.rounds import learning
+from fieldlm_compiler.rounds.wish import Begin, RoundWish
+from tests.support import tiny_models
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "eval"):
+        tiny_models.write_lines(folder / f"{split}.jsonl", tiny_models.conversations(8))
+    (folder / "dataset.json").write_text(json.dumps({"id": "0123456789abcdef"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tiny: Checkpoint, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that knows the task already."""
+    out = tmp_path_factory.mktemp("start") / "adapter"
+    tune(tiny.folder, data, out, TrainingRecipe(epochs=20, learning_rate=3e-3, precision="float32"))
+    return out
+
+
+@pytest.fixture
+def wish(profile: Profile, key: Ed25519PrivateKey) -> Callable[[Begin], RoundWish]:
+    recipe = TrainingRecipe(epochs=1, learning_rate=1e-4, precision="float32")
+
+    def made(begin: Begin) -> RoundWish:
+        return RoundWish(
+            store="", base="", profile=profile, out=Path(), key=key, consents=(), recipe=recipe, begin=begin
+        )
+
+    return made
+
+
+def test_the_better_of_two_beginnings_is_taken_and_nothing_is_tuned_twice(
+    wish: Callable[[Begin], RoundWish], tiny: Checkpoint, data: Path, start: Path, tmp_path: Path
+) -> None:
+    stages = Stages(tmp_path)
+    losses: dict[str, float] = {}
+    document: dict[str, Any] = {}
+    begins: tuple[Begin, ...] = ("fresh", "last", "best")
+    for begin in begins:
+        folder, document = learning.adapter(wish(begin), tiny, data, start, stages)
+        losses[begin] = document["eval_loss_after"]
+        assert (folder / "adapter_model.safetensors").is_file()
+    assert losses["best"] == losses["last"] < losses["fresh"]
+    assert document["began_at"] == "last"
+    assert [made.cached for made in stages.made] == [False, False, True, True]
+    assert not list((tmp_path / "tuning").glob("*"))
+
+
+def test_without_an_adapter_to_begin_at_it_begins_afresh(
+    wish: Callable[[Begin], RoundWish], tiny: Checkpoint, data: Path, tmp_path: Path
+) -> None:
+    _, document = learning.adapter(wish("last"), tiny, data, None, Stages(tmp_path))
+    assert (document["began_at"], document["start_sha256"]) == ("fresh", "")

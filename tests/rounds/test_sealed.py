@@ -1,0 +1,109 @@
+"""What is held out, trained on and rehearsed from round to round, on stores that people really fill."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fieldlm_compiler.collect.open import open_sink
+from fieldlm_compiler.learn.curate import CuratedExample, curate, read_examples
+from fieldlm_compiler.rounds.sealed import EarlierRounds, Sealed, seal, to_watch, words
+from tests.support.usage import CONSENT, Usage
+
+SHARE = 0.3
+
+
+def found(store: Path, out: Path) -> list[CuratedExample]:
+    curate(store, out, consents=(CONSENT,), eval_share=SHARE)
+    return read_examples(out)
+
+
+def sealed(store: Path, current: list[CuratedExample], before: EarlierRounds, **more: Any) -> Sealed:
+    with open_sink(str(store), read_only=True) as sink:
+        return seal(current, before, sink, consents=(CONSENT,), system_prompt=more.get("system_prompt"))
+
+
+def after(examples: list[CuratedExample], *, rehearsed: bool = False) -> EarlierRounds:
+    learned = [example for example in examples if example.split == "train"]
+    return EarlierRounds(
+        held={words(example): example for example in examples if example.split == "eval"},
+        trained=frozenset(map(words, learned)),
+        rehearsed=learned if rehearsed else [],
+    )
+
+
+def usage(folder: Path) -> Usage:
+    made = Usage(folder)
+    made.customers([(f"tea {at}", "order") for at in range(40)], prefix="a", each=1)
+    return made
+
+
+def test_held_out_words_stay_with_their_customer_whoever_says_them_next(tmp_path: Path) -> None:
+    made = usage(tmp_path / "store")
+    first = found(tmp_path / "store", tmp_path / "one")
+    for crowd in ("b", "c", "d"):
+        made.customers([(f"tea {at}", "book") for at in range(40)], prefix=crowd, each=1)
+    then = sealed(tmp_path / "store", found(tmp_path / "store", tmp_path / "two"), after(first))
+    before = {words(example): example for example in first if example.split == "eval"}
+    now = {words(example): example for example in then.examples if example.split == "eval"}
+    assert before.keys() == now.keys()
+    assert {said: (e.session, e.response) for said, e in now.items()} == {
+        said: (e.session, e.response) for said, e in before.items()
+    }
+    assert {json.loads(example.answer)["name"] for example in now.values()} == {"book"}, (
+        "people agree on another answer"
+    )
+    assert then.counts["held out before, stays so"] > 0
+    assert then.counts["held out, but trained on before"] > 0
+    assert not {words(e) for e in then.examples if e.split == "train"} & before.keys()
+
+
+def test_words_of_somebody_who_is_forgotten_are_no_exam_for_somebody_else(tmp_path: Path) -> None:
+    usage(tmp_path / "store")
+    current = found(tmp_path / "store", tmp_path / "one")
+    gone = {
+        said: msgspec.structs.replace(example, response="chatcmpl-gone")
+        for said, example in after(current).held.items()
+    }
+    as_training = [msgspec.structs.replace(example, split="train") for example in current]
+    then = sealed(tmp_path / "store", as_training, EarlierRounds(held=gone, trained=frozenset(), rehearsed=[]))
+    assert not {words(example) for example in then.examples} & gone.keys()
+    assert then.counts == {"held out before, of somebody who is gone": len(gone)}
+
+
+def test_what_was_learned_is_rehearsed_unless_it_is_gone_or_answered_otherwise(tmp_path: Path) -> None:
+    made = usage(tmp_path / "store")
+    first = found(tmp_path / "store", tmp_path / "one")
+    before = after(first, rehearsed=True)
+    disputed, gone, *others = before.rehearsed
+    made.customers([(disputed.utterance, "hours")], prefix="b", each=1)
+    forgotten = msgspec.structs.replace(gone, response="chatcmpl-gone")
+    before = EarlierRounds(held={}, trained=frozenset(), rehearsed=[disputed, forgotten, *others])
+    then = sealed(tmp_path / "store", [], before)
+    assert {example.response for example in then.examples} == {example.response for example in others}
+    assert then.counts == {"rehearsed": len(others)}
+
+
+def test_examples_that_are_there_are_not_rehearsed_twice(tmp_path: Path) -> None:
+    usage(tmp_path / "store")
+    current = found(tmp_path / "store", tmp_path / "one")
+    then = sealed(tmp_path / "store", current, after(current, rehearsed=True))
+    assert [words(example) for example in then.examples] == [words(example) for example in current]
+
+
+def test_the_system_prompt_to_come_is_what_is_trained_behind(tmp_path: Path) -> None:
+    usage(tmp_path / "store")
+    current = found(tmp_path / "store", tmp_path / "one")
+    then = sealed(tmp_path / "store", current, after([]), system_prompt="You take orders.")
+    assert {example.messages[0]["content"] for example in then.examples} == {"You take orders."}
+    assert [words(example) for example in then.examples] == [words(example) for example in current]
+
+
+def test_some_training_customers_are_watched_with_all_they_say(tmp_path: Path) -> None:
+    made = Usage(tmp_path / "store")
+    made.customers([(f"tea {at}", "order") for at in range(600)], prefix="a", each=3)
+    learned = [e for e in found(tmp_path / "store", tmp_path / "one") if e.split == "train"]
+    watched = {example.session for example in learned if to_watch(example)}
+    assert 0.04 < len(watched) / len({example.session for example in learned}) < 0.18
+    assert not watched & {example.session for example in learned if not to_watch(example)}
