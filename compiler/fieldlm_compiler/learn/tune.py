@@ -1,8 +1,9 @@
 """LoRA fine-tuning, dataset in and adapter out: on the answers alone, on a GPU or, if need be, on a processor.
 
-Three things make this fast enough for two cores. The examples of a step are one row behind their common beginning (see
+Four things make this fast enough for two cores. The examples of a step are one row behind their common beginning (see
 `packing`), for a model that computes the same so (`answer_loss`). The head, a fifth of a small model's work, runs on
-the answers' positions only. And the base is multiplied in bfloat16 where the processor is faster at that.
+the answers' positions only. The base is multiplied in bfloat16 where the processor is faster at that, and in float32 a
+layer and its LoRA are one product (`lora_product`).
 """
 
 import json
@@ -119,8 +120,11 @@ def tune(
 
 
 def _load(checkpoint: Path, recipe: TrainingRecipe, start: Path | None) -> Any:
+    from fieldlm_compiler.learn.lora_product import join_products
+
     with terminal.progress("load the model"):
         model = with_adapter(checkpoint, recipe)
+        join_products(model)
         if start:
             _begin_at(model, start)
     return model
