@@ -4,6 +4,7 @@ All of it is work for the disk and for C, and takes about as long as the imports
 """
 
 import os
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -179,7 +180,8 @@ def detected_profile(config: Config, folder: Path | None, root: Path = LIVE) -> 
 
 def _made_for(config: Config, folder: Path | None) -> str:
     """Return the profile of the bundle that is to be served; "" where there is none yet."""
-    with suppress(FieldlmError):
+    # What is damaged is told, or set aside, when it is opened to be served.
+    with suppress(FieldlmError, sqlite3.Error):
         if folder is None:
             journal = Journal(journal_of(config.state), read_only=True)
             try:
