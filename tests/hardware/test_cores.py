@@ -12,6 +12,7 @@ from fieldlm.hardware.cores import (
     LOOKS_TO_RAISE,
     CpuTime,
     ThreadCount,
+    fast_cores,
     home,
     physical_cores,
     read_cpu_time,
@@ -98,6 +99,16 @@ def test_those_of_one_core_and_those_that_are_off_are_one_core_and_none() -> Non
     assert physical_cores(sysroot("steam-deck-16gb"), {0, 1, 2}) == 2
     assert physical_cores(sysroot("docker-v2-cpuset")) == 3
     assert physical_cores(sysroot("systemd-v2-quota150")) == 1
+
+
+def test_decoding_takes_the_large_cores_that_it_may_use() -> None:
+    assert fast_cores(sysroot("rk3588-rock-5b-16gb")) == 4
+    assert fast_cores(sysroot("core-ultra-155h-32gb")) == 6
+    assert fast_cores(sysroot("pi-5-8gb")) == 4
+    assert fast_cores(sysroot("ryzen-7840hs-amd-pstate")) == 8
+    assert fast_cores(sysroot("docker-v2-cpuset")) == 3
+    assert fast_cores(sysroot("systemd-v2-quota150")) == 1
+    assert 1 <= fast_cores() <= physical_cores()
 
 
 def test_without_sys_cpuinfo_says_which_processors_share_a_core(tmp_path: Path) -> None:

@@ -37,6 +37,17 @@ def physical_cores(root: Path = LIVE, visible: Collection[int] | None = None) ->
     return max(1, min(len(cores), int(cpu_limit(root) or len(cores))))
 
 
+def fast_cores(root: Path = LIVE) -> int:
+    """Return the number of physical cores that decoding gains from, at least 1: those usable, less the small ones.
+
+    A small core beside large ones makes them wait at each barrier: eight threads on an RK3588's two kinds decode at
+    0.6 of what its four large cores reach (llama.cpp PR 14532).
+    """
+    known = processors(root)
+    usable = {cpu: each for cpu, each in known.items() if cpu in (allowed_cpus(root) or known)}
+    return physical_cores(root, fast(usable) or None)
+
+
 def home(threads: int, root: Path = LIVE, visible: Collection[int] | None = None) -> frozenset[int]:
     """Return the processors that `threads` should stay on: the fast cores of a mixed set, where they have room for all.
 

@@ -105,7 +105,7 @@ def as_large_as(profile: Profile, facts: Facts) -> Profile:
         return profile
     cpu, memory = profile.cpu, profile.memory
     if cpu.cores is None:
-        threads = max(1, min(MOST_THREADS, facts.big_cores, facts.usable_cores))
+        threads = max(1, min(MOST_THREADS, facts.fast_cores))
         isa = msgspec.convert(facts.isa, tuple[Isa, ...]) or cpu.isa
         cpu = msgspec.structs.replace(cpu, isa=isa, decode_threads=threads, prefill_threads=threads)
     if memory.total_mb is None and facts.memory_mb:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.hardware.accelerators import PresentAccelerator, accelerators
-from fieldlm.hardware.cores import physical_cores
+from fieldlm.hardware.cores import fast_cores, physical_cores
 from fieldlm.hardware.limits import LIVE, cpu_limit, memory_limit_mb, read_text
 from fieldlm.hardware.processor_kinds import arm_names, fast, processors
 
@@ -52,7 +52,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known; memory in megabytes (1e6 bytes).
 
     `isa` has our names (dotprod, not asimddp). `cores` are the physical ones that are switched on, `big_cores` those of
-    them that are of the fastest kind, `usable_cores` those that this process may keep busy.
+    them that are of the fastest kind, `usable_cores` those that this process may keep busy, `fast_cores` those of these
+    that decoding gains from.
     `memory_mb` is the machine's memory, or the control group's limit where that is lower. `chip` is what was concluded
     where no device tree is shown. `gpus` have a driver loaded; `accelerators` are GPUs and NPUs with or without.
     """
@@ -66,6 +67,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     big_cores: int
     usable_cores: int
+    fast_cores: int
     isa: tuple[str, ...]
     memory_total_mb: int
     memory_limit_mb: int | None
@@ -106,6 +108,7 @@ def read_facts(root: Path = LIVE) -> Facts:
         cores=cores,
         big_cores=big_cores,
         usable_cores=physical_cores(root) if cores else 0,
+        fast_cores=fast_cores(root) if cores else 0,
         isa=isa if is_linux else ("neon", "dotprod", "fp16"),
         memory_total_mb=meminfo_mb(root, "MemTotal"),
         memory_limit_mb=memory_limit_mb(root),
