@@ -73,8 +73,9 @@ PROFILES_HEAD = """\
 # Device profiles
 
 `fieldlm detect` names the one that fits a machine; `fieldlm profiles NAME` shows it. `theory` is a data sheet's,
-`measured` somebody's measurement, `policy` our choice; what nobody knows is absent. [The
-fields](formats.md#profile) may stand in a file of your own, which goes wherever a name does."""
+`measured` somebody's measurement, `policy` our choice; what nobody knows is absent. Where it has no number of cores,
+threads and instructions are those of the machine that it is detected on, and where it has no size of memory, so is the
+budget. [The fields](formats.md#profile) may stand in a file of your own, which goes wherever a name does."""
 FORMATS_HEAD = """\
 # Files and messages
 
@@ -266,6 +267,9 @@ def profiles() -> str:
     for profile in found:
         lines += ["", f"## {profile.id}", "", f"{profile.title}.", "", *_head("setting", "value", "kind", "source")]
         lines += [_row(f"`{name}`", *rest) for name, *rest in settings_of(profile)]
+        if profile.accelerators:
+            lines += ["", *_head("GPU or NPU", "kind", "used", "source")]
+            lines += [_row(a.name, a.kind, "yes" if a.used else "no", a.source) for a in profile.accelerators]
     return _page(lines)
 
 

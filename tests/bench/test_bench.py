@@ -21,6 +21,7 @@ from fieldlm.formats.profile import load_profile
 from fieldlm.hardware.bandwidth import Bandwidth, last_cache_mb, read_bandwidth
 from fieldlm.hardware.detect import detect
 from fieldlm.hardware.energy import EnergyFacts, PowerSensor
+from tests.support.machines import sysroot
 from tests.support.material import tiny_bundle
 
 # What llama-bench writes, and what compare-llama-bench.py misses where it is not there.
@@ -32,7 +33,6 @@ LLAMA_BENCH_FIELDS = {
     "fit_target", "fit_min_ctx", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts",
     "stddev_ts", "samples_ns", "samples_ts",
 }  # fmt: skip
-SYSROOTS = Path(__file__).parents[1] / "fixtures/sysroots"
 QUIET = EnvironmentSample(
     load_average=0.0, temperature_c=None, memory_available_mb=1000, busy_ticks=1000, steal_ticks=10, throttled=0
 )
@@ -73,7 +73,7 @@ def result(**changes: Any) -> Result:
 
 
 def said(changed: Result) -> str:
-    return "\n".join(remarks(changed, detect(SYSROOTS / "pi-5-8gb")))
+    return "\n".join(remarks(changed, detect(sysroot("pi-5-8gb"))))
 
 
 def test_an_interval_holds_its_median_and_comes_out_the_same_each_time() -> None:
@@ -329,7 +329,7 @@ def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_prints_medians_with_intervals(base_bundle: Bundle) -> None:
     run = result()
-    shown = bench.describe(base_bundle, run, detect(SYSROOTS / "pi-5-8gb"))
+    shown = bench.describe(base_bundle, run, detect(sysroot("pi-5-8gb")))
     assert "smollm2-135m-instruct Q4_1, llama, 4 threads, 3 repetitions, on Cortex-A76" in shown
     assert "8.0 [8.0, 8.0]" in shown
     assert "1100" in shown

@@ -16,8 +16,8 @@ from fieldlm.formats.profile import load_profile
 from fieldlm.formats.record import Record
 from fieldlm.hardware.detect import detect
 from fieldlm.telemetry.spool import Spool
+from tests.support.machines import sysroot
 
-SYSROOTS = Path(__file__).parents[1] / "fixtures/sysroots"
 PI5 = load_profile("rpi5-8gb")
 NOW_S = 1_800_000_000.0
 
@@ -79,7 +79,7 @@ def test_a_clock_fifty_years_ahead_fails() -> None:
 
 
 def test_a_profile_of_another_board_fails() -> None:
-    pi, laptop = detect(SYSROOTS / "pi-5-8gb"), detect(SYSROOTS / "laptop-avx2-i3-1315u")
+    pi, laptop = detect(sysroot("pi-5-8gb")), detect(sysroot("laptop-avx2-i3-1315u"))
     assert doctor.check_profile(PI5, pi).level == "ok"
     assert doctor.check_profile(load_profile("generic-aarch64"), pi).level == "ok"
     found = doctor.check_profile(PI5, laptop)
@@ -87,13 +87,28 @@ def test_a_profile_of_another_board_fails() -> None:
 
 
 def test_a_generic_profile_is_a_warning() -> None:
-    virtual = detect(SYSROOTS / "vm-x86-avx512")
+    virtual = detect(sysroot("vm-x86-avx512"))
     assert doctor.check_profile(virtual.best, virtual).level == "warn"
 
 
 def test_less_memory_than_the_budget_is_a_warning() -> None:
     assert doctor.check_memory(5999, PI5).level == "warn"
     assert doctor.check_memory(6000, PI5).level == "ok"
+
+
+def test_a_budget_that_is_the_machines_own_is_not_asked_for_whole() -> None:
+    desktop = detect(sysroot("desktop-avx2")).best
+    assert desktop.memory.model_budget_mb == 12_000
+    assert doctor.check_memory(8000, desktop).level == "ok"
+    assert doctor.check_memory(2000, desktop).level == "warn"
+
+
+def test_a_gpu_that_lies_idle_is_named_and_an_npu_of_others_is_not() -> None:
+    (gpu,) = doctor.check_idle(detect(sysroot("workstation-rtx4090")).idle)
+    assert (gpu.level, gpu.text) == ("warn", "NVIDIA GeForce RTX 4090 computes nothing")
+    assert "-DGGML_CUDA=on" in gpu.next
+    assert [found.level for found in doctor.check_idle(detect(sysroot("orangepi-5-4gb")).idle)] == ["ok"]
+    assert list(doctor.check_idle(detect(sysroot("nanopi-m5-rk3576-8gb")).idle)) == []
 
 
 def test_fewer_cores_than_threads_is_a_warning_with_the_setting() -> None:

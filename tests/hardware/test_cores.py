@@ -12,12 +12,13 @@ from fieldlm.hardware.cores import (
     LOOKS_TO_RAISE,
     CpuTime,
     ThreadCount,
+    fast_cores,
     home,
+    physical_cores,
     read_cpu_time,
     stay,
 )
-
-SYSROOTS = Path(__file__).parents[1] / "fixtures/sysroots"
+from tests.support.machines import sysroot
 
 
 def looks(count: ThreadCount, others: list[float], cores: int = 2) -> list[int]:
@@ -73,26 +74,62 @@ def test_a_neighbour_between_the_two_limits_leaves_things_as_they_are() -> None:
         ("laptop-avx2-i3-1315u", 2, {0, 1, 2, 3}),
         ("laptop-avx2-i3-1315u", 3, set[int]()),
         ("macbook-m1", 4, set[int]()),
+        # small cores with the clock of large ones, known by their name, and by Intel's list
+        ("odroid-n2plus-4gb", 4, {2, 3, 4, 5}),
+        ("nanopi-m5-rk3576-8gb", 4, {4, 5, 6, 7}),
+        ("core-ultra-285h-minipc-64gb", 6, {0, 1, 2, 3, 4, 5}),
+        # capacities that a kernel measured, of four kinds
+        ("snapdragon-8-gen-2-12gb", 5, {3, 4, 5, 6, 7}),
+        # no clock and no capacity
+        ("genio-700-mt8188-8gb", 2, {6, 7}),
+        ("jetson-agx-orin-64gb-15w", 4, set[int]()),
     ],
 )
 def test_threads_stay_on_fast_cores_where_there_are_slow_ones_beside(
     machine: str, threads: int, fast: set[int]
 ) -> None:
-    root = SYSROOTS / machine
-    visible = [int(folder.name[3:]) for folder in (root / "sys/devices/system/cpu").glob("cpu[0-9]*")]
-    assert home(threads, root, visible or [0, 1]) == fast
+    assert home(threads, sysroot(machine), range(32) if machine == "macbook-m1" else None) == fast
+
+
+def test_those_of_one_core_and_those_that_are_off_are_one_core_and_none() -> None:
+    assert physical_cores(sysroot("smt-off-8c16t")) == 8
+    assert physical_cores(sysroot("core-ultra-155h-32gb")) == 16
+    assert physical_cores(sysroot("epyc-7451-96-threads")) == 48
+    assert physical_cores(sysroot("jetson-agx-orin-64gb-15w")) == 4
+    assert physical_cores(sysroot("steam-deck-16gb"), {0, 1, 2}) == 2
+    assert physical_cores(sysroot("docker-v2-cpuset")) == 3
+    assert physical_cores(sysroot("systemd-v2-quota150")) == 1
+
+
+def test_decoding_takes_the_large_cores_that_it_may_use() -> None:
+    assert fast_cores(sysroot("rk3588-rock-5b-16gb")) == 4
+    assert fast_cores(sysroot("core-ultra-155h-32gb")) == 6
+    assert fast_cores(sysroot("pi-5-8gb")) == 4
+    assert fast_cores(sysroot("ryzen-7840hs-amd-pstate")) == 8
+    assert fast_cores(sysroot("docker-v2-cpuset")) == 3
+    assert fast_cores(sysroot("systemd-v2-quota150")) == 1
+    assert 1 <= fast_cores() <= physical_cores()
+
+
+def test_without_sys_cpuinfo_says_which_processors_share_a_core(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    blocks = [
+        f"processor\t: {cpu}\nphysical id\t: 0\ncore id\t\t: {cpu // 2}\nflags\t\t: lm avx2\n" for cpu in range(8)
+    ]
+    (tmp_path / "proc/cpuinfo").write_text("\n".join(blocks))
+    assert physical_cores(tmp_path) == 4
 
 
 def test_of_the_fast_cores_only_those_count_that_we_may_use() -> None:
-    root = SYSROOTS / "rk3588-rock-5b-16gb"
+    root = sysroot("rk3588-rock-5b-16gb")
     assert home(1, root, [0, 1, 4]) == {4}
     assert home(2, root, [0, 1, 4]) == set(), "two threads have no room on one"
     assert home(2, root, [0, 1]) == set(), "none of them is faster than the other"
 
 
 def test_equal_cores_of_unequal_names_are_all_fast_and_of_three_kinds_the_slowest_is_left_out() -> None:
-    assert home(4, SYSROOTS / "ryzen-7840hs-amd-pstate", range(16)) == set()
-    assert home(4, SYSROOTS / "qcs6490-three-clusters", range(8)) == {4, 5, 6, 7}
+    assert home(4, sysroot("ryzen-7840hs-amd-pstate"), range(16)) == set()
+    assert home(4, sysroot("qcs6490-three-clusters"), range(8)) == {4, 5, 6, 7}
 
 
 def test_a_thread_and_those_it_starts_stay_where_they_were_put() -> None:

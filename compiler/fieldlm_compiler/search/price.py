@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from fieldlm.hardware.cores import physical_cores
 from fieldlm_compiler.export.ggml import Floats
 from fieldlm_compiler.export.imatrix import read_imatrix
 from fieldlm_compiler.pipeline.child import ONE_THREAD, Ran, call
@@ -67,7 +68,7 @@ def in_processes(weights: Path, statistics: Path) -> Generator[ProcessPoolExecut
     They end with this process, whatever ends it.
     """
     context = get_context("fork")
-    with ProcessPoolExecutor(os.cpu_count(), context, _begin, (weights, statistics, os.getpid())) as pool:
+    with ProcessPoolExecutor(physical_cores(), context, _begin, (weights, statistics, os.getpid())) as pool:
         yield pool
 
 

@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
             "confidence": found.confidence,
             "matches": found.matches,
             "ruled_out": found.ruled_out,
+            "idle": found.idle,
             "facts": found.facts,
         },
         _describe(found),
@@ -42,10 +43,15 @@ def _describe(found: Detection) -> str:
     lines += [f"  {line}" for line in best.evidence]
     if others := [f"{match.profile} ({match.score})" for match in found.matches[1:4]]:
         lines.append(f"also fit: {', '.join(others)}")
-    lines += [f"ruled out: {match.profile}: {match.ruled_out}" for match in found.ruled_out]
+    if found.best.generic:
+        lines += [f"ruled out: {match.profile}: {match.ruled_out}" for match in found.ruled_out]
     lines.append(
         f"machine: {facts['cpu_name'] or facts['arch']}, {counted(facts['cores'], 'core')}, {facts['memory_mb']} MB"
         + "".join(f", {word}" for word in ("virtual", "container") if facts[word])
     )
+    if found.best.memory.total_mb is None and facts["cores"]:
+        threads, budget_mb = found.best.cpu.decode_threads, found.best.memory.model_budget_mb
+        lines.append(f"takes from the machine: {counted(threads, 'thread')}, models {budget_mb} MB")
+    lines += [f"idle: {each.name} ({each.kind}); it takes {each.use}" for each in found.idle]
     lines.append(f"next: fieldlm profiles {found.best.id}")
     return "\n".join(lines)

@@ -29,6 +29,7 @@ from fieldlm.core.wording import counted
 from fieldlm.formats.profile import Accelerator, Profile, load_profile, profile_folder
 from fieldlm.formats.topics import parse_broker
 from fieldlm.hardware import sensors
+from fieldlm.hardware.accelerators import PresentAccelerator
 from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
 from fieldlm.hardware.detect import Detection, detect
 from fieldlm.hardware.limits import LIVE
@@ -39,6 +40,7 @@ from fieldlm.telemetry.spool import quarantined
 Level = Literal["ok", "warn", "fail"]
 MARKS: dict[Level, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 LEAST_FREE_MB = 200  # a spool at its bound and an adapter fit; a base model does not
+SOME_OF_IT = 0.25
 WISHED_FREE_MB = 2000  # one more generation of a 1B model
 BUILD_NAMES = {
     "avx2": "AVX2", "f16c": "F16C", "fma": "FMA", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI",
@@ -129,6 +131,8 @@ def _check_device(profile: Profile, detection: Detection | None, root: Path) -> 
     for accelerator in profile.accelerators:
         if accelerator.used:
             yield check_accelerator(accelerator)
+    if detection is not None and detection.best.id == profile.id:
+        yield from check_idle(detection.idle)
 
 
 def _check_settings(config: Config) -> Iterator[Finding]:
@@ -206,6 +210,15 @@ def check_accelerator(accelerator: Accelerator) -> Finding:
     return ok("accelerator", f"{found.name}, {found.description}: {found.free_mb} of {found.total_mb} MB free")
 
 
+def check_idle(idle: Sequence[PresentAccelerator]) -> Iterator[Finding]:
+    """Name the GPUs that llama.cpp could compute on and does not; an NPU that only other programs use is no finding."""
+    for each in idle:
+        if each.build == "cuda":
+            yield warn("idle", f"{each.name} computes nothing", f"it takes {each.use}; see docs/gpu.md")
+        elif each.build:
+            yield ok("idle", f"{each.name} computes nothing; it takes {each.use}")
+
+
 def check_clock(now_s: float, newest_s: float) -> Finding:
     """TLS and update metadata expire by the clock; one that cannot be right sees neither."""
     words = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now_s))
@@ -225,7 +238,7 @@ def check_profile(profile: Profile, detection: Detection | None) -> Finding:
         if profile.generic:
             return warn(
                 "profile",
-                f"{profile.id}: no board was recognised, so the budget is small",
+                f"{profile.id}: no profile names this machine, so nothing is known of its speed and power",
                 "fieldlm detect; fieldlm profiles",
             )
         return ok("profile", f"{profile.id} ({profile.title})")
@@ -236,7 +249,8 @@ def check_profile(profile: Profile, detection: Detection | None) -> Finding:
 
 def check_memory(available_mb: int, profile: Profile) -> Finding:
     budget_mb = profile.memory.model_budget_mb
-    if available_mb < budget_mb:
+    # A budget that was taken from the machine is the most that models may have, and not what they need.
+    if available_mb < (budget_mb if profile.memory.total_mb else SOME_OF_IT * budget_mb):
         return warn(
             "memory",
             f"{available_mb} MB available, the profile's models may take {budget_mb}",

@@ -9,6 +9,7 @@ from fieldlm.core import terminal
 from fieldlm.formats.profile import Profile, load_profile, profile_names, profile_sha256
 from fieldlm.formats.profile_lint import cautions, lint
 
+OPEN = "where a profile has no number of cores or size of memory, detect takes threads or budget from the machine"
 SECTIONS = ("cpu", "memory", "power", "thermal", "gguf", "onnx", "runtime", "expect")
 
 
@@ -53,7 +54,9 @@ def overview(profiles: Sequence[Profile]) -> str:
         (p.id, p.title, p.cpu.decode_threads, p.memory.model_budget_mb, p.gguf.default_quant, " ".join(p.engines))
         for p in profiles
     ]
-    return terminal.table(rows, ["profile", "device", "threads", "budget MB", "quant", "engines"])
+    table = terminal.table(rows, ["profile", "device", "threads", "budget MB", "quant", "engines"])
+    open_too = any(p.cpu.cores is None or p.memory.total_mb is None for p in profiles)
+    return table + (f"\n{OPEN}" if open_too else "")
 
 
 def describe(profile: Profile) -> str:

@@ -68,7 +68,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     state: Annotated[Path, _device("folder of spool, slots and name", check.folder, check.state_folder, "DIR")]
     device: Annotated[str, _device("this device's name; without one it makes and keeps one", check.device, "", "NAME")]
     fleet: Annotated[str, _device("the fleet it belongs to", check.topic_word, "default", "NAME")]
-    profile: Annotated[str, _device("device profile; without one, what `fieldlm detect` finds", str, "", "NAME")]
+    profile: Annotated[
+        str,
+        _device(
+            "device profile; without one the bundle's, where it fits, or what `fieldlm detect` finds", str, "", "NAME"
+        ),
+    ]
     discovery: Annotated[bool, _device("announce it by mDNS, and find those around", check.switch, True)]
     threads: Annotated[int, _engine("threads that decode; 0 is one a free core", check.number(*THREADS, zero=True), 0)]
     context: Annotated[

@@ -14,8 +14,8 @@ from fieldlm.core.config import Config, add_flags, load_config, named
 from fieldlm.core.files import act_as_owner
 from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.local_models import LocalModels, named_models
-from fieldlm.device.startup import Start
-from fieldlm.formats.profile import Profile, load_profile
+from fieldlm.device.startup import Start, detected_profile
+from fieldlm.formats.profile import load_profile
 
 JOURNAL = "slots.db"
 SWITCH_S = 0.00001
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(vars(args))
     act_as_owner(config.state)
     ListenSettings.of(config).check()
-    profile = _profile(config)
+    told = load_profile(config.profile) if config.profile else None
     if config.large_key:
         from fieldlm.escalation.policy import read_key
 
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     own, *others = named_models(args.bundle) or [None]
     # A bundle's files are checked in a thread, while the server is imported.
     folder = own.open().folder if own else _without_model(config)
+    # A device that is told what it is does not look.
+    profile = told or detected_profile(config, folder)
     beside = [*(each for each in others if each), *named_models(config.models)]
     local = LocalModels(beside, config, profile, own_name=own.name if own else "")
     config = named(config)  # writes: what can be refused has been
@@ -78,15 +80,6 @@ def _quick_switches() -> Generator[None]:
 
 def _show(served: dict[str, Any]) -> None:
     terminal.show(served, "", as_json=True)
-
-
-def _profile(config: Config) -> Profile:
-    if config.profile:
-        return load_profile(config.profile)
-    # A device that is told what it is does not look.
-    from fieldlm.hardware.detect import detect
-
-    return detect().best
 
 
 def _parser() -> Any:

@@ -4,6 +4,7 @@ All of it is work for the disk and for C, and takes about as long as the imports
 """
 
 import os
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from fieldlm.core.timing import within
 from fieldlm.core.urls import shown
 from fieldlm.formats.bundle import NO_MODEL, Bundle, open_bundle
 from fieldlm.formats.profile import Profile
+from fieldlm.hardware.limits import LIVE
+from fieldlm.updates.journal import Journal, journal_of, release_folder
 from fieldlm.updates.slots import Slots
 
 if TYPE_CHECKING:
@@ -162,6 +165,31 @@ def check_unproved(bundle: Bundle, slots: Slots, config: Config) -> None:
 def exit_hung() -> None:
     log.warning("a generation does not finish loading; starting again with what worked before")
     os._exit(HANG)
+
+
+def detected_profile(config: Config, folder: Path | None, root: Path = LIVE) -> Profile:
+    """Return the profile that fits this machine; of those that fit, the one that its bundle was compiled for.
+
+    The bundle is the one in `folder`, else what the state folder holds. So a device stays what it is, and goes on with
+    its bundle and its updates, when a later fieldlm knows a profile that fits it better.
+    """
+    from fieldlm.hardware.detect import detect
+
+    return detect(root, made_for=_made_for(config, folder)).best
+
+
+def _made_for(config: Config, folder: Path | None) -> str:
+    """Return the profile of the bundle that is to be served; "" where there is none yet."""
+    # What is damaged is told, or set aside, when it is opened to be served.
+    with suppress(FieldlmError, sqlite3.Error):
+        if folder is None:
+            journal = Journal(journal_of(config.state), read_only=True)
+            try:
+                folder = release_folder(config.state, journal.slot("current"))
+            finally:
+                journal.close()
+        return open_bundle(folder, digests=False).manifest.profile
+    return ""
 
 
 def check_profile(folder: Path, profile: Profile) -> None:

@@ -29,7 +29,7 @@ from fieldlm.engines.request_queue import DeadlineTimer
 from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import check_adapter, read_header
-from fieldlm.hardware.cores import CoreWatch, home, physical_cores, stay
+from fieldlm.hardware.cores import CoreWatch, fast_cores, home, stay
 from fieldlm.hardware.huge_pages import stop_moving
 from fieldlm.hardware.sensors import memory_available_mb
 
@@ -110,9 +110,9 @@ class LlamaEngine:
             check_offload(layout.gpu, weights.offloaded)
         self.context = min(context, weights.trained_context)
         self._parallel = parallel
-        self._threads = options.threads or min(physical_cores(), options.most_threads or MAX_THREADS)
+        self._threads = options.threads or min(fast_cores(), options.most_threads or MAX_THREADS)
         most_prefill = options.most_prefill_threads or self._threads
-        self._prefill_threads = options.threads or min(physical_cores(), most_prefill)
+        self._prefill_threads = options.threads or min(fast_cores(), most_prefill)
         self._home = home(max(self._threads, self._prefill_threads))
         # Who names a number of threads gets it; without one, neighbours are given way to.
         self.gives_way = not options.threads

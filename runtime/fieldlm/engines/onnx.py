@@ -6,7 +6,6 @@ there are never more of them than places, and reads its prompt and itself again 
 docs/onnx-graph.md.
 """
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from fieldlm.engines.request_queue import DeadlineTimer, RequestQueue
 from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
+from fieldlm.hardware.cores import fast_cores
 from fieldlm.hardware.huge_pages import huge_pages, stop_moving
 
 CLOSE_S = 30.0  # what computes is interrupted between two operators
@@ -135,7 +135,7 @@ class OnnxEngine:
 
     def __init__(self, model: Path, tokenizer: Path, options: EngineOptions) -> None:
         self._vocabulary = HfTokenizer(tokenizer)
-        threads = options.threads or options.most_threads or len(os.sched_getaffinity(0))
+        threads = options.threads or options.most_threads or fast_cores()
         providers = options.profile.onnx.providers if options.profile else ON_CPU
         self._session = session_of(model, threads, providers)
         self._graph = _read_graph(self._session, model)

@@ -11,10 +11,13 @@ guessed. Loading takes the numbers out of those tables: `profile.memory.bandwidt
 for the whole row; matching rules are not facts and carry none.
 
 A profile may `inherits` another: tables are merged, everything else is replaced. `match` and `references` belong to
-one device and are never inherited. `lint`, in `profile_lint`, says what is impossible.
+one device and are never inherited. The same board with other memory is `variant_of` it: `match` is inherited, too, and
+the file says what differs. `lint`, in `profile_lint`, says what is impossible.
 """
 
+import copy
 import difflib
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -51,17 +54,25 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `detect` compares; shell patterns where it compares text.
 
-    `memory_mb`, `isa`, `gpu` and `chassis` rule a profile out when they do not hold; the others only add to the score.
+    `memory_mb`, `isa`, `gpu` and `chassis` rule a profile out when they do not hold. Of what names the machine one has
+    to hold: `model`, `compatible` and `soc` of the device tree, `product` (DMI's maker and product), or `cpu`.
     """
 
     model: tuple[str, ...] = ()
     compatible: tuple[str, ...] = ()
     soc: tuple[str, ...] = ()
+    product: tuple[str, ...] = ()
+    cpu: tuple[str, ...] = ()
     memory_mb: tuple[int, int] | None = None
     isa: tuple[Isa, ...] = ()
     gpu: tuple[str, ...] = ()
     chassis: Literal["", "laptop"] = ""
     os: Literal["linux", "macos"] = "linux"
+
+    @property
+    def names_machine(self) -> bool:
+        """Whether it is for machines of one name, or for all that have something in common."""
+        return bool(self.model or self.compatible or self.soc or self.product or self.cpu)
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -254,6 +265,7 @@ def _known(plain: dict[str, Any], *, what: str) -> Profile:
             unknown = _UNKNOWN.search(str(error))
             if unknown is None or plain.get("format") == FORMAT or not is_readable(str(plain.get("format")), FORMAT):
                 raise
+            plain = copy.deepcopy(plain)  # its rows are those of the text that is kept
             passed.add(_without(plain, unknown["place"] or "", unknown["name"]))
         else:
             check_names(needed, set(needed) - passed, what=what, error=ProfileError)
@@ -303,20 +315,29 @@ def _words(text: str) -> set[str]:
 def _read(path: Path, *, seen: tuple[str, ...]) -> dict[str, Any]:
     """Read the TOML at `path` on top of what it inherits."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = dict(_parsed(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProfileError(f"profile {path} cannot be read: {error}") from error
     if "sources" in table:
         raise ProfileError(f"{path}: sources stand beside their numbers, as {{ value, kind, source }}")
-    parent = table.pop("inherits", None)
+    inherits, original = table.pop("inherits", None), table.pop("variant_of", None)
+    if inherits and original:
+        raise ProfileError(f"{path} inherits {inherits} and is a variant of {original}; want one of the two")
+    parent = inherits or original
     if parent is None:
         return table
     if path.stem in seen:
         raise ProfileError(f"{path} inherits itself by way of {' → '.join([*seen, path.stem])}")
     beside = path.with_name(f"{parent}.toml")
     inherited = _read(beside if beside.is_file() else _path(str(parent)), seen=(*seen, path.stem))
-    own_only = {"match", "references", "id", "title", "generic"}
+    own_only = {"references", "id", "title", "generic"} | ({"match"} if inherits else set[str]())
     return _merge({key: value for key, value in inherited.items() if key not in own_only}, table)
+
+
+@functools.cache
+def _parsed(text: str) -> dict[str, Any]:
+    """Return what TOML says; kept, because whoever looks at all profiles reads their parents many times."""
+    return tomllib.loads(text)
 
 
 def _without_retired(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

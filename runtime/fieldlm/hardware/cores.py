@@ -12,8 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fieldlm.hardware.facts import ONE_KIND, core_clocks
-from fieldlm.hardware.limits import cpu_limit
+from fieldlm.hardware.limits import LIVE, allowed_cpus, cpu_limit
+from fieldlm.hardware.processor_kinds import Processor, fast, processors
 
 LOOK_EVERY_S = 0.25
 # A core counts as taken when others use it for more than 45 % of the time: there, two threads on two cores fall to the
@@ -23,30 +23,43 @@ LOOKS_TO_LOWER = 2
 LOOKS_TO_RAISE = 6  # raising too early costs more than raising late
 
 
-def physical_cores(root: Path = Path("/"), visible: Collection[int] | None = None) -> int:
-    """Return the number of physical cores among the `visible` processors, at least 1.
+def physical_cores(root: Path = LIVE, visible: Collection[int] | None = None) -> int:
+    """Return the number of physical cores among the `visible` processors that are switched on, at least 1.
 
     Visible are those this process may run on, unless given.
 
     Two hyperthreads of one core share the units that multiply, so the second one only makes both wait. Of a quota of
     processor time, whole cores count: a thread above them is stopped for most of each period.
     """
-    cores = {_siblings(root, cpu) for cpu in visible or os.sched_getaffinity(0)}
+    known = processors(root)
+    usable = visible or allowed_cpus(root) or known
+    cores = {known[cpu].core for cpu in usable if cpu in known} or {str(cpu) for cpu in usable}
     return max(1, min(len(cores), int(cpu_limit(root) or len(cores))))
 
 
-def home(threads: int, root: Path = Path("/"), visible: Collection[int] | None = None) -> frozenset[int]:
+def fast_cores(root: Path = LIVE) -> int:
+    """Return the number of physical cores that decoding gains from, at least 1: those usable, less the small ones.
+
+    A small core beside large ones makes them wait at each barrier: eight threads on an RK3588's two kinds decode at
+    0.6 of what its four large cores reach (llama.cpp PR 14532).
+    """
+    known = processors(root)
+    usable = {cpu: each for cpu, each in known.items() if cpu in (allowed_cpus(root) or known)}
+    return physical_cores(root, fast(usable) or None)
+
+
+def home(threads: int, root: Path = LIVE, visible: Collection[int] | None = None) -> frozenset[int]:
     """Return the processors that `threads` should stay on: the fast cores of a mixed set, where they have room for all.
 
     Empty where all cores are alike, or nobody says. Threads meet at barriers, so one that the kernel puts on a slow
     core makes all of them as slow (llama.cpp issue 21763).
     """
-    visible = visible or os.sched_getaffinity(0)
-    known = core_clocks(root)
-    clocks = {cpu: known.get(cpu, (str(cpu), 0))[1] for cpu in visible}
-    fast = frozenset(cpu for cpu, clock in clocks.items() if clock >= ONE_KIND * max(clocks.values()))
-    has_room = threads <= len({_siblings(root, cpu) for cpu in fast})
-    return fast if has_room and len(fast) < len(visible) else frozenset()
+    known = processors(root)
+    visible = visible or allowed_cpus(root) or frozenset(known)
+    usable = {cpu: known.get(cpu, Processor(str(cpu), 0)) for cpu in visible}
+    quick = fast(usable)
+    has_room = threads <= len({usable[cpu].core for cpu in quick})
+    return quick if has_room and len(quick) < len(visible) else frozenset()
 
 
 def stay(processors: Collection[int]) -> None:
@@ -54,13 +67,6 @@ def stay(processors: Collection[int]) -> None:
     if processors:
         with contextlib.suppress(OSError, AttributeError):
             os.sched_setaffinity(0, processors)
-
-
-def _siblings(root: Path, cpu: int) -> str:
-    try:
-        return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-    except OSError:
-        return str(cpu)
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class CoreWatch:
         return self._count.threads
 
 
-def read_cpu_time(root: Path = Path("/")) -> CpuTime | None:
+def read_cpu_time(root: Path = LIVE) -> CpuTime | None:
     """Read what the processors we may run on have done; None where the system does not say.
 
     Time of niced processes counts as free, unless we are one: they give way to us.

@@ -11,43 +11,27 @@ from pathlib import Path
 
 import msgspec
 
+from fieldlm.hardware.accelerators import PresentAccelerator, accelerators
+from fieldlm.hardware.cores import fast_cores, physical_cores
 from fieldlm.hardware.limits import LIVE, cpu_limit, memory_limit_mb, read_text
+from fieldlm.hardware.processor_kinds import arm_names, fast, processors
 
 ARM_ISA = {
     "asimd": "neon", "asimddp": "dotprod", "asimdhp": "fp16",
     "i8mm": "i8mm", "sve": "sve", "sve2": "sve2", "sme": "sme",
 }  # fmt: skip
-POINTER_64 = 8
+POINTER_64 = 8  # bytes
 X86_ISA = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
-# Implementer and part, as in the registers' manuals and util-linux's lscpu.
-ARM_PARTS = {
-    "0x41": {
-        "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57",
-        "0xd08": "Cortex-A72", "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76",
-        "0xd0c": "Neoverse-N1", "0xd0d": "Cortex-A77", "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78",
-        "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710",
-        "0xd48": "Cortex-X2", "0xd49": "Neoverse-N2", "0xd4b": "Cortex-A78C", "0xd4d": "Cortex-A715",
-        "0xd4e": "Cortex-X3", "0xd4f": "Neoverse-V2", "0xd80": "Cortex-A520", "0xd81": "Cortex-A720",
-        "0xd82": "Cortex-X4", "0xd83": "Neoverse-V3AE", "0xd84": "Neoverse-V3", "0xd85": "Cortex-X925",
-        "0xd87": "Cortex-A725",
-    },
-    "0x4e": {"0x003": "Denver 2", "0x004": "Carmel"},
-    "0x51": {"0x001": "Oryon"},
-    "0x61": {"0x022": "Apple M1 Icestorm", "0x023": "Apple M1 Firestorm"},
-    "0xc0": {"0xac3": "Ampere-1", "0xac4": "Ampere-1a"},
-}  # fmt: skip
-# Cores of one kind differ by this much: AMD's driver gives equal cores clocks of 5.14 to 6.08 GHz, and the slow ones of
-# a mixed set have three quarters of the fast ones' clock at most.
-ONE_KIND = 0.8
 GPU_VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
-LAPTOP_CHASSIS = {
-    "8",
-    "9",
-    "10",
-    "14",
-    "31",
-    "32",
-}  # SMBIOS: portable, laptop, notebook, sub-notebook, convertible, detachable
+# SMBIOS: portable, laptop, notebook, sub-notebook, convertible, detachable.
+LAPTOP_CHASSIS = {"8", "9", "10", "14", "31", "32"}
+IS_32_BIT = "a 32-bit system"
+# A Jetson's chip, by the number that its fuses have, and by its cores: a container shows no device tree.
+TEGRA_IDS = {"33": "nvidia,tegra210", "25": "nvidia,tegra194", "35": "nvidia,tegra234", "38": "nvidia,tegra264"}
+TEGRA_CORES = {
+    "Cortex-A57": "nvidia,tegra210", "Carmel": "nvidia,tegra194", "Cortex-A78AE": "nvidia,tegra234",
+    "Neoverse-V3AE": "nvidia,tegra264",
+}  # fmt: skip
 CONTAINER_WORDS = ("docker", "kubepods", "lxc", "containerd", "podman")
 VIRTUAL_WORDS = (
     "qemu",
@@ -68,17 +52,22 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known; memory in megabytes (1e6 bytes).
 
     `isa` has our names (dotprod, not asimddp). `cores` are the physical ones that are switched on, `big_cores` those of
-    them that are of the fastest kind.
-    `memory_mb` is the machine's memory, or the control group's limit where that is lower.
+    them that are of the fastest kind, `usable_cores` those that this process may keep busy, `fast_cores` those of these
+    that decoding gains from.
+    `memory_mb` is the machine's memory, or the control group's limit where that is lower. `chip` is what was concluded
+    where no device tree is shown. `gpus` have a driver loaded; `accelerators` are GPUs and NPUs with or without.
     """
 
     os: str
     arch: str
     model: str
     compatible: tuple[str, ...]
+    chip: str
     cpu_name: str
     cores: int
     big_cores: int
+    usable_cores: int
+    fast_cores: int
     isa: tuple[str, ...]
     memory_total_mb: int
     memory_limit_mb: int | None
@@ -87,6 +76,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     product: str
     chassis: str
     gpus: tuple[str, ...]
+    accelerators: tuple[PresentAccelerator, ...]
     l4t: str
     virtual: bool
     container: bool
@@ -103,19 +93,22 @@ def read_facts(root: Path = LIVE) -> Facts:
     cpuinfo = read_text(root, "proc/cpuinfo")
     arch, is_linux = _arch(root, cpuinfo), _os(root) == "linux"
     name, isa = _cpu_name(cpuinfo, arch), _isa(cpuinfo, arch)
-    model = read_text(root, "proc/device-tree/model")
-    if not model and (told := re.search(r"^Model\s*:\s*(.+)$", cpuinfo, re.MULTILINE)):
-        model = told[1].strip()  # Docker hides the device tree of a Raspberry Pi, and not this
-    cores, big_cores = _cores(root, cpuinfo)
+    compatible = tuple(filter(None, read_text(root, "proc/device-tree/compatible").split("\0")))
+    chip = "" if compatible else _chip(root, name)
+    known = processors(root)
+    cores, big_cores = (len({known[cpu].core for cpu in which}) for which in (known, fast(known)))
     vendor, product = (read_text(root, f"sys/class/dmi/id/{key}") for key in ("sys_vendor", "product_name"))
     return Facts(
         os=_os(root),
         arch=arch,
-        model=model,
-        compatible=tuple(filter(None, read_text(root, "proc/device-tree/compatible").split("\0"))),
+        model=_model(root, cpuinfo),
+        compatible=compatible,
+        chip=chip,
         cpu_name=name,
         cores=cores,
         big_cores=big_cores,
+        usable_cores=physical_cores(root) if cores else 0,
+        fast_cores=fast_cores(root) if cores else 0,
         isa=isa if is_linux else ("neon", "dotprod", "fp16"),
         memory_total_mb=meminfo_mb(root, "MemTotal"),
         memory_limit_mb=memory_limit_mb(root),
@@ -124,6 +117,7 @@ def read_facts(root: Path = LIVE) -> Facts:
         product=product,
         chassis="laptop" if read_text(root, "sys/class/dmi/id/chassis_type") in LAPTOP_CHASSIS else "",
         gpus=_gpus(root),
+        accelerators=accelerators(root, compatible or (chip,)),
         l4t=_l4t(root),
         virtual=_is_virtual(root, cpuinfo, f"{vendor} {product}"),
         container=_is_container(root),
@@ -147,18 +141,19 @@ def _arch(root: Path, cpuinfo: str) -> str:
 
     The running kernel comes first: under an emulator (docker build for another processor) /proc/cpuinfo is the host's.
     """
-    if root == LIVE and struct.calcsize("P") == POINTER_64:
+    if root == LIVE:
         machine = platform.machine()
-        return {"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine)
+        is_wide = struct.calcsize("P") == POINTER_64  # a 64-bit kernel may run a system of 32 bits
+        return {"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine) if is_wide else IS_32_BIT
     if re.search(r"^flags\s*:.*\blm\b", cpuinfo, re.MULTILINE):
         return "x86_64"
     if re.search(r"^Features\s*:.*\basimd\b", cpuinfo, re.MULTILINE):
         return "aarch64"
     if re.search(r"^(Features\s*:.*\b(neon|vfp\w*)|flags\s*:.*\bfpu)\b", cpuinfo, re.MULTILINE):
-        return "a 32-bit system, where 64 bits are needed"
+        return IS_32_BIT
     if any((root / "System/Library/Kernels").glob("kernel.release.t*")):
         return "aarch64"
-    return "a 32-bit system, where 64 bits are needed" if root == LIVE else ""
+    return ""
 
 
 def _isa(cpuinfo: str, arch: str) -> tuple[str, ...]:
@@ -180,37 +175,21 @@ def _cpu_name(cpuinfo: str, arch: str) -> str:
     named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     if named and "Processor rev" not in named[1]:
         return named[1].strip()
-    lines = r"^CPU implementer\s*:\s*(\S+)$(?:\n(?!\n).*)*?\nCPU part\s*:\s*(\S+)$"
-    cores = dict.fromkeys(re.findall(lines, cpuinfo, re.MULTILINE))
-    return ", ".join(ARM_PARTS.get(who, {}).get(part, f"implementer {who} part {part}") for who, part in cores)
+    return ", ".join(dict.fromkeys(arm_names(cpuinfo).values()))
 
 
-def _cores(root: Path, cpuinfo: str) -> tuple[int, int]:
-    """Return the physical cores that are switched on, and those of them that are of the fastest kind."""
-    clocks = dict(core_clocks(root).values())
-    if not clocks:
-        threads = len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE))
-        return threads, threads
-    fast = [clock for clock in clocks.values() if clock >= ONE_KIND * max(clocks.values())]
-    return len(clocks), len(fast)
+def _model(root: Path, cpuinfo: str) -> str:
+    """Return what the board calls itself. Docker hides the device tree, and neither of the other two places."""
+    told = re.search(r"^Model\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    said = (told[1].strip() if told else "", read_text(root, "sys/devices/soc0/machine"))
+    return read_text(root, "proc/device-tree/model") or said[0] or said[1]
 
 
-def core_clocks(root: Path) -> dict[int, tuple[str, int]]:
-    """Return of each processor that is switched on which ones share its core, and how fast it is, in whatever unit.
-
-    The kernel's own measure of a core (cpu_capacity, ARM) comes before its clock: of two kinds one may do more at less.
-    One that is switched off (a Jetson's power mode, hyperthreading) says nothing of its core.
-    """
-    found: dict[int, tuple[str, int]] = {}
-    folders = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*"))
-    knows_siblings = any((folder / "topology/thread_siblings_list").is_file() for folder in folders)
-    for folder in folders:
-        siblings = read_text(folder, "topology/thread_siblings_list")
-        if read_text(folder, "online") == "0" or (knows_siblings and not siblings):
-            continue
-        clock = read_text(folder, "cpu_capacity") or read_text(folder, "cpufreq/cpuinfo_max_freq")
-        found[int(folder.name[3:])] = siblings or folder.name, int(clock) if clock.isdigit() else 0
-    return found
+def _chip(root: Path, cpu_name: str) -> str:
+    """Return the chip of a Jetson whose device tree is not shown, as that would call it; "" for others."""
+    if read_text(root, "sys/devices/soc0/family") == "Tegra":
+        return TEGRA_IDS.get(read_text(root, "sys/devices/soc0/soc_id"), "")
+    return TEGRA_CORES.get(cpu_name, "") if _l4t(root) else ""
 
 
 def _gpus(root: Path) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
-"""Control groups (cgroups), versions 1 and 2: the limits of memory and processor time that hold for this process.
+"""Control groups (cgroups), versions 1 and 2: the limits of memory, processor time and processors of this process.
 
 A limit holds for a group and for all that lie in it, so the groups around ours are read, too, out to the outermost that
 is mounted here. Controllers of both versions are found side by side (systemd's hybrid layout, JetPack 5, balenaOS).
-Swap is no room: a model in swap does not answer.
+Swap is no room, on a disk or compressed in memory (zram): a model in swap does not answer.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -60,6 +61,27 @@ def cpu_limit(root: Path = LIVE) -> float | None:
     ]
     limits = [int(quota) / int(period) for quota, period in quotas if quota.isdigit() and period.isdigit()]
     return min(limits, default=None)
+
+
+def allowed_cpus(root: Path = LIVE) -> frozenset[int] | None:
+    """Return the processors that affinity and cpusets leave to this process, None where nothing says."""
+    if root == LIVE and hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    status = re.search(r"^Cpus_allowed_list:\s*(\S+)$", read_text(root, "proc/self/status"), re.MULTILINE)
+    texts = [status[1] if status else ""]
+    texts += [read_text(folder, "cpuset.cpus.effective") for folder in groups(root, "")]
+    texts += [
+        read_text(folder, "cpuset.effective_cpus") or read_text(folder, "cpuset.cpus")
+        for folder in groups(root, "cpuset")
+    ]
+    sets = [cpu_list(text) for text in texts if text]
+    return frozenset.intersection(*sets) or None if sets else None
+
+
+def cpu_list(text: str) -> frozenset[int]:
+    """Return the processors that the kernel means by a list such as 0-3,8; what is no number names none."""
+    spans = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.split(",")]
+    return frozenset(cpu for span in spans if span for cpu in range(int(span[1]), int(span[2] or span[1]) + 1))
 
 
 def cpu_throttled(root: Path = LIVE) -> int | None:

@@ -42,6 +42,11 @@ def journal_of(state: Path) -> Path:
     return path
 
 
+def release_folder(state: Path, bundle_id: str) -> Path:
+    """Return where a bundle lies that the device in `state` holds."""
+    return state / "releases" / bundle_id[:12]
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the journal; `wall_ms` is what the device's clock said, which may be wrong."""
 

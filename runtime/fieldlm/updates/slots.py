@@ -43,7 +43,7 @@ from fieldlm.core.wording import counted
 from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, parse_manifest
 from fieldlm.formats.release import Release
 from fieldlm.updates.admission import Refusal, check_release, refusal
-from fieldlm.updates.journal import Failure, Journal, Known, SlotStatus, UnwritableError, read_status
+from fieldlm.updates.journal import Failure, Journal, Known, SlotStatus, UnwritableError, read_status, release_folder
 
 log = logger(__name__)
 
@@ -385,7 +385,7 @@ class Slots:
         raise BundleError(f"{self.state} holds no complete bundle; run: fieldlm serve BUNDLE")
 
     def _folder(self, bundle_id: str) -> Path:
-        return self.state / "releases" / bundle_id[:12]
+        return release_folder(self.state, bundle_id)
 
     def _open(self, bundle_id: str, *, digests: bool = False) -> Bundle:
         if not bundle_id:
