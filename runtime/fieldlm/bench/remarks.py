@@ -70,26 +70,32 @@ def _of_heat(result: Result, found: Detection) -> Iterator[str]:
     clocks = [sample.clock_mhz for sample in samples if sample.clock_mhz]
     if clocks and min(clocks) < CLOCK_LIMIT * max(clocks):
         yield f"the clock fell from {max(clocks):.0f} to {min(clocks):.0f} MHz between repetitions"
+    if not result.has_decode:
+        return
     speeds = result.decode.samples
     if (fall := _fall(speeds)) > FALL_LIMIT:
         yield f"decode fell by {100 * fall:.0f} % over the repetitions, {speeds[0]:.1f} to {speeds[-1]:.1f} tokens/s"
 
 
 def _of_samples(result: Result) -> Iterator[str]:
-    samples = result.measured.samples
+    samples, depth = result.measured.samples, result.spec.depth
     if short := [sample for sample in samples if sample.decode_tokens < result.spec.gen_tokens]:
         yield (
             f"{counted(len(short), 'answer')} ended early, the shortest after "
             f"{counted(min(s.decode_tokens for s in short), 'token')}"
         )
     facts, shortest_s = result.measured.energy, min(sample.decode_s for sample in samples)
-    if facts and facts.is_sampled and shortest_s < LEAST_POWER_SAMPLES * SAMPLE_S:
+    if result.has_decode and facts and facts.is_sampled and shortest_s < LEAST_POWER_SAMPLES * SAMPLE_S:
         yield f"an answer of {shortest_s:.1f} s is too short to sum up samples of power: ask for more --gen-tokens"
-    if any(sample.cached_tokens for sample in samples):
+    if result.has_prefill and any(sample.cached_tokens > depth for sample in samples):
         yield "a part of a prompt came from the prefix cache; it is not counted"
+    if result.has_prefill and any(sample.cached_tokens < depth for sample in samples):
+        yield f"this model computes the {depth} tokens before a prompt with each anew: prefill is of both together"
 
 
 def _of_bandwidth(result: Result, found: Detection) -> Iterator[str]:
+    if not result.has_decode:
+        return
     expect, percent = found.best.expect, result.bandwidth_percent.median
     if not result.bandwidth.is_beyond_cache:
         yield "the bandwidth was measured on less than four caches; its share may read too low"
