@@ -139,68 +139,6 @@ def test_a_quiet_run_has_no_remarks() -> None:
     assert said(result()) == ""
 
 
-def test_stolen_time_is_remarked() -> None:
-    after = msgspec.structs.replace(QUIET, busy_ticks=2000, steal_ticks=210)
-    assert steal_percent(QUIET, after) == 20.0
-    assert "the hypervisor took 20 %" in said(result(after=after))
-
-
-def test_a_busy_machine_is_remarked() -> None:
-    assert "load 2.0 before the start" in said(result(before=msgspec.structs.replace(QUIET, load_average=2.0)))
-
-
-def test_heat_is_remarked() -> None:
-    assert "throttled by heat" in said(result(after=msgspec.structs.replace(QUIET, throttled=3)))
-
-
-def test_a_throttled_pi_with_a_neighbour_is_no_quiet_machine(tmp_path: Path) -> None:
-    quiet = {
-        "proc/loadavg": "0.02 0.1 0.1 1/100 1", "proc/pressure/cpu": "some avg10=0.00 total=1000000",
-        "sys/class/thermal/thermal_zone0/temp": "55000", PI_FIRMWARE: "0",
-        "proc/vmstat": "pswpin 0\npswpout 0", "sys/fs/cgroup/cpu.stat": "nr_periods 9\nnr_throttled 0",
-    }  # fmt: skip
-    before = looked_at(tmp_path, quiet)
-    loud = {
-        "proc/loadavg": "9.50 0.1 0.1 1/100 1", "proc/pressure/cpu": "some avg10=30.00 total=4000000",
-        "sys/class/thermal/thermal_zone0/temp": "86200", PI_FIRMWARE: "e000e",
-        "proc/vmstat": "pswpin 5000\npswpout 5000", "sys/fs/cgroup/cpu.stat": "nr_periods 9\nnr_throttled 7",
-        "sys/class/power_supply/BAT0/status": "Discharging",
-    }  # fmt: skip
-    after = msgspec.structs.replace(looked_at(tmp_path, loud), at_s=before.at_s + 10.0)
-    words = said(result(before=before, after=after))
-    for part in (
-        "load 9.5 at the end with 4 threads", "waited for a processor 30 % of the time", "stopped it 7 times",
-        "MB went to swap", "86 °C; rpi5-8gb throttles from", "says: the clock was capped", "on battery",
-        "says: the firmware throttled",
-    ):  # fmt: skip
-        assert part in words
-    assert "voltage" not in words, "bit 0 is not set"
-    assert said(result(before=before, after=before)) == ""
-
-
-PI_FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
-
-
-def looked_at(root: Path, files: dict[str, str]) -> EnvironmentSample:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(f"{text}\n")
-    return moment(root)
-
-
-@pytest.mark.parametrize(
-    ("speeds", "falls"), [((32.7, 31.0, 30.1, 28.9, 28.0), True), ((30.0, 31.0, 29.0, 30.5, 30.0), False)]
-)
-def test_speed_that_falls_from_run_to_run_is_remarked(speeds: tuple[float, ...], falls: bool) -> None:
-    samples = tuple(msgspec.structs.replace(SAMPLE, decode_s=128 / speed) for speed in speeds)
-    assert ("decode fell by 14 % over the repetitions" in said(result(samples=samples))) is falls
-
-
-def test_clocks_that_fall_between_runs_are_remarked() -> None:
-    clocks = tuple(msgspec.structs.replace(SAMPLE, clock_mhz=mhz) for mhz in (2400.0, 2400.0, 1500.0))
-    assert "from 2400 to 1500 MHz" in said(result(samples=clocks))
-
-
 def test_a_bundle_is_measured_as_its_profile_has_it_served(base_bundle: Bundle) -> None:
     profile = load_profile("generic-x86-64")
     gguf = msgspec.structs.replace(profile.gguf, kv_k="q8_0", flash_attention=True)

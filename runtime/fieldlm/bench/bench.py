@@ -16,7 +16,7 @@ import msgspec
 from fieldlm.bench.environment import environment, moment
 from fieldlm.bench.llama_bench import rows
 from fieldlm.bench.measure import BenchResult, MeasureLine, Spec
-from fieldlm.bench.remarks import remarks
+from fieldlm.bench.remarks import findings, remarks
 from fieldlm.bench.result import Result
 from fieldlm.core import terminal
 from fieldlm.core.errors import EngineError
@@ -122,6 +122,7 @@ def _ours(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
         "before": result.before,
         "after": result.after,
         "remarks": remarks(result, found),
+        "is_void": any(each.voids for each in findings(result, found)),
     }
 
 
