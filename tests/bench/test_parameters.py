@@ -13,7 +13,7 @@ import pytest
 from fieldlm.bench.formats import FORMATS, name_of_test, writer
 from fieldlm.bench.llama_bench import FIELDS, SAMPLES
 from fieldlm.bench.measure import Spec
-from fieldlm.bench.parameters import Grid, specs, whole_numbers, words
+from fieldlm.bench.parameters import Sweep, specs, whole_numbers, words
 from fieldlm.core.errors import InputError
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import load_profile
@@ -96,10 +96,12 @@ def test_a_list_of_words_knows_them() -> None:
 
 
 def test_every_combination_is_measured_and_what_is_not_said_is_as_it_is_served(base_bundle: Bundle) -> None:
-    plain = specs(base_bundle, Grid(prompt=(512,), gen=(128,)), BASE)
+    plain = specs(base_bundle, Sweep(prompt=(512,), gen=(128,)), BASE)
     assert plain == [msgspec.structs.replace(BASE, prompt_tokens=512, gen_tokens=128)]
-    grid = Grid(prompt=(64, 128), gen=(16,), depth=(0, 32), threads=(1, 2), key_type=("q8_0",), flash_attention=("on",))
-    found = specs(base_bundle, grid, BASE)
+    sweep = Sweep(
+        prompt=(64, 128), gen=(16,), depth=(0, 32), threads=(1, 2), key_type=("q8_0",), flash_attention=("on",)
+    )
+    found = specs(base_bundle, sweep, BASE)
     assert len(found) == 2 * 2 * 2
     assert [(each.prompt_tokens, each.gen_tokens) for each in found[:2]] == [(64, 16), (128, 0)]
     assert {(each.threads, each.prefill_threads) for each in found} == {(1, 1), (2, 2)}
@@ -116,28 +118,28 @@ def test_every_combination_is_measured_and_what_is_not_said_is_as_it_is_served(b
 def test_a_step_is_at_least_as_large_as_its_microbatch(
     batch: tuple[int, ...], ubatch: tuple[int, ...], ran: tuple[int | None, int | None], base_bundle: Bundle
 ) -> None:
-    (found,) = specs(base_bundle, Grid(prompt=(8,), gen=(8,), batch=batch, ubatch=ubatch), BASE)
+    (found,) = specs(base_bundle, Sweep(prompt=(8,), gen=(8,), batch=batch, ubatch=ubatch), BASE)
     assert (found.batch, found.ubatch) == ran
 
 
 @pytest.mark.parametrize(
-    ("grid", "words"),
+    ("sweep", "words"),
     [
-        (Grid(prompt=(0,), gen=(0,)), "nothing to measure"),
-        (Grid(prompt=tuple(range(1, 500)), gen=(1,), threads=(1, 2, 3)), "1,497 combinations"),
+        (Sweep(prompt=(0,), gen=(0,)), "nothing to measure"),
+        (Sweep(prompt=tuple(range(1, 500)), gen=(1,), threads=(1, 2, 3)), "1,497 combinations"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(grid: Grid, words: str, base_bundle: Bundle) -> None:
+def test_what_cannot_be_measured_is_refused(sweep: Sweep, words: str, base_bundle: Bundle) -> None:
     with pytest.raises(InputError, match=words):
-        specs(base_bundle, grid, BASE)
+        specs(base_bundle, sweep, BASE)
 
 
 def test_an_engine_that_leaves_no_choice_says_so(base_bundle: Bundle) -> None:
     onnx = msgspec.structs.replace(base_bundle.manifest, engine="onnx")
     bundle = msgspec.structs.replace(base_bundle, manifest=onnx)
     with pytest.raises(InputError, match="no choice of n_batch, type_k"):
-        specs(bundle, Grid(prompt=(8,), gen=(8,), batch=(8,), key_type=("f16",)), BASE)
-    assert specs(bundle, Grid(prompt=(8,), gen=(8,), depth=(4,)), BASE)
+        specs(bundle, Sweep(prompt=(8,), gen=(8,), batch=(8,), key_type=("f16",)), BASE)
+    assert specs(bundle, Sweep(prompt=(8,), gen=(8,), depth=(4,)), BASE)
 
 
 def test_the_table_is_llama_benchs() -> None:

@@ -27,7 +27,7 @@ FLASH_ATTENTION: dict[str, bool | None] = {"on": True, "off": False, "auto": Non
 LOAD_MODES = {"none": False, "mmap": True, "0": False, "1": True}
 
 
-class Grid(msgspec.Struct, frozen=True, kw_only=True):
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be measured: every combination of the values, where there are any, else what the profile says.
 
     The values of `prompt` and `gen` are tests of their own, as llama-bench has it; 0 is none.
@@ -99,19 +99,19 @@ def words(*known: str) -> Callable[[str], tuple[str, ...]]:
     return read
 
 
-def specs(bundle: Bundle, grid: Grid, base: Spec) -> list[Spec]:
+def specs(bundle: Bundle, sweep: Sweep, base: Spec) -> list[Spec]:
     """Return one Spec a combination, beginning with `base`, in llama-bench's order.
 
     Raises InputError where there is nothing to measure, for what the engine of `bundle` does not take, and for more
     than 1,000 combinations.
     """
-    _check_engine(bundle, grid)
-    tests = [(prompt, gen) for prompt, gen in zip_longest(grid.prompt, grid.gen, fillvalue=0) if prompt or gen]
+    _check_engine(bundle, sweep)
+    tests = [(prompt, gen) for prompt, gen in zip_longest(sweep.prompt, sweep.gen, fillvalue=0) if prompt or gen]
     if not tests:
         raise InputError("there is nothing to measure with -p 0 and -n 0; give one of them tokens")
     lists = (
-        _or_none(grid.batch), _or_none(grid.ubatch), _or_none(grid.key_type), _or_none(grid.value_type),
-        _or_none(grid.flash_attention), _or_none(grid.load_mode), _or_none(grid.threads), grid.depth or (0,), tests,
+        _or_none(sweep.batch), _or_none(sweep.ubatch), _or_none(sweep.key_type), _or_none(sweep.value_type),
+        _or_none(sweep.flash_attention), _or_none(sweep.load_mode), _or_none(sweep.threads), sweep.depth or (0,), tests,
     )  # fmt: skip
     if (count := math.prod(len(values) for values in lists)) > MOST_VALUES:
         raise InputError(f"these are {count:,} combinations; want {MOST_VALUES:,} at most")
@@ -134,10 +134,10 @@ def specs(bundle: Bundle, grid: Grid, base: Spec) -> list[Spec]:
     return found
 
 
-def _check_engine(bundle: Bundle, grid: Grid) -> None:
+def _check_engine(bundle: Bundle, sweep: Sweep) -> None:
     kind = engine_kind(bundle.manifest.engine)
-    if grid.asked and kind.cache_type != "f16":
-        name, engine, given = bundle.manifest.model.name, bundle.manifest.engine, ", ".join(sorted(grid.asked))
+    if sweep.asked and kind.cache_type != "f16":
+        name, engine, given = bundle.manifest.model.name, bundle.manifest.engine, ", ".join(sorted(sweep.asked))
         raise InputError(f"{name} runs in {engine}, which leaves no choice of {given}; do not say it")
 
 

@@ -1,6 +1,7 @@
 """Student's t distribution, for a device without scipy: what intervals and Welch's test of a few repetitions need."""
 
 import math
+from functools import lru_cache
 
 STEPS = 200
 TINY = 1e-300
@@ -11,6 +12,7 @@ def p_value(t: float, freedom: float) -> float:
     return _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
 
 
+@lru_cache(maxsize=256)
 def quantile(freedom: float, *, confidence: float = 0.95) -> float:
     """Return the t that chance alone exceeds, on either side, in 1 - `confidence` of all cases; to 1e-9 of itself."""
     low, high = 0.0, 1.0

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fieldlm.bench.formats import FORMATS, writer
-from fieldlm.bench.parameters import FLASH_ATTENTION, LOAD_MODES, Grid, specs, whole_numbers, words
+from fieldlm.bench.parameters import FLASH_ATTENTION, LOAD_MODES, Sweep, specs, whole_numbers, words
+from fieldlm.bench.report import check_target
 from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
 from fieldlm.core.config import load_config
@@ -25,9 +26,11 @@ LISTS = ("depth", "threads", "batch", "ubatch", "key_type", "value_type", "flash
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure bundles one after the other and print what came out."""
+    """Measure bundles one after the other and print what came out, or hold two results against each other."""
     args = _parse(argv)
-    grid = Grid(
+    if args.compare:
+        return _compare(args)
+    sweep = Sweep(
         prompt=_flat(args.prompt) or (512,),
         gen=_flat(args.gen) or (128,),
         **{name: _flat(getattr(args, name)) for name in LISTS},
@@ -40,16 +43,18 @@ def main(argv: Sequence[str]) -> int:
         if not bundle.manifest.is_proved:
             print(terminal.visible(advice(bundle, name)), file=sys.stderr, flush=True)
     base, found = _base(args)
-    plans = [(bundle, spec) for bundle in bundles for spec in specs(bundle, grid, base)]
-    _measure(args, grid, plans, found)
+    plans = [(bundle, spec) for bundle in bundles for spec in specs(bundle, sweep, base)]
+    _measure(args, sweep, plans, found)
     return 0
 
 
-def _measure(args: argparse.Namespace, grid: Grid, plans: "Sequence[tuple[Bundle, Spec]]", found: "Detection") -> None:
+def _measure(
+    args: argparse.Namespace, sweep: Sweep, plans: "Sequence[tuple[Bundle, Spec]]", found: "Detection"
+) -> None:
     from fieldlm.bench.bench import bench, describe, document
     from fieldlm.bench.remarks import remarks
 
-    out = writer(args.output, grid.asked) if args.output else None
+    out = writer(args.output, sweep.asked) if args.output else None
     rows: list[dict[str, Any]] = []
     for number, (bundle, spec) in enumerate(plans):
         result = bench(bundle, msgspec.structs.replace(spec, bundle=str(bundle.folder)))
@@ -64,6 +69,21 @@ def _measure(args: argparse.Namespace, grid: Grid, plans: "Sequence[tuple[Bundle
         out.end()
     elif args.json:
         terminal.show(rows, "", as_json=True)
+    if args.report:
+        from fieldlm.bench.report import bench_markdown, bench_page, write_report
+
+        write_report(args.report, bench_page(rows), bench_markdown(rows))
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from fieldlm.bench.comparison import compare, comparison_document, describe_comparison
+    from fieldlm.bench.report import comparison_markdown, comparison_page, write_report
+
+    found = compare(*args.compare)
+    terminal.show(comparison_document(found), describe_comparison(found), as_json=args.json)
+    if args.report:
+        write_report(args.report, comparison_page(found), comparison_markdown(found))
+    return 0
 
 
 def _base(args: argparse.Namespace) -> "tuple[Spec, Detection]":
@@ -97,6 +117,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "fieldlm bench model.gguf -p 512 -n 64 -t 1-4",
         "fieldlm bench model.gguf -d 0,2048 -ctk f16,q8_0 -fa on -o md",
         "fieldlm bench model.gguf -r 10 -o json > today.json",
+        "fieldlm bench --compare yesterday.json today.json --report difference.html",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help=MODEL)
     parser.add_argument("-m", "--model", dest="named", action="append", default=[], metavar="MODEL", help="the same")
@@ -106,11 +127,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "-o", "--output", choices=tuple(FORMATS), default="", metavar="FORMAT",
         help=f"print llama-bench's {', '.join(FORMATS)}",
     )  # fmt: skip
+    parser.add_argument(
+        "--compare", nargs=2, type=options.existing_file, default=[], metavar=("A", "B"),
+        help="hold two results of -o json or jsonl against each other, instead of measuring",
+    )  # fmt: skip
+    parser.add_argument(
+        "--report", type=options.new_file, metavar="FILE", help="write a page (.html) or Markdown to paste (.md), too"
+    )
     args = parser.parse_args(argv)
-    if not args.models and not args.named:
+    models = [*args.models, *args.named]
+    if args.compare and models:
+        raise InputError(f"--compare takes results and measures nothing; leave {models[0]} out")
+    if not args.compare and not models:
         parser.error("the following arguments are required: MODEL")
-    if args.json and args.output:
-        raise InputError("--json and -o both say what to print; give one of them")
+    if args.output and (args.json or args.compare):
+        raise InputError("--json, --compare and -o each say what to print; give one of them")
+    if args.report:
+        check_target(args.report)
     return args
 
 
