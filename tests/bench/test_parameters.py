@@ -125,7 +125,6 @@ def test_a_step_is_at_least_as_large_as_its_microbatch(
 @pytest.mark.parametrize(
     ("sweep", "words"),
     [
-        (Sweep(prompt=(0,), gen=(0,)), "nothing to measure"),
         (Sweep(prompt=tuple(range(1, 500)), gen=(1,), threads=(1, 2, 3)), "1,497 combinations"),
     ],
 )

@@ -15,6 +15,7 @@ import msgspec
 
 from fieldlm.bench.measure import Spec
 from fieldlm.core.errors import InputError
+from fieldlm.core.options import real
 from fieldlm.engines import engine_kind
 from fieldlm.engines.memory_plan import PREFILL_ALONE
 from fieldlm.formats.bundle import Bundle
@@ -87,6 +88,20 @@ def _steps(first: int, last: int, sign: str, step: int) -> Iterator[int]:
         value = following
 
 
+def reals(least: float, most: float) -> Callable[[str], tuple[float, ...]]:
+    """Make the type of a list of numbers, each more than `least`."""
+    one = real(least, most, above=True)
+
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(one(part) for part in text.split(","))
+        except ArgumentTypeError as error:
+            wanted = f"want a list of numbers, more than {least:g}, at most {most:g}"
+            raise ArgumentTypeError(f"{text!r}; {wanted}") from error
+
+    return read
+
+
 def words(*known: str) -> Callable[[str], tuple[str, ...]]:
     """Make the type of a list of words out of `known`."""
 
@@ -102,13 +117,10 @@ def words(*known: str) -> Callable[[str], tuple[str, ...]]:
 def specs(bundle: Bundle, sweep: Sweep, base: Spec) -> list[Spec]:
     """Return one Spec a combination, beginning with `base`, in llama-bench's order.
 
-    Raises InputError where there is nothing to measure, for what the engine of `bundle` does not take, and for more
-    than 1,000 combinations.
+    Raises InputError for what the engine of `bundle` does not take, and for more than 1,000 combinations.
     """
     _check_engine(bundle, sweep)
     tests = [(prompt, gen) for prompt, gen in zip_longest(sweep.prompt, sweep.gen, fillvalue=0) if prompt or gen]
-    if not tests:
-        raise InputError("there is nothing to measure with -p 0 and -n 0; give one of them tokens")
     lists = (
         _or_none(sweep.batch), _or_none(sweep.ubatch), _or_none(sweep.key_type), _or_none(sweep.value_type),
         _or_none(sweep.flash_attention), _or_none(sweep.load_mode), _or_none(sweep.threads), sweep.depth or (0,), tests,

@@ -41,28 +41,28 @@ def write_report(path: Path, page: str, markdown: str) -> None:
 
 def bench_page(rows: Sequence[Row]) -> str:
     """Return the page of what was measured; `rows` as `-o json` has them."""
-    plain: list[Row] = msgspec.to_builtins(rows)
+    found: list[Row] = msgspec.to_builtins(rows)
     return render(
         ROOM,
         "bench.html",
-        title=f"fieldlm bench: {_title(plain)}",
-        name=_title(plain),
-        tests=[_test_cells(row) for row in plain],
+        title=f"fieldlm bench: {_title(found)}",
+        name=_title(found),
+        tests=[_test_cells(row) for row in found],
         head=TEST_HEAD,
-        plots=[(_name(row), _speeds(row)) for row in plain if len(row["samples_ts"]) > 1],
-        remarks=_remarks(plain),
-        facts=_facts(plain[0]),
+        plots=[(_name(row), _speeds(row)) for row in found if len(row["samples_ts"]) > 1],
+        remarks=_remarks(found),
+        facts=_facts(found[0]),
         method=METHOD,
     )
 
 
 def bench_markdown(rows: Sequence[Row]) -> str:
     """Return the same as Markdown."""
-    plain: list[Row] = msgspec.to_builtins(rows)
+    found: list[Row] = msgspec.to_builtins(rows)
     lines = [
-        f"### {_title(plain)}", "", *_table(TEST_HEAD, [_test_cells(row) for row in plain]), "",
-        *(f"- {line}" for line in _remarks(plain)), "" if _remarks(plain) else "No remarks.", METHOD, "",
-        "<details><summary>Where it ran</summary>", "", *_table(("", ""), _facts(plain[0])), "", "</details>",
+        f"### {_title(found)}", "", *markdown_table(TEST_HEAD, [_test_cells(row) for row in found]), "",
+        *(f"- {line}" for line in _remarks(found)), "" if _remarks(found) else "No remarks.", METHOD, "",
+        "<details><summary>Where it ran</summary>", "", *markdown_table(("", ""), _facts(found[0])), "", "</details>",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -87,8 +87,8 @@ def comparison_markdown(found: Comparison) -> str:
     """Return the same as Markdown."""
     rows = [cells(each) for each in found.differences]
     lines = [
-        f"A: {_plain(found.a)}  ", f"B: {_plain(found.b)}", "", *_table(HEAD, rows),
-        "", *(f"- {_plain(line)}" for line in notes(found)), "", TESTED,
+        f"A: {plain(found.a)}  ", f"B: {plain(found.b)}", "", *markdown_table(HEAD, rows),
+        "", *(f"- {plain(line)}" for line in notes(found)), "", TESTED,
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -183,13 +183,13 @@ def _facts(row: Row) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found.items()]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table; columns whose name begins with # are aligned to the right."""
     rule = ["---:" if name.startswith("#") else "---" for name in head]
-    lines = [[name.lstrip("#") for name in head], rule, *([_plain(cell) for cell in row] for row in rows)]
+    lines = [[name.lstrip("#") for name in head], rule, *([plain(cell) for cell in row] for row in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return `text` as it reads in a table of Markdown."""
     return "".join(f"\\{each}" if each in "|<>*_`[]" else each for each in " ".join(text.split()))

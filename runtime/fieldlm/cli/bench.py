@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from fieldlm.bench.formats import FORMATS, writer
-from fieldlm.bench.parameters import FLASH_ATTENTION, LOAD_MODES, Sweep, specs, whole_numbers, words
+from fieldlm.bench.parameters import FLASH_ATTENTION, LOAD_MODES, Sweep, reals, specs, whole_numbers, words
 from fieldlm.bench.report import check_target
 from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
@@ -18,10 +19,13 @@ from fieldlm.engines.llama_layout import KV_TYPES
 from fieldlm.formats.profile import load_profile
 
 if TYPE_CHECKING:
+    from fieldlm.bench.load import Level, LoadSpec
     from fieldlm.bench.measure import Spec
     from fieldlm.formats.bundle import Bundle
     from fieldlm.hardware.detect import Detection
+    from fieldlm.network.http_client import HttpClient
 
+LOAD = ("concurrency", "rate", "deadline", "first-word", "minutes", "out")
 LISTS = ("depth", "threads", "batch", "ubatch", "key_type", "value_type", "flash_attention", "load_mode")
 
 
@@ -30,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
     if args.compare:
         return _compare(args)
+    if args.url:
+        return _load(args)
     sweep = Sweep(
         prompt=_flat(args.prompt) or (512,),
         gen=_flat(args.gen) or (128,),
@@ -86,6 +92,68 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _load(args: argparse.Namespace) -> int:
+    """Put load on a running server: level by level, or one for minutes."""
+    from fieldlm.bench.load import Level, LevelResult, LoadSpec, run_level, served_model, summary
+    from fieldlm.bench.load_report import describe_load, load_document, load_pages
+    from fieldlm.bench.report import write_report
+    from fieldlm.network.http_client import HttpClient
+
+    client = HttpClient(args.url)
+    spec = LoadSpec(
+        model=served_model(client, "".join([*args.models, *args.named])),
+        prompt_tokens=(_flat(args.prompt) or (64,))[0],
+        gen_tokens=(_flat(args.gen) or (64,))[0],
+        seed=args.seed,
+        deadline_s=args.deadline,
+        first_word_s=args.first_word,
+    )
+    rates = [Level(rate=rate) for rate in _flat(args.rate)]
+    levels = [Level(concurrency=most) for most in _flat(args.concurrency) or (() if rates else (1,))] + rates
+    if args.minutes:
+        return _soak(args, client, spec, levels[0])
+    found: list[LevelResult] = []
+    for number, level in enumerate(levels):
+        # A first answer warms up what is not asked about, and prompts are no level's again.
+        each = msgspec.structs.replace(spec, seed=spec.seed + number)
+        run_level(client, msgspec.structs.replace(each, seed=-1 - each.seed), Level(concurrency=1), 1, on_end=_nothing)
+        with terminal.progress(f"load {level.words}", args.requests) as progress:
+            found.append(summary(level, run_level(client, each, level, args.requests, on_end=progress.update), spec))
+    document = load_document(args.url, spec, found)
+    terminal.show(document, describe_load(args.url, spec, found), as_json=args.json)
+    if args.report:
+        write_report(args.report, *load_pages(args.url, spec, found))
+    return 1 if any(not level.requests - sum(level.failed.values()) for level in found) else 0
+
+
+def _soak(args: argparse.Namespace, client: "HttpClient", spec: "LoadSpec", level: "Level") -> int:
+    from fieldlm.bench import soak
+    from fieldlm.bench.load_report import describe_soak, soak_document, soak_pages
+    from fieldlm.bench.report import write_report
+
+    head = soak.SoakHead(
+        format=soak.FORMAT, url=args.url, spec=spec, level=level, window_s=soak.WINDOW_S, is_here=is_here(args.url)
+    )
+    with terminal.progress(f"soak, {level.words}", max(1, round(args.minutes * 60 / soak.WINDOW_S))) as progress:
+        found = soak.soak(
+            client, args.out, head, args.minutes,
+            on_window=lambda done, window: progress.update(done, f"{window.tokens_per_s or 0:.1f} tokens/s"),
+        )  # fmt: skip
+    terminal.show(soak_document(found), describe_soak(found), as_json=args.json)
+    if args.report:
+        write_report(args.report, *soak_pages(found))
+    return 0 if any(window.answers for window in found.windows) else 1
+
+
+def _nothing(_done: int) -> None: ...
+
+
+def is_here(url: str) -> bool:
+    """Return whether the server at `url` is on this machine, so that its heat is this machine's."""
+    host = urlsplit(url).hostname or ""
+    return url.startswith("unix:") or host == "localhost" or host.startswith("127.") or host == "::1"
+
+
 def _base(args: argparse.Namespace) -> "tuple[Spec, Detection]":
     """Return what `serve` would run here, by its settings, else by what fits this machine; and what this machine is."""
     from fieldlm.bench.measure import Spec
@@ -117,6 +185,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "fieldlm bench model.gguf -p 512 -n 64 -t 1-4",
         "fieldlm bench model.gguf -d 0,2048 -ctk f16,q8_0 -fa on -o md",
         "fieldlm bench model.gguf -r 10 -o json > today.json",
+        "fieldlm bench --url http://127.0.0.1:8080 --concurrency 1,2,4 --rate 0.5,1 --deadline 5",
+        "fieldlm bench --url http://127.0.0.1:8080 --minutes 30 --out soak.jsonl --report soak.html",
         "fieldlm bench --compare yesterday.json today.json --report difference.html",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help=MODEL)
@@ -134,17 +204,38 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--report", type=options.new_file, metavar="FILE", help="write a page (.html) or Markdown to paste (.md), too"
     )
+    _add_load(parser)
     args = parser.parse_args(argv)
-    models = [*args.models, *args.named]
-    if args.compare and models:
-        raise InputError(f"--compare takes results and measures nothing; leave {models[0]} out")
-    if not args.compare and not models:
+    if not args.compare and not args.url and not args.models and not args.named:
         parser.error("the following arguments are required: MODEL")
-    if args.output and (args.json or args.compare):
-        raise InputError("--json, --compare and -o each say what to print; give one of them")
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise InputError for options that do not go together."""
+    models = [*args.models, *args.named]
+    if args.compare and (models or args.url):
+        raise InputError(f"--compare takes results and measures nothing; leave {(models or [args.url])[0]} out")
+    if args.output and (args.json or args.compare or args.url):
+        raise InputError("--json, --compare, --url and -o each say what to print; give one of them")
     if args.report:
         check_target(args.report)
-    return args
+    if not any(_flat(args.prompt) or (1,)) and not any(_flat(args.gen) or (1,)):
+        raise InputError("there is nothing to measure with -p 0 and -n 0; give one of them tokens")
+    of_load = {name: getattr(args, name.replace("-", "_")) for name in LOAD}
+    if not args.url:
+        if given := [name for name, value in of_load.items() if value]:
+            raise InputError(f"--{given[0]} is for a running server; say which with --url")
+        return
+    if given := [name for name in LISTS if getattr(args, name)]:
+        raise InputError(f"the server at --url decides on {given[0].replace('_', ' ')}; leave it out")
+    if len(models) > 1 or any(len(_flat(values)) > 1 for values in (args.prompt, args.gen)):
+        raise InputError("with --url there are one model, one -p and one -n; lists go with --concurrency and --rate")
+    if bool(args.minutes) is not bool(args.out):
+        raise InputError("--minutes and --out go together: what a soak finds is kept there, to go on with")
+    if args.minutes and (args.rate or len(_flat(args.concurrency)) > 1):
+        raise InputError("a soak has one load; give --minutes one --concurrency and no --rate")
 
 
 def _add_tests(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +265,40 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
+    )
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    most = 128
+    parser.add_argument(
+        "--url",
+        default="",
+        help="put load on the running server there instead: http://HOST:PORT, https:// or unix:/PATH",
+    )
+    parser.add_argument(
+        "--concurrency", action="append", type=whole_numbers(1, most), metavar="N,…",
+        help="with --url: so many requests at once (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rate", action="append", type=reals(0, 1000), metavar="R,…",
+        help="with --url: so many requests a second, which arrive as strangers do (Poisson)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--requests", type=options.whole(1, 1_000_000), default=20, metavar="N", help="with --url: of each load"
+    )
+    for flag, said in (("--deadline", "an answer has to be whole"), ("--first-word", "it has to begin")):
+        parser.add_argument(
+            flag, type=options.real(0, 86_400, above=True), metavar="SECONDS", help=f"with --url: until when {said}"
+        )
+    parser.add_argument(
+        "--minutes", type=options.real(0, 100_000, above=True), metavar="M",
+        help="with --url and --out: keep the load up so long, and look for drift and throttling",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=options.new_file,
+        metavar="FILE",
+        help="where --minutes keeps each half minute; said again, it goes on",
     )
 
 
