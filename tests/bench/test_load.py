@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from fieldlm.bench import load, soak
-from fieldlm.bench.load import Asked, Level, LoadSpec, percentiles, run_level, summary
+from fieldlm.bench.load import Level, LoadAnswer, LoadSpec, percentiles, run_level, summary
 from fieldlm.bench.load_report import describe_load, describe_soak, load_pages, soak_document, soak_pages
 from fieldlm.bench.soak import Soak, SoakHead, SoakWindow, open_soak
 from fieldlm.cli.bench import is_here, main
@@ -250,7 +250,7 @@ def test_a_server_elsewhere_has_no_heat_of_ours() -> None:
 
 
 def test_what_a_server_says_is_text_on_the_page() -> None:
-    asked = [Asked(due_s=0.0, ended_s=0.1, error="<b>|no")]
+    asked = [LoadAnswer(due_s=0.0, ended_s=0.1, error="<b>|no")]
     found = [summary(ONE, asked, SPEC)]
     page, text = load_pages("http://x", SPEC, found)
     assert "<b>|no" not in page + text

@@ -161,5 +161,10 @@ def writer(name: str, asked: frozenset[str], out: TextIO | None = None) -> Write
 
 def _texts(row: Row) -> list[str]:
     """Return the values of `row` as llama-bench spells them: truth as 0 and 1, six digits behind the point."""
-    spelt = {bool: lambda value: str(int(value)), float: lambda value: f"{value:.6f}"}
-    return [spelt.get(kind, str)(row[name]) for name, kind in FIELDS.items()]
+    return [_text(kind, row[name]) for name, kind in FIELDS.items()]
+
+
+def _text(kind: type, value: Any) -> str:
+    if kind is bool:
+        return str(int(value))
+    return f"{value:.6f}" if kind is float else str(value)

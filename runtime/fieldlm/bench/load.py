@@ -56,7 +56,7 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.rate:g}/s" if self.rate else f"{self.concurrency} at once"
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class LoadAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """One request; seconds since it was due. `gaps_s` are between pieces of text, each of one token or of several."""
 
     due_s: float
@@ -123,9 +123,9 @@ def served_model(client: HttpClient, name: str) -> str:
 
 def run_level(
     client: HttpClient, spec: LoadSpec, level: Level, requests: int, *, on_end: Callable[[int], None]
-) -> list[Asked]:
+) -> list[LoadAnswer]:
     """Ask `requests` times; `on_end` is called with how many have ended."""
-    ended: list[Asked] = []
+    ended: list[LoadAnswer] = []
     with asking(client, AT_ONCE if level.rate else level.concurrency) as (pool, is_over):
         began_s = time.monotonic()
         futures = [
@@ -167,13 +167,13 @@ def ask(
     began_s: float,
     due_s: float | None,
     is_over: threading.Event,
-) -> Asked:
+) -> LoadAnswer:
     """Ask once, when it is due, and read the whole answer; what fails is said in what is returned."""
     if due_s is not None:
         is_over.wait(max(0.0, began_s + due_s - time.monotonic()))
     start_s = time.monotonic() if due_s is None else began_s + due_s
     if is_over.is_set():
-        return Asked(due_s=start_s - began_s, ended_s=0.0, error="stopped")
+        return LoadAnswer(due_s=start_s - began_s, ended_s=0.0, error="stopped")
     body = body_of(spec, number)
     moments: list[float] = []
     usage: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def ask(
     except FieldlmError as failed:
         error = str(failed)
     details = usage.get("prompt_tokens_details") or {}
-    return Asked(
+    return LoadAnswer(
         due_s=start_s - began_s,
         ended_s=time.monotonic() - start_s,
         ttft_s=moments[0] - start_s if moments else None,
@@ -216,7 +216,7 @@ def body_of(spec: LoadSpec, number: int) -> dict[str, Any]:
     }
 
 
-def summary(level: Level, asked: Sequence[Asked], spec: LoadSpec) -> LevelResult:
+def summary(level: Level, asked: Sequence[LoadAnswer], spec: LoadSpec) -> LevelResult:
     """Return what came of the requests of one level; those that failed are counted, and nothing else."""
     fine = [each for each in asked if not each.error]
     took_s = max((each.due_s + each.ended_s for each in asked), default=0.0) or 1e-9
@@ -252,7 +252,7 @@ def percentiles(values: Sequence[float]) -> Percentiles:
     return Percentiles(**found)
 
 
-def _is_good(asked: Asked, spec: LoadSpec) -> bool:
+def _is_good(asked: LoadAnswer, spec: LoadSpec) -> bool:
     in_time = spec.deadline_s is None or asked.ended_s <= spec.deadline_s
     return in_time and (spec.first_word_s is None or (asked.ttft_s or 0.0) <= spec.first_word_s)
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from fieldlm.bench.environment import EnvironmentSample, moment
-from fieldlm.bench.load import Asked, Level, LoadSpec, ask, asking
+from fieldlm.bench.load import Level, LoadAnswer, LoadSpec, ask, asking
 from fieldlm.bench.student import quantile
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
@@ -136,7 +136,7 @@ def soak(
     windows = open_soak(path, head)
     wanted = max(1, round(minutes * 60 / head.window_s))
     if len(windows) < wanted:
-        ended: list[Asked] = []
+        ended: list[LoadAnswer] = []
         lock = threading.Lock()
 
         def work(number: int, is_over: threading.Event) -> None:
@@ -163,7 +163,7 @@ def soak(
     return Soak(head=head, windows=tuple(windows))
 
 
-def _window(ended: Sequence[Asked], before: EnvironmentSample | None) -> SoakWindow:
+def _window(ended: Sequence[LoadAnswer], before: EnvironmentSample | None) -> SoakWindow:
     fine = [each for each in ended if not each.error]
     speeds = [
         (each.tokens - 1) / (each.ended_s - each.ttft_s)
