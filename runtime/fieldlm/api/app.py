@@ -91,8 +91,7 @@ def make_app(
         panel.metrics.exchange(exchange)
         on_exchange(exchange)
 
-    watched = pulse or ProgressMonitor()
-    named = ids or ResponseIds()
+    watched, named = pulse or ProgressMonitor(), ids or ResponseIds()
     api = _Api(
         pool,
         on_exchange=ended,

@@ -17,8 +17,8 @@ from fieldlm.core.pages import render
 ROOM = "fieldlm.bench"
 SUFFIXES = (".html", ".md")
 METHOD = (
-    "Medians of the repetitions with Student's 95 % interval; random tokens, no sampling, the first token of an answer "
-    "left out, as llama-bench measures. The bandwidth is read by as many threads, just before each repetition; what "
+    "Medians of the repetitions with Student's 95 % interval; prompts of random tokens, answers by the likeliest token, "
+    "the first left out, for it comes with the prompt. The bandwidth is read by as many threads, just before each repetition; what "
     "decode uses of it are the bytes of weights, keys and values that a token has to read."
 )
 TESTED = (
