@@ -27,7 +27,7 @@ ROOMS: dict[str, str] = {
     "telemetry": "hardware network",
     "escalation": "hardware network engines inference telemetry",
     "control": "hardware network",
-    "bench": "hardware engines",
+    "bench": "hardware network engines",
     "updates": "hardware network engines inference blobs",
     "api": "hardware network engines inference escalation",
     "device": "hardware network engines inference telemetry escalation blobs catalogue control updates api",

@@ -424,7 +424,7 @@ def test_weights_wait_for_who_still_reads_them(smollm2_gguf: Path) -> None:
 
 def test_prompts_are_read_with_threads_of_their_own_and_neighbours_take_of_both(smollm2_gguf: Path) -> None:
     weights = LlamaWeights(smollm2_gguf)
-    context = Context(weights, cells=64, sequences=1, batch=16, threads=2, prefill_threads=3)
+    context = Context(weights, cells=64, sequences=1, batch=16, ubatch=16, threads=2, prefill_threads=3)
 
     def threads() -> tuple[int, int]:
         pointer = context._context  # pyright: ignore[reportPrivateUsage]

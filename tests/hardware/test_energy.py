@@ -1,12 +1,15 @@
 """Energy is measured by the first source that works, told with what it covers, and never guessed."""
 
+import contextlib
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from fieldlm.hardware.energy import PowerSensor, Rapl, find_energy, pmic_w
+from fieldlm.api.metrics import energy_readings
+from fieldlm.hardware.energy import EnergyFacts, EnergyMeter, PowerSensor, Rapl, find_energy, pmic_w
 
 RAPL = "sys/class/powercap"
 HWMON = "sys/class/hwmon/hwmon3"
@@ -179,3 +182,58 @@ def test_samples_are_taken_while_others_compute() -> None:
     with sensor.sampling():
         for _ in range(5):
             assert taken.acquire(timeout=60)
+
+
+class Counter:
+    """A source that says what it is told to."""
+
+    facts = EnergyFacts(source="rapl", covers="processor", is_sampled=False)
+
+    def __init__(self) -> None:
+        self.now_j: float | None = 100.0
+
+    def joules(self) -> float | None:
+        return self.now_j
+
+    @contextlib.contextmanager
+    def sampling(self) -> Generator[None]:
+        yield
+
+
+def test_a_meter_adds_up_what_is_said_and_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((0.0, 10.0, 20.0, 30.0, 40.0, 50.0))
+    monkeypatch.setattr("fieldlm.hardware.energy.time.monotonic", lambda: next(clock))
+    counter, is_over = Counter(), threading.Event()
+    is_over.set()
+    meter = EnergyMeter(lambda: (counter, ()))
+    assert meter.total() is None, "nobody has looked for a source yet"
+    meter.run(is_over)
+    counter.now_j = 150.0
+    assert meter.total() == (50.0, 10.0, counter.facts)
+    counter.now_j = None
+    assert meter.total() == (50.0, 10.0, counter.facts), "it is silent: neither joules nor seconds"
+    counter.now_j = 400.0
+    assert meter.total() == (50.0, 10.0, counter.facts), "what was used meanwhile nobody knows"
+    counter.now_j = 260_000.0
+    assert meter.total() == (50.0, 10.0, counter.facts), "26 kW: the counter began anew while the machine slept"
+    counter.now_j = 260_020.0
+    assert meter.total() == (70.0, 20.0, counter.facts)
+
+
+def test_a_machine_without_a_sensor_has_no_energy() -> None:
+    meter = EnergyMeter(lambda: (None, ("no sensor of power is here",)))
+    meter.run(threading.Event())
+    assert meter.total() is None
+    assert list(energy_readings(meter)) == []
+
+
+def test_energy_is_told_on_metrics_with_what_it_covers(tmp_path: Path) -> None:
+    write(tmp_path, {f"{HWMON}/name": "ina219", f"{HWMON}/power1_input": "3500000"})
+    meter, is_over = EnergyMeter(lambda: find_energy(tmp_path)), threading.Event()
+    is_over.set()
+    meter.run(is_over)
+    time.sleep(0.05)
+    read = {name: (labels, value) for name, _, labels, value in energy_readings(meter)}
+    labels, joules = read["fieldlm_energy_joules_total"]
+    assert labels == {"source": "ina219", "covers": "what is behind it"}
+    assert joules == pytest.approx(3.5 * read["fieldlm_energy_measured_seconds_total"][1], rel=0.05)

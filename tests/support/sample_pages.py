@@ -16,6 +16,7 @@ from fieldlm_compiler.fleet.controller import Act, State, Track
 from fieldlm_compiler.fleet.page import device_page, fleet_page
 from fieldlm_compiler.fleet.view import DeviceRow, Event, FleetReport, GenerationStats
 from fieldlm_compiler.fleet.waves import Evidence
+from tests.support.sample_benches import bench_pages
 from tests.support.sample_rounds import round_pages
 
 BEGAN_MS = 1_764_000_000_000
@@ -48,6 +49,7 @@ def pages(folder: Path, spell: Spell) -> dict[str, str]:
         "report": report.page(_report(spell)),
         "explain": explain.page(_bundle(folder, spell)),
         **round_pages(spell),
+        **bench_pages(spell),
     }
 
 

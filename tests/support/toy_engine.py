@@ -19,6 +19,7 @@ from fieldlm.core.errors import EngineError
 from fieldlm.engines import DEFAULT_TERMS, Chunk, EngineFacts, EngineOptions, Reading, Sampling, Schedule, SpecialTokens
 from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.profile import Profile
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,7 +113,7 @@ class ToyKind:
     def foreseen_mb(self, bundle: Bundle, **_: Any) -> float | None:
         return None
 
-    def reading(self, bundle: Bundle) -> Reading:
+    def reading(self, bundle: Bundle, profile: Profile | None = None) -> Reading:
         return Reading(weights=bundle.manifest.size, kv_of_token=0, is_exact=False)
 
     def weight_bytes(self, bundle: Bundle) -> int:

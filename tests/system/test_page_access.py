@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Route
 from tests.support.browser import DESK, NARROW, chromium, faults, overflow, unreachable
 from tests.support.sample_pages import pages
 
-PAGES = ("fleet", "device", "rollout", "running rollout", "report", "explain", "round", "rounds")
+PAGES = ("fleet", "device", "rollout", "running rollout", "report", "explain", "round", "rounds", "bench", "comparison")
 WHERE = "http://pages.test"
 
 

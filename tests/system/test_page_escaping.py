@@ -13,7 +13,7 @@ KNOWN = {
     "link", "main", "meta", "option", "p", "path", "polyline", "rect", "script", "section", "select", "span", "style",
     "svg", "table", "tbody", "td", "text", "th", "thead", "title", "tr",
 }  # fmt: skip
-PAGES = ("fleet", "device", "rollout", "running rollout", "report", "explain", "round", "rounds")
+PAGES = ("fleet", "device", "rollout", "running rollout", "report", "explain", "round", "rounds", "bench", "comparison")
 
 
 class Seen(HTMLParser):

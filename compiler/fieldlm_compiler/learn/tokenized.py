@@ -15,8 +15,9 @@ import msgspec
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.logs import logger
-from fieldlm.engines import SpecialTokens, control_tokens
+from fieldlm.engines import SpecialTokens
 from fieldlm.engines.hf_tokenizer import HfTokenizer
+from fieldlm.engines.special_texts import control_tokens
 from fieldlm.inference.chat_template import ChatTemplate, Message
 from fieldlm_compiler.checkpoints.checkpoint import chat_template, special_tokens
 

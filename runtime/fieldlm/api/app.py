@@ -43,6 +43,7 @@ from fieldlm.engines import DEFAULT_TERMS
 from fieldlm.escalation.policy import Escalation
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.formats.router import question_of
+from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.chat_template import render
 from fieldlm.inference.engine_watchdog import ProgressMonitor
@@ -71,26 +72,26 @@ def make_app(
     crashes: Callable[[], Mapping[str, int]] = dict,
     leaves: Callable[[], Leaves] | None = None,
     large: Escalation | None = None,
+    energy: EnergyMeter | None = None,
 ) -> Starlette:
     """Make the application over one model, or several.
 
     With `keys`, all but the page, /health and /ready asks for one; without, `names` are answered to beside the
     machine's own; None answers all names, and foreign pages, too. Pages of `origins` may use the API from elsewhere.
-    `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names
-    the answers; `crashes` counts those of background tasks, by name; `leaves` says what leaves the
-    device, for the page: without it, nothing. `large` is the large model beside the small one.
-    `on_exchange` gets every answered, failed or cancelled request before its last byte is sent, in the event loop, and
-    must not block; `on_feedback`, in a thread of its own, returns False for an answer it does not know.
+    `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names the answers; `crashes`
+    counts those of background tasks, by name; `leaves` says what leaves the device, for the page: without it, nothing.
+    `large` is the large model beside the small one; `energy` measures the machine. `on_exchange` gets every answered,
+    failed or cancelled request before its last byte is sent, in the event loop, and must not block; `on_feedback`, in a
+    thread of its own, returns False for an answer it does not know.
     """
     pool = live if isinstance(live, ModelPool) else ModelPool.alone(live)
-    panel = Panel(pool, ready, crashes, leaves, large.status if large else None)
+    panel = Panel(pool, ready, crashes, leaves, large.status if large else None, energy=energy)
 
     def ended(exchange: Exchange) -> None:
         panel.metrics.exchange(exchange)
         on_exchange(exchange)
 
-    watched = pulse or ProgressMonitor()
-    named = ids or ResponseIds()
+    watched, named = pulse or ProgressMonitor(), ids or ResponseIds()
     api = _Api(
         pool,
         on_exchange=ended,

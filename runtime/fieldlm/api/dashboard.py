@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, process_readings
+from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, energy_readings, process_readings
 from fieldlm.api.models.listing import memory_mb, pool_readings
 from fieldlm.core.pages import stylesheet
+from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.hardware.sensors import rss_mb, temperature_c
 from fieldlm.inference.model_pool import ModelPool
 from fieldlm.network.json_api import as_json
@@ -46,6 +47,8 @@ class Panel:
         crashes: Callable[[], Mapping[str, int]] = dict,
         leaves: Callable[[], Leaves] | None = None,
         large: Callable[[], dict[str, Any]] | None = None,
+        *,
+        energy: EnergyMeter | None = None,
     ) -> None:
         self.metrics = Metrics(self._readings)
         self._pool = pool
@@ -54,6 +57,7 @@ class Panel:
         self._crashes = crashes
         self._leaves = leaves or (lambda: "nothing")
         self._large = large
+        self._energy = energy
         self._inside: Callable[[], int] = lambda: 0
 
     def count_inside(self, inside: Callable[[], int]) -> None:
@@ -111,6 +115,8 @@ class Panel:
 
     def _readings(self) -> Iterable[Reading]:
         yield from process_readings()
+        if self._energy:
+            yield from energy_readings(self._energy)
         running, waiting = self._queue()
         for task, count in self._crashes().items():
             yield "fieldlm_task_crashes_total", "Crashes of background tasks since the start.", {"task": task}, count

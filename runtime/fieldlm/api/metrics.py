@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fieldlm.api.chat_request import Exchange
+from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 
@@ -144,3 +145,13 @@ def process_readings(root: Path = LIVE) -> Iterable[Reading]:
     heat = temperature_c(root)
     if heat is not None:
         yield "fieldlm_temperature_celsius", "The hottest sensor.", {}, heat
+
+
+def energy_readings(meter: EnergyMeter) -> Iterable[Reading]:
+    """Yield the energy that was measured; nothing where there is no sensor that works, since nothing is estimated."""
+    found = meter.total()
+    if found is None:
+        return
+    labels = {"source": found.facts.source, "covers": found.facts.covers}
+    yield "fieldlm_energy_joules_total", "Energy of what the source covers, idle share included.", labels, found.joules
+    yield "fieldlm_energy_measured_seconds_total", "For how long it was measured.", labels, found.measured_s

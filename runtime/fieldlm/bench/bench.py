@@ -16,7 +16,7 @@ import msgspec
 from fieldlm.bench.environment import environment, moment
 from fieldlm.bench.llama_bench import rows
 from fieldlm.bench.measure import BenchResult, MeasureLine, Spec
-from fieldlm.bench.remarks import remarks
+from fieldlm.bench.remarks import findings, remarks
 from fieldlm.bench.result import Result
 from fieldlm.core import terminal
 from fieldlm.core.errors import EngineError
@@ -40,7 +40,7 @@ def bench(bundle: Bundle, spec: Spec, *, array_mb: int | None = None) -> Result:
         spec=spec,
         measured=measured,
         bandwidth=bandwidth,
-        reading=engine_kind(bundle.manifest.engine).reading(bundle),
+        reading=engine_kind(bundle.manifest.engine).reading(bundle, spec.profile),
         before=before,
         after=moment(zones=zones),
     )
@@ -95,9 +95,9 @@ def _ours(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
         "generation": bundle.generation,
         "engine": bundle.manifest.engine,
         "sha256": {file.path: file.sha256 for file in bundle.manifest.files},
-        "prefill_tokens_s": result.prefill,
-        "decode_tokens_s": result.decode,
-        "ttft_ms": result.ttft_ms,
+        "prefill_tokens_s": result.prefill if result.has_prefill else None,
+        "decode_tokens_s": result.decode if result.has_decode else None,
+        "ttft_ms": result.ttft_ms if result.has_prefill else None,
         "load_s": result.measured.load_s,
         "memory_mb": {
             "peak": result.measured.peak_mb,
@@ -113,7 +113,7 @@ def _ours(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
             "joules_per_token_above_idle": result.joules_per_token_above_idle,
         },
         "bandwidth": result.bandwidth,
-        "bandwidth_percent": result.bandwidth_percent,
+        "bandwidth_percent": result.bandwidth_percent if result.has_decode else None,
         "reading": result.reading,
         "samples": result.measured.samples,
         "spec": msgspec.structs.replace(result.spec, profile=None),
@@ -122,11 +122,14 @@ def _ours(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
         "before": result.before,
         "after": result.after,
         "remarks": remarks(result, found),
+        "is_void": any(each.voids for each in findings(result, found)),
     }
 
 
 def _energy_cells(result: Result) -> Iterator[tuple[str, str, str]]:
     facts = result.measured.energy
+    if not result.has_decode:
+        return
     rows = (("energy of decode", result.joules_per_token), ("  above idle", result.joules_per_token_above_idle))
     for name, joules in rows:
         if facts and joules:
@@ -136,16 +139,20 @@ def _energy_cells(result: Result) -> Iterator[tuple[str, str, str]]:
 def describe(bundle: Bundle, result: Result, found: Detection) -> str:
     """Lay the figures out for people."""
     spec, measured = result.spec, result.measured
-    cells = [
-        (f"prefill, {counted(spec.prompt_tokens, 'token')}", result.prefill.words(), "tokens/s"),
-        (f"decode, {counted(spec.gen_tokens, 'token')}", result.decode.words(), "tokens/s"),
-        ("time to first token", result.ttft_ms.words(), "ms"),
+    deep = f" at depth {spec.depth:,}" if spec.depth else ""
+    cells: list[tuple[str, str, str]] = []
+    if result.has_prefill:
+        name = f"prefill, {counted(spec.prompt_tokens, 'token')}{deep}"
+        cells += [(name, result.prefill.words(), "tokens/s"), ("time to first token", result.ttft_ms.words(), "ms")]
+    if result.has_decode:
+        cells.append((f"decode, {counted(spec.gen_tokens, 'token')}{deep}", result.decode.words(), "tokens/s"))
+    cells += [
         ("load", f"{measured.load_s:.2f}", "s"),
         ("peak memory", f"{measured.peak_mb:.0f}", "MB"),
         ("memory bandwidth, read", f"{result.bandwidth.read_gb_s:.1f}", "GB/s"),
-        ("used by decode", result.bandwidth_percent.words(0), "%"),
-        *_energy_cells(result),
     ]
+    if result.has_decode:
+        cells += [("used by decode", result.bandwidth_percent.words(0), "%"), *_energy_cells(result)]
     title = (
         f"{bundle.manifest.model.name} {bundle.manifest.recipe.quant}, {bundle.manifest.engine}, "
         f"{counted(spec.threads, 'thread')}, {counted(spec.repetitions, 'repetition')}, on {found.facts['cpu_name']}"

@@ -21,8 +21,9 @@ PACKAGES = ("fieldlm", "llama-cpp-python", "numpy", "onnxruntime")
 class EnvironmentSample(msgspec.Struct, frozen=True, kw_only=True):
     """What changes while one measures; counts are since boot, `busy_ticks` and `steal_ticks` of all CPUs.
 
-    `cpu_waited_s` are the seconds in which something waited for a processor (PSI), `pi_throttled` the bits of Raspberry
-    Pi's firmware, `quota_stops` how often a control group's quota stopped us, `swapped_mb` what went to swap and back.
+    `cpu_waited_s` are the seconds in which something waited for a processor (PSI), `memory_waited_s` for memory,
+    `pi_throttled` the bits of Raspberry Pi's firmware, `quota_stops` how often a control group's quota stopped us,
+    `swapped_mb` what went to swap and back.
     """
 
     load_average: float
@@ -33,6 +34,7 @@ class EnvironmentSample(msgspec.Struct, frozen=True, kw_only=True):
     throttled: int | None
     at_s: float = 0.0
     cpu_waited_s: float | None = None
+    memory_waited_s: float | None = None
     pi_throttled: int = 0
     quota_stops: int | None = None
     swapped_mb: int = 0
@@ -58,7 +60,8 @@ def moment(root: Path = LIVE, zones: Sequence[str] = ()) -> EnvironmentSample:
         steal_ticks=steal,
         throttled=sum(throttles) if throttles else None,
         at_s=time.monotonic(),
-        cpu_waited_s=_waited_s(root),
+        cpu_waited_s=_waited_s(root, "cpu"),
+        memory_waited_s=_waited_s(root, "memory"),
         pi_throttled=_pi_throttled(root),
         quota_stops=cpu_throttled(root),
         swapped_mb=_swapped_mb(root),
@@ -69,9 +72,9 @@ def moment(root: Path = LIVE, zones: Sequence[str] = ()) -> EnvironmentSample:
     )
 
 
-def _waited_s(root: Path) -> float | None:
-    """Seconds since boot in which a task waited for a processor: pressure stall information, `some`."""
-    found = re.search(r"^some .*total=(\d+)", read_text(root, "proc/pressure/cpu"), re.MULTILINE)
+def _waited_s(root: Path, what: str) -> float | None:
+    """Seconds since boot in which a task waited for `what`: pressure stall information, `some`."""
+    found = re.search(r"^some .*total=(\d+)", read_text(root, f"proc/pressure/{what}"), re.MULTILINE)
     return int(found[1]) / 1e6 if found else None
 
 

@@ -1,4 +1,7 @@
-"""llama-bench's fields, all that `llama-bench -o json` has and that its own compare-llama-bench.py asks for."""
+"""llama-bench's 44 fields, in its order and with its types, so that what reads its results reads ours.
+
+They are those of llama.cpp's tools/llama-bench at the version that serves here. What is written down is what ran.
+"""
 
 import time
 from collections.abc import Sequence
@@ -12,24 +15,37 @@ from fieldlm.engines.llama_layout import KV_TYPES, layout_of
 from fieldlm.formats.bundle import Bundle
 from fieldlm.hardware.detect import Detection
 
+FIELDS: dict[str, type] = {
+    "build_commit": str, "build_number": int, "cpu_info": str, "gpu_info": str, "backends": str,
+    "model_filename": str, "model_type": str, "model_size": int, "model_n_params": int, "n_batch": int,
+    "n_ubatch": int, "n_threads": int, "cpu_mask": str, "cpu_strict": bool, "poll": int, "type_k": str, "type_v": str,
+    "n_gpu_layers": int, "n_cpu_moe": int, "split_mode": str, "main_gpu": int, "no_kv_offload": bool,
+    "flash_attn": int, "devices": str, "tensor_split": str, "tensor_buft_overrides": str, "load_mode": str,
+    "lazy_mode": str, "embeddings": bool, "no_op_offload": int, "no_host": bool, "repack": bool, "fit_target": int,
+    "fit_min_ctx": int, "n_prompt": int, "n_gen": int, "n_depth": int, "test_time": str, "avg_ns": int,
+    "stddev_ns": int, "avg_ts": float, "stddev_ts": float,
+}  # fmt: skip
+"""Those of one value; in its JSON there are two lists behind them."""
+SAMPLES = ("samples_ns", "samples_ts")
+
 # What an engine of ours does in no other way, as llama-bench names it.
 FIXED: dict[str, Any] = {
     "cpu_mask": "0x0", "cpu_strict": False, "poll": 50, "n_cpu_moe": 0, "split_mode": "layer", "main_gpu": 0,
     "no_kv_offload": False, "devices": "auto", "tensor_split": "0.00", "tensor_buft_overrides": "none",
-    "use_direct_io": False, "embeddings": False, "no_op_offload": 0, "no_host": False, "fit_target": 0,
-    "fit_min_ctx": 0, "n_depth": 0,
+    "lazy_mode": "auto", "embeddings": False, "no_op_offload": 0, "no_host": False, "fit_target": 0, "fit_min_ctx": 0,
 }  # fmt: skip
 
 
 def rows(bundle: Bundle, result: Result, found: Detection) -> list[dict[str, Any]]:
-    """Return two rows: the prompt test and the generation test."""
-    prefill_s = [sample.prefill_s for sample in result.measured.samples]
-    decode_s = [sample.decode_s for sample in result.measured.samples]
-    head, spec = _head(bundle, result, found), result.spec
-    return [
-        {**head, "n_prompt": spec.prompt_tokens, "n_gen": 0, **_series(prefill_s, result.prefill)},
-        {**head, "n_prompt": 0, "n_gen": spec.gen_tokens, **_series(decode_s, result.decode)},
-    ]
+    """Return a row for the prompt test and one for the generation test, where they were run."""
+    head, spec, made = _head(bundle, result, found), result.spec, list[dict[str, Any]]()
+    if result.has_prefill:
+        test = {"n_prompt": spec.prompt_tokens, "n_gen": 0, "n_threads": spec.prefill_threads or spec.threads}
+        made.append(head | test | _series([each.prefill_s for each in result.measured.samples], result.prefill))
+    if result.has_decode:
+        test = {"n_prompt": 0, "n_gen": spec.gen_tokens, "n_threads": spec.threads}
+        made.append(head | test | _series([each.decode_s for each in result.measured.samples], result.decode))
+    return [{name: row[name] for name in (*FIELDS, *SAMPLES)} for row in made]
 
 
 def _head(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
@@ -50,15 +66,14 @@ def _head(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
         "model_size": kind.weight_bytes(bundle),
         "model_n_params": manifest.model.parameters,
         "n_batch": measured.batch,
-        "n_ubatch": measured.batch,
-        "n_threads": result.spec.threads,
+        "n_ubatch": measured.ubatch or measured.batch,
         "type_k": names[layout.key_type] if is_told else kind.cache_type,
         "type_v": names[layout.value_type] if is_told else kind.cache_type,
         "n_gpu_layers": measured.gpu_layers,
         "flash_attn": -1 if layout.flash_attention is None else int(layout.flash_attention),
-        # Both names are in use: older versions of the tools ask for use_mmap, newer ones for load_mode.
-        "use_mmap": layout.is_mapped,
         "load_mode": "mmap" if layout.is_mapped else "none",
+        "repack": measured.repacks,
+        "n_depth": result.spec.depth,
         **FIXED,
         "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -1,9 +1,9 @@
 """One benchmark run: time a bundle in a process of its own, so that the peak of memory is that bundle's.
 
 `python -m fieldlm.bench.measure SPEC` reads a Spec as JSON and prints one JSON line after each repetition and a
-last one with everything. Prompts are random tokens, drawn anew for each repetition so that no prefix is cached. The
-engine has no way to go on after an end token; an answer that ends early is asked again with another prompt, and what
-came is counted, never what was asked for.
+last one with everything. Prompts are random tokens, drawn anew for each repetition so that no prefix is cached; at a
+depth, so many tokens stand before each of them, are computed once and kept. Answers go on after a token that ends them,
+and what came is counted, never what was asked for.
 """
 
 import random
@@ -17,20 +17,23 @@ from typing import NamedTuple
 import msgspec
 
 from fieldlm.core.errors import EngineError, FieldlmError
-from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, engine_kind, open_engine
+from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, Timings, engine_kind, open_engine
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.hardware.energy import EnergyFacts, EnergySource, find_energy
 from fieldlm.hardware.sensors import clock_mhz, peak_rss_mb, rss_mb, temperature_c
 
 ADAPTER = "bench"
-TRIES = 4  # for an answer of full length
 IDLE_S = 3.0
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure, held as `profile` has a server hold it; one that `waits` begins a repetition when told to."""
+    """What to measure, held as `profile` has a server hold it; one that `waits` begins a repetition when told to.
+
+    0 tokens of a prompt or an answer are not measured. Both begin behind `depth` tokens. A step takes `batch` tokens of
+    the prompt, computed `ubatch` at a time; None is what a server takes. Seconds of `delay_s` pass before each test.
+    """
 
     bundle: str
     prompt_tokens: int
@@ -38,12 +41,19 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     repetitions: int
     threads: int
     seed: int
+    depth: int = 0
+    prefill_threads: int | None = None
+    batch: int | None = None
+    ubatch: int | None = None
+    delay_s: float = 0.0
     profile: Profile | None = None
     waits: bool = False
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One repetition; seconds, and the tokens they were spent on. `ttft_s` is from the request to the first chunk.
+    """One repetition; seconds, and the tokens they were spent on; 0 of what is not measured.
+
+    `ttft_s` is from the request to the first chunk. `cached_tokens` were there before, as those of the depth should be.
 
     Clock and temperature are those of the machine while its last token is just over. Joules are the machine's, idle
     share included, None where nothing measures them.
@@ -73,6 +83,8 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     engine_version: str
     system_info: str
     batch: int
+    ubatch: int = 0
+    repacks: bool = False
     gpu: str = ""
     gpu_layers: int = 0
     energy: EnergyFacts | None = None
@@ -99,9 +111,8 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
     idle_w = _idle_w(energy) if energy else None
     before_mb = rss_mb()
     started_s = time.perf_counter()
-    # One token more than is timed: the first comes with the prompt.
-    context = max(spec.prompt_tokens, spec.gen_tokens + 1) + 8
-    engine = open_engine(bundle, EngineOptions(threads=spec.threads, context=context, parallel=1, profile=spec.profile))
+    context = spec.depth + max(spec.prompt_tokens, spec.gen_tokens + 1) + 8
+    engine = open_engine(bundle, options_of(spec, context))
     adapter = bundle.path("adapter")
     if adapter:
         engine.load_adapter(ADAPTER, adapter)
@@ -111,6 +122,7 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
         if engine.context < context:
             raise EngineError(f"the model holds {engine.context} tokens, {context} are needed; ask for fewer")
         timing = _Timing(engine, spec, ADAPTER if adapter else None, energy)
+        time.sleep(spec.delay_s)
         timing.sample()
         samples: list[Sample] = []
         for done in range(spec.repetitions):
@@ -121,6 +133,7 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
     finally:
         engine.close()
     facts = engine_kind(bundle.manifest.engine).facts()
+    batch = spec.batch or facts.batch
     return BenchResult(
         load_s=load_s,
         samples=tuple(samples),
@@ -130,12 +143,27 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
         engine_mb=engine_mb,
         engine_version=facts.version,
         system_info=facts.system,
-        batch=facts.batch,
+        batch=batch,
+        ubatch=min(spec.ubatch or batch, batch),
+        repacks=facts.repacks,
         gpu=facts.gpu,
         gpu_layers=facts.gpu_layers,
         energy=energy.facts if energy else None,
         idle_w=idle_w,
         no_energy=no_energy,
+    )
+
+
+def options_of(spec: Spec, context: int) -> EngineOptions:
+    """Return how an engine is opened for `spec`: as `serve` does it, but with threads that give way to nobody."""
+    return EngineOptions(
+        threads=spec.threads,
+        prefill_threads=spec.prefill_threads,
+        context=context,
+        parallel=1,
+        batch=spec.batch,
+        ubatch=spec.ubatch,
+        profile=spec.profile,
     )
 
 
@@ -167,41 +195,35 @@ class _Timing:
         self._random = random.Random(spec.seed)
         words = ("".join(self._random.choices(LETTERS, k=self._random.randint(2, 9))) for _ in range(3000))
         self._pool = sorted(set(engine.tokenize(" ".join(words))) - engine.stop_tokens)
+        self._before = self._random.choices(self._pool, k=spec.depth)
 
     def sample(self) -> Sample:
-        prefill = self._answer(self._spec.prompt_tokens, 1)
-        decode = self._long_answer()
-        steps = decode.answer.timings.completion_tokens - 1
-        if steps < 1:
-            raise EngineError(f"{TRIES} answers of this model ended before their second token; nothing to time")
-        read = prefill.answer.timings
+        prefill = self._answer(self._spec.prompt_tokens, 1) if self._spec.prompt_tokens else None
+        # One token more than is timed: the first comes with the prompt.
+        decode = self._answer(1, self._spec.gen_tokens + 1) if self._spec.gen_tokens else None
+        steps = decode.answer.timings.completion_tokens - 1 if decode else 0
+        if decode and steps < 1:
+            raise EngineError("an answer of this model ended before its second token; nothing to time")
+        read = prefill.answer.timings if prefill else Timings()
         return Sample(
-            ttft_s=prefill.ttft_s,
+            ttft_s=prefill.ttft_s if prefill else 0.0,
             prefill_s=read.prefill_s,
             prefill_tokens=read.prompt_tokens - read.cached_tokens,
-            decode_s=decode.answer.timings.decode_s,
+            decode_s=decode.answer.timings.decode_s if decode else 0.0,
             decode_tokens=steps,
             cached_tokens=read.cached_tokens,
             clock_mhz=clock_mhz(),
             temperature_c=temperature_c(zones=self._spec.profile.thermal.zones if self._spec.profile else ()),
-            prefill_j=prefill.joules,
-            decode_j=decode.joules,
+            prefill_j=prefill.joules if prefill else None,
+            decode_j=decode.joules if decode else None,
         )
 
-    def _long_answer(self) -> _Timed:
-        answers: list[_Timed] = []
-        while len(answers) < TRIES:
-            answers.append(self._answer(1, self._spec.gen_tokens + 1))
-            if answers[-1].answer.timings.completion_tokens > self._spec.gen_tokens:
-                break
-        return max(answers, key=lambda timed: timed.answer.timings.completion_tokens)
-
     def _answer(self, prompt_tokens: int, max_tokens: int) -> _Timed:
-        prompt = self._random.choices(self._pool, k=prompt_tokens)
+        prompt = [*self._before, *self._random.choices(self._pool, k=prompt_tokens)]
         with self._energy.sampling() if self._energy else nullcontext():
             before_j = self._energy.joules() if self._energy else None
             started_s = time.perf_counter()
-            answer = self._engine.start(prompt, Sampling(max_tokens=max_tokens), adapter=self._adapter)
+            answer = self._engine.start(prompt, Sampling(max_tokens=max_tokens, ignore_eos=True), adapter=self._adapter)
             first_s = 0.0
             for chunk in answer:
                 first_s = first_s or time.perf_counter()

@@ -7,11 +7,9 @@ import numpy as np
 
 from fieldlm.bench.environment import EnvironmentSample
 from fieldlm.bench.measure import BenchResult, Spec
+from fieldlm.bench.student import quantile
 from fieldlm.engines import Reading
 from fieldlm.hardware.bandwidth import Bandwidth
-
-# Student's t, 97.5 %, for 1 to 5 degrees of freedom (any table); beyond, by `_student`.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571)
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +27,10 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was found out about one bundle; `bandwidth` has a sample beside each repetition."""
+    """Everything that was found out about one bundle; `bandwidth` has a sample beside each repetition.
+
+    Figures of the prompt are there where it `has_prefill`, those of the answer where it `has_decode`.
+    """
 
     spec: Spec
     measured: BenchResult
@@ -37,6 +38,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     reading: Reading
     before: EnvironmentSample
     after: EnvironmentSample
+
+    @property
+    def has_prefill(self) -> bool:
+        return self.spec.prompt_tokens > 0
+
+    @property
+    def has_decode(self) -> bool:
+        return self.spec.gen_tokens > 0
 
     @property
     def prefill(self) -> Interval:
@@ -71,7 +80,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bandwidth_percent(self) -> Interval:
         """How much of the bandwidth that was measured just before it decoding uses, by the bytes it has to read."""
-        bytes_of_token = self.reading.at_depth(self.spec.gen_tokens / 2)
+        bytes_of_token = self.reading.at_depth(self.spec.depth + self.spec.gen_tokens / 2)
         pairs = zip(self.decode.samples, self.bandwidth.samples_gb_s, strict=True)
         return interval([100 * speed * bytes_of_token / 1e9 / gb_s for speed, gb_s in pairs])
 
@@ -85,17 +94,6 @@ def interval(samples: Sequence[float]) -> Interval:
     values = np.asarray(samples, np.float64)
     median, low, high = float(np.median(values)), None, None
     if (count := len(values)) > 1:
-        reach = _student(count - 1) * float(np.std(values, ddof=1)) / count**0.5
+        reach = quantile(count - 1) * float(np.std(values, ddof=1)) / count**0.5
         low, high = max(0.0, min(float(values.mean()) - reach, median)), max(float(values.mean()) + reach, median)
     return Interval(median=median, low=low, high=high, samples=tuple(samples))
-
-
-def _student(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t: the table, then Cornish and Fisher's expansion (to 0.001)."""
-    if freedom <= len(STUDENT):
-        return STUDENT[freedom - 1]
-    z = 1.959964
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3

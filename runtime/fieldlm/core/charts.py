@@ -134,5 +134,42 @@ def plot(
     return drawn
 
 
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A value and the interval around it, None where there is none; `kind` is the class that colours it."""
+
+    words: str
+    value: float
+    low: float | None
+    high: float | None
+    kind: str
+
+
+ROW, NAMES = 30, 220
+
+
+def spans(label: str, x: Scale, rows: Sequence[Span], *, mark: float) -> Svg:
+    """Return one row for each span, its words at the left, above one axis; an upright line stands at `mark`."""
+    floor = TOP + ROW * len(rows)
+    drawn = Svg(WIDTH, floor + BOTTOM, label, "plot")
+
+    def across(value: float) -> float:
+        return NAMES + (WIDTH - NAMES - RIGHT) * x.at(value)
+
+    for value, words in x.ticks:
+        drawn.add("path", class_="grid", d=f"M{across(value):.1f} {TOP}V{floor}")
+        drawn.add("text", words, x=across(value), y=floor + 20, text_anchor="middle")
+    drawn.add("path", class_="limit", d=f"M{across(mark):.1f} {TOP - 8}V{floor}")
+    for at, row in enumerate(rows):
+        middle = TOP + ROW * (at + 0.5)
+        drawn.add("text", row.words, x=NAMES - 12, y=middle + 5, text_anchor="end")
+        if row.low is not None and row.high is not None:
+            low, high = across(row.low), across(row.high)
+            ends = f"M{low:.1f} {middle - 5:.1f}v10M{high:.1f} {middle - 5:.1f}v10"
+            drawn.add("path", class_="whisker", d=f"M{low:.1f} {middle:.1f}H{high:.1f}{ends}")
+        drawn.add("circle", class_=row.kind, cx=across(row.value), cy=middle, r=5)
+    return drawn
+
+
 def _spell(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -15,6 +15,8 @@ THREADS = (1, 512)
 CONTEXT = (128, 1_048_576)
 """Tokens."""
 PARALLEL = (1, 64)
+BATCH = (1, 65536)
+"""Tokens of prompts in one step."""
 SEED = (0, 2**64 - 1)
 PORT = (0, 65535)
 """0 is any that is free."""

@@ -39,6 +39,7 @@ from fieldlm.escalation.report import ledger_route
 from fieldlm.formats.bundle import NO_MODEL
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.response_ids import ResponseIds
+from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.engine_watchdog import EngineWatchdog, ProgressMonitor
@@ -144,7 +145,8 @@ class Device:
         for model in self.pool.models:
             keep.enter_context(EngineWatchdog(partial(_engine, model.live), log.warning, tasks=self.tasks))
         self.large = self._large()
-        pulse = ProgressMonitor()
+        pulse, energy = ProgressMonitor(), EnergyMeter()
+        self.tasks.start("energy", lambda: energy.run(self._is_stopping), restarts=True)
         app = make_app(
             self.pool,
             self._on_exchange,
@@ -167,6 +169,7 @@ class Device:
             crashes=lambda: self._tasks_status().crashes,
             leaves=self._leaves,
             large=self.large,
+            energy=energy,
         )
         self.http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
         keep.callback(self.http.close)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 import msgspec
 
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm.core.extras import install_command
-from fieldlm.core.options import CONTEXT, PARALLEL, THREADS
+from fieldlm.core.options import BATCH, CONTEXT, PARALLEL, THREADS
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 
@@ -325,17 +325,20 @@ class SupportsRestart(Protocol):
 class EngineOptions:
     """How an engine runs: `parallel` answers at a time share `context` tokens each; None is the engine's choice.
 
-    `threads` are used whatever happens; without it, as many as there are cores for now, `most_threads` at most, and for
-    prompts `most_prefill_threads`, which is `most_threads` where it is not said.
-    `profile` says how weights and caches are held (types of keys and values, flash attention, mapping) and what
-    computes; what it promises and this machine or build has not is an error.
+    `threads` are used whatever happens, for prompts `prefill_threads`, if said; without it, as many as there are cores
+    for now, `most_threads` at most, and for prompts `most_prefill_threads`, which is `most_threads` where nobody says.
+    A step takes `batch` tokens of prompts, computed `ubatch` at a time. `profile` says how weights and caches are held
+    (types, flash attention, mapping) and what computes; what it promises and this machine or build has not is an error.
     """
 
     threads: int | None = None
+    prefill_threads: int | None = None
     most_threads: int | None = None
     most_prefill_threads: int | None = None
     context: int | None = None
     parallel: int = 4
+    batch: int | None = None
+    ubatch: int | None = None
     profile: Profile | None = None
 
 
@@ -364,18 +367,13 @@ class SpecialTokens(msgspec.Struct, frozen=True, kw_only=True):
     """Every text that a tokenizer takes for a token of control, wherever it stands."""
 
 
-def control_tokens(tokenizer: bytes) -> tuple[str, ...]:
-    """Return the texts of the special tokens that the tokenizer.json `tokenizer` adds."""
-    added = cast(list[dict[str, Any]], msgspec.json.decode(tokenizer).get("added_tokens") or [])
-    return tuple(str(token["content"]) for token in added if token.get("special"))
-
-
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The library that computed: version, build flags, tokens a step, and the GPU with the layers that lie on it."""
+    """The library that computed: version, build flags, prompt tokens a step, layers on a GPU, weights laid out anew."""
 
     version: str
     system: str = ""
     batch: int = 1
+    repacks: bool = False
     gpu: str = ""
     gpu_layers: int = 0
 
@@ -403,8 +401,8 @@ class EngineKind(Protocol):
         """Return the megabytes (1e6 bytes) of weights, adapter, cache and buffers, or None when nothing says it."""
         ...
 
-    def reading(self, bundle: Bundle) -> Reading:
-        """Return how many bytes decoding one token has to read, an adapter's included."""
+    def reading(self, bundle: Bundle, profile: Profile | None = None) -> Reading:
+        """Return how many bytes decoding one token has to read, an adapter's included, as `profile` has them held."""
         ...
 
     def weight_bytes(self, bundle: Bundle) -> int:
@@ -436,7 +434,8 @@ def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Eng
     Raises InputError for options that no engine can run with, EngineError when the weights cannot be loaded,
     MissingDependencyError when the engine is not installed, or not for the accelerator of the profile.
     """
-    for option, (least, most) in {"threads": THREADS, "context": (1, CONTEXT[1]), "parallel": PARALLEL}.items():
+    ranges = {"threads": THREADS, "context": (1, CONTEXT[1]), "parallel": PARALLEL, "batch": BATCH, "ubatch": BATCH}
+    for option, (least, most) in ranges.items():
         given = getattr(options, option)
         if given is not None and (type(given) is not int or not least <= given <= most):
             raise InputError(f"{option} is {given!r}, want a whole number, {least}–{most}")

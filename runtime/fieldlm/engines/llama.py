@@ -96,12 +96,14 @@ class LlamaEngine:
         self._header = read_header(path)
         context, parallel = servable(self._header, context=context, parallel=parallel)
         self._layout = layout
+        self._batch = options.batch or PREFILL_ALONE
+        self._ubatch = min(options.ubatch or self._batch, self._batch)
         ensure_fits(
             self._header,
             path,
             context=context,
             parallel=parallel,
-            batch=PREFILL_ALONE + parallel,
+            batch=self._ubatch + parallel,
             layout=layout,
             gpu_free_mb=promised(layout.gpu, devices()).free_mb if layout.gpu else None,
         )
@@ -112,7 +114,7 @@ class LlamaEngine:
         self._parallel = parallel
         self._threads = options.threads or min(fast_cores(), options.most_threads or MAX_THREADS)
         most_prefill = options.most_prefill_threads or self._threads
-        self._prefill_threads = options.threads or min(fast_cores(), most_prefill)
+        self._prefill_threads = options.prefill_threads or options.threads or min(fast_cores(), most_prefill)
         self._home = home(max(self._threads, self._prefill_threads))
         # Who names a number of threads gets it; without one, neighbours are given way to.
         self.gives_way = not options.threads
@@ -376,13 +378,15 @@ class LlamaEngine:
             weights,
             cells=self.context * self._parallel,
             sequences=self._parallel,
-            batch=PREFILL_ALONE + self._parallel,
+            batch=self._batch + self._parallel,
+            ubatch=self._ubatch + self._parallel,
             threads=self._threads,
             prefill_threads=self._prefill_threads,
             layout=self._layout,
         )
         cores = CoreWatch(max(self._threads, self._prefill_threads)) if self.gives_way else None
-        return _Loaded(weights, memory, LlamaScheduler(weights, memory, sequences=self._parallel, cores=cores))
+        worker = LlamaScheduler(weights, memory, sequences=self._parallel, prefill=self._batch, cores=cores)
+        return _Loaded(weights, memory, worker)
 
     def _start_thread(self, loaded: "_Loaded") -> BackgroundTask:
         return PROCESS.start(f"llama[{self._name}]", lambda: self._run(loaded))

@@ -128,7 +128,7 @@ def _load(path: Path, params: Any) -> Pointer:
             raise
 
 
-def _built_with_amx() -> bool:
+def built_with_amx() -> bool:
     """Whether this build would repack weights for AMX tiles.
 
     GCC 12 drops the stores of the tile configuration that llama.cpp's AMX kernels load (the intrinsic declares 8 of its
@@ -164,7 +164,7 @@ class LlamaWeights:
         # while it serves would end the process.
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if layout.is_mapped else api.LLAMA_LOAD_MODE_NONE
         params.n_gpu_layers = layout.gpu_layers
-        params.use_extra_bufts = not _built_with_amx()
+        params.use_extra_bufts = not built_with_amx()
         with log.listening() as self.sizes:
             with huge_pages():
                 self.model: Pointer = _load(path, params)
@@ -340,6 +340,7 @@ class Context:
         cells: int,
         sequences: int,
         batch: int,
+        ubatch: int,
         threads: int,
         prefill_threads: int,
         layout: Layout = DEFAULT_LAYOUT,
@@ -348,7 +349,7 @@ class Context:
         params.type_k, params.type_v = layout.key_type, layout.value_type
         params.flash_attn_type = FLASH_ATTENTION[layout.flash_attention]
         params.n_ctx = cells
-        params.n_batch = params.n_ubatch = batch
+        params.n_batch, params.n_ubatch = batch, ubatch
         params.n_seq_max = sequences
         # One row of logits per sequence and step, or of one sequence and its draft: for every token of a batch it would
         # be 50 MB.

@@ -77,14 +77,21 @@ class LlamaScheduler:
     """The sequences of one context. Everything but `look`, the line and the counts is for the engine's thread alone."""
 
     def __init__(
-        self, weights: LlamaWeights, context: Context, *, sequences: int, cores: CoreWatch | None = None
+        self,
+        weights: LlamaWeights,
+        context: Context,
+        *,
+        sequences: int,
+        prefill: int = PREFILL_ALONE,
+        cores: CoreWatch | None = None,
     ) -> None:
         self.waiting: RequestQueue[LlamaRequest] = RequestQueue()
         self._weights = weights
         self._context = context
         self._cores = cores
         self._slots = [Slot(sequence) for sequence in range(sequences)]
-        self._batch = Batch(PREFILL_ALONE + sequences)
+        self._prefill = prefill
+        self._batch = Batch(prefill + sequences)
         self._adapter: LoraAdapter | None = None
         self._turns = FairShare[tuple[LoraAdapter | None, bool]]()
         self._step = 0
@@ -345,7 +352,7 @@ class LlamaScheduler:
             has_people = any(slot.request and not slot.request.is_batch for slot in self._slots)
             return PREFILL_BEHIND if has_people else PREFILL_BESIDE
         is_writing = any(slot.request and len(slot.pending) == 1 for slot in self._slots)
-        return PREFILL_BESIDE if is_writing else PREFILL_ALONE
+        return PREFILL_BESIDE if is_writing else self._prefill
 
     def _part(self, slot: Slot, count: int) -> BatchSpan:
         assert slot.request, "only a slot with a request computes"

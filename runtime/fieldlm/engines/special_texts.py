@@ -7,6 +7,9 @@ thousands of turns takes minutes. Here each is looked for once, in llama.cpp's o
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, cast
+
+import msgspec
 
 SPACE = b" \t\n\v\f\r"  # C's isspace
 
@@ -70,3 +73,9 @@ def byte_of_character() -> dict[str, bytes]:
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): bytes([byte]) for byte in printable}
     return alphabet | {chr(0x100 + place): bytes([byte]) for place, byte in enumerate(others)}
+
+
+def control_tokens(tokenizer: bytes) -> tuple[str, ...]:
+    """Return the texts of the special tokens that the tokenizer.json `tokenizer` adds."""
+    added = cast(list[dict[str, Any]], msgspec.json.decode(tokenizer).get("added_tokens") or [])
+    return tuple(str(token["content"]) for token in added if token.get("special"))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fieldlm.core.tasks import PROCESS
 from fieldlm.hardware.limits import LIVE, read_text
@@ -28,6 +28,9 @@ MOST_W = 5000.0
 TRY_S = 0.05
 """A counter that works has moved by then: RAPL counts every millisecond."""
 VCGENCMD_S = 2.0
+SERVE_S, COUNTER_S = 2.0, 60.0
+"""Between two samples of a power sensor while a device serves, and between two looks at a counter, which else may have
+gone round unseen."""
 _TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VDD_TOTAL")
 """What Jetson boards call the rail that feeds all others."""
 _NO_RAILS = ("NC", "sum of shunt voltages")
@@ -142,6 +145,54 @@ class PowerSensor:
         finally:
             is_over.set()
             sampler.join()
+
+
+class EnergyTotal(NamedTuple):
+    """What was used while it was measured: joules, the seconds that they cover, and of what."""
+
+    joules: float
+    measured_s: float
+    facts: EnergyFacts
+
+
+class EnergyMeter:
+    """The energy of this machine since it was started, for as long as its source says it. Any thread may ask."""
+
+    def __init__(self, find: "Callable[[], tuple[EnergySource | None, tuple[str, ...]]] | None" = None) -> None:
+        self._find = find or find_energy
+        self._source: EnergySource | None = None
+        self._lock = threading.Lock()
+        self._last: tuple[float, float] | None = None
+        self._joules = self._measured_s = 0.0
+
+    def run(self, is_over: threading.Event) -> None:
+        """Look for a source, and measure with it until `is_over`; end at once where none works."""
+        self._source, _ = self._find()
+        if self._source is None:
+            return
+        self.step()
+        while not is_over.wait(SERVE_S if self._source.facts.is_sampled else COUNTER_S):
+            self.step()
+
+    def step(self) -> None:
+        """Add what was used since the last look, unless it cannot be: a counter that began anew, a silent sensor."""
+        if self._source is None:
+            return
+        with self._lock:
+            joules, now_s = self._source.joules(), time.monotonic()
+            if joules is not None and self._last is not None:
+                used_j, took_s = joules - self._last[1], now_s - self._last[0]
+                if 0 <= used_j <= MOST_W * took_s:
+                    self._joules += used_j
+                    self._measured_s += took_s
+            self._last = None if joules is None else (now_s, joules)
+
+    def total(self) -> EnergyTotal | None:
+        """Return what was measured until now; None where nothing was."""
+        self.step()
+        if self._source is None or not self._measured_s:
+            return None
+        return EnergyTotal(self._joules, self._measured_s, self._source.facts)
 
 
 def find_energy(root: Path = LIVE) -> tuple[EnergySource | None, tuple[str, ...]]:

@@ -59,6 +59,7 @@ class HttpClient:
         else:
             self._pool = connections(tls=parts.scheme == "https", **self._how).connection_from_url(url)
         self._fingerprint = fingerprint
+        self._streams = set[BaseHTTPResponse]()
         given = os.environ.get(KEY, "").strip() if key is None else key
         self._headers = {"authorization": f"Bearer {given}"} if given else {}
 
@@ -93,14 +94,17 @@ class HttpClient:
         Raises InputError for a request that is refused, UnavailableError when the answer fails or breaks off.
         """
         response = self._send("POST", path, msgspec.json.encode(body))
+        self._streams.add(response)
         try:
             if response.status != OK:
                 raise InputError(refusal(self._document(response.status, response.read(MOST_BYTES))[1]))
-            for line in response:
-                data = line.decode(errors="replace").removeprefix("data: ").strip()
+            for line in _lines(response):
+                field, _, data = line.decode(errors="replace").strip().partition(":")
+                data = data.strip()
                 if data == "[DONE]":
                     return
-                if data:
+                # Of a line without a field before its colon nothing is meant but that somebody is there.
+                if field == "data" and data:
                     event = msgspec.json.decode(data, type=dict[str, Any])
                     if "error" in event:
                         raise UnavailableError(refusal(event))
@@ -108,8 +112,15 @@ class HttpClient:
         except (HTTPError, msgspec.MsgspecError) as error:
             raise UnavailableError(f"the answer of {self.url} broke off: {_reason(error)}") from error
         finally:
+            self._streams.discard(response)
             response.close()
         raise UnavailableError("the server hung up in the middle of its answer")
+
+    def hang_up(self) -> None:
+        """End every stream of events that is being read, in whatever thread."""
+        for response in list(self._streams):
+            with suppress(HTTPError, OSError, ValueError, RuntimeError):
+                response.shutdown()
 
     def _send(self, method: str, path: str, body: bytes | None) -> BaseHTTPResponse:
         if self._pool is None:
@@ -194,6 +205,18 @@ def refusal(document: Any) -> str:
     """Return the reason in a document that refuses."""
     error = document.get("error") if isinstance(document, dict) else None
     return str(error.get("message") if isinstance(error, dict) else error or "the server gives no reason")
+
+
+def _lines(response: BaseHTTPResponse) -> Iterator[bytes]:
+    """Yield the lines of an answer as they come, also where its end is that of the connection."""
+    if getattr(response, "chunked", False):
+        yield from response
+        return
+    rest = b""
+    while data := response.read1(1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+    yield rest
 
 
 def _reason(error: Exception) -> str:

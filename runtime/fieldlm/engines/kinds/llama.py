@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from fieldlm.core.logs import logger
 from fieldlm.engines import Engine, EngineFacts, EngineOptions, Reading, SpecialTokens
-from fieldlm.engines.llama_layout import layout_of
+from fieldlm.engines.llama_layout import Layout, layout_of
 from fieldlm.engines.memory_plan import PREFILL_ALONE, NoRoomError, plan, row_bytes
-from fieldlm.formats.bundle import Bundle, CacheTypes
+from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import Header, Strings, read_header
 from fieldlm.formats.profile import Profile
 
@@ -47,7 +47,7 @@ class LlamaKind:
     def facts(self) -> EngineFacts:
         import llama_cpp
 
-        from fieldlm.engines.llama_api import log
+        from fieldlm.engines.llama_api import built_with_amx, log
         from fieldlm.engines.llama_devices import devices
 
         layers = log.offloaded[0] if log.offloaded else 0
@@ -55,7 +55,8 @@ class LlamaKind:
         return EngineFacts(
             version=f"llama-cpp-python-{llama_cpp.__version__}",
             system=llama_cpp.llama_print_system_info().decode(),
-            batch=PREFILL_ALONE + 1,
+            batch=PREFILL_ALONE,
+            repacks=not built_with_amx(),
             gpu=gpus if layers else "",
             gpu_layers=layers,
         )
@@ -74,10 +75,12 @@ class LlamaKind:
         adapter = bundle.manifest.file("adapter")
         return need.total + (adapter.size / 1e6 if adapter else 0.0)
 
-    def reading(self, bundle: Bundle) -> Reading:
+    def reading(self, bundle: Bundle, profile: Profile | None = None) -> Reading:
         header, adapter = read_header(bundle.need("base")), bundle.path("adapter")
         weights = _read_weights(header) + (_tensor_bytes(adapter) if adapter else 0)
-        return Reading(weights=weights, kv_of_token=_kv_bytes(header, bundle.manifest.cache), is_exact=True)
+        return Reading(
+            weights=weights, kv_of_token=_kv_bytes(header, layout_of(profile, bundle.manifest.cache)), is_exact=True
+        )
 
     def weight_bytes(self, bundle: Bundle) -> int:
         return _tensor_bytes(bundle.need("base"))
@@ -99,8 +102,8 @@ def _read_weights(header: Header) -> int:
     return sum(tensor.size for name, tensor in header.tensors.items() if tied or name != "token_embd.weight")
 
 
-def _kv_bytes(header: Header, cache: CacheTypes | None) -> int:
-    """Return the bytes of one token's keys and values in `cache`; 0 when the header does not say their shape."""
+def _kv_bytes(header: Header, layout: Layout) -> int:
+    """Return the bytes of one token's keys and values in `layout`; 0 when the header does not say their shape."""
     heads_at = _number(header, "attention.head_count")
     layers, width = _number(header, "block_count"), _number(header, "embedding_length")
     if not (layers and width and heads_at):
@@ -110,7 +113,6 @@ def _kv_bytes(header: Header, cache: CacheTypes | None) -> int:
     values = _number(header, "attention.value_length") or head
     kv_heads = _value(header, "attention.head_count_kv")
     total_heads = sum(cast(list[int], kv_heads)) if isinstance(kv_heads, list) else layers * int(kv_heads or heads_at)
-    layout = layout_of(None, cache)
     return total_heads * (row_bytes(keys, layout.key_type) + row_bytes(values, layout.value_type))
 
 

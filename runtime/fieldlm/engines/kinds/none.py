@@ -84,7 +84,7 @@ class NoModelKind:
     ) -> float | None:
         return 0.0
 
-    def reading(self, bundle: Bundle) -> Reading:
+    def reading(self, bundle: Bundle, profile: Profile | None = None) -> Reading:
         return Reading(weights=0, kv_of_token=0, is_exact=True)
 
     def weight_bytes(self, bundle: Bundle) -> int:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from fieldlm.engines import Engine, EngineFacts, EngineOptions, Reading, SpecialTokens, control_tokens
+from fieldlm.engines import Engine, EngineFacts, EngineOptions, Reading, SpecialTokens
+from fieldlm.engines.special_texts import control_tokens
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 
@@ -38,7 +39,7 @@ class OnnxKind:
     ) -> float | None:
         return None
 
-    def reading(self, bundle: Bundle) -> Reading:
+    def reading(self, bundle: Bundle, profile: Profile | None = None) -> Reading:
         return Reading(weights=bundle.manifest.size, kv_of_token=0, is_exact=False)
 
     def weight_bytes(self, bundle: Bundle) -> int:
