@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fieldlm_compiler.learn.tuning_state import kept_memory, prepare
+from fieldlm_compiler.learn.tuning.tuning_state import kept_memory, prepare
 
 prepare()
 
@@ -26,10 +26,10 @@ from fieldlm.core import options  # noqa: E402
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint  # noqa: E402
 from fieldlm_compiler.demo.customers import messages  # noqa: E402
 from fieldlm_compiler.demo.kiosk import training_customers  # noqa: E402
-from fieldlm_compiler.learn.answer_loss import AnswerLoss, choose_loss  # noqa: E402
-from fieldlm_compiler.learn.lora_product import join_products  # noqa: E402
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples  # noqa: E402
 from fieldlm_compiler.learn.tune import TrainingRecipe, with_adapter  # noqa: E402
+from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss, choose_loss  # noqa: E402
+from fieldlm_compiler.learn.tuning.lora_product import join_products  # noqa: E402
 
 EXAMPLES, BATCH = 48, 8
 IGNORED = -100

@@ -10,9 +10,9 @@ import transformers
 from torch.nn.functional import cross_entropy
 
 from fieldlm.core.errors import InputError
-from fieldlm_compiler.learn.answer_loss import choose_loss
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
 from fieldlm_compiler.learn.tune import TrainingRecipe, tune, with_adapter
+from fieldlm_compiler.learn.tuning.answer_loss import choose_loss
 from tests.support.checkpoints import VOCABULARY, save_bytes_tokenizer
 
 TEMPLATE = (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from fieldlm_compiler.learn.lora_product import join_products
+from fieldlm_compiler.learn.tuning.lora_product import join_products
 
 
 def layers(*, bias: bool = True, dtype: torch.dtype = torch.float32, **config: Any) -> Any:

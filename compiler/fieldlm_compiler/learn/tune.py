@@ -23,10 +23,10 @@ from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_
 from fieldlm_compiler.checkpoints.checkpoint import folder_digest, weight_files
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.learn.tokenized import TokenizedExample, TokenizedSplit, read_examples
-from fieldlm_compiler.learn.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
+from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
 
 if TYPE_CHECKING:
-    from fieldlm_compiler.learn.answer_loss import AnswerLoss
+    from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer of a family, whatever it calls them, but the head."""
@@ -91,7 +91,7 @@ def tune(
     }
     sources |= {"start_sha256": sha256_file(start / WEIGHTS)} if start else {}
     with kept_memory():
-        from fieldlm_compiler.learn.answer_loss import choose_loss
+        from fieldlm_compiler.learn.tuning.answer_loss import choose_loss
 
         model = _load(checkpoint, recipe, start)
         with terminal.progress("hold a batch against the model's own computation"):
@@ -120,7 +120,7 @@ def tune(
 
 
 def _load(checkpoint: Path, recipe: TrainingRecipe, start: Path | None) -> Any:
-    from fieldlm_compiler.learn.lora_product import join_products
+    from fieldlm_compiler.learn.tuning.lora_product import join_products
 
     with terminal.progress("load the model"):
         model = with_adapter(checkpoint, recipe)
@@ -236,7 +236,7 @@ def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from fieldlm_compiler.learn.answer_loss import OWN_ATTENTION
+    from fieldlm_compiler.learn.tuning.answer_loss import OWN_ATTENTION
 
     disable_progress_bar()
     device = choose_device(recipe.device)

@@ -16,13 +16,13 @@ from peft.helpers import disable_input_dtype_casting
 from torch.nn.functional import cross_entropy, log_softmax
 
 from fieldlm.core.logs import logger
-from fieldlm_compiler.learn.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tokenized import TokenizedExample
+from fieldlm_compiler.learn.tuning.packing import ATTENTION_OF_ROWS, pack
 
 log = logger(__name__)
 
 if TYPE_CHECKING:
-    from fieldlm_compiler.learn.packing import Row
+    from fieldlm_compiler.learn.tuning.packing import Row
 
 OWN_ATTENTION = "eager"
 """Transformers' plainest attention, which leaves nothing of a family out."""
