@@ -208,7 +208,7 @@ def cells(difference: Difference) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-HEAD = ("test", "A, tokens/s", "B, tokens/s", "B/A [95 %]", "p", "")
+HEAD = ("test", "A, tokens/s", "B, tokens/s", "B/A [95 %]", "#p", "")
 
 
 def notes(found: Comparison) -> list[str]:
@@ -221,7 +221,8 @@ def notes(found: Comparison) -> list[str]:
 
 def describe_comparison(found: Comparison) -> str:
     """Lay a comparison out for people."""
-    lines = [f"A {found.a}", f"B {found.b}", terminal.table([cells(each) for each in found.differences], HEAD)]
+    head = [name.lstrip("#") for name in HEAD]
+    lines = [f"A {found.a}", f"B {found.b}", terminal.table([cells(each) for each in found.differences], head)]
     return "\n".join([*lines, *(f"! {line}" for line in notes(found))])
 
 
