@@ -296,6 +296,37 @@ def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
         main([str(tmp_path)])
 
 
+def test_the_command_prints_rows_alone_where_it_is_asked_to(
+    base_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fieldlm.hardware.bandwidth.last_cache_mb", lambda: 0.0)
+    page = tmp_path / "run.html"
+    command = [
+        str(base_bundle.folder),
+        "-p",
+        "6,8",
+        "-n",
+        "2",
+        "-r",
+        "2",
+        "-t",
+        "1",
+        "-ub",
+        "4",
+        "-ctk",
+        "q8_0",
+        "-fa",
+        "on",
+    ]
+    assert main([*command, "-o", "jsonl", "--report", str(page)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["n_prompt"], row["n_gen"]) for row in rows] == [(6, 0), (0, 2), (8, 0)]
+    for row in rows:
+        ran = {name: row[name] for name in ("n_threads", "n_batch", "n_ubatch", "type_k", "flash_attn")}
+        assert ran == {"n_threads": 1, "n_batch": 256, "n_ubatch": 4, "type_k": "q8_0", "flash_attn": 1}
+    assert page.read_text().count("<svg") == 3
+
+
 def test_the_command_prints_medians_with_intervals(base_bundle: Bundle) -> None:
     run = result()
     shown = bench.describe(base_bundle, run, detect(SYSROOTS / "pi-5-8gb"))

@@ -174,7 +174,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         "memory bandwidth, read": f"{ours['bandwidth']['read_gb_s']:.1f} GB/s",
         "peak memory": f"{ours['memory_mb']['peak']:.0f} MB",
         "load": f"{ours['load_s']:.2f} s",
-        "temperature before and after": " and ".join(heat),
+        "temperature before and after": " and ".join(dict.fromkeys(heat)),
         "load average before and after": f"{before['load_average']:.1f} and {after['load_average']:.1f}",
         "energy": f"{source['source']}: {source['covers']}" if source else "; ".join(energy["why_not"]) or "no source",
         "SHA-256 of the weights": next(iter(ours["sha256"].values()), ""),
