@@ -192,6 +192,22 @@ def test_one_test_alone_leaves_the_other_out(prompt: int, gen: int, name: str, b
     assert ("time to first token" in shown) == (name == "prefill")
 
 
+def test_a_prompt_and_its_own_answer_are_one_test(base_bundle: Bundle) -> None:
+    spec = Spec(
+        bundle="", prompt_tokens=12, gen_tokens=3, repetitions=2, threads=1, seed=1, depth=5, is_combined=True
+    )  # fmt: skip
+    found = measure(base_bundle, spec, on_step=lambda _: None)
+    assert [(each.cached_tokens, each.prefill_tokens, each.decode_tokens) for each in found.samples] == [(5, 12, 3)] * 2
+    run = result(spec=spec, measured=found)
+    (row,) = bench.document(base_bundle, run, detect())
+    assert (row["n_prompt"], row["n_gen"], row["n_depth"]) == (12, 3, 5)
+    for nanoseconds, speed, sample in zip(row["samples_ns"], row["samples_ts"], found.samples, strict=True):
+        assert nanoseconds == pytest.approx(1e9 * (sample.prefill_s + sample.decode_s), abs=2)
+        assert speed == pytest.approx(15e9 / nanoseconds, rel=1e-6)
+    assert "both, 12 + 3 tokens at depth 5" in bench.describe(base_bundle, run, detect())
+    assert row["fieldlm"]["energy"]["joules_per_token"] is None
+
+
 def test_an_answer_that_ended_early_is_counted_as_what_came_and_remarked() -> None:
     short = msgspec.structs.replace(SAMPLE, decode_tokens=64, decode_s=8.0)
     run = result(samples=(SAMPLE, short, SAMPLE))

@@ -149,6 +149,9 @@ def describe(bundle: Bundle, result: Result, found: Detection) -> str:
     if result.has_prefill:
         name = f"prefill, {counted(spec.prompt_tokens, 'token')}{deep}"
         cells += [(name, result.prefill.words(), "tokens/s"), ("time to first token", result.ttft_ms.words(), "ms")]
+    if spec.is_combined:
+        name = f"both, {spec.prompt_tokens} + {spec.gen_tokens} tokens{deep}"
+        cells.append((name, result.combined.words(), "tokens/s"))
     if result.has_decode:
         cells.append((f"decode, {counted(spec.gen_tokens, 'token')}{deep}", result.decode.words(), "tokens/s"))
     cells += [

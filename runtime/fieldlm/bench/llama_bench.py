@@ -37,8 +37,12 @@ FIXED: dict[str, Any] = {
 
 
 def rows(bundle: Bundle, result: Result, found: Detection) -> list[dict[str, Any]]:
-    """Return a row for the prompt test and one for the generation test, where they were run."""
+    """Return a row for the prompt test and one for the generation test, where they were run; one for both in one."""
     head, spec, made = _head(bundle, result, found), result.spec, list[dict[str, Any]]()
+    if spec.is_combined:
+        test = {"n_prompt": spec.prompt_tokens, "n_gen": spec.gen_tokens, "n_threads": spec.threads}
+        both_s = [each.prefill_s + each.decode_s for each in result.measured.samples]
+        return [_whole(head | test | _series(both_s, result.combined))]
     if result.has_prefill:
         # Only llama.cpp reads prompts with threads of their own.
         own = spec.prefill_threads if _is_llama(bundle) else None
@@ -47,7 +51,12 @@ def rows(bundle: Bundle, result: Result, found: Detection) -> list[dict[str, Any
     if result.has_decode:
         test = {"n_prompt": 0, "n_gen": spec.gen_tokens, "n_threads": spec.threads}
         made.append(head | test | _series([each.decode_s for each in result.measured.samples], result.decode))
-    return [{name: row[name] for name in (*FIELDS, *SAMPLES)} for row in made]
+    return [_whole(row) for row in made]
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """Return `row` in llama-bench's order; raises KeyError for one that lacks a field."""
+    return {name: row[name] for name in (*FIELDS, *SAMPLES)}
 
 
 def _head(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
