@@ -18,9 +18,9 @@ from fieldlm.core.pages import render
 ROOM = "fieldlm.bench"
 SUFFIXES = (".html", ".md")
 METHOD = (
-    "Medians of the repetitions with Student's 95 % interval; prompts of random tokens, answers of the likeliest ones, "
-    "the first left out, for it comes with the prompt. The bandwidth is read by as many threads, just before each "
-    "repetition; what decode uses of it are the bytes of weights, keys and values that a token has to read."
+    "Medians of the repetitions with Student's 95 % interval; prompts of random tokens, answers by the likeliest "
+    "token, the first left out, for it comes with the prompt. The bandwidth is read by as many threads, just before "
+    "each repetition; what decode uses of it are the bytes of weights, keys and values that a token has to read."
 )
 TESTED = (
     "Welch's test of the logarithms of the speeds, and the 95 % interval of the ratio of their geometric means; p is "
