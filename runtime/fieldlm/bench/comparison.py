@@ -36,7 +36,7 @@ class _Ours(msgspec.Struct, frozen=True):
 
 
 class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a row of a result file."""
+    """What is read of a row of a result file; older versions of llama-bench write flash attention as a truth."""
 
     n_prompt: int
     n_gen: int
@@ -50,7 +50,7 @@ class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
     n_ubatch: int = 0
     type_k: str = ""
     type_v: str = ""
-    flash_attn: int = -1
+    flash_attn: int | bool = -1
     load_mode: str = ""
     n_gpu_layers: int = 0
     cpu_info: str = ""
