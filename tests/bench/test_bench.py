@@ -192,6 +192,22 @@ def test_one_test_alone_leaves_the_other_out(prompt: int, gen: int, name: str, b
     assert ("time to first token" in shown) == (name == "prefill")
 
 
+def test_a_prompt_and_its_own_answer_are_one_test(base_bundle: Bundle) -> None:
+    spec = Spec(
+        bundle="", prompt_tokens=12, gen_tokens=3, repetitions=2, threads=1, seed=1, depth=5, is_combined=True
+    )  # fmt: skip
+    found = measure(base_bundle, spec, on_step=lambda _: None)
+    assert [(each.cached_tokens, each.prefill_tokens, each.decode_tokens) for each in found.samples] == [(5, 12, 3)] * 2
+    run = result(spec=spec, measured=found)
+    (row,) = bench.document(base_bundle, run, detect())
+    assert (row["n_prompt"], row["n_gen"], row["n_depth"]) == (12, 3, 5)
+    for nanoseconds, speed, sample in zip(row["samples_ns"], row["samples_ts"], found.samples, strict=True):
+        assert nanoseconds == pytest.approx(1e9 * (sample.prefill_s + sample.decode_s), abs=2)
+        assert speed == pytest.approx(15e9 / nanoseconds, rel=1e-6)
+    assert "both, 12 + 3 tokens at depth 5" in bench.describe(base_bundle, run, detect())
+    assert row["fieldlm"]["energy"]["joules_per_token"] is None
+
+
 def test_an_answer_that_ended_early_is_counted_as_what_came_and_remarked() -> None:
     short = msgspec.structs.replace(SAMPLE, decode_tokens=64, decode_s=8.0)
     run = result(samples=(SAMPLE, short, SAMPLE))
@@ -294,6 +310,37 @@ def test_more_tokens_than_the_model_holds_are_refused_with_the_reason(base_bundl
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no manifest.json"):
         main([str(tmp_path)])
+
+
+def test_the_command_prints_rows_alone_where_it_is_asked_to(
+    base_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fieldlm.hardware.bandwidth.last_cache_mb", lambda: 0.0)
+    page = tmp_path / "run.html"
+    command = [
+        str(base_bundle.folder),
+        "-p",
+        "6,8",
+        "-n",
+        "2",
+        "-r",
+        "2",
+        "-t",
+        "1",
+        "-ub",
+        "4",
+        "-ctk",
+        "q8_0",
+        "-fa",
+        "on",
+    ]
+    assert main([*command, "-o", "jsonl", "--report", str(page)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["n_prompt"], row["n_gen"]) for row in rows] == [(6, 0), (0, 2), (8, 0)]
+    for row in rows:
+        ran = {name: row[name] for name in ("n_threads", "n_batch", "n_ubatch", "type_k", "flash_attn")}
+        assert ran == {"n_threads": 1, "n_batch": 256, "n_ubatch": 4, "type_k": "q8_0", "flash_attn": 1}
+    assert page.read_text().count("<svg") == 3
 
 
 def test_the_command_prints_medians_with_intervals(base_bundle: Bundle) -> None:

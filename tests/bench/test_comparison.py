@@ -94,6 +94,22 @@ def test_rows_are_told_apart_by_what_differs_within_a_file(tmp_path: Path) -> No
     assert all(each.verdict.startswith("no difference shown") for each in found.differences)
 
 
+def test_llama_benchs_own_results_are_read(tmp_path: Path) -> None:
+    # As tools/llama-bench/README.md shows them, and as older versions wrote flash attention and mapping.
+    theirs = {
+        "build_commit": "8cf427ff", "build_number": 5163, "cpu_info": "AMD Ryzen 7 7800X3D 8-Core Processor",
+        "gpu_info": "NVIDIA GeForce RTX 4080", "backends": "CUDA", "model_type": "qwen2 7B Q4_K - Medium",
+        "model_size": 4677120000, "n_batch": 2048, "n_ubatch": 512, "n_threads": 8, "type_k": "f16",
+        "type_v": "f16", "n_gpu_layers": -1, "use_mmap": True, "n_prompt": 512, "n_gen": 0, "n_depth": 0,
+        "avg_ns": 72135640, "samples_ns": [74601900, 71632900, 71745200, 71952700, 70745500],
+        "samples_ts": [6863.1, 7147.55, 7136.37, 7115.79, 7237.21],
+    }  # fmt: skip
+    old = written(tmp_path / "old", theirs | {"flash_attn": False})
+    (found,) = compare(old, written(tmp_path / "new", theirs | {"flash_attn": -1, "load_mode": "mmap"})).differences
+    assert (found.test, found.ratio) == ("pp512", 1.0)
+    assert found.differs == {"fa": ("False", "-1"), "lm": ("", "mmap")}
+
+
 def test_rows_of_the_same_test_are_one(tmp_path: Path) -> None:
     twice = written(tmp_path / "a", {"samples_ts": SLOW[:2]}, {"samples_ts": SLOW[2:]})
     (found,) = compare(twice, written(tmp_path / "b", {"samples_ts": FAST})).differences

@@ -103,6 +103,9 @@ def test_every_combination_is_measured_and_what_is_not_said_is_as_it_is_served(b
     )
     found = specs(base_bundle, sweep, BASE)
     assert len(found) == 2 * 2 * 2
+    assert not any(each.is_combined for each in found)
+    (*_, both) = specs(base_bundle, Sweep(prompt=(0,), gen=(0,), pairs=((64, 16),)), BASE)
+    assert (both.prompt_tokens, both.gen_tokens, both.is_combined) == (64, 16, True)
     assert [(each.prompt_tokens, each.gen_tokens) for each in found[:2]] == [(64, 16), (128, 0)]
     assert {(each.threads, each.prefill_threads) for each in found} == {(1, 1), (2, 2)}
     assert {each.depth for each in found} == {0, 32}

@@ -68,6 +68,8 @@ WRONG = [
     ("bench BINARY -t 4-1", "each range rising"),
     ("bench BINARY -d 1-9+0", "--n-depth"),
     ("bench BINARY -b 0", "--batch-size"),
+    ("bench BINARY -pg 512", "want a pair of whole numbers"),
+    ("bench --url http://127.0.0.1:1 -pg 5,5", "instead of -pg"),
     ("bench BINARY -ub 99999999", "--ubatch-size"),
     ("bench BINARY -ctk q9", "want a list out of f32, f16"),
     ("bench BINARY -fa maybe", "want a list out of on, off, auto"),

@@ -136,6 +136,11 @@ def _energy_cells(result: Result) -> Iterator[tuple[str, str, str]]:
             yield name, joules.words(3), f"J/token, {facts.covers} ({facts.source})"
 
 
+def _apart(spec: Spec) -> str:
+    """Return how many threads read prompts, where those are others."""
+    return f" ({spec.prefill_threads} for prompts)" if spec.prefill_threads not in (None, spec.threads) else ""
+
+
 def describe(bundle: Bundle, result: Result, found: Detection) -> str:
     """Lay the figures out for people."""
     spec, measured = result.spec, result.measured
@@ -144,6 +149,9 @@ def describe(bundle: Bundle, result: Result, found: Detection) -> str:
     if result.has_prefill:
         name = f"prefill, {counted(spec.prompt_tokens, 'token')}{deep}"
         cells += [(name, result.prefill.words(), "tokens/s"), ("time to first token", result.ttft_ms.words(), "ms")]
+    if spec.is_combined:
+        name = f"both, {spec.prompt_tokens} + {spec.gen_tokens} tokens{deep}"
+        cells.append((name, result.combined.words(), "tokens/s"))
     if result.has_decode:
         cells.append((f"decode, {counted(spec.gen_tokens, 'token')}{deep}", result.decode.words(), "tokens/s"))
     cells += [
@@ -153,9 +161,10 @@ def describe(bundle: Bundle, result: Result, found: Detection) -> str:
     ]
     if result.has_decode:
         cells += [("used by decode", result.bandwidth_percent.words(0), "%"), *_energy_cells(result)]
+    threads, runs = counted(spec.threads, "thread"), counted(spec.repetitions, "repetition")
     title = (
         f"{bundle.manifest.model.name} {bundle.manifest.recipe.quant}, {bundle.manifest.engine}, "
-        f"{counted(spec.threads, 'thread')}, {counted(spec.repetitions, 'repetition')}, on {found.facts['cpu_name']}"
+        f"{threads}{_apart(spec)}, {runs}, on {found.facts['cpu_name']}"
     )
     lines = [
         title,

@@ -36,7 +36,7 @@ class _Ours(msgspec.Struct, frozen=True):
 
 
 class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a row of a result file."""
+    """What is read of a row of a result file; older versions of llama-bench write flash attention as a truth."""
 
     n_prompt: int
     n_gen: int
@@ -50,7 +50,7 @@ class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
     n_ubatch: int = 0
     type_k: str = ""
     type_v: str = ""
-    flash_attn: int = -1
+    flash_attn: int | bool = -1
     load_mode: str = ""
     n_gpu_layers: int = 0
     cpu_info: str = ""
@@ -208,7 +208,7 @@ def cells(difference: Difference) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-HEAD = ("test", "A, tokens/s", "B, tokens/s", "B/A [95 %]", "p", "")
+HEAD = ("test", "A, tokens/s", "B, tokens/s", "B/A [95 %]", "#p", "")
 
 
 def notes(found: Comparison) -> list[str]:
@@ -221,7 +221,8 @@ def notes(found: Comparison) -> list[str]:
 
 def describe_comparison(found: Comparison) -> str:
     """Lay a comparison out for people."""
-    lines = [f"A {found.a}", f"B {found.b}", terminal.table([cells(each) for each in found.differences], HEAD)]
+    head = [name.lstrip("#") for name in HEAD]
+    lines = [f"A {found.a}", f"B {found.b}", terminal.table([cells(each) for each in found.differences], head)]
     return "\n".join([*lines, *(f"! {line}" for line in notes(found))])
 
 

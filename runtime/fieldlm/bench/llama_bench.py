@@ -37,15 +37,26 @@ FIXED: dict[str, Any] = {
 
 
 def rows(bundle: Bundle, result: Result, found: Detection) -> list[dict[str, Any]]:
-    """Return a row for the prompt test and one for the generation test, where they were run."""
+    """Return a row for the prompt test and one for the generation test, where they were run; one for both in one."""
     head, spec, made = _head(bundle, result, found), result.spec, list[dict[str, Any]]()
+    if spec.is_combined:
+        test = {"n_prompt": spec.prompt_tokens, "n_gen": spec.gen_tokens, "n_threads": spec.threads}
+        both_s = [each.prefill_s + each.decode_s for each in result.measured.samples]
+        return [_whole(head | test | _series(both_s, result.combined))]
     if result.has_prefill:
-        test = {"n_prompt": spec.prompt_tokens, "n_gen": 0, "n_threads": spec.prefill_threads or spec.threads}
+        # Only llama.cpp reads prompts with threads of their own.
+        own = spec.prefill_threads if _is_llama(bundle) else None
+        test = {"n_prompt": spec.prompt_tokens, "n_gen": 0, "n_threads": own or spec.threads}
         made.append(head | test | _series([each.prefill_s for each in result.measured.samples], result.prefill))
     if result.has_decode:
         test = {"n_prompt": 0, "n_gen": spec.gen_tokens, "n_threads": spec.threads}
         made.append(head | test | _series([each.decode_s for each in result.measured.samples], result.decode))
-    return [{name: row[name] for name in (*FIELDS, *SAMPLES)} for row in made]
+    return [_whole(row) for row in made]
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """Return `row` in llama-bench's order; raises KeyError for one that lacks a field."""
+    return {name: row[name] for name in (*FIELDS, *SAMPLES)}
 
 
 def _head(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
@@ -53,8 +64,7 @@ def _head(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
     layout = layout_of(result.spec.profile, manifest.cache)
     names = {number: name for name, number in KV_TYPES.items()}
     kind = engine_kind(manifest.engine)
-    # Only llama.cpp keeps keys and values in 16 bits unless it is told otherwise, and can be told.
-    is_told = kind.cache_type == "f16"
+    is_told = _is_llama(bundle)
     return {
         "build_commit": measured.engine_version,
         "build_number": 0,
@@ -77,6 +87,11 @@ def _head(bundle: Bundle, result: Result, found: Detection) -> dict[str, Any]:
         **FIXED,
         "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _is_llama(bundle: Bundle) -> bool:
+    """Whether it runs in llama.cpp: nothing else keeps keys and values in 16 bits unless it is told otherwise."""
+    return engine_kind(bundle.manifest.engine).cache_type == "f16"
 
 
 def _series(seconds: Sequence[float], speed: Interval) -> dict[str, Any]:

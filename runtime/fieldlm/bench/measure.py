@@ -33,6 +33,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     0 tokens of a prompt or an answer are not measured. Both begin behind `depth` tokens. A step takes `batch` tokens of
     the prompt, computed `ubatch` at a time; None is what a server takes. Seconds of `delay_s` pass before each test.
+    In one that `is_combined` the answer is the prompt's own, behind all of it.
     """
 
     bundle: str
@@ -46,6 +47,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     batch: int | None = None
     ubatch: int | None = None
     delay_s: float = 0.0
+    is_combined: bool = False
     profile: Profile | None = None
     waits: bool = False
 
@@ -111,7 +113,8 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
     idle_w = _idle_w(energy) if energy else None
     before_mb = rss_mb()
     started_s = time.perf_counter()
-    context = spec.depth + max(spec.prompt_tokens, spec.gen_tokens + 1) + 8
+    parts = (spec.prompt_tokens, spec.gen_tokens + 1)
+    context = spec.depth + (sum(parts) if spec.is_combined else max(parts)) + 8
     engine = open_engine(bundle, options_of(spec, context))
     adapter = bundle.path("adapter")
     if adapter:
@@ -198,9 +201,13 @@ class _Timing:
         self._before = self._random.choices(self._pool, k=spec.depth)
 
     def sample(self) -> Sample:
-        prefill = self._answer(self._spec.prompt_tokens, 1) if self._spec.prompt_tokens else None
+        prompt, gen = self._spec.prompt_tokens, self._spec.gen_tokens
         # One token more than is timed: the first comes with the prompt.
-        decode = self._answer(1, self._spec.gen_tokens + 1) if self._spec.gen_tokens else None
+        if self._spec.is_combined:
+            prefill = decode = self._answer(prompt, gen + 1)
+        else:
+            prefill = self._answer(prompt, 1) if prompt else None
+            decode = self._answer(1, gen + 1) if gen else None
         steps = decode.answer.timings.completion_tokens - 1 if decode else 0
         if decode and steps < 1:
             raise EngineError("an answer of this model ended before its second token; nothing to time")
@@ -214,8 +221,9 @@ class _Timing:
             cached_tokens=read.cached_tokens,
             clock_mhz=clock_mhz(),
             temperature_c=temperature_c(zones=self._spec.profile.thermal.zones if self._spec.profile else ()),
-            prefill_j=prefill.joules if prefill else None,
-            decode_j=decode.joules if decode else None,
+            # What both used together is the energy of neither.
+            prefill_j=prefill.joules if prefill and prefill is not decode else None,
+            decode_j=decode.joules if decode and prefill is not decode else None,
         )
 
     def _answer(self, prompt_tokens: int, max_tokens: int) -> _Timed:

@@ -31,11 +31,13 @@ LOAD_MODES = {"none": False, "mmap": True, "0": False, "1": True}
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be measured: every combination of the values, where there are any, else what the profile says.
 
-    The values of `prompt` and `gen` are tests of their own, as llama-bench has it; 0 is none.
+    The values of `prompt` and `gen` are tests of their own, as llama-bench has it; 0 is none. `pairs` are tests of both
+    in one.
     """
 
     prompt: tuple[int, ...]
     gen: tuple[int, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
     depth: tuple[int, ...] = ()
     threads: tuple[int, ...] = ()
     batch: tuple[int, ...] = ()
@@ -88,6 +90,18 @@ def _steps(first: int, last: int, sign: str, step: int) -> Iterator[int]:
         value = following
 
 
+def pair(least: int, most: int) -> Callable[[str], tuple[int, int]]:
+    """Make the type of two whole numbers with a comma between them."""
+
+    def read(text: str) -> tuple[int, int]:
+        match = re.fullmatch(r"([0-9]{1,9}),([0-9]{1,9})", text)
+        if match is None or not all(least <= int(each) <= most for each in match.groups()):
+            raise ArgumentTypeError(f"{text!r}; want a pair of whole numbers, PROMPT,ANSWER, each {least}–{most}")
+        return int(match[1]), int(match[2])
+
+    return read
+
+
 def reals(least: float, most: float) -> Callable[[str], tuple[float, ...]]:
     """Make the type of a list of numbers, each more than `least`."""
     one = real(least, most, above=True)
@@ -120,7 +134,9 @@ def specs(bundle: Bundle, sweep: Sweep, base: Spec) -> list[Spec]:
     Raises InputError for what the engine of `bundle` does not take, and for more than 1,000 combinations.
     """
     _check_engine(bundle, sweep)
-    tests = [(prompt, gen) for prompt, gen in zip_longest(sweep.prompt, sweep.gen, fillvalue=0) if prompt or gen]
+    apart = zip_longest(sweep.prompt, sweep.gen, fillvalue=0)
+    tests = [(prompt, gen, False) for prompt, gen in apart if prompt or gen]
+    tests += [(prompt, gen, True) for prompt, gen in sweep.pairs]
     lists = (
         _or_none(sweep.batch), _or_none(sweep.ubatch), _or_none(sweep.key_type), _or_none(sweep.value_type),
         _or_none(sweep.flash_attention), _or_none(sweep.load_mode), _or_none(sweep.threads), sweep.depth or (0,), tests,
@@ -128,13 +144,14 @@ def specs(bundle: Bundle, sweep: Sweep, base: Spec) -> list[Spec]:
     if (count := math.prod(len(values) for values in lists)) > MOST_VALUES:
         raise InputError(f"these are {count:,} combinations; want {MOST_VALUES:,} at most")
     found: list[Spec] = []
-    for batch, ubatch, keys, values, flash, mode, threads, depth, (prompt, gen) in product(*lists):
+    for batch, ubatch, keys, values, flash, mode, threads, depth, (prompt, gen, is_combined) in product(*lists):
         found.append(
             msgspec.structs.replace(
                 base,
                 prompt_tokens=prompt,
                 gen_tokens=gen,
                 depth=depth,
+                is_combined=is_combined,
                 threads=threads or base.threads,
                 prefill_threads=threads or base.prefill_threads,
                 # A microbatch that is larger than a step would be none.

@@ -8,6 +8,7 @@ import msgspec
 
 from fieldlm.bench.comparison import HEAD, Comparison, Difference, cells, notes
 from fieldlm.bench.formats import Row, name_of_test
+from fieldlm.bench.result import Interval, interval
 from fieldlm.core import charts
 from fieldlm.core.charts import Dot, Scale, Span, Svg
 from fieldlm.core.errors import InputError
@@ -127,22 +128,20 @@ TEST_HEAD = ("test", "#tokens/s [95 %]", "#time to first token, ms", "#of the ba
 
 def _test_cells(row: Row) -> tuple[str, ...]:
     ours = row["fieldlm"]
-    is_decode = row["n_gen"] > 0
+    is_decode, is_alone = row["n_gen"] > 0, not (row["n_gen"] and row["n_prompt"])
     how = f"{row['n_threads']} threads, {row['type_k']}/{row['type_v']}, {row['load_mode']}, ub {row['n_ubatch']}"
     joules = ours["energy"]["joules_per_token"]
     return (
         name_of_test(row),
-        _words(ours["decode_tokens_s" if is_decode else "prefill_tokens_s"]),
-        "" if is_decode else _words(ours["ttft_ms"]),
-        _words(ours["bandwidth_percent"], 0) if is_decode else "",
+        interval(row["samples_ts"]).words(),
+        _words(ours["ttft_ms"]) if row["n_prompt"] else "",
+        _words(ours["bandwidth_percent"], 0) if is_decode and is_alone else "",
         _words(joules, 3) if is_decode and joules else "",
         how,
     )
 
 
 def _words(found: dict[str, Any], digits: int = 1) -> str:
-    from fieldlm.bench.result import Interval
-
     return msgspec.convert(found, Interval).words(digits)
 
 
@@ -174,7 +173,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         "memory bandwidth, read": f"{ours['bandwidth']['read_gb_s']:.1f} GB/s",
         "peak memory": f"{ours['memory_mb']['peak']:.0f} MB",
         "load": f"{ours['load_s']:.2f} s",
-        "temperature before and after": " and ".join(heat),
+        "temperature before and after": " and ".join(dict.fromkeys(heat)),
         "load average before and after": f"{before['load_average']:.1f} and {after['load_average']:.1f}",
         "energy": f"{source['source']}: {source['covers']}" if source else "; ".join(energy["why_not"]) or "no source",
         "SHA-256 of the weights": next(iter(ours["sha256"].values()), ""),

@@ -58,6 +58,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return interval([sample.decode_tokens / sample.decode_s for sample in self.measured.samples])
 
     @property
+    def combined(self) -> Interval:
+        """Tokens of prompt and answer together a second, where the answer is the prompt's own."""
+        pairs = [
+            (each.prefill_tokens + each.decode_tokens, each.prefill_s + each.decode_s) for each in self.measured.samples
+        ]
+        return interval([tokens / took_s for tokens, took_s in pairs])
+
+    @property
     def ttft_ms(self) -> Interval:
         """From the request to the first chunk."""
         return interval([sample.ttft_s * 1000 for sample in self.measured.samples])
@@ -80,7 +88,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bandwidth_percent(self) -> Interval:
         """How much of the bandwidth that was measured just before it decoding uses, by the bytes it has to read."""
-        bytes_of_token = self.reading.at_depth(self.spec.depth + self.spec.gen_tokens / 2)
+        behind = self.spec.depth + (self.spec.prompt_tokens if self.spec.is_combined else 0)
+        bytes_of_token = self.reading.at_depth(behind + self.spec.gen_tokens / 2)
         pairs = zip(self.decode.samples, self.bandwidth.samples_gb_s, strict=True)
         return interval([100 * speed * bytes_of_token / 1e9 / gb_s for speed, gb_s in pairs])
 

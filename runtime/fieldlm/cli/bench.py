@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.bench.formats import FORMATS, writer
-from fieldlm.bench.parameters import FLASH_ATTENTION, LOAD_MODES, Sweep, reals, specs, whole_numbers, words
+from fieldlm.bench.parameters import FLASH_ATTENTION, LOAD_MODES, Sweep, pair, reals, specs, whole_numbers, words
 from fieldlm.bench.report import check_target
 from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     sweep = Sweep(
         prompt=_flat(args.prompt) or (512,),
         gen=_flat(args.gen) or (128,),
+        pairs=tuple(args.pairs),
         **{name: _flat(getattr(args, name)) for name in LISTS},
     )
     from fieldlm.catalogue.opening import advice, open_model
@@ -221,13 +222,15 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--json, --compare, --url and -o each say what to print; give one of them")
     if args.report:
         check_target(args.report)
-    if not any(_flat(args.prompt) or (1,)) and not any(_flat(args.gen) or (1,)):
+    if not any(_flat(args.prompt) or (1,)) and not any(_flat(args.gen) or (1,)) and not args.pairs:
         raise InputError("there is nothing to measure with -p 0 and -n 0; give one of them tokens")
     of_load = {name: getattr(args, name.replace("-", "_")) for name in LOAD}
     if not args.url:
         if given := [name for name, value in of_load.items() if value]:
             raise InputError(f"--{given[0]} is for a running server; say which with --url")
         return
+    if args.pairs:
+        raise InputError("with --url a prompt is always answered; say -p and -n instead of -pg")
     if given := [name for name in LISTS if getattr(args, name)]:
         raise InputError(f"the server at --url decides on {given[0].replace('_', ' ')}; leave it out")
     if len(models) > 1 or any(len(_flat(values)) > 1 for values in (args.prompt, args.gen)):
@@ -257,6 +260,10 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             *flags, dest=name, action="append", type=whole_numbers(least, most), metavar="N,…", help=said
         )
+    parser.add_argument(
+        "--prompt-gen", "-pg", dest="pairs", action="append", default=[],
+        type=pair(1, options.CONTEXT[1]), metavar="P,N", help="a test of both in one: a prompt and its own answer",
+    )  # fmt: skip
     parser.add_argument(
         "--repetitions", "-r", type=options.whole(1, 10_000), default=5, metavar="N", help="how often to measure"
     )

@@ -103,7 +103,7 @@ class Device:
         try:
             self._wire(start)
         except BaseException:
-            self._parts.close()
+            self.close()
             raise
 
     def close(self) -> None:
