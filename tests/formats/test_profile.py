@@ -54,6 +54,27 @@ def test_a_board_inherits_from_its_family_and_says_the_rest() -> None:
     assert load_profile("rpi4-8gb").references == (), "references belong to one device and are not inherited"
 
 
+def test_a_variant_matches_what_the_other_does_and_says_what_differs() -> None:
+    small, board = load_profile("rpi5-2gb"), load_profile("rpi5-8gb")
+    assert small.match == msgspec.structs.replace(board.match, memory_mb=(1700, 2300))
+    assert small.cpu == board.cpu
+    assert small.memory.bandwidth_gb_s == board.memory.bandwidth_gb_s
+    assert (small.references, small.title) == ((), "Raspberry Pi 5 or Compute Module 5, 2 GB")
+    assert small.memory.model_budget_mb < board.memory.model_budget_mb
+
+
+def test_a_row_that_a_newer_version_adds_is_passed_over_each_time_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'inherits = "rpi5-8gb"\nformat = "fieldlm.profile/1.9"\nid = "mine"\ntitle = "Mine"\n'
+        'must_understand = ["references.mood"]\n'
+        '[[references]]\nmodel = "m"\nsource = "s"\nmood = "good"\n'
+    )
+    for _ in range(2):
+        with pytest.raises(ProfileError, match=r"references\.mood"):
+            load_profile(str(path))
+
+
 def test_unknown_takes_an_inherited_number_away() -> None:
     agx = load_profile("jetson-agx-orin")
     assert agx.memory.bandwidth_gb_s is None
@@ -61,7 +82,7 @@ def test_unknown_takes_an_inherited_number_away() -> None:
 
 
 def test_an_unknown_profile_is_answered_with_the_near_names() -> None:
-    with pytest.raises(ProfileError, match=r"'rpi5'; did you mean rpi5-16gb .*fieldlm profiles"):
+    with pytest.raises(ProfileError, match=r"'rpi5'; did you mean rpi5-1gb, .* or rpi5-16gb.*fieldlm profiles"):
         load_profile("rpi5")
 
 
@@ -91,6 +112,7 @@ BROKEN = {
     "another one's name": ('id = "generic-x86-64-avx2"', 'id = "rpi5-8gb"', "must be the same"),
     "a parent that is not there": ("generic = true", 'inherits = "rpi6"', "there is no profile 'rpi6'"),
     "itself as parent": ("generic = true", 'inherits = "generic-x86-64-avx2"', "inherits itself"),
+    "two parents": ("generic = true", 'inherits = "rpi5-8gb"\nvariant_of = "rpi5-8gb"', "want one of the two"),
     "sources without numbers": ("[match]", "[sources]\n[match]", "beside their numbers"),
 }
 

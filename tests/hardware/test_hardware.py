@@ -1,5 +1,6 @@
 """Every machine in `fixtures/machines` is known for what it is, with evidence, from its files alone."""
 
+import functools
 import json
 import platform
 import struct
@@ -14,7 +15,7 @@ from fieldlm.formats.profile import load_profile, profile_names
 from fieldlm.hardware import facts as facts_module
 from fieldlm.hardware import sensors
 from fieldlm.hardware.cores import physical_cores
-from fieldlm.hardware.detect import as_large_as, detect
+from fieldlm.hardware.detect import Detection, as_large_as, detect
 from fieldlm.hardware.facts import read_facts
 from fieldlm.hardware.limits import allowed_cpus, cpu_list
 from tests.support.machines import machine_names, materialise, read_machine, sysroot
@@ -26,9 +27,14 @@ def expected(name: str) -> dict[str, Any]:
     return read_machine(name)["expect"]
 
 
-def read(root: Path) -> dict[str, Any]:
+@functools.cache
+def found_of(name: str) -> Detection:
+    return detect(sysroot(name))
+
+
+def read(name: str) -> dict[str, Any]:
     """Return what fieldlm says of a machine, by the names that its file expects it under."""
-    found = detect(root)
+    found = found_of(name)
     best, facts = found.best, found.facts
     return {
         "profile": best.id,
@@ -39,7 +45,7 @@ def read(root: Path) -> dict[str, Any]:
         "usable_cores": facts["usable_cores"],
         "threads": best.cpu.decode_threads,
         "memory_mb": facts["memory_mb"],
-        "available_mb": sensors.memory_available_mb(root),
+        "available_mb": sensors.memory_available_mb(sysroot(name)),
         "budget_mb": best.memory.model_budget_mb,
         "idle": [each.name for each in found.idle],
     }
@@ -53,16 +59,15 @@ def test_there_are_machines_enough_and_each_says_what_of_it_is_real() -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_machine_is_known_for_what_it_is(name: str) -> None:
-    wanted, root = expected(name), sysroot(name)
-    assert read(root) == {key: value for key, value in wanted.items() if key != "facts"}
-    facts = detect(root).facts
+    wanted, facts = expected(name), found_of(name).facts
+    assert read(name) == {key: value for key, value in wanted.items() if key != "facts"}
     for key, value in wanted.get("facts", {}).items():
         assert (list(facts[key]) if isinstance(facts[key], tuple) else facts[key]) == value, key
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_point_has_a_line_of_evidence(name: str) -> None:
-    best = detect(sysroot(name)).matches[0]
+    best = found_of(name).matches[0]
     assert bool(best.evidence) == (best.score > 0)
 
 
@@ -80,7 +85,7 @@ def test_every_profile_is_some_machines() -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_fits_a_machine_asks_for_nothing_that_it_has_not(name: str) -> None:
-    best, facts = detect(sysroot(name)).best, read_facts(sysroot(name))
+    best, facts = found_of(name).best, read_facts(sysroot(name))
     if facts.cores:
         assert facts.memory_total_mb >= best.memory.model_budget_mb
         assert facts.memory_mb >= 0.7 * best.memory.model_budget_mb

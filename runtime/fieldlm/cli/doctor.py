@@ -113,7 +113,11 @@ def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
     yield check_clock(time.time(), _newest_file_s())
     try:
         config = load_config(flags, strict=True)
-        profile = load_profile(config.profile) if config.profile else detection.best if detection else None
+        profile = load_profile(config.profile) if config.profile else None
+        if profile is None and detection:
+            from fieldlm.device.startup import detected_profile
+
+            profile = detected_profile(config, None, root)
     except FieldlmError as error:
         yield fail("settings", str(error), "correct it, then see: fieldlm config")
         return
@@ -243,7 +247,7 @@ def check_profile(profile: Profile, detection: Detection | None) -> Finding:
             )
         return ok("profile", f"{profile.id} ({profile.title})")
     if profile.id in {match.profile for match in detection.matches}:
-        return ok("profile", f"{profile.id}, set by hand; detected: {detection.best.id}")
+        return ok("profile", f"{profile.id}, as its bundle or a setting says; detected: {detection.best.id}")
     return fail("profile", f"{profile.id} does not fit, this is a {detection.best.id}", "fieldlm detect")
 
 

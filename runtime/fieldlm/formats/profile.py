@@ -44,6 +44,9 @@ RETIRED = (
 )  # fmt: skip
 
 
+MOST_NEAR = 6  # names that a misspelt one is answered with: a board of every size
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who says a number, and what kind of saying it is."""
 
@@ -295,7 +298,7 @@ def _path(name_or_path: str) -> Path:
         if path.is_file():
             return path
     near = _of_its_words(name_or_path) or difflib.get_close_matches(name_or_path, profile_names(), n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = f"did you mean {_listed(near)}? " if near else ""
     raise ProfileError(f"there is no profile {name_or_path!r}; {hint}all of them: fieldlm profiles")
 
 
@@ -304,7 +307,19 @@ def _of_its_words(name: str) -> list[str]:
     asked = _words(name)
     shared = {known: len(asked & _words(f"{known} {load_profile(known).title}")) for known in profile_names()}
     most = max(shared.values(), default=0)
-    return [known for known, count in shared.items() if count == most][:3] if asked and 2 * most >= len(asked) else []
+    near = [known for known, count in shared.items() if count == most] if asked and 2 * most >= len(asked) else []
+    return sorted(near, key=_by_number)[:MOST_NEAR]
+
+
+def _listed(names: list[str]) -> str:
+    """Return a, b or c."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _by_number(name: str) -> list[tuple[str, int]]:
+    """Sort 2gb before 16gb."""
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _words(text: str) -> set[str]:
