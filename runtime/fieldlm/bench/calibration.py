@@ -21,8 +21,8 @@ from fieldlm.engines import Reading, engine_kind
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.hardware.bandwidth import Bandwidth
+from fieldlm.hardware.cores import fast_cores
 from fieldlm.hardware.detect import Detection, detect
-from fieldlm.hardware.sensors import usable_cores
 
 FORMAT = "fieldlm.calibration/1"
 REPORT = "report.json"
@@ -118,7 +118,7 @@ def confirm(bundle: Bundle, profile: Profile, probes: float) -> Overlay:
 
 def measure(bundle: Bundle, profile: Profile) -> Result:
     """Run a short bench of `bundle` with the threads that `profile` gives one answer."""
-    threads = min(profile.cpu.decode_threads, usable_cores())
+    threads = min(profile.cpu.decode_threads, fast_cores())
     spec = Spec(
         bundle=str(bundle.folder), prompt_tokens=PROMPT_TOKENS, gen_tokens=GEN_TOKENS, repetitions=REPETITIONS,
         threads=threads, seed=1, profile=profile,

@@ -158,12 +158,12 @@ def is_here(url: str) -> bool:
 def _base(args: argparse.Namespace) -> "tuple[Spec, Detection]":
     """Return what `serve` would run here, by its settings, else by what fits this machine; and what this machine is."""
     from fieldlm.bench.measure import Spec
+    from fieldlm.hardware.cores import fast_cores
     from fieldlm.hardware.detect import detect
-    from fieldlm.hardware.sensors import usable_cores
 
     config, found = load_config(), detect()
     profile = load_profile(config.profile) if config.profile else found.best
-    cores, cpu = usable_cores(), profile.cpu
+    cores, cpu = fast_cores(), profile.cpu
     threads = config.threads or max(1, min(cpu.decode_threads, cores))
     prefill = config.threads or max(1, min(cpu.prefill_threads or cpu.decode_threads, cores))
     spec = Spec(
