@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.engines import EngineOptions, Sampling, llama
+from fieldlm.hardware import cores
 from fieldlm.hardware.cores import (
     LOOKS_TO_LOWER,
     LOOKS_TO_RAISE,
@@ -23,6 +24,13 @@ from tests.support.machines import sysroot
 
 def looks(count: ThreadCount, others: list[float], cores: int = 2) -> list[int]:
     return [count.observe(cores, taken) for taken in others]
+
+
+def test_where_no_file_names_processors_python_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "processors", lambda root: {})
+    monkeypatch.setattr(cores, "allowed_cpus", lambda root: None)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert physical_cores() == fast_cores() == 8
 
 
 def test_all_cores_are_used_while_nobody_else_wants_them() -> None:

@@ -32,7 +32,8 @@ def physical_cores(root: Path = LIVE, visible: Collection[int] | None = None) ->
     processor time, whole cores count: a thread above them is stopped for most of each period.
     """
     known = processors(root)
-    usable = visible or allowed_cpus(root) or known
+    # macOS shows neither; Python counts there.
+    usable = visible or allowed_cpus(root) or known or range(os.cpu_count() or 1 if root == LIVE else 0)
     cores = {known[cpu].core for cpu in usable if cpu in known} or {str(cpu) for cpu in usable}
     return max(1, min(len(cores), int(cpu_limit(root) or len(cores))))
 

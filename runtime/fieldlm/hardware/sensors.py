@@ -1,9 +1,7 @@
 """Sensors: small probes of memory, heat, free cores and the own process."""
 
 import contextlib
-import os
 import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from fieldlm.hardware.limits import LIVE, memory_left_mb, read_text
 
 def usable_cores() -> int:
     """Return how many physical cores this process may keep busy, all control groups around it counted."""
-    return physical_cores() if sys.platform == "linux" else os.cpu_count() or 1
+    return physical_cores()
 
 
 def memory_available_mb(root: Path = LIVE) -> int:
