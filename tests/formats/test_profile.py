@@ -242,3 +242,13 @@ def test_everything_a_profile_says_is_read_by_something() -> None:
     fields = {f"{section}.{name}" for section in sections for name in getattr(profile, section).__struct_fields__}
     assert {name for name in fields if not re.search(rf"\b{re.escape(name)}\b", code)} == FACTS
     assert re.search(r"\bprofile\.engines\b", code)
+
+
+def test_the_profile_that_the_page_about_gpus_shows_is_possible(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "my-desktop.toml"
+    path.write_text(text)
+    profile = load_profile(str(path))
+    assert lint(profile) == []
+    assert (profile.match.names_machine, profile.bandwidth_gb_s) == (False, None)

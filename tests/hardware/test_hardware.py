@@ -173,6 +173,7 @@ def test_detect_prints_the_profile_and_why(capsys: pytest.CaptureFixture[str]) -
 def test_detect_says_what_lies_idle_and_what_would_use_it(capsys: pytest.CaptureFixture[str]) -> None:
     (gpu,) = (line for line in shown(capsys, "workstation-rtx4090") if line.startswith("idle"))
     assert gpu.startswith("idle: NVIDIA GeForce RTX 4090 (gpu); it takes llama.cpp built with")
+    assert gpu.endswith("a profile that promises it (docs/gpu.md)")
     (nouveau,) = (line for line in shown(capsys, "desktop-nouveau-gtx1060") if line.startswith("idle"))
     assert "it takes NVIDIA's own driver" in nouveau
     npu = [line for line in shown(capsys, "orangepi-5-4gb") if "RKNPU" in line]

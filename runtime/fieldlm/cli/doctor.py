@@ -218,7 +218,7 @@ def check_idle(idle: Sequence[PresentAccelerator]) -> Iterator[Finding]:
     """Name the GPUs that llama.cpp could compute on and does not; an NPU that only other programs use is no finding."""
     for each in idle:
         if each.build == "cuda":
-            yield warn("idle", f"{each.name} computes nothing", f"it takes {each.use}; see docs/gpu.md")
+            yield warn("idle", f"{each.name} computes nothing", f"it takes {each.use}")
         elif each.build:
             yield ok("idle", f"{each.name} computes nothing; it takes {each.use}")
 

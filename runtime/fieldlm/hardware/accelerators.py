@@ -37,7 +37,7 @@ def _npu(name: str, vendor: str, use: str) -> PresentAccelerator:
     return PresentAccelerator(kind="npu", name=name, vendor=vendor, use=use)
 
 
-NVIDIA = _gpu("NVIDIA GPU", "nvidia", CUDA, "cuda")
+NVIDIA = _gpu("NVIDIA GPU", "nvidia", f"{CUDA} (docs/gpu.md)", "cuda")
 OPENVINO = "OpenVINO; on Lunar Lake the GPU was ten times as fast (elizaOS/eliza PR 7632)"
 HAILO = "hailo-ollama, on a Hailo-10H alone; a Pi 5 itself was faster with some models (hardware-corner.net)"
 VISION = "small vision models; nobody runs a language model on it"

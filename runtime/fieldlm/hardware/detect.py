@@ -88,7 +88,11 @@ def detect(root: Path = LIVE, *, made_for: str = "") -> Detection:
         confidence=matches[0].confidence,
         matches=tuple(matches),
         ruled_out=tuple(
-            match for match in tried if match.ruled_out and _is_named(facts, profiles[match.profile].match)
+            match
+            for match in tried
+            if match.ruled_out
+            and profiles[match.profile].cpu.arch == facts.arch
+            and _is_named(facts, profiles[match.profile].match)
         ),
         idle=_idle(best, facts),
         facts={**msgspec.to_builtins(facts), "memory_mb": facts.memory_mb},
