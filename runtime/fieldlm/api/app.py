@@ -288,7 +288,7 @@ class _Api:
         self, request: Request, serving: Serving, asked: chat_request.CompletionParams, toolbox: Toolbox | None
     ) -> OutputContract:
         def make() -> OutputContract:
-            return output_contract(serving.engine, asked, toolbox)
+            return output_contract(serving, asked, toolbox)
 
         return await self._forms.run(request, make) if needs_compiling(asked, toolbox) else make()
 

@@ -31,18 +31,19 @@ class ChatTemplate:
     """A model's chat template with its special tokens."""
 
     def __init__(self, source: str, special: SpecialTokens) -> None:
-        self._source = source
+        self.source = source
         self._special = special
 
     @cached_property
     def _template(self) -> "jinja2.Template":
-        return _environment().from_string(self._source)
+        return _environment().from_string(self.source)
 
     @cached_property
-    def _knows_tools(self) -> bool:
+    def knows_tools(self) -> bool:
+        """Whether it says itself which tools there are."""
         from jinja2.meta import find_undeclared_variables
 
-        return "tools" in find_undeclared_variables(_environment().parse(self._source))
+        return "tools" in find_undeclared_variables(_environment().parse(self.source))
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
@@ -62,7 +63,7 @@ class ChatTemplate:
         messages, tools = self._parted(list(messages)), self._parted(tools and list(tools))
         special = self._special
         try:
-            if not self._knows_tools:
+            if not self.knows_tools:
                 messages, tools = _without_tools(messages, tools), None
             text = self._template.render(
                 messages=messages, tools=tools, add_generation_prompt=asks, bos_token=special.bos, eos_token=special.eos
@@ -94,11 +95,17 @@ def render(bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Messa
     The manifest's system prompt is put in front when `messages` has none. Raises InputError for a model without a chat
     template.
     """
-    if bundle.manifest.file("template") is None:
+    template = template_of(bundle)
+    if template is None:
         raise InputError(without_template(bundle))
-    return _template_of(bundle.need("template"), bundle.id, special_tokens(bundle)).render(
-        as_served(messages, bundle.manifest.system_prompt), tools=tools
-    )
+    return template.render(as_served(messages, bundle.manifest.system_prompt), tools=tools)
+
+
+def template_of(bundle: Bundle) -> ChatTemplate | None:
+    """Return the chat template of `bundle`, None for a model without."""
+    if bundle.manifest.file("template") is None:
+        return None
+    return _template_of(bundle.need("template"), bundle.id, special_tokens(bundle))
 
 
 def without_template(bundle: Bundle) -> str:
