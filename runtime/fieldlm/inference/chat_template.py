@@ -47,9 +47,7 @@ class ChatTemplate:
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
-        texts = [re.escape(text) for text in self._special.control if len(text) > 1]
-        # A look ahead, so that one that begins inside another is found as well.
-        return re.compile(f"(?=(?:{'|'.join(texts)}))(.)", re.DOTALL) if texts else None
+        return _control_of(self._special)
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, asks: bool = True) -> str:
         """Return the text of `messages`; with `asks`, of the question for the next one too.
@@ -79,7 +77,6 @@ class ChatTemplate:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
 
     def _parted(self, value: Any) -> Any:
-        """Return `value` with a seam behind the first letter of each special token in its texts."""
         if self._control is None:
             return value
         if isinstance(value, str):
@@ -89,7 +86,22 @@ class ChatTemplate:
         return [self._parted(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
 
 
-def render(bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> str:
+def parted(text: str, special: SpecialTokens) -> str:
+    """Return `text` with a seam behind the first letter of each special token in it, so that it is text."""
+    control = _control_of(special)
+    return text if control is None else control.sub(rf"\1{SEAM}", text)
+
+
+@lru_cache(maxsize=8)
+def _control_of(special: SpecialTokens) -> re.Pattern[str] | None:
+    texts = [re.escape(text) for text in special.control if len(text) > 1]
+    # A look ahead, so that one that begins inside another is found as well.
+    return re.compile(f"(?=(?:{'|'.join(texts)}))(.)", re.DOTALL) if texts else None
+
+
+def render(
+    bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, asks: bool = True
+) -> str:
     """Return the prompt that asks for the next message, as `ChatTemplate.render` does.
 
     The manifest's system prompt is put in front when `messages` has none. Raises InputError for a model without a chat
@@ -98,7 +110,7 @@ def render(bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Messa
     template = template_of(bundle)
     if template is None:
         raise InputError(without_template(bundle))
-    return template.render(as_served(messages, bundle.manifest.system_prompt), tools=tools)
+    return template.render(as_served(messages, bundle.manifest.system_prompt), tools=tools, asks=asks)
 
 
 def template_of(bundle: Bundle) -> ChatTemplate | None:

@@ -23,6 +23,9 @@ API_PATHS = (
     "/v1/models",
     "/v1/feedback",
     "/v1/messages",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
     *(f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version")),
 )
 """What an origin may use on a server without keys, and what lies below."""
