@@ -292,7 +292,7 @@ class SupportsStateSnapshot(Protocol):
         ...
 
     def remembered(self, tokens: Sequence[int], *, adapter: str | None = None) -> tuple[list[int], bytes] | None:
-        """Return the tokens and the memory of a sequence that begins with `tokens`; None when there is none."""
+        """Return `tokens` and what is remembered of them, and nothing beyond; None when no idle sequence has them."""
         ...
 
     def remember(self, tokens: Sequence[int], state: bytes, *, adapter: str | None = None) -> bool:
