@@ -101,6 +101,13 @@ def test_what_cannot_be_meant_is_refused_by_name(
     assert ask(served, path, 400, **body)["error"]["param"] == param
 
 
+def test_a_tokenizer_is_told_of_as_vllm_does(served: ApiServer, base_bundle: Bundle) -> None:
+    told = httpx.get(f"{served.url}/tokenizer_info", timeout=60).json()
+    assert (told["eos_token"], told["model_max_length"]) == ("<|im_end|>", served.engine.context)
+    assert told["chat_template"] == base_bundle.need("template").read_text()
+    assert httpx.get(f"{served.url}/tokenizer_info?model=other", timeout=60).status_code == 404
+
+
 def test_a_model_that_is_not_here_has_no_tokens(served: ApiServer) -> None:
     assert ask(served, "/tokenize", 404, content="a", model="other")["error"]["code"] == "model_not_found"
 

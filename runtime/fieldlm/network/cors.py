@@ -25,6 +25,7 @@ API_PATHS = (
     "/v1/messages",
     "/tokenize",
     "/detokenize",
+    "/tokenizer_info",
     "/apply-template",
     *(f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version")),
 )

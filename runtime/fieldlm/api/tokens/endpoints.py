@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize and /apply-template: what a text is to the model, before or without an answer.
+"""/tokenize, /detokenize, /tokenizer_info and /apply-template: what a text is to the model, without an answer.
 
 The first two have one path in llama.cpp's server and in vLLM, and bodies and replies with other names; here both are
 understood, and a reply holds the names of both. A special token is written out.
@@ -21,7 +21,7 @@ from fieldlm.api.models.admission import Admission
 from fieldlm.api.preparation import Preparation
 from fieldlm.api.tools import Tool
 from fieldlm.engines import DEFAULT_TERMS, SEAM, Engine
-from fieldlm.inference.chat_template import opening, parted, render, special_tokens
+from fieldlm.inference.chat_template import opening, parted, render, special_tokens, template_of
 from fieldlm.inference.generations import Serving
 from fieldlm.network.json_api import ApiError, as_json, read_body
 
@@ -115,7 +115,11 @@ def routes(admission: Admission, texts: Preparation, refuse: Callable[[str | Non
         asked.refuse()
         return await held(request, asked.model, lambda serving: rendered(asked, serving))
 
+    async def tokenizer_info(request: Request) -> Response:
+        return await held(request, request.query_params.get("model"), info)
+
     return [
+        Route("/tokenizer_info", tokenizer_info),
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),
         Route("/apply-template", template, methods=["POST"]),
@@ -189,3 +193,15 @@ def _piece(piece: bytes) -> str | list[int]:
         return piece.decode()
     except UnicodeDecodeError:
         return list(piece)
+
+
+def info(serving: Serving) -> dict[str, Any]:
+    """Return what vLLM tells of a tokenizer: special tokens (null where there is none), the template, the context."""
+    special, template = special_tokens(serving.bundle), template_of(serving.bundle)
+    return {
+        "model_max_length": serving.engine.context,
+        "bos_token": special.bos or None,
+        "eos_token": special.eos or None,
+        "add_bos_token": special.adds_bos,
+        "chat_template": None if template is None else template.source,
+    }
