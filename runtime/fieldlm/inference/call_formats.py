@@ -141,7 +141,8 @@ TOKENS = (
 )  # fmt: skip
 
 _said: "weakref.WeakKeyDictionary[Engine, tuple[tuple[int, str], ...]]" = weakref.WeakKeyDictionary()
-_formats: "weakref.WeakKeyDictionary[Engine, CallFormat]" = weakref.WeakKeyDictionary()
+# By the bundle, too: one of an adapter may have another template on the same engine.
+_formats: "weakref.WeakKeyDictionary[Engine, dict[str, CallFormat]]" = weakref.WeakKeyDictionary()
 _finding = threading.Lock()
 
 
@@ -158,18 +159,24 @@ def said_tokens(engine: Engine) -> tuple[tuple[int, str], ...]:
 
 def call_format(bundle: Bundle, engine: Engine) -> CallFormat:
     """Return how the model of `bundle`, which `engine` computes, writes calls. Asked once, then known."""
+    from jinja2 import TemplateError
+
     template = template_of(bundle)
-    if template is None or not template.knows_tools:
+    try:
+        if template is None or not template.knows_tools:
+            return HERMES
+    except TemplateError:  # `render` says what is wrong with it
         return HERMES
     with _finding:
-        found = _formats.get(engine)
+        known = _formats.setdefault(engine, {})
+        found = known.get(bundle.id)
     if found is None:
         ends = [
             text
             for text in special_tokens(bundle).control
             if text in template.source and engine.stop_tokens.issuperset(engine.tokenize(text))
         ]
-        found = _formats[engine] = format_of(template, ends)
+        found = known[bundle.id] = format_of(template, ends)
     return found
 
 
