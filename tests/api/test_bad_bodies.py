@@ -14,6 +14,7 @@ from fieldlm.api.chat_request import ChatRequest, Feedback
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
 from fieldlm.api.responses_request import ResponsesRequest
+from fieldlm.api.tokens.endpoints import DetokenizeRequest, TemplateRequest, TokenizeRequest
 from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
@@ -26,6 +27,9 @@ ENDPOINTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "/v1/completions": (CompletionRequest, {"prompt": "Hi", "max_tokens": 1}),
     "/v1/responses": (ResponsesRequest, {"input": "Hi", "max_output_tokens": 1}),
     "/v1/embeddings": (EmbeddingRequest, {"input": "Hi"}),
+    "/tokenize": (TokenizeRequest, {"content": "Hi"}),
+    "/detokenize": (DetokenizeRequest, {"tokens": [1]}),
+    "/apply-template": (TemplateRequest, {"messages": MESSAGES}),
     "/v1/feedback": (Feedback, {"id": "chatcmpl-1", "rating": "up"}),
 }
 

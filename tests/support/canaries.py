@@ -1,5 +1,6 @@
-"""Requests with a canary each: in the prompt, the schema, the session and the adapter's name, many at a time."""
+"""Requests with a canary each: in the prompt, the schema, the session and what was said before, many at a time."""
 
+import contextlib
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -8,10 +9,15 @@ from typing import Any
 
 import httpx
 
+from fieldlm.api.chat_request import Exchange
+
 AT_A_TIME = 16
 PATIENCE_S = 600
-KINDS = ("free", "form", "form", "call", "stream", "left", "late")
-"""Ways to ask: whole, in a form, with a tool, as a stream, left in the middle of it, with a deadline."""
+KINDS = ("free", "form", "form", "call", "stream", "left", "late", "dropped", "turns", "adapter", "ours")
+"""Ways to ask: whole, in a form, with a tool, as a stream, left in the middle of it or of the wait, with a deadline, in
+two turns, of an adapter, with the model's own system prompt."""
+SYSTEM = 999_999
+"""The number of the canary that a model's own system prompt may have; who asks with that prompt may hear it."""
 
 
 def canary(number: int) -> str:
@@ -19,8 +25,10 @@ def canary(number: int) -> str:
     return f"zq{number:06d}" + "".join(random.Random(number).choices("bcdfghjkmpstvwxz", k=6))
 
 
-def ask(client: httpx.Client, number: int, seed: int, kinds: Sequence[str] = KINDS) -> list[str]:
-    """Send one request, whole, as a stream, left early or late; return what is wrong with what came back."""
+def ask(
+    client: httpx.Client, number: int, seed: int, kinds: Sequence[str] = KINDS, adapters: Sequence[str] = ()
+) -> list[str]:
+    """Send one request in one of the ways; return what is wrong with what came back."""
     own, chance = canary(number), random.Random(f"{seed} {number}")
     form = {"type": "object", "properties": {own: {"const": own}, "n": {"enum": [1, 2]}}, "required": [own]}
     body: dict[str, Any] = {
@@ -39,20 +47,43 @@ def ask(client: httpx.Client, number: int, seed: int, kinds: Sequence[str] = KIN
         body |= {"max_tokens": 160, "tools": [tool], "tool_choice": "required"}
     if kind == "late":
         body["deadline_ms"] = chance.choice([1, 50, 400])
-    text = _sent(client, body, kind)
-    wrong = [f"{kind} {number} got {other}" for other in canaries_in(text) if other != own]
+    if kind == "adapter" and adapters:
+        body["model"] = chance.choice(adapters)
+    if kind == "ours":
+        del body["messages"][0]
+    text = _sent(client, body, kind, chance.random())
+    if kind == "turns" and (said := _said(text)) is not None:
+        body["messages"] += [{"role": "assistant", "content": said}, {"role": "user", "content": "Once more."}]
+        text += _sent(client, body, "free", 1)
+    known = {own, canary(SYSTEM)} if kind == "ours" else {own}
+    wrong = [f"{kind} {number} got {other}" for other in canaries_in(text) if other not in known]
     if kind in ("form", "call") and '"finish_reason":"length"' not in text:
         wrong += [] if own in text else [f"{kind} {number} has not its own: {text[:300]}"]
+    if "model" in body and f'"model":"{body["model"]}"' not in text:
+        wrong.append(f"{kind} {number} was not answered by {body['model']}: {text[:300]}")
     if (used := cached_of(text)) is not None and used[0] >= used[1]:
         wrong.append(f"{kind} {number} had all of a prompt cached that nobody else has: {used}")
     return wrong
 
 
-def storm(url: str, requests: int, seed: int, kinds: Sequence[str] = KINDS) -> list[str]:
-    """Send so many, 16 at a time; return what was wrong."""
+def storm(
+    url: str, requests: int, seed: int, kinds: Sequence[str] = KINDS, *, adapters: Sequence[str] = (), first: int = 0
+) -> list[str]:
+    """Send so many, 16 at a time, the canaries numbered from `first`; return what was wrong."""
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as client, ThreadPoolExecutor(AT_A_TIME) as threads:
-        each = [threads.submit(ask, client, number, seed, kinds) for number in range(requests)]
+        numbers = range(first, first + requests)
+        each = [threads.submit(ask, client, number, seed, kinds, adapters) for number in numbers]
         return [wrong for done in each for wrong in done.result()]
+
+
+def told_wrong(exchanges: Sequence[Exchange]) -> list[str]:
+    """Return what is wrong in what telemetry was told: a session whose exchange has somebody else's canary in it."""
+    wrong: list[str] = []
+    for told in exchanges:
+        text = json.dumps([told.messages, told.context]) + told.answer
+        others = {found for found in canaries_in(text) if found not in (told.session, canary(SYSTEM))}
+        wrong += [f"the exchange of {told.session} has {other}" for other in others]
+    return wrong
 
 
 def canaries_in(text: str) -> Iterator[str]:
@@ -74,8 +105,19 @@ def cached_of(text: str) -> tuple[int, int] | None:
         return None
 
 
-def _sent(client: httpx.Client, body: dict[str, Any], kind: str) -> str:
+def _said(text: str) -> str | None:
+    try:
+        return json.loads(text)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError):
+        return None
+
+
+def _sent(client: httpx.Client, body: dict[str, Any], kind: str, chance: float) -> str:
     path = "/v1/chat/completions"
+    if kind == "dropped":
+        with contextlib.suppress(httpx.TimeoutException):
+            return client.post(path, json=body, timeout=0.01 + chance).text
+        return ""
     if kind not in ("stream", "left"):
         return client.post(path, json=body).text
     with client.stream("POST", path, json={**body, "stream": True}) as answer:

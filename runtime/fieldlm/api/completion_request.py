@@ -1,5 +1,6 @@
 """Completions (OpenAI's legacy API), the requests: one prompt or many, as text or tokens, with or without an echo."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -41,7 +42,9 @@ class CompletionRequest(CompletionParams, frozen=True, kw_only=True):
         return MAX_TOKENS_COMPLETION if self.max_tokens is None else self.max_tokens
 
     def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:
-        return self.sampling(self.most_tokens, constraint, index, self.logprobs)
+        sampling = self.sampling(self.most_tokens, constraint, index, self.logprobs)
+        # Evaluations ask for one token behind the prompt and leave the last one out: there is one, whatever it is.
+        return replace(sampling, ignore_eos=self.scores_prompts and self.most_tokens == 1)
 
     @property
     def is_long(self) -> bool:

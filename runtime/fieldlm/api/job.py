@@ -53,7 +53,8 @@ class Job:
         return self.large.answer(partial(self._start, prompt, index) if prompt else None)
 
     def _start(self, prompt: list[int], index: int) -> RunningAnswer:
-        sampling = replace(self.asked.wanted(self.promise.rule, index), prediction=self.prediction)
+        promise = self.promise
+        sampling = replace(self.asked.wanted(promise.rule, index), prediction=self.prediction, said=promise.said)
         if not sampling.max_tokens:
             return answer_of_nothing(prompt)
         adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)

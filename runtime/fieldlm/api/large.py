@@ -202,7 +202,7 @@ def fitted(reply: LargeReply, contract: OutputContract, toolbox: Toolbox | None,
         texts = [""]  # what is said beside a call has no place in the form
     for text in texts:
         whole = text + "\n".join(parts)
-        if contract.rule is None or reply.outcome == "length" or contract.rule.accepts(whole):
+        if contract.rule is None or reply.outcome == "length" or contract.accepts(whole):
             return whole
     raise LargeModelError("the large model's answer has not the form that was asked for")
 

@@ -1,8 +1,9 @@
 """Structured output: what an answer has to be (schema, tools, fallback), compiled and checked before it is computed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ from fieldlm.api.tools import Toolbox
 from fieldlm.core.errors import InputError
 from fieldlm.engines import Engine, Outcome
 from fieldlm.engines.constraint import CompiledRule, Rule, grammars
+from fieldlm.inference.call_formats import call_format, said_tokens
+from fieldlm.inference.generations import Serving
 from fieldlm.network.json_api import ApiError
 
 JSON_KINDS = ("json_schema", "json_object")
@@ -28,6 +31,15 @@ class OutputContract:
     fallback: str | None = None
     vocabulary: Sequence[bytes] | None = None
     """Given when the request asks how likely the tokens were."""
+    said: tuple[tuple[int, str], ...] = ()
+    """Control tokens of calls, which are said as texts: a reader knows calls by them."""
+    as_json: Callable[[], CompiledRule] | None = None
+    """Makes the rule of an answer whose calls are in JSON, as a large model's are; None where `rule` is that."""
+
+    def accepts(self, text: str) -> bool:
+        """Whether `text`, with any calls spelt in JSON, is an answer; any is where there is no rule."""
+        rule = self.rule if self.as_json is None else self.as_json()
+        return rule is None or rule.accepts(text)
 
     def uses_fallback(self, text: str, outcome: Outcome | None) -> bool:
         """Whether the canned answer has to stand in."""
@@ -41,24 +53,45 @@ def needs_compiling(asked: CompletionParams, toolbox: Toolbox | None) -> bool:
     return bool(asked.rules() or toolbox or asked.canned is not None or asked.wanted().logprobs is not None)
 
 
-def output_contract(engine: Engine, asked: CompletionParams, toolbox: Toolbox | None) -> OutputContract:
+def output_contract(serving: Serving, asked: CompletionParams, toolbox: Toolbox | None) -> OutputContract:
     """Compile what `asked` wants. Raises ApiError 400 for what cannot be honoured, or a canned answer against it.
 
     The first constraint on an engine takes half a second, later ones milliseconds: not for an event loop.
     """
+    engine = serving.engine
     param, rule = next(iter(asked.rules().items()), ("", None))
     made = None if rule is None else _compiled(engine, param, rule)
     if asked.canned is not None and toolbox is not None:
         raise ApiError(400, "fallback cannot stand in for a call of tools", param="fallback", code="invalid_value")
+    said = () if toolbox is None else said_tokens(engine)
+    as_json = None
     if toolbox is not None and (with_tools := toolbox.rule(rule, lambda one: grammars(engine).compile(one))):
-        made = _compiled(engine, "tools", with_tools)
+        spelt = _own_spelling(serving, toolbox, rule, said)
+        made = _compiled(engine, "tools", spelt)
+        as_json = None if spelt.text == with_tools.text else partial(_compiled, engine, "tools", with_tools)
     return OutputContract(
         rule=made,
         toolbox=toolbox,
         is_formed=rule is not None,
         fallback=None if asked.canned is None else _canned(asked.canned, rule, made),
         vocabulary=grammars(engine).vocabulary if asked.wanted().logprobs is not None else None,
+        said=said,
+        as_json=as_json,
     )
+
+
+def _own_spelling(serving: Serving, toolbox: Toolbox, form: Rule | None, said: tuple[tuple[int, str], ...]) -> Rule:
+    """Return the rule of `toolbox` in which calls are as the served model itself writes them."""
+    engine = serving.engine
+    rule = toolbox.rule(
+        form,
+        lambda one: grammars(engine).compile(one),
+        format=call_format(serving.bundle, engine),
+        said=said,
+        stops=engine.stop_tokens,
+    )
+    assert rule is not None, "there is one in any spelling, or in none"
+    return rule
 
 
 def _compiled(engine: Engine, param: str, rule: Rule) -> CompiledRule:

@@ -1,6 +1,5 @@
 """Tool calling (function calling): what a request may call, and the grammar of a call that must come."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +10,15 @@ import msgspec
 from fieldlm.core.errors import InputError
 from fieldlm.engines.constraint import CompiledRule, Rule
 from fieldlm.engines.rules.json_schema import checked, loosened
-from fieldlm.inference.tool_calls import CLOSE, OPEN, Plain
+from fieldlm.inference.call_formats import HERMES, CallFormat
+from fieldlm.inference.call_grammar import CallGrammar, UnspeakableError, json_rule
+from fieldlm.inference.call_spellings import MARKS
+from fieldlm.inference.tool_calls import OPEN, Plain
 from fieldlm.network.json_api import ApiError
 
 ANYTHING: dict[str, Any] = {"type": "object"}
 _SLASH = re.compile(r"(?<!\\)((?:\\\\)*)/")  # one that no backslash escapes
-_TEXT = f"TEXT: /([^\\[{{<]|<[^t|])(.|\\n)*/ & ~/(.|\\n)*{OPEN}(.|\\n)*/"
+_TEXT = "TEXT: /([^\\[{{<]|<[^t|])(.|\\n)*/ & ~/(.|\\n)*({})(.|\\n)*/"
 """Free text is what cannot be taken for a call."""
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
 """OpenAI: "Omitting parameters defines a function with an empty parameter list"."""
@@ -110,25 +112,43 @@ class Toolbox:
     def schemas(self) -> dict[str, dict[str, Any]]:
         return {tool.function.name: tool.function.schema for tool in self.tools}
 
-    def rule(self, form: Rule | None, compile: Callable[[Rule], CompiledRule]) -> Rule | None:
+    def rule(
+        self,
+        form: Rule | None,
+        compile: Callable[[Rule], CompiledRule],
+        *,
+        format: CallFormat = HERMES,
+        said: tuple[tuple[int, str], ...] = (),
+        stops: frozenset[int] = frozenset(),
+    ) -> Rule | None:
         """Return the grammar of what must come; `compile` says of a tool's schema whether it can be honoured.
 
-        That is a call, or what `form` asks for, or any text that cannot be taken for a call its tool would not
-        understand; None where nothing must. Raises ApiError for a strict tool, or a form, that cannot be held to.
+        That is a call as `format` has it, or what `form` asks for, or any text that cannot be taken for a call its tool
+        would not understand; None where nothing must. `said` are the control tokens of calls, `stops` those that end an
+        answer. Raises ApiError for a strict tool, or a form, that cannot be held to.
         """
         if not self.must and form is None and not any(tool.function.strict for tool in self.tools):
             return None
-        calls = [f"call_{i}" for i in range(len(self.tools))]
-        start = "call (NEXT call)*" if self.several else "call"
         is_free = form is None and not self.must
-        rules = [f"start: {start}" if self.must else f"start: {start} | {'TEXT' if is_free else 'form'}"]
+        if is_free and not format.opens:
+            format = HERMES  # any text could be such a call
+        schemas = {tool.function.name: _arguments(tool.function, compile) for tool in self.tools}
+        calls = CallGrammar(format, said, stops)
+        try:
+            rules = [calls.rules(schemas, several=self.several)]
+        except UnspeakableError:
+            calls = CallGrammar(HERMES, said, stops)
+            rules = [calls.rules(schemas, several=self.several)]
+        begins = calls.format.mark
         if is_free:
-            rules.append(_TEXT)
+            marks = sorted({OPEN, begins} & MARKS.keys())
+            rules += ["start: calls | TEXT", _TEXT.format("|".join(map(re.escape, marks)))]
         elif form is not None and not self.must:  # where a call must come, no form matters
-            rules.append(_formed(form))
-        rules += [f"call: {' | '.join(calls)}", 'NEXT: "\\n"']
-        rules += [_spelt(name, tool.function, compile) for name, tool in zip(calls, self.tools, strict=True)]
-        return Rule("grammar", "\n".join(rules), json_after=OPEN if is_free else "")
+            rules += ["start: calls | form", _formed(form)]
+        else:
+            rules.append("start: calls")
+        json_after = begins if is_free else ""
+        return Rule("grammar", "\n".join(rules), json_after=json_after, texts=tuple(calls.texts), said=said)
 
 
 def toolbox(
@@ -164,11 +184,6 @@ def _check(function: Function, declared: list[Tool], param: str) -> None:
         raise ApiError(400, f"{param}: two are called {function.name!r}", param=param, code="invalid_value")
 
 
-def _spelt(rule: str, function: Function, compile: Callable[[Rule], CompiledRule]) -> str:
-    before = f'{OPEN}\n{{"name": {json.dumps(function.name)}, "arguments": '
-    return f"{rule}: {json.dumps(before)} {_json(_arguments(function, compile))} {json.dumps('}' + chr(10) + CLOSE)}"
-
-
 def _arguments(function: Function, compile: Callable[[Rule], CompiledRule]) -> dict[str, Any]:
     """Return the schema of `function`'s arguments to hold a call to; who is not strict is held to what can be."""
     try:
@@ -196,9 +211,4 @@ def _formed(form: Rule) -> str:
     if form.kind == "regex":
         return "form: /" + _SLASH.sub(r"\1\/", form.text).replace("\n", r"\n") + "/"
     schema = msgspec.json.decode(form.text)
-    return f"form: {_json(checked(schema) if form.kind == 'json_schema' else schema)}"
-
-
-def _json(schema: dict[str, Any]) -> str:
-    style = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": False}
-    return f"%json {json.dumps({**schema, 'x-guidance': style})}"
+    return f"form: {json_rule(checked(schema) if form.kind == 'json_schema' else schema)}"

@@ -32,9 +32,8 @@ GROUP = "fieldlm.engines"  # the entry points under which other packages offer e
 Outcome = Literal["stop", "length", "cancelled", "deadline_exceeded", "preempted", "rejected", "error"]
 """How an answer ended. `preempted`: it had given its sequence up to a more urgent class, and its deadline or the
 engine's end came before it got one again; it was not slow, and at a quieter time it would have been whole."""
-SEAM = "\ufdd0"
-"""Parts a text for `Engine.tokenize`, so that no token, and no special one, reaches over it. Unicode keeps this code
-point free of meaning for ever."""
+SEAM = "\ufdd0"  # Unicode keeps it free of meaning for ever
+"""Parts a text for `Engine.tokenize`, so that no token, and no special one, reaches over it."""
 Priority = Literal["safety", "interactive", "batch"]
 
 
@@ -99,9 +98,9 @@ class Sampling:
     looks at the prompt too, as llama.cpp does. `logprobs` asks for the choices with so many of the best beside each.
 
     `prediction` says that much of the answer has been written before, in the prompt or in these tokens (there may be
-    none): an engine may compute what follows there ahead of its turn. It is kept only where the answer chooses it.
-
-    With `ignore_eos` a token that ends answers is one like any other.
+    none): an engine may compute what follows there ahead of its turn. It is kept only where the answer chooses it. With
+    `ignore_eos` a token that ends answers is one like any other. `said` are control tokens that are part of the text,
+    and what they are there: such a token has no text of its own.
     """
 
     max_tokens: int = 256
@@ -119,6 +118,7 @@ class Sampling:
     constraint: Constraint | None = None
     prediction: tuple[int, ...] | None = None
     ignore_eos: bool = False
+    said: tuple[tuple[int, str], ...] = ()
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -292,7 +292,7 @@ class SupportsStateSnapshot(Protocol):
         ...
 
     def remembered(self, tokens: Sequence[int], *, adapter: str | None = None) -> tuple[list[int], bytes] | None:
-        """Return the tokens and the memory of a sequence that begins with `tokens`; None when there is none."""
+        """Return `tokens` and what is remembered of them, and nothing beyond; None when no idle sequence has them."""
         ...
 
     def remember(self, tokens: Sequence[int], state: bytes, *, adapter: str | None = None) -> bool:

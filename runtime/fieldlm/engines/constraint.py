@@ -51,6 +51,10 @@ class Rule:
     text: str = JSON_OBJECT
     json_after: str | None = None
     """What an answer begins with before its JSON, whose numbers are bounded then; None where it is no JSON."""
+    texts: tuple[tuple[str, str], ...] = ()
+    """What stands before and behind texts in it that are no JSON."""
+    said: tuple[tuple[int, str], ...] = ()
+    """Control tokens that the answer says, and as what; see `Sampling.said`."""
 
     @property
     def json_begins(self) -> str | None:
@@ -61,9 +65,12 @@ class Rule:
 class TokenGuide:
     """A `Guide`: the state of one answer."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int, numbers: NumberBound | None) -> None:
+    def __init__(
+        self, matcher: LLMatcher, vocabulary: int, numbers: NumberBound | None, stops: Sequence[int] = ()
+    ) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
+        self._stops = list(stops)
         self._numbers = numbers
         self._mask: NDArray[np.uint32] = np.zeros((vocabulary + 31) // 32, np.uint32)
 
@@ -80,6 +87,9 @@ class TokenGuide:
             self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
         bits = np.unpackbits(self._mask.view(np.uint8), count=self._vocabulary, bitorder="little")
+        # The compiler lets the end of an answer end a text, whatever has to follow that; here nothing would.
+        if self._stops and bits[self._stops].any() and not self._matcher.is_accepting():
+            bits[self._stops] = 0
         allowed = np.full_like(logits, -np.inf)
         known = min(self._vocabulary, logits.size)
         np.copyto(allowed[:known], logits[:known], where=bits[:known].view(np.bool_))
@@ -107,17 +117,24 @@ class TokenGuide:
 class CompiledRule:
     """A `Constraint`, compiled for one vocabulary. Safe from any thread."""
 
-    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, digits: DigitTable, json_begins: str | None) -> None:
+    def __init__(
+        self, matcher: LLMatcher, tokenizer: LLTokenizer, digits: DigitTable, rule: Rule, stops: Sequence[int]
+    ) -> None:
         self._matcher = matcher
         self._tokenizer = tokenizer
         self._digits = digits
-        self._json_begins = json_begins
+        self._rule = rule
+        self._stops = stops
+        self._said = {token: text.encode() for token, text in rule.said}
+        self._texts = {begins.encode(): ends.encode() for begins, ends in rule.texts}
 
     def guide(self) -> TokenGuide:
         """See `Constraint.guide`."""
-        begins = self._json_begins
-        numbers = None if begins is None else NumberBound(self._digits, begins.encode())
-        return TokenGuide(self._matcher.deep_copy(), self._tokenizer.vocab_size, numbers)
+        begins = self._rule.json_begins
+        numbers = None
+        if begins is not None:
+            numbers = NumberBound(self._digits, begins.encode(), said=self._said, texts=self._texts)
+        return TokenGuide(self._matcher.deep_copy(), self._tokenizer.vocab_size, numbers, self._stops)
 
     def accepts(self, text: str) -> bool:
         """Whether `text` is a whole answer."""
@@ -132,7 +149,8 @@ class Grammars:
 
     def __init__(self, engine: Engine) -> None:
         self.vocabulary = list(engine.vocabulary())
-        words = _Words(self.vocabulary, sorted(engine.stop_tokens), _tokenize(engine))
+        self._stops = sorted(engine.stop_tokens)
+        words = _Words(self.vocabulary, self._stops, _tokenize(engine))
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(words), n_vocab=len(self.vocabulary), eos_token=words.special_token_ids
         )
@@ -163,7 +181,7 @@ class Grammars:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if failed or complaints or matcher.is_error():
             raise InputError(f"the {_NAMES[rule.kind]} {_reason(*complaints, matcher.get_error())}")
-        compiled = CompiledRule(matcher, self._tokenizer, self._digits, rule.json_begins)
+        compiled = CompiledRule(matcher, self._tokenizer, self._digits, rule, self._stops)
         # A schema that refers to itself alone is well formed, and yet nothing is valid under it.
         compiled.guide().allow(np.zeros(len(self.vocabulary), np.float32))
         return compiled

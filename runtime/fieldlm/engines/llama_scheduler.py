@@ -155,11 +155,19 @@ class LlamaScheduler:
         return [request for request in self.waiting if self.waiting.take(request)]
 
     def remembered(self, tokens: Sequence[int], adapter: LoraAdapter | None) -> tuple[list[int], bytes] | None:
-        """Return the tokens and the memory of the sequence that begins most like `tokens`, where one does."""
-        ours = [slot for slot in self._slots if slot.adapter is adapter and slot.tokens]
-        best = max(ours, key=lambda slot: common_prefix(slot.tokens, tokens), default=None)
-        if best is None or not self._weights.keeps_positions or common_prefix(best.tokens, tokens) < len(tokens):
+        """Return `tokens` and the memory of a sequence that begins with them and is idle, where there is one.
+
+        What it holds beyond them, which is somebody's conversation, is forgotten first: a memory may go to a disk.
+        """
+        count = len(tokens)
+        ours = [slot for slot in self._slots if slot.adapter is adapter and slot.request is None]
+        alike = [slot for slot in ours if slot.tokens and common_prefix(slot.tokens, tokens) == count]
+        best = min(alike, key=lambda slot: len(slot.tokens), default=None)
+        if best is None or not self._weights.keeps_positions:
             return None
+        if len(best.tokens) > count:
+            self._context.cut(best.sequence, count)
+            best.tokens = best.tokens[:count]
         return list(best.tokens), self._context.state(best.sequence)
 
     def remember(self, tokens: Sequence[int], adapter: LoraAdapter | None, state: bytes) -> bool:

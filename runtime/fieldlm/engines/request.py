@@ -61,7 +61,7 @@ class Request:
         """Whether it gave its sequence up and waits for another one."""
         self.count = 0
         self._phase: Phase = "queue_s"
-        self._words = words
+        self._piece = words.piece if not sampling.said else _spoken(words.piece, sampling.said)
         self._stop_tokens = frozenset[int]() if sampling.ignore_eos else words.stop_tokens
         self._limit = min(sampling.max_tokens, context - len(prompt))
         self._constraint = sampling.constraint
@@ -215,7 +215,7 @@ class Request:
         self.count += 1
         self._sampler.note(token)
         self._picks.append(pick)
-        text, stopped = self._text.push(self._words.piece(token))
+        text, stopped = self._text.push(self._piece(token))
         self._new_text += text
         if stopped or (self._guide is not None and self._guide.is_complete):
             return "stop"
@@ -251,6 +251,11 @@ def check_terms(terms: Schedule) -> None:
     for name, value in (("deadline_s", terms.deadline_s), ("max_queue_s", terms.max_queue_s)):
         if value is not None and math.isnan(value):
             raise InputError(f"{name} is not a number")
+
+
+def _spoken(piece: Callable[[int], bytes], said: tuple[tuple[int, str], ...]) -> Callable[[int], bytes]:
+    spoken = {token: text.encode() for token, text in said}
+    return lambda token: spoken.get(token) or piece(token)
 
 
 def _seconds(limit: float | None) -> float:

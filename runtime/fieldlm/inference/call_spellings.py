@@ -17,11 +17,13 @@ MARKS: dict[str, str] = {
     "<function_calls>": "</function_calls>",  # OLMo 3, invoke
     "<tools>": "</tools>",  # Qwen2.5-Coder
     "<function=": "</function>",  # Llama 3.1, Functionary 3.1, Qwen3-Coder without its wrapper
+    "<function name=": "</function>",  # MiniCPM 5
     "<invoke ": "</invoke>",
     "<minimax:tool_call>": "</minimax:tool_call>",
     "<seed:tool_call>": "</seed:tool_call>",
     "<TOOLCALL>": "</TOOLCALL>",  # Nemotron
     "<｜DSML｜function_calls>": "</｜DSML｜function_calls>",  # DeepSeek V3.2
+    "<｜DSML｜tool_calls>": "</｜DSML｜tool_calls>",  # DeepSeek V4
     "<｜tool▁calls▁begin｜>": "<｜tool▁calls▁end｜>",  # DeepSeek V3, R1
     "<|tool_calls_section_begin|>": "<|tool_calls_section_end|>",  # Kimi K2
     "<|tool_call_start|>": "<|tool_call_end|>",  # LFM2
@@ -30,6 +32,7 @@ MARKS: dict[str, str] = {
     "<|START_ACTION|>": "<|END_ACTION|>",  # Command R7B
     "<|action_start|>": "<|action_end|>",  # InternLM
     "<start_function_call>": "<end_function_call>",  # FunctionGemma
+    "<|tool_call>": "<tool_call|>",  # Gemma 4
     "```tool_code": "```",  # Gemma 3
     "```tool_call": "```",
     "[TOOL_CALLS]": "",  # Mistral, to the end of the answer
@@ -39,19 +42,22 @@ MARKS: dict[str, str] = {
     "<|channel|>commentary to=": "<|call|>",  # gpt-oss
 }
 """What begins calls, and what ends them; nothing: the answer does."""
-IN_BODY = frozenset({"<function=", "<invoke ", "functools[", "<|channel|>commentary to="})
+IN_BODY = frozenset({"<function=", "<function name=", "<invoke ", "functools[", "<|channel|>commentary to="})
 """Marks that say a part of what is called."""
 
 Asked = tuple[str, dict[str, Any]]
 Schemas = Mapping[str, Mapping[str, Any]]
 ESCAPE = "<escape>"
+GEMMA4_ESCAPE = '<|"|>'
 _NAME = r"[\w.-]{1,64}"
 _DEEPSEEK, _KIMI = "<｜tool▁call▁begin｜>", "<|tool_call_begin|>"
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>(.*?)(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
 _FUNCTION = re.compile(rf"<function=({_NAME})>(.*?)(?:</function>|\Z)", re.DOTALL)
-_INVOKE = re.compile(rf'<(?:｜DSML｜)?invoke name="({_NAME})">(.*?)(?:</(?:｜DSML｜)?invoke>|\Z)', re.DOTALL)
+_INVOKE = re.compile(
+    rf'<(?:｜DSML｜)?(?:invoke|function) name="({_NAME})">(.*?)(?:</(?:｜DSML｜)?(?:invoke|function)>|\Z)', re.DOTALL
+)
 _NAMED = re.compile(
-    r'<(?:｜DSML｜)?parameter name="([^"]+)"[^>]*>(.*?)(?:</(?:｜DSML｜)?parameter>|\Z)', re.DOTALL
+    r'<(?:｜DSML｜)?param(?:eter)? name="([^"]+)"[^>]*>(.*?)(?:</(?:｜DSML｜)?param(?:eter)?>|\Z)', re.DOTALL
 )  # fmt: skip
 _KEYED = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 _MISTRAL = re.compile(rf"\s*({_NAME})\s*(?:\[CALL_ID\]\w+)?\s*(?:\[ARGS\])?\s*(?={{)")
@@ -223,13 +229,15 @@ def _literal(node: ast.expr) -> Any:
             value = ast.literal_eval(node)
             if not isinstance(value, str | int | float | bool | None):
                 raise ValueError("no JSON")
-            return value
+            # JSON writes what lies beyond U+FFFF as two halves, which Python keeps apart.
+            return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
 
 
 def _gemma(text: str, names: Collection[str], schemas: Schemas) -> Iterator[Asked]:
-    """FunctionGemma: `call:NAME{key:<escape>text<escape>,other:1}`."""
+    """FunctionGemma: `call:NAME{key:<escape>text<escape>,other:1}`; Gemma 4 has another escape."""
     at = 0
-    for mark in ("<start_function_call>", "<end_function_call>"):
+    text = text.replace(GEMMA4_ESCAPE, ESCAPE)
+    for mark in ("<start_function_call>", "<end_function_call>", "<|tool_call>", "<tool_call|>"):
         text = text.replace(mark, " ")
     while text[at:].strip():
         head = _GEMMA.match(text, at)
@@ -275,10 +283,22 @@ def _number(word: str) -> Any:
 def _typed(name: str, key: str, value: str, schemas: Schemas) -> Any:
     """Return what a value without a type means: a text where its schema says so, else JSON if it is."""
     value = value.removeprefix("\n").removesuffix("\n")
-    if _is_text(name, key, schemas):
-        return value
-    found = _WORDS.get(value.strip(), _number(value))
-    return value if isinstance(found, str) else found
+    kinds = _kinds(cast(Mapping[str, Any], schemas.get(name, {}).get("properties", {})).get(key))
+    found = value if kinds == {"string"} else _WORDS.get(value.strip(), _number(value))
+    return value if isinstance(found, str) or ("string" in kinds and not kinds & _KINDS[type(found)]) else found
+
+
+def _kinds(schema: Any) -> set[str]:
+    """Return the types that a schema names, in its alternatives too; none where it names none."""
+    if not isinstance(schema, Mapping):
+        return set()
+    said = cast(Mapping[str, Any], schema)
+    kinds = said.get("type", [])
+    found = {kinds} if isinstance(kinds, str) else set(cast(list[str], kinds))
+    values = [said["const"]] if "const" in said else cast(list[Any], said.get("enum", []))
+    if not found and all(isinstance(value, str) for value in values):
+        found = {"string"} if values else set[str]()
+    return found.union(*(_kinds(part) for part in said.get("anyOf", [])))
 
 
 def _retyped(name: str, key: str, value: Any, schemas: Schemas) -> Any:
@@ -287,11 +307,18 @@ def _retyped(name: str, key: str, value: Any, schemas: Schemas) -> Any:
 
 
 def _is_text(name: str, key: str, schemas: Schemas) -> bool:
-    part = cast(Mapping[str, Any], schemas.get(name, {}).get("properties", {})).get(key)
-    return isinstance(part, Mapping) and cast(Mapping[str, Any], part).get("type") == "string"
+    return _kinds(cast(Mapping[str, Any], schemas.get(name, {}).get("properties", {})).get(key)) == {"string"}
 
 
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
+_KINDS: dict[type, set[str]] = {
+    bool: {"boolean"},
+    int: {"integer", "number"},
+    float: {"number", "integer"},
+    type(None): {"null"},
+    list: {"array"},
+    dict: {"object"},
+}
 _READERS: tuple[Callable[[str, Collection[str], Schemas], Iterator[Asked]], ...] = (
     _json, _xml, _sectioned, _gemma, _named_json, _python, _keyed,
 )  # fmt: skip

@@ -31,24 +31,23 @@ class ChatTemplate:
     """A model's chat template with its special tokens."""
 
     def __init__(self, source: str, special: SpecialTokens) -> None:
-        self._source = source
+        self.source = source
         self._special = special
 
     @cached_property
     def _template(self) -> "jinja2.Template":
-        return _environment().from_string(self._source)
+        return _environment().from_string(self.source)
 
     @cached_property
-    def _knows_tools(self) -> bool:
+    def knows_tools(self) -> bool:
+        """Whether it says itself which tools there are."""
         from jinja2.meta import find_undeclared_variables
 
-        return "tools" in find_undeclared_variables(_environment().parse(self._source))
+        return "tools" in find_undeclared_variables(_environment().parse(self.source))
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
-        texts = [re.escape(text) for text in self._special.control if len(text) > 1]
-        # A look ahead, so that one that begins inside another is found as well.
-        return re.compile(f"(?=(?:{'|'.join(texts)}))(.)", re.DOTALL) if texts else None
+        return _control_of(self._special)
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, asks: bool = True) -> str:
         """Return the text of `messages`; with `asks`, of the question for the next one too.
@@ -62,7 +61,7 @@ class ChatTemplate:
         messages, tools = self._parted(list(messages)), self._parted(tools and list(tools))
         special = self._special
         try:
-            if not self._knows_tools:
+            if not self.knows_tools:
                 messages, tools = _without_tools(messages, tools), None
             text = self._template.render(
                 messages=messages, tools=tools, add_generation_prompt=asks, bos_token=special.bos, eos_token=special.eos
@@ -78,7 +77,6 @@ class ChatTemplate:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
 
     def _parted(self, value: Any) -> Any:
-        """Return `value` with a seam behind the first letter of each special token in its texts."""
         if self._control is None:
             return value
         if isinstance(value, str):
@@ -88,17 +86,38 @@ class ChatTemplate:
         return [self._parted(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
 
 
-def render(bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Message] | None = None) -> str:
+def parted(text: str, special: SpecialTokens) -> str:
+    """Return `text` with a seam behind the first letter of each special token in it, so that it is text."""
+    control = _control_of(special)
+    return text if control is None else control.sub(rf"\1{SEAM}", text)
+
+
+@lru_cache(maxsize=8)
+def _control_of(special: SpecialTokens) -> re.Pattern[str] | None:
+    texts = [re.escape(text) for text in special.control if len(text) > 1]
+    # A look ahead, so that one that begins inside another is found as well.
+    return re.compile(f"(?=(?:{'|'.join(texts)}))(.)", re.DOTALL) if texts else None
+
+
+def render(
+    bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, asks: bool = True
+) -> str:
     """Return the prompt that asks for the next message, as `ChatTemplate.render` does.
 
     The manifest's system prompt is put in front when `messages` has none. Raises InputError for a model without a chat
     template.
     """
-    if bundle.manifest.file("template") is None:
+    template = template_of(bundle)
+    if template is None:
         raise InputError(without_template(bundle))
-    return _template_of(bundle.need("template"), bundle.id, special_tokens(bundle)).render(
-        as_served(messages, bundle.manifest.system_prompt), tools=tools
-    )
+    return template.render(as_served(messages, bundle.manifest.system_prompt), tools=tools, asks=asks)
+
+
+def template_of(bundle: Bundle) -> ChatTemplate | None:
+    """Return the chat template of `bundle`, None for a model without."""
+    if bundle.manifest.file("template") is None:
+        return None
+    return _template_of(bundle.need("template"), bundle.id, special_tokens(bundle))
 
 
 def without_template(bundle: Bundle) -> str:

@@ -23,6 +23,10 @@ API_PATHS = (
     "/v1/models",
     "/v1/feedback",
     "/v1/messages",
+    "/tokenize",
+    "/detokenize",
+    "/tokenizer_info",
+    "/apply-template",
     *(f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version")),
 )
 """What an origin may use on a server without keys, and what lies below."""
