@@ -104,13 +104,13 @@ if len(sys.argv) > 2:
     if not library().ggml_backend_load(sys.argv[2].encode()):
         sys.exit(77)
 from fieldlm.cli.main import main
-code = main(["run", sys.argv[1], "Name the days of the week.", "--max-tokens", "12", "--threads", "1"])
+code = main(["run", sys.argv[1], "Name the days of the week.", "--max-tokens", "6", "--threads", "1"])
 print("\\0" + llama_print_system_info().decode())
 sys.exit(code)
 """
 UNFIT = 77
 IMITATED = {
-    "x86_64": {"Nehalem": set(), "SandyBridge": {"AVX"}, "Haswell": {"AVX", "AVX2"}, "Skylake-Server": {"AVX", "AVX2"}},
+    "x86_64": {"Nehalem": set(), "SandyBridge": {"AVX"}, "Haswell": {"AVX", "AVX2"}},
     "aarch64": {"cortex-a53": set(), "cortex-a76": {"DOTPROD"}, "max": {"DOTPROD", "SVE"}},
 }
 """Processors as qemu calls them → of the instruction sets in TOLD, those whose kernels it can imitate."""
