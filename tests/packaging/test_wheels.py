@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -114,6 +115,8 @@ IMITATED = {
     "aarch64": {"cortex-a53": set(), "cortex-a76": {"DOTPROD"}, "max": {"DOTPROD", "SVE"}},
 }
 """Processors as qemu calls them → of the instruction sets in TOLD, those whose kernels it can imitate."""
+UNFITTING = {"x86_64": ("zen4", "Nehalem"), "aarch64": ("armv8.2_2", "cortex-a53")}
+"""A kernel → a processor that cannot run it."""
 TOLD = {"AVX", "AVX2", "DOTPROD", "SVE"}
 
 
@@ -150,3 +153,19 @@ def test_a_lesser_processor_takes_lesser_kernels_and_answers_alike(
     answer, system = answered(device, smollm2_gguf, tmp_path, imitate=[qemu, "-cpu", processor])
     assert set(re.findall(r"(\w+) = 1", system)) & TOLD == IMITATED[platform.machine()][processor]
     assert answer == answered(device, smollm2_gguf, tmp_path)[0]
+
+
+def test_a_processor_that_no_kernel_fits_is_told_so_in_one_line(
+    device: Path, qemu: str, smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    kernel, processor = UNFITTING[platform.machine()]
+    (packages,) = device.glob("lib/python*/site-packages")
+    shutil.copytree(packages / "llama_cpp", tmp_path / "llama_cpp")
+    for path in tmp_path.glob("llama_cpp/lib/libggml-cpu-*"):
+        if path.stem != f"libggml-cpu-{kernel}":
+            path.unlink()
+    command = [qemu, "-cpu", processor, device / "bin/python", "-m", "fieldlm", "run", smollm2_gguf, "Hello"]
+    here = {"XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"\nfieldlm run: llama.cpp has kernels for {kernel} here, and this one can run none of them; " in done.stderr
