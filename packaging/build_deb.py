@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the package")
     build_engine.add_options(arguments)
     given = arguments.parse_args(argv)
-    work = given.work.resolve()
+    work, options = given.work.resolve(), build_engine.sources(given)
     shutil.rmtree(work, ignore_errors=True)
     home = work / "home"
     packages = home / "lib" / f"python{MINOR}" / "site-packages"
-    install(packages, build_engine.sources(given))
+    install(packages, options)
     slim(packages)
     link_libraries(packages / "llama_cpp" / "lib")
     finish(home, packages)

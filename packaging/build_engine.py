@@ -67,7 +67,7 @@ def add_options(arguments: argparse.ArgumentParser) -> None:
         "--cpu",
         choices=("every", "native"),
         default="every",
-        help="every: one build for all processors of the architecture; native: llama.cpp as pip builds it here",
+        help="every: one build for all processors of the architecture; native: as CMAKE_ARGS say, for this one",
     )
 
 
@@ -76,8 +76,9 @@ def sources(given: argparse.Namespace) -> list[str | Path]:
     if given.cpu == "every":
         return ["--find-links", engine_wheel(given.arch).parent, *foreign_wheels(given.arch)]
     if given.arch != platform.machine():
-        raise SystemExit(f"this machine cannot build for the processor of another architecture, {given.arch}")
-    return []
+        raise SystemExit(f"--cpu native is this machine's processor, which is not of {given.arch}; leave it out")
+    # What pip keeps of an earlier build may have been made with other CMAKE_ARGS.
+    return ["--no-cache-dir"]
 
 
 def engine_wheel(machine: str) -> Path:

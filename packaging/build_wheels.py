@@ -21,10 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--out", type=Path, default=ROOT / "dist" / "wheels", help="folder of the wheels, emptied")
     build_engine.add_options(arguments)
     given = arguments.parse_args(argv)
-    out = given.out.resolve()
+    out, options = given.out.resolve(), build_engine.sources(given)
     shutil.rmtree(out, ignore_errors=True)
     build_engine.run_pip("wheel", "--no-deps", "--wheel-dir", out, ROOT)
-    collect(out, build_engine.sources(given))
+    collect(out, options)
     for wheel in out.glob("llama_cpp_python-*.whl"):
         build_engine.slim(wheel)
     print(out)
