@@ -60,12 +60,16 @@ docs: setup
 	$(BIN)/python -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(BIN)/pip install -q --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# Packages are for every processor of an architecture; CPU=native: as llama.cpp is built for this machine's alone.
+CPU ?= every
+ARCH ?= $(shell uname -m)
+
 deb: setup
-	$(BIN)/python packaging/build_deb.py
+	$(BIN)/python packaging/build_deb.py --cpu $(CPU) --arch $(ARCH)
 
 # The device half and all that it needs, in dist/wheels, each library of llama.cpp once.
 wheels: setup
-	$(BIN)/python packaging/build_wheels.py
+	$(BIN)/python packaging/build_wheels.py --cpu $(CPU) --arch $(ARCH)
 
 # Both halves as they go to PyPI.
 dist: setup

@@ -2,7 +2,8 @@
 
 The stages, in order: install, slim, link_libraries, finish, add_debian_files, pack. Run it with the Python of the
 project's own environment: the package then carries the very versions that the tests ran with, and needs the same Python
-minor on the device. Knows nothing of what fieldlm does; `packaging/deb/` holds what is Debian's.
+minor on the device. llama.cpp in it is for every processor of the architecture (`build_engine.py`), or as it is built
+for this one. Knows nothing of what fieldlm does; `packaging/deb/` holds what is Debian's.
 """
 
 import argparse
@@ -18,10 +19,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import build_engine
+
 ROOT = Path(__file__).resolve().parents[1]
 DEB = ROOT / "packaging" / "deb"
 MINOR = f"3.{sys.version_info.minor}"
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+ARCHITECTURES = {machine: debian for debian, machine in build_engine.MACHINES.items()}
 # What llama.cpp calls an instruction set, and how /proc/cpuinfo calls it.
 CPU_FLAGS = {
     "AVX": "avx", "AVX2": "avx2", "F16C": "f16c", "FMA": "fma", "BMI2": "bmi2", "AVX_VNNI": "avx_vnni",
@@ -44,31 +47,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(description="Build the Debian package of the light half.")
     arguments.add_argument("--work", type=Path, default=ROOT / "build" / "deb", help="emptied, then staged into")
     arguments.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the package")
+    build_engine.add_options(arguments)
     given = arguments.parse_args(argv)
-    work = given.work.resolve()
+    work, options = given.work.resolve(), build_engine.sources(given)
     shutil.rmtree(work, ignore_errors=True)
     home = work / "home"
     packages = home / "lib" / f"python{MINOR}" / "site-packages"
-    install(packages)
+    install(packages, options)
     slim(packages)
     link_libraries(packages / "llama_cpp" / "lib")
     finish(home, packages)
-    (home / "cpu-flags").write_text(" ".join(cpu_flags(packages)) + "\n")
+    flags = cpu_flags(packages) if given.cpu == "native" else []
+    (home / "cpu-flags").write_text(" ".join(flags) + "\n")
     add_debian_files(work)
-    print(pack(work, given.out.resolve()))
+    print(pack(work, given.out.resolve(), ARCHITECTURES[given.arch]))
     return 0
 
 
-def install(packages: Path) -> None:
-    """Put this checkout's light half and what it needs into `packages`, in the versions installed here."""
+def install(packages: Path, options: Sequence[str | Path]) -> None:
+    """Put this checkout's light half and what it needs into `packages`, in the versions installed here.
+
+    `options` are pip's, and say for which processors.
+    """
     pip = [sys.executable, "-m", "pip"]
     installed = subprocess.run([*pip, "freeze", "--exclude-editable"], check=True, capture_output=True, text=True)
     packages.mkdir(parents=True)
-    constraints = packages / "constraints.txt"
+    constraints, wheels = packages / "constraints.txt", packages / "wheels"
     constraints.write_text(installed.stdout)
-    options = ["-qq", "--no-compile", "--target", packages, "--constraint", constraints]
-    subprocess.run([*pip, "install", *options, ROOT], check=True)
+    # Apart: of another machine pip takes wheels only.
+    build_engine.run_pip("wheel", "--no-deps", "--wheel-dir", wheels, ROOT)
+    (half,) = wheels.glob("fieldlm-*.whl")
+    build_engine.run_pip("install", "--no-compile", "--target", packages, "--constraint", constraints, *options, half)
     constraints.unlink()
+    shutil.rmtree(wheels)
 
 
 def slim(packages: Path) -> None:
@@ -120,9 +131,8 @@ def add_debian_files(work: Path) -> None:
         os.utime(path, (time_s, time_s), follow_symlinks=False)
 
 
-def pack(work: Path, out: Path) -> Path:
+def pack(work: Path, out: Path, architecture: str) -> Path:
     """Have nfpm write the package from the staged tree; returns its path."""
-    architecture = ARCHITECTURES[platform.machine()]
     target = out / f"fieldlm_{version('fieldlm')}_{architecture}.deb"
     out.mkdir(parents=True, exist_ok=True)
     nfpm = Path(sysconfig.get_path("scripts")) / "nfpm"

@@ -1,11 +1,11 @@
-"""A package that was built for another processor says so, in one line, before its library is loaded."""
+"""What was built for another processor says so, in one line, before its library is loaded."""
 
 from pathlib import Path
 
 import pytest
 
 from fieldlm.core.errors import EngineError
-from fieldlm.hardware.processor import check_processor
+from fieldlm.hardware.processor import check_least, check_processor
 
 
 @pytest.fixture
@@ -27,3 +27,12 @@ def test_a_processor_that_has_them_all_passes_as_does_one_that_built_it(tmp_path
     flags.write_text("avx avx2\n")
     check_processor(flags, cpuinfo)
     check_processor(tmp_path / "none", cpuinfo)
+
+
+def test_a_processor_that_is_older_than_any_library_here_is_named(tmp_path: Path, cpuinfo: Path) -> None:
+    with pytest.raises(EngineError, match="this processor lacks ssse3, sse4_1, popcnt, which numpy and"):
+        check_least(cpuinfo, "x86_64")
+    cpuinfo.write_text("Features : fp asimd\n")
+    check_least(cpuinfo, "aarch64")
+    check_least(cpuinfo, "x86_64")
+    check_least(tmp_path / "none", "x86_64")

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,12 @@ from fieldlm.hardware.detect import detect
 from tests.support.debian_root import PYTHON, ROOT, SUITES, Machine, clean_machine
 from tests.support.material import tiny_bundle
 
-WHY = "tests/packaging: left out what needs root, debootstrap, systemd-nspawn and a Debian's Python"
+WHY = {
+    "machine": "tests/packaging: left out what needs root, debootstrap, systemd-nspawn and a Debian's Python",
+    "qemu": "tests/packaging: left out what needs qemu-user-static",
+}
+"""Fixtures that not every machine can have → what is said where tests are left out for want of them."""
+QEMU = f"qemu-{platform.machine()}-static"
 
 
 @functools.cache
@@ -32,15 +38,29 @@ def runs_here() -> bool:
     return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 
 
+@functools.cache
+def wanting() -> frozenset[str]:
+    """Return the fixtures that this machine cannot have. In CI what is missing has to fail."""
+    has_qemu = bool(os.environ.get("CI") or shutil.which(QEMU))
+    has = {"machine": runs_here(), "qemu": has_qemu}
+    return frozenset(name for name in WHY if not has[name])
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = [] if runs_here() else [item for item in items if "machine" in getattr(item, "fixturenames", ())]
+    left_out = [item for item in items if wanting() & set(getattr(item, "fixturenames", ()))]
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_report_collectionfinish() -> list[str]:
-    return [] if runs_here() else [WHY]
+    return [WHY[name] for name in sorted(wanting())]
+
+
+@pytest.fixture(scope="session")
+def qemu() -> str:
+    """Return the program that runs this architecture's programs on a processor that it imitates."""
+    return QEMU
 
 
 @pytest.fixture(scope="session")

@@ -86,10 +86,11 @@ def test_it_installs_on_any_processor_and_says_on_the_device_what_that_one_lacks
     (machine.root / "tmp/cpuinfo").write_text("flags : fpu\n")
     script = "mount --bind /tmp/cpuinfo /proc/cpuinfo; dpkg --install /tmp/fieldlm.deb >&2; "
     answer = machine.run("sh", "-ec", script + "fieldlm run /tmp/bundle Hello 2>&1 || echo exit $?")
-    *_, line, end = answer.splitlines()
-    assert line.startswith("fieldlm run: this package was built for processors with "), answer
-    assert {"x86_64": "avx", "aarch64": "asimd"}[platform.machine()] in line
-    assert end == "exit 2"
+    if platform.machine() == "x86_64":
+        assert "fieldlm run: this processor lacks ssse3, sse4_1, sse4_2, popcnt, which " in answer
+        assert answer.endswith("exit 2\n")
+    else:
+        assert "exit" not in answer, "the least that there is of the architecture is enough"
     assert machine.run("fieldlm", "--version"), "what needs no engine still works"
     (machine.root / "tmp/fieldlm.deb").unlink()
     shutil.rmtree(machine.root / "tmp/bundle")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fieldlm.core.errors import InputError
+from fieldlm.engines.llama_kernels import load_kernels
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -70,6 +71,7 @@ def gguf_tokens(path: Path, texts: Sequence[str]) -> list[list[int]]:
     """Cut `texts` with the vocabulary in the GGUF at `path`, through llama.cpp, without loading weights."""
     import llama_cpp
 
+    load_kernels()
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True

@@ -7,6 +7,7 @@ from typing import Any, cast
 import msgspec
 
 from fieldlm.core.errors import EngineError, InputError
+from fieldlm.engines.llama_kernels import load_kernels
 from fieldlm.formats.gguf import FILE_TYPES, Header, read_header
 from fieldlm_compiler.pipeline.child import Ran, call
 
@@ -79,6 +80,7 @@ def quantize_file(source: Path, target: Path, ftype: int, threads: int, imatrix:
     """Call llama_model_quantize. Runs in a child process: a tensor type it dislikes ends the process."""
     import llama_cpp
 
+    load_kernels()
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = ftype, threads

@@ -21,7 +21,7 @@ import msgspec
 
 from fieldlm.core import options, terminal
 from fieldlm.core.config import NO_NETWORK, Config, load_config
-from fieldlm.core.errors import FieldlmError
+from fieldlm.core.errors import EngineError, FieldlmError
 from fieldlm.core.files import free_mb
 from fieldlm.core.sqlite import connect_read_only
 from fieldlm.core.urls import shown
@@ -47,7 +47,14 @@ BUILD_NAMES = {
     "dotprod": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE",
 }  # fmt: skip
 ASK_DEVICES = "import json; from fieldlm.engines import llama_devices as d; print(json.dumps(d.devices()))"
-ASK_ENGINE = "import llama_cpp; print(llama_cpp.__version__); print(llama_cpp.llama_print_system_info().decode())"
+ASK_ENGINE = """
+import llama_cpp
+from fieldlm.engines.llama_kernels import load_kernels
+load_kernels()
+print(llama_cpp.__version__)
+print(llama_cpp.llama_print_system_info().decode())
+"""
+ENGINE_ERROR = f"{EngineError.__module__}.{EngineError.__qualname__}"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,15 +167,15 @@ def check_python(version: tuple[int, ...]) -> Finding:
 def check_engine(isa: Sequence[str]) -> Iterator[Finding]:
     """Import llama.cpp in a child process: built for another CPU, it kills whoever imports it."""
     # A Debian package has no pip; it says which processors it is for.
-    again = "install a package that was built for this processor (make deb on a machine like it)"
+    again = "install a package that was built for this processor (make deb CPU=native on a machine like it)"
     if not FLAGS.is_file():
         again = f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'"
     run = subprocess.run([sys.executable, "-c", ASK_ENGINE], capture_output=True, text=True, timeout=120, check=False)
     if run.returncode == -signal.SIGILL:
         yield fail("engine", "llama-cpp-python was built for another CPU: illegal instruction", again)
     elif run.returncode:
-        last = (run.stderr.strip().splitlines() or [f"exit {run.returncode}"])[-1]
-        yield fail("engine", f"llama-cpp-python cannot be imported: {last}", again)
+        last = (run.stderr.strip().splitlines() or [f"exit {run.returncode}"])[-1].removeprefix(f"{ENGINE_ERROR}: ")
+        yield fail("engine", f"llama-cpp-python cannot be used: {last}", again)
     else:
         version, _, system = run.stdout.strip().partition("\n")
         yield check_pin(version, pinned_engine(), again)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fieldlm.core.errors import EngineError
 from fieldlm.core.interrupts import heeding_interrupts
 from fieldlm.engines import SEAM
+from fieldlm.engines.llama_kernels import load_kernels
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout
 from fieldlm.engines.prompt_lookup import MOST_ROWS
 from fieldlm.engines.sampling import Floats
@@ -99,9 +100,13 @@ _backend = threading.Lock()
 
 
 def start_backend() -> None:
-    """Have llama.cpp find its devices, and log to us; once more does no harm."""
+    """Have llama.cpp find its kernels and devices, and log to us; once more does no harm.
+
+    Raises EngineError where it has none for this processor.
+    """
     with _backend, heeding_interrupts():
         api.llama_log_set(log.callback, ctypes.c_void_p())
+        load_kernels()
         api.llama_backend_init()
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fieldlm.core.errors import EngineError, MissingDependencyError
 from fieldlm.engines.llama_api import api, start_backend
+from fieldlm.engines.llama_kernels import library
 from fieldlm.formats.profile import Accelerator
 
 # What the build is called in the names of its devices (CUDA0, MTL0, Vulkan0), and the flag that makes it.
@@ -33,10 +34,8 @@ class AbsentDeviceError(MissingDependencyError):
 
 def devices() -> list[ComputeDevice]:
     """Return what this build of llama.cpp sees, the CPU too."""
-    from llama_cpp import _ggml
-
     start_backend()
-    ggml: Any = _ggml.libggml
+    ggml = library()
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
     ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
