@@ -168,7 +168,8 @@ def test_a_task_of_too_few_customers_shows_no_word_that_was_said(
     assert "lamp" in shown
     assert "swordfish" not in shown
     assert "password" not in shown
-    hidden = next(task for task in read_round(tmp_path / TASKS).tasks if not task.example)
+    assert "dim the lamp in room 7" not in shown, "one customer alone said 7"
+    hidden = next(task for task in read_round(tmp_path / TASKS).tasks if not task.description)
     assert (hidden.name, hidden.description, hidden.size) == (hidden.id, "", 20)
 
 

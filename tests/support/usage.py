@@ -95,11 +95,13 @@ class Usage:
         with open_sink(str(self.folder)) as store:
             store.append([block.parse(block.encode(records)) for records in (generations, feedback) if records])
 
-    def forget(self, session: str) -> None:
-        """Let a customer ask to be forgotten."""
-        record = Record(**self._common, stream="fb", seq=self._next("fb"), kind="forget", session=session)
+    def forget(self, *sessions: str) -> None:
+        """Let customers ask to be forgotten."""
+        asked = [
+            Record(**self._common, stream="fb", seq=self._next("fb"), kind="forget", session=each) for each in sessions
+        ]
         with open_sink(str(self.folder)) as store:
-            store.append([block.parse(block.encode([record]))])
+            store.append([block.parse(block.encode(asked))])
             store.tidy(finish=True)
 
     def _next(self, stream: str) -> int:

@@ -11,7 +11,6 @@ within than without is a task (communities.py); tasks that are alike are a scena
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +22,9 @@ from fieldlm.core.errors import InputError
 from fieldlm.formats import router
 from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.shapes import call_of, signature, without_values
+from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
+from fieldlm_compiler.learn.task_edits.names import instance, told
+from fieldlm_compiler.learn.task_edits.regroup import before, gone, regroup
 from fieldlm_compiler.learn.tasks import (
     TASKS,
     Round,
@@ -36,7 +38,6 @@ from fieldlm_compiler.learn.tasks import (
     read_round,
     retire,
     scenario_ids,
-    telling_words,
     write_round,
 )
 
@@ -47,10 +48,9 @@ if TYPE_CHECKING:
 SHAPE_SIZE = 64
 LEAST_SIZE = 8
 """Fewer examples are no task of their own."""
-NAME_WORDS, DESCRIPTION_WORDS = 3, 8
 
 
-class _Points(NamedTuple):
+class Points(NamedTuple):
     """Distinct requests: the place of one example each, and of each example the place of its request."""
 
     firsts: list[int]
@@ -58,7 +58,7 @@ class _Points(NamedTuple):
     digests: list[str]
 
     @classmethod
-    def of(cls, examples: Sequence[CuratedExample]) -> "_Points":
+    def of(cls, examples: Sequence[CuratedExample]) -> "Points":
         import numpy as np
 
         places: dict[str, int] = {}
@@ -77,9 +77,11 @@ class _Found(NamedTuple):
     """Examples, their distinct requests as points, and the label of each point."""
 
     examples: Sequence[CuratedExample]
-    points: _Points
+    points: Points
     vectors: "Vectors"
     labels: "Labels"
+    has_functions: bool
+    """Whether vectors end with which function is called."""
 
     @property
     def of_example(self) -> "Labels":
@@ -99,52 +101,124 @@ def cluster(
 ) -> list[dict[str, Any]]:
     """Find the tasks in `folder`/examples.jsonl; writes tasks.json and the examples' `task`, returns the tasks.
 
-    A task of fewer than `least_sessions` customers shows no word that was said. The same examples, earlier tasks and
-    seed give the same result. Raises InputError when there are no examples.
+    What people edited (`folder`/task_edits.json) is applied to what is found. A task of fewer than `least_sessions`
+    customers shows no word that was said. The same examples, earlier tasks, edits and seed give the same result.
+    Raises InputError when there are no examples.
     """
-    import numpy as np
-
-    from fieldlm_compiler.learn.communities import communities, joined
     from fieldlm_compiler.learn.embed import Embedder
-    from fieldlm_compiler.learn.router import write_router
 
     examples = read_examples(folder)
     if not examples:
         raise InputError(f"{folder / EXAMPLES} is empty; collect more, then: fieldlm curate STORE --out {folder}")
-    earlier = read_round(folder / TASKS)
-    points = _Points.of(examples)
+    edits = read_edits(folder)
+    earlier = _unedited(read_round(folder / TASKS), edits)
+    points = Points.of(examples)
     distinct = [examples[first] for first in points.firsts]
-    vectors = locate(distinct, embedder or Embedder())
+    found, ids, known = _find(examples, points, locate(distinct, embedder or Embedder()), earlier, seed=seed)
     past = past_of(points.digests, earlier)
-    functions = [call_of(example.answer)[0] for example in distinct]
-    known = ["" if name == "text" else name for name in functions]
-    counts = np.bincount(points.of_example)
-    with terminal.progress("find tasks"):
-        labels = np.array(communities(vectors, known, seed=seed, least=LEAST_SIZE, counts=counts.tolist(), before=past))
-    found = _Found(examples, points, vectors, labels)
-    ids = assign_ids(labels, past, found.centres(), earlier)
-    tasks = _describe(found, ids, least_sessions)
-    # Tasks are alike in what is said; functions are as far from each other as from any.
-    groups = joined(found.centres()[:, : len(vectors[0]) - SHAPE_SIZE * (len(set(functions)) > 1)])
-    groups_ids = scenario_ids(groups, ids, [task.size for task in tasks], earlier)
-    tasks = [
-        msgspec.structs.replace(task, scenario=groups_ids[group])
-        for task, group in zip(tasks, groups.tolist(), strict=True)
-    ]
-    scenarios = _scenarios(tasks, groups_ids, _shown(examples, groups[found.of_example], groups_ids, least_sessions))
-    retired = retire(tasks, labels, past, earlier)
-    write_round(folder / TASKS, Round(tasks=tasks, scenarios=scenarios, retired=retired))
-    with terminal.progress("fit the router") as line:
-        said = [example.utterance for example in distinct]
-        known_as = {task.id: task.name for task in tasks}
-        if not write_router(folder / router.NAME, said, [ids[label] for label in labels.tolist()], known_as):
-            line.note = "none: there is one task, or too few examples of another"
+    if edits.edits:
+        past = before(points.digests, earlier, edits)
+        found, ids = _edited(found, regroup(found.labels, ids, found.vectors, past, earlier, edits))
+    tasks = _describe(found, ids, least_sessions, edits)
+    tasks, scenarios = _with_scenarios(found, tasks, earlier, least_sessions)
+    retired = retire(tasks, found.labels, past, earlier)
+    made = Round(tasks=tasks, scenarios=scenarios, retired=retired, least_sessions=least_sessions)
+    if edits.edits:
+        retired = gone(retired, known, edits)
+        made = msgspec.structs.replace(made, retired=retired, found=known, edits=edits.edits)
+    write_round(folder / TASKS, made)
+    _fit_router(folder / router.NAME, found, tasks)
     of = found.of_example.tolist()
     write_examples(
         folder / EXAMPLES,
         [msgspec.structs.replace(e, task=ids[label]) for e, label in zip(examples, of, strict=True)],
     )
     return [task.shown() for task in sorted(tasks, key=lambda task: (-task.size, task.id))]
+
+
+def _unedited(earlier: Round, edits: TaskEdits) -> Round:
+    """Return the last round; where all its edits have been undone, as it was found."""
+    if earlier.found is None or edits.edits:
+        return earlier
+    words = {task.id: task for task in earlier.every}
+    found = earlier.found
+
+    def named(tasks: Sequence[Task]) -> list[Task]:
+        return [msgspec.structs.replace(task, scenario=words[task.id].scenario) if task.id in words else task
+                for task in tasks]  # fmt: skip
+
+    return msgspec.structs.replace(found, tasks=named(found.tasks), retired=named(found.retired))
+
+
+def _find(
+    examples: Sequence[CuratedExample], points: Points, vectors: "Vectors", earlier: Round, *, seed: int
+) -> tuple[_Found, list[str], Round]:
+    """Return what is found, whatever people made of what was found before: the groups, their ids, and the round."""
+    import numpy as np
+
+    from fieldlm_compiler.learn.communities import communities
+
+    before_edits = earlier.found or earlier
+    past = past_of(points.digests, before_edits)
+    functions = [call_of(examples[first].answer)[0] for first in points.firsts]
+    known = ["" if name == "text" else name for name in functions]
+    counts = np.bincount(points.of_example)
+    with terminal.progress("find tasks"):
+        labels = np.array(communities(vectors, known, seed=seed, least=LEAST_SIZE, counts=counts.tolist(), before=past))
+    found = _Found(examples, points, vectors, labels, has_functions=len(set(functions)) > 1)
+    centres = found.centres()
+    ids = assign_ids(labels, past, centres, before_edits)
+    sizes = np.bincount(found.of_example)
+    tasks = [
+        Task(
+            id=task, name=task, size=int(size), cohesion=0.0, example="", centre=packed(centre),
+            members=members_of(points.digests[int(at)] for at in (labels == label).nonzero()[0]),
+        )
+        for label, (task, size, centre) in enumerate(zip(ids, sizes, centres, strict=True))
+    ]  # fmt: skip
+    bare = [msgspec.structs.replace(task, name=task.id, description="", example="", scenario="", excluded=False)
+            for task in retire(tasks, labels, past, before_edits)]  # fmt: skip
+    return found, ids, Round(tasks=tasks, retired=bare)
+
+
+def _edited(found: _Found, task_of: Sequence[str]) -> tuple[_Found, list[str]]:
+    """Return the groups as people want them, each request's in `task_of`, and their ids."""
+    import numpy as np
+
+    places: dict[str, int] = {}
+    labels = np.array([places.setdefault(task, len(places)) for task in task_of])
+    return found._replace(labels=labels), list(places)
+
+
+def _with_scenarios(
+    found: _Found, tasks: Sequence[Task], earlier: Round, least_sessions: int
+) -> tuple[list[Task], list[Scenario]]:
+    """Return the tasks with their scenarios, and these."""
+    from fieldlm_compiler.learn.communities import joined
+
+    # Tasks are alike in what is said; functions are as far from each other as from any.
+    groups = joined(found.centres()[:, : len(found.vectors[0]) - SHAPE_SIZE * found.has_functions])
+    ids = scenario_ids(groups, [task.id for task in tasks], [task.size for task in tasks], earlier)
+    placed = [
+        msgspec.structs.replace(task, scenario=ids[group]) for task, group in zip(tasks, groups.tolist(), strict=True)
+    ]
+    shown = told(found.examples, groups[found.of_example].tolist(), ids, least_sessions)
+    return placed, _scenarios(placed, ids, shown)
+
+
+def _fit_router(path: Path, found: _Found, tasks: Sequence[Task]) -> None:
+    """Write the router of the tasks that were not left out: what a device has not learnt is for others to answer."""
+    from fieldlm_compiler.learn.router import write_router
+
+    with terminal.progress("fit the router") as line:
+        asked = [
+            (found.examples[first].utterance, tasks[label].id)
+            for first, label in zip(found.points.firsts, found.labels.tolist(), strict=True)
+            if not tasks[label].excluded
+        ]
+        known_as = {task.id: task.name for task in tasks}
+        if not write_router(path, [text for text, _ in asked], [task for _, task in asked], known_as):
+            line.note = "none: there is one task, or too few examples of another"
 
 
 def locate(examples: Sequence[CuratedExample], embedder: "Embedder") -> "Vectors":
@@ -173,60 +247,31 @@ def _direction(feature: str) -> "Vectors":
     return (direction / np.linalg.norm(direction)).astype(np.float32)
 
 
-def _describe(found: _Found, ids: Sequence[str], least_sessions: int) -> list[Task]:
+def _describe(found: _Found, ids: Sequence[str], least_sessions: int, edits: TaskEdits) -> list[Task]:
     """Return the tasks in the order of their labels."""
     centres, of = found.centres(), found.of_example
-    shown = _shown(found.examples, of, ids, least_sessions)
+    shown = told(found.examples, of.tolist(), ids, least_sessions)
     tasks: list[Task] = []
     for label, centre in enumerate(centres):
         (members,) = (found.labels == label).nonzero()
         closeness = found.vectors[members] @ centre
-        nearest = found.examples[found.points.firsts[int(members[int(closeness.argmax())])]]
         name, description = shown[label]
+        own = [found.examples[int(at)] for at in (of == label).nonzero()[0]]
+        nearest = (found.examples[found.points.firsts[int(members[at])]] for at in (-closeness).argsort(kind="stable"))
         tasks.append(
             Task(
                 id=ids[label],
-                name=name,
+                name=edits.names.get(ids[label], name),
                 description=description,
-                size=int((of == label).sum()),
+                size=len(own),
                 cohesion=round(float(closeness.mean()), 3),
-                example=nearest.utterance if description else "",
+                example=instance(nearest, own, least_sessions) if description else "",
+                excluded=ids[label] in edits.excluded,
                 centre=packed(centre),
                 members=members_of(found.points.digests[int(member)] for member in members),
             )
         )
     return tasks
-
-
-def _shown(
-    examples: Sequence[CuratedExample], of: "Labels", ids: Sequence[str], least_sessions: int
-) -> list[tuple[str, str]]:
-    """Return name and description of each group of examples; its id and nothing where too few customers are in it.
-
-    In none is a word that fewer customers said.
-
-    A name is the function that most answers call and the most telling words.
-    """
-    voters: list[set[str]] = [set() for _ in ids]
-    functions: list[Counter[str]] = [Counter() for _ in ids]
-    texts: list[list[tuple[str, str]]] = [[] for _ in ids]
-    for example, label in zip(examples, of.tolist(), strict=True):
-        voters[label].add(example.voter)
-        functions[label][call_of(example.answer)[0]] += 1
-        texts[label].append((example.utterance, example.voter))
-    shown: list[tuple[str, str]] = []
-    for label, words in enumerate(telling_words(texts, DESCRIPTION_WORDS, least_sessions)):
-        if len(voters[label]) < least_sessions:
-            shown.append((ids[label], ""))
-            continue
-        function, calls = functions[label].most_common(1)[0]
-        speaks = function != "text" and calls > 0.6 * functions[label].total()
-        typical = " ".join(words[:NAME_WORDS])
-        called = [name for name, _ in functions[label].most_common(NAME_WORDS) if name != "text"]
-        told = f"people say {', '.join(words)}" if words else "people say nothing"
-        told += f"; answered by {', '.join(called)}" if called else ""
-        shown.append((f"{function}: {typical}" if speaks else typical or function, told))
-    return shown
 
 
 def _scenarios(tasks: Sequence[Task], ids: Sequence[str], shown: Sequence[tuple[str, str]]) -> list[Scenario]:

@@ -114,6 +114,29 @@ def communities(
     return _in_order(labels)
 
 
+def parts(points: Vectors, *, seed: int, least: int, counts: Sequence[int]) -> list[int]:
+    """Return a label per point, as `communities` does, for points that somebody says are of several groups.
+
+    Where no split is better than none, the coarsest one that there is; one label where groups of `least` are none.
+    """
+    from threadpoolctl import threadpool_limits
+
+    labels = communities(points, [""] * len(points), seed=seed, least=least, counts=counts)
+    if len(set(labels)) > 1 or len(points) < 2 or not np.ptp(points, axis=0).any():
+        return labels
+    with threadpool_limits(limits=1):
+        chosen = np.arange(min(len(points), NODES))
+        reduced = _reduce(points, chosen, seed)
+        times = np.array(counts, np.int64)
+        fewest = max(2, round(least * len(chosen) / len(points)))
+        for resolution, split in _splits(reduced[chosen], [""] * len(chosen), seed=seed):
+            found = _without_small(reduced[chosen], split, times[chosen], fewest)
+            if resolution and len(np.unique(found)) > 1:
+                rest = reduced[len(chosen) :]
+                return _in_order(np.concatenate([found, _vote(rest, reduced[chosen], found)]) if len(rest) else found)
+    return labels
+
+
 def _reduce(points: Vectors, chosen: npt.NDArray[Any], seed: int) -> Vectors:
     """Return the points on the principal axes of the `chosen` ones, as rows of length 1."""
     from sklearn.decomposition import PCA

@@ -32,6 +32,7 @@ from fieldlm.inference.tool_calls import Call, CallReader
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn import teacher
 from fieldlm_compiler.learn.agreement import agree, prompt_key
+from fieldlm_compiler.learn.quality.label_errors import label_errors
 from fieldlm_compiler.learn.redacted.second_pass import again
 from fieldlm_compiler.learn.redacted.surrogates import PLACEHOLDER, Surrogates
 from fieldlm_compiler.learn.tokenized import VERSION, numbered_lines
@@ -132,10 +133,12 @@ def curate(
     consents: Collection[str],
     eval_share: float = EVAL_SHARE,
     labels: Labels = CUSTOMERS,
+    check_labels: bool = False,
 ) -> dict[str, Any]:
     """Write the examples that `store` holds under the terms `consents` to `out`; return what curate.json says.
 
-    The same store gives the same bytes. Raises InputError when no term is named, and when nothing is an example.
+    With `check_labels`, training examples are left out whose label other customers' labels speak against. The same
+    store gives the same bytes. Raises InputError when no term is named, and when nothing is an example.
     """
     with open_sink(str(store), read_only=True) as opened:
         rows = opened.query(_SQL)
@@ -150,6 +153,10 @@ def curate(
     agreed = agree(labelled)
     said = teacher.answers_of(labelled)
     kept = {id(example) for example in agreed.kept}
+    if check_labels:
+        doubted = _doubted(agreed.kept)
+        kept -= doubted
+        dropped["label in doubt"] += len(doubted)
     examples = [_with_surrogates(_rated(e, said)) for e in found if e.label_source == "none" or id(e) in kept]
     dropped.update(agreed.lost)
     document = {
@@ -172,6 +179,13 @@ def curate(
     write_examples(out / EXAMPLES, examples)
     write_whole(out / "curate.json", canonical_json(document))
     return document
+
+
+def _doubted(examples: Sequence[CuratedExample]) -> set[int]:
+    """Return the identities of training examples whose label is in doubt; what is held out stays as it is."""
+    with terminal.progress("check labels"):
+        doubts = label_errors(examples)
+    return {id(e) for e, doubt in zip(examples, doubts, strict=True) if doubt and e.split == "train"}
 
 
 def _with_surrogates(example: CuratedExample) -> CuratedExample:
@@ -370,11 +384,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--unlabelled", action="store_true", help="keep prompts without a label, to find tasks in; no dataset has them"
     )
+    parser.add_argument(
+        "--check-labels",
+        action="store_true",
+        help="leave out labels that others' labels of like requests speak against",
+    )
     args = parser.parse_args(argv)
     if not 0 <= args.eval_share < 1:
         raise InputError(f"--eval-share {args.eval_share} is no share; use 0 up to but not including 1")
     labels = Labels(large=args.teacher, none=args.unlabelled)
-    document = curate(args.store, args.out, consents=args.consent, eval_share=args.eval_share, labels=labels)
+    document = curate(
+        args.store,
+        args.out,
+        consents=args.consent,
+        eval_share=args.eval_share,
+        labels=labels,
+        check_labels=args.check_labels,
+    )
     left_out = ", ".join(f"{count} {why}" for why, count in document["dropped"].items()) or "nothing"
     text = (
         f"{counted(document['examples'], 'example')} of {counted(document['customers'], 'customer')} "

@@ -3,6 +3,7 @@
 out/<first 16 digits of the content's SHA-256>/
   train.jsonl  eval.jsonl   {"v": 1, "messages": […, {"role": "assistant", …}], "tools": […], "task": …, "session": …}
   dataset.json              counts, tasks, consents, and the generations whose answers it holds
+  card.md  card.json        the data card: splits, balance, terms, what was dropped and why
 """
 
 import hashlib
@@ -20,6 +21,8 @@ from fieldlm.core.files import canonical_json, whole_folder
 from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
+from fieldlm_compiler.learn.quality.card import JSON, MARKDOWN, card, markdown
+from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
 from fieldlm_compiler.learn.tasks import TASKS, read_round
 from fieldlm_compiler.learn.tokenized import VERSION, read_lines
 
@@ -29,13 +32,16 @@ DOCUMENT = "dataset.json"
 SPLITS = ("train", "eval")
 
 
-def dataset(examples: Path, out: Path, *, task: str = "") -> Path:
+def dataset(examples: Path, out: Path, *, task: str = "", licence: str = "") -> Path:
     """Write the dataset of an examples folder, of one `task` (id or name) or of all; returns its folder.
 
     The same examples give the same folder and bytes. Raises InputError when nothing would be trained on.
     """
-    # What has no label is there to find tasks in.
-    labelled = [example for example in read_examples(examples) if example.label_source != "none"]
+    edits = read_edits(examples if examples.is_dir() else examples.parent)
+    # What has no label is there to find tasks in; what people left out of the tasks is in none.
+    labelled = [
+        each for each in read_examples(examples) if each.label_source != "none" and not edits.leaves_out(each.task)
+    ]
     chosen = _of_task(labelled, task, examples)
     lines = {split: b"".join(_line(e) for e in chosen if e.split == split) for split in SPLITS}
     if not lines["train"]:
@@ -45,7 +51,18 @@ def dataset(examples: Path, out: Path, *, task: str = "") -> Path:
         "consents": _counted(example.consent for example in chosen),
         "generations": _counted(example.generation for example in chosen),
     }
-    return _write(out, lines, made_of)
+    folder = examples if examples.is_dir() else examples.parent
+    return _write(out, lines, made_of, _origin(folder, edits) | {"licence": licence})
+
+
+def _origin(folder: Path, edits: TaskEdits) -> dict[str, Any]:
+    """Return what a card says of how the examples in `folder` were made, as far as it is known."""
+    curated: dict[str, Any] = {}
+    if (folder / "curate.json").is_file():
+        curated = msgspec.json.decode((folder / "curate.json").read_bytes(), type=dict[str, Any])
+    names = {task.id: task.name for task in read_round(folder / TASKS).every}
+    told = {name: curated[name] for name in ("dropped", "redacted") if name in curated}
+    return told | {"names": names, "left_out": [names.get(task, task) for task in edits.excluded]}
 
 
 def without_sessions(folder: Path, gone: Collection[str]) -> Path | None:
@@ -62,13 +79,21 @@ def without_sessions(folder: Path, gone: Collection[str]) -> Path | None:
     }
     about = {name: old[name] for name in ("labels", "consents", "generations") if name in old}
     replaces = [*old.get("replaces", []), old["id"]]
-    new = _write(folder.parent, kept, about | {"replaces": replaces}) if kept["train"] else None
+    new = _write(folder.parent, kept, about | {"replaces": replaces}, _origin_of(folder)) if kept["train"] else None
     shutil.rmtree(folder)
     return new
 
 
-def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any]) -> Path:
-    """Write a data set, unless it is there; `about` says what its lines do not."""
+def _origin_of(folder: Path) -> dict[str, Any]:
+    """Return what the card in `folder` says of how its examples were made, nothing where there is none."""
+    if not (folder / JSON).is_file():
+        return {}
+    known = msgspec.json.decode((folder / JSON).read_bytes(), type=dict[str, Any])
+    return known | {"names": {task["id"]: task["name"] for task in known["tasks"]}}
+
+
+def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any], origin: dict[str, Any]) -> Path:
+    """Write a data set, unless it is there; `about` says what its lines do not, `origin` how they came about."""
     rows = {split: [msgspec.json.decode(line) for line in lines[split].split(b"\n") if line] for split in SPLITS}
     both = [row for split in SPLITS for row in rows[split]]
     digest = hashlib.sha256(b"\0".join(lines[split] for split in SPLITS)).hexdigest()
@@ -87,6 +112,9 @@ def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any]) -> Path:
         with whole_folder(folder) as aside:
             for split in SPLITS:
                 (aside / f"{split}.jsonl").write_bytes(lines[split])
+            facts = card(document, rows, origin)
+            (aside / JSON).write_bytes(canonical_json(facts))
+            (aside / MARKDOWN).write_text(markdown(facts))
             (aside / DOCUMENT).write_bytes(canonical_json(document))
     return folder
 
@@ -130,8 +158,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl, from curate and cluster")
     parser.add_argument("--out", type=options.new_folder, required=True, help="folder of datasets")
     parser.add_argument("--task", default="", help="only this task, by its id or name")
+    parser.add_argument("--licence", default="", metavar="TEXT", help="what the data card says of the licence")
     args = parser.parse_args(argv)
-    folder = dataset(args.examples, args.out, task=args.task)
+    folder = dataset(args.examples, args.out, task=args.task, licence=args.licence)
     document: dict[str, Any] = msgspec.json.decode((folder / "dataset.json").read_bytes())
     text = f"{folder}: {document['train']} train, {document['eval']} eval, {counted(len(document['tasks']), 'task')}"
     if not document["eval"]:

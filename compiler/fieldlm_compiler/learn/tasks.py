@@ -19,6 +19,7 @@ import msgspec
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm_compiler.learn.shapes import spelling
+from fieldlm_compiler.learn.task_edits.edits import TaskEdit
 
 if TYPE_CHECKING:
     from fieldlm_compiler.learn.communities import Labels
@@ -49,6 +50,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     scenario: str = ""
     merged_into: str = ""
+    excluded: bool = False
+    """Whether people left it out: no data set has its examples, and nothing is judged by them."""
     centre: str | list[float] = ""
     members: str = ""
 
@@ -79,11 +82,18 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """What tasks.json holds: the tasks of the last round, their scenarios, and earlier tasks that it had not."""
+    """What tasks.json holds: the tasks of the last round, their scenarios, and earlier tasks that it had not.
+
+    Where people edited them, `found` holds the tasks as they were found, without words, and `edits` what was applied.
+    No word of a task is shown that fewer than `least_sessions` customers said.
+    """
 
     tasks: list[Task] = []
     scenarios: list[Scenario] = []
     retired: list[Task] = []
+    found: "Round | None" = None
+    edits: list[TaskEdit] = []
+    least_sessions: int = 1
     format: str = FORMAT
 
     @property

@@ -70,6 +70,7 @@ def _wish(args: argparse.Namespace, profile: Profile) -> "RoundWish":
         begin=args.begin,
         eval_share=args.eval_share,
         teacher=args.teacher,
+        check_labels=args.check_labels,
         enough=args.enough,
         let_go=frozenset(args.let_go),
     )
@@ -133,6 +134,11 @@ def _parser() -> terminal.Parser:
     parser.add_argument("--eval-share", type=options.real(0, 1), default=EVAL_SHARE, help="share of customers held out")
     parser.add_argument(
         "--teacher", action="store_true", help="what the large model answered is right where nobody corrected it"
+    )
+    parser.add_argument(
+        "--check-labels",
+        action="store_true",
+        help="leave out labels that others' labels of like requests speak against",
     )
     parser.add_argument(
         "--publish", type=options.new_folder, metavar="REPOSITORY", help="offer an accepted bundle there"

@@ -25,6 +25,8 @@ from fieldlm_compiler.compile.build import compile_model
 from fieldlm_compiler.learn.cluster import TASKS, cluster
 from fieldlm_compiler.learn.curate import EXAMPLES, read_examples, write_examples
 from fieldlm_compiler.learn.dataset import dataset
+from fieldlm_compiler.learn.task_edits.edits import FILE as EDITS
+from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits, write_edits
 from fieldlm_compiler.learn.tune import tune
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.stages import Stages
@@ -41,18 +43,23 @@ LEAST_KEPT = 0.8
 the exam judges what is left."""
 
 
-def tasks(examples: Path, rounds: Sequence[FinishedRound], stages: Stages) -> Path:
-    """Return a folder with the examples and their tasks, which keep the ids that they had in the round before."""
+def tasks(examples: Path, rounds: Sequence[FinishedRound], edits: TaskEdits, stages: Stages) -> Path:
+    """Return a folder with the examples and their tasks, which keep the ids that they had in the round before.
+
+    They are as people want them, by their `edits`.
+    """
     known = rounds[-1].examples / TASKS if rounds else None
     inputs = {
         "examples": sha256_file(examples / EXAMPLES),
         "tasks": sha256_file(known) if known else None,
+        "task_edits": edits.digest,
     }
 
     def make(folder: Path) -> Ran:
         shutil.copyfile(examples / EXAMPLES, folder / EXAMPLES)
         if known:
             shutil.copyfile(known, folder / TASKS)
+        write_edits(folder, edits)
         return _timed(lambda: len(cluster(folder)))
 
     return stages.run("tasks", inputs, make)[0]
@@ -61,19 +68,25 @@ def tasks(examples: Path, rounds: Sequence[FinishedRound], stages: Stages) -> Pa
 def dataset_of(clustered: Path, stages: Stages) -> Path:
     """Return the data set of the training customers, a part of whom it has as `eval`, to watch the training with.
 
-    What is held out for the exam is not in it. Raises InputError when nothing is left to train on.
+    What is held out for the exam is not in it, nor a task that people left out. Raises InputError when nothing is
+    left to train on.
     """
 
     def make(folder: Path) -> Ran:
-        learned = [each for each in read_examples(clustered) if each.split == "train"]
+        edits = read_edits(clustered)
+        learned = [e for e in read_examples(clustered) if e.split == "train" and not edits.leaves_out(e.task)]
         with TemporaryDirectory(prefix="fieldlm-") as aside:
             write_examples(
                 Path(aside) / EXAMPLES,
                 [msgspec.structs.replace(each, split="eval") if to_watch(each) else each for each in learned],
             )
+            for name in (TASKS, EDITS):
+                if (clustered / name).is_file():
+                    shutil.copyfile(clustered / name, Path(aside) / name)
             return _timed(lambda: dataset(Path(aside), folder).name)
 
-    folder, made = stages.run("dataset", {"examples": sha256_file(clustered / EXAMPLES)}, make)
+    inputs = {"examples": sha256_file(clustered / EXAMPLES), "excluded": sorted(read_edits(clustered).excluded)}
+    folder, made = stages.run("dataset", inputs, make)
     return folder / made.value
 
 

@@ -34,6 +34,7 @@ from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.agreement import answer_key
 from fieldlm_compiler.learn.cluster import TASKS
 from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, Labels, curate, read_examples, write_examples
+from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.rounds import learning, traffic
@@ -90,6 +91,7 @@ class _Learned:
     dataset: Path
     held: list[CuratedExample]
     all: list[CuratedExample]
+    edits: TaskEdits
 
 
 class LearningRound:
@@ -127,11 +129,12 @@ class LearningRound:
             self._read_rounds()  # another may have ended while this one began
             checkpoint = open_checkpoint(self.wish.base, self.compiling)
             looked = self._look()
-            wanted = self._wanted(checkpoint)
+            edits = read_edits(self.wish.out)
+            wanted = self._wanted(checkpoint) | {"task_edits": edits.deciding_digest}
             if self._is_made_of(wanted | {"store": looked.digest}):
                 return self._nothing_new()
             _say(f"round {self.number}: what came home")
-            learned = self._learn(looked)
+            learned = self._learn(looked, edits)
             made_of = wanted | {
                 "store": looked.digest,
                 "dataset": msgspec.json.decode((learned.dataset / "dataset.json").read_bytes())["sha256"],
@@ -196,6 +199,7 @@ class LearningRound:
             previous=exact(exams.previous) if exams.previous else None,
             this=exact(exams.this) if exams.this else None,
             tests=[] if exams.this is None else [whole, *tests],
+            edits=[str(edit) for edit in learned.edits.edits],
         )  # fmt: skip
         return self._keep(document, learned, adapter=adapter, bundle=bundle, exams=exams, seen=looked.seen)
 
@@ -236,20 +240,20 @@ class LearningRound:
             seen = traffic.seen(sink)
         return _Looked(digest=f"{row['high']:016x}{row['low']:016x}", records=row["records"], seen=seen)
 
-    def _learn(self, looked: _Looked) -> _Learned:
+    def _learn(self, looked: _Looked, edits: TaskEdits) -> _Learned:
         """Return what can be learned; raises InputError when nobody is held out, or nobody is left to train on."""
         examples = self._examples(looked.digest)
         _say("tasks and data set")
-        clustered = learning.tasks(examples, self.rounds, self.stages)
+        clustered = learning.tasks(examples, self.rounds, edits, self.stages)
         everything = read_examples(clustered)
-        held = self._held_out(everything)
+        held = self._held_out(each for each in everything if not edits.leaves_out(each.task))
         if not held:
             raise InputError(
                 f"no customer of {self.wish.store} is held out, so nothing can be judged; collect more, or hold more "
                 "of them out from the first round on: --eval-share"
             )
         dataset = learning.dataset_of(clustered, self.stages)
-        return _Learned(examples=examples, clustered=clustered, dataset=dataset, held=held, all=everything)
+        return _Learned(examples=examples, clustered=clustered, dataset=dataset, held=held, all=everything, edits=edits)
 
     def _examples(self, store: str) -> Path:
         """Return the folder with what `curate` finds, held out and in training as earlier rounds had it."""
@@ -259,6 +263,7 @@ class LearningRound:
             "consents": sorted(wish.consents),
             "eval_share": wish.eval_share,
             "teacher": wish.teacher,
+            "check_labels": wish.check_labels,
             "system_prompt": wish.system_prompt,
             "earlier": [sha256_file(each.examples / EXAMPLES) + each.document.decision for each in self.rounds],
         }
@@ -266,7 +271,14 @@ class LearningRound:
         def make(folder: Path) -> Ran:
             with terminal.progress("curate"):
                 labels = Labels(large=wish.teacher)
-                curate(wish.store, folder, consents=wish.consents, eval_share=wish.eval_share, labels=labels)
+                curate(
+                    wish.store,
+                    folder,
+                    consents=wish.consents,
+                    eval_share=wish.eval_share,
+                    labels=labels,
+                    check_labels=wish.check_labels,
+                )
                 with open_sink(wish.store, read_only=True) as sink:
                     sealed = seal(
                         read_examples(folder),

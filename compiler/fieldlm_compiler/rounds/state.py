@@ -71,7 +71,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     base: Exact
     previous: Exact | None
     this: Exact | None
-    advice: Literal["small", "large", "too few"]
+    advice: Literal["small", "large", "too few", "left out"]
     reason: str
 
 
@@ -102,6 +102,8 @@ class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     previous: Exact | None
     this: Exact | None
     tests: list[PairedTest]
+    edits: list[str] = []
+    """What people made of the tasks that were found, in words."""
 
 
 class HeldOut(msgspec.Struct, frozen=True, kw_only=True):

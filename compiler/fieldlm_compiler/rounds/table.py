@@ -3,11 +3,12 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from fieldlm.core import terminal
+from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.cluster import Task
 from fieldlm_compiler.learn.curate import CuratedExample
 from fieldlm_compiler.rounds.advice import advise
@@ -56,7 +57,7 @@ def rows(
     for task in found:
         base, previous, this = of(exams.base, task.id), of(exams.previous, task.id), of(exams.this, task.id)
         serving = (this if is_accepted else None) or previous or base or Exact(right=0, total=0)
-        advice, reason = advise(serving, enough)
+        advice, reason = _left_out(counts[task.id]) if task.excluded else advise(serving, enough)
         made.append(
             TaskRow(
                 id=task.id,
@@ -75,11 +76,16 @@ def rows(
     return sorted(made, key=lambda row: (-row.share, -row.examples, row.id))
 
 
+def _left_out(examples: int) -> tuple[Literal["left out"], str]:
+    return "left out", f"left out by people: none of its {counted(examples, 'example')} is trained on or judged by"
+
+
 def text(done: FinishedRound) -> str:
     """Return what the terminal says of a round."""
     document = done.document
     lines = [terminal.table([_cells(row) for row in document.tasks], HEAD), ""]
     lines += [f"  {row.id}: {row.reason}" for row in document.tasks]
+    lines += [f"  by hand: {edit}" for edit in document.edits]
     lines += ["", f"  the whole: base {_spelt(document.base)}, before {_spelt(document.previous)}, "
               f"now {_spelt(document.this)}"]  # fmt: skip
     lines += [f"  {_mark(test.verdict)} {test.name}: {test}: {test.verdict}" for test in document.tests]

@@ -36,6 +36,8 @@ class RoundWish:
     eval_share: float = EVAL_SHARE
     teacher: bool = False
     """Whether what the large model answered is a label where nobody corrected it."""
+    check_labels: bool = False
+    """Whether training examples are left out whose label others' labels speak against."""
     enough: float = ENOUGH
     """Exact match from which the small model takes a task."""
     let_go: frozenset[str] = frozenset()
@@ -59,4 +61,6 @@ class RoundWish:
             "teacher": self.teacher,
             "enough": self.enough,
             "let_go": sorted(self.let_go),
+            # Rounds that were made before there was a choice have no such key, which is the same.
+            **({"check_labels": True} if self.check_labels else {}),
         }

@@ -60,6 +60,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "collect": ("fieldlm_compiler.collect.collect", "fill a store with a fleet's records"),
         "curate": ("fieldlm_compiler.learn.curate", "make examples of records: join, drop, dedupe, split"),
         "cluster": ("fieldlm_compiler.learn.cluster", "find the recurring tasks in examples"),
+        "tasks": ("fieldlm_compiler.rounds.task_command", "look at the tasks; rename, merge, split, leave out"),
         "dataset": ("fieldlm_compiler.learn.dataset", "turn examples into a dataset"),
         "tainted": ("fieldlm_compiler.learn.tainted", "list, or rebuild, what was made of forgotten people's words"),
         "tune": ("fieldlm_compiler.learn.tune", "fine-tune a checkpoint; writes a LoRA adapter"),

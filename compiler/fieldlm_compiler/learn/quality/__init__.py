@@ -1,0 +1,1 @@
+"""How good labels are that nobody has checked."""

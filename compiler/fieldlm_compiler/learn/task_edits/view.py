@@ -1,0 +1,137 @@
+"""What people see of the tasks in a folder: those of tasks.json, with the edits that are not applied yet."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from fieldlm_compiler.learn.curate import CuratedExample, read_examples
+from fieldlm_compiler.learn.shapes import signature
+from fieldlm_compiler.learn.task_edits.edits import TaskEdits
+from fieldlm_compiler.learn.task_edits.names import instance, told
+from fieldlm_compiler.learn.tasks import TASKS, Round, digest, read_round
+
+
+class ShownTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as a person reads it: nothing of it that fewer customers than are asked for said."""
+
+    id: str
+    name: str
+    description: str
+    example: str
+    scenario: str
+    """Its name; a part that was just split off has that of its task."""
+    examples: int
+    share: float
+    customers: int
+    state: str
+    """"", "left out", "not asked for", or "merged into" another."""
+
+
+class ShownTasks(msgspec.Struct, frozen=True, kw_only=True):
+    """All tasks of a folder, the largest first; `pending` says whether edits wait for the next `cluster` or round."""
+
+    tasks: list[ShownTask]
+    edits: list[str]
+    pending: bool
+    least_sessions: int
+
+
+def show(folder: Path, edits: TaskEdits, least_sessions: int = 1) -> ShownTasks:
+    """Return the tasks of the examples in `folder`, as `edits` make them.
+
+    Words are shown that `least_sessions` customers said, or as many as tasks.json was made with if that is more.
+    """
+    known = read_round(folder / TASKS)
+    least = max(least_sessions, known.least_sessions)
+    examples = read_examples(folder)
+    groups: dict[str, list[CuratedExample]] = {}
+    for example, task in zip(examples, tasks_of(examples, known, edits), strict=True):
+        groups.setdefault(task, []).append(example)
+    ids = sorted(groups, key=lambda task: (-len(groups[task]), task))
+    order = [example for task in ids for example in groups[task]]
+    words = told(order, [at for at, task in enumerate(ids) for _ in groups[task]], ids, least)
+    scenarios = _scenarios(known, edits, groups, least)
+    shown = [
+        ShownTask(
+            id=task,
+            name=edits.names.get(task, name),
+            description=description,
+            example=_instance(task, groups[task], known, least) if description else "",
+            scenario=scenarios.get(task, ""),
+            examples=len(groups[task]),
+            share=len(groups[task]) / len(examples),
+            customers=len({example.voter for example in groups[task]}),
+            state="left out" if task in edits.excluded else "",
+        )
+        for task, (name, description) in zip(ids, words, strict=True)
+    ]
+    absent = [*_absent(known, edits, set(ids), least)]
+    pending = known.edits != edits.edits
+    return ShownTasks(
+        tasks=[*shown, *absent], edits=[str(edit) for edit in edits.edits], pending=pending, least_sessions=least
+    )
+
+
+def tasks_of(examples: Sequence[CuratedExample], known: Round, edits: TaskEdits) -> list[str]:
+    """Return the task of each example, after edits that are not applied yet."""
+    applied = {task.id for task in known.every}
+    part_of = {one: part.id for part in edits.parts if part.id not in applied for one in part.digests()}
+    split = {edit.task for edit in edits.edits for part in edit.parts if part.id not in applied}
+    found: list[str] = []
+    for example in examples:
+        task = example.task
+        if split and (task in split or edits.resolve(task) in split):
+            task = part_of.get(digest(example.utterance, signature(example.answer)), task)
+        found.append(edits.resolve(task))
+    return found
+
+
+def _instance(task: str, members: Sequence[CuratedExample], known: Round, least: int) -> str:
+    """Return the example of tasks.json where it may still be shown, else another one."""
+    chosen = {each.id: each.example for each in known.tasks}.get(task)
+    first = sorted(members, key=lambda example: (example.utterance != chosen, len(example.utterance), example.response))
+    return instance(first, members, least)
+
+
+def _scenarios(known: Round, edits: TaskEdits, groups: dict[str, list[CuratedExample]], least: int) -> dict[str, str]:
+    """Return the name of the scenario of each task, by the words that may be shown."""
+    of = {task.id: task.scenario for task in known.tasks}
+    for edit in edits.edits:
+        of |= {part.id: of[edit.task] for part in edit.parts if edit.task in of and part.id not in of}
+    placed = {task: of[task] for task in groups if of.get(task)}
+    ids = sorted(set(placed.values()))
+    places = [(example, ids.index(placed[task])) for task in placed for example in groups[task]]
+    words = told([example for example, _ in places], [at for _, at in places], ids, least)
+    names = {scenario: name for scenario, (name, _) in zip(ids, words, strict=True)}
+    doubled = Counter(names.values())
+    return {
+        task: name if doubled[name := names[scenario]] == 1 else f"{name} ({scenario})"
+        for task, scenario in placed.items()
+    }
+
+
+def _absent(known: Round, edits: TaskEdits, present: set[str], least: int) -> list[ShownTask]:
+    """Return the tasks that nobody asked for; their words only where as many customers as now were needed to show."""
+    may_show = least <= known.least_sessions
+    absent: list[ShownTask] = []
+    for task in known.every:
+        into = edits.resolve(task.id) if edits.resolve(task.id) != task.id else task.merged_into
+        if task.id in present:
+            continue
+        state = f"merged into {into}" if into else "left out, not asked for" if task.id in edits.excluded else ""
+        absent.append(
+            ShownTask(
+                id=task.id,
+                name=edits.names.get(task.id, task.name if may_show else task.id),
+                description=task.description if may_show else "",
+                example=task.example if may_show else "",
+                scenario="",
+                examples=0,
+                share=0.0,
+                customers=0,
+                state=state or "not asked for",
+            )
+        )
+    return absent
