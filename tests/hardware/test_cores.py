@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from fieldlm.engines import EngineOptions, Sampling, llama
-from fieldlm.hardware import cores
 from fieldlm.hardware.cores import (
     LOOKS_TO_LOWER,
     LOOKS_TO_RAISE,
@@ -19,6 +18,7 @@ from fieldlm.hardware.cores import (
     read_cpu_time,
     stay,
 )
+from fieldlm.hardware.processor_kinds import Processor
 from tests.support.machines import sysroot
 
 
@@ -27,8 +27,12 @@ def looks(count: ThreadCount, others: list[float], cores: int = 2) -> list[int]:
 
 
 def test_where_no_file_names_processors_python_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "processors", lambda root: {})
-    monkeypatch.setattr(cores, "allowed_cpus", lambda root: None)
+    def nobody_says(root: Path) -> dict[int, Processor]:
+        del root
+        return {}
+
+    for name in ("processors", "allowed_cpus"):
+        monkeypatch.setattr(f"fieldlm.hardware.cores.{name}", nobody_says)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert physical_cores() == fast_cores() == 8
 
