@@ -77,14 +77,9 @@ class LlamaScheduler:
     """The sequences of one context. Everything but `look`, the line and the counts is for the engine's thread alone."""
 
     def __init__(
-        self,
-        weights: LlamaWeights,
-        context: Context,
-        *,
-        sequences: int,
-        prefill: int = PREFILL_ALONE,
+        self, weights: LlamaWeights, context: Context, *, sequences: int, prefill: int = PREFILL_ALONE,
         cores: CoreWatch | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.waiting: RequestQueue[LlamaRequest] = RequestQueue()
         self._weights = weights
         self._context = context
