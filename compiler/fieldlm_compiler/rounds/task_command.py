@@ -78,7 +78,7 @@ def _examples(folder: Path) -> tuple[Path, str]:
             raise InputError(f"{folder} has no tasks yet; find them with: fieldlm cluster {folder}")
         return folder, f"fieldlm cluster {folder}"
     if rounds := read_rounds(folder):
-        return rounds[-1].examples, f"fieldlm round STORE --out {folder}"
+        return rounds[-1].examples, f"fieldlm round STORE --base BASE --out {folder}"
     raise InputError(
         f"{folder} holds neither tasks nor rounds; name a folder of `fieldlm cluster`, or the --out of `fieldlm round`"
     )

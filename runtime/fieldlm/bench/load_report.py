@@ -66,7 +66,7 @@ def load_pages(url: str, spec: LoadSpec, found: Sequence[LevelResult]) -> tuple[
     """Return the same as a page and as Markdown."""
     title, rows = f"{spec.model} under load", [level_cells(each) for each in found]
     page = render(
-        ROOM, "load.html", title=f"fieldlm bench: {title}", name=title, soft=url, plots=[], head=HEAD, rows=rows,
+        ROOM, "load.html", title=f"Bench of fieldlm: {title}", name=title, soft=url, plots=[], head=HEAD, rows=rows,
         notes=load_notes(found, spec),
     )  # fmt: skip
     return page, _markdown(title, url, HEAD, rows, load_notes(found, spec))
@@ -125,7 +125,7 @@ def soak_pages(found: Soak) -> tuple[str, str]:
     plots = [(words, curve(words, points)) for words, points in curves if len(points) > 1]
     rows = soak_rows(found)
     page = render(
-        ROOM, "load.html", title=f"fieldlm bench: {title}", name=title, soft=found.head.url, plots=plots, head=("", ""),
+        ROOM, "load.html", title=f"Bench of fieldlm: {title}", name=title, soft=found.head.url, plots=plots, head=("", ""),
         rows=rows, notes=[],
     )  # fmt: skip
     return page, _markdown(title, found.head.url, ("", ""), rows, [])

@@ -46,7 +46,7 @@ def bench_page(rows: Sequence[Row]) -> str:
     return render(
         ROOM,
         "bench.html",
-        title=f"fieldlm bench: {_title(found)}",
+        title=f"Bench of fieldlm: {_title(found)}",
         name=_title(found),
         tests=[_test_cells(row) for row in found],
         head=TEST_HEAD,
@@ -73,7 +73,7 @@ def comparison_page(found: Comparison) -> str:
     return render(
         ROOM,
         "comparison.html",
-        title="fieldlm bench: B against A",
+        title="Bench of fieldlm: B against A",
         a=found.a,
         b=found.b,
         picture=ratios(found.differences),
