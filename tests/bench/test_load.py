@@ -104,7 +104,8 @@ def test_what_is_counted_is_what_the_server_did(clockwork: str) -> None:
         assert each.ttft_s is not None
         assert each.ttft_s >= Clockwork.first_s
         assert len(each.gaps_s) == 3
-        assert sum(each.gaps_s) >= 3 * Clockwork.gap_s
+        # A piece may be read late, on a busy machine, but none before it was sent.
+        assert each.ttft_s + sum(each.gaps_s) >= Clockwork.first_s + 3 * Clockwork.gap_s
         assert each.ended_s >= each.ttft_s + sum(each.gaps_s)
     found = summary(ONE, asked, SPEC)
     assert (found.requests, found.failed, found.gen_tokens, found.good) == (3, {}, 4.0, 3)
@@ -181,15 +182,15 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(clockwork: str) 
 def test_a_soak_keeps_each_window_and_goes_on_where_it_ended(
     clockwork: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(soak, "WINDOW_S", 0.6)
+    monkeypatch.setattr(soak, "WINDOW_S", 1.5)
     out, page = tmp_path / "soak.jsonl", tmp_path / "soak.md"
     command = ["--url", clockwork, "--concurrency", "2", "--out", str(out)]
-    assert main([*command, "--minutes", "0.02"]) == 0
+    assert main([*command, "--minutes", "0.05"]) == 0
     begun = out.read_bytes()
     assert begun.count(b"\n") == 3
     out.write_bytes(begun + b'{"ended_wall_s":1')
     capsys.readouterr()
-    assert main([*command, "--minutes", "0.03", "--json", "--report", str(page)]) == 0
+    assert main([*command, "--minutes", "0.075", "--json", "--report", str(page)]) == 0
     assert out.read_bytes().startswith(begun), "nothing is measured twice, and the torn line is gone"
     document = json.loads(capsys.readouterr().out)
     assert len(document["windows"]) == 3
@@ -197,7 +198,7 @@ def test_a_soak_keeps_each_window_and_goes_on_where_it_ended(
     assert document["windows"][0]["load_average"] is not None, "the server is on this machine"
     assert "### m under lasting load" in page.read_text()
     with pytest.raises(InputError, match="begun with other settings"):
-        main([*command, "-n", "7", "--minutes", "0.02"])
+        main([*command, "-n", "7", "--minutes", "0.05"])
 
 
 @pytest.mark.parametrize("text", ["nothing\n", "{}\n", "\n", '{"format": 1}\n'])

@@ -125,8 +125,8 @@ def soak_pages(found: Soak) -> tuple[str, str]:
     plots = [(words, curve(words, points)) for words, points in curves if len(points) > 1]
     rows = soak_rows(found)
     page = render(
-        ROOM, "load.html", title=f"Bench of fieldlm: {title}", name=title, soft=found.head.url, plots=plots, head=("", ""),
-        rows=rows, notes=[],
+        ROOM, "load.html", title=f"Bench of fieldlm: {title}", name=title, soft=found.head.url, plots=plots,
+        head=("", ""), rows=rows, notes=[],
     )  # fmt: skip
     return page, _markdown(title, found.head.url, ("", ""), rows, [])
 
