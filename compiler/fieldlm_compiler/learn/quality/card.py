@@ -54,7 +54,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
     """Return the card as people read it."""
     examples, customers = facts["examples"], facts["customers"]
     split = [(name, f"{examples[name]:,}", f"{customers[name]:,}") for name in examples]
-    tasks = [(task["id"], _plain(task["name"]), task["train"], task["eval"]) for task in facts["tasks"]]
+    tasks = [(task["id"], task["name"], task["train"], task["eval"]) for task in facts["tasks"]]
     parts = [
         f"# Data set {facts['dataset']}",
         "What people asked devices and said the right answer was, under the terms of consent below.",
