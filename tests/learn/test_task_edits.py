@@ -303,8 +303,14 @@ def test_edits_come_in_their_order() -> None:
     chained = edits(("exclude", "a", ""), ("merge", "a", "b"), ("merge", "b", "c"))
     assert chained.resolve("a") == chained.resolve("b") == "c"
     assert not chained.leaves_out("a"), "what is merged is as what it is merged into"
-    assert chained.held == {"a", "c"} - {"a"}
+    assert chained.held == {"c"}
     assert edits(("exclude", "a", ""), ("include", "a", ""), ("exclude", "a", "")).leaves_out("a")
+
+
+def test_a_new_name_decides_nothing_that_is_learnt() -> None:
+    named, split = edits(("rename", "a", "")), edits(("rename", "a", ""), ("exclude", "a", ""))
+    assert (named.digest is None, named.deciding_digest) == (False, None)
+    assert split.deciding_digest == edits(("exclude", "a", "")).digest
 
 
 def test_a_file_that_is_none_is_said_so(tmp_path: Path) -> None:
