@@ -37,10 +37,11 @@ def python_of(client: str) -> Path:
     """Return the interpreter that has the client, installed when it is asked for the first time."""
     if client in INSTALLED:
         return Path(sys.executable)
-    python = material.cache() / "clients" / "bin" / "python"
+    # A place for each: together they would want versions of openai that exclude each other.
+    python = material.cache() / f"client-{client}" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *FETCHED.values()], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", FETCHED[client]], check=True)
     return python
 
 
