@@ -85,7 +85,8 @@ def test_a_forced_call_is_spelt_as_the_template_has_it(served: tuple[str, ApiSer
 def test_a_named_tool_and_a_stream_say_the_same(served: tuple[str, ApiServer]) -> None:
     _, server = served
     named = {"type": "function", "function": {"name": "switch"}}
-    whole = ask(server, tool_choice=named)["message"]["tool_calls"][0]["function"]
+    # The first answer is to a prompt that nothing of is in the cache yet: its last digits, and so a tie, may differ.
+    _, whole = (ask(server, tool_choice=named)["message"]["tool_calls"][0]["function"] for _ in range(2))
     body = {"messages": ASKED, "tools": TOOLS, "max_tokens": 96, "tool_choice": named, "stream": True}
     heard = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120).text
     events = [json.loads(line[6:]) for line in heard.splitlines() if line.startswith("data: {")]
