@@ -80,10 +80,26 @@ def test_a_clock_fifty_years_ahead_fails() -> None:
 
 def test_a_profile_of_another_board_fails() -> None:
     pi, laptop = detect(sysroot("pi-5-8gb")), detect(sysroot("laptop-avx2-i3-1315u"))
-    assert doctor.check_profile(PI5, pi).level == "ok"
-    assert doctor.check_profile(load_profile("generic-aarch64"), pi).level == "ok"
-    found = doctor.check_profile(PI5, laptop)
-    assert (found.level, found.text) == ("fail", "rpi5-8gb does not fit, this is a laptop-avx2")
+    assert doctor.check_profile(PI5, pi, sysroot("pi-5-8gb")).level == "ok"
+    assert doctor.check_profile(load_profile("generic-aarch64"), pi, sysroot("pi-5-8gb")).level == "ok"
+    found = doctor.check_profile(PI5, laptop, sysroot("laptop-avx2-i3-1315u"))
+    why = "linux on x86_64, not linux on aarch64"
+    assert (found.level, found.text) == ("fail", f"rpi5-8gb does not fit, this is a laptop-avx2: {why}")
+
+
+def test_a_profile_of_ones_own_is_held_against_the_machine(tmp_path: Path) -> None:
+    path = tmp_path / "my-pi.toml"
+    path.write_text('format = "fieldlm.profile/1"\nid = "my-pi"\ntitle = "Mine"\nvariant_of = "rpi5-8gb"\n')
+    own = load_profile(str(path))
+    assert doctor.check_profile(own, detect(sysroot("pi-5-8gb")), sysroot("pi-5-8gb")).level == "ok"
+    laptop = sysroot("laptop-avx2-i3-1315u")
+    assert doctor.check_profile(own, detect(laptop), laptop).level == "fail"
+
+
+def test_what_is_worth_a_look_is_not_counted_as_passed() -> None:
+    findings = [doctor.ok("a", ""), doctor.warn("b", "", ""), doctor.ok("c", "")]
+    assert doctor.summary(findings) == "2 of 3 checks passed; look at those marked !"
+    assert doctor.summary(findings[:1]) == "all 1 checks passed"
 
 
 def test_a_generic_profile_is_a_warning() -> None:

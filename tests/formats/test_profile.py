@@ -109,7 +109,7 @@ BROKEN = {
     "a kind nobody knows": ('kind = "measured"', 'kind = "guessed"', "guessed"),
     "no TOML at all": ("[match]", "[match", "cannot be read"),
     "a later format": ("fieldlm.profile/1", "fieldlm.profile/2", "update fieldlm"),
-    "another one's name": ('id = "generic-x86-64-avx2"', 'id = "rpi5-8gb"', "must be the same"),
+    "another one's name": ('id = "generic-x86-64-avx2"', 'id = "rpi5-8gb"', "rename the file to rpi5-8gb.toml"),
     "a parent that is not there": ("generic = true", 'inherits = "rpi6"', "there is no profile 'rpi6'"),
     "itself as parent": ("generic = true", 'inherits = "generic-x86-64-avx2"', "inherits itself"),
     "two parents": ("generic = true", 'inherits = "rpi5-8gb"\nvariant_of = "rpi5-8gb"', "want one of the two"),

@@ -168,6 +168,8 @@ def toolbox(
         return None
     if not declared:
         what = f"{names[0]} names none of {names[1]}"
+        if choice == "required":
+            what = f"{names[0]} is required, and there are no {names[1]}; send {names[1]}, or auto"
         raise ApiError(400, what, param=names[0], code="invalid_value")
     for tool in declared:
         _check(tool.function, declared, names[1])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,7 @@ from fieldlm.formats.topics import parse_broker
 from fieldlm.hardware import sensors
 from fieldlm.hardware.accelerators import PresentAccelerator
 from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
-from fieldlm.hardware.detect import Detection, detect
+from fieldlm.hardware.detect import Detection, detect, obstacle
 from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.processor import FLAGS
 from fieldlm.network.http_client import OK, NobodyAnswersError, own_server
@@ -103,9 +104,18 @@ def main(argv: Sequence[str]) -> int:
         lines.append(f"{MARKS[finding.level]} {finding.what:<12} {finding.text}")
         lines += [f"  {'':<12} → {finding.next}"] if finding.next else []
     failed = sum(finding.level == "fail" for finding in findings)
-    lines.append(f"{failed} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed")
+    lines.append(summary(findings))
     terminal.show({"passed": not failed, "findings": findings}, "\n".join(lines), as_json=args.json)
     return 1 if failed else 0
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Return the line below the findings."""
+    levels = Counter(finding.level for finding in findings)
+    if levels["fail"]:
+        return f"{levels['fail']} of {len(findings)} checks failed"
+    passed = f"all {len(findings)}" if not levels["warn"] else f"{len(findings) - levels['warn']} of {len(findings)}"
+    return f"{passed} checks passed" + (f"; look at those marked {MARKS['warn']}" if levels["warn"] else "")
 
 
 def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
@@ -135,7 +145,7 @@ def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
 
 
 def _check_device(profile: Profile, detection: Detection | None, root: Path) -> Iterator[Finding]:
-    yield check_profile(profile, detection)
+    yield check_profile(profile, detection, root)
     yield check_memory(sensors.memory_available_mb(root), profile)
     yield check_threads(sensors.usable_cores(), profile)
     yield check_heat(sensors.temperature_c(root, profile.thermal.zones), profile)
@@ -244,18 +254,18 @@ def _newest_file_s() -> float:
     return max(path.stat().st_mtime for path in profile_folder().glob("*.toml"))
 
 
-def check_profile(profile: Profile, detection: Detection | None) -> Finding:
+def check_profile(profile: Profile, detection: Detection | None, root: Path = LIVE) -> Finding:
     if detection is None or detection.best.id == profile.id:
         if profile.generic:
             return warn(
                 "profile",
                 f"{profile.id}: no profile names this machine, so nothing is known of its speed and power",
-                "fieldlm detect; fieldlm profiles",
+                "describe it in a file, and name that with --profile: docs/gpu.md",
             )
         return ok("profile", f"{profile.id} ({profile.title})")
-    if profile.id in {match.profile for match in detection.matches}:
-        return ok("profile", f"{profile.id}, as its bundle or a setting says; detected: {detection.best.id}")
-    return fail("profile", f"{profile.id} does not fit, this is a {detection.best.id}", "fieldlm detect")
+    if why := obstacle(profile, root):
+        return fail("profile", f"{profile.id} does not fit, this is a {detection.best.id}: {why}", "fieldlm detect")
+    return ok("profile", f"{profile.id}, as its bundle or a setting says; detected: {detection.best.id}")
 
 
 def check_memory(available_mb: int, profile: Profile) -> Finding:

@@ -250,7 +250,7 @@ def load_profile(name_or_path: str) -> Profile:
     if not is_readable(profile.format, FORMAT):
         raise ProfileError(f"{path} has format {profile.format!r}, this version reads {FORMAT!r}; update fieldlm")
     if profile.id != path.stem:
-        raise ProfileError(f"{path} calls itself {profile.id!r}; id and file name must be the same")
+        raise ProfileError(f"{path} has the id {profile.id!r}; rename the file to {profile.id}.toml, or change the id")
     return profile
 
 

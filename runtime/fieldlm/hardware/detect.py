@@ -169,6 +169,11 @@ def score(facts: Facts, profile: Profile) -> ProfileMatch:
     )
 
 
+def obstacle(profile: Profile, root: Path = LIVE) -> str:
+    """Return what forbids `profile`, one of the list or of a file, on the machine under `root`; empty for nothing."""
+    return _obstacle(read_facts(root), profile)
+
+
 def _board_points(facts: Facts, rules: Rules) -> list[tuple[int, str]]:
     """Return the points for what names the board or its chip."""
     points: list[tuple[int, str]] = []
