@@ -153,6 +153,9 @@ def test_a_call_is_an_item_streamed_or_not(kiosk: Kiosk) -> None:
     asked["tool_choice"] = {"type": "function", "name": "carry"}
     named = kiosk.client.responses.create(**asked)
     assert [item.type for item in named.output] == ["function_call"]
+    asked["tool_choice"] = {"type": "allowed_tools", "mode": "required", "tools": [asked["tool_choice"]]}
+    allowed = kiosk.client.responses.create(**asked)
+    assert [item.type for item in allowed.output] == ["function_call"]
 
 
 def test_logprobs_come_when_they_are_asked_for(kiosk: Kiosk) -> None:

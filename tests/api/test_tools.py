@@ -1,10 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from fieldlm.api.chat_request import ChatRequest
 from fieldlm.inference.chat_template import render
 from fieldlm.inference.tool_calls import Call, CallReader
+from fieldlm.network.json_api import ApiError
 from tests.inference.test_chat_template import bundle_of
 
 NAMES = frozenset({"go", "stop"})
@@ -113,3 +117,27 @@ def test_a_template_that_knows_tools_gets_calls_as_they_are(tmp_path: Path) -> N
     assert (
         render(bundle_of(tmp_path, template), TALK, tools=[TOOL]) == "go[system:Be brief.][assistant:lift][tool:there]"
     )
+
+
+def named(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+def asked(choice: Any) -> ChatRequest:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [named("go"), named("stop"), named("wait")]}
+    return msgspec.convert({**body, "tool_choice": choice}, ChatRequest)
+
+
+@pytest.mark.parametrize(("mode", "must"), [("auto", False), ("required", True)])
+def test_of_allowed_tools_no_other_is_called(mode: str, *, must: bool) -> None:
+    chosen = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named("stop"), named("go")]}}
+    toolbox = asked(chosen).toolbox()
+    assert toolbox is not None
+    assert toolbox.must == must
+    assert [tool.function.name for tool in toolbox.tools] == ["go", "stop"]
+
+
+def test_an_allowed_tool_that_nobody_declared_is_named() -> None:
+    chosen = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named("fly")]}}
+    with pytest.raises(ApiError, match="tool_choice allows 'fly', which is none of tools"):
+        asked(chosen).toolbox()

@@ -16,7 +16,17 @@ import msgspec
 
 from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.parameters import checked
-from fieldlm.api.tools import AskedCall, AskedFunction, Function, FunctionName, NamedChoice, Tool, Toolbox, toolbox
+from fieldlm.api.tools import (
+    AskedCall,
+    AskedFunction,
+    Choice,
+    Function,
+    FunctionName,
+    NamedChoice,
+    Tool,
+    Toolbox,
+    toolbox,
+)
 from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Schedule, Timings
 from fieldlm.engines.constraint import Kind, Rule
 from fieldlm.escalation.cascade import Verdict
@@ -204,7 +214,7 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     # What tools were before they had that name: one call at most, and no ids.
     functions: list[Function] | None = None
@@ -238,7 +248,7 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
         tools = [Tool("function", function) for function in self.functions or []]
         choice = self.function_call
         if isinstance(choice, FunctionName):
-            choice = NamedChoice("function", choice)
+            choice = NamedChoice(choice)
         return toolbox(tools, choice, several=False, names=("function_call", "functions"))
 
     def wanted(self, constraint: Constraint | None = None, index: int = 0) -> Sampling:

@@ -9,7 +9,17 @@ import msgspec
 
 from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, SPEAKERS, AtLeastOne, CompletionParams, rule_of
 from fieldlm.api.parameters import FORM, KEPT, LENGTH
-from fieldlm.api.tools import AskedCall, Function, NamedChoice, Tool, Toolbox, toolbox
+from fieldlm.api.tools import (
+    AllowedChoice,
+    AllowedTools,
+    AskedCall,
+    Function,
+    FunctionName,
+    NamedChoice,
+    Tool,
+    Toolbox,
+    toolbox,
+)
 from fieldlm.engines import Constraint, Sampling
 from fieldlm.engines.constraint import Rule
 from fieldlm.network.json_api import ApiError
@@ -51,11 +61,21 @@ class FunctionTool(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
-class FunctionChoice(msgspec.Struct, frozen=True):
+class FunctionChoice(msgspec.Struct, frozen=True, tag="function", tag_field="type"):
     """`tool_choice` of one function."""
 
-    type: Literal["function"]
     name: str
+
+    def named(self) -> NamedChoice:
+        """Return it as chat completions spell it."""
+        return NamedChoice(FunctionName(self.name))
+
+
+class AllowedFunctions(msgspec.Struct, frozen=True, tag="allowed_tools", tag_field="type"):
+    """`tool_choice` of some of the functions."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FunctionChoice], msgspec.Meta(min_length=1)]
 
 
 class TextFormat(msgspec.Struct, frozen=True):
@@ -82,7 +102,7 @@ class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
     max_output_tokens: AtLeastOne | None = None
     text: TextSettings | None = None
     tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedFunctions | None = None
     parallel_tool_calls: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     include: list[str] | None = None
@@ -110,7 +130,9 @@ class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
     def toolbox(self) -> Toolbox | None:
         choice = self.tool_choice
         if isinstance(choice, FunctionChoice):
-            choice = msgspec.convert({"type": "function", "function": {"name": choice.name}}, NamedChoice)
+            choice = choice.named()
+        elif isinstance(choice, AllowedFunctions):
+            choice = AllowedChoice(AllowedTools(choice.mode, [each.named() for each in choice.tools]))
         tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(self.tools or [])]
         return toolbox(tools, choice, several=bool(self.parallel_tool_calls))
 

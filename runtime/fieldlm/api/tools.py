@@ -56,11 +56,26 @@ class FunctionName(msgspec.Struct, frozen=True):
     name: str
 
 
-class NamedChoice(msgspec.Struct, frozen=True):
+class NamedChoice(msgspec.Struct, frozen=True, tag="function", tag_field="type"):
     """`tool_choice` of one function."""
 
-    type: Literal["function"]
     function: FunctionName
+
+
+class AllowedTools(msgspec.Struct, frozen=True):
+    """Which of the tools may be called, and whether one has to be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], msgspec.Meta(min_length=1)]
+
+
+class AllowedChoice(msgspec.Struct, frozen=True, tag="allowed_tools", tag_field="type"):
+    """`tool_choice` of some of the functions."""
+
+    allowed_tools: AllowedTools
+
+
+Choice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
 
 
 class AskedFunction(msgspec.Struct, frozen=True):
@@ -153,7 +168,7 @@ class Toolbox:
 
 def toolbox(
     declared: list[Tool],
-    choice: Literal["none", "auto", "required"] | NamedChoice | None,
+    choice: Choice | None,
     *,
     several: bool,
     names: tuple[str, str] = ("tool_choice", "tools"),
@@ -162,6 +177,13 @@ def toolbox(
 
     `names` are those of the parameters that hold the choice and the tools.
     """
+    if isinstance(choice, AllowedChoice):
+        allowed = {tool.function.name for tool in choice.allowed_tools.tools}
+        if unknown := allowed - {tool.function.name for tool in declared}:
+            what = f"{names[0]} allows {min(unknown)!r}, which is none of {names[1]}"
+            raise ApiError(400, what, param=names[0], code="invalid_value")
+        declared = [tool for tool in declared if tool.function.name in allowed]
+        choice = choice.allowed_tools.mode
     if isinstance(choice, NamedChoice):
         declared = [tool for tool in declared if tool.function.name == choice.function.name]
     if choice in (None, "none", "auto") and (not declared or choice == "none"):
