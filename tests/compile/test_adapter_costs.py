@@ -33,7 +33,7 @@ ROWS = tiny_models.conversations(16)
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_models.tiny_llama(tmp_path_factory.mktemp("taught") / "taught", seed=3)
-    return tiny_models.teach(folder, ROWS, steps=300)
+    return tiny_models.teach(folder, ROWS, steps=600)
 
 
 @pytest.fixture(scope="module")
