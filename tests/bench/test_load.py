@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -39,12 +39,14 @@ class Clockwork(http.server.BaseHTTPRequestHandler):
     first_s, gap_s, pieces = 0.05, 0.02, 4
     fails = False
     one_at_a_time = threading.Lock()
+    prompts: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self._answer(200, json.dumps({"data": [{"id": "m"}]}).encode(), "application/json")
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.prompts.append(body["messages"][0]["content"])
         if self.fails:
             self._answer(503, json.dumps({"error": {"message": "no room"}}).encode(), "application/json")
             return
@@ -81,6 +83,7 @@ class Clockwork(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def clockwork(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.delenv("FIELDLM_API_KEY", raising=False)
+    monkeypatch.setattr(Clockwork, "prompts", [])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Clockwork)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -98,7 +101,7 @@ def served(base_bundle: Bundle) -> Iterator[ApiServer]:
 
 
 def test_what_is_counted_is_what_the_server_did(clockwork: str) -> None:
-    asked = run_level(HttpClient(clockwork), SPEC, ONE, 3, on_end=lambda _: None)
+    asked = run_level(HttpClient(clockwork), SPEC, ONE, 3, name="a", on_end=lambda _: None)
     assert [(each.tokens, each.prompt_tokens, each.cached_tokens, each.error) for each in asked] == [(4, 8, 2, "")] * 3
     for each in asked:
         assert each.ttft_s is not None
@@ -116,7 +119,7 @@ def test_what_is_counted_is_what_the_server_did(clockwork: str) -> None:
 
 def test_who_waits_for_others_waits_from_the_moment_it_was_due(clockwork: str) -> None:
     level = Level(rate=1000.0)
-    asked = run_level(HttpClient(clockwork), SPEC, level, 5, on_end=lambda _: None)
+    asked = run_level(HttpClient(clockwork), SPEC, level, 5, name="a", on_end=lambda _: None)
     one_s = Clockwork.first_s + Clockwork.pieces * Clockwork.gap_s
     assert max(each.ended_s for each in asked) >= 4.5 * one_s, "five came at once, and the last was served the fifth"
     assert [each.due_s for each in asked] == sorted(each.due_s for each in asked)
@@ -134,10 +137,27 @@ def test_strangers_arrive_by_a_poisson_process_and_the_same_for_a_seed() -> None
 
 
 def test_no_two_prompts_are_the_same_and_each_is_as_long_as_asked() -> None:
-    prompts = [load.body_of(SPEC, number)["messages"][0]["content"] for number in range(50)]
+    prompts = [load.body_of(SPEC, f"{number}")["messages"][0]["content"] for number in range(50)]
     assert len(set(prompts)) == 50
     assert {len(prompt.split()) for prompt in prompts} == {8}
-    assert load.body_of(SPEC, 3) == load.body_of(SPEC, 3)
+    assert load.body_of(SPEC, "3") == load.body_of(SPEC, "3")
+
+
+def test_no_load_and_no_run_asks_what_another_asked_unless_the_seed_is_said(
+    clockwork: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--url", clockwork, "--requests", "2", "--concurrency", "1,1,2", "-p", "8", "-n", "4", "--json"]
+    seeds = list[int]()
+    for _ in range(2):
+        assert main(command) == 0
+        seeds.append(json.loads(capsys.readouterr().out)["spec"]["seed"])
+    first = Clockwork.prompts[:9]
+    assert len(set(Clockwork.prompts)) == len(Clockwork.prompts) == 18, "a warm-up and two requests, of three loads"
+    assert main([*command, "--seed", str(seeds[0])]) == 0
+    assert sorted(Clockwork.prompts[18:]) == sorted(first)
+    # A seed that is the next one to another shares no prompt with it either.
+    assert main([*command, "--seed", str(seeds[0] + 1)]) == 0
+    assert not set(Clockwork.prompts[27:]) & set(first)
 
 
 def test_a_server_that_refuses_is_counted_and_said(
@@ -189,12 +209,16 @@ def test_a_soak_keeps_each_window_and_goes_on_where_it_ended(
     begun = out.read_bytes()
     assert begun.count(b"\n") == 3
     out.write_bytes(begun + b'{"ended_wall_s":1')
+    asked = len(Clockwork.prompts)
     capsys.readouterr()
     assert main([*command, "--minutes", "0.075", "--json", "--report", str(page)]) == 0
     assert out.read_bytes().startswith(begun), "nothing is measured twice, and the torn line is gone"
     document = json.loads(capsys.readouterr().out)
     assert len(document["windows"]) == 3
     assert all(window["answers"] for window in document["windows"])
+    assert len(Clockwork.prompts) > asked
+    assert len(set(Clockwork.prompts)) == len(Clockwork.prompts), "nor is a prompt asked twice"
+    assert len({window["seed"] for window in document["windows"]}) == 2, "each call drew its own"
     assert document["windows"][0]["load_average"] is not None, "the server is on this machine"
     assert "### m under lasting load" in page.read_text()
     with pytest.raises(InputError, match="begun with other settings"):

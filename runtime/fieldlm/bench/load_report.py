@@ -44,6 +44,7 @@ def load_notes(found: Sequence[LevelResult], spec: LoadSpec) -> list[str]:
         f"{mean.gen_tokens:.0f}, on average",
         f"in time: {' and '.join(limits)}" if limits else "in time: no deadline was said, so whatever was answered",
         KEY,
+        f"prompts drawn by --seed {spec.seed}",
     ]
     for level in found:
         lines += [

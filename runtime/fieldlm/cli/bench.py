@@ -1,6 +1,7 @@
 """`fieldlm bench`: measure bundles on this machine, and say how near they are to what the memory allows."""
 
 import argparse
+import random
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fieldlm.hardware.detect import Detection
     from fieldlm.network.http_client import HttpClient
 
+DRAWN = (1, 2**31 - 1)  # seeds that may be drawn; any of them may be said by hand again
 LOAD = ("concurrency", "rate", "deadline", "first-word", "minutes", "out")
 LISTS = ("depth", "threads", "batch", "ubatch", "key_type", "value_type", "flash_attention", "load_mode")
 
@@ -105,7 +107,8 @@ def _load(args: argparse.Namespace) -> int:
         model=served_model(client, "".join([*args.models, *args.named])),
         prompt_tokens=(_flat(args.prompt) or (64,))[0],
         gen_tokens=(_flat(args.gen) or (64,))[0],
-        seed=args.seed,
+        # What an earlier run asked, the server may have kept.
+        seed=random.SystemRandom().randint(*DRAWN) if args.seed is None else args.seed,
         deadline_s=args.deadline,
         first_word_s=args.first_word,
     )
@@ -116,10 +119,11 @@ def _load(args: argparse.Namespace) -> int:
     found: list[LevelResult] = []
     for number, level in enumerate(levels):
         # A first answer warms up what is not asked about, and prompts are no level's again.
-        each = msgspec.structs.replace(spec, seed=spec.seed + number)
-        run_level(client, msgspec.structs.replace(each, seed=-1 - each.seed), Level(concurrency=1), 1, on_end=_nothing)
+        run_level(client, spec, Level(concurrency=1), 1, name=f"warm-up {number}", on_end=_nothing)
         with terminal.progress(f"load {level.words}", args.requests) as progress:
-            found.append(summary(level, run_level(client, each, level, args.requests, on_end=progress.update), spec))
+            name, on_end = f"level {number}", progress.update
+            asked = run_level(client, spec, level, args.requests, name=name, on_end=on_end)
+        found.append(summary(level, asked, spec))
     document = load_document(args.url, spec, found)
     terminal.show(document, describe_load(args.url, spec, found), as_json=args.json)
     if args.report:
@@ -137,7 +141,7 @@ def _soak(args: argparse.Namespace, client: "HttpClient", spec: "LoadSpec", leve
     )
     with terminal.progress(f"soak, {level.words}", max(1, round(args.minutes * 60 / soak.WINDOW_S))) as progress:
         found = soak.soak(
-            client, args.out, head, args.minutes,
+            client, args.out, head, args.minutes, is_seed_said=args.seed is not None,
             on_window=lambda done, window: progress.update(done, f"{window.tokens_per_s or 0:.1f} tokens/s"),
         )  # fmt: skip
     terminal.show(soak_document(found), describe_soak(found), as_json=args.json)
@@ -168,7 +172,7 @@ def _base(args: argparse.Namespace) -> "tuple[Spec, Detection]":
     prefill = config.threads or max(1, min(cpu.prefill_threads or cpu.decode_threads, cores))
     spec = Spec(
         bundle="", prompt_tokens=0, gen_tokens=0, repetitions=args.repetitions, threads=threads,
-        prefill_threads=prefill, seed=args.seed, delay_s=args.delay, profile=profile,
+        prefill_threads=prefill, seed=1 if args.seed is None else args.seed, delay_s=args.delay, profile=profile,
     )  # fmt: skip
     return spec, msgspec.structs.replace(found, best=profile)
 
@@ -271,7 +275,10 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
         "--delay", type=options.real(0, 86_400), default=0.0, metavar="SECONDS", help="rest before each test, to cool"
     )
     parser.add_argument(
-        "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
+        "--seed",
+        type=options.whole(*options.SEED),
+        metavar="N",
+        help="random seed of the prompts (default: 1; with --url drawn anew, so that no cache of an earlier run helps)",
     )
 
 
