@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fieldlm.bench import bench
-from fieldlm.bench.comparison import compare, welch
+from fieldlm.bench.comparison import compare, describe_comparison, welch
 from fieldlm.bench.report import bench_markdown, bench_page
 from fieldlm.bench.student import p_value, quantile
 from fieldlm.cli.bench import main
@@ -108,6 +108,44 @@ def test_llama_benchs_own_results_are_read(tmp_path: Path) -> None:
     (found,) = compare(old, written(tmp_path / "new", theirs | {"flash_attn": -1, "load_mode": "mmap"})).differences
     assert (found.test, found.ratio) == ("pp512", 1.0)
     assert found.differs == {"fa": ("False", "-1"), "lm": ("", "mmap")}
+
+
+def test_what_is_said_of_no_difference_is_the_interval(tmp_path: Path) -> None:
+    wide = [9.0, 11.0, 10.0, 10.5]
+    found = compare(written(tmp_path / "a", {"samples_ts": SLOW}), written(tmp_path / "b", {"samples_ts": wide}))
+    (only,) = found.differences
+    assert only.low is not None
+    assert only.high is not None
+    assert only.low < 1 < only.high
+    assert only.verdict == f"no difference shown: the ratio lies between {only.low:.3f} and {only.high:.3f}"
+    assert "not adjusted" in describe_comparison(found)
+
+
+def test_an_interval_alone_is_no_difference_among_many_tests(tmp_path: Path) -> None:
+    alike = [{"n_gen": gen, "samples_ts": SLOW} for gen in range(1, 9)]
+    a = written(tmp_path / "a", {"samples_ts": SLOW}, *alike)
+    b = written(tmp_path / "b", {"samples_ts": [10.3, 10.5, 10.2, 10.4]}, *alike)
+    first = compare(a, b).differences[0]
+    assert first.low is not None
+    assert first.low > 1
+    assert first.p is not None
+    assert first.p > 0.05
+    assert "the interval leaves 1 out" in first.verdict
+
+
+@pytest.mark.parametrize(("voids", "named"), [("a", "A"), ("b", "B"), ("ab", "A and B")])
+def test_a_void_row_has_no_other_verdict(voids: str, named: str, tmp_path: Path) -> None:
+    files = [
+        written(
+            tmp_path / name,
+            {"samples_ts": speeds, "fieldlm": {"is_void": name in voids}},
+            {"samples_ts": speeds, "n_gen": 7},
+        )
+        for name, speeds in (("a", SLOW), ("b", FAST))
+    ]
+    first, second = compare(*files).differences
+    assert first.verdict == f"void: nothing to believe in {named}"
+    assert second.verdict == "B is faster"
 
 
 def test_rows_of_the_same_test_are_one(tmp_path: Path) -> None:
