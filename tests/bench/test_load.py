@@ -263,7 +263,13 @@ def test_a_steady_board_is_told_from_one_that_drifts() -> None:
     assert drift is not None
     assert drift[1] < 0 < drift[2]
     assert steady.throttled_min is None
-    assert (soaked(30.0, 30.0).droop_percent, soaked(30.0, 30.0).drift_percent_h) == (None, None)
+
+
+@pytest.mark.parametrize(("count", "is_told"), [(1, False), (3, False), (9, False), (10, True)])
+def test_the_drift_of_a_short_soak_is_not_told(count: int, is_told: bool) -> None:
+    short = soaked(*(30.0 + (-1) ** at for at in range(count)))
+    assert (short.drift_percent_h is not None, short.droop_percent is not None) == (is_told, is_told)
+    assert ("too short to say: it takes 5 minutes" in describe_soak(short)) is not is_told
 
 
 def test_a_server_elsewhere_has_no_heat_of_ours() -> None:

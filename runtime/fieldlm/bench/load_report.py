@@ -7,7 +7,7 @@ import msgspec
 
 from fieldlm.bench.load import LevelResult, LoadSpec
 from fieldlm.bench.report import ROOM, markdown_table, plain
-from fieldlm.bench.soak import Soak
+from fieldlm.bench.soak import LEAST_WINDOWS, Soak
 from fieldlm.core import charts, terminal
 from fieldlm.core.charts import Scale, Svg
 from fieldlm.core.pages import render
@@ -87,6 +87,9 @@ def soak_rows(found: Soak) -> list[tuple[str, str]]:
         rows.append(("speed of an answer", f"{slow[1]:.1f} (minute {slow[0]:g}) to {fast[1]:.1f} tokens/s"))
     if (drift := found.drift_percent_h) is not None:
         rows.append(("drift", f"{drift[0]:+.1f} [{drift[1]:+.1f}, {drift[2]:+.1f}] % an hour"))
+    else:
+        least_min = LEAST_WINDOWS * found.head.window_s / 60
+        rows.append(("drift", f"too short to say: it takes {least_min:g} minutes in which answers ended"))
     if (droop := found.droop_percent) is not None:
         rows.append(("last fifth against the first", f"{-droop:+.1f} %"))
     if heat:

@@ -25,6 +25,8 @@ from fieldlm.network.http_client import HttpClient
 FORMAT = "fieldlm.soak/1"
 WINDOW_S = 30.0
 SHARE = 5  # the first and the last fifth of the windows are held against each other
+LEAST_WINDOWS = 10
+"""Of windows with a speed: of fewer, five minutes, a slope is chance, and its interval thousands of per cent wide."""
 PI_NOW = 0xF
 
 
@@ -78,9 +80,9 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def droop_percent(self) -> float | None:
-        """How much slower the last fifth is than the first, by their medians; None for fewer than ten windows."""
+        """How much slower the last fifth is than the first, by their medians; None for fewer than LEAST_WINDOWS."""
         speeds = [speed for _, speed in self.speeds]
-        if len(speeds) < 2 * SHARE:
+        if len(speeds) < LEAST_WINDOWS:
             return None
         part = len(speeds) // SHARE
         first, last = (float(np.median(each)) for each in (speeds[:part], speeds[-part:]))
@@ -88,8 +90,8 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def drift_percent_h(self) -> tuple[float, float, float] | None:
-        """The slope of a line through all windows and its 95 % interval; None for fewer than three."""
-        if len(self.speeds) < 3:
+        """The slope of a line through all windows and its 95 % interval; None for fewer than LEAST_WINDOWS."""
+        if len(self.speeds) < LEAST_WINDOWS:
             return None
         hours, speeds = (np.asarray(column) for column in zip(*self.speeds, strict=True))
         hours = hours / 60
