@@ -221,7 +221,7 @@ def test_a_soak_keeps_each_window_and_goes_on_where_it_ended(
     assert len({window["seed"] for window in document["windows"]}) == 2, "each call drew its own"
     assert document["windows"][0]["load_average"] is not None, "the server is on this machine"
     assert "### m under lasting load" in page.read_text()
-    with pytest.raises(InputError, match="begun with other settings"):
+    with pytest.raises(InputError, match="other settings: --gen-tokens 64 then, 7 now; say the same"):
         main([*command, "-n", "7", "--minutes", "0.05"])
 
 
@@ -300,4 +300,5 @@ def test_ctrl_c_hangs_up_and_what_is_kept_is_whole(clockwork: str, tmp_path: Pat
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 130
     assert "Traceback" not in said
+    assert f"what was measured is in {out}; the same command goes on" in said
     assert out.read_bytes().endswith(b"\n")

@@ -8,7 +8,7 @@ are looked at where the server is on it.
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,6 +28,10 @@ SHARE = 5  # the first and the last fifth of the windows are held against each o
 LEAST_WINDOWS = 10
 """Of windows with a speed: of fewer, five minutes, a slope is chance, and its interval thousands of per cent wide."""
 PI_NOW = 0xF
+OPTIONS = {
+    "url": "--url", "model": "MODEL", "prompt_tokens": "--prompt-tokens", "gen_tokens": "--gen-tokens",
+    "seed": "--seed", "deadline_s": "--deadline", "first_word_s": "--first-word", "concurrency": "--concurrency",
+}  # fmt: skip
 
 
 class SoakHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,11 +134,24 @@ def open_soak(path: Path, head: SoakHead, *, is_seed_said: bool = True) -> list[
     if not is_seed_said:
         begun = msgspec.structs.replace(begun, spec=msgspec.structs.replace(begun.spec, seed=head.spec.seed))
     if begun != head:
-        raise InputError(f"{path} was begun with other settings; say the same, or name another file")
+        others = "; ".join(_differences(begun, head))
+        raise InputError(f"{path} was begun with other settings: {others}; say the same, or name another file")
     if len(whole) < len(data):
         with disk_errors(path):
             os.truncate(path, len(whole))
     return windows
+
+
+def _differences(begun: SoakHead, head: SoakHead) -> Iterator[str]:
+    """Yield what is not as it was, by the options that say it."""
+    before, now = (
+        {**msgspec.to_builtins(each), **msgspec.to_builtins(each.spec), **msgspec.to_builtins(each.level)}
+        for each in (begun, head)
+    )
+    for name, value in before.items():
+        if name not in ("spec", "level") and value != now[name]:
+            words = OPTIONS.get(name, name)
+            yield f"{words} {'none' if value is None else value} then, {'none' if now[name] is None else now[name]} now"
 
 
 def soak(

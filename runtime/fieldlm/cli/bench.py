@@ -140,10 +140,14 @@ def _soak(args: argparse.Namespace, client: "HttpClient", spec: "LoadSpec", leve
         format=soak.FORMAT, url=args.url, spec=spec, level=level, window_s=soak.WINDOW_S, is_here=is_here(args.url)
     )
     with terminal.progress(f"soak, {level.words}", max(1, round(args.minutes * 60 / soak.WINDOW_S))) as progress:
-        found = soak.soak(
-            client, args.out, head, args.minutes, is_seed_said=args.seed is not None,
-            on_window=lambda done, window: progress.update(done, f"{window.tokens_per_s or 0:.1f} tokens/s"),
-        )  # fmt: skip
+        try:
+            found = soak.soak(
+                client, args.out, head, args.minutes, is_seed_said=args.seed is not None,
+                on_window=lambda done, window: progress.update(done, f"{window.tokens_per_s or 0:.1f} tokens/s"),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            progress.note = f"what was measured is in {args.out}; the same command goes on from there"
+            raise
     terminal.show(soak_document(found), describe_soak(found), as_json=args.json)
     if args.report:
         write_report(args.report, *soak_pages(found))
