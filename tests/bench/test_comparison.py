@@ -199,5 +199,13 @@ def test_a_run_is_a_page_and_a_text_to_paste(base_bundle: Bundle) -> None:
     assert "| pp512 | 102.4 \\[102.4, 102.4\\] | 5100.0" in text
     assert base_bundle.manifest.files[0].sha256 in page
     assert base_bundle.manifest.files[0].sha256 in text
+    voided, calm = (
+        row | {"fieldlm": row["fieldlm"] | {"remarks": [*lines, "load 2.0"], "is_void": bool(lines)}}
+        for row, lines in zip(rows, (["void: it was hot"], []), strict=True)
+    )
+    marked = bench_markdown([voided, calm])
+    assert "| pp512 (void) |" in marked
+    assert "| tg128 |" in marked
+    assert "- void: it was hot (pp512, 4 threads, f16/f16)\n- load 2.0\n" in marked
     odd = [row | {"cpu_info": "<b>|x"} for row in rows]
     assert "<b>|x" not in bench_page(odd) + bench_markdown(odd).partition("\n")[2]

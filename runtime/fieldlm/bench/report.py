@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from fieldlm.bench.comparison import HEAD, KEY, Comparison, Difference, cells, notes
-from fieldlm.bench.formats import Row, name_of_test
+from fieldlm.bench.formats import Row, is_void, name_of_test
 from fieldlm.bench.result import Interval, interval
 from fieldlm.core import charts
 from fieldlm.core.charts import Dot, Scale, Span, Svg
@@ -131,7 +131,7 @@ def _test_cells(row: Row) -> tuple[str, ...]:
     how = f"{row['n_threads']} threads, {row['type_k']}/{row['type_v']}, {row['load_mode']}, ub {row['n_ubatch']}"
     joules = ours["energy"]["joules_per_token"]
     return (
-        name_of_test(row),
+        name_of_test(row) + (" (void)" if is_void(row) else ""),
         interval(row["samples_ts"]).words(),
         _words(ours["ttft_ms"]) if row["n_prompt"] else "",
         _words(ours["bandwidth_percent"], 0) if is_decode and is_alone else "",
@@ -154,7 +154,12 @@ def _title(rows: Sequence[Row]) -> str:
 
 
 def _remarks(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(line for row in rows for line in row["fieldlm"]["remarks"]))
+    """Return each remark once, with the tests that it is of where it is not of all."""
+    tests: dict[str, list[str]] = {}
+    for row in rows:
+        for line in row["fieldlm"]["remarks"]:
+            tests.setdefault(line, []).append(_name(row))
+    return [line if len(of) == len(rows) else f"{line} ({'; '.join(of)})" for line, of in tests.items()]
 
 
 def _facts(row: Row) -> list[tuple[str, str]]:

@@ -10,7 +10,17 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fieldlm.bench.formats import FORMATS, writer
-from fieldlm.bench.parameters import FLASH_ATTENTION, LOAD_MODES, Sweep, pair, reals, specs, whole_numbers, words
+from fieldlm.bench.parameters import (
+    FLASH_ATTENTION,
+    LOAD_MODES,
+    Sweep,
+    name_of,
+    pair,
+    reals,
+    specs,
+    whole_numbers,
+    words,
+)
 from fieldlm.bench.report import check_target
 from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
@@ -71,7 +81,7 @@ def _measure(
         if out:
             out.rows(made)
             for line in remarks(result, found):
-                print(terminal.visible(f"! {line}"), file=sys.stderr, flush=True)
+                print(terminal.visible(f"! {name_of(spec)}: {line}"), file=sys.stderr, flush=True)
         elif not args.json:
             print(terminal.visible("\n" * bool(number) + describe(bundle, result, found)), flush=True)
     if out:
