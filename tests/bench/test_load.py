@@ -165,7 +165,19 @@ def test_a_server_that_refuses_is_counted_and_said(
 ) -> None:
     monkeypatch.setattr(Clockwork, "fails", True)
     assert main(["--url", clockwork, "--requests", "2"]) == 1
-    assert "1 at once: 2 requests failed: no room" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [f"m at {clockwork}", "1 at once: 2 requests failed: no room"], "the reason stands first"
+    assert "tokens" not in "\n".join(said)
+    assert "–" not in "\n".join(said)
+
+
+def test_what_was_asked_is_told_of_a_load_that_was_answered() -> None:
+    failed = summary(ONE, [LoadAnswer(due_s=0.0, ended_s=0.1, error="no room")], SPEC)
+    answered = summary(ONE, [LoadAnswer(due_s=0.0, ended_s=0.1, ttft_s=0.1, tokens=4, prompt_tokens=8)], SPEC)
+    lines = describe_load("http://x", SPEC, [failed, answered]).splitlines()
+    assert "prompts of 8 tokens" in "\n".join(lines)
+    reason, means = (next(at for at, line in enumerate(lines) if words in line) for words in ("no room", "prompts of"))
+    assert reason < means
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ MOST_POINTS = 400
 
 def level_cells(found: LevelResult) -> tuple[str, ...]:
     """Return a row of the table of levels."""
-    failed = sum(found.failed.values())
     return (
-        found.level.words, str(found.requests - failed), str(failed), found.ttft_s.words(), found.gap_s.words(digits=1),
+        found.level.words, str(_answers(found)), str(sum(found.failed.values())),
+        found.ttft_s.words(), found.gap_s.words(digits=1),
         found.whole_s.words(1.0, 2), f"{found.tokens_per_s:.1f}", f"{100 * found.good / max(1, found.requests):.0f} %",
         f"{found.good_per_s:.2f}",
     )  # fmt: skip
@@ -33,30 +33,41 @@ def level_cells(found: LevelResult) -> tuple[str, ...]:
 
 def load_notes(found: Sequence[LevelResult], spec: LoadSpec) -> list[str]:
     """Return what has to be known beside the table."""
-    mean = found[0]
+    failed = [
+        f"{level.level.words}: {counted(count, 'request')} failed: {why}"
+        for level in found
+        for why, count in level.failed.items()
+    ]
+    answered = [each for each in found if _answers(each)]
+    if not answered:
+        return [*failed, f"nothing was answered; prompts drawn by --seed {spec.seed}"]
+    mean = answered[0]
     limits = [
         f"{words} {limit:g} s"
         for words, limit in (("the whole", spec.deadline_s), ("first text", spec.first_word_s))
         if limit
     ]
-    lines = [
+    return [
+        *failed,
         f"prompts of {mean.prompt_tokens:.0f} tokens, {mean.cached_tokens:.0f} of them cached, and answers of "
         f"{mean.gen_tokens:.0f}, on average",
         f"in time: {' and '.join(limits)}" if limits else "in time: no deadline was said, so whatever was answered",
         KEY,
         f"prompts drawn by --seed {spec.seed}",
     ]
-    for level in found:
-        lines += [
-            f"{level.level.words}: {counted(count, 'request')} failed: {why}" for why, count in level.failed.items()
-        ]
-    return lines
+
+
+def _answers(found: LevelResult) -> int:
+    return found.requests - sum(found.failed.values())
 
 
 def describe_load(url: str, spec: LoadSpec, found: Sequence[LevelResult]) -> str:
     """Lay the levels out for people."""
+    notes = load_notes(found, spec)
+    if not any(_answers(each) for each in found):
+        return "\n".join([f"{spec.model} at {url}", *notes])
     table = terminal.table([level_cells(each) for each in found], HEAD)
-    return "\n".join([f"{spec.model} at {url}", table, *load_notes(found, spec)])
+    return "\n".join([f"{spec.model} at {url}", table, *notes])
 
 
 def load_document(url: str, spec: LoadSpec, found: Sequence[LevelResult]) -> dict[str, Any]:
