@@ -1,6 +1,7 @@
 """Two results are held against each other: the interval holds the true ratio, and chance alone is no difference."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,10 @@ def test_chance_alone_is_no_difference_however_many_tests_there_are(tmp_path: Pa
 def test_a_difference_is_told_with_what_else_is_not_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    a = written(tmp_path / "a.json", {"samples_ts": SLOW, "fieldlm": {"remarks": ["load 2.0 before the start"]}})
+    a = written(
+        tmp_path / "a.json",
+        {"samples_ts": SLOW, "fieldlm": {"remarks": ["load 2.0 before the start", "void: it was hot"]}},
+    )
     b = written(
         tmp_path / "b.json", {"samples_ts": FAST, "n_threads": 8}, {"samples_ts": SLOW, "n_gen": 7, "n_threads": 8}
     )
@@ -77,10 +81,15 @@ def test_a_difference_is_told_with_what_else_is_not_the_same(
     assert found["p"] < 0.001
     assert found["differs"] == {"threads": ["4", "8"]}
     assert document["alone"] == [f"tg7 is in {b} alone"]
-    assert document["remarks"] == ["A: load 2.0 before the start"]
+    assert document["remarks"] == ["A: load 2.0 before the start", "A: void: it was hot"]
     text = page.read_text()
     assert "<svg" in text
     assert "threads: 4 in A, 8 in B" in text
+    assert '<p class="bad">A: void: it was hot</p>' in text
+    assert "<p>A: load 2.0 before the start</p>" in text
+    ticks = re.findall(r">(\d+(?:\.\d+)?)</text>", text)
+    assert "1" in ticks
+    assert all(len(tick.partition(".")[2]) <= 2 for tick in ticks)
     assert "<script" not in text
 
 

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from fieldlm.bench import load, soak
 from fieldlm.bench.load import Level, LoadAnswer, LoadSpec, percentiles, run_level, summary
 from fieldlm.bench.load_report import describe_load, describe_soak, load_pages, soak_document, soak_pages
 from fieldlm.bench.soak import Soak, SoakHead, SoakWindow, open_soak
-from fieldlm.cli.bench import is_here, main
+from fieldlm.cli.bench import main
 from fieldlm.core.errors import InputError
 from fieldlm.formats.bundle import Bundle
-from fieldlm.network.http_client import HttpClient
+from fieldlm.network.http_client import HttpClient, is_here
 from tests.support.api_server import ApiServer, api_server
 
 SPEC = LoadSpec(model="m", prompt_tokens=8, gen_tokens=4)
@@ -204,6 +205,9 @@ def test_a_real_server_is_measured_and_drawn(
         assert 1 <= level["gen_tokens"] <= 5
         assert level["prompt_tokens"] > 6, "a template stands around it"
     assert "2 at once" in page.read_text()
+    assert re.search(
+        r"20\d\d-\d\d-\d\d \d\d:\d\d UTC, asked from .* by fieldlm \d.*; the server is on it too", page.read_text()
+    )
 
 
 def test_a_model_that_is_not_there_is_named_with_those_that_are(clockwork: str) -> None:
@@ -266,6 +270,7 @@ def test_a_board_that_grows_slow_is_seen_to() -> None:
     assert "first in minute 5.5" in words
     assert "60 °C at first, 70 °C at most" in words
     assert soak_pages(falls)[0].count("<svg") == 2
+    assert all("UTC, asked from" in text for text in soak_pages(falls))
     assert soak_document(falls)["droop_percent"] == falls.droop_percent
 
 

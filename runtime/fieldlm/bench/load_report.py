@@ -1,6 +1,9 @@
 """What a server under load did, and how a soak went: for people, as a document, as a page and as Markdown."""
 
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -12,6 +15,8 @@ from fieldlm.core import charts, terminal
 from fieldlm.core.charts import Scale, Svg
 from fieldlm.core.pages import render
 from fieldlm.core.wording import counted
+from fieldlm.hardware.detect import detect
+from fieldlm.network.http_client import is_here
 
 HEAD = (
     "load", "answers", "failed", "first text, ms", "between two pieces, ms", "whole answer, s", "tokens/s", "in time",
@@ -19,6 +24,14 @@ HEAD = (
 )  # fmt: skip
 KEY = "Times are the 50th / 90th / 95th / 99th percentile; – where there are too few answers to know."
 MOST_POINTS = 400
+
+
+def asked_from(is_server_here: bool, began_wall_s: float | None = None) -> str:
+    """Return when it was, on which machine, and with which build of ours; the server's own is not known."""
+    when = datetime.fromtimestamp(began_wall_s or time.time(), UTC).strftime("%Y-%m-%d %H:%M UTC")
+    where = "the server is on it too" if is_server_here else "the server is on another machine"
+    cpu = detect().facts["cpu_name"] or "a machine without a name"
+    return f"{when}, asked from {cpu} by fieldlm {version('fieldlm')}; {where}"
 
 
 def level_cells(found: LevelResult) -> tuple[str, ...]:
@@ -77,11 +90,12 @@ def load_document(url: str, spec: LoadSpec, found: Sequence[LevelResult]) -> dic
 def load_pages(url: str, spec: LoadSpec, found: Sequence[LevelResult]) -> tuple[str, str]:
     """Return the same as a page and as Markdown."""
     title, rows = f"{spec.model} under load", [level_cells(each) for each in found]
+    lines = [asked_from(is_here(url)), *load_notes(found, spec)]
     page = render(
         ROOM, "load.html", title=f"Bench of fieldlm: {title}", name=title, soft=url, plots=[], head=HEAD, rows=rows,
-        notes=load_notes(found, spec),
+        notes=lines,
     )  # fmt: skip
-    return page, _markdown(title, url, HEAD, rows, load_notes(found, spec))
+    return page, _markdown(title, url, HEAD, rows, lines)
 
 
 def soak_rows(found: Soak) -> list[tuple[str, str]]:
@@ -139,11 +153,13 @@ def soak_pages(found: Soak) -> tuple[str, str]:
     curves = [("tokens/s of an answer", found.speeds), ("°C", heat)]
     plots = [(words, curve(words, points)) for words, points in curves if len(points) > 1]
     rows = soak_rows(found)
+    ended_s = found.windows[0].ended_wall_s if found.windows else None
+    lines = [asked_from(found.head.is_here, ended_s and ended_s - found.head.window_s)]
     page = render(
         ROOM, "load.html", title=f"Bench of fieldlm: {title}", name=title, soft=found.head.url, plots=plots,
-        head=("", ""), rows=rows, notes=[],
+        head=("", ""), rows=rows, notes=lines,
     )  # fmt: skip
-    return page, _markdown(title, found.head.url, ("", ""), rows, [])
+    return page, _markdown(title, found.head.url, ("", ""), rows, lines)
 
 
 def curve(words: str, points: Sequence[tuple[float, float]]) -> Svg:

@@ -97,7 +97,12 @@ def ratios(found: Sequence[Difference]) -> Svg:
     """Draw the ratios with their intervals, one row a test, on one logarithmic axis; 1 is no difference."""
     ends = [end for each in found for end in (each.ratio, each.low, each.high, 1.0) if end]
     reach = max(1.02, *ends, 1 / min(ends))
-    scale = Scale(low=1 / reach, high=reach, ticks=[(x, f"{x:.3g}") for x in (1 / reach, 1.0, reach)], is_log=True)
+    scale = Scale(
+        low=1 / reach,
+        high=reach,
+        ticks=[(x, f"{x:.2f}".removesuffix(".00")) for x in (1 / reach, 1.0, reach)],
+        is_log=True,
+    )
     rows = [
         Span(
             words=each.test if len(each.test) < 34 else f"{each.test[:33]}…",

@@ -5,7 +5,6 @@ import random
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -145,6 +144,7 @@ def _soak(args: argparse.Namespace, client: "HttpClient", spec: "LoadSpec", leve
     from fieldlm.bench import soak
     from fieldlm.bench.load_report import describe_soak, soak_document, soak_pages
     from fieldlm.bench.report import write_report
+    from fieldlm.network.http_client import is_here
 
     head = soak.SoakHead(
         format=soak.FORMAT, url=args.url, spec=spec, level=level, window_s=soak.WINDOW_S, is_here=is_here(args.url)
@@ -165,12 +165,6 @@ def _soak(args: argparse.Namespace, client: "HttpClient", spec: "LoadSpec", leve
 
 
 def _nothing(_done: int) -> None: ...
-
-
-def is_here(url: str) -> bool:
-    """Return whether the server at `url` is on this machine, so that its heat is this machine's."""
-    host = urlsplit(url).hostname or ""
-    return url.startswith("unix:") or host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _base(args: argparse.Namespace) -> "tuple[Spec, Detection]":
