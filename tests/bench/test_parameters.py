@@ -198,3 +198,9 @@ def test_each_of_a_grid_has_a_name_of_its_own(base_bundle: Bundle) -> None:
     assert len(set(names)) == len(names) == 24 * 8
     assert "pp16, tg8 @ d64, 2 threads, q8_0/default, fa on, lm mmap, b 256, ub 16" in names
     assert "pp5+tg6, 1 thread, f16/default, fa off, lm none, b 256, ub 32" in names
+
+
+def test_no_threads_are_those_of_the_profile(base_bundle: Bundle) -> None:
+    base = Spec(bundle="", prompt_tokens=0, gen_tokens=0, repetitions=1, threads=4, prefill_threads=3, seed=1)
+    (found,) = specs(base_bundle, Sweep(prompt=(16,), gen=(), threads=(0,)), base)
+    assert (found.threads, found.prefill_threads) == (4, 3)

@@ -124,7 +124,11 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
     after_mb = rss_mb()
     try:
         if engine.context < context:
-            raise EngineError(f"the model holds {engine.context} tokens, {context} are needed; ask for fewer")
+            asked = ((spec.depth, "-d"), (spec.prompt_tokens, "-p"), (spec.gen_tokens, "-n"))
+            flags = ", ".join(f"{flag} {count}" for count, flag in asked if count)
+            raise EngineError(
+                f"the model holds {engine.context} tokens, {context} are needed for {flags}; ask for fewer"
+            )
         timing = _Timing(engine, spec, ADAPTER if adapter else None, energy)
         time.sleep(spec.delay_s)
         timing.sample()

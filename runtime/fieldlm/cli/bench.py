@@ -203,7 +203,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "fieldlm bench --compare yesterday.json today.json --report difference.html",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help=MODEL)
-    parser.add_argument("-m", "--model", dest="named", action="append", default=[], metavar="MODEL", help="the same")
+    parser.add_argument(
+        "-m", "--model", dest="named", action="append", default=[], metavar="MODEL", help="a model, as MODEL"
+    )
     _add_tests(parser)
     _add_ways(parser)
     parser.add_argument(
@@ -264,9 +266,19 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
         ),
         ("gen", ("--gen-tokens", "--n-gen", "-n"), tokens, "tokens of the answer, 0 for no such test (default: 128)"),
         ("depth", ("--n-depth", "-d"), tokens, "tokens that stand before both (default: 0)"),
-        ("threads", ("--threads", "-t"), (0, options.THREADS[1]), "threads (default: those that serve would use)"),
+        (
+            "threads",
+            ("--threads", "-t"),
+            (0, options.THREADS[1]),
+            "threads (default, and 0: those that serve would use)",
+        ),
         ("batch", ("--batch-size", "-b"), options.BATCH, "tokens of the prompt in one step (default: 256)"),
-        ("ubatch", ("--ubatch-size", "-ub"), options.BATCH, "and how many are computed at once (default: all)"),
+        (
+            "ubatch",
+            ("--ubatch-size", "-ub"),
+            options.BATCH,
+            "tokens of a step that are computed at once (default: all)",
+        ),
     ]
     for name, flags, (least, most), said in lists:
         parser.add_argument(
@@ -328,7 +340,7 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
     caches, switches, modes = tuple(KV_TYPES), tuple(FLASH_ATTENTION), tuple(LOAD_MODES)
     lists = [
         ("key_type", ("--cache-type-k", "-ctk"), caches, f"type of the cache's keys: {', '.join(caches)}"),
-        ("value_type", ("--cache-type-v", "-ctv"), caches, "and of its values"),
+        ("value_type", ("--cache-type-v", "-ctv"), caches, f"type of the cache's values: {', '.join(caches)}"),
         ("flash_attention", ("--flash-attn", "-fa"), switches, "flash attention: on, off or auto"),
         ("load_mode", ("--load-mode", "-lm", "--mmap", "-mmp"), modes, "weights read (none) or mapped (mmap)"),
     ]
