@@ -305,6 +305,9 @@ def test_more_tokens_than_the_model_holds_are_refused_with_the_reason(base_bundl
     spec = Spec(bundle=str(base_bundle.folder), prompt_tokens=9000, gen_tokens=1, repetitions=1, threads=1, seed=1)
     with pytest.raises(EngineError, match="the model holds 2048 tokens, 9008 are needed"):
         bench.bench(base_bundle, spec, array_mb=64)
+    deep = msgspec.structs.replace(spec, prompt_tokens=16, depth=999_999)
+    with pytest.raises(EngineError, match="are needed for -d 999999, -p 16, -n 1; ask for fewer"):
+        bench.bench(base_bundle, deep, array_mb=64)
 
 
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Two results are held against each other: the interval holds the true ratio, and chance alone is no difference."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from fieldlm.bench import bench
-from fieldlm.bench.comparison import compare, welch
+from fieldlm.bench.comparison import compare, describe_comparison, welch
 from fieldlm.bench.report import bench_markdown, bench_page
 from fieldlm.bench.student import p_value, quantile
 from fieldlm.cli.bench import main
@@ -64,7 +65,10 @@ def test_chance_alone_is_no_difference_however_many_tests_there_are(tmp_path: Pa
 def test_a_difference_is_told_with_what_else_is_not_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    a = written(tmp_path / "a.json", {"samples_ts": SLOW, "fieldlm": {"remarks": ["load 2.0 before the start"]}})
+    a = written(
+        tmp_path / "a.json",
+        {"samples_ts": SLOW, "fieldlm": {"remarks": ["load 2.0 before the start", "void: it was hot"]}},
+    )
     b = written(
         tmp_path / "b.json", {"samples_ts": FAST, "n_threads": 8}, {"samples_ts": SLOW, "n_gen": 7, "n_threads": 8}
     )
@@ -77,10 +81,15 @@ def test_a_difference_is_told_with_what_else_is_not_the_same(
     assert found["p"] < 0.001
     assert found["differs"] == {"threads": ["4", "8"]}
     assert document["alone"] == [f"tg7 is in {b} alone"]
-    assert document["remarks"] == ["A: load 2.0 before the start"]
+    assert document["remarks"] == ["A: load 2.0 before the start", "A: void: it was hot"]
     text = page.read_text()
     assert "<svg" in text
     assert "threads: 4 in A, 8 in B" in text
+    assert '<p class="bad">A: void: it was hot</p>' in text
+    assert "<p>A: load 2.0 before the start</p>" in text
+    ticks = re.findall(r">(\d+(?:\.\d+)?)</text>", text)
+    assert "1" in ticks
+    assert all(len(tick.partition(".")[2]) <= 2 for tick in ticks)
     assert "<script" not in text
 
 
@@ -108,6 +117,44 @@ def test_llama_benchs_own_results_are_read(tmp_path: Path) -> None:
     (found,) = compare(old, written(tmp_path / "new", theirs | {"flash_attn": -1, "load_mode": "mmap"})).differences
     assert (found.test, found.ratio) == ("pp512", 1.0)
     assert found.differs == {"fa": ("False", "-1"), "lm": ("", "mmap")}
+
+
+def test_what_is_said_of_no_difference_is_the_interval(tmp_path: Path) -> None:
+    wide = [9.0, 11.0, 10.0, 10.5]
+    found = compare(written(tmp_path / "a", {"samples_ts": SLOW}), written(tmp_path / "b", {"samples_ts": wide}))
+    (only,) = found.differences
+    assert only.low is not None
+    assert only.high is not None
+    assert only.low < 1 < only.high
+    assert only.verdict == f"no difference shown: the ratio lies between {only.low:.3f} and {only.high:.3f}"
+    assert "not adjusted" in describe_comparison(found)
+
+
+def test_an_interval_alone_is_no_difference_among_many_tests(tmp_path: Path) -> None:
+    alike = [{"n_gen": gen, "samples_ts": SLOW} for gen in range(1, 9)]
+    a = written(tmp_path / "a", {"samples_ts": SLOW}, *alike)
+    b = written(tmp_path / "b", {"samples_ts": [10.3, 10.5, 10.2, 10.4]}, *alike)
+    first = compare(a, b).differences[0]
+    assert first.low is not None
+    assert first.low > 1
+    assert first.p is not None
+    assert first.p > 0.05
+    assert "the interval leaves 1 out" in first.verdict
+
+
+@pytest.mark.parametrize(("voids", "named"), [("a", "A"), ("b", "B"), ("ab", "A and B")])
+def test_a_void_row_has_no_other_verdict(voids: str, named: str, tmp_path: Path) -> None:
+    files = [
+        written(
+            tmp_path / name,
+            {"samples_ts": speeds, "fieldlm": {"is_void": name in voids}},
+            {"samples_ts": speeds, "n_gen": 7},
+        )
+        for name, speeds in (("a", SLOW), ("b", FAST))
+    ]
+    first, second = compare(*files).differences
+    assert first.verdict == f"void: nothing to believe in {named}"
+    assert second.verdict == "B is faster"
 
 
 def test_rows_of_the_same_test_are_one(tmp_path: Path) -> None:
@@ -161,5 +208,13 @@ def test_a_run_is_a_page_and_a_text_to_paste(base_bundle: Bundle) -> None:
     assert "| pp512 | 102.4 \\[102.4, 102.4\\] | 5100.0" in text
     assert base_bundle.manifest.files[0].sha256 in page
     assert base_bundle.manifest.files[0].sha256 in text
+    voided, calm = (
+        row | {"fieldlm": row["fieldlm"] | {"remarks": [*lines, "load 2.0"], "is_void": bool(lines)}}
+        for row, lines in zip(rows, (["void: it was hot"], []), strict=True)
+    )
+    marked = bench_markdown([voided, calm])
+    assert "| pp512 (void) |" in marked
+    assert "| tg128 |" in marked
+    assert "- void: it was hot (pp512, 4 threads, f16/f16)\n- load 2.0\n" in marked
     odd = [row | {"cpu_info": "<b>|x"} for row in rows]
     assert "<b>|x" not in bench_page(odd) + bench_markdown(odd).partition("\n")[2]

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -20,10 +21,10 @@ from fieldlm.bench import load, soak
 from fieldlm.bench.load import Level, LoadAnswer, LoadSpec, percentiles, run_level, summary
 from fieldlm.bench.load_report import describe_load, describe_soak, load_pages, soak_document, soak_pages
 from fieldlm.bench.soak import Soak, SoakHead, SoakWindow, open_soak
-from fieldlm.cli.bench import is_here, main
+from fieldlm.cli.bench import main
 from fieldlm.core.errors import InputError
 from fieldlm.formats.bundle import Bundle
-from fieldlm.network.http_client import HttpClient
+from fieldlm.network.http_client import HttpClient, is_here
 from tests.support.api_server import ApiServer, api_server
 
 SPEC = LoadSpec(model="m", prompt_tokens=8, gen_tokens=4)
@@ -39,12 +40,14 @@ class Clockwork(http.server.BaseHTTPRequestHandler):
     first_s, gap_s, pieces = 0.05, 0.02, 4
     fails = False
     one_at_a_time = threading.Lock()
+    prompts: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self._answer(200, json.dumps({"data": [{"id": "m"}]}).encode(), "application/json")
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.prompts.append(body["messages"][0]["content"])
         if self.fails:
             self._answer(503, json.dumps({"error": {"message": "no room"}}).encode(), "application/json")
             return
@@ -81,6 +84,7 @@ class Clockwork(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def clockwork(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.delenv("FIELDLM_API_KEY", raising=False)
+    monkeypatch.setattr(Clockwork, "prompts", [])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Clockwork)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -98,7 +102,7 @@ def served(base_bundle: Bundle) -> Iterator[ApiServer]:
 
 
 def test_what_is_counted_is_what_the_server_did(clockwork: str) -> None:
-    asked = run_level(HttpClient(clockwork), SPEC, ONE, 3, on_end=lambda _: None)
+    asked = run_level(HttpClient(clockwork), SPEC, ONE, 3, name="a", on_end=lambda _: None)
     assert [(each.tokens, each.prompt_tokens, each.cached_tokens, each.error) for each in asked] == [(4, 8, 2, "")] * 3
     for each in asked:
         assert each.ttft_s is not None
@@ -116,7 +120,7 @@ def test_what_is_counted_is_what_the_server_did(clockwork: str) -> None:
 
 def test_who_waits_for_others_waits_from_the_moment_it_was_due(clockwork: str) -> None:
     level = Level(rate=1000.0)
-    asked = run_level(HttpClient(clockwork), SPEC, level, 5, on_end=lambda _: None)
+    asked = run_level(HttpClient(clockwork), SPEC, level, 5, name="a", on_end=lambda _: None)
     one_s = Clockwork.first_s + Clockwork.pieces * Clockwork.gap_s
     assert max(each.ended_s for each in asked) >= 4.5 * one_s, "five came at once, and the last was served the fifth"
     assert [each.due_s for each in asked] == sorted(each.due_s for each in asked)
@@ -134,10 +138,27 @@ def test_strangers_arrive_by_a_poisson_process_and_the_same_for_a_seed() -> None
 
 
 def test_no_two_prompts_are_the_same_and_each_is_as_long_as_asked() -> None:
-    prompts = [load.body_of(SPEC, number)["messages"][0]["content"] for number in range(50)]
+    prompts = [load.body_of(SPEC, f"{number}")["messages"][0]["content"] for number in range(50)]
     assert len(set(prompts)) == 50
     assert {len(prompt.split()) for prompt in prompts} == {8}
-    assert load.body_of(SPEC, 3) == load.body_of(SPEC, 3)
+    assert load.body_of(SPEC, "3") == load.body_of(SPEC, "3")
+
+
+def test_no_load_and_no_run_asks_what_another_asked_unless_the_seed_is_said(
+    clockwork: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--url", clockwork, "--requests", "2", "--concurrency", "1,1,2", "-p", "8", "-n", "4", "--json"]
+    seeds = list[int]()
+    for _ in range(2):
+        assert main(command) == 0
+        seeds.append(json.loads(capsys.readouterr().out)["spec"]["seed"])
+    first = Clockwork.prompts[:9]
+    assert len(set(Clockwork.prompts)) == len(Clockwork.prompts) == 18, "a warm-up and two requests, of three loads"
+    assert main([*command, "--seed", str(seeds[0])]) == 0
+    assert sorted(Clockwork.prompts[18:]) == sorted(first)
+    # A seed that is the next one to another shares no prompt with it either.
+    assert main([*command, "--seed", str(seeds[0] + 1)]) == 0
+    assert not set(Clockwork.prompts[27:]) & set(first)
 
 
 def test_a_server_that_refuses_is_counted_and_said(
@@ -145,7 +166,19 @@ def test_a_server_that_refuses_is_counted_and_said(
 ) -> None:
     monkeypatch.setattr(Clockwork, "fails", True)
     assert main(["--url", clockwork, "--requests", "2"]) == 1
-    assert "1 at once: 2 requests failed: no room" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [f"m at {clockwork}", "1 at once: 2 requests failed: no room"], "the reason stands first"
+    assert "tokens" not in "\n".join(said)
+    assert "–" not in "\n".join(said)
+
+
+def test_what_was_asked_is_told_of_a_load_that_was_answered() -> None:
+    failed = summary(ONE, [LoadAnswer(due_s=0.0, ended_s=0.1, error="no room")], SPEC)
+    answered = summary(ONE, [LoadAnswer(due_s=0.0, ended_s=0.1, ttft_s=0.1, tokens=4, prompt_tokens=8)], SPEC)
+    lines = describe_load("http://x", SPEC, [failed, answered]).splitlines()
+    assert "prompts of 8 tokens" in "\n".join(lines)
+    reason, means = (next(at for at, line in enumerate(lines) if words in line) for words in ("no room", "prompts of"))
+    assert reason < means
 
 
 @pytest.mark.parametrize(
@@ -172,6 +205,9 @@ def test_a_real_server_is_measured_and_drawn(
         assert 1 <= level["gen_tokens"] <= 5
         assert level["prompt_tokens"] > 6, "a template stands around it"
     assert "2 at once" in page.read_text()
+    assert re.search(
+        r"20\d\d-\d\d-\d\d \d\d:\d\d UTC, asked from .* by fieldlm \d.*; the server is on it too", page.read_text()
+    )
 
 
 def test_a_model_that_is_not_there_is_named_with_those_that_are(clockwork: str) -> None:
@@ -189,15 +225,19 @@ def test_a_soak_keeps_each_window_and_goes_on_where_it_ended(
     begun = out.read_bytes()
     assert begun.count(b"\n") == 3
     out.write_bytes(begun + b'{"ended_wall_s":1')
+    asked = len(Clockwork.prompts)
     capsys.readouterr()
     assert main([*command, "--minutes", "0.075", "--json", "--report", str(page)]) == 0
     assert out.read_bytes().startswith(begun), "nothing is measured twice, and the torn line is gone"
     document = json.loads(capsys.readouterr().out)
     assert len(document["windows"]) == 3
     assert all(window["answers"] for window in document["windows"])
+    assert len(Clockwork.prompts) > asked
+    assert len(set(Clockwork.prompts)) == len(Clockwork.prompts), "nor is a prompt asked twice"
+    assert len({window["seed"] for window in document["windows"]}) == 2, "each call drew its own"
     assert document["windows"][0]["load_average"] is not None, "the server is on this machine"
     assert "### m under lasting load" in page.read_text()
-    with pytest.raises(InputError, match="begun with other settings"):
+    with pytest.raises(InputError, match="other settings: --gen-tokens 64 then, 7 now; say the same"):
         main([*command, "-n", "7", "--minutes", "0.05"])
 
 
@@ -230,6 +270,7 @@ def test_a_board_that_grows_slow_is_seen_to() -> None:
     assert "first in minute 5.5" in words
     assert "60 °C at first, 70 °C at most" in words
     assert soak_pages(falls)[0].count("<svg") == 2
+    assert all("UTC, asked from" in text for text in soak_pages(falls))
     assert soak_document(falls)["droop_percent"] == falls.droop_percent
 
 
@@ -239,7 +280,13 @@ def test_a_steady_board_is_told_from_one_that_drifts() -> None:
     assert drift is not None
     assert drift[1] < 0 < drift[2]
     assert steady.throttled_min is None
-    assert (soaked(30.0, 30.0).droop_percent, soaked(30.0, 30.0).drift_percent_h) == (None, None)
+
+
+@pytest.mark.parametrize(("count", "is_told"), [(1, False), (3, False), (9, False), (10, True)])
+def test_the_drift_of_a_short_soak_is_not_told(count: int, is_told: bool) -> None:
+    short = soaked(*(30.0 + (-1) ** at for at in range(count)))
+    assert (short.drift_percent_h is not None, short.droop_percent is not None) == (is_told, is_told)
+    assert ("too short to say: it takes 5 minutes" in describe_soak(short)) is not is_told
 
 
 def test_a_server_elsewhere_has_no_heat_of_ours() -> None:
@@ -270,4 +317,5 @@ def test_ctrl_c_hangs_up_and_what_is_kept_is_whole(clockwork: str, tmp_path: Pat
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 130
     assert "Traceback" not in said
+    assert f"what was measured is in {out}; the same command goes on" in said
     assert out.read_bytes().endswith(b"\n")

@@ -13,7 +13,7 @@ import pytest
 from fieldlm.bench.formats import FORMATS, name_of_test, writer
 from fieldlm.bench.llama_bench import FIELDS, SAMPLES
 from fieldlm.bench.measure import Spec
-from fieldlm.bench.parameters import Sweep, specs, whole_numbers, words
+from fieldlm.bench.parameters import Sweep, name_of, specs, whole_numbers, words
 from fieldlm.core.errors import InputError
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import load_profile
@@ -146,6 +146,8 @@ def test_an_engine_that_leaves_no_choice_says_so(base_bundle: Bundle) -> None:
 
 def test_the_table_is_llama_benchs() -> None:
     deep = ROW | {"n_prompt": 0, "n_gen": 64, "n_depth": 2048, "type_k": "q8_0"}
+    voided = ROW | {"fieldlm": {"is_void": True}}
+    assert " void |" in printed("md", voided).splitlines()[2]
     head, rule, first, second, empty, build = printed("md", ROW, deep, asked=frozenset({"type_k"})).splitlines()
     assert [cell.strip() for cell in head.split("|")[1:-1]] == [
         "model", "size", "params", "backend", "threads", "n_batch", "n_ubatch", "type_k", "lm", "test", "t/s",
@@ -182,3 +184,23 @@ def test_json_and_jsonl_hold_the_rows_whole() -> None:
     assert [json.loads(line) for line in printed("jsonl", ROW, ROW).splitlines()] == [ROW, ROW]
     assert list(json.loads(printed("jsonl", ROW)))[:44] == [*FIELDS, *SAMPLES]
     assert set(FORMATS) == {"md", "csv", "json", "jsonl", "sql"}
+
+
+def test_each_of_a_grid_has_a_name_of_its_own(base_bundle: Bundle) -> None:
+    base = Spec(bundle="", prompt_tokens=0, gen_tokens=0, repetitions=1, threads=4, seed=1)
+    base = msgspec.structs.replace(base, profile=load_profile("generic-x86-64"))
+    sweep = Sweep(
+        prompt=(16, 32), gen=(8,), pairs=((5, 6),), depth=(0, 64), threads=(1, 2), key_type=("f16", "q8_0"),
+        flash_attention=("on", "off"), load_mode=("none", "mmap"), ubatch=(16, 32),
+    )  # fmt: skip
+    found = specs(base_bundle, sweep, base)
+    names = [name_of(spec) for spec in found]
+    assert len(set(names)) == len(names) == 24 * 8
+    assert "pp16, tg8 @ d64, 2 threads, q8_0/default, fa on, lm mmap, b 256, ub 16" in names
+    assert "pp5+tg6, 1 thread, f16/default, fa off, lm none, b 256, ub 32" in names
+
+
+def test_no_threads_are_those_of_the_profile(base_bundle: Bundle) -> None:
+    base = Spec(bundle="", prompt_tokens=0, gen_tokens=0, repetitions=1, threads=4, prefill_threads=3, seed=1)
+    (found,) = specs(base_bundle, Sweep(prompt=(16,), gen=(), threads=(0,)), base)
+    assert (found.threads, found.prefill_threads) == (4, 3)

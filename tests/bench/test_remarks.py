@@ -34,7 +34,7 @@ SEEN = [
     ({"proc/loadavg": "9.50 1.0 1.0 1/100 1"}, "load 9.5 at the end with 4 threads of ours", False),
     ({"proc/stat": "cpu 1500 0 0 9400 0 0 0 60 0 0"}, "the hypervisor took 5 % of the CPU", False),
     ({"proc/stat": "cpu 1500 0 0 9300 0 0 0 210 0 0"}, "the hypervisor took 20 % of the CPU", True),
-    ({"proc/pressure/cpu": "some avg10=30.00 total=4000000"}, "waited for a processor 30 % of the time", True),
+    ({"proc/pressure/cpu": "some avg10=30.00 total=4000000"}, "30 % of the time: neighbours, or more threads", True),
     ({"proc/pressure/memory": "some avg10=9.00 total=1000000"}, "waited for memory 10 % of the time", True),
     ({"proc/vmstat": "pswpin 5000\npswpout 5000"}, "MB went to swap or came back", True),
     ({"sys/class/thermal/thermal_zone0/temp": "86200"}, "86 °C; rpi5-8gb throttles from 80 °C", False),

@@ -75,6 +75,21 @@ def test_an_interrupt_of_a_measurement_is_one_line_and_leaves_no_child(
         assert said.splitlines()[-1] == "fieldlm bench: stopped"
 
 
+def test_a_bench_that_is_terminated_leaves_no_worker_and_no_traceback(base_bundle: Bundle, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fieldlm", "bench", str(base_bundle.folder), "-p", "8", "-n", "8", "-r", "10000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            time.sleep(0.1)
+        time.sleep(6.0)
+        process.terminate()
+        # The worker writes to the same stderr, which is at its end when both are gone.
+        _, said = process.communicate(timeout=50)
+    assert process.returncode == -signal.SIGTERM
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+
+
 IN_A_CALLBACK = "ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()"
 IN_A_FINALIZER = "type('Held', (), {'__del__': lambda _: signal.raise_signal(signal.SIGINT)})()"
 IN_AN_IMPORT = "import catches_all"

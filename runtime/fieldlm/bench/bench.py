@@ -16,6 +16,7 @@ import msgspec
 from fieldlm.bench.environment import environment, moment
 from fieldlm.bench.llama_bench import rows
 from fieldlm.bench.measure import BenchResult, MeasureLine, Spec
+from fieldlm.bench.parameters import name_of
 from fieldlm.bench.remarks import findings, remarks
 from fieldlm.bench.result import Result
 from fieldlm.core import terminal
@@ -52,7 +53,7 @@ def _measure(spec: Spec, name: str, array_mb: int | None) -> tuple[BenchResult, 
     command = [sys.executable, "-m", "fieldlm.bench.measure", given]
     last, found = MeasureLine(), list[Bandwidth]()
     with (
-        terminal.progress(f"bench {name}", spec.repetitions) as progress,
+        terminal.progress(f"bench {name}, {name_of(spec)}", spec.repetitions) as progress,
         # Ctrl-C goes to all of a terminal's group; the child is ended here, and says nothing about it.
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as child,
         _ended(child),

@@ -2,7 +2,8 @@
 
 Rows of two result files that measured the same are held against each other, repetition by repetition: Welch's test of
 the logarithms of their speeds, which does not ask that both vary alike, and its 95 % interval of the ratio of their
-geometric means. p is Holm's, so that many tests do not make a difference by chance. Files are `-o json` and `-o jsonl`,
+geometric means. p is Holm's, so that many tests do not make a difference by chance; an interval is of its test alone.
+Files are `-o json` and `-o jsonl`,
 ours or llama-bench's own.
 """
 
@@ -33,6 +34,7 @@ SHOWN = {"n_threads": "threads", "flash_attn": "fa", "load_mode": "lm", "model_t
 
 class _Ours(msgspec.Struct, frozen=True):
     remarks: tuple[str, ...] = ()
+    is_void: bool = False
 
 
 class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +65,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """One test in two files; speeds in tokens/s, `ratio` is B's over A's.
 
     One repetition says nothing of its error: then there is neither interval nor p. `differs` is what else is not the
-    same, with both values.
+    same, with both values; `void` names the files whose figures are void.
     """
 
     test: str
@@ -74,16 +76,20 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     high: float | None
     p: float | None
     differs: dict[str, tuple[str, str]]
+    void: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
         """Return what may be said of it."""
+        if self.void:
+            return f"void: nothing to believe in {' and '.join(self.void)}"
         if self.low is None or self.high is None or self.p is None:
             return "one repetition says nothing of its error"
         if self.p < CHANCE:
             return "B is faster" if self.ratio > 1 else "B is slower"
-        least = max(1 - self.low, self.high - 1)
-        return f"no difference shown; more than {100 * least:.0f} % would have been"
+        if not self.low <= 1 <= self.high:
+            return "no difference shown: the interval leaves 1 out, but among so many tests one does by chance"
+        return f"no difference shown: the ratio lies between {self.low:.3f} and {self.high:.3f}"
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +173,10 @@ def _difference(test: str, left: Sequence[ResultRow], right: Sequence[ResultRow]
         for name in (*WAYS, *PLACES)
         if getattr(left[0], name) != getattr(right[0], name)
     }
-    return Difference(test=test, a=interval(a), b=interval(b), ratio=ratio, low=low, high=high, p=p, differs=differs)
+    void = tuple(name for name, rows in (("A", left), ("B", right)) if any(row.fieldlm.is_void for row in rows))
+    return Difference(
+        test=test, a=interval(a), b=interval(b), ratio=ratio, low=low, high=high, p=p, differs=differs, void=void
+    )
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None, float | None, float | None]:
@@ -208,7 +217,8 @@ def cells(difference: Difference) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-HEAD = ("test", "A, tokens/s", "B, tokens/s", "B/A [95 %]", "#p", "")
+HEAD = ("test", "A, tokens/s", "B, tokens/s", "B/A [95 %]", "#p (Holm)", "")
+KEY = "p is Holm's over all rows; each interval is of its row alone, not adjusted for how many there are."
 
 
 def notes(found: Comparison) -> list[str]:
@@ -223,7 +233,7 @@ def describe_comparison(found: Comparison) -> str:
     """Lay a comparison out for people."""
     head = [name.lstrip("#") for name in HEAD]
     lines = [f"A {found.a}", f"B {found.b}", terminal.table([cells(each) for each in found.differences], head)]
-    return "\n".join([*lines, *(f"! {line}" for line in notes(found))])
+    return "\n".join([*lines, KEY, *(f"! {line}" for line in notes(found))])
 
 
 def comparison_document(found: Comparison) -> dict[str, Any]:

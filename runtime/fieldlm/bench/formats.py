@@ -76,7 +76,14 @@ def _cell(row: Row, name: str) -> str:
         return f"{millions:.2f} M" if millions < 1000 else f"{millions / 1000:.2f} B"
     if name == "test":
         return name_of_test(row)
-    return f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}" if name == "t/s" else str(row[name])
+    if name == "t/s":
+        return f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}{' void' if is_void(row) else ''}"
+    return str(row[name])
+
+
+def is_void(row: Row) -> bool:
+    """Return whether something voids the figures of `row`; of others' rows nothing is known."""
+    return bool(row.get("fieldlm", {}).get("is_void"))
 
 
 def name_of_test(row: Row) -> str:

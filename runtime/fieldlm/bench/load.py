@@ -2,8 +2,8 @@
 
 A closed loop keeps `concurrency` requests running. An open one lets them arrive as strangers do, by a Poisson process
 of `rate` a second, and counts the wait from the moment at which each was due: a server that falls behind is not asked
-less. Prompts are random words, drawn anew for each request, so that none is cached. Any server of OpenAI's chat
-completions will do.
+less. Prompts are random words, drawn anew for each request of each load and of each run, so that none is cached. Any
+server of OpenAI's chat completions will do.
 """
 
 import random
@@ -35,7 +35,10 @@ LEAST_OF = {50: 2, 90: 10, 95: 20, 99: 100}
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked. Seconds of a deadline are from the moment a request was due; None is none."""
+    """What is asked. Seconds of a deadline are from the moment a request was due; None is none.
+
+    Prompts and arrivals are drawn by `seed`, the same for the same seed.
+    """
 
     model: str
     prompt_tokens: int
@@ -122,14 +125,14 @@ def served_model(client: HttpClient, name: str) -> str:
 
 
 def run_level(
-    client: HttpClient, spec: LoadSpec, level: Level, requests: int, *, on_end: Callable[[int], None]
+    client: HttpClient, spec: LoadSpec, level: Level, requests: int, *, name: str, on_end: Callable[[int], None]
 ) -> list[LoadAnswer]:
-    """Ask `requests` times; `on_end` is called with how many have ended."""
+    """Ask `requests` times; `on_end` is called with how many have ended. Another `name` asks other prompts."""
     ended: list[LoadAnswer] = []
     with asking(client, AT_ONCE if level.rate else level.concurrency) as (pool, is_over):
         began_s = time.monotonic()
         futures = [
-            pool.submit(ask, client, spec, number, began_s=began_s, due_s=due_s, is_over=is_over)
+            pool.submit(ask, client, spec, f"{name}/{number}", began_s=began_s, due_s=due_s, is_over=is_over)
             for number, due_s in enumerate(dues(spec, level, requests))
         ]
         for future in futures:
@@ -162,7 +165,7 @@ def dues(spec: LoadSpec, level: Level, requests: int) -> Iterator[float | None]:
 def ask(
     client: HttpClient,
     spec: LoadSpec,
-    number: int,
+    name: str,
     *,
     began_s: float,
     due_s: float | None,
@@ -174,7 +177,7 @@ def ask(
     start_s = time.monotonic() if due_s is None else began_s + due_s
     if is_over.is_set():
         return LoadAnswer(due_s=start_s - began_s, ended_s=0.0, error="stopped")
-    body = body_of(spec, number)
+    body = body_of(spec, name)
     moments: list[float] = []
     usage: dict[str, Any] = {}
     error = ""
@@ -202,9 +205,9 @@ def ask(
     )
 
 
-def body_of(spec: LoadSpec, number: int) -> dict[str, Any]:
-    """Return the request of that number: as many common words as tokens are asked for, which are one token each."""
-    drawn = random.Random(f"{spec.seed}/{number}/{spec.prompt_tokens}")
+def body_of(spec: LoadSpec, name: str) -> dict[str, Any]:
+    """Return the request of that name: as many common words as tokens are asked for, which are one token each."""
+    drawn = random.Random(f"{spec.seed}/{name}/{spec.prompt_tokens}")
     words = " ".join(drawn.choices(WORDS, k=max(1, spec.prompt_tokens)))
     return {
         "model": spec.model,

@@ -1,17 +1,22 @@
 """What a server under load did, and how a soak went: for people, as a document, as a page and as Markdown."""
 
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
 from fieldlm.bench.load import LevelResult, LoadSpec
 from fieldlm.bench.report import ROOM, markdown_table, plain
-from fieldlm.bench.soak import Soak
+from fieldlm.bench.soak import LEAST_WINDOWS, Soak
 from fieldlm.core import charts, terminal
 from fieldlm.core.charts import Scale, Svg
 from fieldlm.core.pages import render
 from fieldlm.core.wording import counted
+from fieldlm.hardware.detect import detect
+from fieldlm.network.http_client import is_here
 
 HEAD = (
     "load", "answers", "failed", "first text, ms", "between two pieces, ms", "whole answer, s", "tokens/s", "in time",
@@ -21,11 +26,19 @@ KEY = "Times are the 50th / 90th / 95th / 99th percentile; – where there are t
 MOST_POINTS = 400
 
 
+def asked_from(is_server_here: bool, began_wall_s: float | None = None) -> str:
+    """Return when it was, on which machine, and with which build of ours; the server's own is not known."""
+    when = datetime.fromtimestamp(began_wall_s or time.time(), UTC).strftime("%Y-%m-%d %H:%M UTC")
+    where = "the server is on it too" if is_server_here else "the server is on another machine"
+    cpu = detect().facts["cpu_name"] or "a machine without a name"
+    return f"{when}, asked from {cpu} by fieldlm {version('fieldlm')}; {where}"
+
+
 def level_cells(found: LevelResult) -> tuple[str, ...]:
     """Return a row of the table of levels."""
-    failed = sum(found.failed.values())
     return (
-        found.level.words, str(found.requests - failed), str(failed), found.ttft_s.words(), found.gap_s.words(digits=1),
+        found.level.words, str(_answers(found)), str(sum(found.failed.values())),
+        found.ttft_s.words(), found.gap_s.words(digits=1),
         found.whole_s.words(1.0, 2), f"{found.tokens_per_s:.1f}", f"{100 * found.good / max(1, found.requests):.0f} %",
         f"{found.good_per_s:.2f}",
     )  # fmt: skip
@@ -33,29 +46,41 @@ def level_cells(found: LevelResult) -> tuple[str, ...]:
 
 def load_notes(found: Sequence[LevelResult], spec: LoadSpec) -> list[str]:
     """Return what has to be known beside the table."""
-    mean = found[0]
+    failed = [
+        f"{level.level.words}: {counted(count, 'request')} failed: {why}"
+        for level in found
+        for why, count in level.failed.items()
+    ]
+    answered = [each for each in found if _answers(each)]
+    if not answered:
+        return [*failed, f"nothing was answered; prompts drawn by --seed {spec.seed}"]
+    mean = answered[0]
     limits = [
         f"{words} {limit:g} s"
         for words, limit in (("the whole", spec.deadline_s), ("first text", spec.first_word_s))
         if limit
     ]
-    lines = [
+    return [
+        *failed,
         f"prompts of {mean.prompt_tokens:.0f} tokens, {mean.cached_tokens:.0f} of them cached, and answers of "
         f"{mean.gen_tokens:.0f}, on average",
         f"in time: {' and '.join(limits)}" if limits else "in time: no deadline was said, so whatever was answered",
         KEY,
+        f"prompts drawn by --seed {spec.seed}",
     ]
-    for level in found:
-        lines += [
-            f"{level.level.words}: {counted(count, 'request')} failed: {why}" for why, count in level.failed.items()
-        ]
-    return lines
+
+
+def _answers(found: LevelResult) -> int:
+    return found.requests - sum(found.failed.values())
 
 
 def describe_load(url: str, spec: LoadSpec, found: Sequence[LevelResult]) -> str:
     """Lay the levels out for people."""
+    notes = load_notes(found, spec)
+    if not any(_answers(each) for each in found):
+        return "\n".join([f"{spec.model} at {url}", *notes])
     table = terminal.table([level_cells(each) for each in found], HEAD)
-    return "\n".join([f"{spec.model} at {url}", table, *load_notes(found, spec)])
+    return "\n".join([f"{spec.model} at {url}", table, *notes])
 
 
 def load_document(url: str, spec: LoadSpec, found: Sequence[LevelResult]) -> dict[str, Any]:
@@ -65,11 +90,12 @@ def load_document(url: str, spec: LoadSpec, found: Sequence[LevelResult]) -> dic
 def load_pages(url: str, spec: LoadSpec, found: Sequence[LevelResult]) -> tuple[str, str]:
     """Return the same as a page and as Markdown."""
     title, rows = f"{spec.model} under load", [level_cells(each) for each in found]
+    lines = [asked_from(is_here(url)), *load_notes(found, spec)]
     page = render(
         ROOM, "load.html", title=f"Bench of fieldlm: {title}", name=title, soft=url, plots=[], head=HEAD, rows=rows,
-        notes=load_notes(found, spec),
+        notes=lines,
     )  # fmt: skip
-    return page, _markdown(title, url, HEAD, rows, load_notes(found, spec))
+    return page, _markdown(title, url, HEAD, rows, lines)
 
 
 def soak_rows(found: Soak) -> list[tuple[str, str]]:
@@ -86,6 +112,9 @@ def soak_rows(found: Soak) -> list[tuple[str, str]]:
         rows.append(("speed of an answer", f"{slow[1]:.1f} (minute {slow[0]:g}) to {fast[1]:.1f} tokens/s"))
     if (drift := found.drift_percent_h) is not None:
         rows.append(("drift", f"{drift[0]:+.1f} [{drift[1]:+.1f}, {drift[2]:+.1f}] % an hour"))
+    else:
+        least_min = LEAST_WINDOWS * found.head.window_s / 60
+        rows.append(("drift", f"too short to say: it takes {least_min:g} minutes in which answers ended"))
     if (droop := found.droop_percent) is not None:
         rows.append(("last fifth against the first", f"{-droop:+.1f} %"))
     if heat:
@@ -124,11 +153,13 @@ def soak_pages(found: Soak) -> tuple[str, str]:
     curves = [("tokens/s of an answer", found.speeds), ("°C", heat)]
     plots = [(words, curve(words, points)) for words, points in curves if len(points) > 1]
     rows = soak_rows(found)
+    ended_s = found.windows[0].ended_wall_s if found.windows else None
+    lines = [asked_from(found.head.is_here, ended_s and ended_s - found.head.window_s)]
     page = render(
         ROOM, "load.html", title=f"Bench of fieldlm: {title}", name=title, soft=found.head.url, plots=plots,
-        head=("", ""), rows=rows, notes=[],
+        head=("", ""), rows=rows, notes=lines,
     )  # fmt: skip
-    return page, _markdown(title, found.head.url, ("", ""), rows, [])
+    return page, _markdown(title, found.head.url, ("", ""), rows, lines)
 
 
 def curve(words: str, points: Sequence[tuple[float, float]]) -> Svg:

@@ -6,6 +6,7 @@ depth, so many tokens stand before each of them, are computed once and kept. Ans
 and what came is counted, never what was asked for.
 """
 
+import os
 import random
 import sys
 import time
@@ -123,7 +124,11 @@ def measure(bundle: Bundle, spec: Spec, *, on_step: Callable[[int], None]) -> Be
     after_mb = rss_mb()
     try:
         if engine.context < context:
-            raise EngineError(f"the model holds {engine.context} tokens, {context} are needed; ask for fewer")
+            asked = ((spec.depth, "-d"), (spec.prompt_tokens, "-p"), (spec.gen_tokens, "-n"))
+            flags = ", ".join(f"{flag} {count}" for count, flag in asked if count)
+            raise EngineError(
+                f"the model holds {engine.context} tokens, {context} are needed for {flags}; ask for fewer"
+            )
         timing = _Timing(engine, spec, ADAPTER if adapter else None, energy)
         time.sleep(spec.delay_s)
         timing.sample()
@@ -249,8 +254,8 @@ def say(line: MeasureLine) -> None:
 
 def _step(spec: Spec, done: int) -> None:
     say(MeasureLine(step=done))
-    if spec.waits and done < spec.repetitions:
-        sys.stdin.readline()
+    if spec.waits and done < spec.repetitions and not sys.stdin.readline():
+        raise BrokenPipeError("who would say go has gone")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -262,6 +267,10 @@ def main(argv: Sequence[str]) -> int:
     except FieldlmError as error:
         say(MeasureLine(error=str(error)))
         return error.exit_code
+    except BrokenPipeError:
+        # Who reads has been ended: nobody is left to tell, nor by the interpreter's last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

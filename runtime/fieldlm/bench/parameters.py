@@ -16,6 +16,7 @@ import msgspec
 from fieldlm.bench.measure import Spec
 from fieldlm.core.errors import InputError
 from fieldlm.core.options import real
+from fieldlm.core.wording import counted
 from fieldlm.engines import engine_kind
 from fieldlm.engines.memory_plan import PREFILL_ALONE
 from fieldlm.formats.bundle import Bundle
@@ -161,6 +162,21 @@ def specs(bundle: Bundle, sweep: Sweep, base: Spec) -> list[Spec]:
             )
         )
     return found
+
+
+def name_of(spec: Spec) -> str:
+    """Return what tells a Spec from others of a grid: pp16, tg8 @ d64, 2 threads, f16/q8_0, fa on, lm none, ub 64."""
+    tests = [f"{short}{count}" for short, count in (("pp", spec.prompt_tokens), ("tg", spec.gen_tokens)) if count]
+    deep = f" @ d{spec.depth}" if spec.depth else ""
+    parts = [("+" if spec.is_combined else ", ").join(tests) + deep, counted(spec.threads, "thread")]
+    if spec.profile:
+        gguf = spec.profile.gguf
+        flash = next(words for words, value in FLASH_ATTENTION.items() if value is gguf.flash_attention)
+        mode = next(words for words, value in LOAD_MODES.items() if value is spec.profile.runtime.mmap)
+        keys, values = (each or "default" for each in (gguf.kv_k, gguf.kv_v))
+        parts += [f"{keys}/{values}", f"fa {flash}", f"lm {mode}"]
+    parts += [f"{short} {count}" for short, count in (("b", spec.batch), ("ub", spec.ubatch)) if count]
+    return ", ".join(parts)
 
 
 def _check_engine(bundle: Bundle, sweep: Sweep) -> None:

@@ -68,9 +68,7 @@ def _of_neighbours(result: Result) -> Iterator[Remark]:
         yield Remark(f"load {after.load_average:.1f} at the end with {ours} of ours: others were computing")
     waited = _percent_of(before, after, before.cpu_waited_s, after.cpu_waited_s)
     if waited > WAIT_LIMIT:
-        words = (
-            f"something waited for a processor {waited:.0f} % of the time: there are more threads than cores for them"
-        )
+        words = f"something waited for a processor {waited:.0f} % of the time: neighbours, or more threads than cores"
         yield Remark(words, voids=True)
     stalled = _percent_of(before, after, before.memory_waited_s, after.memory_waited_s)
     if stalled > STALL_LIMIT:

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from fieldlm.bench.comparison import HEAD, Comparison, Difference, cells, notes
-from fieldlm.bench.formats import Row, name_of_test
+from fieldlm.bench.comparison import HEAD, KEY, Comparison, Difference, cells, notes
+from fieldlm.bench.formats import Row, is_void, name_of_test
 from fieldlm.bench.result import Interval, interval
 from fieldlm.core import charts
 from fieldlm.core.charts import Dot, Scale, Span, Svg
@@ -23,8 +23,7 @@ METHOD = (
     "each repetition; what decode uses of it are the bytes of weights, keys and values that a token has to read."
 )
 TESTED = (
-    "Welch's test of the logarithms of the speeds, and the 95 % interval of the ratio of their geometric means; p is "
-    "Holm's over all rows."
+    f"Welch's test of the logarithms of the speeds, and the 95 % interval of the ratio of their geometric means; {KEY}"
 )
 
 
@@ -98,7 +97,12 @@ def ratios(found: Sequence[Difference]) -> Svg:
     """Draw the ratios with their intervals, one row a test, on one logarithmic axis; 1 is no difference."""
     ends = [end for each in found for end in (each.ratio, each.low, each.high, 1.0) if end]
     reach = max(1.02, *ends, 1 / min(ends))
-    scale = Scale(low=1 / reach, high=reach, ticks=[(x, f"{x:.3g}") for x in (1 / reach, 1.0, reach)], is_log=True)
+    scale = Scale(
+        low=1 / reach,
+        high=reach,
+        ticks=[(x, f"{x:.2f}".removesuffix(".00")) for x in (1 / reach, 1.0, reach)],
+        is_log=True,
+    )
     rows = [
         Span(
             words=each.test if len(each.test) < 34 else f"{each.test[:33]}…",
@@ -132,7 +136,7 @@ def _test_cells(row: Row) -> tuple[str, ...]:
     how = f"{row['n_threads']} threads, {row['type_k']}/{row['type_v']}, {row['load_mode']}, ub {row['n_ubatch']}"
     joules = ours["energy"]["joules_per_token"]
     return (
-        name_of_test(row),
+        name_of_test(row) + (" (void)" if is_void(row) else ""),
         interval(row["samples_ts"]).words(),
         _words(ours["ttft_ms"]) if row["n_prompt"] else "",
         _words(ours["bandwidth_percent"], 0) if is_decode and is_alone else "",
@@ -155,7 +159,12 @@ def _title(rows: Sequence[Row]) -> str:
 
 
 def _remarks(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(line for row in rows for line in row["fieldlm"]["remarks"]))
+    """Return each remark once, with the tests that it is of where it is not of all."""
+    tests: dict[str, list[str]] = {}
+    for row in rows:
+        for line in row["fieldlm"]["remarks"]:
+            tests.setdefault(line, []).append(_name(row))
+    return [line if len(of) == len(rows) else f"{line} ({'; '.join(of)})" for line, of in tests.items()]
 
 
 def _facts(row: Row) -> list[tuple[str, str]]:

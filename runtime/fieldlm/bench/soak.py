@@ -8,7 +8,7 @@ are looked at where the server is on it.
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,13 @@ from fieldlm.network.http_client import HttpClient
 FORMAT = "fieldlm.soak/1"
 WINDOW_S = 30.0
 SHARE = 5  # the first and the last fifth of the windows are held against each other
+LEAST_WINDOWS = 10
+"""Of windows with a speed: of fewer, five minutes, a slope is chance, and its interval thousands of per cent wide."""
 PI_NOW = 0xF
+OPTIONS = {
+    "url": "--url", "model": "MODEL", "prompt_tokens": "--prompt-tokens", "gen_tokens": "--gen-tokens",
+    "seed": "--seed", "deadline_s": "--deadline", "first_word_s": "--first-word", "concurrency": "--concurrency",
+}  # fmt: skip
 
 
 class SoakHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +62,8 @@ class SoakWindow(msgspec.Struct, frozen=True, kw_only=True):
     clock_mhz: float | None = None
     load_average: float | None = None
     throttled: int = 0
+    seed: int | None = None
+    """By which its prompts were drawn."""
 
 
 class Soak(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,9 +84,9 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def droop_percent(self) -> float | None:
-        """How much slower the last fifth is than the first, by their medians; None for fewer than ten windows."""
+        """How much slower the last fifth is than the first, by their medians; None for fewer than LEAST_WINDOWS."""
         speeds = [speed for _, speed in self.speeds]
-        if len(speeds) < 2 * SHARE:
+        if len(speeds) < LEAST_WINDOWS:
             return None
         part = len(speeds) // SHARE
         first, last = (float(np.median(each)) for each in (speeds[:part], speeds[-part:]))
@@ -86,8 +94,8 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def drift_percent_h(self) -> tuple[float, float, float] | None:
-        """The slope of a line through all windows and its 95 % interval; None for fewer than three."""
-        if len(self.speeds) < 3:
+        """The slope of a line through all windows and its 95 % interval; None for fewer than LEAST_WINDOWS."""
+        if len(self.speeds) < LEAST_WINDOWS:
             return None
         hours, speeds = (np.asarray(column) for column in zip(*self.speeds, strict=True))
         hours = hours / 60
@@ -104,8 +112,10 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
         return next((step_min * (at + 1) for at, each in enumerate(self.windows) if each.throttled), None)
 
 
-def open_soak(path: Path, head: SoakHead) -> list[SoakWindow]:
+def open_soak(path: Path, head: SoakHead, *, is_seed_said: bool = True) -> list[SoakWindow]:
     """Return the windows that `path` holds; begin it where it is not there, cut a line that was not finished.
+
+    Without `is_seed_said` the seed was drawn for this call, and may be another than the file was begun with.
 
     Raises InputError for a file that is something else, or was begun with other settings.
     """
@@ -121,27 +131,50 @@ def open_soak(path: Path, head: SoakHead) -> list[SoakWindow]:
         windows = [msgspec.json.decode(line, type=SoakWindow) for line in lines[1:]]
     except (msgspec.MsgspecError, IndexError) as error:
         raise InputError(f"{path} is no file of a soak: {error}; name another") from error
+    if not is_seed_said:
+        begun = msgspec.structs.replace(begun, spec=msgspec.structs.replace(begun.spec, seed=head.spec.seed))
     if begun != head:
-        raise InputError(f"{path} was begun with other settings; say the same, or name another file")
+        others = "; ".join(_differences(begun, head))
+        raise InputError(f"{path} was begun with other settings: {others}; say the same, or name another file")
     if len(whole) < len(data):
         with disk_errors(path):
             os.truncate(path, len(whole))
     return windows
 
 
+def _differences(begun: SoakHead, head: SoakHead) -> Iterator[str]:
+    """Yield what is not as it was, by the options that say it."""
+    before, now = (
+        {**msgspec.to_builtins(each), **msgspec.to_builtins(each.spec), **msgspec.to_builtins(each.level)}
+        for each in (begun, head)
+    )
+    for name, value in before.items():
+        if name not in ("spec", "level") and value != now[name]:
+            words = OPTIONS.get(name, name)
+            yield f"{words} {'none' if value is None else value} then, {'none' if now[name] is None else now[name]} now"
+
+
 def soak(
-    client: HttpClient, path: Path, head: SoakHead, minutes: float, *, on_window: Callable[[int, SoakWindow], None]
+    client: HttpClient,
+    path: Path,
+    head: SoakHead,
+    minutes: float,
+    *,
+    is_seed_said: bool = True,
+    on_window: Callable[[int, SoakWindow], None],
 ) -> Soak:
     """Ask until `path` holds `minutes` of load; `on_window` is called with each window and how many there are."""
-    windows = open_soak(path, head)
+    windows = open_soak(path, head, is_seed_said=is_seed_said)
     wanted = max(1, round(minutes * 60 / head.window_s))
     if len(windows) < wanted:
         ended: list[LoadAnswer] = []
         lock = threading.Lock()
+        # After an interruption no prompt is asked again: it may be cached.
+        part = f"window {len(windows)}"
 
         def work(number: int, is_over: threading.Event) -> None:
             while not is_over.is_set():
-                found = ask(client, head.spec, number, began_s=0.0, due_s=None, is_over=is_over)
+                found = ask(client, head.spec, f"{part}/{number}", began_s=0.0, due_s=None, is_over=is_over)
                 number += head.level.concurrency
                 with lock:
                     ended.append(found)
@@ -150,14 +183,13 @@ def soak(
 
         with asking(client, head.level.concurrency) as (pool, is_over):
             for number in range(head.level.concurrency):
-                # After an interruption no prompt is asked again: it may be cached.
-                pool.submit(work, number + 1_000_000 * len(windows), is_over)
+                pool.submit(work, number, is_over)
             while len(windows) < wanted:
                 before = moment() if head.is_here else None
                 time.sleep(head.window_s)
                 with lock:
                     taken, ended[:] = list(ended), []
-                windows.append(_window(taken, before))
+                windows.append(msgspec.structs.replace(_window(taken, before), seed=head.spec.seed))
                 _append(path, windows[-1])
                 on_window(len(windows), windows[-1])
     return Soak(head=head, windows=tuple(windows))

@@ -1,15 +1,25 @@
 """`fieldlm bench`: measure bundles on this machine, and say how near they are to what the memory allows."""
 
 import argparse
+import random
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from fieldlm.bench.formats import FORMATS, writer
-from fieldlm.bench.parameters import FLASH_ATTENTION, LOAD_MODES, Sweep, pair, reals, specs, whole_numbers, words
+from fieldlm.bench.parameters import (
+    FLASH_ATTENTION,
+    LOAD_MODES,
+    Sweep,
+    name_of,
+    pair,
+    reals,
+    specs,
+    whole_numbers,
+    words,
+)
 from fieldlm.bench.report import check_target
 from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
     from fieldlm.hardware.detect import Detection
     from fieldlm.network.http_client import HttpClient
 
+DRAWN = (1, 2**31 - 1)  # seeds that may be drawn; any of them may be said by hand again
 LOAD = ("concurrency", "rate", "deadline", "first-word", "minutes", "out")
 LISTS = ("depth", "threads", "batch", "ubatch", "key_type", "value_type", "flash_attention", "load_mode")
 
@@ -69,7 +80,7 @@ def _measure(
         if out:
             out.rows(made)
             for line in remarks(result, found):
-                print(terminal.visible(f"! {line}"), file=sys.stderr, flush=True)
+                print(terminal.visible(f"! {name_of(spec)}: {line}"), file=sys.stderr, flush=True)
         elif not args.json:
             print(terminal.visible("\n" * bool(number) + describe(bundle, result, found)), flush=True)
     if out:
@@ -105,7 +116,8 @@ def _load(args: argparse.Namespace) -> int:
         model=served_model(client, "".join([*args.models, *args.named])),
         prompt_tokens=(_flat(args.prompt) or (64,))[0],
         gen_tokens=(_flat(args.gen) or (64,))[0],
-        seed=args.seed,
+        # What an earlier run asked, the server may have kept.
+        seed=random.SystemRandom().randint(*DRAWN) if args.seed is None else args.seed,
         deadline_s=args.deadline,
         first_word_s=args.first_word,
     )
@@ -116,10 +128,11 @@ def _load(args: argparse.Namespace) -> int:
     found: list[LevelResult] = []
     for number, level in enumerate(levels):
         # A first answer warms up what is not asked about, and prompts are no level's again.
-        each = msgspec.structs.replace(spec, seed=spec.seed + number)
-        run_level(client, msgspec.structs.replace(each, seed=-1 - each.seed), Level(concurrency=1), 1, on_end=_nothing)
+        run_level(client, spec, Level(concurrency=1), 1, name=f"warm-up {number}", on_end=_nothing)
         with terminal.progress(f"load {level.words}", args.requests) as progress:
-            found.append(summary(level, run_level(client, each, level, args.requests, on_end=progress.update), spec))
+            name, on_end = f"level {number}", progress.update
+            asked = run_level(client, spec, level, args.requests, name=name, on_end=on_end)
+        found.append(summary(level, asked, spec))
     document = load_document(args.url, spec, found)
     terminal.show(document, describe_load(args.url, spec, found), as_json=args.json)
     if args.report:
@@ -131,15 +144,20 @@ def _soak(args: argparse.Namespace, client: "HttpClient", spec: "LoadSpec", leve
     from fieldlm.bench import soak
     from fieldlm.bench.load_report import describe_soak, soak_document, soak_pages
     from fieldlm.bench.report import write_report
+    from fieldlm.network.http_client import is_here
 
     head = soak.SoakHead(
         format=soak.FORMAT, url=args.url, spec=spec, level=level, window_s=soak.WINDOW_S, is_here=is_here(args.url)
     )
     with terminal.progress(f"soak, {level.words}", max(1, round(args.minutes * 60 / soak.WINDOW_S))) as progress:
-        found = soak.soak(
-            client, args.out, head, args.minutes,
-            on_window=lambda done, window: progress.update(done, f"{window.tokens_per_s or 0:.1f} tokens/s"),
-        )  # fmt: skip
+        try:
+            found = soak.soak(
+                client, args.out, head, args.minutes, is_seed_said=args.seed is not None,
+                on_window=lambda done, window: progress.update(done, f"{window.tokens_per_s or 0:.1f} tokens/s"),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            progress.note = f"what was measured is in {args.out}; the same command goes on from there"
+            raise
     terminal.show(soak_document(found), describe_soak(found), as_json=args.json)
     if args.report:
         write_report(args.report, *soak_pages(found))
@@ -147,12 +165,6 @@ def _soak(args: argparse.Namespace, client: "HttpClient", spec: "LoadSpec", leve
 
 
 def _nothing(_done: int) -> None: ...
-
-
-def is_here(url: str) -> bool:
-    """Return whether the server at `url` is on this machine, so that its heat is this machine's."""
-    host = urlsplit(url).hostname or ""
-    return url.startswith("unix:") or host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _base(args: argparse.Namespace) -> "tuple[Spec, Detection]":
@@ -168,7 +180,7 @@ def _base(args: argparse.Namespace) -> "tuple[Spec, Detection]":
     prefill = config.threads or max(1, min(cpu.prefill_threads or cpu.decode_threads, cores))
     spec = Spec(
         bundle="", prompt_tokens=0, gen_tokens=0, repetitions=args.repetitions, threads=threads,
-        prefill_threads=prefill, seed=args.seed, delay_s=args.delay, profile=profile,
+        prefill_threads=prefill, seed=1 if args.seed is None else args.seed, delay_s=args.delay, profile=profile,
     )  # fmt: skip
     return spec, msgspec.structs.replace(found, best=profile)
 
@@ -191,7 +203,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "fieldlm bench --compare yesterday.json today.json --report difference.html",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help=MODEL)
-    parser.add_argument("-m", "--model", dest="named", action="append", default=[], metavar="MODEL", help="the same")
+    parser.add_argument(
+        "-m", "--model", dest="named", action="append", default=[], metavar="MODEL", help="a model, as MODEL"
+    )
     _add_tests(parser)
     _add_ways(parser)
     parser.add_argument(
@@ -252,9 +266,19 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
         ),
         ("gen", ("--gen-tokens", "--n-gen", "-n"), tokens, "tokens of the answer, 0 for no such test (default: 128)"),
         ("depth", ("--n-depth", "-d"), tokens, "tokens that stand before both (default: 0)"),
-        ("threads", ("--threads", "-t"), (0, options.THREADS[1]), "threads (default: those that serve would use)"),
+        (
+            "threads",
+            ("--threads", "-t"),
+            (0, options.THREADS[1]),
+            "threads (default, and 0: those that serve would use)",
+        ),
         ("batch", ("--batch-size", "-b"), options.BATCH, "tokens of the prompt in one step (default: 256)"),
-        ("ubatch", ("--ubatch-size", "-ub"), options.BATCH, "and how many are computed at once (default: all)"),
+        (
+            "ubatch",
+            ("--ubatch-size", "-ub"),
+            options.BATCH,
+            "tokens of a step that are computed at once (default: all)",
+        ),
     ]
     for name, flags, (least, most), said in lists:
         parser.add_argument(
@@ -271,7 +295,10 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
         "--delay", type=options.real(0, 86_400), default=0.0, metavar="SECONDS", help="rest before each test, to cool"
     )
     parser.add_argument(
-        "--seed", type=options.whole(*options.SEED), default=1, metavar="N", help="random seed of the prompts"
+        "--seed",
+        type=options.whole(*options.SEED),
+        metavar="N",
+        help="random seed of the prompts (default: 1; with --url drawn anew, so that no cache of an earlier run helps)",
     )
 
 
@@ -313,7 +340,7 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
     caches, switches, modes = tuple(KV_TYPES), tuple(FLASH_ATTENTION), tuple(LOAD_MODES)
     lists = [
         ("key_type", ("--cache-type-k", "-ctk"), caches, f"type of the cache's keys: {', '.join(caches)}"),
-        ("value_type", ("--cache-type-v", "-ctv"), caches, "and of its values"),
+        ("value_type", ("--cache-type-v", "-ctv"), caches, f"type of the cache's values: {', '.join(caches)}"),
         ("flash_attention", ("--flash-attn", "-fa"), switches, "flash attention: on, off or auto"),
         ("load_mode", ("--load-mode", "-lm", "--mmap", "-mmp"), modes, "weights read (none) or mapped (mmap)"),
     ]

@@ -244,3 +244,9 @@ class _UnixConnection(HTTPConnection):
 
 class _UnixPool(HTTPConnectionPool):
     ConnectionCls = _UnixConnection  # pyright: ignore[reportAssignmentType]
+
+
+def is_here(url: str) -> bool:
+    """Return whether the server at `url` is on this machine, so that its heat is this machine's."""
+    host = urlsplit(url).hostname or ""
+    return url.startswith("unix:") or host == "localhost" or host.startswith("127.") or host == "::1"
