@@ -189,6 +189,28 @@ def test_an_excluded_task_is_in_no_data_set_whatever_is_said_until_it_is_include
     assert "taxi" in text_of(dataset(folder.path, tmp_path / "again"))
 
 
+def test_a_data_set_has_the_edits_that_are_not_applied_yet_all_of_them(folder: Folder, tmp_path: Path) -> None:
+    lamp, music, taxi, weather = (folder.id(kind) for kind in WHAT)
+    folder.edit("--merge", music, lamp)
+    folder.edit("--rename", lamp, "At home")
+    folder.edit("--split", weather)
+    folder.edit("--exclude", taxi)
+    made = dataset(folder.path, tmp_path / "at once")
+    facts = json.loads((made / "card.json").read_bytes())
+    names = {task["id"]: task["name"] for task in facts["tasks"]}
+    assert (names[lamp], music in names, taxi in names, len(names) > 2) == ("At home", False, False, True)
+    cluster(folder.path, embedder=folder.embedder)
+    assert dataset(folder.path, tmp_path / "applied").name == made.name
+
+
+def test_no_data_set_has_an_edit_that_was_undone(folder: Folder, tmp_path: Path) -> None:
+    folder.edit("--merge", folder.id("music"), folder.id("lamp"))
+    cluster(folder.path, embedder=folder.embedder)
+    folder.edit("--undo")
+    with pytest.raises(InputError, match=f"undone.*run: fieldlm cluster {folder.path}"):
+        dataset(folder.path, tmp_path / "sets")
+
+
 def text_of(made: Path) -> str:
     return (made / "train.jsonl").read_text()
 

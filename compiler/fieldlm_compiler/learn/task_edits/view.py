@@ -9,7 +9,7 @@ import msgspec
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
 from fieldlm_compiler.learn.shapes import signature
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits
-from fieldlm_compiler.learn.task_edits.names import instance, told
+from fieldlm_compiler.learn.task_edits.names import Told, instance, told
 from fieldlm_compiler.learn.tasks import TASKS, Round, digest, read_round
 
 
@@ -52,6 +52,7 @@ def show(folder: Path, edits: TaskEdits, least_sessions: int = 1) -> ShownTasks:
     ids = sorted(groups, key=lambda task: (-len(groups[task]), task))
     order = [example for task in ids for example in groups[task]]
     words = told(order, [at for at, task in enumerate(ids) for _ in groups[task]], ids, least)
+    words = _kept(known, edits, ids, words, least)
     scenarios = _scenarios(known, edits, groups, least)
     shown = [
         ShownTask(
@@ -72,6 +73,17 @@ def show(folder: Path, edits: TaskEdits, least_sessions: int = 1) -> ShownTasks:
     return ShownTasks(
         tasks=[*shown, *absent], edits=[str(edit) for edit in edits.edits], pending=pending, least_sessions=least
     )
+
+
+def _kept(known: Round, edits: TaskEdits, ids: Sequence[str], words: Sequence[Told], least: int) -> list[Told]:
+    """Return `words`, but those of tasks.json for tasks that no waiting edit changes."""
+    was = TaskEdits(known.edits)
+    waiting = [edit for edit in edits.edits if edit not in known.edits]
+    changed = {each for edit in waiting if edit.kind in ("merge", "split") for each in (edit.task, edit.into)}
+    changed |= {each for each in was.names if each not in edits.names}
+    may_show = least == known.least_sessions
+    told_before = {task.id: (task.name, task.description) for task in known.tasks if task.id not in changed}
+    return [told_before.get(task, now) if may_show else now for task, now in zip(ids, words, strict=True)]
 
 
 def tasks_of(examples: Sequence[CuratedExample], known: Round, edits: TaskEdits) -> list[str]:
