@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -299,7 +300,7 @@ def test_no_word_of_few_customers_is_on_the_page(tmp_path: Path, capsys: pytest.
     assert not any(word in shown for word in ("swordfish", "password"))
     cluster(tmp_path, least_sessions=3)
     assert main(["tasks", str(tmp_path), "--page", str(drawn)]) == 0
-    assert "swordfish" not in drawn.read_text() + capsys.readouterr().out, "what was found with more shows no more"
+    assert "swordfish" not in drawn.read_text() + capsys.readouterr().out, "a larger K of cluster counts"
 
 
 def test_what_customers_said_is_text_on_the_page() -> None:
@@ -312,6 +313,18 @@ def test_what_customers_said_is_text_on_the_page() -> None:
     assert "<script" not in drawn
     assert drawn.count("&lt;script&gt;") >= 5
     assert "fewer than 2 customers" in drawn
+
+
+def test_a_bar_on_the_page_is_a_share_of_the_whole() -> None:
+    tasks = [
+        ShownTask(
+            id=f"task-{number}", name="tea", description="", example="", scenario="", examples=9, share=share,
+            customers=3, state="",
+        )
+        for number, share in enumerate((0.2, 0.1))
+    ]  # fmt: skip
+    drawn = page(ShownTasks(tasks=tasks, edits=[], pending=False, least_sessions=1))
+    assert re.findall(r'<rect[^>]* width="([\d.]+)"', drawn) == ["20.00", "10.00"]
 
 
 # ── the file ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
 from fieldlm_compiler.learn.quality.card import JSON, MARKDOWN, card, markdown
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
-from fieldlm_compiler.learn.task_edits.view import show, tasks_of
+from fieldlm_compiler.learn.task_edits.view import named, show, tasks_of
 from fieldlm_compiler.learn.tasks import TASKS, Round, read_round
 from fieldlm_compiler.learn.tokenized import VERSION, read_lines
 
@@ -50,7 +50,13 @@ def dataset(examples: Path, out: Path, *, task: str = "", licence: str = "") -> 
     ]
     # What has no label is there to find tasks in; what people left out of the tasks is in none.
     labelled = [each for each in placed if each.label_source != "none" and not edits.leaves_out(each.task)]
-    chosen = _of_task(labelled, task, examples)
+    wanted = _task_id(task, folder, edits) if task else ""
+    if edits.leaves_out(wanted):
+        raise InputError(
+            f"{task} is left out of all data sets by people; take it back in with: fieldlm tasks {folder} "
+            f"--include {wanted}"
+        )
+    chosen = [example for example in labelled if wanted in ("", example.task)]
     lines = {split: b"".join(_line(e) for e in chosen if e.split == split) for split in SPLITS}
     if not lines["train"]:
         raise InputError(f"{examples} has no training example{' of ' + task if task else ''}; collect more first")
@@ -119,7 +125,7 @@ def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any], origin: di
         "train": len(rows["train"]),
         "eval": len(rows["eval"]),
         "customers": len({row["session"] for row in both}),
-        "tasks": _counted(row["task"] for row in both),
+        "tasks": _counted(row["task"] for row in both if row["task"]),
         **about,
     }
     if not (folder / DOCUMENT).is_file():
@@ -140,22 +146,11 @@ def _line(example: CuratedExample) -> bytes:
     return msgspec.json.encode(line | {"task": example.task, "session": example.session}) + b"\n"
 
 
-def _of_task(examples: Sequence[CuratedExample], task: str, folder: Path) -> list[CuratedExample]:
-    if not task:
-        return list(examples)
-    names = _task_names(folder)
-    wanted = {task_id for task_id, name in names.items() if task in (task_id, name)}
-    if not wanted:
-        known = ", ".join(f"{task_id} ({name})" for task_id, name in sorted(names.items())) or "none yet"
-        raise InputError(f"there is no task {task!r} in {folder}; tasks: {known}")
-    return [example for example in examples if example.task in wanted]
-
-
-def _task_names(folder: Path) -> dict[str, str]:
-    path = (folder if folder.is_dir() else folder.parent) / TASKS
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; find the tasks with: fieldlm cluster {path.parent}")
-    return {task.id: task.name for task in read_round(path).tasks}
+def _task_id(task: str, folder: Path, edits: TaskEdits) -> str:
+    """Return the id of the task that `task` is the id or the only name of."""
+    if not (folder / TASKS).is_file():
+        raise InputError(f"{folder / TASKS} does not exist; find the tasks with: fieldlm cluster {folder}")
+    return named(task, show(folder, edits).tasks, folder)
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
@@ -176,7 +171,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     folder = dataset(args.examples, args.out, task=args.task, licence=args.licence)
     document: dict[str, Any] = msgspec.json.decode((folder / "dataset.json").read_bytes())
-    text = f"{folder}: {document['train']} train, {document['eval']} eval, {counted(len(document['tasks']), 'task')}"
+    tasks = counted(len(document["tasks"]), "task") if document["tasks"] else "no tasks found yet (fieldlm cluster)"
+    text = f"{folder}: {document['train']} train, {document['eval']} eval, {tasks}"
     if not document["eval"]:
         log.warning(
             f"! {folder} has no eval example: what is tuned on it cannot be evaluated; "

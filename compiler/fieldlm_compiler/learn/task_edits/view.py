@@ -6,6 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from fieldlm.core import terminal
+from fieldlm.core.errors import InputError
+from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
 from fieldlm_compiler.learn.shapes import signature
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits
@@ -98,6 +101,23 @@ def tasks_of(examples: Sequence[CuratedExample], known: Round, edits: TaskEdits)
             task = part_of.get(digest(example.utterance, signature(example.answer)), task)
         found.append(edits.resolve(task))
     return found
+
+
+def named(word: str, tasks: Sequence[ShownTask], folder: Path) -> str:
+    """Return the id of the one of `tasks` (in `folder`) that `word` is the id or the only name of.
+
+    Raises InputError.
+    """
+    there = [task for task in tasks if not task.state.startswith("merged")]
+    found = [task.id for task in there if task.id == word] or [task.id for task in there if task.name == word]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"{word!r} is the name of {counted(len(found), 'task')}; use an id: {', '.join(found)}")
+    gone = next((task for task in tasks if word in (task.id, task.name)), None)
+    near = terminal.did_you_mean(word, [*(task.name for task in there), *(task.id for task in there)])
+    why = f"; it is {gone.state};" if gone else near or ";"
+    raise InputError(f"there is no task {word!r}{why} list them: fieldlm tasks {folder}")
 
 
 def _instance(task: str, members: Sequence[CuratedExample], known: Round, least: int) -> str:
