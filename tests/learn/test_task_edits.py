@@ -163,6 +163,21 @@ def test_a_split_within_one_task_is_kept_and_leaves_the_others_alone(folder: Fol
         assert {kind: folder.id(kind) for kind in others} == others
 
 
+def test_no_name_is_made_of_what_everybody_says_and_a_split_renames_no_other_task(folder: Folder) -> None:
+    before = {task.id: task.name for task in read_round(folder.path / TASKS).tasks}
+    words = [word for name in before.values() for word in name.partition(": ")[2].split()]
+    assert words
+    assert not {"the", "please", "in"} & set(words)
+    weather = folder.id("weather")
+    folder.edit("--split", weather)
+    cluster(folder.path, embedder=folder.embedder)
+    after = {task.id: task.name for task in read_round(folder.path / TASKS).tasks}
+    assert len(after) > len(before)
+    assert {id_: name for id_, name in after.items() if id_ in before and id_ != weather} == {
+        id_: name for id_, name in before.items() if id_ != weather
+    }
+
+
 def test_a_name_stays_and_outlives_a_round_without_its_task(folder: Folder) -> None:
     taxi = folder.id("taxi")
     folder.edit("--rename", taxi, "  Rides to   town ")

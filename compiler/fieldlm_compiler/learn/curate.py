@@ -157,6 +157,7 @@ def curate(
         dropped["label in doubt"] += len(doubted)
     examples = [_with_surrogates(_rated(e, said)) for e in found if e.label_source == "none" or id(e) in kept]
     dropped.update(agreed.lost)
+    left_out = {why: count for why, count in sorted(dropped.items()) if count}
     document = {
         "format": FORMAT,
         "generations": len(rows),
@@ -168,12 +169,12 @@ def curate(
         "consents": sorted(consents),
         "disputed": agreed.disputed,
         "redacted": dict(sorted(Counter(kind for example in examples for kind in example.redacted).items())),
-        "dropped": {why: count for why, count in sorted(dropped.items()) if count},
+        "dropped": left_out,
     }
     if labels.large:
         document["teacher"] = teacher.report(labelled, said)
     if not examples:
-        raise InputError(_no_example(store, rows, consents, document["dropped"]))
+        raise InputError(_no_example(store, rows, consents, left_out))
     write_examples(out / EXAMPLES, examples)
     write_whole(out / "curate.json", canonical_json(document))
     return document

@@ -12,7 +12,7 @@ from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
 from fieldlm_compiler.learn.shapes import signature
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits
-from fieldlm_compiler.learn.task_edits.names import Told, instance, told
+from fieldlm_compiler.learn.task_edits.names import Told, common_words, instance, told
 from fieldlm_compiler.learn.tasks import TASKS, Round, digest, read_round
 
 
@@ -54,9 +54,11 @@ def show(folder: Path, edits: TaskEdits, least_sessions: int = 1) -> ShownTasks:
         groups.setdefault(task, []).append(example)
     ids = sorted(groups, key=lambda task: (-len(groups[task]), task))
     order = [example for task in ids for example in groups[task]]
-    words = told(order, [at for at, task in enumerate(ids) for _ in groups[task]], ids, least)
+    places = [at for at, task in enumerate(ids) for _ in groups[task]]
+    common = common_words(order, places)
+    words = told(order, places, ids, least, common)
     words = _kept(known, edits, ids, words, least)
-    scenarios = _scenarios(known, edits, groups, least)
+    scenarios = _scenarios(known, edits, groups, least, common)
     shown = [
         ShownTask(
             id=task,
@@ -127,7 +129,9 @@ def _instance(task: str, members: Sequence[CuratedExample], known: Round, least:
     return instance(first, members, least)
 
 
-def _scenarios(known: Round, edits: TaskEdits, groups: dict[str, list[CuratedExample]], least: int) -> dict[str, str]:
+def _scenarios(
+    known: Round, edits: TaskEdits, groups: dict[str, list[CuratedExample]], least: int, common: frozenset[str]
+) -> dict[str, str]:
     """Return the name of the scenario of each task, by the words that may be shown."""
     of = {task.id: task.scenario for task in known.tasks}
     for edit in edits.edits:
@@ -135,7 +139,7 @@ def _scenarios(known: Round, edits: TaskEdits, groups: dict[str, list[CuratedExa
     placed = {task: of[task] for task in groups if of.get(task)}
     ids = sorted(set(placed.values()))
     places = [(example, ids.index(placed[task])) for task in placed for example in groups[task]]
-    words = told([example for example, _ in places], [at for _, at in places], ids, least)
+    words = told([example for example, _ in places], [at for _, at in places], ids, least, common)
     names = {scenario: name for scenario, (name, _) in zip(ids, words, strict=True)}
     doubled = Counter(names.values())
     return {
