@@ -72,6 +72,73 @@ def test_the_card_of_a_data_set_without_who_is_forgotten_keeps_what_was_known(fo
     assert (facts["licence"], facts["dropped"], len(facts["replaces"])) == ("ours", {"no consent": 7}, 1)
 
 
+def test_what_is_known_to_be_nothing_is_told_apart_from_what_nobody_knows(folder: Path, tmp_path: Path) -> None:
+    (folder / "curate.json").write_bytes(canonical_json({"dropped": {}, "redacted": {}}))
+    text = (dataset(folder, tmp_path / "known") / "card.md").read_text()
+    assert "and why\n\nNone.\n" in text
+    assert "Nothing is known" not in text
+    (folder / "curate.json").unlink()
+    made = dataset(folder, tmp_path / "unknown")
+    assert (made / "card.md").read_text().count("Nothing is known of it.") == 2
+    assert json.loads((made / "card.json").read_bytes())["dropped"] is None
+
+
+def test_examples_that_were_never_clustered_have_no_task_and_no_balance(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_examples(folder / "examples.jsonl", [example(f"tea {number}", "s", "train", "") for number in range(9)])
+    assert main(["dataset", str(folder), "--out", str(tmp_path / "sets")]) == 0
+    assert "9 train, 0 eval, no tasks found yet" in capsys.readouterr().out
+    (made,) = (tmp_path / "sets").iterdir()
+    facts = json.loads((made / "card.json").read_bytes())
+    assert (facts["tasks"], facts["without_task"], facts["balance"]) == ([], 9, None)
+    assert json.loads((made / "dataset.json").read_bytes())["tasks"] == {}
+    text = (made / "card.md").read_text()
+    assert "No tasks found yet" in text
+    assert "Balance" not in text
+
+
+def test_of_a_task_that_people_left_out_no_data_set_is_made_and_the_way_back_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for word in ("music", "task-3"):
+        assert main(["dataset", str(folder), "--out", str(tmp_path / "sets"), "--task", word]) == 2
+        told = capsys.readouterr().err
+        assert f"{word} is left out of all data sets by people" in told
+        assert f"fieldlm tasks {folder} --include task-3" in told
+
+
+def test_no_two_tasks_have_the_same_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("music", "task-3"):
+        assert main(["tasks", str(folder), "--rename", "weather", name]) == 2
+        assert f"task-3 has the name {name!r} already" in capsys.readouterr().err
+    assert main(["tasks", str(folder), "--rename", "weather", "weather"]) == 0
+
+
+def test_a_task_goes_by_the_same_words_in_tasks_and_dataset(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = Round(tasks=[
+        Task(id=f"task-{number}", name=name, size=1, cohesion=1.0, example="")
+        for number, name in enumerate(("tea", "tea", "music"), 1)
+    ])  # fmt: skip
+    write_round(folder / TASKS, tasks)
+    for word, why in (
+        ("tea", "'tea' is the name of 2 tasks; use an id: task-1, task-2"),
+        ("task-11", f"there is no task 'task-11', did you mean 'task-1'? list them: fieldlm tasks {folder}"),
+        ("zzz", f"there is no task 'zzz'; list them: fieldlm tasks {folder}"),
+    ):
+        for asked in (["dataset", str(folder), "--out", str(tmp_path / "sets"), "--task", word],
+                      ["tasks", str(folder), "--merge", word, "music"]):  # fmt: skip
+            assert main(asked) == 2
+            assert why in capsys.readouterr().err
+    assert main(["tasks", str(folder), "--include", "task-1"]) == 2
+    said = capsys.readouterr().err
+    assert "task-1 is not left out" in said
+    assert "already" not in said
+    assert main(["tasks", str(folder), "--merge", "music", "task-1"]) == 0
+
+
 def test_near_copies_are_those_with_most_of_their_letters_in_common() -> None:
     said = ["Please play some jazz in the kitchen", "please play soem jazz in the kitchen tonight", "dim the lamp", ""]
     others = ["please play some jazz in the  kitchen", "call a taxi to the station"]

@@ -136,7 +136,7 @@ def test_the_same_store_gives_the_same_bytes_and_counts_add_up(tmp_path: Path) -
 
 def test_a_store_without_examples_is_an_input_error_that_says_why(tmp_path: Path) -> None:
     fill(tmp_path / "store", [{"consent": ""}], [])
-    with pytest.raises(InputError, match="'no consent': 1"):
+    with pytest.raises(InputError, match=r"left out: 1 no consent; nothing is under 'yes'; .* it holds: none"):
         main([str(tmp_path / "store"), "--consent", "yes", "--out", str(tmp_path / "out")])
 
 
@@ -150,6 +150,13 @@ def test_without_a_term_nothing_is_curated_and_the_terms_of_the_store_are_said(t
     fill(tmp_path / "store", [{}, {"consent": "no"}, {}], [{"response": "r1", "rating": "up"}])
     with pytest.raises(InputError, match=r"--consent TERM; .* holds: 'yes' \(2\), 'no' \(1\)"):
         main([str(tmp_path / "store"), "--out", str(tmp_path / "out")])
+
+
+def test_where_nothing_is_under_the_named_terms_those_of_the_store_are_said(tmp_path: Path) -> None:
+    fill(tmp_path / "store", [{}, {"consent": "no"}, {}], [{"response": "r1", "rating": "up"}])
+    with pytest.raises(InputError, match=r"under 'wrong'; .*--consent TERM; it holds: 'yes' \(2\), 'no' \(1\)") as told:
+        main([str(tmp_path / "store"), "--consent", "wrong", "--out", str(tmp_path / "out")])
+    assert "{" not in str(told.value)
 
 
 def test_an_example_has_the_system_prompt_and_the_tools_that_were_served(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,6 +163,21 @@ def test_a_split_within_one_task_is_kept_and_leaves_the_others_alone(folder: Fol
         assert {kind: folder.id(kind) for kind in others} == others
 
 
+def test_no_name_is_made_of_what_everybody_says_and_a_split_renames_no_other_task(folder: Folder) -> None:
+    before = {task.id: task.name for task in read_round(folder.path / TASKS).tasks}
+    words = [word for name in before.values() for word in name.partition(": ")[2].split()]
+    assert words
+    assert not {"the", "please", "in"} & set(words)
+    weather = folder.id("weather")
+    folder.edit("--split", weather)
+    cluster(folder.path, embedder=folder.embedder)
+    after = {task.id: task.name for task in read_round(folder.path / TASKS).tasks}
+    assert len(after) > len(before)
+    assert {id_: name for id_, name in after.items() if id_ in before and id_ != weather} == {
+        id_: name for id_, name in before.items() if id_ != weather
+    }
+
+
 def test_a_name_stays_and_outlives_a_round_without_its_task(folder: Folder) -> None:
     taxi = folder.id("taxi")
     folder.edit("--rename", taxi, "  Rides to   town ")
@@ -187,6 +203,28 @@ def test_an_excluded_task_is_in_no_data_set_whatever_is_said_until_it_is_include
     folder.edit("--include", taxi)
     folder.round(kinds(0, 80))
     assert "taxi" in text_of(dataset(folder.path, tmp_path / "again"))
+
+
+def test_a_data_set_has_the_edits_that_are_not_applied_yet_all_of_them(folder: Folder, tmp_path: Path) -> None:
+    lamp, music, taxi, weather = (folder.id(kind) for kind in WHAT)
+    folder.edit("--merge", music, lamp)
+    folder.edit("--rename", lamp, "At home")
+    folder.edit("--split", weather)
+    folder.edit("--exclude", taxi)
+    made = dataset(folder.path, tmp_path / "at once")
+    facts = json.loads((made / "card.json").read_bytes())
+    names = {task["id"]: task["name"] for task in facts["tasks"]}
+    assert (names[lamp], music in names, taxi in names, len(names) > 2) == ("At home", False, False, True)
+    cluster(folder.path, embedder=folder.embedder)
+    assert dataset(folder.path, tmp_path / "applied").name == made.name
+
+
+def test_no_data_set_has_an_edit_that_was_undone(folder: Folder, tmp_path: Path) -> None:
+    folder.edit("--merge", folder.id("music"), folder.id("lamp"))
+    cluster(folder.path, embedder=folder.embedder)
+    folder.edit("--undo")
+    with pytest.raises(InputError, match=f"undone.*run: fieldlm cluster {folder.path}"):
+        dataset(folder.path, tmp_path / "sets")
 
 
 def text_of(made: Path) -> str:
@@ -277,7 +315,7 @@ def test_no_word_of_few_customers_is_on_the_page(tmp_path: Path, capsys: pytest.
     assert not any(word in shown for word in ("swordfish", "password"))
     cluster(tmp_path, least_sessions=3)
     assert main(["tasks", str(tmp_path), "--page", str(drawn)]) == 0
-    assert "swordfish" not in drawn.read_text() + capsys.readouterr().out, "what was found with more shows no more"
+    assert "swordfish" not in drawn.read_text() + capsys.readouterr().out, "a larger K of cluster counts"
 
 
 def test_what_customers_said_is_text_on_the_page() -> None:
@@ -290,6 +328,18 @@ def test_what_customers_said_is_text_on_the_page() -> None:
     assert "<script" not in drawn
     assert drawn.count("&lt;script&gt;") >= 5
     assert "fewer than 2 customers" in drawn
+
+
+def test_a_bar_on_the_page_is_a_share_of_the_whole() -> None:
+    tasks = [
+        ShownTask(
+            id=f"task-{number}", name="tea", description="", example="", scenario="", examples=9, share=share,
+            customers=3, state="",
+        )
+        for number, share in enumerate((0.2, 0.1))
+    ]  # fmt: skip
+    drawn = page(ShownTasks(tasks=tasks, edits=[], pending=False, least_sessions=1))
+    assert re.findall(r'<rect[^>]* width="([\d.]+)"', drawn) == ["20.00", "10.00"]
 
 
 # ── the file ─────────────────────────────────────────────────────────────────────────────────────────────────────────

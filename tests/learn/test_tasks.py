@@ -24,6 +24,7 @@ from fieldlm_compiler.learn.tasks import (
     read_round,
     retire,
     telling_words,
+    words_of_most,
 )
 
 
@@ -103,6 +104,18 @@ def test_telling_words_are_those_that_other_classes_have_not() -> None:
     texts = [[(text, f"s{number}") for number, text in enumerate(those)] for those in (lamp, taxi)]
     assert telling_words(texts, 1) == [["dim"], ["taxi"]]
     assert telling_words(texts, 8, 3) == [[], ["taxi"]]
+
+
+def test_words_that_half_the_classes_say_tell_nothing_unless_a_class_has_no_others() -> None:
+    said = (["the lamp now please"] * 5, ["a taxi to the door"] * 5 + ["now"], ["the the now please"] * 5)
+    texts = [[(text, f"s{number}") for number, text in enumerate(those)] for those in said]
+    common = words_of_most(texts)
+    assert common == {"the", "now", "please"}
+    assert [words[:1] for words in telling_words(texts, 2, common=common)] == [["lamp"], ["door"], ["please"]]
+    assert telling_words(texts, 8, common=common)[0] == ["lamp"]
+    strays = [*texts[:2], [(f"music {number}", f"s{number}") for number in range(100)] + [("lamp", "x")]]
+    assert "lamp" not in words_of_most(strays)
+    assert words_of_most(texts[:1]) == frozenset()
 
 
 @pytest.mark.parametrize(

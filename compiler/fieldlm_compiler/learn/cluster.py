@@ -23,7 +23,7 @@ from fieldlm.formats import router
 from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.shapes import call_of, signature, without_values
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
-from fieldlm_compiler.learn.task_edits.names import instance, told
+from fieldlm_compiler.learn.task_edits.names import common_words, instance, told
 from fieldlm_compiler.learn.task_edits.regroup import before, gone, regroup
 from fieldlm_compiler.learn.tasks import (
     TASKS,
@@ -119,7 +119,7 @@ def cluster(
     if edits.edits:
         past = before(points.digests, earlier, edits)
         found, ids = _edited(found, regroup(found.labels, ids, found.vectors, past, earlier, edits))
-    tasks = _describe(found, ids, least_sessions, edits)
+    tasks = _describe(found, ids, least_sessions, edits, earlier)
     tasks, scenarios = _with_scenarios(found, tasks, earlier, least_sessions)
     retired = retire(tasks, found.labels, past, earlier)
     made = Round(tasks=tasks, scenarios=scenarios, retired=retired, least_sessions=least_sessions)
@@ -202,7 +202,8 @@ def _with_scenarios(
     placed = [
         msgspec.structs.replace(task, scenario=ids[group]) for task, group in zip(tasks, groups.tolist(), strict=True)
     ]
-    shown = told(found.examples, groups[found.of_example].tolist(), ids, least_sessions)
+    common = common_words(found.examples, found.of_example.tolist())
+    shown = told(found.examples, groups[found.of_example].tolist(), ids, least_sessions, common)
     return placed, _scenarios(placed, ids, shown)
 
 
@@ -247,17 +248,26 @@ def _direction(feature: str) -> "Vectors":
     return (direction / np.linalg.norm(direction)).astype(np.float32)
 
 
-def _describe(found: _Found, ids: Sequence[str], least_sessions: int, edits: TaskEdits) -> list[Task]:
-    """Return the tasks in the order of their labels."""
+def _describe(found: _Found, ids: Sequence[str], least_sessions: int, edits: TaskEdits, earlier: Round) -> list[Task]:
+    """Return the tasks in the order of their labels; one that is as it was `earlier` keeps its name."""
+    was: dict[str, Task] = {}
+    if earlier.least_sessions == least_sessions:
+        by_hand = TaskEdits(earlier.edits).names
+        was = {task.id: task for task in earlier.tasks if task.description and task.id not in by_hand}
     centres, of = found.centres(), found.of_example
-    shown = told(found.examples, of.tolist(), ids, least_sessions)
+    places = of.tolist()
+    shown = told(found.examples, places, ids, least_sessions, common_words(found.examples, places))
     tasks: list[Task] = []
     for label, centre in enumerate(centres):
         (members,) = (found.labels == label).nonzero()
         closeness = found.vectors[members] @ centre
         name, description = shown[label]
+        digests = members_of(found.points.digests[int(member)] for member in members)
+        same = was.get(ids[label])
         own = [found.examples[int(at)] for at in (of == label).nonzero()[0]]
         nearest = (found.examples[found.points.firsts[int(members[at])]] for at in (-closeness).argsort(kind="stable"))
+        if same and (same.members, same.size) == (digests, len(own)):
+            name, description = same.name, same.description
         tasks.append(
             Task(
                 id=ids[label],
@@ -268,7 +278,7 @@ def _describe(found: _Found, ids: Sequence[str], least_sessions: int, edits: Tas
                 example=instance(nearest, own, least_sessions) if description else "",
                 excluded=ids[label] in edits.excluded,
                 centre=packed(centre),
-                members=members_of(found.points.digests[int(member)] for member in members),
+                members=digests,
             )
         )
     return tasks

@@ -143,9 +143,7 @@ def curate(
     with open_sink(str(store), read_only=True) as opened:
         rows = opened.query(_SQL)
     if not consents:
-        terms = Counter(row["consent"] for row in rows if row["consent"])
-        held = ", ".join(f"{term!r} ({count})" for term, count in terms.most_common(8)) or "none"
-        raise InputError(f"name the terms that allow training: --consent TERM; {store} holds: {held}")
+        raise InputError(f"name the terms that allow training: --consent TERM; {store} holds: {_terms(rows)}")
     judged = [judge(again(row), consents=consents, eval_share=eval_share, labels=labels) for row in rows]
     dropped: Counter[str] = Counter(found for found in judged if isinstance(found, str))
     found = [example for example in judged if isinstance(example, CuratedExample)]
@@ -159,6 +157,7 @@ def curate(
         dropped["label in doubt"] += len(doubted)
     examples = [_with_surrogates(_rated(e, said)) for e in found if e.label_source == "none" or id(e) in kept]
     dropped.update(agreed.lost)
+    left_out = {why: count for why, count in sorted(dropped.items()) if count}
     document = {
         "format": FORMAT,
         "generations": len(rows),
@@ -170,15 +169,36 @@ def curate(
         "consents": sorted(consents),
         "disputed": agreed.disputed,
         "redacted": dict(sorted(Counter(kind for example in examples for kind in example.redacted).items())),
-        "dropped": {why: count for why, count in sorted(dropped.items()) if count},
+        "dropped": left_out,
     }
     if labels.large:
         document["teacher"] = teacher.report(labelled, said)
     if not examples:
-        raise InputError(f"{store} holds no example: {document['dropped'] or 'no generation is in it'}")
+        raise InputError(_no_example(store, rows, consents, left_out))
     write_examples(out / EXAMPLES, examples)
     write_whole(out / "curate.json", canonical_json(document))
     return document
+
+
+def _terms(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the terms of consent that a store holds, with how many records have each."""
+    terms = Counter(row["consent"] for row in rows if row["consent"])
+    return ", ".join(f"{term!r} ({count})" for term, count in terms.most_common(8)) or "none"
+
+
+def _no_example(
+    store: Path | str, rows: Sequence[dict[str, Any]], consents: Collection[str], dropped: dict[str, int]
+) -> str:
+    """Return why nothing in a store is an example, and what to do next."""
+    if not rows:
+        return f"{store} holds no example, for no generation is in it; fill it with: fieldlm collect --store {store}"
+    said = f"{store} holds no example; left out: {', '.join(f'{count} {why}' for why, count in dropped.items())}"
+    if not any(row["consent"] in consents for row in rows):
+        named = ", ".join(repr(term) for term in sorted(consents))
+        return f"{said}; nothing is under {named}; name terms that it holds: --consent TERM; it holds: {_terms(rows)}"
+    if "no label" in dropped:
+        return f"{said}; collect corrections and ratings, or add --teacher or --unlabelled"
+    return f"{said}; collect more first"
 
 
 def _doubted(examples: Sequence[CuratedExample]) -> set[int]:

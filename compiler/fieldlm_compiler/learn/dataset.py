@@ -23,7 +23,8 @@ from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
 from fieldlm_compiler.learn.quality.card import JSON, MARKDOWN, card, markdown
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
-from fieldlm_compiler.learn.tasks import TASKS, read_round
+from fieldlm_compiler.learn.task_edits.view import named, show, tasks_of
+from fieldlm_compiler.learn.tasks import TASKS, Round, read_round
 from fieldlm_compiler.learn.tokenized import VERSION, read_lines
 
 log = logger(__name__)
@@ -35,14 +36,27 @@ SPLITS = ("train", "eval")
 def dataset(examples: Path, out: Path, *, task: str = "", licence: str = "") -> Path:
     """Write the dataset of an examples folder, of one `task` (id or name) or of all; returns its folder.
 
-    The same examples give the same folder and bytes. Raises InputError when nothing would be trained on.
+    The same examples give the same folder and bytes. People's edits count as `fieldlm tasks` shows them, applied by
+    `cluster` or not. Raises InputError when nothing would be trained on, and where an applied edit was undone since.
     """
-    edits = read_edits(examples if examples.is_dir() else examples.parent)
-    # What has no label is there to find tasks in; what people left out of the tasks is in none.
-    labelled = [
-        each for each in read_examples(examples) if each.label_source != "none" and not edits.leaves_out(each.task)
+    folder = examples if examples.is_dir() else examples.parent
+    edits, known = read_edits(folder), read_round(folder / TASKS)
+    if edits.edits[: len(known.edits)] != known.edits:
+        raise InputError(f"edits of tasks were undone, and {folder} still has them; run: fieldlm cluster {folder}")
+    given = read_examples(examples)
+    placed = [
+        msgspec.structs.replace(each, task=now) if now != each.task else each
+        for each, now in zip(given, tasks_of(given, known, edits), strict=True)
     ]
-    chosen = _of_task(labelled, task, examples)
+    # What has no label is there to find tasks in; what people left out of the tasks is in none.
+    labelled = [each for each in placed if each.label_source != "none" and not edits.leaves_out(each.task)]
+    wanted = _task_id(task, folder, edits) if task else ""
+    if edits.leaves_out(wanted):
+        raise InputError(
+            f"{task} is left out of all data sets by people; take it back in with: fieldlm tasks {folder} "
+            f"--include {wanted}"
+        )
+    chosen = [example for example in labelled if wanted in ("", example.task)]
     lines = {split: b"".join(_line(e) for e in chosen if e.split == split) for split in SPLITS}
     if not lines["train"]:
         raise InputError(f"{examples} has no training example{' of ' + task if task else ''}; collect more first")
@@ -51,18 +65,24 @@ def dataset(examples: Path, out: Path, *, task: str = "", licence: str = "") -> 
         "consents": _counted(example.consent for example in chosen),
         "generations": _counted(example.generation for example in chosen),
     }
-    folder = examples if examples.is_dir() else examples.parent
-    return _write(out, lines, made_of, _origin(folder, edits) | {"licence": licence})
+    return _write(out, lines, made_of, _origin(folder, known, edits) | {"licence": licence})
 
 
-def _origin(folder: Path, edits: TaskEdits) -> dict[str, Any]:
+def _origin(folder: Path, known: Round, edits: TaskEdits) -> dict[str, Any]:
     """Return what a card says of how the examples in `folder` were made, as far as it is known."""
     curated: dict[str, Any] = {}
     if (folder / "curate.json").is_file():
         curated = msgspec.json.decode((folder / "curate.json").read_bytes(), type=dict[str, Any])
-    names = {task.id: task.name for task in read_round(folder / TASKS).every}
+    names = _names(folder, known, edits)
     told = {name: curated[name] for name in ("dropped", "redacted") if name in curated}
     return told | {"names": names, "left_out": [names.get(task, task) for task in edits.excluded]}
+
+
+def _names(folder: Path, known: Round, edits: TaskEdits) -> dict[str, str]:
+    """Return the names of all tasks by their ids, as `fieldlm tasks` shows them."""
+    if known.edits == edits.edits:
+        return {task.id: task.name for task in known.every}
+    return {task.id: task.name for task in show(folder, edits).tasks}
 
 
 def without_sessions(folder: Path, gone: Collection[str]) -> Path | None:
@@ -105,7 +125,7 @@ def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any], origin: di
         "train": len(rows["train"]),
         "eval": len(rows["eval"]),
         "customers": len({row["session"] for row in both}),
-        "tasks": _counted(row["task"] for row in both),
+        "tasks": _counted(row["task"] for row in both if row["task"]),
         **about,
     }
     if not (folder / DOCUMENT).is_file():
@@ -126,22 +146,11 @@ def _line(example: CuratedExample) -> bytes:
     return msgspec.json.encode(line | {"task": example.task, "session": example.session}) + b"\n"
 
 
-def _of_task(examples: Sequence[CuratedExample], task: str, folder: Path) -> list[CuratedExample]:
-    if not task:
-        return list(examples)
-    names = _task_names(folder)
-    wanted = {task_id for task_id, name in names.items() if task in (task_id, name)}
-    if not wanted:
-        known = ", ".join(f"{task_id} ({name})" for task_id, name in sorted(names.items())) or "none yet"
-        raise InputError(f"there is no task {task!r} in {folder}; tasks: {known}")
-    return [example for example in examples if example.task in wanted]
-
-
-def _task_names(folder: Path) -> dict[str, str]:
-    path = (folder if folder.is_dir() else folder.parent) / TASKS
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; find the tasks with: fieldlm cluster {path.parent}")
-    return {task.id: task.name for task in read_round(path).tasks}
+def _task_id(task: str, folder: Path, edits: TaskEdits) -> str:
+    """Return the id of the task that `task` is the id or the only name of."""
+    if not (folder / TASKS).is_file():
+        raise InputError(f"{folder / TASKS} does not exist; find the tasks with: fieldlm cluster {folder}")
+    return named(task, show(folder, edits).tasks, folder)
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
@@ -162,7 +171,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     folder = dataset(args.examples, args.out, task=args.task, licence=args.licence)
     document: dict[str, Any] = msgspec.json.decode((folder / "dataset.json").read_bytes())
-    text = f"{folder}: {document['train']} train, {document['eval']} eval, {counted(len(document['tasks']), 'task')}"
+    tasks = counted(len(document["tasks"]), "task") if document["tasks"] else "no tasks found yet (fieldlm cluster)"
+    text = f"{folder}: {document['train']} train, {document['eval']} eval, {tasks}"
     if not document["eval"]:
         log.warning(
             f"! {folder} has no eval example: what is tuned on it cannot be evaluated; "

@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ MOST_MEMBERS = 2000
 """Requests of a task that are remembered: those of the smallest digests, which are the same ones in every round."""
 LEAST_SHARE = 0.05
 """Share of a task's requests that must have been in an earlier one for its id."""
+STRAYS = 0.02
+"""Share of a class' texts that may have a word by chance."""
 _DIGITS = 8
 
 
@@ -230,8 +232,21 @@ def scenario_ids(groups: "Labels", tasks: Sequence[str], sizes: Sequence[int], e
     return [ids[group] for group in range(len(ids))]
 
 
-def telling_words(texts: Sequence[Sequence[tuple[str, str]]], most: int, least_voters: int = 1) -> list[list[str]]:
+def words_of_most(texts: Sequence[Sequence[tuple[str, str]]]) -> frozenset[str]:
+    """Return the words that half the classes of texts or more have, not only in strays: they tell no class apart."""
+    said: Counter[str] = Counter()
+    for those in texts:
+        counted = Counter(word for text, _ in those for word in set(_words(text)))
+        said.update(word for word, count in counted.items() if count > STRAYS * len(those))
+    return frozenset(word for word, classes in said.items() if classes > 1 and 2 * classes >= len(texts))
+
+
+def telling_words(
+    texts: Sequence[Sequence[tuple[str, str]]], most: int, least_voters: int = 1, common: Collection[str] = ()
+) -> list[list[str]]:
     """Return for each class of texts, each with who said it, the most telling words that `least_voters` people said.
+
+    Words in `common` are among them only where a class has no others.
 
     By c-TF-IDF (Grootendorst, arXiv:2203.05794): how often a class has a word, times log(1 + A/f), with A the words of
     an average class and f how often the word is said in all. A word counts once a text.
@@ -250,6 +265,7 @@ def telling_words(texts: Sequence[Sequence[tuple[str, str]]], most: int, least_v
             for word, count in words.items()
             if len(voters[word]) >= least_voters
         }
+        score = {word: value for word, value in score.items() if word not in common} or score
         found.append(sorted(score, key=lambda word: (-round(score[word], 9), word))[:most])
     return found
 

@@ -13,7 +13,7 @@ from fieldlm.core.pages import render
 from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curate import EXAMPLES, read_examples
 from fieldlm_compiler.learn.task_edits.edits import TaskEdit, TaskEdits, read_edits, write_edits
-from fieldlm_compiler.learn.task_edits.view import ShownTask, ShownTasks, show, tasks_of
+from fieldlm_compiler.learn.task_edits.view import ShownTask, ShownTasks, named, show, tasks_of
 from fieldlm_compiler.learn.tasks import TASKS, read_round
 from fieldlm_compiler.rounds.state import read_rounds
 
@@ -59,7 +59,7 @@ def _parser() -> terminal.Parser:
         type=options.whole(1),
         default=1,
         metavar="K",
-        help="show no word that fewer customers said; what was found with more shows no more",
+        help="show no word that fewer than K customers said; where `cluster` had a larger K, that one counts",
     )
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--rename", nargs=2, metavar=("TASK", "NAME"), help="call a task by another name")
@@ -96,21 +96,24 @@ def _edited(args: argparse.Namespace, tasks: Sequence[ShownTask], edits: TaskEdi
 
 def _asked(args: argparse.Namespace, tasks: Sequence[ShownTask], edits: TaskEdits, folder: Path) -> TaskEdit | None:
     if args.rename:
-        task, name = named(args.rename[0], tasks), " ".join(args.rename[1].split())
+        task, name = named(args.rename[0], tasks, args.folder), " ".join(args.rename[1].split())
         if not 0 < len(name) <= MOST_NAME or not name.isprintable():
             raise InputError(f"{args.rename[1]!r} is no name; use 1 to {MOST_NAME} letters in one line")
+        others = [each for each in tasks if each.id != task and not each.state.startswith("merged")]
+        if taken := next((each for each in others if name in (each.id, each.name)), None):
+            raise InputError(f"{taken.id} has the name {name!r} already; use another, or rename that one first")
         return TaskEdit(kind="rename", task=task, name=name)
     if args.merge:
-        task, into = (named(word, tasks) for word in args.merge)
+        task, into = (named(word, tasks, args.folder) for word in args.merge)
         if task == into:
             raise InputError(f"{task} cannot be merged into itself; name another task as INTO")
         return TaskEdit(kind="merge", task=task, into=into)
     if args.split:
-        return _split(named(args.split, tasks), edits, folder)
+        return _split(named(args.split, tasks, args.folder), edits, folder)
     if args.exclude or args.include:
-        task, is_out = named(args.exclude or args.include, tasks), bool(args.exclude)
+        task, is_out = named(args.exclude or args.include, tasks, args.folder), bool(args.exclude)
         if edits.leaves_out(task) == is_out:
-            raise InputError(f"{task} is {'left out' if is_out else 'not left out'} already")
+            raise InputError(f"{task} is {'left out already' if is_out else 'not left out'}")
         return TaskEdit(kind="exclude" if is_out else "include", task=task)
     return None
 
@@ -126,19 +129,6 @@ def _split(task: str, edits: TaskEdits, folder: Path) -> TaskEdit:
     return split(task, own)
 
 
-def named(word: str, tasks: Sequence[ShownTask]) -> str:
-    """Return the id of the task that `word` is the id or the name of; raises InputError."""
-    there = [task for task in tasks if not task.state.startswith("merged")]
-    found = [task.id for task in there if task.id == word] or [task.id for task in there if task.name == word]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(f"{word!r} is the name of {counted(len(found), 'task')}; use an id: {', '.join(found)}")
-    gone = next((task for task in tasks if word in (task.id, task.name)), None)
-    why = f"; it is {gone.state}" if gone else terminal.did_you_mean(word, [task.id for task in there])
-    raise InputError(f"there is no task {word!r}{why}; list them: fieldlm tasks FOLDER")
-
-
 def page(found: ShownTasks) -> str:
     """Return the page of all tasks, by scenario."""
     scenarios: dict[str, list[ShownTask]] = {}
@@ -146,7 +136,6 @@ def page(found: ShownTasks) -> str:
         scenarios.setdefault(task.scenario or ("no scenario" if task.examples else "not in this round"), []).append(
             task
         )
-    top = max((task.share for task in found.tasks), default=1.0)
     return render(
         "fieldlm_compiler.rounds",
         "tasks.html",
@@ -155,7 +144,7 @@ def page(found: ShownTasks) -> str:
         counts=f"{counted(sum(task.examples > 0 for task in found.tasks), 'task')} of "
         f"{counted(sum(task.examples for task in found.tasks), 'example')}",
         scenarios=[
-            (name, [(task, charts.bar(task.name, [(_kind(task), task.share / top)])) for task in tasks])
+            (name, [(task, charts.bar(task.name, [(_kind(task), task.share)])) for task in tasks])
             for name, tasks in scenarios.items()
         ],
     )

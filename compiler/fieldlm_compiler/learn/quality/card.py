@@ -36,16 +36,18 @@ def card(dataset: Mapping[str, Any], lines: Mapping[str, Sequence[Line]], origin
         "tasks": [
             {"id": task, "name": names.get(task, task), "train": of["train"][task], "eval": of["eval"][task]}
             for task in sorted(total, key=lambda task: (-total[task], task))
+            if task
         ],
-        "balance": round(_balance(of["train"]), 3),
+        "without_task": total[""],
+        "balance": round(_balance(of["train"]), 3) if any(total) else None,
         "with_tools": sum(bool(line.get("tools")) for line in (*train, *held)),
         "labels": dataset.get("labels", {}),
         "consents": dataset.get("consents", {}),
         "generations": dataset.get("generations", {}),
         "licence": origin.get("licence", ""),
         "left_out": sorted(origin.get("left_out", ())),
-        "dropped": dict(origin.get("dropped", {})),
-        "redacted": dict(origin.get("redacted", {})),
+        "dropped": origin.get("dropped"),
+        "redacted": origin.get("redacted"),
         "replaces": dataset.get("replaces", []),
     }
 
@@ -64,20 +66,29 @@ def markdown(facts: Mapping[str, Any]) -> str:
         f"said. On both sides: {facts['customers_in_both']}. Held-out prompts with a near copy in training (Jaccard "
         f"index of runs of four letters 0.8 or more): {facts['near_copies_across']}.",
         "## Tasks",
-        _table(("id", "name", "train", "eval"), tasks),
-        f"Balance (entropy of the training examples over tasks, 1 where all are as large): {facts['balance']:g}. Left "
-        f"out by people: {', '.join(facts['left_out']) or 'none'}.",
+        _table(("id", "name", "train", "eval"), tasks, none="No tasks found yet; `fieldlm cluster` finds them."),
+        _about_tasks(facts),
         "## Terms",
         _table(("term of consent", "examples"), sorted(facts["consents"].items())),
         f"Licence: {_plain(facts['licence']) or 'not stated; the terms of consent say what it may be used for'}.",
         "## Labels",
         _table(("label", "examples"), sorted(facts["labels"].items())),
         "## What was dropped, and why",
-        _table(("why", "records"), sorted(facts["dropped"].items())),
+        _counts(("why", "records"), facts["dropped"]),
         "## What stands for what was redacted",
-        _table(("kind", "examples"), sorted(facts["redacted"].items())),
+        _counts(("kind", "examples"), facts["redacted"]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _about_tasks(facts: Mapping[str, Any]) -> str:
+    told = [f"Left out by people: {', '.join(facts['left_out']) or 'none'}."]
+    if facts["tasks"]:
+        about = "entropy of the training examples over tasks, 1 where all are as large"
+        told.insert(0, f"Balance ({about}): {facts['balance']:g}.")
+    if facts["tasks"] and facts["without_task"]:
+        told.append(f"Examples without a task: {facts['without_task']}.")
+    return " ".join(told)
 
 
 def _said(line: Line) -> str:
@@ -93,9 +104,14 @@ def _balance(counts: Counter[str]) -> float:
     return -sum(share * math.log(share) for share in shares) / math.log(len(counts))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _counts(head: Sequence[str], counts: Mapping[str, int] | None) -> str:
+    """Return a table of counts; that there are none is told apart from that nobody knows."""
+    return "Nothing is known of it." if counts is None else _table(head, sorted(counts.items()))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, none: str = "None.") -> str:
     if not rows:
-        return "Nothing is known of it."
+        return none
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_plain(str(cell)) for cell in line) + " |" for line in lines)
 

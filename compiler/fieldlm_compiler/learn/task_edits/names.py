@@ -1,22 +1,37 @@
 """What people read of a task, or of a scenario: a name, a line of words, an instance; none that few customers said."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from fieldlm_compiler.learn.curate import CuratedExample
 from fieldlm_compiler.learn.shapes import call_of, spelling
-from fieldlm_compiler.learn.tasks import telling_words
+from fieldlm_compiler.learn.tasks import telling_words, words_of_most
 
 NAME_WORDS, DESCRIPTION_WORDS = 3, 8
 Told = tuple[str, str]
 """A name, and a line about what people say."""
 
 
-def told(examples: Sequence[CuratedExample], of: Sequence[int], ids: Sequence[str], least_sessions: int) -> list[Told]:
+def common_words(examples: Sequence[CuratedExample], of: Sequence[int]) -> frozenset[str]:
+    """Return the words that are said in half the groups of examples or more; `of` is the group of each."""
+    texts: dict[int, list[tuple[str, str]]] = {}
+    for example, label in zip(examples, of, strict=True):
+        texts.setdefault(label, []).append((example.utterance, example.voter))
+    return words_of_most(list(texts.values()))
+
+
+def told(
+    examples: Sequence[CuratedExample],
+    of: Sequence[int],
+    ids: Sequence[str],
+    least_sessions: int,
+    common: Collection[str],
+) -> list[Told]:
     """Return name and description of each group of examples; its id and nothing where too few customers are in it.
 
     `of` is the place in `ids` of each example. In none is a word that fewer than `least_sessions` customers said. A
-    name is the function that most answers call and the most telling words.
+    name is the function that most answers call and the most telling words, without those in `common` if there are
+    others.
     """
     voters: list[set[str]] = [set() for _ in ids]
     functions: list[Counter[str]] = [Counter() for _ in ids]
@@ -26,7 +41,7 @@ def told(examples: Sequence[CuratedExample], of: Sequence[int], ids: Sequence[st
         functions[label][call_of(example.answer)[0]] += 1
         texts[label].append((example.utterance, example.voter))
     shown: list[Told] = []
-    for label, words in enumerate(telling_words(texts, DESCRIPTION_WORDS, least_sessions)):
+    for label, words in enumerate(telling_words(texts, DESCRIPTION_WORDS, least_sessions, common)):
         if len(voters[label]) < least_sessions or not functions[label]:
             shown.append((ids[label], ""))
             continue

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import msgspec
 
+from fieldlm.core import terminal
+from fieldlm.core.errors import InputError
+from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curate import CuratedExample, read_examples
 from fieldlm_compiler.learn.shapes import signature
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits
-from fieldlm_compiler.learn.task_edits.names import instance, told
+from fieldlm_compiler.learn.task_edits.names import Told, common_words, instance, told
 from fieldlm_compiler.learn.tasks import TASKS, Round, digest, read_round
 
 
@@ -51,8 +54,11 @@ def show(folder: Path, edits: TaskEdits, least_sessions: int = 1) -> ShownTasks:
         groups.setdefault(task, []).append(example)
     ids = sorted(groups, key=lambda task: (-len(groups[task]), task))
     order = [example for task in ids for example in groups[task]]
-    words = told(order, [at for at, task in enumerate(ids) for _ in groups[task]], ids, least)
-    scenarios = _scenarios(known, edits, groups, least)
+    places = [at for at, task in enumerate(ids) for _ in groups[task]]
+    common = common_words(order, places)
+    words = told(order, places, ids, least, common)
+    words = _kept(known, edits, ids, words, least)
+    scenarios = _scenarios(known, edits, groups, least, common)
     shown = [
         ShownTask(
             id=task,
@@ -74,6 +80,17 @@ def show(folder: Path, edits: TaskEdits, least_sessions: int = 1) -> ShownTasks:
     )
 
 
+def _kept(known: Round, edits: TaskEdits, ids: Sequence[str], words: Sequence[Told], least: int) -> list[Told]:
+    """Return `words`, but those of tasks.json for tasks that no waiting edit changes."""
+    was = TaskEdits(known.edits)
+    waiting = [edit for edit in edits.edits if edit not in known.edits]
+    changed = {each for edit in waiting if edit.kind in ("merge", "split") for each in (edit.task, edit.into)}
+    changed |= {each for each in was.names if each not in edits.names}
+    may_show = least == known.least_sessions
+    told_before = {task.id: (task.name, task.description) for task in known.tasks if task.id not in changed}
+    return [told_before.get(task, now) if may_show else now for task, now in zip(ids, words, strict=True)]
+
+
 def tasks_of(examples: Sequence[CuratedExample], known: Round, edits: TaskEdits) -> list[str]:
     """Return the task of each example, after edits that are not applied yet."""
     applied = {task.id for task in known.every}
@@ -88,6 +105,23 @@ def tasks_of(examples: Sequence[CuratedExample], known: Round, edits: TaskEdits)
     return found
 
 
+def named(word: str, tasks: Sequence[ShownTask], folder: Path) -> str:
+    """Return the id of the one of `tasks` (in `folder`) that `word` is the id or the only name of.
+
+    Raises InputError.
+    """
+    there = [task for task in tasks if not task.state.startswith("merged")]
+    found = [task.id for task in there if task.id == word] or [task.id for task in there if task.name == word]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"{word!r} is the name of {counted(len(found), 'task')}; use an id: {', '.join(found)}")
+    gone = next((task for task in tasks if word in (task.id, task.name)), None)
+    near = terminal.did_you_mean(word, [*(task.name for task in there), *(task.id for task in there)])
+    why = f"; it is {gone.state};" if gone else near or ";"
+    raise InputError(f"there is no task {word!r}{why} list them: fieldlm tasks {folder}")
+
+
 def _instance(task: str, members: Sequence[CuratedExample], known: Round, least: int) -> str:
     """Return the example of tasks.json where it may still be shown, else another one."""
     chosen = {each.id: each.example for each in known.tasks}.get(task)
@@ -95,7 +129,9 @@ def _instance(task: str, members: Sequence[CuratedExample], known: Round, least:
     return instance(first, members, least)
 
 
-def _scenarios(known: Round, edits: TaskEdits, groups: dict[str, list[CuratedExample]], least: int) -> dict[str, str]:
+def _scenarios(
+    known: Round, edits: TaskEdits, groups: dict[str, list[CuratedExample]], least: int, common: frozenset[str]
+) -> dict[str, str]:
     """Return the name of the scenario of each task, by the words that may be shown."""
     of = {task.id: task.scenario for task in known.tasks}
     for edit in edits.edits:
@@ -103,7 +139,7 @@ def _scenarios(known: Round, edits: TaskEdits, groups: dict[str, list[CuratedExa
     placed = {task: of[task] for task in groups if of.get(task)}
     ids = sorted(set(placed.values()))
     places = [(example, ids.index(placed[task])) for task in placed for example in groups[task]]
-    words = told([example for example, _ in places], [at for _, at in places], ids, least)
+    words = told([example for example, _ in places], [at for _, at in places], ids, least, common)
     names = {scenario: name for scenario, (name, _) in zip(ids, words, strict=True)}
     doubled = Counter(names.values())
     return {
