@@ -32,7 +32,6 @@ from fieldlm.inference.tool_calls import Call, CallReader
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn import teacher
 from fieldlm_compiler.learn.agreement import agree, prompt_key
-from fieldlm_compiler.learn.quality.label_errors import label_errors
 from fieldlm_compiler.learn.redacted.second_pass import again
 from fieldlm_compiler.learn.redacted.surrogates import PLACEHOLDER, Surrogates
 from fieldlm_compiler.learn.tokenized import VERSION, numbered_lines
@@ -203,6 +202,8 @@ def _no_example(
 
 def _doubted(examples: Sequence[CuratedExample]) -> set[int]:
     """Return the identities of training examples whose label is in doubt; what is held out stays as it is."""
+    from fieldlm_compiler.learn.quality.label_errors import label_errors
+
     with terminal.progress("check labels"):
         doubts = label_errors(examples)
     return {id(e) for e, doubt in zip(examples, doubts, strict=True) if doubt and e.split == "train"}

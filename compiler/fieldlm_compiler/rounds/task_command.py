@@ -61,6 +61,8 @@ def _parser() -> terminal.Parser:
         metavar="K",
         help="show no word that fewer than K customers said; where `cluster` had a larger K, that one counts",
     )
+    # argparse does not break a group of this length.
+    parser.usage = "%(prog)s [-h] [--json] [--page HTML] [EDIT] folder"
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--rename", nargs=2, metavar=("TASK", "NAME"), help="call a task by another name")
     one.add_argument("--merge", nargs=2, metavar=("TASK", "INTO"), help="make a task part of another one")

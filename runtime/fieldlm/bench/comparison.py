@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from fieldlm.bench.formats import name_of_test
 from fieldlm.bench.result import Interval, interval
@@ -181,6 +180,8 @@ def _difference(test: str, left: Sequence[ResultRow], right: Sequence[ResultRow]
 
 def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None, float | None, float | None]:
     """Return the ratio of the geometric means of `b` and `a`, its 95 % interval, and p; None of them for one sample."""
+    import numpy as np
+
     logs = [np.log(np.asarray(samples, np.float64)) for samples in (a, b)]
     shift = float(logs[1].mean() - logs[0].mean())
     ratio = math.exp(shift)

@@ -5,9 +5,8 @@ They are those of llama.cpp's tools/llama-bench at the version that serves here.
 
 import time
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
-
-import numpy as np
 
 from fieldlm.bench.result import Interval, Result
 from fieldlm.engines import engine_kind
@@ -97,9 +96,9 @@ def _is_llama(bundle: Bundle) -> bool:
 def _series(seconds: Sequence[float], speed: Interval) -> dict[str, Any]:
     nanoseconds = [round(value * 1e9) for value in seconds]
     return {
-        "avg_ns": round(float(np.mean(nanoseconds))),
+        "avg_ns": round(fmean(nanoseconds)),
         "stddev_ns": round(_deviation(nanoseconds)),
-        "avg_ts": float(np.mean(speed.samples)),
+        "avg_ts": fmean(speed.samples),
         "stddev_ts": _deviation(speed.samples),
         "samples_ns": nanoseconds,
         "samples_ts": speed.samples,
@@ -107,4 +106,4 @@ def _series(seconds: Sequence[float], speed: Interval) -> dict[str, Any]:
 
 
 def _deviation(samples: Sequence[float]) -> float:
-    return float(np.std(samples, ddof=1)) if len(samples) > 1 else 0.0
+    return stdev(samples) if len(samples) > 1 else 0.0

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 
 from fieldlm.bench.environment import EnvironmentSample
 from fieldlm.bench.measure import BenchResult, Spec
@@ -100,6 +99,8 @@ def interval(samples: Sequence[float]) -> Interval:
     A bootstrap of three samples holds it three times of four. No quantity here is below zero, and where an outlier
     pulls the mean away from the median, the interval reaches as far as that.
     """
+    import numpy as np
+
     values = np.asarray(samples, np.float64)
     median, low, high = float(np.median(values)), None, None
     if (count := len(values)) > 1:

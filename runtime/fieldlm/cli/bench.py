@@ -198,8 +198,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "fieldlm bench model.gguf -p 512 -n 64 -t 1-4",
         "fieldlm bench model.gguf -d 0,2048 -ctk f16,q8_0 -fa on -o md",
         "fieldlm bench model.gguf -r 10 -o json > today.json",
-        "fieldlm bench --url http://127.0.0.1:8080 --concurrency 1,2,4 --rate 0.5,1 --deadline 5",
-        "fieldlm bench --url http://127.0.0.1:8080 --minutes 30 --out soak.jsonl --report soak.html",
+        "fieldlm bench --url http://127.0.0.1:8080 --rate 0.5,1 --deadline 5",
+        "fieldlm bench --url http://127.0.0.1:8080 --minutes 30 --out soak.jsonl",
         "fieldlm bench --compare yesterday.json today.json --report difference.html",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help=MODEL)

@@ -11,12 +11,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from fieldlm.hardware.limits import LIVE, read_text
 from fieldlm.hardware.sensors import memory_available_mb
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 LEAST_MB = 64
 SUFFIX_BYTES = {"K": 1024, "M": 1 << 20, "G": 1 << 30}
@@ -35,6 +39,8 @@ class Bandwidth(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_bandwidth(threads: int, *, array_mb: int | None = None, rounds: int = 10) -> Bandwidth:
     """Measure reading with `threads` threads; `array_mb` is what all of them read together in one round."""
+    import numpy as np
+
     cache_mb = last_cache_mb()
     wanted_mb = max(LEAST_MB, int(4 * cache_mb) + 1)
     size_mb = array_mb or min(wanted_mb, max(LEAST_MB, memory_available_mb() // 4))
@@ -59,13 +65,13 @@ def last_cache_mb(root: Path = LIVE) -> float:
     return max(known, default=0) / 1e6
 
 
-def _round(stretches: list[np.typing.NDArray[np.int32]]) -> float:
+def _round(stretches: "list[npt.NDArray[np.int32]]") -> float:
     """Return the seconds from the common start to the last thread's end."""
     gate = threading.Barrier(len(stretches) + 1)
 
-    def read(stretch: np.typing.NDArray[np.int32]) -> float:
+    def read(stretch: "npt.NDArray[np.int32]") -> float:
         gate.wait()
-        np.max(stretch)
+        stretch.max()
         return time.perf_counter()
 
     with ThreadPoolExecutor(len(stretches)) as pool:

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fieldlm_compiler.learn.quality.near_copies import near_copies
-
 FORMAT = "fieldlm.card/1"
 JSON, MARKDOWN = "card.json", "card.md"
 Line = Mapping[str, Any]
@@ -20,6 +18,8 @@ def card(dataset: Mapping[str, Any], lines: Mapping[str, Sequence[Line]], origin
 
     `origin` is what is known of how its examples were made: names of tasks, tasks left out, what `curate` dropped.
     """
+    from fieldlm_compiler.learn.quality.near_copies import near_copies
+
     train, held = lines["train"], lines["eval"]
     of = {split: Counter(str(line["task"]) for line in lines[split]) for split in lines}
     customers = {split: {str(line["session"]) for line in lines[split]} for split in lines}
