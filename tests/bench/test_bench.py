@@ -1,6 +1,7 @@
 """Bench measures a real bundle in a process of its own and says how far its figures can be believed."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +353,23 @@ def test_the_command_prints_medians_with_intervals(base_bundle: Bundle) -> None:
     assert "smollm2-135m-instruct Q4_1, llama, 4 threads, 3 repetitions, on Cortex-A76" in shown
     assert "8.0 [8.0, 8.0]" in shown
     assert "1100" in shown
+
+
+def test_a_worker_that_was_killed_is_said_to_be(base_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Any = subprocess.Popen
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def start(*given: Any, **more: Any) -> subprocess.Popen[bytes]:
+        begun.append(real(*given, **more))
+        return begun[-1]
+
+    def gone(*_: Any, **__: Any) -> Bandwidth:
+        begun[-1].kill()
+        begun[-1].wait()
+        return Bandwidth(read_gb_s=1.0, samples_gb_s=(1.0,), threads=1, array_mb=1, cache_mb=1.0, is_beyond_cache=False)
+
+    monkeypatch.setattr(bench.subprocess, "Popen", start)
+    monkeypatch.setattr(bench, "read_bandwidth", gone)
+    spec = Spec(bundle=str(base_bundle.folder), prompt_tokens=8, gen_tokens=8, repetitions=2, threads=1, seed=1)
+    with pytest.raises(EngineError, match="ended with -9; -9 means that memory ran out"):
+        bench.bench(base_bundle, spec, array_mb=64)

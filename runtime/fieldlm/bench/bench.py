@@ -5,10 +5,11 @@ under "fieldlm": medians with 95 % intervals (Student's t), time to first token,
 memory bandwidth, the environment, and remarks that say why a figure should not be believed.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -68,8 +69,9 @@ def _measure(spec: Spec, name: str, array_mb: int | None) -> tuple[BenchResult, 
                 # It waits: what it computes and what is measured here would be in each other's way.
                 found.append(read_bandwidth(spec.threads, array_mb=array_mb, rounds=BANDWIDTH_ROUNDS))
                 progress.update(last.step)
-                child.stdin.write(b"\n")
-                child.stdin.flush()
+                # Unbuffered, and whoever is gone says below how it ended.
+                with suppress(BrokenPipeError):
+                    os.write(child.stdin.fileno(), b"\n")
     if last.measured is None:
         raise EngineError(f"measuring {spec.bundle} ended with {child.returncode}; -9 means that memory ran out")
     samples = tuple(each.read_gb_s for each in found)
