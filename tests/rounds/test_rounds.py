@@ -308,6 +308,11 @@ def test_another_share_of_held_out_customers_is_refused(life: Life, capsys: pyte
     assert "add --eval-share 0.3" in capsys.readouterr().err
 
 
+def test_a_task_that_is_let_go_has_to_be_there(life: Life, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(life.command("--let-go", "nosuch")) == 2
+    assert "--let-go 'nosuch': the last accepted round has no such task" in capsys.readouterr().err
+
+
 def test_words_of_who_is_forgotten_are_found_in_the_rounds_and_taken_out(
     life: Life, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,6 +117,14 @@ class LearningRound:
                     f"the rounds in {self.wish.out} hold out {before:g} of the customers; with another share some of "
                     f"them would be trained on: add --eval-share {before:g}, or begin in a new folder"
                 )
+        tasks = [(row.id, row.name) for row in self.previous.document.tasks] if self.previous else []
+        for word in sorted(self.wish.let_go):
+            found = [task for task, _ in tasks if word == task] or [task for task, name in tasks if word == name]
+            if len(found) > 1:
+                raise InputError(f"--let-go {word!r} is the name of {len(found)} tasks; use an id: {', '.join(found)}")
+            if not found:
+                near = terminal.did_you_mean(word, [each for task in tasks for each in task])
+                raise InputError(f"--let-go {word!r}: the last accepted round has no such task{near}")
 
     def run(self) -> FinishedRound:
         """Go through all stages; return the new round, or the last one where it was made of exactly the same.
