@@ -32,8 +32,8 @@ ROWS = tiny_models.conversations(16)
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny_models.tiny_llama(tmp_path_factory.mktemp("taught") / "taught", seed=3)
-    return tiny_models.teach(folder, ROWS, steps=600)
+    folder = tiny_models.tiny_llama(tmp_path_factory.mktemp("taught") / "taught", seed=4)
+    return tiny_models.teach(folder, ROWS, steps=300, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")

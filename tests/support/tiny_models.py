@@ -126,7 +126,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def teach(folder: Path, rows: list[dict[str, Any]], steps: int = 100) -> Path:
+def teach(folder: Path, rows: list[dict[str, Any]], steps: int = 100, learning_rate: float = 3e-3) -> Path:
     """Train the model in `folder` until it knows some of the answers of `rows` by heart."""
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -143,7 +143,7 @@ def teach(folder: Path, rows: list[dict[str, Any]], steps: int = 100) -> Path:
     for row, (prompt, full) in enumerate(zip(asked, whole, strict=True)):
         answers[row, len(prompt) : len(full)] = True
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     for _ in range(steps):
         # The head is most of this model, and only answers are learned.
         thought = model.model(input_ids=ids).last_hidden_state[:, :-1][answers[:, 1:]]
