@@ -215,3 +215,26 @@ def test_every_argument_says_what_it_is(command: str) -> None:
     added = [call for call in calls if ast.unparse(call.func).endswith(".add_argument")]
     without = [ast.unparse(call.args[0]) for call in added if "help" not in {word.arg for word in call.keywords}]
     assert not without
+
+
+def test_an_error_behind_an_interrupt_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(argv: list[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("save_nargs")  # as argparse does, where it is interrupted
+
+    monkeypatch.setattr("fieldlm.cli.main.load", {"chat": command}.get)
+    assert main(["chat"]) == 130
+    assert capsys.readouterr().err == "fieldlm chat: stopped\n"
+
+
+def test_an_error_of_its_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(argv: list[str]) -> int:
+        raise AttributeError("wrong")
+
+    monkeypatch.setattr("fieldlm.cli.main.load", {"chat": command}.get)
+    with pytest.raises(AttributeError, match="wrong"):
+        main(["chat"])

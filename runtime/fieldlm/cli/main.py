@@ -104,12 +104,19 @@ def main(argv: Sequence[str] | None = None, *, on_loaded: Callable[[], object] =
         return command(args[1:])
     except FieldlmError as error:
         return _fail(args, type(error).__name__, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail(args, "Interrupted", stopped(args[0]), 130)
     except BrokenPipeError:
         # The reader (head, less) has gone; point stdout elsewhere so that the interpreter's last flush is silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (KeyboardInterrupt, Exception) as error:
+        if not _is_interrupt(error):
+            raise
+        return _fail(args, "Interrupted", stopped(args[0]), 130)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether `error` is Ctrl-C, or what failed while that was handled, as argparse's intermixed parser does."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__context__))
 
 
 def stopped(command: str) -> str:
