@@ -1,5 +1,6 @@
 """Several models in one server: by name and alias, in the memory of fewer, asleep and awake, kept and let go."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -61,7 +62,7 @@ def three(base_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Mate
         with listening(app) as server, httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
             known = {asked: text for asked in ASKED if (text := sure(client, asked)) is not None}
             with ThreadPoolExecutor(4) as clients:
-                beside = list(clients.map(lambda asked, client=client: said(client, None, asked), 3 * ASKED))
+                beside = list(clients.map(functools.partial(said, client, None), 3 * ASKED))
         changed = {asked for asked, text in zip(3 * ASKED, beside, strict=True) if known.get(asked, text) != text}
         answers[name] = {asked: text for asked, text in known.items() if asked not in changed}
         live.close()
