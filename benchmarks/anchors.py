@@ -24,7 +24,7 @@ from fieldlm.core.errors import EngineError, FieldlmError, InputError, MissingDe
 from fieldlm.core.files import cache_root, canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
 from fieldlm.core.logs import logger, to_terminal
 from fieldlm.core.terminal import progress
-from fieldlm.hardware.sensors import usable_cores
+from fieldlm.hardware.cores import physical_cores
 from fieldlm_compiler.pipeline import llama_toolchain
 from fieldlm_compiler.pipeline.llama_toolchain import SDISTS
 from fieldlm_compiler.pipeline.stages import lock
@@ -164,7 +164,7 @@ def _generator() -> tuple[str, ...]:
 def run_step(command: Sequence[str], build: Path, name: str) -> None:
     """Run one step of the build with its output in a log, and show how far it is."""
     build.mkdir(parents=True, exist_ok=True)
-    environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(usable_cores()), **os.environ}
+    environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(physical_cores()), **os.environ}
     last: list[str] = []
     with (
         progress(name) as line,

@@ -30,8 +30,8 @@ from fieldlm.core.files import cache_root, canonical_json, write_whole
 from fieldlm.core.logs import logger, to_terminal
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.hardware.cores import physical_cores
 from fieldlm.hardware.detect import detect
-from fieldlm.hardware.sensors import usable_cores
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
 from fieldlm_compiler.compile.build import compile_model
 
@@ -181,7 +181,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("rounds", "tokens", "context"):
         if getattr(args, name) < (2 if name == "tokens" else 1):
             parser.error(f"--{name} is {getattr(args, name)}; it is too small")
-    args.threads = args.threads or max(1, min(detect().best.cpu.decode_threads, usable_cores()))
+    args.threads = args.threads or max(1, min(detect().best.cpu.decode_threads, physical_cores()))
     args.json.parent.mkdir(parents=True, exist_ok=True)
     try:
         report = run(args)

@@ -23,7 +23,7 @@ from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.release import Pointer
 from fieldlm.formats.topics import release_topic
-from fieldlm.hardware.sensors import usable_cores
+from fieldlm.hardware.cores import physical_cores
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.compile.build import compile_model
@@ -101,7 +101,7 @@ class Story:
         return {
             "model": DEFAULT_MODEL,
             "profile": self.profile.id,
-            "cores": usable_cores(),
+            "cores": physical_cores(),
             "size": asdict(self.size),
             "before": before,
             "after": after,

@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from fieldlm.hardware.cores import physical_cores
 from fieldlm.hardware.detect import Detection
 from fieldlm.hardware.limits import LIVE, cpu_throttled, read_text
-from fieldlm.hardware.sensors import memory_available_mb, temperature_c, usable_cores
+from fieldlm.hardware.sensors import memory_available_mb, temperature_c
 
 PACKAGES = ("fieldlm", "llama-cpp-python", "numpy", "onnxruntime")
 
@@ -100,7 +101,7 @@ def environment(found: Detection) -> dict[str, Any]:
         "profile": found.best.id,
         "confidence": found.confidence,
         "facts": found.facts,
-        "usable_cores": usable_cores(),
+        "usable_cores": physical_cores(),
         "python": platform.python_version(),
         "packages": {name: made for name in PACKAGES if (made := _version(name))},
         "kernel": platform.release(),

@@ -32,6 +32,7 @@ from fieldlm.formats.topics import parse_broker
 from fieldlm.hardware import sensors
 from fieldlm.hardware.accelerators import PresentAccelerator
 from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
+from fieldlm.hardware.cores import physical_cores
 from fieldlm.hardware.detect import Detection, detect, obstacle
 from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.processor import FLAGS
@@ -147,7 +148,7 @@ def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
 def _check_device(profile: Profile, detection: Detection | None, root: Path) -> Iterator[Finding]:
     yield check_profile(profile, detection, root)
     yield check_memory(sensors.memory_available_mb(root), profile)
-    yield check_threads(sensors.usable_cores(), profile)
+    yield check_threads(physical_cores(), profile)
     yield check_heat(sensors.temperature_c(root, profile.thermal.zones), profile)
     for accelerator in profile.accelerators:
         if accelerator.used:

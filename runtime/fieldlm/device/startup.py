@@ -112,12 +112,12 @@ class Start:
 def options_for(config: Config, profile: Profile, bundle: Bundle) -> "EngineOptions":
     """Return how `bundle` is loaded on this device."""
     from fieldlm.engines import EngineOptions
-    from fieldlm.hardware.sensors import usable_cores
+    from fieldlm.hardware.cores import physical_cores
 
     return EngineOptions(
         threads=config.threads or None,
-        most_threads=max(1, min(profile.cpu.decode_threads, usable_cores())),
-        most_prefill_threads=max(1, min(profile.cpu.prefill_threads or profile.cpu.decode_threads, usable_cores())),
+        most_threads=max(1, min(profile.cpu.decode_threads, physical_cores())),
+        most_prefill_threads=max(1, min(profile.cpu.prefill_threads or profile.cpu.decode_threads, physical_cores())),
         context=context_of(config, profile, bundle),
         parallel=config.parallel or profile.runtime.parallel,
         profile=profile,

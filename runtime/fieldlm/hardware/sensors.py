@@ -5,14 +5,8 @@ import resource
 from collections.abc import Sequence
 from pathlib import Path
 
-from fieldlm.hardware.cores import physical_cores
 from fieldlm.hardware.facts import meminfo_mb
 from fieldlm.hardware.limits import LIVE, memory_left_mb, read_text
-
-
-def usable_cores() -> int:
-    """Return how many physical cores this process may keep busy, all control groups around it counted."""
-    return physical_cores()
 
 
 def memory_available_mb(root: Path = LIVE) -> int:
