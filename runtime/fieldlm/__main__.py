@@ -4,6 +4,7 @@ While modules are imported an exception is not safe: a library may catch every o
 a traceback. So the process ends there itself: nothing that a kill would harm is under way.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -60,14 +61,29 @@ def main() -> int:
     """Run the command; what it imports before it begins may be interrupted, too."""
     from fieldlm.cli.main import main as command
 
-    code = command(on_loaded=heed_interrupts)
+    try:
+        code = command(on_loaded=heed_interrupts)
+        _end_quietly(code)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     if code == INTERRUPTED:
         # Large libraries take seconds to tear down, and wait for their threads.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        _end(code)
     return code
+
+
+def _end_quietly(code: int) -> None:
+    """Let Ctrl-C only hasten the end from here on: the work is done, and `code` says how it went."""
+    signal.signal(signal.SIGINT, lambda number, frame: _end(code))
+    # At its very end the interpreter puts the system's handlers back, which kill; one that ignores stays.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+
+
+def _end(code: int) -> None:
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a flush is under way
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,23 @@ def test_an_interrupt_is_not_lost_where_python_or_a_library_drops_its_exception(
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+IN_A_THREAD = "threading.Thread(target=lambda: (time.sleep(0.3), kill(), time.sleep(60)), daemon=False).start()"
+IN_AN_EXIT_HANDLER = "atexit.register(kill)"
+IN_THE_LAST_CLEANING = "sys.held = type('Held', (), {'__del__': lambda _, kill=kill: kill()})()"
+
+
+@pytest.mark.parametrize("where", [IN_A_THREAD, IN_AN_EXIT_HANDLER, IN_THE_LAST_CLEANING])
+def test_an_interrupt_after_the_work_is_done_changes_nothing_but_hastens_the_end(where: str, tmp_path: Path) -> None:
+    begin = "import atexit, functools, os, signal, sys, threading, time\nfrom fieldlm.__main__ import main"
+    kill = "kill = functools.partial(os.kill, os.getpid(), signal.SIGINT)"
+    ran = f"{begin}\n{kill}\n{where}\nsys.argv = ['fieldlm', 'version']\nsys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", ran], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=50
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("fieldlm ")
+
+
 POINTS = 20
 TOLD_TO_STOP = ("serve", "collect", "fleet", "chat")
 """What Ctrl-C is no failure of once they run: it is how servers are told to stop, and it stops one answer of `chat`."""
