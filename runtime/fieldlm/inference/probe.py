@@ -5,6 +5,7 @@ answers are the same on every healthy copy up to rounding, which differs with wh
 near tie. So a bundle's probes end before the first token that was not chosen clearly, and what is left has to agree.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from fieldlm.core.errors import EngineError
@@ -31,21 +32,27 @@ class LoadedModel(Protocol):
     def adapter(self) -> str | None: ...
 
 
-def score(serving: LoadedModel) -> float:
+def score(serving: LoadedModel, *, on_answer: Callable[[int], object] = lambda answered: None) -> float:
     """Return the share of the bundle's probes that are answered as expected; 1 when it has none and still answers.
 
+    `on_answer` hears how many answers there are, of each probe up to TRIES.
     Raises EngineError when the generation does not answer at all, or not in time.
     """
     path = serving.bundle.path("probe")
     if path is None:
         answer(serving, Probe(messages=[{"role": "user", "content": "Hello"}], expect="", max_tokens=1))
         return 1.0
-    probes = load_probes(path)
-    return sum(_passes(serving, probe) for probe in probes) / len(probes)
-
-
-def _passes(serving: LoadedModel, probe: Probe) -> bool:
-    return any(agrees(answer(serving, probe), probe.expect) for _ in range(TRIES))
+    probes, answered = load_probes(path), 0
+    passed = 0
+    for probe in probes:
+        for _ in range(TRIES):
+            found = answer(serving, probe)
+            answered += 1
+            on_answer(answered)
+            if agrees(found, probe.expect):
+                passed += 1
+                break
+    return passed / len(probes)
 
 
 def agrees(found: str, expected: str) -> bool:

@@ -3,8 +3,9 @@
 Whatever is wrong with a release happens to the child: it crashes, hangs or eats memory there, and nobody waits longer
 for an answer. The child says how far it is, a line each step; the parent ends it when it is not heard of for too long.
 It computes when nothing else wants the processor: threads that answer meet at barriers, and one that waits for its core
-keeps all of them. So what counts is the time it computed; only a child that sleeps is ended by the clock, and where the
-device is never idle, one that gives way less is started in its place.
+keeps all of them. So what counts is the time it computed, less what its threads waited for a core while others of them
+spun; only a child that sleeps is ended by the clock, and where the device is never idle, one that gives way less is
+started in its place.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ if sys.platform == "linux":
 STARVED_S = 90.0  # of waiting for a processor, after which a child gets its small share instead of what is left over
 PATIENCE_S, SLOWEST_MB_S = 20.0, 10.0  # of computing for one step, and what the slowest card reads
 ASLEEP = 4  # times the patience on the clock, for a child that waits instead of computing
+SPINNING = 10  # times the patience, for one whose threads wait for each other all the time
 LOOK_S = 0.05
 ENGINE_MB = 400.0  # what a process with a loaded engine needs beside the weights: Python, libraries, KV of one answer
 AWKWARD = ("Naïve café ☕ 你好 \N{GRINNING FACE}", "x" * 400, "\t\n", "{}[]()<|im_start|>", "Привет, как дела?")
@@ -94,7 +96,7 @@ def _rehearse(bundle: Bundle, limits: RehearsalLimits, way: str) -> TrialMeasure
         stdin=subprocess.DEVNULL,
     )
     with child:
-        told = _Child(child, patience_s(bundle), starved_s=STARVED_S if way == "idle" else math.inf)
+        told = ChildWatch(child, patience_s(bundle), starved_s=STARVED_S if way == "idle" else math.inf)
         try:
             return _listen(told)
         finally:
@@ -106,15 +108,25 @@ class _StarvedError(Exception):
     """The child got no processor."""
 
 
-class _Spent(NamedTuple):
-    """Seconds of a process: on a processor, with all its threads; waiting for one, the first thread; on the clock."""
+class TimeSpent(NamedTuple):
+    """Seconds of a process: on a processor, and waiting for one, all threads and the worst off alone; on the clock."""
 
     computed_s: float
+    held_up_s: float
     waited_s: float
     clock_s: float
 
 
-class _Child:
+def _waited_s(proc: Path) -> float:
+    """Return how long the thread whose folder in /proc this is waited for a processor; 0 once it has ended."""
+    try:
+        # Linux' Documentation/scheduler/sched-stats.rst: nanoseconds on a processor, and waiting for one.
+        return int((proc / "schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+class ChildWatch:
     """The child as its parent sees it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", patience_s: float, *, starved_s: float) -> None:
@@ -123,7 +135,7 @@ class _Child:
         self._process = process
         self._patience_s = patience_s
         self._starved_s = starved_s
-        self._step_began = self._spent()
+        self._step_began = self.spent()
         self._reader = PROCESS.start("rehearsal", self._read)
 
     def _read(self) -> None:
@@ -131,21 +143,21 @@ class _Child:
         for line in self._process.stdout:
             with contextlib.suppress(msgspec.MsgspecError):
                 word = msgspec.json.decode(line, type=ChildReport)
-                self.step, self._step_began = word.step, self._spent()
+                self.step, self._step_began = word.step, self.spent()
                 if word.step == "end":
                     self.result = word
 
-    def _spent(self) -> _Spent:
+    def spent(self) -> TimeSpent:
         """Return what the process has spent; 0 where there is no /proc, or no child any more."""
-        computed_s = waited_s = 0.0
+        computed_s = held_up_s = waited_s = 0.0
         proc = Path(f"/proc/{self._process.pid}")
         with contextlib.suppress(OSError, ValueError, IndexError):
             # proc_pid_stat(5): utime and stime are the 12th and 13th fields behind the name, which may hold anything.
             fields = (proc / "stat").read_text().rpartition(")")[2].split()
             computed_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            # Linux' Documentation/scheduler/sched-stats.rst: nanoseconds on a processor, and waiting for one.
-            waited_s = int((proc / "schedstat").read_text().split()[1]) / 1e9
-        return _Spent(computed_s, waited_s, time.monotonic())
+            waits_s = [_waited_s(thread) for thread in (proc / "task").iterdir()]
+            held_up_s, waited_s = sum(waits_s), max(waits_s)
+        return TimeSpent(computed_s, held_up_s, waited_s, time.monotonic())
 
     def wait(self) -> bool:
         """Wait a moment; True once there is nothing more to hear.
@@ -155,9 +167,13 @@ class _Child:
         self._reader.thread.join(LOOK_S)
         if not self._reader.thread.is_alive():
             return True
-        now, began = self._spent(), self._step_began
-        asleep_s = now.clock_s - began.clock_s - max(0.0, now.waited_s - began.waited_s)
-        if now.computed_s - began.computed_s > self._patience_s or asleep_s > ASLEEP * self._patience_s:
+        now, began = self.spent(), self._step_began
+        computed_s, held_up_s = now.computed_s - began.computed_s, max(0.0, now.held_up_s - began.held_up_s)
+        # A thread at a barrier spins, and seems to compute, while the one that it waits for has no core.
+        useful_s = computed_s - held_up_s
+        asleep_s = now.clock_s - began.clock_s - computed_s - held_up_s
+        limits_s = (self._patience_s, SPINNING * self._patience_s, ASLEEP * self._patience_s)
+        if any(spent > limit for spent, limit in zip((useful_s, computed_s, asleep_s), limits_s, strict=True)):
             raise UnhealthyError("hang", f"tried beside the running one, it hangs at: {self.step}")
         if now.waited_s > self._starved_s:
             raise _StarvedError
@@ -173,7 +189,7 @@ class _Child:
         return UnhealthyError("crash", f"tried beside the running one, it crashed at: {self.step} ({what})")
 
 
-def _listen(child: _Child) -> TrialMeasurements:
+def _listen(child: ChildWatch) -> TrialMeasurements:
     while not child.wait():
         pass
     word = child.result
@@ -233,7 +249,7 @@ def _try(folder: Path, limits: RehearsalLimits, say: Any) -> TrialMeasurements:
     prompt_tokens = gates.shortest_prompt(serving)
     gates.check_context(prompt_tokens, serving.engine.context)
     say(ChildReport(step="probes"))
-    found = score(serving)
+    found = score(serving, on_answer=lambda answered: say(ChildReport(step=f"probes, {answered} answered")))
     gates.check_score(found)
     for number, text in enumerate(AWKWARD, start=1):
         say(ChildReport(step=f"request {number}"))
