@@ -223,7 +223,7 @@ TRAINING = MenuVocabulary(
         "(price|cost|charge) (of|for) (a|one|the|your|that) {thing}", "(could|would|can) you (say|tell us|check|show me) (how much|what) (a|one|your) {thing} costs",
         "(do you know|i wonder|may i ask|i'd like to know) (how much|what) (a|one|the) {thing} (is|costs)", "(is|would) (a|the) {thing} (cheap|dear|costly|less than four euros)",
         "(how much money|what amount|how many euros|how many coins) for (a|one|the) {thing}",
-        "(a|one|your) {thing}, (how much|what's the price|what does it cost|is it expensive)( please| now|)", "(i wonder|may i know|i'm asking) what (one|your|the) {thing} (is|costs|comes to)( here| today|)",
+        "(a|one|your) {thing}, (how much|what's the price|what does it cost|is it expensive)( please| now|)", "(i wonder|may i know|i'm asking) what (one|your|the) {thing} (is|costs|comes to)( here| today|)", "(what|how much) (do|will|would) you (ask|bill|collect|get)( me| us|) for (a|one|the|your) {thing}", "(what|how much) (would|does|will) (a|one|the|your) {thing} (run|leave) (me|us)( to| today|)",
         "(do i pay|will i pay|do we pay) (much|a lot|over four euros) for (a|one|the) {thing}", "(i want|i need|we want) to know the (price|cost) of (a|one|your) {thing}",
     ),
     allergen=(
