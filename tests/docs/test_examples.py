@@ -56,6 +56,9 @@ def test_examples_are_short_listed_and_run_here() -> None:
         assert path.read_text().count("\n") < 60
         assert f"`{path.name}`" in listed
         assert path.stem in tests
+    for folder in (path for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__"):
+        assert f"`{folder.name}/`" in listed
+        assert any(f"docs/examples/{folder.name}" in test.read_text() for test in Path(__file__).parent.glob("*.py"))
 
 
 def test_a_conversation_is_answered_turn_by_turn(smollm2_gguf: Path) -> None:

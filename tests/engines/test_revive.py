@@ -115,3 +115,22 @@ def test_a_server_goes_on_by_itself(base_bundle: Bundle) -> None:
         ask.close()
     live.close()
     assert events == ["the engine hung and was replaced"]
+
+
+def test_a_step_that_was_long_because_nobody_ran_is_no_hang_yet(engine: LlamaEngine) -> None:
+    looks: list[float] = []
+
+    def now_s() -> float:
+        # A minute passes before the second look; then each takes four seconds, which a busy machine may take, too.
+        looks.append(looks[-1] + (60.0 if len(looks) == 1 else 4.0) if looks else 0.0)
+        return looks[-1]
+
+    replaced_s: list[float] = []
+    wedge = Wedge(engine)
+    running = engine.start([1, 2, 3, 4, 5], Sampling(max_tokens=3))
+    wait_until(lambda: impatient(engine))
+    with EngineWatchdog(lambda: engine, lambda _: replaced_s.append(looks[-1]), look_s=0.02, now_s=now_s):
+        wait_until(lambda: replaced_s)
+    assert list(running)[-1].error == WEDGED
+    assert replaced_s[0] >= 60.0 + 30.0, "it was stopped for a minute, and had no time to go on"
+    wedge.lift()

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines import Sampling, Schedule
+from fieldlm.engines import Sampling, Schedule, constraint
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.async_model import AsyncModel
@@ -143,6 +143,28 @@ def test_an_answer_that_is_not_whole_is_no_object(model: Model) -> None:
     assert late.value.outcome == "deadline_exceeded"
     canned = Item(drink="tea", count=1)
     assert model.call(Item, ASKED, terms=LATE, fallback=canned) is canned
+
+
+def test_a_form_that_was_prepared_is_not_compiled_again(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gait(TypedDict):
+        gait: Literal["trot", "walk"]
+
+    class Gaze(TypedDict):
+        gaze: Literal["up", "down"]
+
+    model.prepare(Gait, {"enum": ["ahead"]})
+    asyncio.run(AsyncModel(model).prepare(Gaze))
+
+    def compiles(*_: object) -> None:
+        raise AssertionError("this is compiled while somebody waits")
+
+    monkeypatch.setattr(constraint, "_on_own_stack", compiles)
+    monkeypatch.setattr(constraint, "Grammars", compiles)
+    assert model.call(Gait, ASKED)["gait"] in ("trot", "walk")
+    assert model.call(Gaze, ASKED)["gaze"] in ("up", "down")
+    assert model.call({"enum": ["ahead"]}, ASKED) == "ahead"
+    with pytest.raises(InputError, match="schema"):
+        model.prepare(object)
 
 
 def test_what_cannot_be_honoured_is_refused(model: Model) -> None:

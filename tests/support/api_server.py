@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
@@ -31,12 +32,14 @@ def api_server(
     parallel: int = 2,
     keys: Keys | None = None,
     large: Escalation | None = None,
+    unix_socket: Path | None = None,
 ) -> Generator[ApiServer]:
-    """Serve `bundle` with one thread; it is closed with the block."""
+    """Serve `bundle` with one thread, on a port or `unix_socket`; it is closed with the block."""
     live = Generations(bundle, EngineOptions(threads=1, context=context, parallel=parallel))
     exchanges: list[Exchange] = []
     try:
-        with listening(make_app(live, exchanges.append, ready=lambda: None, keys=keys, large=large)) as server:
+        app = make_app(live, exchanges.append, ready=lambda: None, keys=keys, large=large)
+        with listening(app, unix_socket=unix_socket) as server:
             yield ApiServer(url=server.url, engine=live.current.engine, exchanges=exchanges)
     finally:
         live.close()

@@ -113,6 +113,10 @@ class AsyncModel:
                 raise
             return fallback
 
+    async def prepare(self, *kinds: Any) -> None:
+        """See `Model.prepare`."""
+        await asyncio.to_thread(self.model.prepare, *kinds)
+
 
 async def _chunks(generation: RunningAnswer) -> AsyncGenerator[Chunk]:
     """Yield the chunks of `generation`; cancel it when nobody wants them any more."""

@@ -17,8 +17,11 @@ from fieldlm.engines import Chunk, Engine, RunningAnswer, SupportsRestart
 STUCK_S = 600.0
 """How long running answers may produce nothing at all: the longest prompt on the slowest board is read in less."""
 
-
 LOOK_S = 1.0
+STOOD_STILL_S = 5.0
+"""Longer than planned between two looks: nobody here ran, by SIGSTOP, a frozen cgroup, a debugger."""
+GRACE_S = 30.0
+"""After that, for the step that stood still as well: what was so long was none of its doing."""
 
 
 class EngineWatchdog:
@@ -31,10 +34,12 @@ class EngineWatchdog:
         *,
         look_s: float = LOOK_S,
         tasks: Tasks | None = None,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._on_event = on_event
         self._look_s = look_s
+        self._now_s = now_s
         self._is_over = threading.Event()
         self._tasks = Tasks(tasks)
 
@@ -48,7 +53,13 @@ class EngineWatchdog:
 
     def _run(self) -> None:
         given_up: Engine | None = None
+        looked_s, patient_s = self._now_s(), float("-inf")
         while not self._is_over.wait(self._look_s):
+            before_s, looked_s = looked_s, self._now_s()
+            if looked_s - before_s > self._look_s + STOOD_STILL_S:
+                patient_s = looked_s + GRACE_S
+            if looked_s < patient_s:
+                continue
             engine = self._engine()
             if engine is given_up or not isinstance(engine, SupportsRestart) or not engine.is_wedged:
                 continue

@@ -192,6 +192,15 @@ class Model:
                 raise
             return fallback
 
+    def prepare(self, *kinds: Any) -> None:
+        """Compile forms for `call` beforehand. Raises InputError for one that cannot be honoured.
+
+        The first form of a model has its whole vocabulary read, which keeps all of Python waiting for a tenth of a
+        second, and each new one is compiled: where another thread has to be on time, before it begins.
+        """
+        for kind in kinds:
+            form(self.engine, kind)
+
     def start(
         self,
         messages: Sequence[Message] | str,
