@@ -77,7 +77,7 @@ class Traffic:
 
 def renamed_names(rows: Sequence[Row], seed: int) -> dict[str, str]:
     """Return the half of the functions that are renamed midway, and what they are called then."""
-    names = sorted({row["name"] for row in rows})
+    names = sorted({str(row["name"]) for row in rows})
     return {name: f"v2_{name}" for name in random.Random(f"names {seed}").sample(names, len(names) // 2)}
 
 
@@ -172,11 +172,16 @@ def _share(part: int, whole: int) -> str:
 def _ask(results: list[Row], found: Sequence[Sequence[CuratedExample]], rows: Sequence[Row], args: Any) -> None:
     """Add to each result how often a classifier that learned from what was found is right, and a row of clean data."""
     new_name, embedder = renamed_names(rows, args.seed), Embedder()
-    asked = [(row["text"], new_name.get(row["name"], row["name"])) for path in args.test for row in _read(path)]
+
+    def called(row: Row) -> tuple[str, str]:
+        name = str(row["name"])
+        return str(row["text"]), new_name.get(name, name)
+
+    asked = [called(row) for path in args.test for row in _read(path)]
     for result, examples in zip(results, found, strict=True):
         known = [(each.utterance, call_of(each.answer)[0]) for each in examples]
         result["right"] = right(known, asked, embedder)
-    clean = [(row["text"], new_name.get(row["name"], row["name"])) for row in rows]
+    clean = list(map(called, rows))
     nothing = dict.fromkeys(results[0], "–") | {"curation": "nothing wrong, no curation", "requests": len(rows)}
     results.append(nothing | {"right": right(clean, asked, embedder)})
 

@@ -34,7 +34,8 @@ class Race:
     def __post_init__(self) -> None:
         self.small = AnswerStream(prompt_tokens=3, wake=lambda: None)
         terms = Consultation(
-            first="small", why="", ask=self._ask, fit=lambda reply: reply.text, doubt=lambda *_: self.doubt,
+            first="small", why="", ask=self._ask, fit=lambda reply: reply.text,
+            doubt=lambda _timings, _outcome: self.doubt,
             withheld=str, start_small=lambda: self.small, on_decided=self.decided.append, can_stream=self.can_stream,
             hedge="hedged",
         )  # fmt: skip
