@@ -28,7 +28,7 @@ from typing import Any
 from fieldlm.core import terminal
 from fieldlm.hardware.sensors import peak_rss_mb
 from fieldlm_compiler.learn.cluster import cluster
-from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, read_examples, write_examples
+from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.embed import Embedder
 from fieldlm_compiler.learn.tasks import TASKS, read_round
 

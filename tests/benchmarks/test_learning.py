@@ -93,9 +93,16 @@ def test_the_benchmark_counts_what_was_found_and_what_was_lost(
 ) -> None:
     lines = [json.dumps({"text": text, "name": kind}) for text, kind in requests()]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    assert main(["--rows", "dirty", str(tmp_path / "rows.jsonl"), "--json"]) == 0
-    as_it_is, checked = json.loads(capsys.readouterr().out)["results"]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines[:50]))
+    asked = [str(tmp_path / "rows.jsonl"), "--test", str(tmp_path / "test.jsonl")]
+    assert main(["--rows", "dirty", *asked, "--json"]) == 0
+    as_it_is, checked, clean = json.loads(capsys.readouterr().out)["results"]
     assert as_it_is["wrong"] == checked["wrong"] > 30
     assert float(as_it_is["found"].rstrip("%")) < 10
     assert float(checked["found"].rstrip("%")) > 35
     assert float(checked["clean lost"].rstrip("%")) < 2
+    assert (as_it_is["renamed found"], checked["renamed found"], checked["old names kept"]) == (0, 2, 0)
+    assert checked["refusals kept"] == checked["cut kept"] == 0
+    shares = [float(each["right"].rstrip("%")) for each in (as_it_is, checked, clean)]
+    assert shares[0] < shares[1]
+    assert shares[2] - 3 <= shares[1]

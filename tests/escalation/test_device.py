@@ -39,7 +39,10 @@ def test_a_device_without_a_small_model_passes_on_and_keeps_count_over_a_kill(tm
             os.kill(kiosk.pid, signal.SIGKILL)
             kiosk.wait_until("killed", lambda: bool(kiosk.ends))
             kiosk.wait_ready()
-            assert kiosk.chat("Hello")[0] == 200
+            status, answer = kiosk.chat("Hello")
+            assert status == 200
+            said = {"id": answer["id"], "correction": "from a customer"}
+            assert httpx.post(f"http://127.0.0.1:{kiosk.port}/v1/feedback", json=said, timeout=20).status_code == 200
             kept = ledger(kiosk.port)
         finally:
             kiosk.stop()
@@ -47,6 +50,7 @@ def test_a_device_without_a_small_model_passes_on_and_keeps_count_over_a_kill(tm
     total = kept["total"]
     assert isinstance(total, dict)
     assert (total["prompt_tokens"], total["completion_tokens"]) == (22, 14)
+    assert (total["liked"], total["disliked"]) == (0, 1)
 
 
 def test_an_endpoint_that_hangs_keeps_no_device_from_its_end_and_no_deadline_waiting(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.core.sqlite import connect, connect_read_only
+from fieldlm.escalation.energy_shares import EnergyShares
 from fieldlm.escalation.ledger import Entry, Ledger, Prices, day_before, today
 
 CALL = Entry(model="big", why="unsure", prompt_tokens=10, completion_tokens=5, seconds=0.5, cost=0.25)
@@ -121,3 +122,44 @@ def test_prices_are_for_a_million_tokens() -> None:
 
 def test_days_are_counted_back_over_months() -> None:
     assert day_before("2026-03-01", 1) == "2026-02-28"
+
+
+def test_a_ledger_of_an_older_version_goes_on_with_new_columns(tmp_path: Path) -> None:
+    old = connect(tmp_path / "ledger.db")
+    columns = ("calls", "failed", "prompt_tokens", "completion_tokens", "seconds", "cost", "saved")
+    old.execute(
+        "CREATE TABLE usage (day TEXT NOT NULL, task TEXT NOT NULL, model TEXT NOT NULL, why TEXT NOT NULL, "
+        f"{', '.join(f'{name} REAL NOT NULL DEFAULT 0' for name in columns)}, PRIMARY KEY (day, task, model, why)) "
+        "WITHOUT ROWID"
+    )
+    old.execute("INSERT INTO usage VALUES (?, '', 'big', 'unsure', 1, 0, 10, 5, 0.5, 0.25, 0)", (today(),))
+    old.commit()
+    old.close()
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.add([Entry(model="big", why="unsure", joules=2.5, liked=1)])
+    (row,) = ledger.rows(days=1)
+    assert (row["calls"], row["cost"], row["joules"], row["liked"]) == (2, 0.25, 2.5, 1)
+    ledger.close()
+
+
+def test_joules_are_split_among_the_requests_that_are_in_flight() -> None:
+    meter = Meter()
+    shares = EnergyShares(lambda: meter.joules)
+    first = shares.begin()
+    meter.joules = 10.0
+    second, left = shares.begin(), shares.begin()
+    meter.joules = 40.0
+    assert shares.end(second) == 10
+    del left  # its client went away before an answer began
+    meter.joules = 45.0
+    assert shares.end(first) == 25
+    meter.joules = 1000.0  # nobody was there
+    assert shares.end(shares.begin()) == 0
+    meter.joules = None
+    unmeasured = shares.begin()
+    meter.joules = 2000.0
+    assert shares.end(unmeasured) == 0
+
+
+class Meter:
+    joules: float | None = 0.0

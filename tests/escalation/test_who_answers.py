@@ -1,5 +1,6 @@
 """Who answered, in records, ledger and counts: several answers, strange requests, deadlines, clients that leave."""
 
+import itertools
 import json
 import shutil
 import threading
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.catalogue.opening import no_model
 from fieldlm.core.config import load_config
 from fieldlm.escalation.policy import Escalation
+from fieldlm.escalation.report import summary
 from fieldlm.formats.bundle import Bundle, describe, open_bundle, write_bundle
 from tests.formats.test_router import router
 from tests.support.api_server import api_server
@@ -100,6 +102,27 @@ def test_the_ledger_equals_what_was_sent(start: Start) -> None:
     exchange = pair.server.exchanges[1]
     assert (small["prompt_tokens"], small["completion_tokens"]) == (exchange.prompt_tokens, exchange.completion_tokens)
     assert small["saved"] == pytest.approx((exchange.prompt_tokens * 2 + exchange.completion_tokens * 10) / 1e6)
+
+
+def test_the_ledger_has_joules_what_people_thought_and_what_the_large_one_alone_would_have_cost(start: Start) -> None:
+    used = itertools.count(step=5.0)
+    pair = start(prompt_price="2", completion_price="10", joules=lambda: next(used))
+    small = pair.ask(metadata={"task": "order"}).json()["id"]
+    large = pair.ask(model="large").json()["id"]
+    for response, is_right in ((small, False), (small, True), (small, True), (large, False), ("unknown", True)):
+        pair.escalation.judged(response, is_right=is_right)
+    told = summary(pair.escalation, 1)
+    rows = {row["model"] == "big-1": row for row in told["tasks"]}
+    assert [(rows[at]["liked"], rows[at]["disliked"], rows[at]["calls"]) for at in (False, True)] == [
+        (1, 0, 1),
+        (0, 1, 1),
+    ]
+    assert [rows[at]["joules"] for at in (False, True)] == [5.0, 5.0]
+    assert told["without_small"] == pytest.approx(told["total"]["cost"] + told["total"]["saved"])
+    metrics = httpx.get(f"{pair.server.url}/metrics", timeout=20).text
+    assert 'fieldlm_ledger_tokens_total{by="large"} 18.0' in metrics
+    assert 'fieldlm_ledger_joules_total{by="small"} 5.0' in metrics
+    assert 'fieldlm_ledger_disliked_total{by="large"} 1.0' in metrics
 
 
 def test_a_client_that_leaves_ends_the_large_answer(start: Start) -> None:

@@ -19,7 +19,7 @@ from fieldlm.formats.bundle import File, Manifest, ModelInfo, Recipe, open_bundl
 from fieldlm.formats.profile import load_profile, profile_folder
 from fieldlm.formats.record import FIELDS, Record, WireError, pack, unpack
 from fieldlm.formats.release import parse_release
-from fieldlm_compiler.learn.curate import CuratedExample, read_examples, write_examples
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples, write_examples
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 DIGEST = "0" * 64

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fieldlm_compiler.learn.agreement import SESSION_FLOOR, agree
-from fieldlm_compiler.learn.curate import CuratedExample
+from fieldlm_compiler.learn.curated import CuratedExample
 
 
 def example(

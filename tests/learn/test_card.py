@@ -8,7 +8,7 @@ import pytest
 
 from fieldlm.cli.main import main
 from fieldlm.core.files import canonical_json
-from fieldlm_compiler.learn.curate import CuratedExample, write_examples
+from fieldlm_compiler.learn.curated import CuratedExample, write_examples
 from fieldlm_compiler.learn.dataset import dataset, without_sessions
 from fieldlm_compiler.learn.quality.near_copies import near_copies
 from fieldlm_compiler.learn.task_edits.edits import TaskEdit, TaskEdits, write_edits

@@ -10,7 +10,7 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.cluster import cluster, main
 from fieldlm_compiler.learn.communities import communities
-from fieldlm_compiler.learn.curate import CuratedExample, read_examples, write_examples
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.dataset import main as dataset_main
 from fieldlm_compiler.learn.embed import Embedder, Vectors

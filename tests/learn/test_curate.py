@@ -10,8 +10,10 @@ from fieldlm.core.errors import InputError
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.open import open_sink
-from fieldlm_compiler.learn.curate import CuratedExample, Labels, curate, judge, main, read_examples, share_of, spoken
+from fieldlm_compiler.learn.curate import Labels, curate, judge, main, share_of
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples
 from fieldlm_compiler.learn.dataset import dataset
+from fieldlm_compiler.learn.shapes import spoken
 
 TERMS = ("yes",)
 BARE = {"device": "d", "digest": "", "context": "", "cut": ""}

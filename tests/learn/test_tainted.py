@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm_compiler.learn.curate import curate, read_examples
+from fieldlm_compiler.learn.curate import curate
+from fieldlm_compiler.learn.curated import read_examples
 from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.tainted import main, tainted
 from tests.learn.test_curate import TERMS, fill

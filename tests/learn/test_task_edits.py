@@ -14,7 +14,7 @@ import pytest
 from fieldlm.cli.main import main
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.cluster import cluster
-from fieldlm_compiler.learn.curate import CuratedExample, read_examples, write_examples
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.embed import Embedder
 from fieldlm_compiler.learn.task_edits.edits import FILE, TaskEdit, TaskEdits, read_edits, write_edits

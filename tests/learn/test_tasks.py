@@ -9,7 +9,7 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.cluster import cluster, main
 from fieldlm_compiler.learn.communities import communities, joined
-from fieldlm_compiler.learn.curate import CuratedExample, read_examples, write_examples
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.embed import Embedder
 from fieldlm_compiler.learn.shapes import without_values
 from fieldlm_compiler.learn.tasks import (

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from fieldlm.cli.main import main
-from fieldlm_compiler.learn.curate import CuratedExample
+from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.rounds.overview import cells
 from fieldlm_compiler.rounds.report import in_service, losses, page, redacted, trend
 from fieldlm_compiler.rounds.state import FinishedRound

@@ -20,7 +20,7 @@ import pytest
 
 from fieldlm.cli.main import main
 from fieldlm.formats.bundle import open_bundle
-from fieldlm_compiler.learn.curate import read_examples
+from fieldlm_compiler.learn.curated import read_examples
 from fieldlm_compiler.repository.publish import newest_release
 from fieldlm_compiler.rounds.gate import MARGIN, TOGETHER
 from fieldlm_compiler.rounds.sealed import words

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from fieldlm_compiler.collect.open import open_sink
-from fieldlm_compiler.learn.curate import CuratedExample, curate, read_examples
+from fieldlm_compiler.learn.curate import curate
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples
 from fieldlm_compiler.rounds.sealed import EarlierRounds, Sealed, seal, to_watch, words
 from tests.support.usage import CONSENT, Usage
 

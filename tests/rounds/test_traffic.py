@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.cluster import cluster
-from fieldlm_compiler.learn.curate import CuratedExample, curate, read_examples
+from fieldlm_compiler.learn.curate import curate
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples
 from fieldlm_compiler.rounds.state import Exact, Mark, TaskCost
 from fieldlm_compiler.rounds.traffic import Traffic, look, risen_tasks, seen
 from tests.support.usage import CONSENT, Usage, sentences

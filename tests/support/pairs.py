@@ -50,8 +50,10 @@ Start = Callable[..., Pair]
 def pair(bundle: Bundle, folder: Path, says: dict[str, Any], settings: dict[str, Any]) -> Generator[Pair]:
     with large_server(**says) as large:
         flags = {"large": large.url, "state": str(folder / "state")}
+        joules = settings.pop("joules", lambda: None)
         flags |= {f"large_{name}": value for name, value in settings.items()}
-        escalation = Escalation(load_config(flags, {"HOME": str(folder)}), has_small=bundle.manifest.engine != "none")
+        config = load_config(flags, {"HOME": str(folder)})
+        escalation = Escalation(config, has_small=bundle.manifest.engine != "none", joules=joules)
         try:
             with api_server(bundle, large=escalation) as server:
                 yield Pair(server, large, escalation)

@@ -30,6 +30,7 @@ from fieldlm.core.wording import counted
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import WireError
 from fieldlm_compiler.collect.open import open_sink
+from fieldlm_compiler.collect.rewrite import age_ms
 from fieldlm_compiler.collect.sink import Sink
 
 log = logger(__name__)
@@ -37,6 +38,8 @@ log = logger(__name__)
 QUEUE_MESSAGES = 256
 SESSION_EXPIRY_S = 3600
 ACK_EXPIRY_S = 3600
+EXPIRE_EVERY_S = 3600.0
+"""So often text is looked for that is too old."""
 MOST_BYTES = block.MAX_BLOCK_BYTES + (4 << 10)
 """What the broker may hand out in one packet: a block and its topic."""
 
@@ -67,7 +70,16 @@ class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True):
 class Collector:
     """Takes in a fleet's blocks until stopped. Opens by `with` or `start`; reconnects by itself."""
 
-    def __init__(self, broker_url: str, fleet: str, store: Sink, *, shards: range = range(topics.SHARDS)) -> None:
+    def __init__(
+        self,
+        broker_url: str,
+        fleet: str,
+        store: Sink,
+        *,
+        shards: range = range(topics.SHARDS),
+        keep_text_ms: int | None = None,
+    ) -> None:
+        """`keep_text_ms` is how long text is kept; None for ever."""
         self.url = broker_url
         self.fleet = fleet
         self.store = store
@@ -77,6 +89,8 @@ class Collector:
         self._filters = topics.collector_filters(fleet, shards)
         self._queue: queue.Queue[MqttMessage] = queue.Queue(QUEUE_MESSAGES)
         self._stop = threading.Event()
+        self._keep_text_ms = keep_text_ms
+        self._expired_s = float("-inf")
         self._client = _client(broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}")
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
@@ -133,6 +147,9 @@ class Collector:
                     for reply in take_in(self.store, self.fleet, batch, self.totals):
                         self._send(reply)
                     self.store.tidy()
+                if self._keep_text_ms is not None and time.monotonic() - self._expired_s > EXPIRE_EVERY_S:
+                    expire(self.store, self._keep_text_ms)
+                    self._expired_s = time.monotonic()
         except (FieldlmError, sqlite3.Error) as error:
             log.warning(f"collect: stopped: {error}")
             self.error = error
@@ -152,6 +169,14 @@ class Collector:
         properties.MessageExpiryInterval = ACK_EXPIRY_S
         # QoS 0: a lost one costs a second sending, while paho would hold back all but twenty behind what comes in.
         self._client.publish(reply.topic, msgspec.json.encode(reply.ack), qos=0, properties=properties)
+
+
+def expire(store: Sink, keep_text_ms: int) -> int:
+    """Blank text that is older; return how many records lost theirs."""
+    count = store.expire(time.time_ns() // 1_000_000 - keep_text_ms)
+    if count:
+        log.info(f"collect: {counted(count, 'record')} lost their text, which was too old")
+    return count
 
 
 def take_in(store: Sink, fleet: str, batch: Sequence[MqttMessage], totals: CollectTotals) -> list[Acknowledgement]:
@@ -244,6 +269,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--forget", choices=("text", "rows"), default="text", help="what of a session goes when it is to be forgotten"
     )
+    parser.add_argument(
+        "--keep-text", type=age_ms, metavar="AGE", help="blank text that is older, as 30d or 12h; figures stay"
+    )
     looking = parser.add_mutually_exclusive_group()
     looking.add_argument("--show", action="store_true", help="print counts and gaps of the store, and end")
     looking.add_argument("--compact", action="store_true", help="make few large files of many small ones, and end")
@@ -258,10 +286,12 @@ def main(argv: Sequence[str]) -> int:
     topics.collector_filters(args.fleet, shards)  # raises InputError for what is no name
     with open_sink(args.store, forget=args.forget) as store:
         if args.compact:
+            if args.keep_text is not None:
+                expire(store, args.keep_text)
             store.compact()
             terminal.show({"compacted": args.store}, f"{args.store} is compacted", as_json=args.json)
             return 0
-        collector = Collector(args.broker, args.fleet, store, shards=shards)
+        collector = Collector(args.broker, args.fleet, store, shards=shards, keep_text_ms=args.keep_text)
         return _collect(collector, args.store, as_json=args.json)
 
 

@@ -28,6 +28,7 @@ from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
+from fieldlm_compiler.collect.rewrite import HAS_TEXT
 from fieldlm_compiler.collect.sink import (
     KEY,
     TEXT,
@@ -201,6 +202,16 @@ class DeltaStore(Sink):
                 self._erase()
             if self._has_old_files and (finish or time.monotonic() - self._vacuumed_s > VACUUM_EVERY_S):
                 self._vacuum()
+
+    def expire(self, before_ms: int) -> int:
+        # When a row came is not known here, so one without a clock to believe goes by none.
+        where = f"clock_ok AND wall_ms > 0 AND wall_ms < {before_ms} AND {HAS_TEXT}"
+        with self._lock, _errors(self.uri):
+            self._records.update_incremental()
+            told = self._records.update(predicate=where, updates=_blank("text"))
+            if told["num_updated_rows"]:
+                self._vacuum()
+        return int(told["num_updated_rows"])
 
     def compact(self) -> None:
         """Make few large files of many small ones. Only one process may do that at a time.

@@ -152,6 +152,9 @@ class KafkaStore(Sink):
             self._step({key: 0})
         return self.watermark(key)
 
+    def expire(self, before_ms: int) -> int:
+        raise InputError("a topic keeps text as long as its retention.ms says; set that, and leave --keep-text out")
+
     def keep_presence(self, device: str, state: str) -> None:
         with self._lock:
             self._unsaid[device] = state

@@ -21,11 +21,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors, held_lock, make_private, sync_folder
-from fieldlm.formats.block import MAGIC, Block
-from fieldlm.formats.block import VERSION as BLOCK_VERSION
+from fieldlm.formats.block import Block
 from fieldlm.formats.record import SCHEMAS, Record, unpack
 from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
-from fieldlm_compiler.collect.parquet_schema import SCHEMA, VERSION
+from fieldlm_compiler.collect.parquet_schema import SCHEMA, VERSION, as_block, as_row
+from fieldlm_compiler.collect.rewrite import holding, old_text
 from fieldlm_compiler.collect.sink import (
     UNKNOWN,
     Key,
@@ -118,7 +118,7 @@ class Store(Sink):
                 upto = touched[key] = self._believed(key, touched.get(key, self.watermark(key)), block)
                 traffic[block.device] = traffic.get(block.device, 0) + len(block.body)
                 if block.first <= upto + 1 and block.last > upto:
-                    self._insert("blocks", _head(block), upto)
+                    self._insert("blocks", as_row(block), upto)
                     touched[key] = block.last
                     # Most of the traffic is on `gen`, where nobody asks; what is there is read when it is compacted.
                     found = read(block, upto) if block.stream != "gen" else []
@@ -204,7 +204,7 @@ class Store(Sink):
                     self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (path.name, len(records)))
                 for raw in raws:
                     block = blanked(raw.block, self._forgotten | asked)
-                    self._insert("raw", _head(block), raw.after, problem=raw.problem)
+                    self._insert("raw", as_row(block), raw.after, problem=raw.problem)
                 self._note_forgotten(asked)
                 self._db.execute("DELETE FROM blocks WHERE number <= ?", (newest,))
             self._forgotten |= asked
@@ -238,10 +238,8 @@ class Store(Sink):
             files = self._files()
             with duckdb.connect() as duck:
                 duck.register("forgotten", sessions_table(sessions))
-                for name in _holding(duck, files):
-                    sql = f"SELECT {without_forgotten(self.forget)} FROM read_parquet($name)"
-                    clean: Any = duck.sql(sql, params={"name": name}).to_arrow_table()
-                    self._replace([Path(name)], [clean.cast(schema())], clean.num_rows)
+                for path in holding(duck, files):
+                    self._rewrite(duck, path, without_forgotten(self.forget))
             self._blank_raw(sessions)
             self._erased_s = time.monotonic()
             # The log still has the pages with the text, and keeps them as long as somebody reads: then not yet.
@@ -251,9 +249,25 @@ class Store(Sink):
                         "UPDATE forgotten SET erased = 1 WHERE device = ? AND session = ?", sorted(sessions)
                     )
 
+    def expire(self, before_ms: int) -> int:
+        import duckdb
+
+        self.compact()
+        with self._lock, duckdb.connect() as duck:
+            found = old_text(duck, self._files(), before_ms)
+            for each in found:
+                self._rewrite(duck, each.path, each.columns)
+            self._is_log_empty()
+        return sum(each.rows for each in found)
+
+    def _rewrite(self, duck: "duckdb.DuckDBPyConnection", path: Path, columns: str) -> None:
+        sql = f"SELECT {columns} FROM read_parquet($name)"
+        clean: Any = duck.sql(sql, params={"name": str(path)}).to_arrow_table()
+        self._replace([path], [clean.cast(schema())], clean.num_rows)
+
     def _blank_raw(self, sessions: set[Session]) -> None:
         with self._transaction():
-            kept = [_block(row) for row in self._db.execute(f"SELECT {_HEAD} FROM raw")]
+            kept = [as_block(row) for row in self._db.execute(f"SELECT {_HEAD} FROM raw")]
             gone = [(b.device, b.epoch, b.stream, b.first) for b in kept if blanked(b, sessions) is not b]
             key = "device = ? AND epoch = ? AND stream = ? AND first = ?"
             self._db.executemany(f"UPDATE raw SET body = x'' WHERE {key}", gone)
@@ -277,7 +291,9 @@ class Store(Sink):
                 self._replace(paths, (pq.read_table(path) for path in paths), sum(rows for _, rows in small))
 
     def _replace(self, old: Sequence[Path], tables: Iterable[Any], rows: int) -> None:
+        arrived_ns = min(each.stat().st_mtime_ns for each in old)
         path = self._write(tables, f"{time.time_ns()} {sorted(path.name for path in old)}")
+        os.utime(path, ns=(arrived_ns, arrived_ns))  # for rows of devices without a clock
         with self._transaction():
             self._db.execute("INSERT INTO files VALUES (?, ?)", (path.name, rows))
             self._db.executemany("DELETE FROM files WHERE name = ?", [(each.name,) for each in old])
@@ -383,7 +399,7 @@ class Store(Sink):
 
     def raw(self) -> list[Raw]:
         kept = self._db.execute(f"SELECT {_HEAD}, after, problem FROM raw")
-        return [Raw(block=_block(row[:8]), after=row[8], problem=row[9]) for row in kept] + self._journal()[1]
+        return [Raw(block=as_block(row[:8]), after=row[8], problem=row[9]) for row in kept] + self._journal()[1]
 
     @contextlib.contextmanager
     def connect(self) -> "Generator[duckdb.DuckDBPyConnection]":
@@ -416,30 +432,10 @@ class Store(Sink):
         records: list[Record] = []
         raws: list[Raw] = []
         for *head, after in self._db.execute(sql, (newest,)):
-            block = _block(head)
+            block = as_block(head)
             found = read(block, after)
             if isinstance(found, str):
                 raws.append(Raw(block=block, after=after, problem=found))
             else:
                 records += found
         return records, raws
-
-
-def _head(block: Block) -> tuple[Any, ...]:
-    return (
-        block.device, block.epoch, block.stream, block.first, block.last, block.count, block.schema, block.body
-    )  # fmt: skip
-
-
-def _block(head: Sequence[Any]) -> Block:
-    device, epoch, stream, first, last, count, schema, body = head
-    return Block(MAGIC, BLOCK_VERSION, schema, device, stream, epoch, first, last, count, body)
-
-
-def _holding(duck: "duckdb.DuckDBPyConnection", files: Sequence[Path]) -> list[str]:
-    """Return the files that hold a row of a forgotten session."""
-    if not files:
-        return []
-    sql = """SELECT DISTINCT filename FROM read_parquet(?, filename = true)
-        WHERE (device, session) IN (SELECT (device, session) FROM forgotten) AND kind <> 'forget'"""
-    return [name for (name,) in duck.execute(sql, [[str(path) for path in files]]).fetchall()]

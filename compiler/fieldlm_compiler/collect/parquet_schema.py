@@ -1,5 +1,11 @@
 """SQLite schema of the Parquet store: journal of blocks, watermarks, and which files hold the records."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from fieldlm.formats.block import MAGIC, Block
+from fieldlm.formats.block import VERSION as BLOCK_VERSION
+
 VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS watermarks (device TEXT NOT NULL, epoch INTEGER NOT NULL, stream TEXT NOT NULL,
@@ -19,3 +25,14 @@ CREATE TABLE IF NOT EXISTS steps (device TEXT NOT NULL, epoch INTEGER NOT NULL, 
 CREATE TABLE IF NOT EXISTS forgotten (device TEXT NOT NULL, session TEXT NOT NULL, erased INTEGER NOT NULL,
     PRIMARY KEY (device, session)) STRICT, WITHOUT ROWID;
 """
+
+
+def as_row(block: Block) -> tuple[Any, ...]:
+    return (
+        block.device, block.epoch, block.stream, block.first, block.last, block.count, block.schema, block.body
+    )  # fmt: skip
+
+
+def as_block(head: Sequence[Any]) -> Block:
+    device, epoch, stream, first, last, count, schema, body = head
+    return Block(MAGIC, BLOCK_VERSION, schema, device, stream, epoch, first, last, count, body)

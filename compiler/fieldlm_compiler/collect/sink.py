@@ -127,6 +127,13 @@ class Sink(ABC):
         """Make few large files of what is there."""
 
     @abstractmethod
+    def expire(self, before_ms: int) -> int:
+        """Blank the text of what was said before a time (Unix, UTC); return how many records lost theirs.
+
+        Raises InputError where the store cannot. Blocks that nobody can read yet stay as they came.
+        """
+
+    @abstractmethod
     def close(self) -> None: ...
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Generic, Literal, Protocol, TypeVar
 
+from fieldlm_compiler.learn.shapes import call_of
+
 SESSION_FLOOR, DEVICE_FLOOR = 50, 500
 """So many examples a session, or a device, may always have."""
 SHARE = 4
@@ -46,11 +48,20 @@ E = TypeVar("E", bound=Votes)
 
 @dataclass(frozen=True)
 class Agreed(Generic[E]):
-    """The examples that are kept, in their order; why others are not; and on how many prompts people differed."""
+    """The examples that are kept, in their order; why others are not; and where people differed.
+
+    A contradiction is the functions that were said to be right for one prompt; one alone, where its arguments differed.
+    "text" stands for all answers that call none.
+    """
 
     kept: list[E]
     lost: Counter[Lost]
-    disputed: int
+    contradictions: Counter[tuple[str, ...]]
+
+    @property
+    def disputed(self) -> int:
+        """On how many prompts people differed."""
+        return self.contradictions.total()
 
 
 def agree(examples: Sequence[E]) -> Agreed[E]:
@@ -61,12 +72,14 @@ def agree(examples: Sequence[E]) -> Agreed[E]:
         groups[example.prompt_key].append(index)
     lost: Counter[Lost] = Counter()
     chosen: list[int] = []
-    disputed = 0
+    contradictions: Counter[tuple[str, ...]] = Counter()
     for members in groups.values():
         trusted = [i for i in members if not outliers & {examples[i].voter, examples[i].device}] or members
         votes = _votes([(i, examples[i]) for i in trusted])
         counted = Counter(answer_key(examples[i].answer) for i in votes)
-        (best, most), disputed = counted.most_common(1)[0], disputed + (len(counted) > 1)
+        best, most = counted.most_common(1)[0]
+        if len(counted) > 1:
+            contradictions[tuple(sorted({call_of(said)[0] for said in counted}))] += 1
         has_won = 2 * most > len(votes)
         alike = [i for i in votes if answer_key(examples[i].answer) == best] if has_won else []
         # Of words about somebody each customer's stay: they get other names, and are how copying is learnt.
@@ -84,7 +97,7 @@ def agree(examples: Sequence[E]) -> Agreed[E]:
     for reason, key, floor in shares:
         kept, over = _within([(i, examples[i]) for i in kept], key, floor)
         lost[reason] += over
-    return Agreed([examples[i] for i in kept], lost, disputed)
+    return Agreed([examples[i] for i in kept], lost, contradictions)
 
 
 def answer_key(answer: str) -> str:

@@ -20,7 +20,7 @@ import msgspec
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.formats import router
-from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, read_examples, write_examples
+from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.shapes import call_of, signature, without_values
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
 from fieldlm_compiler.learn.task_edits.names import common_words, instance, told

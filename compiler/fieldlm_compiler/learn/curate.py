@@ -17,9 +17,10 @@ system prompt and the tools, belongs to an example.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -28,20 +29,24 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.wording import counted
 from fieldlm.inference.chat_template import Message, as_served
-from fieldlm.inference.tool_calls import Call, CallReader
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn import teacher
-from fieldlm_compiler.learn.agreement import agree, prompt_key
+from fieldlm_compiler.learn.agreement import agree
+from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, write_examples
+from fieldlm_compiler.learn.quality.held_out import NEWER, HeldOutFrom, as_date, held_out_from, hold_out_newest
+from fieldlm_compiler.learn.quality.refusals import is_refusal
 from fieldlm_compiler.learn.redacted.second_pass import again
-from fieldlm_compiler.learn.redacted.surrogates import PLACEHOLDER, Surrogates
-from fieldlm_compiler.learn.tokenized import VERSION, numbered_lines
+from fieldlm_compiler.learn.redacted.surrogates import Surrogates
+from fieldlm_compiler.learn.shapes import spoken
 
-EXAMPLES = "examples.jsonl"
+if TYPE_CHECKING:
+    from fieldlm_compiler.learn.quality.renamed import Renaming
+
 FORMAT = "fieldlm.curate/1"
 EVAL_SHARE = 0.1
 Dropped = Literal[
-    "no consent", "consent not listed", "no text", "cut short", "no label", "not finished", "not a chat",
-    "context lost", "unreadable",
+    "no consent", "consent not listed", "no text", "cut short", "no label", "not finished", "empty answer", "refusal",
+    "not a chat", "context lost", "unreadable",
 ]  # fmt: skip
 _SQL = """
 WITH said AS (
@@ -55,74 +60,28 @@ SELECT g.device, g.response, g.session, g.consent, g.generation, g.outcome, g.pr
     coalesce(said.rating, '') AS rating, coalesce(said.correction, '') AS correction,
     coalesce(g.detail['context'], '') AS digest, coalesce(told.context, '') AS context,
     coalesce(g.detail['cut'], '') AS cut, coalesce(g.detail['redacted'], '') AS redacted,
-    coalesce(g.route, '') AS route
+    coalesce(g.route, '') AS route, CASE WHEN g.clock_ok THEN g.wall_ms ELSE 0 END AS at_ms
 FROM records g LEFT JOIN said USING (response)
 LEFT JOIN told ON told.device = g.device AND told.digest = g.detail['context']
 WHERE g.kind = 'generation' ORDER BY g.device, g.epoch, g.seq
 """
 
 
-class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt with the answer it should have had. `messages` end with the customer's words, or a tool's.
-
-    `answer` is text, or the JSON of the calls that `tool_calls` holds as a chat template knows them.
-    """
-
-    v: int = VERSION
-    messages: list[dict[str, Any]]
-    answer: str
-    label_source: Literal["correction", "rated up", "large", "none"]
-    session: str
-    response: str
-    split: Literal["train", "eval"]
-    consent: str = ""
-    generation: str = ""
-    task: str = ""
-    device: str = ""
-    tools: list[Message] = []
-    tool_calls: list[Message] = []
-    agreement: float = 1.0
-    """Share of the large model's answers to this prompt that say the same, where the label is its."""
-    redacted: list[str] = []
-    """What a device, or the second pass, has hidden in it, and stand-ins stand for: "name", "phone"."""
-
-    @property
-    def prompt_key(self) -> str:
-        """What near copies of a prompt have in common."""
-        said = [{**message, "content": prompt_key(str(message.get("content") or ""))} for message in self.messages]
-        return json.dumps([said, self.tools], sort_keys=True, ensure_ascii=False)
-
-    @property
-    def is_about_somebody(self) -> bool:
-        """Whether customers may say the same words of different people, or numbers."""
-        said = [message for message in self.messages if message.get("role") != "system"]
-        return any(PLACEHOLDER.search(str(message.get("content") or "")) for message in said)
-
-    @property
-    def voter(self) -> str:
-        """Whose label it is; who gives no session speaks for the device, however often."""
-        return self.session if self.session != self.response else self.device or self.response
-
-    @property
-    def is_correction(self) -> bool:
-        return self.label_source == "correction"
-
-    @property
-    def utterance(self) -> str:
-        """What the customer said last, before what tools may have answered."""
-        said = [message for message in self.messages if message.get("role") == "user"] or self.messages
-        content = said[-1].get("content") or ""
-        return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-
-
 class Labels(NamedTuple):
-    """What is kept beside what customers said: answers of the large model, and prompts that have no label at all."""
+    """What is kept beside what customers said, and whether what they said is held against what others say."""
 
     large: bool = False
+    """Answers of the large model are labels."""
     none: bool = False
+    """Prompts that have no label are kept."""
+    checked: bool = False
+    """Functions that were renamed get their newest name, and training examples in doubt are left out."""
+    refusals: bool = False
+    """What a model said that it cannot do is a label, too, where somebody liked it."""
 
 
 CUSTOMERS = Labels()
+MOST_CONTRADICTIONS = 20
 
 
 def curate(
@@ -132,12 +91,12 @@ def curate(
     consents: Collection[str],
     eval_share: float = EVAL_SHARE,
     labels: Labels = CUSTOMERS,
-    check_labels: bool = False,
+    since: HeldOutFrom | None = None,
 ) -> dict[str, Any]:
     """Write the examples that `store` holds under the terms `consents` to `out`; return what curate.json says.
 
-    With `check_labels`, training examples are left out whose label other customers' labels speak against. The same
-    store gives the same bytes. Raises InputError when no term is named, and when nothing is an example.
+    With `since` the newest examples are held out, too. The same store gives the same bytes. Raises InputError when no
+    term is named, and when nothing is an example.
     """
     with open_sink(str(store), read_only=True) as opened:
         rows = opened.query(_SQL)
@@ -145,17 +104,9 @@ def curate(
         raise InputError(f"name the terms that allow training: --consent TERM; {store} holds: {_terms(rows)}")
     judged = [judge(again(row), consents=consents, eval_share=eval_share, labels=labels) for row in rows]
     dropped: Counter[str] = Counter(found for found in judged if isinstance(found, str))
-    found = [example for example in judged if isinstance(example, CuratedExample)]
-    labelled = [example for example in found if example.label_source != "none"]
-    agreed = agree(labelled)
-    said = teacher.answers_of(labelled)
-    kept = {id(example) for example in agreed.kept}
-    if check_labels:
-        doubted = _doubted(agreed.kept)
-        kept -= doubted
-        dropped["label in doubt"] += len(doubted)
-    examples = [_with_surrogates(_rated(e, said)) for e in found if e.label_source == "none" or id(e) in kept]
-    dropped.update(agreed.lost)
+    given = [example for example in judged if isinstance(example, CuratedExample)]
+    found = _checked(given, dropped, since, labels) if given else _Checked()
+    examples = [_with_surrogates(_rated(example, found.said)) for example in found.kept]
     left_out = {why: count for why, count in sorted(dropped.items()) if count}
     document = {
         "format": FORMAT,
@@ -166,17 +117,77 @@ def curate(
         "customers": len({example.session for example in examples}),
         "labels": dict(Counter(example.label_source for example in examples)),
         "consents": sorted(consents),
-        "disputed": agreed.disputed,
+        "held_out_from": as_date(found.since_ms) if found.since_ms else None,
+        "disputed": found.contradictions.total(),
+        "contradictions": [
+            {"functions": list(said), "prompts": count}
+            for said, count in sorted(found.contradictions.items(), key=lambda each: (-each[1], each[0]))
+        ][:MOST_CONTRADICTIONS],
+        "renamed": [msgspec.to_builtins(each) for each in found.renamed],
         "redacted": dict(sorted(Counter(kind for example in examples for kind in example.redacted).items())),
         "dropped": left_out,
     }
     if labels.large:
-        document["teacher"] = teacher.report(labelled, said)
+        document["teacher"] = teacher.report([e for e in given if e.label_source != "none"], found.said)
     if not examples:
         raise InputError(_no_example(store, rows, consents, left_out))
     write_examples(out / EXAMPLES, examples)
     write_whole(out / "curate.json", canonical_json(document))
     return document
+
+
+@dataclass(kw_only=True)
+class _Checked:
+    """The examples that are left when they have been held against each other, and what was found."""
+
+    kept: list[CuratedExample] = field(default_factory=list[CuratedExample])
+    said: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
+    contradictions: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
+    renamed: "list[Renaming]" = field(default_factory=list["Renaming"])
+    since_ms: int = 0
+
+
+def _checked(
+    given: Sequence[CuratedExample], dropped: Counter[str], since: HeldOutFrom | None, labels: Labels
+) -> _Checked:
+    """Hold examples against each other; why some are left out is counted in `dropped`."""
+    from fieldlm_compiler.learn.quality.near_copies import parted
+
+    made = _Checked()
+    found = list(given)
+    if since is not None:
+        found, made.since_ms = hold_out_newest(found, since)
+        dropped[NEWER] += len(given) - len(found)
+    if labels.checked:
+        made.renamed, found = _with_newest_names(found, dropped)
+    labelled = [example for example in found if example.label_source != "none"]
+    agreed = agree(labelled)
+    dropped.update(agreed.lost)
+    made.contradictions, made.said = agreed.contradictions, teacher.answers_of(labelled)
+    kept = {id(example) for example in agreed.kept}
+    if labels.checked:
+        doubted = _doubted(agreed.kept)
+        kept -= doubted
+        dropped["label in doubt"] += len(doubted)
+    left = [example for example in found if example.label_source == "none" or id(example) in kept]
+    made.kept = parted(left)
+    dropped["near copy of a held-out prompt"] += len(left) - len(made.kept)
+    return made
+
+
+def _with_newest_names(
+    examples: Sequence[CuratedExample], dropped: Counter[str]
+) -> "tuple[list[Renaming], list[CuratedExample]]":
+    """Return the functions that were renamed, and the examples as they call them now."""
+    from fieldlm_compiler.learn.embed import Embedder
+    from fieldlm_compiler.learn.quality.renamed import renamed, renamings
+
+    with terminal.progress("look for renamed functions"):
+        found = renamings(examples, Embedder)
+    made = [renamed(example, found) for example in examples]
+    kept = [example for example in made if example is not None]
+    dropped["calls what has other arguments now"] += len(made) - len(kept)
+    return found, kept
 
 
 def _terms(rows: Sequence[dict[str, Any]]) -> str:
@@ -235,7 +246,7 @@ def judge(
 ) -> CuratedExample | Dropped:
     """Make an example of one joined row, or say why it is none."""
     source = _label_source(row, labels)
-    if why := _unfit(row, consents, source):
+    if why := _unfit(row, consents, source, labels):
         return why
     context = _context(row)
     if context is None:
@@ -257,6 +268,7 @@ def judge(
         consent=row["consent"],
         generation=row["generation"],
         device=row["device"],
+        at_ms=row.get("at_ms") or 0,
         tools=context.tools,
         tool_calls=said[1],
     )
@@ -274,7 +286,7 @@ def _label_source(row: dict[str, Any], labels: Labels) -> Literal["correction", 
     return "none" if labels.none else None
 
 
-def _unfit(row: dict[str, Any], consents: Collection[str], source: str | None) -> Dropped | None:
+def _unfit(row: dict[str, Any], consents: Collection[str], source: str | None, labels: Labels) -> Dropped | None:
     is_answer = source in ("rated up", "large")
     checks: tuple[tuple[Dropped, bool], ...] = (
         ("no consent", not row["consent"]),
@@ -282,7 +294,9 @@ def _unfit(row: dict[str, Any], consents: Collection[str], source: str | None) -
         ("no text", not row["prompt"]),
         ("cut short", bool(row["cut"])),
         ("no label", source is None),
-        ("not finished", is_answer and (row["outcome"] != "stop" or not row["answer"].strip())),
+        ("not finished", is_answer and row["outcome"] != "stop"),
+        ("empty answer", is_answer and not row["answer"].strip()),
+        ("refusal", is_answer and not labels.refusals and is_refusal(row["answer"])),
     )
     return next((why for why, is_so in checks if is_so), None)
 
@@ -305,71 +319,9 @@ def _context(row: dict[str, Any]) -> _Context | None:
         return None
 
 
-def spoken(text: str, tools: Sequence[Message]) -> tuple[str, list[Message]] | None:
-    """Return an answer and the tool calls that it is, if it is some; None where its calls cannot be read.
-
-    Calls are what the API writes (`{"tool_calls": […]}`), OpenAI's own list, or what a model said to call `tools`.
-    """
-    calls = _listed(text)
-    if calls is None:
-        functions = [cast(dict[str, Any], tool.get("function", {})) for tool in tools]
-        schemas = {str(function.get("name")): function.get("parameters") or {} for function in functions}
-        reader = CallReader(frozenset(schemas), schemas=schemas)
-        parts = [*reader.push(text), *reader.finish()] if tools else []
-        found = [part for part in parts if isinstance(part, Call)]
-        if not found or any(isinstance(part, str) and part.strip() for part in parts):
-            return text, []
-        calls = [{"name": call.name, "arguments": call.arguments} for call in found]
-    try:
-        plain = [_plain_call(call) for call in calls]
-    except (KeyError, TypeError, ValueError):
-        return None
-    called = [call["function"] for call in plain]
-    return json.dumps(called[0] if len(called) == 1 else called, ensure_ascii=False), plain
-
-
-def _listed(text: str) -> list[Any] | None:
-    """Return the calls of a text that is a list of them in OpenAI's shape, alone or in an object; None if it is not."""
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    calls = cast(dict[str, Any], said).get("tool_calls") if isinstance(said, dict) else said
-    if not isinstance(calls, list) or not calls:
-        return None
-    listed = cast(list[Any], calls)
-    is_openai = all(isinstance(c, dict) and isinstance(cast(dict[str, Any], c).get("function"), dict) for c in listed)
-    return [call["function"] for call in listed] if is_openai else None
-
-
-def _plain_call(function: dict[str, Any]) -> Message:
-    arguments = function.get("arguments") or {}
-    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    return {"type": "function", "function": {"name": str(function["name"]), "arguments": arguments}}
-
-
 def share_of(session: str) -> float:
     """Return where a customer falls between 0 and 1, the same for ever."""
     return int.from_bytes(hashlib.sha256(session.encode()).digest()[:8]) / 2**64
-
-
-def read_examples(path: Path) -> list[CuratedExample]:
-    """Read an examples file, or the one in a folder; raises InputError."""
-    file = path / EXAMPLES if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"{file} does not exist; make it with: fieldlm curate STORE --out {file.parent}")
-    return [_example(line, f"{file}:{number}") for number, line in numbered_lines(file)]
-
-
-def _example(line: bytes, place: str) -> CuratedExample:
-    try:
-        return msgspec.json.decode(line, type=CuratedExample)
-    except msgspec.MsgspecError as error:
-        raise InputError(f"{place} is no example of fieldlm curate: {error}") from error
-
-
-def write_examples(path: Path, examples: Iterable[CuratedExample]) -> None:
-    write_whole(path, b"".join(msgspec.json.encode(example) + b"\n" for example in examples))
 
 
 def _messages(prompt: str) -> list[dict[str, Any]]:
@@ -408,19 +360,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--check-labels",
         action="store_true",
-        help="leave out labels that others' labels of like requests speak against",
+        help="leave out labels that others' labels of like requests speak against, and give renamed functions their "
+        "newest name",
     )
+    parser.add_argument(
+        "--held-out-from", metavar="WHEN", help="hold out the newest, too: a date, or their share, as 0.1"
+    )
+    parser.add_argument("--refusals", action="store_true", help="keep liked answers that say: I'm sorry, I can't")
     args = parser.parse_args(argv)
     if not 0 <= args.eval_share < 1:
         raise InputError(f"--eval-share {args.eval_share} is no share; use 0 up to but not including 1")
-    labels = Labels(large=args.teacher, none=args.unlabelled)
+    labels = Labels(large=args.teacher, none=args.unlabelled, checked=args.check_labels, refusals=args.refusals)
+    since = held_out_from(args.held_out_from) if args.held_out_from else None
     document = curate(
-        args.store,
-        args.out,
-        consents=args.consent,
-        eval_share=args.eval_share,
-        labels=labels,
-        check_labels=args.check_labels,
+        args.store, args.out, consents=args.consent, eval_share=args.eval_share, labels=labels, since=since
     )
     left_out = ", ".join(f"{count} {why}" for why, count in document["dropped"].items()) or "nothing"
     text = (
@@ -428,6 +381,11 @@ def main(argv: Sequence[str]) -> int:
         f"({document['train']} train, {document['eval']} eval) in {args.out}; left out: {left_out}; "
         f"prompts that people answered differently: {document['disputed']}"
     )
+    if document["held_out_from"]:
+        text += f"\nheld out from {document['held_out_from']} on"
+    if document["renamed"]:
+        named = ", ".join(f"{each['old']} → {each['new']} ({each['examples']})" for each in document["renamed"])
+        text += f"\nrenamed functions: {named}"
     if taught := document.get("teacher"):
         text += (
             f"\nlarge model: {counted(taught['answers'], 'answer')} to "

@@ -20,7 +20,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder
 from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
-from fieldlm_compiler.learn.curate import CuratedExample, read_examples
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples
 from fieldlm_compiler.learn.quality.card import JSON, MARKDOWN, card, markdown
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
 from fieldlm_compiler.learn.task_edits.view import named, show, tasks_of
@@ -74,7 +74,7 @@ def _origin(folder: Path, known: Round, edits: TaskEdits) -> dict[str, Any]:
     if (folder / "curate.json").is_file():
         curated = msgspec.json.decode((folder / "curate.json").read_bytes(), type=dict[str, Any])
     names = _names(folder, known, edits)
-    told = {name: curated[name] for name in ("dropped", "redacted") if name in curated}
+    told = {name: curated[name] for name in ("dropped", "redacted", "held_out_from") if name in curated}
     return told | {"names": names, "left_out": [names.get(task, task) for task in edits.excluded]}
 
 

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
-from fieldlm.inference.tool_calls import CLOSE, OPEN
+from fieldlm.inference.chat_template import Message
+from fieldlm.inference.tool_calls import CLOSE, OPEN, Call, CallReader
 
 Shape = tuple[str, dict[str, Any]]
 _TEXT: Shape = ("text", {})
@@ -43,6 +44,49 @@ def call_of(answer: str) -> Shape:
         except (ValueError, RecursionError):
             arguments = {}
     return name, cast(dict[str, Any], arguments) if isinstance(arguments, dict) else {}
+
+
+def spoken(text: str, tools: Sequence[Message]) -> tuple[str, list[Message]] | None:
+    """Return an answer and the tool calls that it is, if it is some; None where its calls cannot be read.
+
+    Calls are what the API writes (`{"tool_calls": […]}`), OpenAI's own list, or what a model said to call `tools`.
+    """
+    calls = _listed(text)
+    if calls is None:
+        functions = [cast(dict[str, Any], tool.get("function", {})) for tool in tools]
+        schemas = {str(function.get("name")): function.get("parameters") or {} for function in functions}
+        reader = CallReader(frozenset(schemas), schemas=schemas)
+        parts = [*reader.push(text), *reader.finish()] if tools else []
+        found = [part for part in parts if isinstance(part, Call)]
+        if not found or any(isinstance(part, str) and part.strip() for part in parts):
+            return text, []
+        calls = [{"name": call.name, "arguments": call.arguments} for call in found]
+    try:
+        plain = [_plain_call(call) for call in calls]
+    except (KeyError, TypeError, ValueError):
+        return None
+    called = [call["function"] for call in plain]
+    return json.dumps(called[0] if len(called) == 1 else called, ensure_ascii=False), plain
+
+
+def _listed(text: str) -> list[Any] | None:
+    """Return the calls of a text that is a list of them in OpenAI's shape, alone or in an object; None if it is not."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    calls = cast(dict[str, Any], said).get("tool_calls") if isinstance(said, dict) else said
+    if not isinstance(calls, list) or not calls:
+        return None
+    listed = cast(list[Any], calls)
+    is_openai = all(isinstance(c, dict) and isinstance(cast(dict[str, Any], c).get("function"), dict) for c in listed)
+    return [call["function"] for call in listed] if is_openai else None
+
+
+def _plain_call(function: dict[str, Any]) -> Message:
+    arguments = function.get("arguments") or {}
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return {"type": "function", "function": {"name": str(function["name"]), "arguments": arguments}}
 
 
 def without_values(text: str, arguments: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import msgspec
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.collect.open import open_sink
-from fieldlm_compiler.learn.curate import EXAMPLES, read_examples, write_examples
+from fieldlm_compiler.learn.curated import EXAMPLES, read_examples, write_examples
 from fieldlm_compiler.learn.dataset import DOCUMENT, SPLITS, without_sessions
 
 Kind = Literal["examples", "data set", "adapter", "bundle"]

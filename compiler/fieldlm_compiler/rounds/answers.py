@@ -11,8 +11,9 @@ from fieldlm.engines import Sampling
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm.inference.chat_template import Message, render
-from fieldlm_compiler.learn.curate import CuratedExample, spoken
+from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.evaluate import same_json
+from fieldlm_compiler.learn.shapes import spoken
 from fieldlm_compiler.pipeline.child import call
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify.served import open_served

@@ -23,7 +23,7 @@ from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.compile.build import compile_model
 from fieldlm_compiler.learn.cluster import TASKS, cluster
-from fieldlm_compiler.learn.curate import EXAMPLES, read_examples, write_examples
+from fieldlm_compiler.learn.curated import EXAMPLES, read_examples, write_examples
 from fieldlm_compiler.learn.dataset import dataset
 from fieldlm_compiler.learn.task_edits.edits import FILE as EDITS
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits, write_edits

@@ -7,7 +7,7 @@ from typing import Any
 from fieldlm.core import charts
 from fieldlm.core.charts import Scale, Svg
 from fieldlm.core.pages import render
-from fieldlm_compiler.learn.curate import CuratedExample
+from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.rounds.state import Exact, RoundDocument, TaskRow
 
 Bars = list[tuple[str, Svg, str]]

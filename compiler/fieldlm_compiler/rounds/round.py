@@ -33,7 +33,8 @@ from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.agreement import answer_key
 from fieldlm_compiler.learn.cluster import TASKS
-from fieldlm_compiler.learn.curate import EXAMPLES, CuratedExample, Labels, curate, read_examples, write_examples
+from fieldlm_compiler.learn.curate import Labels, curate
+from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.stages import Stages
@@ -278,14 +279,13 @@ class LearningRound:
 
         def make(folder: Path) -> Ran:
             with terminal.progress("curate"):
-                labels = Labels(large=wish.teacher)
+                labels = Labels(large=wish.teacher, checked=wish.check_labels)
                 curate(
                     wish.store,
                     folder,
                     consents=wish.consents,
                     eval_share=wish.eval_share,
                     labels=labels,
-                    check_labels=wish.check_labels,
                 )
                 with open_sink(wish.store, read_only=True) as sink:
                     sealed = seal(

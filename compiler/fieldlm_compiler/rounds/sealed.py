@@ -22,7 +22,10 @@ import msgspec
 from fieldlm.inference.chat_template import as_served
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.learn.agreement import answer_key, prompt_key
-from fieldlm_compiler.learn.curate import CuratedExample, read_examples, share_of, spoken
+from fieldlm_compiler.learn.curate import share_of
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples
+from fieldlm_compiler.learn.quality.near_copies import parted
+from fieldlm_compiler.learn.shapes import spoken
 from fieldlm_compiler.rounds.state import FinishedRound, last_accepted
 
 WATCH = 0.1
@@ -104,7 +107,9 @@ def seal(
         msgspec.structs.replace(example, messages=as_served(example.messages, system_prompt), task="")
         for example in [*kept, *rehearsed]
     ]
-    return Sealed(examples=served, counts={why: count for why, count in counts.items() if count})
+    kept_apart = parted(served)
+    counts["near copies of what is held out"] = len(served) - len(kept_apart)
+    return Sealed(examples=kept_apart, counts={why: count for why, count in counts.items() if count})
 
 
 def words(example: CuratedExample) -> str:

@@ -10,7 +10,7 @@ import msgspec
 from fieldlm.core import terminal
 from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.cluster import Task
-from fieldlm_compiler.learn.curate import CuratedExample
+from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.rounds.advice import advise
 from fieldlm_compiler.rounds.state import Exact, FinishedRound, RoundDocument, TaskCost, TaskRow
 from fieldlm_compiler.rounds.traffic import Traffic

@@ -11,7 +11,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import write_whole
 from fieldlm.core.pages import render
 from fieldlm.core.wording import counted
-from fieldlm_compiler.learn.curate import EXAMPLES, read_examples
+from fieldlm_compiler.learn.curated import EXAMPLES, read_examples
 from fieldlm_compiler.learn.task_edits.edits import TaskEdit, TaskEdits, read_edits, write_edits
 from fieldlm_compiler.learn.task_edits.view import ShownTask, ShownTasks, named, show, tasks_of
 from fieldlm_compiler.learn.tasks import TASKS, read_round

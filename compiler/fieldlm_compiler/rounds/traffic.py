@@ -19,7 +19,7 @@ import msgspec
 
 from fieldlm.core.wording import counted
 from fieldlm_compiler.collect.sink import Sink
-from fieldlm_compiler.learn.curate import CuratedExample, read_examples
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples
 from fieldlm_compiler.rounds.state import Exact, FinishedRound, Mark, TaskCost
 
 if TYPE_CHECKING:

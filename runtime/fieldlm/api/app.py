@@ -86,7 +86,7 @@ def make_app(
     thread of its own, returns False for an answer it does not know.
     """
     pool = live if isinstance(live, ModelPool) else ModelPool.alone(live)
-    panel = Panel(pool, ready, crashes, leaves, large.status if large else None, energy=energy)
+    panel = Panel(pool, ready, crashes, leaves, large, energy=energy)
 
     def ended(exchange: Exchange) -> None:
         panel.metrics.exchange(exchange)
@@ -365,6 +365,8 @@ class _Api:
         # What was answered before a restart is on the disk, and that may hang.
         if not await asyncio.to_thread(self._on_feedback, given):
             raise ApiError(404, f"no answer {given.id!r} is remembered here", param="id", code="unknown_id")
+        if self._large is not None and (given.correction is not None or given.rating is not None):
+            self._large.judged(given.id, is_right=given.correction is None and given.rating == "up")
         return as_json({"id": given.id, "object": "feedback"})
 
     async def health(self, _: Request) -> Response:

@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, energy_readings, process_readings
+from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, energy_readings, ledger_readings, process_readings
 from fieldlm.api.models.listing import memory_mb, pool_readings
 from fieldlm.core.pages import stylesheet
+from fieldlm.escalation.policy import Escalation
 from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.hardware.sensors import rss_mb, temperature_c
 from fieldlm.inference.model_pool import ModelPool
@@ -46,7 +47,7 @@ class Panel:
         ready: Callable[[], str | None],
         crashes: Callable[[], Mapping[str, int]] = dict,
         leaves: Callable[[], Leaves] | None = None,
-        large: Callable[[], dict[str, Any]] | None = None,
+        large: Escalation | None = None,
         *,
         energy: EnergyMeter | None = None,
     ) -> None:
@@ -97,7 +98,7 @@ class Panel:
             "ready": reason is None,
             "status": reason or "ready",
             "leaves": self._leaves(),
-            "large": self._large() if self._large else None,
+            "large": self._large.status() if self._large else None,
             "temperature_c": temperature_c(),
             "running": running,
             "waiting": waiting,
@@ -117,6 +118,8 @@ class Panel:
         yield from process_readings()
         if self._energy:
             yield from energy_readings(self._energy)
+        if self._large:
+            yield from ledger_readings(self._large)
         running, waiting = self._queue()
         for task, count in self._crashes().items():
             yield "fieldlm_task_crashes_total", "Crashes of background tasks since the start.", {"task": task}, count

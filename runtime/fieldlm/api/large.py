@@ -12,6 +12,7 @@ from fieldlm.api.output_contract import JSON_KINDS, OutputContract
 from fieldlm.api.tools import Toolbox
 from fieldlm.engines import RunningAnswer
 from fieldlm.escalation.cascade import Cascade, Consultation, Verdict, spelt
+from fieldlm.escalation.energy_shares import EnergyShare
 from fieldlm.escalation.large_model import AskHandle
 from fieldlm.escalation.large_reply import LargeModelError, LargeReply
 from fieldlm.escalation.placeholders import Placeholders
@@ -42,6 +43,7 @@ class LargeSide:
     """What is told of the request; there before its first answer is started."""
     is_settled: bool = False
     verdicts: dict[int, Verdict] = field(default_factory=dict[int, Verdict])
+    energy: EnergyShare | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def answer(self, start_small: Callable[[], RunningAnswer] | None) -> RunningAnswer:
@@ -53,6 +55,7 @@ class LargeSide:
         if start_small is None:
             first, why = "large", why or "too long"
         index = len(self.verdicts)
+        self.energy = self.energy or escalation.energy.begin()
         self.verdicts[index] = Verdict(by=first, why=why)
 
         def decided(verdict: Verdict) -> None:
@@ -79,6 +82,7 @@ class LargeSide:
             withheld=withheld,
             start_small=start_small,
             on_decided=decided,
+            hedge=escalation.hedge(wanted) if first == "small" else "",
             can_stream=bool(self.asked.stream) and self.contract.rule is None and not escalation.must_redact(wanted),
         )
         return Cascade(terms, escalation.run)
@@ -100,7 +104,14 @@ class LargeSide:
         if exchange.verdict.by == "large":
             exchange.route = LARGE
         is_failed = exchange.outcome not in ("stop", "length")
-        self.escalation.count(verdicts, model=name_of(self.serving), wanted=self.wanted, is_failed=is_failed)
+        self.escalation.count(
+            verdicts,
+            model=name_of(self.serving),
+            wanted=self.wanted,
+            is_failed=is_failed,
+            response=exchange.id,
+            joules=self.escalation.energy.end(self.energy) if self.energy else 0.0,
+        )
 
     def _ask(self, say: Callable[[str], None], handle: AskHandle) -> LargeReply:
         if why := self.escalation.withheld(self.wanted):

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fieldlm.api.chat_request import Exchange
+from fieldlm.escalation.policy import Escalation
 from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
@@ -155,3 +156,19 @@ def energy_readings(meter: EnergyMeter) -> Iterable[Reading]:
     labels = {"source": found.facts.source, "covers": found.facts.covers}
     yield "fieldlm_energy_joules_total", "Energy of what the source covers, idle share included.", labels, found.joules
     yield "fieldlm_energy_measured_seconds_total", "For how long it was measured.", labels, found.measured_s
+
+
+def ledger_readings(escalation: Escalation) -> Iterable[Reading]:
+    """Yield what the ledger has counted since the start, by which of the two models; tasks are in the ledger alone."""
+    says = {
+        "calls": "Answers and attempts.",
+        "tokens": "Tokens read and written.",
+        "cost": "What the large model cost.",
+        "saved": "What the small model's answers would have cost of the large one.",
+        "joules": "Energy of this machine while the answers were in the making.",
+        "liked": "Answers that somebody liked.",
+        "disliked": "Answers that somebody disliked or corrected.",
+    }
+    for by, sums in escalation.ledger.since_start().items():
+        for name, what in says.items():
+            yield f"fieldlm_ledger_{name}_total", what, {"by": by}, sums[name]

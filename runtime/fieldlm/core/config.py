@@ -120,6 +120,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int,
         _large("percent; it is asked where the small model's answer is less likely right", check.number(1, 100), 80),
     ]
+    large_hedge: Annotated[
+        bool,
+        _large("ask it at once, too, where the small model may miss a request's deadline", check.switch, False),
+    ]
     large_text: Annotated[
         str,
         _large(

@@ -144,8 +144,8 @@ class Device:
         self.sync = self._sync() if config.broker else None
         for model in self.pool.models:
             keep.enter_context(EngineWatchdog(partial(_engine, model.live), log.warning, tasks=self.tasks))
-        self.large = self._large()
         pulse, energy = ProgressMonitor(), EnergyMeter()
+        self.large = self._large(energy)
         self.tasks.start("energy", lambda: energy.run(self._is_stopping), restarts=True)
         app = make_app(
             self.pool,
@@ -177,12 +177,16 @@ class Device:
             self.announcer.start(port=self.http.port)
             keep.callback(self.announcer.stop)
 
-    def _large(self) -> Escalation | None:
+    def _large(self, energy: EnergyMeter) -> Escalation | None:
         if not self.config.large:
             return None
         has_small = self.live.current.bundle.manifest.engine != NO_MODEL
         large = Escalation(
-            self.config, has_small=has_small, tasks=self.tasks, patterns=lambda: self.recorder.terms.patterns
+            self.config,
+            has_small=has_small,
+            tasks=self.tasks,
+            patterns=lambda: self.recorder.terms.patterns,
+            joules=energy.running_joules,
         )
         self._parts.callback(large.close)
         return large

@@ -2,6 +2,7 @@
 
 Small first, what it says is held back until it is whole and its confidence known; where that is too low the large model
 is asked, and where that one fails, what the small one said is the answer. Large first, the small one stands in for it.
+Hedged, both are asked at once and the first whole answer that is not in doubt is taken.
 What a client has been told cannot be taken back: a large answer that breaks off after its first words is an error.
 """
 
@@ -59,6 +60,8 @@ class Consultation:
     on_decided: Callable[[Verdict], None]
     can_stream: bool
     """Whether words may go out before the reply is whole: it has no form, and the client reads a stream."""
+    hedge: str = ""
+    """Why the large model is asked while the small one answers; empty where it is not."""
 
 
 class Cascade:
@@ -72,7 +75,13 @@ class Cascade:
         self._out = AnswerStream(prompt_tokens=0, wake=self._cancelled)
         self._small: RunningAnswer | None = None
         self._held: list[Chunk] = []
-        self._asks_large = terms.first == "large"
+        self._is_hedged = terms.first == "small" and bool(terms.hedge)
+        self._asks_large = terms.first == "large" or self._is_hedged
+        self._winner: Who | None = None
+        """Of two that answer at once, whose words go out."""
+        self._small_ended = False
+        self._failed: tuple[str, LargeReply | None] = "", None
+        """Why the large model had no answer, of two that were asked at once, and what was paid for."""
         self._has_spoken = False
         self.timings = self._out.timings
         """One object from the beginning: whoever watches an answer keeps it."""
@@ -81,6 +90,8 @@ class Cascade:
             run(lambda: self._answer_large(terms.why))
         else:
             self._start_small(self._hold)
+        if self._is_hedged:
+            self._ask_beside(terms.hedge)
 
     def __iter__(self) -> Iterator[Chunk]:
         return iter(self._out)
@@ -110,6 +121,13 @@ class Cascade:
             small.cancel()
         small.subscribe(receive)
 
+    def _ask_beside(self, why: str) -> None:
+        """Ask the large model while the small one answers."""
+        try:
+            self._run(lambda: self._answer_large(why))
+        except RuntimeError:  # there are too many threads
+            self._lose(why, "no thread is free", None)
+
     def _hold(self, chunk: Chunk) -> None:
         """Take a piece of the small model's answer; in the engine's thread, so that nothing here may wait."""
         self._held.append(chunk)
@@ -117,6 +135,9 @@ class Cascade:
             return
         assert self._small, "it speaks"
         doubt = self._terms.doubt(self._small.timings, chunk.outcome)
+        if self._is_hedged:
+            self._end_small(doubt)
+            return
         withheld = self._terms.withheld() if doubt else ""
         if doubt and not withheld and not self._out.cancelled:
             with self._lock:
@@ -129,6 +150,44 @@ class Cascade:
                     self._asks_large = False
                 withheld = "no thread is free"
         self._say_small(note=withheld and f"{doubt}, but {withheld}")
+
+    def _end_small(self, doubt: str) -> None:
+        """Say what the small model said, unless the large one, asked beside it, has spoken or may know better."""
+        with self._lock:
+            self._small_ended = True
+            asks_large = self._asks_large
+            if self._winner is not None or (doubt and asks_large):
+                return
+            self._winner = "small"
+            note, reply = self._failed
+        if asks_large:
+            self._handle.stop()
+        self._say_small(why=doubt and self._terms.hedge, note=note, reply=reply)
+
+    def _is_taken(self) -> bool:
+        """Have the large model's words taken, if the small one's are not."""
+        if not self._is_hedged:
+            return True
+        with self._lock:
+            is_first = self._winner is None
+            self._winner = self._winner or "large"
+            small, winner = self._small, self._winner
+        if is_first and small is not None:
+            small.cancel()
+        return winner == "large"
+
+    def _lose(self, why: str, note: str, reply: LargeReply | None) -> None:
+        """Take note that the large model, asked beside the small one, has no answer or came second."""
+        with self._lock:
+            self._asks_large = False
+            self._failed = note, reply
+            winner, ended = self._winner, self._small_ended
+            if winner is None and ended:
+                self._winner = "small"
+        if winner == "small" and reply is not None:  # it was paid for all the same
+            self._decide_small("", "", reply)
+        elif winner is None and ended:
+            self._say_small(why=why, note=note, reply=reply)
 
     def _say_small(self, *, why: str = "", note: str = "", reply: LargeReply | None = None) -> None:
         assert self._small, "it has spoken"
@@ -147,7 +206,7 @@ class Cascade:
         def say(text: str) -> None:
             nonlocal first_s
             first_s = first_s or time.monotonic()
-            if self._terms.can_stream:
+            if self._terms.can_stream and self._is_taken():
                 if not self._has_spoken:
                     self._decide(why)
                 self._out.put(Chunk(text=text, tokens=()))
@@ -170,7 +229,13 @@ class Cascade:
             if isinstance(error, LargeModelError):
                 reply = reply or error.partial
                 failed = "deadline_exceeded" if error.is_late else failed
+            if self._is_hedged and not self._has_spoken and not self._out.cancelled:
+                self._lose(why, note, reply)
+                return
             self._without_large(why, note, reply, failed)
+            return
+        if not self._is_taken():
+            self._lose(why, "", reply)
             return
         # Whole answers, and calls, come at the end: they were looked at first.
         rest = text[len(reply.text) :] if self._has_spoken else text

@@ -3,7 +3,8 @@
     ledger.db    one row a day, task, model and reason
 
 Money is counted at the price of the day. What an answer of the small model would have cost at the large one's price is
-counted beside it, as saved.
+counted beside it, as saved. Joules are this machine's, where it measures them. What people thought of an answer is
+counted on the day they said it.
 """
 
 import sqlite3
@@ -24,7 +25,10 @@ from fieldlm.core.logs import logger
 
 log = logger(__name__)
 
-COLUMNS = ("calls", "failed", "prompt_tokens", "completion_tokens", "seconds", "cost", "saved")
+COLUMNS = (
+    "calls", "failed", "prompt_tokens", "completion_tokens", "seconds", "cost", "saved", "joules", "liked", "disliked"
+)  # fmt: skip
+COUNTS = frozenset({"calls", "failed", "prompt_tokens", "completion_tokens", "liked", "disliked"})
 KEPT_DAYS = 400
 WRITE_S = 5.0
 """How long answers of the small model wait for company before the disk is woken; the large one's do not wait."""
@@ -67,6 +71,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     cost: float = 0.0
     saved: float = 0.0
+    joules: float = 0.0
+    liked: int = 0
+    disliked: int = 0
 
 
 class Ledger:
@@ -82,6 +89,7 @@ class Ledger:
         self._writer = ThreadPoolExecutor(1, "ledger")
         self._pending: Counter[tuple[tuple[str, ...], str]] = Counter()
         self._today: Counter[str] = Counter()
+        self._all: dict[str, Counter[str]] = {"small": Counter(), "large": Counter()}
         self._day = today()
         self._written_s = time.monotonic()
         self._has_complained = False
@@ -103,6 +111,9 @@ class Ledger:
                 for name, value in zip(COLUMNS, values, strict=True):
                     self._pending[key, name] += value  # pyright: ignore[reportArgumentType]
                 tokens = entry.prompt_tokens + entry.completion_tokens
+                every = self._all["large" if is_large(entry.why) else "small"]
+                every.update(dict(zip(COLUMNS, values, strict=True)))  # pyright: ignore[reportArgumentType]
+                every["tokens"] += tokens
                 if is_large(entry.why):
                     self._today[LARGE_TODAY] += tokens
                     if session:
@@ -111,6 +122,11 @@ class Ledger:
         if is_due:
             with suppress(RuntimeError):  # closed: the last answers of a server that stops
                 self._writer.submit(self._write)
+
+    def since_start(self) -> dict[str, Counter[str]]:
+        """Return the sums of this process for "small" and for "large": every column, and the tokens of both kinds."""
+        with self._lock:
+            return {by: Counter(sums) for by, sums in self._all.items()}
 
     def tokens_today(self, session: str = "") -> int:
         """Return what the large model, whatever it is called, read and wrote today (UTC).
@@ -155,6 +171,10 @@ class Ledger:
         try:
             sqlite.make_durable(database)
             database.execute(_TABLE)
+            there = {str(row[1]) for row in database.execute("PRAGMA table_info(usage)")}
+            for name in COLUMNS:
+                if name not in there:  # it was made before there was such a column; those are the last ones
+                    database.execute(f"ALTER TABLE usage ADD COLUMN {name} REAL NOT NULL DEFAULT 0")
             database.execute("DELETE FROM usage WHERE day < ?", (day_before(self._day, KEPT_DAYS),))
         except BaseException:
             database.close()
@@ -212,4 +232,4 @@ def day_before(day: str, days: int) -> str:
 
 
 def _whole_counts(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {name: int(row[name]) for name in COLUMNS[:4]}
+    return row | {name: int(row[name]) for name in COUNTS}

@@ -9,7 +9,7 @@ calibrated confidence the least sure answers are those in the lowest share of wh
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from fieldlm.core.errors import ConfigError
 from fieldlm.core.tasks import PROCESS, Tasks
 from fieldlm.engines import Outcome, Timings
 from fieldlm.escalation.cascade import Verdict, Who
+from fieldlm.escalation.energy_shares import EnergyShares
 from fieldlm.escalation.large_model import REMEMBERED, LargeModel, foreseen_s
 from fieldlm.escalation.ledger import Entry, Ledger, Prices, is_large
 from fieldlm.formats.record import LARGE
@@ -35,6 +36,24 @@ Wish = Literal["auto", "never", "redacted", "always"]
 FAILED: frozenset[Outcome] = frozenset({"error", "rejected", "preempted"})
 AT_ONCE = 128
 """Requests that wait for the large model at a time. Nobody queues for that: a deadline would pass meanwhile."""
+
+
+MOST_ANSWERED = 10_000
+"""Answers that are remembered, for what people think of them."""
+
+
+@dataclass
+class _Answered:
+    """Which row of the ledger an answer is in, and what was thought of it."""
+
+    model: str
+    task: str
+    why: str
+    is_right: bool | None = None
+
+
+def _unmeasured() -> float | None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +85,9 @@ class Escalation:
         has_small: bool = True,
         tasks: Tasks | None = None,
         patterns: Callable[[], Patterns] = tuple,
+        joules: Callable[[], float | None] = _unmeasured,
     ) -> None:
-        """`patterns` are what else a fleet calls personal, where text leaves redacted."""
+        """`patterns` are what else a fleet calls personal, where text leaves redacted; `joules` a running total."""
         self._config = config
         self.has_small = has_small
         self.patterns = patterns
@@ -76,9 +96,13 @@ class Escalation:
             self.model.watch(tasks)
         self.ledger = Ledger(config.state / "ledger.db")
         self.prices = Prices(prompt=config.large_prompt_price, completion=config.large_completion_price)
+        self.energy = EnergyShares(joules)
         self._lock = threading.Lock()
+        self._answered: OrderedDict[str, _Answered] = OrderedDict()
         self._waiting = 0
         self._small_took_s: deque[float] = deque(maxlen=REMEMBERED)
+        self._small_waited_s: deque[float] = deque(maxlen=REMEMBERED)
+        """What its answers took with their wait in the queue."""
         self._recent = RecentAnswers()
 
     def run(self, ask: Callable[[], None]) -> None:
@@ -118,6 +142,18 @@ class Escalation:
             return "large", why
         return "small", ""
 
+    def hedge(self, wanted: EscalationRequest) -> str:
+        """Return why the large model should be asked while the small one answers, or nothing.
+
+        It should where the small one is not likely to make its deadline, by the slower ones of its last answers.
+        """
+        left_s = wanted.left_s()
+        if not self._config.large_hedge or left_s is None or not self.has_small or not self.is_option(wanted):
+            return ""
+        with self._lock:
+            takes_s = foreseen_s(self._small_waited_s)
+        return "hedged" if takes_s > left_s and not self.withheld(wanted) else ""
+
     def is_option(self, wanted: EscalationRequest) -> bool:
         """Whether the small model's answer may give way to the large one's."""
         return wanted.can_be_told and wanted.wish != "never" and self._config.large_when != "asked"
@@ -152,13 +188,50 @@ class Escalation:
     def must_redact(self, wanted: EscalationRequest) -> bool:
         return self._config.large_text == "redacted" or wanted.wish == "redacted"
 
-    def count(self, verdicts: Sequence[Verdict], *, model: str, wanted: EscalationRequest, is_failed: bool) -> None:
-        """Write into the ledger what the answers to one request took."""
-        took_s = [v.small.prefill_s + v.small.decode_s for v in verdicts if v.by == "small" and v.small is not None]
+    def count(
+        self,
+        verdicts: Sequence[Verdict],
+        *,
+        model: str,
+        wanted: EscalationRequest,
+        is_failed: bool,
+        response: str = "",
+        joules: float = 0.0,
+    ) -> None:
+        """Write into the ledger what the answers to one request took; `response` is its id."""
+        by_small = [verdict.small for verdict in verdicts if verdict.by == "small" and verdict.small is not None]
+        took_s = [small.prefill_s + small.decode_s for small in by_small]
+        entries = [entry for verdict in verdicts for entry in self._entries(verdict, model, wanted.task, is_failed)]
+        said = next(
+            (e for e in entries if is_large(e.why) == (verdicts[0].by == "large") and e.why != "not used"), None
+        )
         with self._lock:
             self._small_took_s.extend(took_s)
-        entries = [entry for verdict in verdicts for entry in self._entries(verdict, model, wanted.task, is_failed)]
+            self._small_waited_s.extend(s.queue_s + took for s, took in zip(by_small, took_s, strict=True))
+            if response and said is not None:
+                self._answered[response] = _Answered(said.model, said.task, said.why)
+                while len(self._answered) > MOST_ANSWERED:
+                    self._answered.popitem(last=False)
+        if said is not None:
+            entries[entries.index(said)] = msgspec.structs.replace(said, joules=joules)
         self.ledger.add(entries, session=wanted.session)
+
+    def judged(self, response: str, *, is_right: bool) -> None:
+        """Count what somebody thought of an answer since the start; who thinks again takes the first word back."""
+        with self._lock:
+            known = self._answered.get(response)
+            if known is None or known.is_right == is_right:
+                return
+            before, known.is_right = known.is_right, is_right
+        entry = Entry(
+            model=known.model,
+            task=known.task,
+            why=known.why,
+            is_call=False,
+            liked=is_right - (before is True),
+            disliked=(not is_right) - (before is False),
+        )
+        self.ledger.add([entry])
 
     def count_late(self, verdict: Verdict, *, wanted: EscalationRequest) -> None:
         """Add what the large model counted for a request that is in the ledger already."""

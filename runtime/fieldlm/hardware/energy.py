@@ -164,6 +164,7 @@ class EnergyMeter:
         self._lock = threading.Lock()
         self._last: tuple[float, float] | None = None
         self._joules = self._measured_s = 0.0
+        self._watts = 0.0
 
     def run(self, is_over: threading.Event) -> None:
         """Look for a source, and measure with it until `is_over`; end at once where none works."""
@@ -185,7 +186,23 @@ class EnergyMeter:
                 if 0 <= used_j <= MOST_W * took_s:
                     self._joules += used_j
                     self._measured_s += took_s
+                    self._watts = used_j / took_s if took_s else self._watts
             self._last = None if joules is None else (now_s, joules)
+
+    def running_joules(self) -> float | None:
+        """Return what was measured until now without waiting for a sensor, None where nothing measures.
+
+        A counter is read. Of a sensor's samples the last power goes on until the next one.
+        """
+        source = self._source
+        if source is None:
+            return None
+        if not source.facts.is_sampled:
+            self.step()
+        with self._lock:
+            if self._last is None or not self._measured_s:
+                return None
+            return self._joules + self._watts * source.facts.is_sampled * (time.monotonic() - self._last[0])
 
     def total(self) -> EnergyTotal | None:
         """Return what was measured until now; None where nothing was."""

@@ -3,6 +3,7 @@
 card.md   card.json   beside train.jsonl and eval.jsonl; of what customers said only tasks' names
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,16 @@ def card(dataset: Mapping[str, Any], lines: Mapping[str, Sequence[Line]], origin
 
     `origin` is what is known of how its examples were made: names of tasks, tasks left out, what `curate` dropped.
     """
-    from fieldlm_compiler.learn.quality.near_copies import near_copies
+    from fieldlm_compiler.learn.quality.near_copies import conversation, near_copies
 
     train, held = lines["train"], lines["eval"]
     of = {split: Counter(str(line["task"]) for line in lines[split]) for split in lines}
     customers = {split: {str(line["session"]) for line in lines[split]} for split in lines}
     names: Mapping[str, str] = origin.get("names", {})
-    copies = near_copies([_said(line) for line in held], [_said(line) for line in train])
+    texts = [[conversation(line["messages"][:-1]) for line in side] for side in (held, train)]
+    answers = [[_answer(line) for line in side] for side in (held, train)]
+    copies = near_copies(texts[0], texts[1])
+    alike = near_copies(texts[0], texts[1], (answers[0], answers[1]))
     total = of["train"] + of["eval"]
     return {
         "format": FORMAT,
@@ -32,7 +36,9 @@ def card(dataset: Mapping[str, Any], lines: Mapping[str, Sequence[Line]], origin
         "examples": {split: len(lines[split]) for split in lines},
         "customers": {split: len(customers[split]) for split in lines},
         "customers_in_both": len(customers["train"] & customers["eval"]),
+        "held_out_from": origin.get("held_out_from"),
         "near_copies_across": sum(copies),
+        "near_copies_with_the_same_answer": sum(alike),
         "tasks": [
             {"id": task, "name": names.get(task, task), "train": of["train"][task], "eval": of["eval"][task]}
             for task in sorted(total, key=lambda task: (-total[task], task))
@@ -62,9 +68,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
         "What people asked devices and said the right answer was, under the terms of consent below.",
         "## Splits",
         _table(("split", "examples", "customers"), split),
-        "Customers are parted by a digest of their id, for ever, and not by time: each is on one side with all they "
-        f"said. On both sides: {facts['customers_in_both']}. Held-out prompts with a near copy in training (Jaccard "
-        f"index of runs of four letters 0.8 or more): {facts['near_copies_across']}.",
+        _about_splits(facts),
         "## Tasks",
         _table(("id", "name", "train", "eval"), tasks, none="No tasks found yet; `fieldlm cluster` finds them."),
         _about_tasks(facts),
@@ -81,6 +85,18 @@ def markdown(facts: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _about_splits(facts: Mapping[str, Any]) -> str:
+    since = facts.get("held_out_from")
+    told = ["Customers are parted by a digest of their id, for ever: each is on one side with all they said."]
+    told += [f"What was said from {since} on is held out as well; nothing in training is newer."] if since else []
+    told += [
+        f"On both sides: {facts['customers_in_both']}.",
+        "Held-out prompts with a near copy in training (Jaccard index of runs of four letters 0.8 or more): "
+        f"{facts['near_copies_across']}, with the same answer {facts['near_copies_with_the_same_answer']}.",
+    ]
+    return " ".join(told)
+
+
 def _about_tasks(facts: Mapping[str, Any]) -> str:
     told = [f"Left out by people: {', '.join(facts['left_out']) or 'none'}."]
     if facts["tasks"]:
@@ -91,9 +107,9 @@ def _about_tasks(facts: Mapping[str, Any]) -> str:
     return " ".join(told)
 
 
-def _said(line: Line) -> str:
-    said = [message for message in line["messages"][:-1] if message.get("role") == "user"] or line["messages"][:1]
-    return str(said[-1].get("content") or "")
+def _answer(line: Line) -> str:
+    answer = line["messages"][-1]
+    return json.dumps(answer.get("tool_calls"), sort_keys=True) if answer.get("tool_calls") else str(answer["content"])
 
 
 def _balance(counts: Counter[str]) -> float:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from fieldlm_compiler.learn.curate import CuratedExample
+from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.shapes import call_of, spelling
 from fieldlm_compiler.learn.tasks import telling_words, words_of_most
 

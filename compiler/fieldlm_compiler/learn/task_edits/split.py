@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.cluster import LEAST_SIZE, Points, locate
 from fieldlm_compiler.learn.communities import parts
-from fieldlm_compiler.learn.curate import CuratedExample
+from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.embed import Embedder
 from fieldlm_compiler.learn.task_edits.edits import TaskEdit, TaskPart
 from fieldlm_compiler.learn.tasks import members_of

@@ -9,7 +9,7 @@ import msgspec
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.wording import counted
-from fieldlm_compiler.learn.curate import CuratedExample, read_examples
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples
 from fieldlm_compiler.learn.shapes import signature
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits
 from fieldlm_compiler.learn.task_edits.names import Told, common_words, instance, told

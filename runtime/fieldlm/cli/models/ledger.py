@@ -30,13 +30,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _text(document: dict[str, Any]) -> str:
     rows = [_row(each) for each in document["tasks"]]
-    table = terminal.table(rows, ("task", "model", "calls", "failed", "read", "written", "seconds", "cost", "saved"))
+    head = ("task", "model", "calls", "failed", "read", "written", "seconds", "joules", "liked", "cost", "saved")
+    table = terminal.table(rows, head)
     total, large = document["total"], document["large"]
     reach = f"is out of reach ({large['problem']})" if large["problem"] else "can be reached"
     return (
         f"{table}\n\nanswers in {counted(document['days'], 'day')}: "
         f"{document['answers']}, {document['by_large']} of them by "
-        f"{large['model']}, which {reach}; cost {total['cost']:.4f}, saved {total['saved']:.4f}"
+        f"{large['model']}, which {reach}; cost {total['cost']:.4f}, saved {total['saved']:.4f}; "
+        f"the large model alone would have cost {document['without_small']:.4f}"
     )
 
 
@@ -50,5 +52,7 @@ def _row(sums: dict[str, Any]) -> list[object]:
         sums["failed"],
         *tokens,
         f"{sums['seconds']:.1f}",
+        f"{sums['joules']:.1f}" if sums["joules"] else "–",
+        f"{sums['liked']}/{judged}" if (judged := sums["liked"] + sums["disliked"]) else "–",
         *money,
     ]
