@@ -319,3 +319,19 @@ def test_ctrl_c_hangs_up_and_what_is_kept_is_whole(clockwork: str, tmp_path: Pat
     assert "Traceback" not in said
     assert f"what was measured is in {out}; the same command goes on" in said
     assert out.read_bytes().endswith(b"\n")
+
+
+def test_ctrl_c_loses_no_level_that_was_measured(clockwork: str) -> None:
+    command = [sys.executable, "-m", "fieldlm", "bench", "--url", clockwork, "--concurrency", "1,2", "--requests", "40"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as process:
+        assert process.stderr
+        while not process.stderr.readline().startswith("  load 2 at once"):
+            pass
+        os.kill(process.pid, signal.SIGINT)
+        told, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "1 at once" in told
+    assert "2 at once" not in told

@@ -1,5 +1,8 @@
 """What a person sees on the terminal, whoever wrote it."""
 
+import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 
 from fieldlm.core import terminal
 from fieldlm.core.logs import RECENT, logger, to_terminal
+from fieldlm.core.wording import visible
 
 HOSTILE = "\x1b]0;pwned\x07\x1b[31mRED\x1b[2J\x9b5m\u202eevil"
 SPELT = r"\x1b]0;pwned\x07\x1b[31mRED\x1b[2J\x9b5m\u202eevil"
@@ -25,7 +29,7 @@ def test_what_another_machine_says_is_shown_and_not_obeyed(capfd: pytest.Capture
 
 def test_what_people_write_is_shown_as_it_is() -> None:
     for text in ("Fläche 3 m² · 80 °C – 100 %", "茶を二つ ください", "مرحبا", "👩\u200d🚀", "می\u200cخواهم", "─━✓"):
-        assert terminal.visible(text) == text
+        assert visible(text) == text
 
 
 FULL = """
@@ -48,3 +52,48 @@ def test_what_ended_badly_has_no_tick(has_failed: bool, mark: str, capsys: pytes
     with terminal.progress("update") as line:
         line.note, line.has_failed = "failed" if has_failed else "updated", has_failed
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"  {mark} update  ")
+
+
+SILENT = """
+import time
+from fieldlm.core.terminal import progress
+with progress("convert"):
+    time.sleep(2.5)
+"""
+RESUMED = """
+from fieldlm.core.terminal import progress
+with progress("soak", 120) as line:
+    line.done = line.begun = 2
+    line.started_s -= 30
+    line.tick(0)
+    line.update(3)
+    line.tick(0)
+"""
+
+
+def on_a_terminal(program: str) -> str:
+    """What `program` writes to a terminal."""
+    own, its = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", program], stderr=its) as process:
+        os.close(its)
+        said = b""
+        try:
+            while piece := os.read(own, 4096):
+                said += piece
+        except OSError:  # how Linux says that nobody writes any more
+            pass
+    os.close(own)
+    assert process.returncode == 0
+    return said.decode()
+
+
+def test_the_clock_of_a_silent_step_goes_on() -> None:
+    told = re.findall(r"convert … (\d+) s", on_a_terminal(SILENT))
+    assert {"0", "1", "2"} <= {*told}
+
+
+def test_the_pace_of_a_resumed_run_is_its_own() -> None:
+    told = re.findall(r"3/120, (\d+) s left", on_a_terminal(RESUMED))
+    assert told
+    # One step in thirty seconds, and 117 to go; how long the process took meanwhile stands beside it.
+    assert 3510 <= int(told[0]) < 7020

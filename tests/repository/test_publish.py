@@ -17,6 +17,7 @@ from fieldlm.blobs.fetch import FolderSource
 from fieldlm.cli.broker import EmbeddedBroker
 from fieldlm.core.errors import BundleError, InputError, UnavailableError
 from fieldlm.core.files import sha256_bytes
+from fieldlm.core.logs import TREE
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.release import Pointer, blob_path, read_index
 from fieldlm.formats.topics import release_topic
@@ -190,3 +191,16 @@ def test_the_published_folder_can_be_moved(bundle: Bundle, tmp_path: Path) -> No
     publish(bundle.folder, tmp_path / "first", keys=tmp_path / "keys")
     shutil.move(tmp_path / "first", tmp_path / "repository")
     assert seen_by_a_device(tmp_path) == 1
+
+
+def test_weights_that_were_held_against_no_source_are_said_to_be(
+    bundle: Bundle, tiny_compiled: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert tiny_compiled.manifest.is_held_against_source
+    assert not bundle.manifest.is_held_against_source
+    caplog.set_level("INFO", TREE.name)
+    where = ["--to", str(tmp_path / "repository"), "--keys", str(tmp_path / "keys")]
+    for each, is_said in ((tiny_compiled, False), (bundle, True)):
+        caplog.clear()
+        assert main([str(each.folder), *where]) == 0
+        assert ("held against no source model" in caplog.text) is is_said

@@ -143,7 +143,10 @@ def compile_file(path: Path, wish: Wish, stages: Stages) -> Bundle:
     """Make a bundle around the quantised file `path`; there is no source to prove it against."""
     fmt = format_named(wish.fmt)
     artefact, model = fmt.as_is(path, stages)
-    log.info(f"  note: {path.name} is {artefact.quant} already and is taken as it is; --quant makes it anew")
+    log.info(
+        f"  note: {path.name} is {artefact.quant} already and is taken as it is, held against no source; "
+        "--quant makes it anew"
+    )
     check_licence(model.licence, wish, path.name)
     manifest = _named(_manifest(model, wish.profile, fmt), wish)
     made = [Candidate(artefact=artefact, answers=proof.ask(manifest, artefact, wish.profile, stages))]

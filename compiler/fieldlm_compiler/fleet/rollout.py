@@ -139,8 +139,16 @@ def describe(state: State) -> str:
         share = f"{plan.share(track.profile, state.wave):.1%}"
         rows.append((track.profile, track.seq, f"{track.size:,}", share, *_seen(evidence.get(track.profile))))
     why = f": {state.acts[-1].detail}" if state.acts and state.status != "running" else ""
-    head = f"{state.status}, wave {state.wave + 1}{why}"
+    head = f"{state.status}, wave {state.wave + 1} of {len(plan.waves) + 1}{why}{_until(state)}"
     return f"{head}\n\n{terminal.table(rows, header)}"
+
+
+def _until(state: State) -> str:
+    """Return when the wave is over: the last to start are judged when they have had their patience."""
+    if state.status != "running" or not state.wave_began_ms:
+        return ""
+    over_s = state.wave_began_ms / 1000 + state.patience_s + state.spread_s
+    return f", over at {time.strftime('%Y-%m-%d %H:%M', time.localtime(over_s))} at the earliest"
 
 
 def _seen(each: Evidence | None) -> tuple[object, ...]:
@@ -176,7 +184,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--keys", default="", metavar="DIR", help="the publisher's keys; default: as configured")
     parser.add_argument(
-        "--patience", type=options.real(0), default=86_400.0, metavar="SECONDS", help="seconds until a device is judged"
+        "--patience",
+        type=options.real(0),
+        default=86_400.0,
+        metavar="SECONDS",
+        help="seconds until a device is judged; a wave takes that and its spread",
     )
     parser.add_argument(
         "--spread",

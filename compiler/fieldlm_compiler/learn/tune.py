@@ -80,8 +80,9 @@ def tune(
     train, held_out = _splits(dataset, checkpoint, recipe)
     base_sha256 = _base_sha256(checkpoint)
     # PyTorch takes seconds to import: what can be refused without it has been.
-    prepare()
-    import torch
+    with terminal.progress("import PyTorch"):
+        prepare()
+        import torch
 
     torch.manual_seed(recipe.seed)
     sources = {
@@ -181,6 +182,7 @@ def _train(answers: "AnswerLoss", examples: Sequence[TokenizedExample], recipe: 
     done = len(run.losses)
     threads = ThreadChoice(is_needed=model.device.type == "cpu")
     with terminal.progress("tune", total=steps) as line, threads.restored():
+        line.done = line.begun = done
         for step in range(done, steps):
             started_s = time.monotonic()
             taken = lessons.take()

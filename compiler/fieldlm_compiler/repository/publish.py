@@ -273,7 +273,8 @@ def main(argv: Sequence[str]) -> int:
             {"repository": str(args.to), "until": until}, f"{args.to} is good until {until}", as_json=args.json
         )
         return 0
-    before = newest_release(args.to, open_bundle(args.bundle, digests=False).manifest.profile)
+    manifest = open_bundle(args.bundle, digests=False).manifest
+    before = newest_release(args.to, manifest.profile)
     is_first = not (args.to / "tuf" / "root.json").exists() and not keys.is_dir()
     with terminal.progress(f"publish {args.bundle} to {args.to}"):
         release = publish(
@@ -286,6 +287,8 @@ def main(argv: Sequence[str]) -> int:
             offer=make_offer(args.share, args.spread),
             days=args.timestamp_days,
         )
+    if not manifest.is_held_against_source:
+        log.info("note: its weights came quantised and were held against no source model; compile --quant does that")
     if args.announce:
         pointer = Pointer(seq=release.seq, profile=release.profile, repository=args.at)
         announce(pointer, args.announce, topic=release_topic(args.fleet, release.profile))

@@ -18,7 +18,7 @@ import numpy as np
 
 from fieldlm.core.errors import EngineError, GateError
 from fieldlm.engines import Engine, Sampling
-from fieldlm.formats.bundle import Bundle, Gate
+from fieldlm.formats.bundle import SOURCE_GATE, Bundle, Gate
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import opening, special_tokens
 from fieldlm_compiler.checkpoints.tokenizer_parity import (
@@ -197,7 +197,7 @@ def _held(mean_kl: float, same_top: float) -> list[Gate]:
             f"same token best in {100 * top:.2f} % (limit {100 * LEAST_SAME_TOP} %); please report this architecture"
         )
     return [
-        Gate(name="mean-kl", value=kl, limit=MOST_KL, passed=True, unit="nats"),
+        Gate(name=SOURCE_GATE, value=kl, limit=MOST_KL, passed=True, unit="nats"),
         Gate(name="same-top", value=top, limit=LEAST_SAME_TOP, passed=True),
     ]
 

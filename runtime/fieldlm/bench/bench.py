@@ -31,13 +31,14 @@ from fieldlm.hardware.detect import Detection
 BANDWIDTH_ROUNDS = 3  # before each repetition
 
 
-def bench(bundle: Bundle, spec: Spec, *, array_mb: int | None = None) -> Result:
+def bench(bundle: Bundle, spec: Spec, *, array_mb: int | None = None, which: str = "") -> Result:
     """Measure `bundle` in a child process, the memory's bandwidth before each repetition, the machine before and after.
 
-    `array_mb` is what the bandwidth is measured on; None takes what the caches ask for.
+    `array_mb` is what the bandwidth is measured on; None takes what the caches ask for. `which` is said beside the
+    test's name: "test 2 of 5".
     """
     before, zones = moment(), spec.profile.thermal.zones if spec.profile else ()
-    measured, bandwidth = _measure(spec, bundle.manifest.model.name, array_mb)
+    measured, bandwidth = _measure(spec, f"{bundle.manifest.model.name}, {name_of(spec)}{which}", array_mb)
     return Result(
         spec=spec,
         measured=measured,
@@ -54,7 +55,7 @@ def _measure(spec: Spec, name: str, array_mb: int | None) -> tuple[BenchResult, 
     command = [sys.executable, "-m", "fieldlm.bench.measure", given]
     last, found = MeasureLine(), list[Bandwidth]()
     with (
-        terminal.progress(f"bench {name}, {name_of(spec)}", spec.repetitions) as progress,
+        terminal.progress(f"bench {name}", spec.repetitions) as progress,
         # Ctrl-C goes to all of a terminal's group; the child is ended here, and says nothing about it.
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as child,
         _ended(child),

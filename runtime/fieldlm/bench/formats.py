@@ -10,7 +10,7 @@ from typing import Any, Protocol, TextIO
 import msgspec
 
 from fieldlm.bench.llama_bench import FIELDS
-from fieldlm.core.terminal import visible
+from fieldlm.core.wording import visible
 
 Row = dict[str, Any]
 TABLE = "llama_bench"

@@ -26,6 +26,7 @@ def download(source: BlobSource, path: str, target: Path, *, size: int, sha256: 
     make_folder(part.parent)
     need_room(part, size - _here(part))
     with progress(f"fetch {what}") as line:
+        line.begun = _here(part) // 1_000_000
         fruitless = 0
         while (before := _here(part)) < size:
             try:

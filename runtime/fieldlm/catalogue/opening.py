@@ -6,6 +6,7 @@ away once it is signed.
 """
 
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,8 +92,8 @@ def advice(bundle: Bundle, source: Path | str) -> str:
     """Return what to tell who opened the unproved `bundle` by the name `source`: what `fieldlm compile` would add."""
     model = bundle.manifest.model
     return (
-        f"{model.name} (licence: {model.licence}) is unproved; fieldlm compile {source} "
-        "would hold it against its source, fit it to a kind of device and sign it, so that it can be updated"
+        f"{model.name} (licence: {model.licence}) is unproved; fieldlm compile {shlex.quote(str(source))} "
+        "would measure it, fit it to a kind of device and sign it, so that it can be updated"
     )
 
 

@@ -25,6 +25,7 @@ from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import InputError
+from fieldlm.core.wording import visible
 from fieldlm.engines.llama_layout import KV_TYPES
 from fieldlm.formats.profile import load_profile
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     bundles = [open_model(name) for name in names]
     for bundle, name in zip(bundles, names, strict=True):
         if not bundle.manifest.is_proved:
-            print(terminal.visible(advice(bundle, name)), file=sys.stderr, flush=True)
+            print(visible(advice(bundle, name)), file=sys.stderr, flush=True)
     base, found = _base(args)
     plans = [(bundle, spec) for bundle in bundles for spec in specs(bundle, sweep, base)]
     _measure(args, sweep, plans, found)
@@ -75,14 +76,15 @@ def _measure(
     out = writer(args.output, sweep.asked) if args.output else None
     rows: list[dict[str, Any]] = []
     for number, (bundle, spec) in enumerate(plans):
-        result = bench(bundle, msgspec.structs.replace(spec, bundle=str(bundle.folder)))
+        which = f", test {number + 1} of {len(plans)}" if len(plans) > 1 else ""
+        result = bench(bundle, msgspec.structs.replace(spec, bundle=str(bundle.folder)), which=which)
         rows += (made := document(bundle, result, found))
         if out:
             out.rows(made)
             for line in remarks(result, found):
-                print(terminal.visible(f"! {name_of(spec)}: {line}"), file=sys.stderr, flush=True)
+                print(visible(f"! {name_of(spec)}: {line}"), file=sys.stderr, flush=True)
         elif not args.json:
-            print(terminal.visible("\n" * bool(number) + describe(bundle, result, found)), flush=True)
+            print(visible("\n" * bool(number) + describe(bundle, result, found)), flush=True)
     if out:
         out.end()
     elif args.json:
@@ -126,17 +128,26 @@ def _load(args: argparse.Namespace) -> int:
     if args.minutes:
         return _soak(args, client, spec, levels[0])
     found: list[LevelResult] = []
-    for number, level in enumerate(levels):
-        # A first answer warms up what is not asked about, and prompts are no level's again.
-        run_level(client, spec, Level(concurrency=1), 1, name=f"warm-up {number}", on_end=_nothing)
-        with terminal.progress(f"load {level.words}", args.requests) as progress:
-            name, on_end = f"level {number}", progress.update
-            asked = run_level(client, spec, level, args.requests, name=name, on_end=on_end)
-        found.append(summary(level, asked, spec))
+    is_stopped = False
+    try:
+        for number, level in enumerate(levels):
+            # A first answer warms up what is not asked about, and prompts are no level's again.
+            run_level(client, spec, Level(concurrency=1), 1, name=f"warm-up {number}", on_end=_nothing)
+            with terminal.progress(f"load {level.words}", args.requests) as progress:
+                name, on_end = f"level {number}", progress.update
+                asked = run_level(client, spec, level, args.requests, name=name, on_end=on_end)
+            found.append(summary(level, asked, spec))
+    except KeyboardInterrupt:
+        # What was measured is not lost.
+        if not found:
+            raise
+        is_stopped = True
     document = load_document(args.url, spec, found)
     terminal.show(document, describe_load(args.url, spec, found), as_json=args.json)
     if args.report:
         write_report(args.report, *load_pages(args.url, spec, found))
+    if is_stopped:
+        raise KeyboardInterrupt
     return 1 if any(not level.requests - sum(level.failed.values()) for level in found) else 0
 
 
@@ -150,10 +161,15 @@ def _soak(args: argparse.Namespace, client: "HttpClient", spec: "LoadSpec", leve
         format=soak.FORMAT, url=args.url, spec=spec, level=level, window_s=soak.WINDOW_S, is_here=is_here(args.url)
     )
     with terminal.progress(f"soak, {level.words}", max(1, round(args.minutes * 60 / soak.WINDOW_S))) as progress:
+
+        def on_window(done: int, window: soak.SoakWindow) -> None:
+            progress.begun = progress.begun if progress.done else done - 1  # what the file held already
+            progress.update(done, f"{window.tokens_per_s or 0:.1f} tokens/s")
+
         try:
             found = soak.soak(
                 client, args.out, head, args.minutes, is_seed_said=args.seed is not None,
-                on_window=lambda done, window: progress.update(done, f"{window.tokens_per_s or 0:.1f} tokens/s"),
+                on_window=on_window,
             )  # fmt: skip
         except KeyboardInterrupt:
             progress.note = f"what was measured is in {args.out}; the same command goes on from there"

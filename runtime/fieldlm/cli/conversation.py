@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
-from fieldlm.core.wording import counted
+from fieldlm.core.wording import counted, visible
 from fieldlm.engines import RANGES, Outcome, Sampling
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def load_model(args: argparse.Namespace) -> "Model":
     if bundle.manifest.file("template") is None:
         raise InputError(without_template(bundle))
     if not bundle.manifest.is_proved:
-        print(terminal.visible(advice(bundle, args.model)), file=sys.stderr, flush=True)
+        print(visible(advice(bundle, args.model)), file=sys.stderr, flush=True)
     from fieldlm.inference.model import Model
 
     waiting = terminal.progress(f"load {args.model}") if sys.stderr.isatty() else nullcontext()
@@ -91,7 +91,7 @@ def write_out(pieces: Generator[Piece], *, quiet: bool = False) -> Piece:
         for piece in pieces:
             text += piece.text
             if not quiet:
-                print(terminal.visible(piece.text), end="", flush=True)
+                print(visible(piece.text), end="", flush=True)
             last = piece if piece.outcome else last
     if not quiet:
         print(flush=True)

@@ -158,10 +158,11 @@ def is_here(module: str) -> bool:
 
 def _fail(args: Sequence[str], kind: str, message: str, exit_code: int) -> int:
     from fieldlm.core import terminal
+    from fieldlm.core.wording import visible
 
     # What a foreign library says may have several lines.
     message = " ".join(line.strip() for line in message.splitlines() if line.strip())
     if "--json" in args:
         terminal.show({"error": {"kind": kind, "message": message, "exit_code": exit_code}}, "", as_json=True)
-    print(terminal.visible(f"fieldlm {args[0]}: {message}"), file=sys.stderr)
+    print(visible(f"fieldlm {args[0]}: {message}"), file=sys.stderr)
     return exit_code

@@ -77,6 +77,7 @@ def verify(bundle: Bundle) -> dict[str, Any]:
         "bytes": manifest.size,
         "probes": agreed,
         "gates": msgspec.to_builtins(manifest.gates),
+        "held_against_source": manifest.is_held_against_source,
         "load_s": round(load_s, 2),
         "memory_mb": {part: round(size, 1) for part, size in memory_mb.items()},
     }
@@ -88,6 +89,7 @@ def signer(bundle: Bundle) -> str:
 
 
 def _text(report: dict[str, Any]) -> str:
+    source = "" if report["held_against_source"] else "  its weights came quantised: held against no source model"
     vouched = "trusted" if report["trusted"] else "not compared with anyone: give --key"
     gates = [[gate["name"], f"{gate['value']:g}", f"{gate['limit']:g}", gate["unit"]] for gate in report["gates"]]
     verdict = "✓ it is what it says" if report["ok"] else "✗ it answers otherwise than when it was made; fetch it again"
@@ -99,6 +101,7 @@ def _text(report: dict[str, Any]) -> str:
             f"  loads in {report['load_s']} s, {sum(report['memory_mb'].values()):.0f} MB",
             f"  {report['probes']:.0%} of its probes are answered as expected",
             terminal.table(gates, ["gate", "value", "limit", "unit"]),
+            *filter(None, [source]),
             f"  {verdict}",
         ]
     )

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import TextIO
 
-from fieldlm.core.terminal import visible
+from fieldlm.core.wording import visible
 
 TREE = logging.getLogger("fieldlm")
 # Without any handler Python would print warnings on the stderr of a program that asked for none.

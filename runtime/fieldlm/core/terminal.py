@@ -6,6 +6,7 @@ Every command takes `--json`, which prints one JSON document on stdout and nothi
 import argparse
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,11 @@ from typing import Any, NoReturn
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json
+from fieldlm.core.tasks import PROCESS
+from fieldlm.core.wording import visible
 
 EXAMPLES = "examples:"
+TICK_S = 1.0
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -104,21 +108,6 @@ def show(document: Any, text: str, *, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-_SHAPING = "\u00a0\u200c\u200d"  # a space that does not break, and what joins or parts letters and emoji
-
-
-def visible(text: str, *, keep: str = "\n\t") -> str:
-    """Return `text` with what a terminal obeys instead of showing spelt out: it may come from another machine."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each
-        if each.isprintable() or each in keep or each in _SHAPING
-        else each.encode("unicode_escape", "surrogatepass").decode()
-        for each in text
-    )
-
-
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Lay out `rows` under `header`; columns that hold only numbers are aligned to the right."""
     cells = [[visible(str(cell), keep="") for cell in row] for row in rows]
@@ -142,8 +131,8 @@ def _is_number(text: str) -> bool:
 class Progress:
     """One line on stderr that says what runs, how far it is and how long the rest will take.
 
-    On a terminal the line is redrawn in place; elsewhere a line is written at the start of each step, every 15 seconds
-    and at its end, so that a log stays readable.
+    On a terminal the line is redrawn in place, each second; elsewhere a line is written at the start of each step,
+    every 15 seconds and at its end, so that a log stays readable. What runs need not say anything meanwhile.
     """
 
     def __init__(self, name: str, total: int | None = None) -> None:
@@ -153,21 +142,29 @@ class Progress:
         self.has_failed = False
         """Whether what ran ended, and not as it should: said by who knows it, before the block ends."""
         self.note = self.unit = ""
+        self.begun = 0
+        """How much of it an earlier run did: this one's pace says nothing of that."""
         self.started_s = time.monotonic()
         self.is_tty = sys.stderr.isatty()
         self._drawn_s = 0.0 if sys.stderr.isatty() else self.started_s
+        self._drawing = threading.Lock()
 
     def update(self, done: int, note: str = "") -> None:
         """Say that `done` of `total` is behind us; `note` stands at the end of the line."""
         self.done, self.note = done, note
+        self.tick(0.1)
+
+    def tick(self, least_s: float) -> None:
+        """Draw the line again, unless it was drawn less than `least_s`, or in a log 15 seconds, ago."""
         now = time.monotonic()
-        if now - self._drawn_s < (0.1 if self.is_tty else 15.0):
-            return
-        self._drawn_s = now
-        if self.is_tty:
-            self.draw(self._line(now))
-        elif done:
-            print(self._line(now), file=sys.stderr, flush=True)
+        with self._drawing:
+            if now - self._drawn_s < (least_s if self.is_tty else 15.0):
+                return
+            self._drawn_s = now
+            if self.is_tty:
+                self.draw(self._line(now))
+            else:
+                print(self._line(now).rstrip(), file=sys.stderr, flush=True)
 
     def advance(self, note: str = "") -> None:
         self.update(self.done + 1, note)
@@ -182,7 +179,8 @@ class Progress:
         if not self.total:
             return f"  {self.name} … {spent_s:.0f} s {self.note}"
         filled = 20 * self.done // self.total
-        rest = f", {spent_s / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+        own = self.done - self.begun
+        rest = f", {spent_s / own * (self.total - self.done):.0f} s left" if own > 0 else ""
         return (
             f"  {self.name} {'━' * filled}{'─' * (20 - filled)} {self.done}/{self.total}{self.unit}{rest} {self.note}"
         )
@@ -193,6 +191,11 @@ class Progress:
         sys.stderr.flush()
 
 
+def _tick(line: Progress, is_over: threading.Event) -> None:
+    while not is_over.wait(TICK_S):
+        line.tick(TICK_S)
+
+
 @contextmanager
 def progress(name: str, total: int | None = None) -> Generator[Progress]:
     """Show that `name` runs until the block ends; the last line says how long it took."""
@@ -201,11 +204,15 @@ def progress(name: str, total: int | None = None) -> Generator[Progress]:
         line.update(0)
     else:
         print(f"  {name} …", file=sys.stderr, flush=True)
+    is_over = threading.Event()
+    clock = PROCESS.start("progress", lambda: _tick(line, is_over))
     outcome = "stopped"
     try:
         yield line
         outcome = "failed" if line.has_failed else "done"
     finally:
+        is_over.set()
+        clock.join()
         spent = f"{time.monotonic() - line.started_s:.1f} s"
         mark = {"done": "✓", "failed": "✗", "stopped": "✗"}[outcome]
         text = f"  {mark} {name}  {spent}  {line.note}".rstrip()

@@ -37,6 +37,9 @@ UNPROVED = "unproved"
 NO_MODEL = "none"
 """In place of an engine: the device has no small model yet, and the large one answers alone."""
 
+SOURCE_GATE = "mean-kl"
+"""The gate of weights that were held against a source model's: how far their next word's distribution is from its."""
+
 Role = Literal["base", "adapter", "tokenizer", "template", "probe", "report", "confidence", "router"]
 """What this version writes. A file with another role is kept and passed by."""
 
@@ -130,6 +133,11 @@ class Manifest(Growing, frozen=True, kw_only=True):
         return self.profile != UNPROVED
 
     @property
+    def is_held_against_source(self) -> bool:
+        """Whether its weights had to answer as a source model; a file that came quantised has none here."""
+        return any(gate.name == SOURCE_GATE for gate in self.gates)
+
+    @property
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
@@ -208,6 +216,8 @@ def open_bundle(folder: Path, *, trusted: frozenset[str] = frozenset(), digests:
     if not path.is_file():
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file, a bundle is a folder; make one with: fieldlm compile {folder}")
+        if models := sorted(folder.glob("*.gguf")):
+            raise InputError(f"{folder} has no {MANIFEST} and is no bundle; name the file in it: {models[0]}")
         hint = "it is unfinished or not a bundle" if folder.is_dir() else "there is no such folder"
         raise InputError(f"{folder} has no {MANIFEST}: {hint}; make one with: fieldlm compile MODEL --out {folder}")
     data = path.read_bytes()

@@ -155,7 +155,7 @@ class HttpClient:
         return known.connection_from_url(self.url)
 
     def _nobody(self, error: Exception) -> NobodyAnswersError:
-        start = "start one with: fieldlm serve BUNDLE"
+        start = "start one with: fieldlm serve MODEL"
         return NobodyAnswersError(f"no server answers at {self.url}: {_reason(error)}; {start}")
 
     def _document(self, status: int, data: bytes) -> tuple[int, Any]:
