@@ -35,6 +35,18 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def decides(other: Any) -> None:
+    decide = other.create_client(Decide, "/fieldlm/decide")
+    assert decide.wait_for_service(PATIENCE_S)
+    move = done(decide.call_async(Decide.Request(question="A wall stands on the left. Where do you go?")))
+    assert move.ok, move.error
+    assert move.direction in ("forward", "left", "right", "stop")
+    assert 0 <= move.metres <= 3
+    never = done(decide.call_async(Decide.Request(question="Where do you go?", deadline_s=0.001)))
+    assert not never.ok
+    assert never.error
+
+
 def main(socket: str, schema: str) -> None:
     rclpy.init()
     settings = {"socket": socket + ".nobody", "schema": schema, "deadline_s": 120.0}
@@ -43,7 +55,8 @@ def main(socket: str, schema: str) -> None:
     executor = MultiThreadedExecutor(6)
     executor.add_node(node)
     executor.add_node(other)
-    threading.Thread(target=executor.spin, daemon=True).start()
+    spinning = threading.Thread(target=executor.spin)
+    spinning.start()
     change = other.create_client(ChangeState, "/fieldlm/change_state")
     assert change.wait_for_service(PATIENCE_S)
 
@@ -79,15 +92,7 @@ def main(socket: str, schema: str) -> None:
     cut = done(long.get_result_async())
     assert (cut.status, cut.result.outcome) == (GoalStatus.STATUS_CANCELED, "cancelled")
 
-    decide = other.create_client(Decide, "/fieldlm/decide")
-    assert decide.wait_for_service(PATIENCE_S)
-    move = done(decide.call_async(Decide.Request(question="A wall stands on the left. Where do you go?")))
-    assert move.ok, move.error
-    assert move.direction in ("forward", "left", "right", "stop")
-    assert 0 <= move.metres <= 3
-    never = done(decide.call_async(Decide.Request(question="Where do you go?", deadline_s=0.001)))
-    assert not never.ok
-    assert never.error
+    decides(other)
 
     long = start(prompt="Count from one to a thousand, in words.", max_tokens=1500)
     until(lambda: bool(said))
@@ -98,9 +103,12 @@ def main(socket: str, schema: str) -> None:
     assert done(start(prompt="Hello", max_tokens=4).get_result_async()).status == GoalStatus.STATUS_SUCCEEDED
     assert go(Transition.TRANSITION_DEACTIVATE)
     assert go(Transition.TRANSITION_CLEANUP)
-    print("configured, answered, late, cancelled, decided, deactivated")
     executor.shutdown()
+    spinning.join(PATIENCE_S)
+    node.destroy_node()
+    other.destroy_node()
     rclpy.try_shutdown()
+    print("configured, answered, late, cancelled, decided, deactivated")
 
 
 if __name__ == "__main__":
