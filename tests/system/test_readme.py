@@ -24,7 +24,9 @@ SAID = {
     "docs/tutorials/app.md": {
         "fieldlm ps": "smollm2", "stream=True": ".", "Which colour": "", "/v1/feedback": "",
     },
-    "docs/tutorials/robot.md": {"print(model)": "unproved", "class Move": "Move(", "AsyncModel": "robot"},
+    "docs/tutorials/robot.md": {
+        "print(model)": "unproved", "class Move": "Move(", "AsyncModel": "robot", "class Turn": "direction",
+    },
     "docs/tutorials/bench.md": {"fieldlm detect": "generic-x86-64-avx2", "fieldlm bench": "smollm2"},
     "docs/tutorials/finetune.md": {"DRINKS": "32 examples", "unpack": "checkpoint"},
     "docs/tutorials/fleet.md": {
