@@ -16,7 +16,7 @@ endif
 JOBS ?= $(shell nproc)
 ARGS ?=
 
-.PHONY: demo test quick deep durations pytest lint format types docs deb wheels dist version anchors setup clean
+.PHONY: demo test quick deep durations pytest lint format types docs deb image wheels dist version anchors setup clean
 demo: setup
 	$(BIN)/fieldlm demo
 
@@ -66,6 +66,14 @@ ARCH ?= $(shell uname -m)
 
 deb: setup
 	$(BIN)/python packaging/build_deb.py --cpu $(CPU) --arch $(ARCH)
+
+# A disk that boots into it: BOARD=generic-amd64 or generic-arm64; what goes in: BUNDLE, PROVISION, READ_ONLY=1.
+BOARD ?= generic-amd64
+IMAGE := $(if $(BUNDLE),--bundle '$(BUNDLE)') $(if $(PROVISION),--provision '$(PROVISION)') \
+	$(if $(READ_ONLY),--read-only) $(if $(PACKAGES),--packages '$(PACKAGES)') $(if $(CMDLINE),--cmdline '$(CMDLINE)')
+
+image: setup
+	$(BIN)/python packaging/build_image.py --board $(BOARD) $(IMAGE)
 
 # The device half and all that it needs, in dist/wheels, each library of llama.cpp once.
 wheels: setup

@@ -16,14 +16,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.formats.bundle import Bundle, write_bundle
 from fieldlm.formats.profile import profile_sha256
 from fieldlm.hardware.detect import detect
+from tests.support import depth
 from tests.support.debian_root import PYTHON, ROOT, SUITES, Machine, clean_machine
 from tests.support.material import tiny_bundle
+from tests.support.virtual_machine import boards_that_boot
 
 WHY = {
     "machine": "tests/packaging: left out what needs root, debootstrap, systemd-nspawn and a Debian's Python",
     "qemu": "tests/packaging: left out what needs qemu-user-static",
+    "image": "tests/packaging: left out what needs root, mmdebstrap, mtools, dosfstools and fdisk",
 }
 """Fixtures that not every machine can have → what is said where tests are left out for want of them."""
+IMAGE_TOOLS = ("mmdebstrap", "mcopy", "mkfs.vfat", "sfdisk")
+WHY_NO_BOOT = "tests/packaging: left out what boots images, for want of QEMU with UEFI (qemu-system-x86 ovmf)"
+BOARDS = boards_that_boot()
+# A boot takes minutes; at depth 1 the images are looked into only.
+collect_ignore = ["test_image_boots.py"] if depth.DEPTH <= 1 or not BOARDS else []
 QEMU = f"qemu-{platform.machine()}-static"
 
 
@@ -42,7 +50,8 @@ def runs_here() -> bool:
 def wanting() -> frozenset[str]:
     """Return the fixtures that this machine cannot have. In CI what is missing has to fail."""
     has_qemu = bool(os.environ.get("CI") or shutil.which(QEMU))
-    has = {"machine": runs_here(), "qemu": has_qemu}
+    has_tools = runs_here() and all(shutil.which(tool) for tool in IMAGE_TOOLS)
+    has = {"machine": runs_here(), "qemu": has_qemu, "image": bool(os.environ.get("CI")) or has_tools}
     return frozenset(name for name in WHY if not has[name])
 
 
@@ -54,7 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_collectionfinish() -> list[str]:
-    return [WHY[name] for name in sorted(wanting())]
+    said = [WHY[name] for name in sorted(wanting())]
+    return said if BOARDS or depth.DEPTH <= 1 else [*said, WHY_NO_BOOT]
 
 
 @pytest.fixture(scope="session")

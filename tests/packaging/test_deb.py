@@ -7,9 +7,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from fieldlm.formats.bundle import Bundle
+from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm_compiler.repository.publish import publish
 from tests.support.debian_root import Machine
-from tests.support.served_process import ask, free_port, serving
+from tests.support.material import compiled_for, lora_gguf, tiny_bundle
+from tests.support.served_process import ask, free_port, serving, updated
 
 UNIT = "/usr/lib/systemd/system/fieldlm.service"
 MOST_EXPOSED = 4.5  # systemd's measure, 0 to 10; the rest is what GPUs and serving a network need
@@ -64,6 +66,30 @@ def test_a_booted_device_serves_under_the_units_restraints(machine: Machine, bun
         inside = ["nsenter", f"--target={service['Pid']}", "--mount", "--pid"]
         assert subprocess.check_output([*inside, "systemctl", "is-active", "fieldlm"], text=True) == "active\n"
     shutil.rmtree(drop_in.parent)
+
+
+def test_a_booted_device_takes_an_update_under_the_units_restraints(
+    machine: Machine, bundle: Bundle, tmp_path: Path
+) -> None:
+    adapted = tiny_bundle(tmp_path / "adapted", adapter=lora_gguf(tmp_path / "lora.gguf", scale=0.05))
+    offered = open_bundle(compiled_for(adapted, bundle.manifest.profile, tmp_path / "offered"))
+    publish(offered.folder, tmp_path / "repository", keys=tmp_path / "keys")
+    home = machine.root / "srv/update"
+    shutil.copytree(tmp_path / "repository", home)
+    shutil.copy(tmp_path / "keys/root.json", home)
+    machine.run("chmod", "-R", "a+rX", "/srv/update")
+    shutil.copytree(bundle.folder, machine.root / "var/lib/fieldlm/factory", dirs_exist_ok=True)
+    port = free_port()
+    drop_in = machine.root / "etc/systemd/system/fieldlm.service.d/update.conf"
+    drop_in.parent.mkdir(exist_ok=True)
+    settings = {"PORT": port, "REPOSITORY": "/srv/update", "TRUST": "/srv/update/root.json"}
+    drop_in.write_text("[Service]\n" + "".join(f"Environment=FIELDLM_{k}={v}\n" for k, v in settings.items()))
+    url = f"http://127.0.0.1:{port}"
+    with serving(machine.boot(), url):
+        assert updated(url)["outcome"] == "updated"
+        assert ask(url, "Say hello.")
+    shutil.rmtree(drop_in.parent)
+    shutil.rmtree(home)
 
 
 def test_an_upgrade_keeps_the_settings_and_the_models(machine: Machine, deb: Path) -> None:

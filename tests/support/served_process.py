@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 
@@ -39,6 +40,19 @@ def ask(url: str, question: str) -> str:
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=PATIENCE_S, trust_env=False)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def updated(url: str) -> dict[str, Any]:
+    """Ask for an update and return how it came out."""
+    assert httpx.post(f"{url}/v1/fieldlm/update", json={}, timeout=PATIENCE_S, trust_env=False).status_code == 202
+    deadline_s = time.monotonic() + PATIENCE_S
+    state: dict[str, Any] = {}
+    while time.monotonic() < deadline_s:
+        state = httpx.get(f"{url}/v1/fieldlm/update", timeout=PATIENCE_S, trust_env=False).json()
+        if state["last"]:
+            return state["last"]
+        time.sleep(0.2)
+    raise AssertionError(f"no update has ended: {state}")
 
 
 @contextmanager

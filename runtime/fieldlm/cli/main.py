@@ -42,6 +42,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "devices": {
         "detect": ("fieldlm.cli.detect", "name the profile that fits this machine"),
+        "provision": ("fieldlm.device.provisioning.command", "give this device its name, network and keys from a file"),
         "profiles": ("fieldlm.cli.profiles", "list the device profiles, show one, or check it"),
         "devices": ("fieldlm.cli.devices", "find the devices on the local network"),
         "adopt": ("fieldlm.cli.adopt", "become the owner of a device"),

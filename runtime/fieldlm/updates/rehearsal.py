@@ -31,11 +31,12 @@ from fieldlm.updates import gates
 from fieldlm.updates.gates import TrialMeasurements, UnhealthyError
 
 PROGRAM = "from fieldlm.updates.rehearsal import child; child()"
-# Before anything else: what a child imports is a third of its work.
-WAYS = {"nice": "import os; os.nice(10); "}
+# Before anything else: what a child imports is a third of its work. A wish: who is not allowed to give way rehearses,
+# too. A service may be refused it, as by a filter of system calls.
+WAYS = {"nice": "import contextlib, os\nwith contextlib.suppress(OSError):\n    os.nice(10)\n"}
 WAYS["idle"] = WAYS["nice"]
 if sys.platform == "linux":
-    WAYS["idle"] += "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); "
+    WAYS["idle"] += "    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
 STARVED_S = 90.0  # of waiting for a processor, after which a child gets its small share instead of what is left over
 PATIENCE_S, SLOWEST_MB_S = 20.0, 10.0  # of computing for one step, and what the slowest card reads
 ASLEEP = 4  # times the patience on the clock, for a child that waits instead of computing
