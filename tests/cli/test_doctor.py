@@ -138,6 +138,18 @@ def test_heat_near_the_limit_is_a_warning() -> None:
     assert doctor.check_heat(None, PI5).text == "no sensor"
 
 
+def test_a_budget_of_power_that_nothing_measures_is_a_warning(tmp_path: Path) -> None:
+    found = doctor.check_power(7.5, tmp_path)
+    assert found.level == "warn"
+    assert "max_watts is 7.5" in found.text
+    assert "no sensor of power is here" in found.text
+    supply = tmp_path / "sys/class/power_supply/BAT0"
+    supply.mkdir(parents=True)
+    for name, said in (("type", "Battery"), ("status", "Discharging"), ("power_now", "6000000")):
+        (supply / name).write_text(f"{said}\n")
+    assert doctor.check_power(7.5, tmp_path).text == "up to 7.5 W of the whole machine, by battery"
+
+
 def test_a_state_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
     assert doctor.check_state(tmp_path / "new/state").level == "ok"
     (tmp_path / "file").write_text("")

@@ -289,6 +289,7 @@ def test_the_device_says_what_it_holds(bundle: Path, tmp_path: Path) -> None:
         assert status["generation"] == answer["fieldlm"]["generation"]
         assert status["memory_mb"]["rss"] > status["memory_mb"]["weights"] > 50
         assert ask(port, "GET", "/v1/fieldlm/update")[1]["running"] is False
+        assert (status["governor"]["reason"], status["governor"]["duty"]) == ("", 1.0)
 
 
 def test_a_stop_ends_a_stream_with_the_reason_and_leaves_no_traceback(bundle: Path, tmp_path: Path) -> None:

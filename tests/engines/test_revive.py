@@ -105,7 +105,7 @@ def test_a_server_goes_on_by_itself(base_bundle: Bundle) -> None:
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         ask = httpx.Client(base_url=server.url, timeout=60)
         assert ask.post(CHAT, json=body).status_code == 200
-        with EngineWatchdog(lambda: engine, events.append, look_s=0.05):
+        with EngineWatchdog(lambda: engine, events.append, look_s=0.05, idle_look_s=0.05):
             wedge = Wedge(engine)
             engine._patience._longest_s = 0.001  # pyright: ignore[reportPrivateUsage]
             failed = ask.post(CHAT, json=body)

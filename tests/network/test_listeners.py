@@ -122,7 +122,7 @@ def test_a_key_is_compared_with_every_other_whatever_it_is(monkeypatch: pytest.M
 def test_with_keys_only_their_holders_are_answered(live: Generations) -> None:
     app = make_app(live, lambda _: None, ready=lambda: None, keys=Keys([KEY]))
     with listening(app) as server, httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
-        for path in ("/", "/page.js", "/vendor.js", "/page.css", "/health", "/ready"):
+        for path in ("/", "/page.js", "/vendor.js", "/page.css", "/kiosk.js", "/kiosk.css", "/health", "/ready"):
             assert client.get(path).status_code == 200, path
         for path in ("/v1/models", "/metrics", "/status", "/nowhere"):
             assert client.get(path).status_code == 401, path

@@ -65,6 +65,9 @@ def test_a_booted_device_serves_under_the_units_restraints(machine: Machine, bun
         # active, not activating: systemd has heard that it is ready
         inside = ["nsenter", f"--target={service['Pid']}", "--mount", "--pid"]
         assert subprocess.check_output([*inside, "systemctl", "is-active", "fieldlm"], text=True) == "active\n"
+        waits = subprocess.check_output([*inside, "systemctl", "show", "-P", "After", "multi-user.target"], text=True)
+        assert "basic.target" in waits
+        assert "fieldlm.service" not in waits, "the boot does not wait for a model"
     shutil.rmtree(drop_in.parent)
 
 

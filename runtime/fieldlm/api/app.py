@@ -42,6 +42,7 @@ from fieldlm.api.tools import Toolbox
 from fieldlm.core.errors import FieldlmError
 from fieldlm.engines import DEFAULT_TERMS
 from fieldlm.escalation.policy import Escalation
+from fieldlm.formats.kiosk import Kiosk
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.formats.router import question_of
 from fieldlm.hardware.energy import EnergyMeter
@@ -74,6 +75,7 @@ def make_app(
     leaves: Callable[[], Leaves] | None = None,
     large: Escalation | None = None,
     energy: EnergyMeter | None = None,
+    kiosk: Kiosk | None = None,
 ) -> Starlette:
     """Make the application over one model, or several.
 
@@ -81,12 +83,13 @@ def make_app(
     machine's own; None answers all names, and foreign pages, too. Pages of `origins` may use the API from elsewhere.
     `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names the answers; `crashes`
     counts those of background tasks, by name; `leaves` says what leaves the device, for the page: without it, nothing.
-    `large` is the large model beside the small one; `energy` measures the machine. `on_exchange` gets every answered,
+    `large` is the large model beside the small one; `energy` measures the machine; `kiosk` makes its page a
+    kiosk's. `on_exchange` gets every answered,
     failed or cancelled request before its last byte is sent, in the event loop, and must not block; `on_feedback`, in a
     thread of its own, returns False for an answer it does not know.
     """
     pool = live if isinstance(live, ModelPool) else ModelPool.alone(live)
-    panel = Panel(pool, ready, crashes, leaves, large, energy=energy)
+    panel = Panel(pool, ready, crashes, leaves, large, energy=energy, kiosk=kiosk)
 
     def ended(exchange: Exchange) -> None:
         panel.metrics.exchange(exchange)
@@ -104,12 +107,7 @@ def make_app(
         large=large,
     )
     panel.count_inside(lambda: api.admission.inside)
-    handlers: dict[Any, Any] = {
-        ApiError: error_response,
-        FieldlmError: error_response,
-        HTTPException: error_response,
-        500: error_response,
-    }
+    handlers: dict[Any, Any] = dict.fromkeys((ApiError, FieldlmError, HTTPException, 500), error_response)
     allowed, count = AllowedOrigins(origins), panel.metrics.status
     gate = Middleware(AuthMiddleware, keys=keys, names=names, on_status=count, origins=allowed)
     return Starlette(

@@ -9,11 +9,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fieldlm.api.metrics import CONTENT_TYPE, Metrics, Reading, energy_readings, ledger_readings, process_readings
+from fieldlm.api.kiosk.endpoints import kiosk_routes
+from fieldlm.api.metrics import (
+    CONTENT_TYPE,
+    Metrics,
+    Reading,
+    energy_readings,
+    governor_readings,
+    ledger_readings,
+    process_readings,
+)
 from fieldlm.api.models.listing import memory_mb, pool_readings
 from fieldlm.core.pages import stylesheet
 from fieldlm.escalation.policy import Escalation
+from fieldlm.formats.kiosk import Kiosk
 from fieldlm.hardware.energy import EnergyMeter
+from fieldlm.hardware.governor import GOVERNOR
 from fieldlm.hardware.sensors import rss_mb, temperature_c
 from fieldlm.inference.model_pool import ModelPool
 from fieldlm.network.json_api import as_json
@@ -30,7 +41,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-SCRIPTS = ("figures.js", "conversation.js", "markdown.js", "page.js")
+SCRIPTS = ("words.js", "figures.js", "conversation.js", "markdown.js", "attendant.js", "page.js")
 VENDORED = ("vendor/purify.min.js", "vendor/marked.umd.js")
 """Libraries of others: versions, licences and where they are from are in vendor/README.md."""
 
@@ -50,6 +61,7 @@ class Panel:
         large: Escalation | None = None,
         *,
         energy: EnergyMeter | None = None,
+        kiosk: Kiosk | None = None,
     ) -> None:
         self.metrics = Metrics(self._readings)
         self._pool = pool
@@ -59,6 +71,7 @@ class Panel:
         self._leaves = leaves or (lambda: "nothing")
         self._large = large
         self._energy = energy
+        self._kiosk = kiosk
         self._inside: Callable[[], int] = lambda: 0
 
     def count_inside(self, inside: Callable[[], int]) -> None:
@@ -70,6 +83,7 @@ class Panel:
             Route("/", _fixed(_static("page.html"), "text/html")),
             Route("/page.css", _fixed(stylesheet(), "text/css")),
             Route("/page.js", _fixed(_static(*SCRIPTS), "text/javascript")),
+            *kiosk_routes(self._kiosk, _fixed, HEADERS),
             Route("/vendor.js", _fixed(_static(*VENDORED), "text/javascript")),
             Route("/metrics", self._metrics),
             Route("/status", self._status),
@@ -120,6 +134,7 @@ class Panel:
             yield from energy_readings(self._energy)
         if self._large:
             yield from ledger_readings(self._large)
+        yield from governor_readings(GOVERNOR)
         running, waiting = self._queue()
         for task, count in self._crashes().items():
             yield "fieldlm_task_crashes_total", "Crashes of background tasks since the start.", {"task": task}, count

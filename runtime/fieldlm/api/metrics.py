@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from fieldlm.api.chat_request import Exchange
 from fieldlm.escalation.policy import Escalation
 from fieldlm.hardware.energy import EnergyMeter
+from fieldlm.hardware.governor import Governor
 from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 
@@ -172,3 +173,18 @@ def ledger_readings(escalation: Escalation) -> Iterable[Reading]:
     for by, sums in escalation.ledger.since_start().items():
         for name, what in says.items():
             yield f"fieldlm_ledger_{name}_total", what, {"by": by}, sums[name]
+
+
+def governor_readings(governor: Governor) -> Iterable[Reading]:
+    """Yield what is held back now, and for what; nothing while there is no limit to keep to."""
+    if not governor.is_on:
+        return
+    now = governor.status()
+    yield "fieldlm_governor_duty_ratio", "Share of the time that is computed in, by the governor's word.", {}, now.duty
+    for reason in ("heat", "power"):
+        labels = {"reason": reason}
+        yield "fieldlm_governor_active", "1 while threads or time are held back.", labels, now.reason == reason
+    if now.threads is not None:
+        yield "fieldlm_governor_threads", "Threads that may compute, while they are held back.", {}, now.threads
+    if now.watts is not None:
+        yield "fieldlm_governor_watts", "Power at the last look.", {}, now.watts

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import re
+import selectors
 import socket
 import threading
 import time
@@ -27,6 +28,7 @@ from fieldlm.network.fair_pool import first_to_go, network_of
 AT_A_TIME = 16  # answers; who comes then is told to come again
 MOST, MOST_OF_ONE = 64, 16  # connections, of all and of one machine
 IDLE_S = 30.0  # from one answer to the whole head of the next request
+LOOK_S = 0.5  # between two looks whose time is over, where somebody has a connection
 LEAST_BYTES_S = 16 << 10  # slower than this, a reader is cut off
 WHOLE = b"*"
 _BLOB = re.compile(r"/blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})")
@@ -44,18 +46,20 @@ class BlobServer:
 
     def start(self) -> None:
         """Begin to answer."""
-        self._tasks.start("share", partial(self._server.serve_forever, poll_interval=0.5), restarts=True)
+        self._tasks.start("share", self._server.serve, restarts=True)
 
     def stop(self) -> None:
         """Answer nobody any more."""
-        self._server.shutdown()
+        self._server.end()
         self._server.server_close()
         self._server.hang_up()
         self._tasks.close()
+        self._server.forget()
 
 
 class _Server(ThreadingHTTPServer):
     request_queue_size = 64
+    timeout = 0  # who is to be accepted has come already
 
     def __init__(self, address: tuple[str, int], handler: Any, tasks: Tasks) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -63,8 +67,31 @@ class _Server(ThreadingHTTPServer):
         self.seats = threading.BoundedSemaphore(AT_A_TIME)
         self._tasks = tasks
         self._lock = threading.Lock()
+        self._is_over = threading.Event()
+        self._woken, self._waker = socket.socketpair()
         self._open = dict[Any, tuple[str, float]]()
         """Of each connection whose it is, and when it is cut off."""
+
+    def serve(self) -> None:
+        """Answer until `end`. The thread sleeps while nobody is connected, where `serve_forever` would look around."""
+        with selectors.DefaultSelector() as news:
+            news.register(self, selectors.EVENT_READ)
+            news.register(self._woken, selectors.EVENT_READ)
+            while not self._is_over.is_set():
+                here = news.select(LOOK_S if self._open else None)
+                if any(key.fileobj is self for key, _ in here) and not self._is_over.is_set():
+                    self.handle_request()
+                self.service_actions()
+
+    def end(self) -> None:
+        """Have `serve` return. From any thread, before it began as well."""
+        self._is_over.set()
+        self._waker.send(b".")
+
+    def forget(self) -> None:
+        """Close what woke `serve`, which has returned."""
+        self._woken.close()
+        self._waker.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a task of its own; what ends there ends alone.

@@ -34,6 +34,7 @@ from fieldlm.hardware.accelerators import PresentAccelerator
 from fieldlm.hardware.clock import LATEST_CLOCK_MS, OLDEST_CLOCK_MS
 from fieldlm.hardware.cores import physical_cores
 from fieldlm.hardware.detect import Detection, detect, obstacle
+from fieldlm.hardware.energy import find_energy
 from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.processor import FLAGS
 from fieldlm.network.http_client import OK, NobodyAnswersError, own_server
@@ -143,6 +144,8 @@ def examine(flags: dict[str, object], root: Path = LIVE) -> Iterator[Finding]:
     if profile:
         yield from _check_device(profile, detection, root)
     yield from _check_settings(config)
+    if config.max_watts:
+        yield check_power(config.max_watts, root)
 
 
 def _check_device(profile: Profile, detection: Detection | None, root: Path) -> Iterator[Finding]:
@@ -295,6 +298,18 @@ def check_heat(degrees: float | None, profile: Profile) -> Finding:
     if limit and degrees >= limit - 10:
         return warn("temperature", f"{degrees:.0f} °C, the clock falls at {limit:.0f}", "let it cool, or add a fan")
     return ok("temperature", f"{degrees:.0f} °C")
+
+
+def check_power(max_watts: float, root: Path) -> Finding:
+    """Say what measures the power that is to stay within `max_watts`."""
+    source, reasons = find_energy(root)
+    if source is None:
+        return warn(
+            "power",
+            f"max_watts is {max_watts:g}, and nothing measures: {'; '.join(reasons)}",
+            "without it nothing is kept",
+        )
+    return ok("power", f"up to {max_watts:g} W of the {source.facts.covers}, by {source.facts.source}")
 
 
 def check_state(state: Path) -> Finding:

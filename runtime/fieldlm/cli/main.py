@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "rm": ("fieldlm.cli.models.rm", "remove fetched models"),
         "ps": ("fieldlm.cli.ps", "show what a running server serves"),
         "ledger": ("fieldlm.cli.models.ledger", "show who answered, the small or the large model, and what it cost"),
+        "kiosk": ("fieldlm.cli.models.kiosk", "check what makes the page a kiosk's; make the line of a PIN"),
         "doctor": ("fieldlm.cli.doctor", "say what is wrong with this device, and what to do"),
         "config": ("fieldlm.cli.config", "show every setting and where it comes from"),
     },

@@ -65,6 +65,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ]
     socket: Annotated[str, _server("unix socket to serve, too; alone with host none", check.file, "", "PATH")]
     socket_group: Annotated[str, _server("who may use it beside its owner and root", str, "", "GROUP")]
+    kiosk: Annotated[
+        str, _server("file that makes its page a kiosk's: title, colours, languages, PIN", check.file, "", "FILE")
+    ]
     state: Annotated[Path, _device("folder of spool, slots and name", check.folder, check.state_folder, "DIR")]
     device: Annotated[str, _device("this device's name; without one it makes and keeps one", check.device, "", "NAME")]
     fleet: Annotated[str, _device("the fleet it belongs to", check.topic_word, "default", "NAME")]
@@ -80,6 +83,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int, _engine("tokens of prompt and answer; 0 is the profile's", check.number(*CONTEXT, zero=True), 0)
     ]
     parallel: Annotated[int, _engine("answers at a time; 0 is the profile's", check.number(*PARALLEL, zero=True), 0)]
+    max_watts: Annotated[
+        float, _engine("watts that it may take while it computes, as its sensor says; 0 is no limit", check.watts, 0.0)
+    ]
     models: Annotated[
         tuple[str, ...],
         _models(

@@ -4,6 +4,7 @@ A room keeps its templates in its folder `templates`; here are the frame of ever
 """
 
 import functools
+import json
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,12 @@ SHARED = "fieldlm.core"
 
 def stylesheet() -> bytes:
     return files(SHARED).joinpath("templates", "style.css").read_bytes()
+
+
+@functools.cache
+def words() -> dict[str, str]:
+    """Return what the device's page says in English, by name; a kiosk file has it in other languages."""
+    return json.loads(files(SHARED).joinpath("templates", "words.json").read_bytes())
 
 
 def render(room: str, template: str, **values: Any) -> str:

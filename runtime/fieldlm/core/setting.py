@@ -72,6 +72,17 @@ def price(value: object) -> float:
     return amount
 
 
+def watts(value: object) -> float:
+    """Check a power, 0 for none."""
+    try:
+        power = float(str(value))
+    except ValueError:
+        power = -1.0
+    if isinstance(value, bool) or not (power == 0 or 0.5 <= power <= 5000):
+        raise ValueError("0.5 to 5000 watts, as in 7.5, or 0 for no limit")
+    return power
+
+
 def endpoint(value: object) -> str:
     """Check where an OpenAI-compatible API is; "" for none."""
     if value == "":

@@ -40,6 +40,7 @@ from fieldlm.formats.bundle import NO_MODEL
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.hardware.energy import EnergyMeter
+from fieldlm.hardware.governor import GOVERNOR
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.engine_watchdog import EngineWatchdog, ProgressMonitor
@@ -146,6 +147,7 @@ class Device:
             keep.enter_context(EngineWatchdog(partial(_engine, model.live), log.warning, tasks=self.tasks))
         pulse, energy = ProgressMonitor(), EnergyMeter()
         self.large = self._large(energy)
+        self._govern(energy)
         self.tasks.start("energy", lambda: energy.run(self._is_stopping), restarts=True)
         app = make_app(
             self.pool,
@@ -170,12 +172,21 @@ class Device:
             leaves=self._leaves,
             large=self.large,
             energy=energy,
+            kiosk=door.kiosk,
         )
         self.http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
         keep.callback(self.http.close)
         if self.announcer:
             self.announcer.start(port=self.http.port)
             keep.callback(self.announcer.stop)
+
+    def _govern(self, energy: EnergyMeter) -> None:
+        """Keep below the profile's throttle point and the owner's budget from now on, until this device is closed."""
+        heat = self.profile.thermal
+        GOVERNOR.limit(
+            throttle_c=heat.throttle_c, zones=heat.zones, max_watts=self.config.max_watts, joules=energy.joules
+        )
+        self._parts.callback(GOVERNOR.limit)
 
     def _large(self, energy: EnergyMeter) -> Escalation | None:
         if not self.config.large:
@@ -392,6 +403,7 @@ class Device:
             "sync": sync,
             "memory_mb": {"rss": rss_mb(), "peak": peak_rss_mb(), **memory_mb(self.live.current)},
             "temperature_c": self._heat_c(),
+            "governor": GOVERNOR.status(),
             "models": self.pool.status(),
             "large": self.large.status() if self.large else None,
             "tasks": self._tasks_status(),

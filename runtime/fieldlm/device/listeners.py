@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fieldlm.core.config import NO_NETWORK, Config
 from fieldlm.core.errors import ConfigError
+from fieldlm.formats.kiosk import Kiosk, load_kiosk
 from fieldlm.network.api_keys import Keys
 from fieldlm.network.cors import ANY
 from fieldlm.network.host_names import advertised_host, is_local
@@ -30,6 +31,7 @@ class ListenSettings:
     unix_socket: Path | None
     peers: Peers
     names: frozenset[str] | None
+    kiosk: Kiosk | None
 
     @classmethod
     def of(cls, config: Config) -> "ListenSettings":
@@ -44,6 +46,7 @@ class ListenSettings:
             unix_socket=Path(config.socket) if config.socket else None,
             peers=Peers.own(_group(config.socket_group) if config.socket_group else None),
             names=None if config.open else frozenset({config.host, advertised_host(config.device), *config.host_names}),
+            kiosk=load_kiosk(Path(config.kiosk)) if config.kiosk else None,
         )
 
     def check(self) -> None:

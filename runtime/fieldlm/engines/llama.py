@@ -30,6 +30,7 @@ from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import check_adapter, read_header
 from fieldlm.hardware.cores import CoreWatch, fast_cores, home, stay
+from fieldlm.hardware.governor import Pace
 from fieldlm.hardware.huge_pages import stop_moving
 from fieldlm.hardware.sensors import memory_available_mb
 
@@ -384,8 +385,9 @@ class LlamaEngine:
             prefill_threads=self._prefill_threads,
             layout=self._layout,
         )
-        cores = CoreWatch(max(self._threads, self._prefill_threads)) if self.gives_way else None
-        worker = LlamaScheduler(weights, memory, sequences=self._parallel, prefill=self._batch, cores=cores)
+        most = max(self._threads, self._prefill_threads)
+        pace = Pace(most, CoreWatch(most) if self.gives_way else None)
+        worker = LlamaScheduler(weights, memory, sequences=self._parallel, prefill=self._batch, pace=pace)
         return _Loaded(weights, memory, worker)
 
     def _start_thread(self, loaded: "_Loaded") -> BackgroundTask:

@@ -9,6 +9,7 @@ comes back as a prompt that is as long as it got.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from fieldlm.engines import Chunk, Outcome, Sampling, Schedule
@@ -19,7 +20,7 @@ from fieldlm.engines.memory_plan import PREFILL_ALONE
 from fieldlm.engines.prompt_lookup import Costs, Lookup, common_prefix
 from fieldlm.engines.request import Request, Words
 from fieldlm.engines.request_queue import RequestQueue
-from fieldlm.hardware.cores import CoreWatch
+from fieldlm.hardware.governor import Pace
 
 # Prompt tokens a step while an answer is being written: what it waits between two tokens. And of a batch prompt: what
 # another class waits for that comes, and what one waits for that is there.
@@ -78,12 +79,12 @@ class LlamaScheduler:
 
     def __init__(
         self, weights: LlamaWeights, context: Context, *, sequences: int, prefill: int = PREFILL_ALONE,
-        cores: CoreWatch | None = None,
+        pace: Pace,
     ) -> None:  # fmt: skip
         self.waiting: RequestQueue[LlamaRequest] = RequestQueue()
         self._weights = weights
         self._context = context
-        self._cores = cores
+        self._pace = pace
         self._slots = [Slot(sequence) for sequence in range(sequences)]
         self._prefill = prefill
         self._batch = Batch(prefill + sequences)
@@ -115,8 +116,8 @@ class LlamaScheduler:
     def step(self) -> None:
         """Start what can start, then compute one batch."""
         self._step += 1
-        if self._cores is not None:
-            self._context.limit_threads(self._cores.threads())
+        asked = chain((slot.request for slot in self._slots), self.waiting)
+        self._context.limit_threads(self._pace.threads(asked))
         self._end_over()
         if len(self.waiting):
             self.waiting.sweep()
@@ -125,6 +126,7 @@ class LlamaScheduler:
             self._compute(slots)
         if self._retired:
             self._free_retired()
+        self._pace.rest(len(self._spoke))
 
     def fail_all(self, error: str) -> None:
         """End every answer with `error` and forget all sequences."""

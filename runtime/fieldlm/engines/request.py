@@ -83,6 +83,11 @@ class Request:
         """The most tokens that prompt and answer can have."""
         return self.answer.timings.prompt_tokens + self._limit
 
+    @property
+    def most_left(self) -> int:
+        """The most tokens that may still be computed for it."""
+        return self.capacity - len(self.tokens) + (0 if self.count else self.answer.timings.prompt_tokens)
+
     def terminal_outcome(self) -> Outcome | None:
         """Return how the answer has to end now, wherever it is; None while it may go on."""
         if self.answer.cancelled:

@@ -204,6 +204,10 @@ class EnergyMeter:
                 return None
             return self._joules + self._watts * source.facts.is_sampled * (time.monotonic() - self._last[0])
 
+    def joules(self) -> float | None:
+        """Return what the source counts, since some moment in the past; None where there is none, or not yet."""
+        return self._source.joules() if self._source else None
+
     def total(self) -> EnergyTotal | None:
         """Return what was measured until now; None where nothing was."""
         self.step()

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.tasks import Tasks
@@ -17,11 +17,24 @@ from fieldlm.engines import Chunk, Engine, RunningAnswer, SupportsRestart
 STUCK_S = 600.0
 """How long running answers may produce nothing at all: the longest prompt on the slowest board is read in less."""
 
-LOOK_S = 1.0
+
+LOOK_S, IDLE_LOOK_S = 1.0, 15.0
+"""Between two looks at an engine that is at work, and at one that has nothing to do; hanging takes it 30 s at least."""
 STOOD_STILL_S = 5.0
 """Longer than planned between two looks: nobody here ran, by SIGSTOP, a frozen cgroup, a debugger."""
 GRACE_S = 30.0
 """After that, for the step that stood still as well: what was so long was none of its doing."""
+
+
+@runtime_checkable
+class _Counts(Protocol):
+    """An engine that says how many answers it computes, and how many wait."""
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def waiting(self) -> int: ...
 
 
 class EngineWatchdog:
@@ -33,12 +46,13 @@ class EngineWatchdog:
         on_event: Callable[[str], None],
         *,
         look_s: float = LOOK_S,
+        idle_look_s: float = IDLE_LOOK_S,
         tasks: Tasks | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._on_event = on_event
-        self._look_s = look_s
+        self._look_s, self._idle_look_s = look_s, idle_look_s
         self._now_s = now_s
         self._is_over = threading.Event()
         self._tasks = Tasks(tasks)
@@ -53,14 +67,18 @@ class EngineWatchdog:
 
     def _run(self) -> None:
         given_up: Engine | None = None
+        wait_s = self._look_s
         looked_s, patient_s = self._now_s(), float("-inf")
-        while not self._is_over.wait(self._look_s):
+        while not self._is_over.wait(wait_s):
             before_s, looked_s = looked_s, self._now_s()
-            if looked_s - before_s > self._look_s + STOOD_STILL_S:
+            if looked_s - before_s > wait_s + STOOD_STILL_S:
                 patient_s = looked_s + GRACE_S
             if looked_s < patient_s:
+                wait_s = self._look_s
                 continue
             engine = self._engine()
+            is_idle = isinstance(engine, _Counts) and not engine.running and not engine.waiting
+            wait_s = self._idle_look_s if is_idle else self._look_s
             if engine is given_up or not isinstance(engine, SupportsRestart) or not engine.is_wedged:
                 continue
             try:

@@ -21,7 +21,12 @@ from fieldlm.network.api_keys import Keys
 from fieldlm.network.host_names import own_names
 from fieldlm.network.json_api import ApiError, error_response
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/vendor.js", "/health", "/ready", "/v1/fieldlm/command"})
+OPEN_PATHS = frozenset(
+    {
+        *("/", "/page.css", "/page.js", "/vendor.js", "/kiosk.js", "/kiosk.css", "/kiosk-logo"),
+        *("/health", "/ready", "/v1/fieldlm/command"),
+    }
+)
 """Answered without a key: whether it lives, whether it is ready, the page, which asks for the key itself, and commands,
 which are signed."""
 TRUSTED = "fieldlm.trusted"

@@ -59,10 +59,17 @@ class Connection(HttpToolsProtocol):
     """uvicorn's connection over httptools, bounded."""
 
     def __init__(
-        self, *args: Any, limits: ConnectionLimits, peers: Peers, stopping: set[Callable[[], None]], **more: Any
+        self,
+        *args: Any,
+        limits: ConnectionLimits,
+        peers: Peers,
+        stopping: set[Callable[[], None]],
+        headers: Callable[[], list[tuple[bytes, bytes]]],
+        **more: Any,
     ) -> None:
         super().__init__(*args, **more)
         self._stopping = stopping
+        self._common_headers = headers
         self._limits = limits
         self._peers = peers
         self._receiving: asyncio.TimerHandle | None = None
@@ -176,6 +183,7 @@ class Connection(HttpToolsProtocol):
         self._body_left = UNTIL_THE_PARSER_SAYS if chunked else int(found.get(b"content-length", 0))
         if parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # RFC 9110 §10.1.1: such a client would take it for its answer
+        self.server_state.default_headers = self._common_headers()
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             self.cycle.__class__ = _UntilClosed

@@ -3,12 +3,14 @@
 import asyncio
 import functools
 import socket
-from collections.abc import Awaitable, Callable, Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import formatdate
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 
@@ -20,7 +22,6 @@ from fieldlm.network.sockets import Peers, Tls, bind, bind_path, bracketed, chec
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection (httpx: 5), so that none writes into a closing one
 GRACE_S = 5  # running answers get this long to finish when the server stops
 LAST_WORD_S = 1  # of it, to say why they did not
-TICK_S = 1.0  # between two looks whether there is something to do; who stops the server does not wait for it
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class HttpServer:
         scheme = "https" if tls else "http"
         self.url = f"{scheme}://{bracketed(host)}:{self.port}" if host else f"unix:{unix_socket}"
         stopping = set[Callable[[], None]]()
-        connection = functools.partial(Connection, limits=limits, peers=who, stopping=stopping)
-        self._server = _Server(_settings(app, tls, connection, heartbeat), stopping)
+        dated = _Dated()
+        connection = functools.partial(Connection, limits=limits, peers=who, stopping=stopping, headers=dated.headers)
+        self._server = _Server(_settings(app, tls, connection), stopping, heartbeat)
 
     def run(self) -> None:
         """Serve until `stop`, or in the main thread until SIGINT or SIGTERM; running answers may finish."""
@@ -88,14 +90,17 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which wakes up once a second and not ten times, and lets answers end with a word when it stops.
+    """uvicorn's server, which sleeps while nothing happens, and lets answers end with a word when it stops.
 
-    `stopping` is what those that are running want to have called then.
+    uvicorn itself wakes ten times a second: to ask whether it is to stop, which `end` says; to write down the time,
+    which each request asks for; and for the heartbeat, which knows when it is due. `stopping` is what answers that are
+    running want to have called at the end.
     """
 
-    def __init__(self, config: uvicorn.Config, stopping: set[Callable[[], None]]) -> None:
+    def __init__(self, config: uvicorn.Config, stopping: set[Callable[[], None]], heartbeat: Heartbeat | None) -> None:
         super().__init__(config)
         self._stopping = stopping
+        self._heartbeat = heartbeat
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
 
@@ -112,9 +117,12 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()
-        while not await self.on_tick(0):
+        beats = self._heartbeat
+        while not self.should_exit:
+            if beats:
+                beats.beat()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), TICK_S)
+                await asyncio.wait_for(self._news.wait(), beats.every_s if beats else None)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         last = asyncio.get_running_loop().call_later(GRACE_S - LAST_WORD_S, self._tell)
@@ -138,7 +146,21 @@ def listening(app: Any, *, port: int = 0, unix_socket: Path | None = None, **mor
         thread.join(2 * GRACE_S)
 
 
-def _settings(app: Any, tls: Tls | None, connection: Any, heartbeat: Heartbeat | None) -> uvicorn.Config:
+class _Dated:
+    """The headers of every answer: the time it began (RFC 9110 §6.6.1), spelt out once a second at most."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._headers = list[tuple[bytes, bytes]]()
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        now = int(time.time())
+        if now != self._second:
+            self._second, self._headers = now, [(b"date", formatdate(now, usegmt=True).encode())]
+        return self._headers
+
+
+def _settings(app: Any, tls: Tls | None, connection: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=connection,
@@ -153,13 +175,4 @@ def _settings(app: Any, tls: Tls | None, connection: Any, heartbeat: Heartbeat |
         timeout_keep_alive=KEEP_ALIVE_S,
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
-        callback_notify=_repeated(heartbeat) if heartbeat else None,
-        timeout_notify=cast(int, heartbeat.every_s) if heartbeat else 0,
     )
-
-
-def _repeated(heartbeat: Heartbeat) -> Callable[[], Awaitable[None]]:
-    async def beat() -> None:
-        heartbeat.beat()
-
-    return beat

@@ -47,6 +47,9 @@ GOODBYE_S = 2.0
 """How long a stop waits for the broker to take the last presence."""
 MOST_WAITING = 32
 """Commands, policies and releases that wait for those before them; what comes then has come too fast."""
+STEP_S, LOOK_S = 0.5, 15.0
+"""What is owed by the clock is late by no more than the first; the second is between two looks at an idle connection:
+a quiet hour or a day's budget is over without anybody saying so. What is new in the spool or comes in wakes it."""
 HEAD_BYTES = 1024
 """Room for topic and properties beside a message."""
 
@@ -108,7 +111,7 @@ class Sync:
         self.budget = Budget(spool)
         self._backoff = Backoff(base_s=self.timing.backoff_base_s, cap_s=self.timing.backoff_cap_s)
         self._obey(self.terms.policy)
-        self.terms.on_change.append(self._obey)
+        self.terms.on_change.append(self._obey_now)
         self._callbacks = {"release": on_release, "command": on_command, "policy": self.terms.take}
         self._suffix = ""
         self._incoming: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
@@ -224,6 +227,10 @@ class Sync:
             self._stop.wait(self._backoff.delay_s(failures))
             failures += 1
 
+    def _obey_now(self, policy: Policy) -> None:
+        self._obey(policy)
+        self.wake()
+
     def _obey(self, policy: Policy) -> None:
         limits = [mb for mb in (self.daily_mb, policy.daily_mb) if mb]
         self.budget.daily_mb = min(limits, default=0.0)
@@ -277,7 +284,8 @@ class Sync:
 
     def _receive(self, conversation: SyncSession) -> None:
         """Wait for one event, and take all that are there."""
-        wait_s = min(0.5, self.timing.linger_s / 2, self.timing.ack_s / 2)
+        step_s = min(STEP_S, self.timing.linger_s / 2, self.timing.ack_s / 2)
+        wait_s = max(step_s, min(LOOK_S, conversation.next_s(time.monotonic())))
         try:
             event = self._inbox.get(timeout=wait_s)
             while True:

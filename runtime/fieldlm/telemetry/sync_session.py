@@ -3,6 +3,7 @@
 Decides and reads the spool; sends nothing itself. A record is deleted in `acknowledged` and nowhere else.
 """
 
+import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -125,6 +126,15 @@ class SyncSession:
             yield self._hello(now_s)
         if self._is_answered:
             yield from self._blocks(now_s, hurry=hurry)
+
+    def next_s(self, now_s: float) -> float:
+        """Return in how many seconds `due` may have something by the clock alone; below 0 when it is late."""
+        ends = [flying.sent_s + self.timing.ack_s for flying in self._flying]
+        if not self._is_answered:
+            ends.append(self._greeted_s + self.timing.ack_s)
+        if len(self._flying) < self.window:
+            ends += [since_s + self.timing.linger_s for since_s in self._waiting_since.values()]
+        return min(ends, default=math.inf) - now_s
 
     def acknowledged(self, ack: topics.Ack) -> None:
         """Delete what is committed; the answer to a hello also says from where to go on."""

@@ -8,10 +8,8 @@ const FORMAT = 1;
 const TOUCH_MS = 2000; // is written no more often
 const parameters = new URLSearchParams(location.search);
 // A kiosk's next customer must not find the last one's conversation: ?idle=SECONDS, 0 for never.
-const asked = Number(parameters.get("idle") ?? 180);
+const asked = Number(parameters.get("idle") ?? KIOSK?.idle ?? 180);
 const IDLE_S = asked >= 0 ? asked : 180;
-// What stands in a public place takes questions and nothing else: no options, no export, no links that lead away.
-const IS_KIOSK = parameters.has("kiosk");
 let touchedMs = Date.now();
 
 function newSession() {
@@ -105,20 +103,18 @@ function messagesOf(talk, place) {
 
 // ---- taken away as a file
 
-const ENDED = {
-  length: "The answer was cut off: it reached the length that is allowed.",
-  stopped: "Stopped.",
-  left: "The page was left before this answer ended.",
-  deadline_exceeded: "The answer was cut off: its time was over.",
-  preempted: "The answer was cut off: something more urgent came.",
-  cancelled: "The answer was cut off by the device.",
-};
+const ENDS = ["length", "stopped", "left", "deadline_exceeded", "preempted", "cancelled"];
+
+// How an answer ended, where it did not end by itself.
+function endOf(exchange) {
+  return ENDS.includes(exchange.ended) ? t(`ended_${exchange.ended}`) : "";
+}
 
 function asMarkdown(talk) {
   const parts = [`# Conversation with ${runs?.model ?? "fieldlm"}`, `${new Date().toISOString()}`];
   if (talk.settings.system) parts.push(`System prompt:\n\n${talk.settings.system}`);
   for (const each of talk.exchanges) {
-    const notes = [bySmallOrLarge(each), ENDED[each.ended], each.error].filter(Boolean).map((text) => `*${text}*`);
+    const notes = [bySmallOrLarge(each), endOf(each), each.error].filter(Boolean).map((text) => `*${text}*`);
     parts.push("## Question", each.question, "## Answer", each.answer, ...notes);
   }
   return `${parts.filter(Boolean).join("\n\n")}\n`;
@@ -134,8 +130,8 @@ function asDocument(talk) {
 
 function bySmallOrLarge(exchange) {
   if (exchange.by !== "large") return "";
-  return `Answered by ${exchange.model || "a large model"}, the large model beside this device`
-    + `${exchange.why ? ` (${exchange.why})` : ""}.`;
+  const why = exchange.why && !IS_KIOSK ? ` (${exchange.why})` : ""; // a word of the device's own
+  return t("by_large", { model: exchange.model || t("a_large_model"), why });
 }
 
 function download(name, type, text) {

@@ -2,7 +2,7 @@
 // What the device does: its status, its figures, and the key that opens it.
 
 const get = (id) => document.getElementById(id);
-const POLL_MS = 1500;
+const POLL_MS = 1500, REST_MS = 15_000;
 let key = sessionStorage.getItem("key") || "";
 let runs = null; // the device's last status
 let recent = []; // its figures of its last answers
@@ -26,19 +26,15 @@ get("unlock").addEventListener("submit", () => {
 
 // ---- what runs
 
-// By what leaves the device, as its status says; nothing is promised before it is known.
-const LEAVES = {
-  nothing: "Nothing leaves this device.",
-  figures: "Figures about this device leave it; your words do not.",
-  text: "Figures leave this device, and your words too where you have agreed.",
-};
+const LEAVES = ["nothing", "figures", "text"];
 
-// Where a large model stands beside this one, questions may go to it, whatever else leaves.
+// What leaves the device, as its status says; nothing is promised before it is known.
+// Where a large model stands beside this one, questions may go to it, whatever else.
 function whatLeaves(status) {
-  const said = LEAVES[status.leaves] ?? "";
+  const said = LEAVES.includes(status.leaves) ? t(`leaves_${status.leaves}`) : "";
   if (!status.large || status.large.text === "nothing") return said;
-  const how = status.large.text === "redacted" ? ", without what identifies a person" : "";
-  return `Questions may go to ${status.large.model}${how}. ${status.leaves === "nothing" ? "" : said}`.trim();
+  const goes = t(status.large.text === "redacted" ? "asks_large_redacted" : "asks_large", { model: status.large.model });
+  return `${goes} ${status.leaves === "nothing" ? "" : said}`.trim();
 }
 
 function mb(value) {
@@ -111,20 +107,20 @@ async function poll() {
   try {
     const response = await fetch("status", { headers: headers(), cache: "no-store" });
     if (response.status === 401) {
-      showState("bad", "locked");
+      showState("bad", t("locked"));
       askForKey();
       return;
     }
     const status = await response.json();
     runs = status;
     get("model").textContent = status.model;
-    showState(status.ready ? "good" : "", status.ready ? "ready" : status.status);
+    showState(status.ready ? "good" : "", status.ready ? t("ready") : IS_KIOSK ? t("starting") : status.status);
     showFacts(status);
     get("promise").textContent = whatLeaves(status);
     recent = status.recent;
     showSpeed();
   } catch {
-    showState("bad", "no connection");
+    showState("bad", t("no_connection"));
     get("facts").replaceChildren(); // they are of another time
     get("glance").textContent = "";
   }
@@ -133,6 +129,8 @@ async function poll() {
 (async function watch() {
   for (;;) {
     if (!document.hidden && !get("door").open) await poll();
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    // A kiosk at which nobody stands shows no figures, and its device may sleep.
+    const rests = IS_KIOSK && runs?.ready && !isUnlocked && !isBegun();
+    await new Promise((resolve) => setTimeout(resolve, rests ? REST_MS : POLL_MS));
   }
 })();

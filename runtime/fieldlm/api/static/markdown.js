@@ -47,15 +47,15 @@ function markdown(text) {
   }
   for (const wide of made.querySelectorAll("table")) {
     const frame = element("div", "", "scroll");
-    Object.assign(frame, { tabIndex: 0, role: "region", ariaLabel: "Table" });
+    Object.assign(frame, { tabIndex: 0, role: "region", ariaLabel: t("table") });
     wide.replaceWith(frame);
     frame.append(wide);
   }
   for (const code of made.querySelectorAll("pre")) {
     const frame = element("div", "", "code");
-    Object.assign(code, { tabIndex: 0, role: "region", ariaLabel: "Code" });
+    Object.assign(code, { tabIndex: 0, role: "region", ariaLabel: t("code") });
     code.replaceWith(frame);
-    frame.append(code, copyButton(() => code.textContent, "Copy code"));
+    frame.append(code, copyButton(() => code.textContent, t("copy_code")));
   }
   return made;
 }
@@ -65,7 +65,7 @@ function copyButton(text, words) {
   button.type = "button";
   button.addEventListener("click", async () => {
     const isCopied = await copy(text());
-    button.textContent = isCopied ? "Copied" : "Could not copy";
+    button.textContent = t(isCopied ? "copied" : "not_copied");
     say(button.textContent);
     setTimeout(() => { button.textContent = words; }, 2000);
   });

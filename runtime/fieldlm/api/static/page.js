@@ -37,7 +37,7 @@ function button(words, act, className = "small") {
 function show(exchange) {
   const box = element("article", "", "exchange");
   const mine = element("div", "", "acts mine");
-  mine.append(button("Edit", () => edit(exchange)));
+  mine.append(button(t("edit"), () => edit(exchange)));
   const turn = element("div", "", "turn assistant");
   const notes = element("div", "", "notes");
   const acts = element("div", "", "acts");
@@ -58,8 +58,8 @@ function drawAnswer(exchange) {
 function drawEnd(exchange) {
   const { notes, acts } = view.get(exchange);
   const isLast = talk.exchanges.at(-1) === exchange;
-  const lines = [bySmallOrLarge(exchange), ENDED[exchange.ended]].filter(Boolean);
-  if (exchange.ended === "stop" && !exchange.answer) lines.push("The model said nothing.");
+  const lines = [bySmallOrLarge(exchange), endOf(exchange)].filter(Boolean);
+  if (exchange.ended === "stop" && !exchange.answer) lines.push(t("said_nothing"));
   const shown = lines.map((text) => element("p", text, "note"));
   if (exchange.ended === "error") {
     const failed = element("div", "", "note failed");
@@ -68,8 +68,8 @@ function drawEnd(exchange) {
   }
   following(() => {
     notes.replaceChildren(...shown);
-    const offers = exchange.answer ? [copyButton(() => exchange.answer, "Copy")] : [];
-    if (isLast && exchange.ended !== "running") offers.push(button("Ask again", () => retry(exchange)));
+    const offers = exchange.answer ? [copyButton(() => exchange.answer, t("copy"))] : [];
+    if (isLast && exchange.ended !== "running") offers.push(button(t("ask_again"), () => retry(exchange)));
     acts.replaceChildren(...offers);
   });
 }
@@ -89,8 +89,7 @@ function drawAll() {
 function drawTrimmed() {
   document.querySelectorAll(".trimmed").forEach((note) => note.remove());
   if (!talk.from || !talk.exchanges[talk.from]) return;
-  const words = "The beginning of this conversation no longer fits; the device does not see it any more.";
-  following(() => view.get(talk.exchanges[talk.from]).box.before(element("p", words, "note trimmed")));
+  following(() => view.get(talk.exchanges[talk.from]).box.before(element("p", t("trimmed"), "note trimmed")));
 }
 
 // ---- asking
@@ -98,9 +97,17 @@ function drawTrimmed() {
 async function failure(response) {
   if (response.status === 401) askForKey();
   const document = await response.json().catch(() => ({}));
-  const error = new Error(document.error?.message || `The device answered ${response.status}.`);
-  error.code = document.error?.code;
+  const code = document.error?.code;
+  const error = new Error(forCustomers(response.status, code) || document.error?.message || t("status", { status: response.status }));
+  error.code = code;
   return error;
+}
+
+// The device's own words are English and for who programs it.
+function forCustomers(status, code) {
+  if (!IS_KIOSK) return "";
+  if (code === "context_length_exceeded") return t("too_long");
+  return t([429, 503].includes(status) ? "busy" : "status", { status });
 }
 
 async function* events(response) {
@@ -135,7 +142,7 @@ async function answer(exchange, signal) {
   }
   let drawnMs = 0, keptMs = performance.now(), ended = null;
   for await (const event of events(response)) {
-    if (event.error) throw new Error(event.error.message);
+    if (event.error) throw new Error(IS_KIOSK ? t("broke_off") : event.error.message);
     const own = event.fieldlm;
     ended = event.choices?.[0]?.finish_reason ?? own?.outcome ?? ended;
     if (event.model) exchange.model = event.model;
@@ -154,13 +161,13 @@ async function answer(exchange, signal) {
       keptMs = nowMs;
     }
   }
-  if (ended === null) throw new Error("The answer broke off: the connection ended before it did.");
+  if (ended === null) throw new Error(t("broke_off"));
   return ended;
 }
 
 // A browser's own words for a lost connection differ and help nobody.
 function words(error) {
-  return error instanceof TypeError ? "The device cannot be reached. Is it still on?" : error.message;
+  return error instanceof TypeError ? t("out_of_reach") : error.message;
 }
 
 function setRunning(controller) {
@@ -334,13 +341,21 @@ addEventListener("storage", (event) => {
 
 function touch(event) {
   // Who comes after a sleep of the machine is somebody else; an input is theirs already, and follows a key or a finger.
-  if (event?.type !== "input" && isExpired() && isBegun()) startAnew();
+  if (event?.type !== "input" && isExpired() && isBegun()) leave();
   keepTouch();
   get("idle").hidden = true;
 }
 
+// Nobody is here any more, whoever it was.
+function leave() {
+  startAnew();
+  get("attendant").close();
+  setUnlocked(false);
+}
+
 function isBegun() {
-  return talk.exchanges.length > 0 || Object.keys(talk.settings).length > 0 || get("question").value || get("options").open;
+  return talk.exchanges.length > 0 || Object.keys(talk.settings).length > 0 || get("question").value || get("options").open
+    || isUnlocked || get("attendant").open;
 }
 
 for (const kind of ["pointerdown", "keydown", "input", "wheel"]) addEventListener(kind, touch, { passive: true });
@@ -351,16 +366,16 @@ setInterval(() => {
   if (!IDLE_S || !isBegun()) return void (touchedMs = Date.now());
   const leftS = Math.ceil(IDLE_S - idleMs() / 1000);
   if (leftS <= 0) {
-    startAnew();
+    leave();
     get("idle").hidden = true;
   } else if (leftS <= WARNING_S) {
-    if (get("idle").hidden) say("A new conversation begins soon. Press any key to stay.");
-    get("idle").textContent = `A new conversation begins in ${leftS} s. Touch the screen to stay.`;
+    if (get("idle").hidden) say(t("idle_soon"));
+    get("idle").textContent = t("idle_in", { seconds: leftS });
     get("idle").hidden = false;
   } else get("idle").hidden = true; // touched in another tab
 }, 1000);
 get("more").addEventListener("click", () => {
   get("more").setAttribute("aria-expanded", String(document.body.classList.toggle("open")));
 });
-get("settings").hidden = IS_KIOSK;
+if (KIOSK?.pin) talk.settings = {}; // an attendant chose them, who has not locked
 drawAll();

@@ -1,0 +1,1 @@
+"""The page on a screen in a public place."""
