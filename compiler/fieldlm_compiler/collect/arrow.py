@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from fieldlm.formats.record import Record
-from fieldlm_compiler.collect.sink import KEY, TEXT, Policy, Session
+from fieldlm_compiler.collect.sealed_text import TEXT
+from fieldlm_compiler.collect.sink import KEY, Policy, Session
 
 
 @cache

@@ -22,7 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from fieldlm.core import terminal
+from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm.core.logs import logger
 from fieldlm.core.urls import shown
@@ -31,6 +31,7 @@ from fieldlm.formats import block, topics
 from fieldlm.formats.record import WireError
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.rewrite import age_ms
+from fieldlm_compiler.collect.sealed_text import TextSealer, sealer_of
 from fieldlm_compiler.collect.sink import Sink
 
 log = logger(__name__)
@@ -78,8 +79,9 @@ class Collector:
         *,
         shards: range = range(topics.SHARDS),
         keep_text_ms: int | None = None,
+        sealer: TextSealer | None = None,
     ) -> None:
-        """`keep_text_ms` is how long text is kept; None for ever."""
+        """`keep_text_ms` is how long text is kept, None for ever; `sealer` encrypts it before it is stored."""
         self.url = broker_url
         self.fleet = fleet
         self.store = store
@@ -89,6 +91,7 @@ class Collector:
         self._filters = topics.collector_filters(fleet, shards)
         self._queue: queue.Queue[MqttMessage] = queue.Queue(QUEUE_MESSAGES)
         self._stop = threading.Event()
+        self._sealer = sealer
         self._keep_text_ms = keep_text_ms
         self._expired_s = float("-inf")
         self._client = _client(broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}")
@@ -144,7 +147,7 @@ class Collector:
         try:
             while not self._stop.is_set() or not self._queue.empty():
                 if batch := self._batch():
-                    for reply in take_in(self.store, self.fleet, batch, self.totals):
+                    for reply in take_in(self.store, self.fleet, batch, self.totals, self._sealer):
                         self._send(reply)
                     self.store.tidy()
                 if self._keep_text_ms is not None and time.monotonic() - self._expired_s > EXPIRE_EVERY_S:
@@ -179,7 +182,13 @@ def expire(store: Sink, keep_text_ms: int) -> int:
     return count
 
 
-def take_in(store: Sink, fleet: str, batch: Sequence[MqttMessage], totals: CollectTotals) -> list[Acknowledgement]:
+def take_in(
+    store: Sink,
+    fleet: str,
+    batch: Sequence[MqttMessage],
+    totals: CollectTotals,
+    sealer: TextSealer | None = None,
+) -> list[Acknowledgement]:
     """Commit a batch to the store and return the acknowledgements to send. Bad messages are counted and left out."""
     blocks: list[block.Block] = []
     hellos: list[topics.Hello] = []
@@ -193,7 +202,7 @@ def take_in(store: Sink, fleet: str, batch: Sequence[MqttMessage], totals: Colle
             totals.last_refusal = str(error)
             log.warning(f"collect: refused a message: {error}")
     upto: dict[tuple[str, int], dict[str, int]] = {}
-    for (device, epoch, stream), mark in store.append(blocks).items():
+    for (device, epoch, stream), mark in store.append(sealer.seal(blocks) if sealer else blocks).items():
         upto.setdefault((device, epoch), {})[stream] = mark
     replies = [_reply(fleet, device, epoch, marks) for (device, epoch), marks in upto.items()]
     for hello in hellos:
@@ -272,6 +281,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--keep-text", type=age_ms, metavar="AGE", help="blank text that is older, as 30d or 12h; figures stay"
     )
+    parser.add_argument(
+        "--seal-text", type=options.existing_file, metavar="PEM", help="encrypt text for this X25519 key as it comes"
+    )
     looking = parser.add_mutually_exclusive_group()
     looking.add_argument("--show", action="store_true", help="print counts and gaps of the store, and end")
     looking.add_argument("--compact", action="store_true", help="make few large files of many small ones, and end")
@@ -284,6 +296,7 @@ def main(argv: Sequence[str]) -> int:
     shards = parse_shards(args.shards)
     topics.parse_broker(args.broker)
     topics.collector_filters(args.fleet, shards)  # raises InputError for what is no name
+    sealer = sealer_of(args.seal_text) if args.seal_text else None
     with open_sink(args.store, forget=args.forget) as store:
         if args.compact:
             if args.keep_text is not None:
@@ -291,7 +304,7 @@ def main(argv: Sequence[str]) -> int:
             store.compact()
             terminal.show({"compacted": args.store}, f"{args.store} is compacted", as_json=args.json)
             return 0
-        collector = Collector(args.broker, args.fleet, store, shards=shards, keep_text_ms=args.keep_text)
+        collector = Collector(args.broker, args.fleet, store, shards=shards, keep_text_ms=args.keep_text, sealer=sealer)
         return _collect(collector, args.store, as_json=args.json)
 
 

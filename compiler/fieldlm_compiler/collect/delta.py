@@ -29,9 +29,9 @@ from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
 from fieldlm_compiler.collect.rewrite import HAS_TEXT
+from fieldlm_compiler.collect.sealed_text import TEXT
 from fieldlm_compiler.collect.sink import (
     KEY,
-    TEXT,
     Key,
     Policy,
     Raw,

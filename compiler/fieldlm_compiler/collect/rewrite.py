@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fieldlm_compiler.collect.sink import TEXT
+from fieldlm_compiler.collect.sealed_text import TEXT
 
 if TYPE_CHECKING:
     import duckdb

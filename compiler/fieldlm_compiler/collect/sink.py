@@ -19,6 +19,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.logs import logger
 from fieldlm.formats.block import Block, UnknownSchemaError
 from fieldlm.formats.record import Record, WireError
+from fieldlm_compiler.collect.sealed_text import TextReader, show_text
 
 if TYPE_CHECKING:
     import duckdb
@@ -31,7 +32,6 @@ Session = tuple[str, str]
 """Device and the session's hash, which only that device can make: nobody can have another's customers forgotten."""
 Policy = Literal["text", "rows"]
 
-TEXT = ("prompt", "answer", "correction")
 KEY = ("device", "epoch", "stream", "seq")
 UNKNOWN = "unknown schema"
 MOST_DEVICES = 1_000_000
@@ -71,6 +71,10 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True):
 class Sink(ABC):
     """One process writes to its part of a fleet; any number read."""
 
+    name = ""
+    """As who opened it named it."""
+    text_reader: TextReader | None = None
+    """What reads sealed text; without it that is empty."""
     linger_s = 0.0
     """How long a commit waits for company."""
 
@@ -162,9 +166,12 @@ class Sink(ABC):
         """Run SQL with the view `records` over everything that is stored; raises InputError when SQL is wrong."""
         import duckdb
 
+        if self.text_reader is not None:
+            self.text_reader.note(self.name, sql)
         for patience in (3, 2, 1, 0):
             try:
                 with self.connect() as duck:
+                    show_text(duck, self.text_reader)
                     found = duck.execute(sql, list(values))
                     names = [column[0] for column in found.description or []]
                     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
