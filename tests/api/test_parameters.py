@@ -8,11 +8,13 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
+from fieldlm.api.anthropic.requests import MessagesRequest
 from fieldlm.api.chat_request import ChatRequest, CompletionParams, parse
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
 from fieldlm.api.parameters import HARMLESS, REFUSED, SAYS_NOTHING
 from fieldlm.api.responses_request import ResponsesRequest
+from fieldlm.network.allowed_values import words_at
 from fieldlm.network.json_api import ApiError
 
 BODIES: dict[type[Any], dict[str, Any]] = {
@@ -21,6 +23,7 @@ BODIES: dict[type[Any], dict[str, Any]] = {
     ResponsesRequest: {"input": "Hi"},
     EmbeddingRequest: {"input": "Hi"},
 }
+MESSAGES = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "model": "m"}
 OPENAI: list[tuple[type[Any], Any]] = [
     (ChatRequest, chat_create_params.CompletionCreateParamsStreaming),
     (CompletionRequest, completion_create_params.CompletionCreateParamsStreaming),
@@ -119,3 +122,51 @@ def test_numbers_that_are_no_parameter_stay_as_they_were_written() -> None:
     body = json.dumps(BODIES[ChatRequest] | {"max_tokens": 9.0, "temperature": 1.0, "fallback": {"price": 3.0}})
     asked = parse(body.encode(), ChatRequest)
     assert (asked.max_tokens, asked.temperature, json.dumps(asked.fallback)) == (9, 1.0, '{"price": 3.0}')
+
+
+CALLED = {"type": "function", "function": {"name": "w"}}
+NOWHERE: list[tuple[type[Any], dict[str, Any], str]] = [
+    (ChatRequest, {"tool_choice": "some"}, "tool_choice is 'some'; want one of auto, none, required"),
+    (ChatRequest, {"tool_choice": {"type": "some"}}, "tool_choice.type is 'some'; want one of function, allowed_tools"),
+    (
+        ChatRequest,
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "some", "tools": [CALLED]}}},
+        "tool_choice.allowed_tools.mode is 'some'; want one of auto, required",
+    ),
+    (ChatRequest, {"tools": [CALLED, {**CALLED, "type": "x"}]}, "tools[1].type is 'x'; want one of function"),
+    (ChatRequest, {"function_call": "x"}, "function_call is 'x'; want one of auto, none"),
+    (
+        ChatRequest,
+        {"response_format": {"type": "xml"}},
+        "response_format.type is 'xml'; want one of json_object, json_schema, text",
+    ),
+    (CompletionRequest, {"priority": "high"}, "priority is 'high'; want one of batch, interactive, safety"),
+    (ResponsesRequest, {"truncation": "it's"}, 'truncation is "it\'s"; want one of auto, disabled'),
+    (
+        ResponsesRequest,
+        {"text": {"format": {"type": "x"}}},
+        "text.format.type is 'x'; want one of json_object, json_schema, text",
+    ),
+    (EmbeddingRequest, {"encoding_format": "hex"}, "encoding_format is 'hex'; want one of base64, float"),
+    (MessagesRequest, {"tool_choice": {"type": "x"}}, "tool_choice.type is 'x'; want one of any, auto, none, tool"),
+]
+
+
+@pytest.mark.parametrize(("kind", "given", "line"), NOWHERE)
+def test_a_word_that_is_none_of_those_is_told_which_there_are(
+    kind: type[Any], given: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(ApiError) as refusal:
+        parse(json.dumps((BODIES | {MessagesRequest: MESSAGES})[kind] | given).encode(), kind)
+    assert str(refusal.value) == line
+    assert refusal.value.code == "invalid_value"
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_no_list_of_words_is_kept_to_itself(kind: type[Any]) -> None:
+    for field in kind.__struct_fields__:
+        if not (words := words_at(kind, field)):
+            continue
+        with pytest.raises(ApiError) as refusal:
+            parse(json.dumps(BODIES[kind] | {field: "no such word"}).encode(), kind)
+        assert str(refusal.value).endswith(f"want one of {', '.join(words)}")

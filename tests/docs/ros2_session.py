@@ -47,6 +47,12 @@ def decides(other: Any) -> None:
     assert never.error
 
 
+def is_cancelled(goal: Any) -> None:
+    done(goal.cancel_goal_async())
+    cut = done(goal.get_result_async())
+    assert (cut.status, cut.result.outcome) == (GoalStatus.STATUS_CANCELED, "cancelled")
+
+
 def main(socket: str, schema: str) -> None:
     rclpy.init()
     settings = {"socket": socket + ".nobody", "schema": schema, "deadline_s": 120.0}
@@ -88,9 +94,7 @@ def main(socket: str, schema: str) -> None:
 
     long = start(prompt="Count from one to a thousand, in words.", max_tokens=1500)
     until(lambda: bool(said))
-    done(long.cancel_goal_async())
-    cut = done(long.get_result_async())
-    assert (cut.status, cut.result.outcome) == (GoalStatus.STATUS_CANCELED, "cancelled")
+    is_cancelled(long)
 
     decides(other)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fieldlm.inference.call_spellings import MARKS
 from fieldlm.inference.tool_calls import Call, CallReader
 
 SPELLINGS: dict[str, dict[str, Any]] = tomllib.loads(
@@ -51,6 +52,28 @@ def test_a_call_is_read_in_its_models_own_spelling_at_every_cut(spelling: dict[s
     for pieces in cuts(said(spelling)):
         found = [piece for piece in read(pieces) if not isinstance(piece, str) or piece.strip()]
         assert found == WANTED[spelling.get("calls", 1)], pieces
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_an_answer_that_breaks_off_shows_no_markup_and_calls_nothing_by_halves(spelling: dict[str, Any]) -> None:
+    whole, wanted = said(spelling), WANTED[spelling.get("calls", 1)]
+    marked = any(whole.startswith(mark) for mark in MARKS)
+    for end in range(1, len(whole)):
+        for before in ("", "On my way. "):
+            reader = CallReader(frozenset(SCHEMAS), schemas=SCHEMAS)
+            found = [*reader.push(before + whole[:end]), *reader.finish(is_cut=True)]
+            called = [(piece.name, json.loads(piece.arguments)) for piece in found if isinstance(piece, Call)]
+            assert called == wanted[: len(called)], whole[:end]
+            text = "".join(piece for piece in found if isinstance(piece, str))
+            # A bracket alone may be text.
+            if marked and not whole[:end].isalpha():
+                assert text.rstrip("<|｜[` \n") == before.strip(), whole[:end]
+
+
+@pytest.mark.parametrize("text", ["a list of", "x <", "```toml\nx\n```", "a[", "<b", "{", "go", "see [1] <"])
+def test_an_answer_that_breaks_off_keeps_what_may_be_text(text: str) -> None:
+    reader = CallReader(frozenset(SCHEMAS), schemas=SCHEMAS)
+    assert "".join(map(str, [*reader.push(text), *reader.finish(is_cut=True)])) == text
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)

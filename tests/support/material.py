@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.files import link_or_copy, sha256_file
@@ -127,11 +128,27 @@ def compiled_for(bundle: Bundle, profile: str, folder: Path) -> Path:
     return folder
 
 
+def cut_gguf(path: Path, *, layers: int, kind: int) -> Path:
+    """Write the first layers of the small model to `path`, in a ggml type that gguf can write; it talks nonsense."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    gguf = Gguf.read(smollm2_gguf())
+    gguf.set_number("llama.block_count", layers)
+    for name, (shape, written, data) in list(gguf.tensors.items()):
+        if name.startswith("blk.") and int(name.split(".")[1]) >= layers:
+            del gguf.tensors[name]
+        elif len(shape) == 2:
+            floats = dequantize(data.reshape(shape[1], -1), GGMLQuantizationType(written))
+            rows = quantize(floats, GGMLQuantizationType(kind)).view(np.uint8)
+            gguf.tensors[name] = (shape, kind, rows.reshape(-1))
+    return gguf.write(path)
+
+
 def lora_gguf(
     path: Path, *, seed: int = 0, scale: float = 1.0, architecture: str = "llama", rows: int = 1536, layer: int = 29
 ) -> Path:
     """Write a random LoRA for the small model's last MLP to `path`: `scale` 0.5 changes answers, NaN breaks them."""
-    import numpy as np
     from gguf import GGUFWriter
 
     rng = np.random.default_rng(seed)

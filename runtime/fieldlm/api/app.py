@@ -53,7 +53,7 @@ from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.model_pool import ModelPool
 from fieldlm.inference.warmup import UnreadyReason
 from fieldlm.network.api_keys import Keys
-from fieldlm.network.auth import AuthMiddleware
+from fieldlm.network.auth import WHOSE, AuthMiddleware
 from fieldlm.network.cors import AllowedOrigins
 from fieldlm.network.json_api import ApiError, as_json, error_response, read_body
 
@@ -178,6 +178,7 @@ class _Api:
         """Go on with prompts; spoken by `voice`, by OpenAI's choices else."""
         came_s = time.monotonic()
         asked.refuse()
+        asked = asked.of(request.scope.get("state", {}).get(WHOSE, ""))
         self._refuse_large(asked.model)
         with ExitStack() as needs:
             serving = await self.admission.admit(request, needs, asked.model, asked.terms(), asked.keep_s)
@@ -219,6 +220,7 @@ class _Api:
         """Answer a conversation of `size` bytes, whichever API it came by."""
         came_s = time.monotonic()
         asked.refuse()
+        asked = asked.of(request.scope.get("state", {}).get(WHOSE, ""))
         toolbox = asked.toolbox()
         messages = asked.conversation_so_far()
         tools = toolbox.plain if toolbox else None

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import msgspec
 
@@ -31,6 +31,7 @@ from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Schedule, T
 from fieldlm.engines.constraint import Kind, Rule
 from fieldlm.escalation.cascade import Verdict
 from fieldlm.escalation.policy import Wish
+from fieldlm.network.allowed_values import unknown_word
 from fieldlm.network.json_api import ApiError
 
 UNLIMITED = 1 << 20
@@ -126,6 +127,7 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     on_miss: Any = None  # what `fallback` was called before
     large: Wish | None = None
     keep_alive: float | str | None = None  # Ollama's
+    cache_salt: str | None = None  # vLLM's
 
     @property
     def keep_s(self) -> float | None:
@@ -156,12 +158,17 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
         schema = format.json_schema.schema if format.json_schema else format.schema
         return {**found, "response_format": rule_of(format.type, schema, "response_format.json_schema.schema")}
 
+    def of(self, whose: str) -> Self:
+        """Return the request as one of the key `whose`, whose prompts are remembered for nobody else."""
+        return msgspec.structs.replace(self, cache_salt=f"{whose}/{self.cache_salt or ''}")
+
     def terms(self, spent_s: float = 0.0) -> Schedule:
         """Return when the answer is wanted, by the engine's clock: `spent_s` have passed since the request came."""
         return Schedule(
             priority=self.priority,
             deadline_s=_left_s(self.deadline_ms, spent_s),
             max_queue_s=_left_s(self.max_queue_ms, spent_s),
+            cache_salt=self.cache_salt or "",
         )
 
     def sampling(self, max_tokens: int, constraint: Constraint | None, index: int, logprobs: int | None) -> Sampling:
@@ -354,6 +361,8 @@ def parse(body: bytes, kind: type[T]) -> T:
         found = where.strip("`").removeprefix("$").removeprefix(".")
         missing = re.search(r"missing required field `(\w+)`", what)
         param = ".".join(filter(None, (found, missing[1] if missing else ""))) or None
+        if unknown := unknown_word(what, kind, found):
+            raise ApiError(400, unknown, param=param, code="invalid_value") from error
         raise ApiError(400, f"{param or 'the body'}: {what}", param=param, code="invalid_type") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
@@ -365,7 +374,10 @@ def converted(given: dict[str, Any], kind: type[T]) -> T:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
-        raise ApiError(400, f"{where.strip('`') or 'the body'}: {what}", code="invalid_type") from error
+        where = where.strip("`")
+        if unknown := unknown_word(what, kind, where):
+            raise ApiError(400, unknown, code="invalid_value") from error
+        raise ApiError(400, f"{where or 'the body'}: {what}", code="invalid_type") from error
 
 
 def _left_s(millis: float | None, spent_s: float) -> float | None:

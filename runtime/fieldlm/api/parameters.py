@@ -83,7 +83,7 @@ REFUSED = {name: why for why, names in _REFUSED.items() for name in names.split(
 """Parameters that would change the answer and are not built, or have another name here: what to do instead."""
 _HARMLESS = """
     user metadata safety_identifier service_tier prompt_cache_key prompt_cache_retention prompt_cache_options
-    cache_prompt cache_salt request_id rid timings_per_token return_progress stream_reasoning
+    cache_prompt request_id rid timings_per_token return_progress stream_reasoning
     separate_reasoning include_reasoning kv_transfer_params mm_processor_kwargs data_parallel_rank
     disaggregated_params bootstrap_host bootstrap_port bootstrap_room provider usage extra_headers timeout
 """

@@ -50,7 +50,7 @@ class StreamedChoice:
         pieces: list[str | Call] = self._reader.push(chunk.text) if self._reader else [chunk.text]
         if chunk.outcome is not None:
             self.outcome, self.error = chunk.outcome, chunk.error
-            pieces += self._reader.finish() if self._reader else []
+            pieces += self._reader.finish(is_cut=chunk.outcome != "stop") if self._reader else []
         said = Said(
             index=self.index,
             text="".join(piece for piece in pieces if isinstance(piece, str)),

@@ -86,6 +86,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_watts: Annotated[
         float, _engine("watts that it may take while it computes, as its sensor says; 0 is no limit", check.watts, 0.0)
     ]
+    repeatable: Annotated[
+        bool, _engine("the same answer every time, whatever else it computes; slower", check.switch, False)
+    ]
     models: Annotated[
         tuple[str, ...],
         _models(

@@ -121,6 +121,7 @@ def options_for(config: Config, profile: Profile, bundle: Bundle) -> "EngineOpti
         context=context_of(config, profile, bundle),
         parallel=config.parallel or profile.runtime.parallel,
         profile=profile,
+        repeatable=config.repeatable,
     )
 
 

@@ -73,12 +73,15 @@ class Schedule:
     Within a class the earliest deadline comes first. A `batch` answer gives its sequence up to the other classes while
     they want it and is resumed later; its reader sees only a pause, and `preempted` where its time ran out in it. One
     that is `alone` shares no step with others, and its timings count none but its own: it is asked to be measured.
+
+    What is remembered of a prompt serves those of the same `cache_salt` alone, or everybody where that is None.
     """
 
     priority: Priority = "interactive"
     deadline_s: float | None = None
     max_queue_s: float | None = None
     alone: bool = False
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +143,7 @@ RANGES: dict[str, tuple[float, float]] = {
 class Chunk:
     """A piece of an answer: whole UTF-8 characters, and the tokens it took. The last chunk has an outcome.
 
-    `margins` has one entry a token: the gap between the two largest logits where it was chosen. So has `choices`, when
-    the sampling asked for them.
+    `margins` has an entry a token: the gap between the two largest logits it was chosen from; `choices` too, if asked.
     """
 
     text: str
@@ -156,10 +158,9 @@ class Chunk:
 class Timings:
     """Where the time of one answer went, in seconds and counts of tokens, and how sure the model was.
 
-    The latter is told by the `free_tokens` alone, those that were chosen out of several; the one that ends an answer is
-    among them, what a constraint forced is not. `margin` is their mean gap between the two largest logits it was chosen
-    from, `min_margin` the least; `min_logprob` and `mean_logprob` are of their natural log probabilities by the model's
-    own distribution. Low means unsure; without a free token there is none of them, and a `margin` of 0.
+    The latter is told by `free_tokens` alone, chosen out of several, the one that ends an answer too. `margin` is their
+    mean gap between the two largest logits there, `min_margin` the least; `min_logprob` and `mean_logprob` are
+    of their natural log probabilities in the model's own distribution. Low means unsure; without a free token, none.
 
     Of the tokens that were drafted, those that were accepted are in the answer. `batch_size` is the mean number of
     answers that had a sequence while this one was written, itself among them: what its speed can be compared by.
@@ -298,8 +299,7 @@ class SupportsStateSnapshot(Protocol):
     def remember(self, tokens: Sequence[int], state: bytes, *, adapter: str | None = None) -> bool:
         """Begin as if `tokens` had been computed; False when the engine refuses.
 
-        `state` must come from `remembered` of an engine of the same `build` with the same weights and adapter: its
-        bytes are not checked.
+        `state`, which is not checked, must be `remembered` by one of the same `build` with these weights and adapter.
         """
         ...
 
@@ -326,9 +326,9 @@ class EngineOptions:
     """How an engine runs: `parallel` answers at a time share `context` tokens each; None is the engine's choice.
 
     `threads` are used whatever happens, for prompts `prefill_threads`, if said; without it, as many as there are cores
-    for now, `most_threads` at most, and for prompts `most_prefill_threads`, which is `most_threads` where nobody says.
-    A step takes `batch` tokens of prompts, computed `ubatch` at a time. `profile` says how weights and caches are held
-    (types, flash attention, mapping) and what computes; what it promises and this machine or build has not is an error.
+    for now, `most_threads` at most, and for prompts `most_prefill_threads`, else `most_threads`. A step takes `batch`
+    tokens of prompts, computed `ubatch` at a time. `profile` says how weights and caches are held and what computes; a
+    promise that is not kept is an error. `repeatable` answers hang on nothing that was or is computed beside them.
     """
 
     threads: int | None = None
@@ -340,6 +340,7 @@ class EngineOptions:
     batch: int | None = None
     ubatch: int | None = None
     profile: Profile | None = None
+    repeatable: bool = False
 
 
 DEFAULT_OPTIONS = EngineOptions()

@@ -27,6 +27,7 @@ from fieldlm.engines.memory_plan import PREFILL_ALONE, ensure_fits, plan, servab
 from fieldlm.engines.request import Words, check_terms
 from fieldlm.engines.request_queue import DeadlineTimer
 from fieldlm.engines.sampling import Floats, check_sampling
+from fieldlm.engines.sequences.batch_invariance import BatchInvariance, is_plain
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.gguf import check_adapter, read_header
 from fieldlm.hardware.cores import CoreWatch, fast_cores, home, stay
@@ -96,7 +97,8 @@ class LlamaEngine:
             raise InputError(f"{parallel=} and {context=}: want 1 to {MAX_PARALLEL} answers of at least 1 token")
         self._header = read_header(path)
         context, parallel = servable(self._header, context=context, parallel=parallel)
-        self._layout = layout
+        self._is_repeatable = options.repeatable
+        layout = self._layout = layout.repeatable() if options.repeatable else layout
         self._batch = options.batch or PREFILL_ALONE
         self._ubatch = min(options.ubatch or self._batch, self._batch)
         ensure_fits(
@@ -387,7 +389,9 @@ class LlamaEngine:
         )
         most = max(self._threads, self._prefill_threads)
         pace = Pace(most, CoreWatch(most) if self.gives_way else None)
-        worker = LlamaScheduler(weights, memory, sequences=self._parallel, prefill=self._batch, pace=pace)
+        can_hold = self._layout.is_row_by_row and weights.keeps_positions and is_plain(self._header)
+        invariance = BatchInvariance(memory, weights.vocabulary, can_hold=can_hold) if self._is_repeatable else None
+        worker = LlamaScheduler(weights, memory, self._parallel, prefill=self._batch, pace=pace, invariance=invariance)
         return _Loaded(weights, memory, worker)
 
     def _start_thread(self, loaded: "_Loaded") -> BackgroundTask:

@@ -360,8 +360,8 @@ class Context:
         # be 50 MB.
         params.n_outputs_max = max(sequences, MOST_ROWS)
         params.n_threads, params.n_threads_batch = threads, prefill_threads
-        # One buffer for all sequences, so that a shared prefix is stored and read once.
-        params.kv_unified = True
+        # One buffer for all sequences, so that a shared prefix is stored and read once; else cells are positions.
+        params.kv_unified = not layout.has_own_cells
         # The callback runs hundreds of times a token: C's strlen over a flag keeps Python out of it.
         self._flag = ctypes.create_string_buffer(2)
         self._weights = weights
@@ -379,6 +379,7 @@ class Context:
         self._row_type = ctypes.c_float * weights.vocabulary
         self._rows: dict[int, Floats] = {}
         self._adapter: LoraAdapter | None = None
+        self._has_own_cells = layout.has_own_cells
 
     def close(self) -> None:
         api.llama_free(self._context)
@@ -442,5 +443,8 @@ class Context:
         return api.llama_state_seq_set_data(self._context, data, len(state), sequence) > 0
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Let the empty sequence `target` begin with the first `length` tokens of `source`, sharing their memory."""
-        api.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        """Let the empty sequence `target` begin with the first `length` tokens of `source`, if need be in a copy."""
+        if not self._has_own_cells:
+            api.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        elif self.restore(target, self.state(source)):
+            self.cut(target, length)

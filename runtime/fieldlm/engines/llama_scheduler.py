@@ -8,18 +8,16 @@ comes back as a prompt that is as long as it got.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple
 
-from fieldlm.engines import Chunk, Outcome, Sampling, Schedule
-from fieldlm.engines.answer_stream import AnswerStream
+from fieldlm.engines import Chunk, Outcome
 from fieldlm.engines.fair_share import FairShare
 from fieldlm.engines.llama_api import ABORTED, NO_ROOM, Batch, Context, LlamaWeights, LoraAdapter
 from fieldlm.engines.memory_plan import PREFILL_ALONE
-from fieldlm.engines.prompt_lookup import Costs, Lookup, common_prefix
-from fieldlm.engines.request import Request, Words
+from fieldlm.engines.prompt_lookup import Costs, common_prefix
 from fieldlm.engines.request_queue import RequestQueue
+from fieldlm.engines.sequences.batch_invariance import BatchInvariance
+from fieldlm.engines.sequences.slots import BatchSpan, LlamaRequest, Slot
 from fieldlm.hardware.governor import Pace
 
 # Prompt tokens a step while an answer is being written: what it waits between two tokens. And of a batch prompt: what
@@ -29,57 +27,12 @@ PREFILL_BEHIND = 16
 WORTH_WAITING = 32  # tokens of prefix another sequence is just computing, for which a request waits a step
 
 
-class LlamaRequest(Request):
-    """A request, the adapter that is switched on for it, and what drafts its answer where that was asked for."""
-
-    def __init__(
-        self,
-        answer: AnswerStream,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        terms: Schedule,
-        *,
-        words: Words,
-        context: int,
-        adapter: LoraAdapter | None,
-    ) -> None:
-        super().__init__(answer, prompt, sampling, terms, words=words, context=context)
-        self.adapter = adapter
-        self.lookup = None if sampling.prediction is None else Lookup(prompt, sampling.prediction)
-
-
-@dataclass(eq=False)
-class Slot:
-    """One sequence: the tokens its memory holds, and those still to compute for the request that runs on it."""
-
-    sequence: int
-    tokens: list[int] = field(default_factory=list[int])
-    pending: list[int] = field(default_factory=list[int])
-    adapter: LoraAdapter | None = None
-    request: LlamaRequest | None = None
-    used: int = 0
-    """The step this slot was last part of."""
-
-
-class BatchSpan(NamedTuple):
-    """What one slot computes in one step: `width` of its pending tokens; `row` is the last one's place in the batch.
-
-    The tokens of `draft`, guesses at what the answer says next, stand behind it.
-    """
-
-    slot: Slot
-    request: LlamaRequest
-    width: int
-    row: int
-    draft: Sequence[int] = ()
-
-
 class LlamaScheduler:
     """The sequences of one context. Everything but `look`, the line and the counts is for the engine's thread alone."""
 
     def __init__(
-        self, weights: LlamaWeights, context: Context, *, sequences: int, prefill: int = PREFILL_ALONE,
-        pace: Pace,
+        self, weights: LlamaWeights, context: Context, sequences: int, *, prefill: int = PREFILL_ALONE,
+        pace: Pace, invariance: BatchInvariance | None = None,
     ) -> None:  # fmt: skip
         self.waiting: RequestQueue[LlamaRequest] = RequestQueue()
         self._weights = weights
@@ -89,7 +42,8 @@ class LlamaScheduler:
         self._prefill = prefill
         self._batch = Batch(prefill + sequences)
         self._adapter: LoraAdapter | None = None
-        self._turns = FairShare[tuple[LoraAdapter | None, bool]]()
+        self._turns = FairShare[tuple[LoraAdapter | None, int | None]]()
+        self._invariance = invariance
         self._step = 0
         self._prefilling: tuple[LlamaRequest, ...] = ()
         self._retired: list[LoraAdapter] = []
@@ -175,7 +129,7 @@ class LlamaScheduler:
         if not self._context.restore(slot.sequence, state):
             self._clear(slot)
             return False
-        slot.tokens, slot.adapter = list(tokens), adapter
+        slot.tokens, slot.adapter, slot.cache_salt = list(tokens), adapter, None
         return True
 
     def retire(self, adapter: LoraAdapter) -> None:
@@ -197,12 +151,21 @@ class LlamaScheduler:
             elif (len(self._free()) > kept or self._make_room(request)) and self.waiting.take(request):
                 self._place(request)
 
+    def _is_strict(self, adapter: LoraAdapter | None) -> bool:
+        """Whether answers with `adapter` are computed alone and from their beginning, so that they can be repeated."""
+        return self._invariance is not None and not self._invariance.holds(adapter)
+
     def _free(self) -> list[Slot]:
         return [slot for slot in self._slots if slot.request is None]
 
     def _make_room(self, request: LlamaRequest) -> bool:
         """Have the least urgent batch answer give its sequence up for one of another class."""
-        batch = [(slot.request.urgency, slot) for slot in self._slots if slot.request and slot.request.is_batch]
+        # What is computed strictly cannot be taken up again: as a prompt, its words would come out otherwise.
+        batch = [
+            (slot.request.urgency, slot)
+            for slot in self._slots
+            if slot.request and slot.request.is_batch and not self._is_strict(slot.adapter)
+        ]
         if request.is_batch or not batch:
             return False
         _, slot = max(batch, key=lambda pair: pair[0])
@@ -215,7 +178,7 @@ class LlamaScheduler:
 
     def _prefix_is_coming(self, request: LlamaRequest) -> bool:
         """Whether a sequence as urgent is computing much of this prompt right now; then copying it later is cheaper."""
-        if not self._weights.keeps_positions:
+        if not self._weights.keeps_positions or self._is_strict(request.adapter):
             return False
         have = max(self._shared(slot, request) for slot in self._slots)
         coming = max(
@@ -225,6 +188,7 @@ class LlamaScheduler:
                 if slot.request
                 and len(slot.pending) > 1
                 and slot.adapter is request.adapter
+                and slot.cache_salt in (None, request.terms.cache_salt)
                 and slot.request.is_batch <= request.is_batch
             ),
             default=0,
@@ -233,14 +197,17 @@ class LlamaScheduler:
 
     def _shared(self, slot: Slot, request: LlamaRequest) -> int:
         """Tokens of `request` that `slot` already holds; the last one is computed anyway, for its logits."""
-        if slot.adapter is not request.adapter or not self._weights.keeps_positions:
+        if slot.adapter is not request.adapter or not self._weights.keeps_positions or self._is_strict(slot.adapter):
             return 0
-        return min(common_prefix(slot.tokens, request.tokens), len(request.tokens) - 1)
+        return min(common_prefix(slot.tokens, request.tokens), slot.serves(request), len(request.tokens) - 1)
 
     def _place(self, request: LlamaRequest) -> None:
         if not request.prepare():
             return
         free = self._free()
+        if self._invariance is not None and not self._invariance.is_known:
+            self._clear(free[0])
+            self._invariance.find_out(free[0].sequence)
         best = max(self._slots, key=lambda slot: self._shared(slot, request))
         shared = self._shared(best, request)
         # A sequence that holds much else is somebody's conversation: take the beginning, leave the rest.
@@ -252,6 +219,8 @@ class LlamaScheduler:
             self._clear(slot)
         if slot is not best and shared:
             self._context.copy(best.sequence, slot.sequence, shared)
+        slot.shared = min(shared, len(best.tokens) if best.cache_salt is None else best.shared)
+        slot.cache_salt = request.terms.cache_salt
         slot.tokens = request.tokens[:shared]
         slot.pending = request.tokens[shared:]
         slot.adapter = request.adapter
@@ -262,10 +231,11 @@ class LlamaScheduler:
 
     def _turn(self) -> list[Slot]:
         """Return the slots of the next step: all slots of one adapter; a slot that must run alone comes alone."""
-        groups: dict[tuple[LoraAdapter | None, bool], list[Slot]] = {}
+        groups: dict[tuple[LoraAdapter | None, int | None], list[Slot]] = {}
         for slot in self._slots:
             if slot.request is not None:
-                groups.setdefault((slot.adapter, slot.request.terms.alone), []).append(slot)
+                is_alone = slot.request.terms.alone or self._is_strict(slot.adapter)
+                groups.setdefault((slot.adapter, slot.sequence if is_alone else None), []).append(slot)
         if not groups:
             return []
         ways = {group: all(slot.request and slot.request.is_batch for slot in slots) for group, slots in groups.items()}
@@ -336,7 +306,7 @@ class LlamaScheduler:
         if request is None or request.lookup is None or not request.count or not self._weights.keeps_positions:
             return []
         request.lookup.follow(request.tokens)
-        if len(self.waiting) or self.running > 1:
+        if len(self.waiting) or self.running > 1 or self._is_strict(slot.adapter):
             return []
         # One less than is left to say: the last one follows from the logits behind the draft.
         return request.lookup.draft(len(slot.pending), request.capacity - len(request.tokens) - 1, self._costs)
@@ -353,6 +323,8 @@ class LlamaScheduler:
 
     def _room(self, longer: Sequence[LlamaRequest]) -> int:
         """Return how many tokens of prompts one step may take, so that nobody waits long for the next one."""
+        if self._is_strict(self._adapter):
+            return self._prefill
         if all(request.is_batch for request in longer):
             has_people = any(slot.request and not slot.request.is_batch for slot in self._slots)
             return PREFILL_BEHIND if has_people else PREFILL_BESIDE
@@ -433,8 +405,8 @@ class LlamaScheduler:
 
     def _clear(self, slot: Slot) -> None:
         self._context.cut(slot.sequence)
-        slot.tokens = []
-        slot.adapter = None
+        slot.tokens, slot.shared = [], 0
+        slot.adapter = slot.cache_salt = None
 
     def _free_retired(self) -> None:
         for adapter in list(self._retired):

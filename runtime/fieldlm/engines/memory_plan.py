@@ -88,7 +88,8 @@ def plan(
     """
     isa = () if layout.gpu else isa
     context, parallel = servable(header, context=context, parallel=parallel)
-    cells = -(-context * parallel // CELL_STEP) * CELL_STEP
+    own, shared = (context, parallel) if layout.has_own_cells else (context * parallel, 1)
+    cells = -(-own // CELL_STEP) * CELL_STEP * shared
     doubled = _doubled(header, isa)
     return MemoryPlan(
         weights=(sum(tensor.size for tensor in header.tensors.values()) + doubled) / MB,

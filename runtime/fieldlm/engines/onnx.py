@@ -144,6 +144,7 @@ class OnnxEngine:
         self._tokens: int = self._session.get_outputs()[0].shape[2]
         self._weights_mb = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*")) / 1e6
         self._parallel = max(1, options.parallel)
+        self._is_repeatable = options.repeatable
         token_bytes = _token_bytes(self._session)
         ensure_caches_fit(model.name, token_bytes=token_bytes, context=self.context, parallel=self._parallel)
         self._changed = threading.Condition()
@@ -260,7 +261,8 @@ class OnnxEngine:
     def _make_room(self, request: _OnnxRequest) -> bool:
         """Have the least urgent batch answer give its place up for one of another class."""
         batch = [running for running in self._running if running.is_batch]
-        if request.is_batch or not batch:
+        # What gave its place up is read again as a prompt, whose rounding is another.
+        if request.is_batch or not batch or self._is_repeatable:
             return False
         parked = max(batch, key=lambda running: running.urgency)
         self._leave(parked)

@@ -44,6 +44,7 @@ class OpenOptions(TypedDict, total=False):
     context: int | None
     parallel: int
     profile: Profile | None
+    repeatable: bool
     trusted: frozenset[str]
 
 

