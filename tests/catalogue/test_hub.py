@@ -159,7 +159,9 @@ def test_what_cannot_be_fetched_is_one_line(served: Hub, monkeypatch: pytest.Mon
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(client, "CONNECT_S", 1.0)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UnavailableError, match=r"the hub http://127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(
+        UnavailableError, match=r"the hub http://127\.0\.0\.1:9 does not answer: Connection refused; try"
+    ):
         pull(NAME)
     monkeypatch.setenv("HF_ENDPOINT", "ftp://hub")
     with pytest.raises(InputError, match="want an http"):

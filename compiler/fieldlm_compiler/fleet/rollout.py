@@ -28,7 +28,7 @@ WORDS = ("start", "watch", "show", "pause", "resume", "abort")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `fieldlm rollout`; exit code 1 when the release was taken back."""
+    """Run `fieldlm rollout`; exit code 1 when the release was taken back, unless that is what was asked for."""
     args = _parse(argv)
     path = args.memory / "rollout.json"
     if args.what == "show":
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         if args.what == "watch" or (args.what in ("start", "resume") and not args.once):
             watch(controller, store, args)
     terminal.show(controller.state, describe(controller.state), as_json=args.json)
-    return _verdict(controller.state)
+    return 0 if args.what == "abort" else _verdict(controller.state)
 
 
 def watch(controller: Controller, store: Sink, args: argparse.Namespace) -> None:

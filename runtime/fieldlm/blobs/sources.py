@@ -16,7 +16,7 @@ from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.hours import HourWindow
 from fieldlm.core.urls import credentials, shown
 from fieldlm.hardware.clock import is_set
-from fieldlm.network.bounded_http import MinimumRate, connections
+from fieldlm.network.bounded_http import MinimumRate, cause_of, connections
 
 CONNECT_S, READ_S = 10.0, 30.0
 LEAST_BYTES, LEAST_WITHIN_S = 16 << 10, 60.0  # GPRS brings ten times as much; what is slower only holds the device
@@ -136,7 +136,7 @@ class WebSource:
         try:
             response = self._pool.request("GET", url, headers=headers, preload_content=False)
         except urllib3.exceptions.HTTPError as error:
-            raise UnavailableError(f"{self.name} does not answer: {error}; try again later") from error
+            raise UnavailableError(f"{self.name} does not answer: {cause_of(error)}; try again later") from error
         is_read = False
         try:
             reader = _Counted(self, lambda size: response.read1(size, decode_content=False))
@@ -184,7 +184,7 @@ class _Counted:
                 parts.append(part)
                 left -= len(part)
         except (OSError, urllib3.exceptions.HTTPError) as error:
-            raise UnavailableError(f"{self._source.name} broke off: {error}; try again later") from error
+            raise UnavailableError(f"{self._source.name} broke off: {cause_of(error)}; try again later") from error
         return b"".join(parts)
 
 

@@ -17,7 +17,7 @@ from fieldlm.catalogue.download import download
 from fieldlm.catalogue.names import HUB
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.urls import shown
-from fieldlm.network.bounded_http import connections
+from fieldlm.network.bounded_http import cause_of, connections
 
 ENDPOINT = "https://huggingface.co"
 PREFERRED = ("Q4_K_M", "Q4_0")
@@ -102,7 +102,9 @@ def _files(repository: str, revision: str) -> list[HubFile]:
         body = response.read(MOST_BYTES, decode_content=True)
         response.close()
     except urllib3.exceptions.HTTPError as error:
-        raise UnavailableError(f"the hub {shown(endpoint)} does not answer: {error}; try again later") from error
+        raise UnavailableError(
+            f"the hub {shown(endpoint)} does not answer: {cause_of(error)}; try again later"
+        ) from error
     if response.status in REFUSED:
         raise InputError(
             f"the hub has no model {repository} at {revision}, or does not show it to you ({response.status}); "

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     status, readiness = server.get("/ready")
     rows = [_row(model, readiness["status"]) for model in listed["data"] if not model["fieldlm"].get("large")]
     rows += [_large(model) for model in listed["data"] if model["fieldlm"].get("large")]
-    seen = ("model", "generation", "engine", "quant", "context", "requests")
+    seen = ("model", "generation", "engine", "quant", "context", "running")
     header = (*seen, "memory MB", "idle", "expires", "state")
     terminal.show({"models": listed["data"], "ready": readiness}, terminal.table(rows, header), as_json=args.json)
     return 0 if status == OK else 1

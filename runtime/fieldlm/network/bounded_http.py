@@ -109,3 +109,12 @@ def _context() -> ssl.SSLContext:
         warnings.simplefilter("ignore", SystemTimeWarning)  # the device says it itself, in one line
         context.verify_flags |= NO_CHECK_TIME
     return context
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what the system said of a failed request, without what urllib3 tells of its own objects around it."""
+    while isinstance(inner := getattr(error, "reason", None) or error.__cause__, BaseException):
+        error = inner
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error.args[-1] if error.args else error)

@@ -20,7 +20,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from fieldlm.core.config import NO_NETWORK, Config, load_config
 from fieldlm.core.errors import ConfigError, InputError, TrustError, UnavailableError
 from fieldlm.core.urls import shown
-from fieldlm.network.bounded_http import connections
+from fieldlm.network.bounded_http import cause_of, connections
 from fieldlm.network.certificates import certificate_at, certificate_sha256
 
 EXAMPLE = "http://127.0.0.1:8080"
@@ -84,7 +84,7 @@ class HttpClient:
                 raise UnavailableError(f"{self.url} answers with more than {MOST_BYTES >> 20} MiB; is it fieldlm?")
             return response.status, answer
         except HTTPError as error:
-            raise UnavailableError(f"the answer of {self.url} broke off: {_reason(error)}") from error
+            raise UnavailableError(f"the answer of {self.url} broke off: {cause_of(error)}") from error
         finally:
             response.close()
 
@@ -110,7 +110,7 @@ class HttpClient:
                         raise UnavailableError(refusal(event))
                     yield event
         except (HTTPError, msgspec.MsgspecError) as error:
-            raise UnavailableError(f"the answer of {self.url} broke off: {_reason(error)}") from error
+            raise UnavailableError(f"the answer of {self.url} broke off: {cause_of(error)}") from error
         finally:
             self._streams.discard(response)
             response.close()
@@ -134,9 +134,9 @@ class HttpClient:
             raise self._nobody(error) from error
         except SSLError as error:
             hint = "SSL_CERT_FILE may name a PEM file of who vouches for it"
-            raise TrustError(f"{self.url} cannot be trusted: {_reason(error)}; {hint}") from error
+            raise TrustError(f"{self.url} cannot be trusted: {cause_of(error)}; {hint}") from error
         except HTTPError as error:
-            raise UnavailableError(f"{self.url} gives no answer: {_reason(error)}; is it fieldlm?") from error
+            raise UnavailableError(f"{self.url} gives no answer: {cause_of(error)}; is it fieldlm?") from error
 
     def _pinned(self) -> HTTPConnectionPool:
         """Return connections to who has the certificate that is known."""
@@ -156,7 +156,7 @@ class HttpClient:
 
     def _nobody(self, error: Exception) -> NobodyAnswersError:
         start = "start one with: fieldlm serve MODEL"
-        return NobodyAnswersError(f"no server answers at {self.url}: {_reason(error)}; {start}")
+        return NobodyAnswersError(f"no server answers at {self.url}: {cause_of(error)}; {start}")
 
     def _document(self, status: int, data: bytes) -> tuple[int, Any]:
         try:
@@ -217,11 +217,6 @@ def _lines(response: BaseHTTPResponse) -> Iterator[bytes]:
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
     yield rest
-
-
-def _reason(error: Exception) -> str:
-    """Return what the system said, without what urllib3 tells of its own objects."""
-    return str(error.__cause__ or error)
 
 
 class _UnixConnection(HTTPConnection):
