@@ -77,7 +77,7 @@ def test_a_collector_looks_by_itself_and_the_command_once(tmp_path: Path, capsys
     assert main(["collect", "--store", str(store), "--compact", "--keep-text", "24h"]) == 0
     assert not holds(store, OLD.encode())
     assert main(["collect", "--store", str(store), "--keep-text", "a month"]) == 2
-    assert "want days or hours, as 30d or 12h" in capsys.readouterr().err
+    assert "want a number of days or hours, as 30d or 12h" in capsys.readouterr().err
 
 
 def test_a_topic_of_kafka_has_a_retention_of_its_own() -> None:

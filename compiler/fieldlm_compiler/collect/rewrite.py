@@ -59,5 +59,5 @@ def age_ms(text: str) -> int:
     """Read an age as people write it, 30d or 12h; raises ArgumentTypeError."""
     found = re.fullmatch(r"(\d{1,6})([hd])", text.strip())
     if not found or not 0 < (age := int(found[1]) * _MS[found[2]]) <= _MOST_DAYS * _MS["d"]:
-        raise ArgumentTypeError(f"{text!r}; want days or hours, as 30d or 12h")
+        raise ArgumentTypeError(f"{text!r}; want a number of days or hours, as 30d or 12h")
     return age
