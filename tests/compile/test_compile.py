@@ -171,6 +171,17 @@ def test_an_adapter_bundle_shares_the_very_file_of_its_base(
     assert bundle.need("probe").read_bytes() != tiny_compiled.need("probe").read_bytes()
 
 
+def test_an_adapter_is_held_against_the_weights_that_were_converted_for_its_base(
+    build: Build, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    lora = tiny_models.tiny_adapter(tmp_path / "lora", tiny.folder)
+    work = tmp_path / "work"
+    base = build(tiny.folder, tmp_path / "base", name="orders", quants=("Q8_0",), work=work)
+    build(tiny.folder, tmp_path / "tuned", name="orders", adapter=lora, base_bundle=base.folder, work=work)
+    stages = json.loads(report_path(tmp_path / "tuned").read_bytes())["stages"]
+    assert [stage["cached"] for stage in stages if stage["stage"] == "f16"] == [True]
+
+
 def test_an_adapter_bundle_needs_the_base_it_was_compiled_for(
     build: Build, tiny: Checkpoint, tiny_compiled: Bundle, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """An adapter as a small bundle of its own: the base bundle's very weights, and a LoRA that is judged beside them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,8 @@ def attach(model: str, adapter: Path, base_bundle: Path, wish: Wish, stages: Sta
     check_licence(checkpoint.licence, wish, checkpoint.source)
     fmt, adapters = _format_of(base)
     _check_base(base, checkpoint)
+    # It stands in the weights' file, too: what was converted and measured for the base is taken from the cache.
+    checkpoint = replace(checkpoint, name=base.manifest.model.name)
     peft = open_adapter(adapter, checkpoint)
     adapters.check_adapter(peft)
     licence = check_adapter_licence(peft, checkpoint, wish)
