@@ -30,9 +30,9 @@ NEAR_C, HOT_C, COOL_C = 5.0, 2.0, 8.0
 AHEAD_S = 5.0
 """How far ahead a rise is taken to go on: a board in the sun may gain two degrees a second."""
 HEAT_LOOKS, RAISE_LOOKS = 5, 10
+"""Looks from one rung down to the next for heat, which follows slowly; and looks in a row that were easy, to go up."""
 IDLE_LOOKS = 5
 """Without a look for so many: most of that time nothing was computed, and what was used is what idleness takes."""
-"""Looks from one rung down to the next for heat, which follows slowly; and looks in a row that were easy, to go up."""
 DUTIES = (1.0, 0.7, 0.5, 0.35, 0.25)
 """Shares of the time that is computed in; the rest is rested."""
 MOST_REST_S = 0.5
