@@ -6,6 +6,7 @@
 FOLDER holds snips-train.jsonl and snips-test.jsonl (text, name, arguments a line; the 2017 Snips benchmark, CC0). Tunes
 an adapter on the first N training lines, merges it, compiles every candidate, serves each with `fieldlm serve` and asks
 the whole test split. The test split is never trained, tuned or selected on. What is done is kept and reused.
+`--quant-aware Q4_0` tunes a second adapter on the same lines for that candidate's blocks, and asks its bundle, too.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from fieldlm_compiler.learn.evaluate import score
 from fieldlm_compiler.learn.tune import TrainingRecipe, tune
 
 SYSTEM_PROMPT = "Answer with one JSON call."
-CANDIDATES = (("gguf", "F16"), ("gguf", "Q8_0"), ("gguf", "Q4_K_M"), ("gguf", "Q4_0"), ("onnx", ""))
+ONNX = "ONNX int4"
+CANDIDATES = ("F16", "Q8_0", "Q4_K_M", "Q4_0", ONNX)
 MAX_TOKENS = 96
 
 
@@ -46,25 +48,28 @@ def write_dataset(data: Path, train: int, folder: Path) -> Path:
     return folder
 
 
-def compile_all(out: Path, profile: Profile, adapter: Path) -> dict[str, Path]:
-    """Compile the tuned model in every way; stages they share run once."""
-    bundles: dict[str, Path] = {}
-    for fmt, quant in CANDIDATES:
-        name = quant or "ONNX int4"
-        folder = out / "bundles" / name.replace(" ", "-")
-        bundles[name] = folder
-        if not (folder / "manifest.json").exists():
-            compile_model(
-                DEFAULT_MODEL,
-                profile=profile,
-                out=folder,
-                key=load_or_create_key(out / "keys" / "signing.pem"),
-                quants=(quant,) if quant else (),
-                merge=adapter,
-                fmt="onnx" if fmt == "onnx" else "gguf",
-                name=f"snips-{name}",
-            )
-    return bundles
+def compiled(out: Path, profile: Profile, adapter: Path, name: str, *, quant: str) -> Path:
+    """Return the bundle `name` of the tuned model, made where it is not there yet; an empty `quant` is ONNX."""
+    folder = out / "bundles" / name.replace(" ", "-")
+    if not (folder / "manifest.json").exists():
+        compile_model(
+            DEFAULT_MODEL,
+            profile=profile,
+            out=folder,
+            key=load_or_create_key(out / "keys" / "signing.pem"),
+            quants=(quant,) if quant else (),
+            merge=adapter,
+            fmt="gguf" if quant else "onnx",
+            name=f"snips-{name}",
+        )
+    return folder
+
+
+def tuned(out: Path, dataset: Path, recipe: TrainingRecipe, blocks: Path | None = None) -> Path:
+    """Return the adapter folder `out`, tuned where it is not there yet."""
+    if not (out / "tune.json").exists():
+        tune(open_checkpoint(DEFAULT_MODEL).folder, dataset, out, recipe, blocks=blocks)
+    return out
 
 
 def examine(name: str, bundle: Path, out: Path, profile: Profile, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -101,18 +106,21 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=700)
     parser.add_argument("--out", type=Path, default=Path("build/snips"))
     parser.add_argument("--profile", default="")
+    parser.add_argument("--only", nargs="*", choices=CANDIDATES, default=CANDIDATES, help="candidates to compile")
+    parser.add_argument("--quant-aware", choices=CANDIDATES, help="tune for this candidate's blocks as well")
     args = parser.parse_args()
     profile = load_profile(args.profile) if args.profile else detect().best
-    adapter = args.out / f"adapter-{args.train}"
-    if not (adapter / "tune.json").exists():
-        dataset = write_dataset(args.data, args.train, args.out / f"dataset-{args.train}")
-        tune(
-            open_checkpoint(DEFAULT_MODEL).folder,
-            dataset,
-            adapter,
-            TrainingRecipe(epochs=args.epochs, batch=args.batch),
-        )
-    bundles = compile_all(args.out, profile, adapter)
+    dataset = write_dataset(args.data, args.train, args.out / f"dataset-{args.train}")
+    recipe = TrainingRecipe(epochs=args.epochs, batch=args.batch)
+    adapter = tuned(args.out / f"adapter-{args.train}", dataset, recipe)
+    bundles = {
+        name: compiled(args.out, profile, adapter, name, quant="" if name == ONNX else name) for name in args.only
+    }
+    if quant := args.quant_aware:
+        blocks = bundles[quant] / "model.gguf"
+        adapter = tuned(args.out / f"adapter-{args.train}-for-{quant}", dataset, recipe, blocks)
+        name = f"{quant}, tuned for its blocks"
+        bundles[name] = compiled(args.out, profile, adapter, f"{quant}-tuned-for", quant=quant)
     rows = [json.loads(line) for line in (args.data / "snips-test.jsonl").read_text().splitlines()[: args.test]]
     results = [examine(name, bundle, args.out, profile, rows) for name, bundle in bundles.items()]
     header = ("bundle", "MB", "exact match %", "95 % interval", "right", "of")

@@ -43,7 +43,7 @@ WORKSHOP_ROOMS: dict[str, str] = {
     "compile": "hardware engines inference bench pipeline checkpoints export verify search",
     "repository": "network blobs export",
     "collect": "network",
-    "learn": "hardware network engines inference telemetry pipeline checkpoints collect",
+    "learn": "hardware network engines inference telemetry pipeline checkpoints export collect",
     "fleet": "network collect",
     "rounds": "hardware engines inference pipeline checkpoints verify compile repository collect learn",
     "demo": " ".join([*ROOMS, "checkpoints compile repository collect learn fleet"]),

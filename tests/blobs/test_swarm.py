@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from fieldlm.blobs.partial_blob import CLAIMED, map_path
 from fieldlm.blobs.server import BlobServer
 from fieldlm.blobs.sources import PacedSource, TokenBucket
 from fieldlm.blobs.store import Blobs
-from fieldlm.blobs.swarm import Nearby, Neighbour, Swarm, is_local
+from fieldlm.blobs.swarm import CLAIM_S, SETTLE_S, Nearby, Neighbour, Swarm, is_local
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import CHUNK_BYTES
@@ -29,7 +28,9 @@ from fieldlm.core.hours import HourWindow
 from fieldlm.device.fetch_policy import fetching
 from fieldlm.formats.release import Blob, Release, blob_path
 from fieldlm_compiler.repository.publish import publish
+from tests.support.strangers import Babbler, Busy, Claimer, Elsewhere, Fickle, Mumbler, Trickle, dozing
 from tests.support.update_simulators import small_bundle
+from tests.support.waiting import wait_until
 
 SIZE = 24 * CHUNK_BYTES + 777
 WAN_BYTES_S = 50e6
@@ -64,13 +65,13 @@ class Place:
     def base(self) -> Blob:
         return self.release.files[0]
 
-    def device(self, name: str, *, is_announced: bool = True, claim_s: float = 2.0) -> Device:
+    def device(self, name: str, *, is_announced: bool = True, settle_s: float = 0.7, claim_s: float = 2.0) -> Device:
         blobs = Blobs(self.folder / name)
         blobs.folder.mkdir()
         server = BlobServer(blobs.folder)
         server.start()
         self.stack.callback(server.stop)
-        swarm = Swarm(name, lambda: self.around, settle_s=0.7, claim_s=claim_s)
+        swarm = Swarm(name, lambda: self.around, settle_s=settle_s, claim_s=claim_s)
         device = Device(name, blobs, server, FolderSource(self.folder / "repository"), swarm)
         if is_announced:
             self.around.append(device.neighbour)
@@ -121,7 +122,8 @@ def together(tasks: Sequence[Callable[[], object]]) -> None:
 
 def test_eight_devices_that_begin_together_bring_one_model_over_the_line(place: Place) -> None:
     place.line = TokenBucket(10e6)
-    devices = [place.device(f"kiosk-{number}") for number in range(8)]
+    # With the patience that a device has: on a busy machine two seconds pass between two chunks of one of eight.
+    devices = [place.device(f"kiosk-{number}", settle_s=SETTLE_S, claim_s=CLAIM_S) for number in range(8)]
     together([partial(place.fetch, device) for device in devices])
     indices = len(devices) * place.base.index_blob.size
     assert sum(device.wan.moved for device in devices) <= 1.1 * SIZE + indices
@@ -136,6 +138,14 @@ def test_who_comes_late_takes_everything_from_a_neighbour(place: Place) -> None:
     assert late.swarm.moved == SIZE
 
 
+def test_a_neighbour_that_now_and_then_does_not_answer_is_asked_again(place: Place) -> None:
+    place.visit(dozing(place.folder / "repository"), "dozing")
+    device = place.device("kiosk")
+    place.fetch(device)
+    assert device.wan.moved == place.base.index_blob.size
+    assert device.swarm.moved == SIZE
+
+
 def test_a_neighbour_that_lies_costs_a_chunk(place: Place) -> None:
     liar = place.device("liar")
     path = liar.blobs.path(place.base.sha256)
@@ -145,117 +155,6 @@ def test_a_neighbour_that_lies_costs_a_chunk(place: Place) -> None:
     place.fetch(honest)
     assert honest.swarm.moved == 0
     assert honest.wan.moved == SIZE + place.base.index_blob.size
-
-
-class Trickle(BaseHTTPRequestHandler):
-    """Promises everything, and sends a byte now and then."""
-
-    asked = 0
-
-    def do_GET(self) -> None:
-        is_map = self.path.startswith("/maps/")
-        self.send_response(200 if is_map else 206)
-        self.send_header("Content-Length", "1" if is_map else str(CHUNK_BYTES))
-        self.end_headers()
-        if is_map:
-            self.wfile.write(b"*")
-            return
-        type(self).asked += 1
-        try:
-            for _ in range(100):
-                self.wfile.write(b"x")
-                time.sleep(0.2)
-        except OSError:
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
-class Claimer(BaseHTTPRequestHandler):
-    """Says that it fetches everything, and fetches nothing."""
-
-    def do_GET(self) -> None:
-        body = CLAIMED * 25
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
-class Busy(BaseHTTPRequestHandler):
-    """Has everything, and no time."""
-
-    def do_GET(self) -> None:
-        is_map = self.path.startswith("/maps/")
-        self.send_response(200 if is_map else 503)
-        self.send_header("Content-Length", "1" if is_map else "0")
-        self.end_headers()
-        if is_map:
-            self.wfile.write(b"*")
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
-class Fickle(BaseHTTPRequestHandler):
-    """Fetches everything, to believe its map, which is another one each time."""
-
-    asked = 0
-
-    def do_GET(self) -> None:
-        type(self).asked += 1
-        body = bytearray(CLAIMED * 25)
-        body[self.asked % 25] = 0
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
-class Babbler(BaseHTTPRequestHandler):
-    """Answers every question with more than anybody can hold."""
-
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path.startswith("/maps/") else 206)
-        self.send_header("Content-Length", str(1 << 50))
-        self.end_headers()
-        try:
-            while True:
-                self.wfile.write(b"\1" * CHUNK_BYTES)
-        except OSError:
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
-class Mumbler(BaseHTTPRequestHandler):
-    """Never comes to the end of its headers."""
-
-    def do_GET(self) -> None:
-        try:
-            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
-            while True:
-                self.wfile.write(b"x")
-                time.sleep(0.2)
-        except OSError:
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
-class Elsewhere(BaseHTTPRequestHandler):
-    """Sends everybody to another address."""
-
-    def do_GET(self) -> None:
-        self.send_response(302)
-        self.send_header("Location", "http://127.0.0.1:9/")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None: ...
 
 
 @pytest.mark.parametrize("stranger", [Trickle, Claimer, Busy, Fickle, Babbler, Mumbler, Elsewhere])
@@ -358,7 +257,7 @@ def test_connections_that_only_lie_open_are_bounded_and_end(place: Place, monkey
         for _ in range(40):
             held.append(socket.create_connection(("127.0.0.1", device.server.port)))
             held[-1].sendall(b"GET / HTTP/1.1\r\nX: ")
-        wait_for(lambda: threading.active_count() <= threads + 8)
+        wait_until(lambda: threading.active_count() <= threads + 8)
 
         def drips() -> bool:
             """Send each a byte; says whether one is still there."""
@@ -370,7 +269,7 @@ def test_connections_that_only_lie_open_are_bounded_and_end(place: Place, monkey
                     one.close()
             return bool(held)
 
-        wait_for(lambda: not drips())
+        wait_until(lambda: not drips())
         assert urllib3.request("GET", f"{device.neighbour.url}/maps/{place.base.sha256}").status == 404
     finally:
         for one in held:
@@ -384,10 +283,10 @@ def test_neighbours_find_each_other_and_notice_who_leaves() -> None:
         one.start()
     try:
         first, second = nearby
-        wait_for(lambda: "http://127.0.0.1:4001" in {one.url for one in first.neighbours()})
-        wait_for(lambda: "http://127.0.0.1:4000" in {one.url for one in second.neighbours()})
+        wait_until(lambda: "http://127.0.0.1:4001" in {one.url for one in first.neighbours()})
+        wait_until(lambda: "http://127.0.0.1:4000" in {one.url for one in second.neighbours()})
         second.stop()
-        wait_for(lambda: "http://127.0.0.1:4001" not in {one.url for one in first.neighbours()})
+        wait_until(lambda: "http://127.0.0.1:4001" not in {one.url for one in first.neighbours()})
     finally:
         for one in nearby:
             one.stop()
@@ -402,7 +301,7 @@ def test_two_devices_with_their_settings_alone_find_and_serve_each_other(place: 
         fetch(FolderSource(place.folder / "repository"), place.release, first, wanted=[place.base])
         swarm = manners[1].neighbours
         assert isinstance(swarm, Swarm)
-        wait_for(lambda: "kiosk-a" in {one.name for one in swarm.find()})
+        wait_until(lambda: "kiosk-a" in {one.name for one in swarm.find()})
         away = Away(place.folder / "repository")
         fetch(away, place.release, second, wanted=[place.base], manner=manners[1])
         assert second.holds(place.base.sha256, place.base.size)
@@ -419,14 +318,6 @@ def test_outside_its_hours_a_device_takes_what_its_neighbours_have(place: Place)
     fetch(late.wan, place.release, late.blobs, wanted=[place.base], manner=manner)
     assert late.swarm.moved == SIZE
     assert late.wan.moved == place.base.index_blob.size
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if holds():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not come to that")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 import gc
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from fieldlm.engines import Chunk, EngineOptions, RunningAnswer, Sampling, Sched
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.llama_api import Context, LlamaWeights, api
 from tests.support.material import lora_gguf
+from tests.support.waiting import wait_until
 
 SYSTEM = "<|im_start|>system\nYou are the voice of a kiosk that sells coffee, tea and cakes.<|im_end|>\n"
 ASK = SYSTEM + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -47,13 +47,6 @@ def read(generation: RunningAnswer) -> tuple[str, list[int], Chunk]:
 def endless(engine: LlamaEngine, adapter: str | None = None) -> RunningAnswer:
     """An answer that runs until it is cancelled or its context is full: it loops."""
     return ask(engine, "Repeat the word tea for ever: tea tea tea tea tea tea", LONG, adapter)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "this never became true"
-        time.sleep(0.005)
 
 
 def first_text(generation: RunningAnswer) -> Iterator[Chunk]:

@@ -1,8 +1,7 @@
 """An engine that hangs inside llama.cpp: really, its abort callback being C's sem_wait on a semaphore of ours."""
 
 import ctypes
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,6 +16,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.engine_watchdog import EngineWatchdog
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
+from tests.support.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 libc = ctypes.CDLL(None)
@@ -37,13 +37,6 @@ class Wedge:
     def lift(self) -> None:
         for _ in range(100_000):
             libc.sem_post(self._semaphore)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "this never became true"
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -49,6 +49,35 @@ def answers(device: str, count: int, *, first: int = 1, generation: str = "a1b2c
     ]
 
 
+def updates(device: str, *ends: tuple[str, str]) -> list[Record]:
+    """Ends of updates, one after the other: what happened, and why."""
+    return [
+        msgspec.convert(
+            {
+                "device": device, "epoch": 7, "stream": "ota", "seq": n, "kind": "update", "wall_ms": BEGAN_MS + n,
+                "detail": {"event": f"update.{end}", "reason": reason},
+            },
+            Record,
+        )
+        for n, (end, reason) in enumerate(ends, 1)
+    ]  # fmt: skip
+
+
+def test_a_device_whose_last_update_failed_says_so(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        for device, *ends in (
+            ("kiosk-1", ("committed", ""), ("rolled-back", "hangs")),
+            ("kiosk-2", ("failed", "link"), ("committed", "")),
+        ):
+            store.append([block.parse(block.encode(updates(device, *ends)))])
+            store.note_presence(device, '{"state": "ready"}')
+    with Store(tmp_path, read_only=True) as store:
+        fleet = look(store)
+    assert [device.failed for device in fleet.devices] == ["hangs", ""]
+    assert describe(fleet).count("ready, last update failed: hangs") == 1
+    assert fleet_page(fleet, "store").count("ready, last update failed: hangs") == 1
+
+
 def events(device: str) -> list[Record]:
     drop = {"stream": "gen", "from": "41", "to": "45", "count": "5", "reason": "spool-full"}
     kinds: list[tuple[str, dict[str, str]]] = [("drop", drop), ("system", {"event": ATTACK})]

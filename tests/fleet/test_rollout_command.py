@@ -112,7 +112,24 @@ def test_a_release_that_harms_one_profile_is_taken_back_there_and_held_elsewhere
     page = (world.folder / "store" / "rollout.html").read_text()
     assert "Reverted" in page
     assert f"{bad['updated_bad']} of {bad['updated']}" in page
+    assert document["failed"] == {"pi": {"garbage": bad["updated"]}}
+    assert f"{bad['updated']} garbage" in page
     capsys.readouterr()
+
+
+def test_updates_that_fail_are_told_before_any_device_is_judged(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patient = [*world.where(), "--store", str(world.folder / "store"), "--patience", "86400"]
+    assert main(["start", "--once", *patient]) == 0
+    assert "failed" not in capsys.readouterr().out
+    world.live(harmed="pi")
+    assert main(["watch", "--once", *patient]) == 0
+    number = sum(world.offers()["pi"].reaches(name) for name in world.names("pi"))
+    assert f", {number} updates failed" in capsys.readouterr().out
+    assert main(["show", "--store", str(world.folder / "store")]) == 0
+    assert f"updates that failed on pi: {number} garbage" in capsys.readouterr().out
+    assert "Updates that failed" in (world.folder / "store" / "rollout.html").read_text()
 
 
 def begin(world: World) -> Any:

@@ -95,9 +95,9 @@ def test_a_server_that_closes_meanwhile_warns_of_nothing(
     live = Generations(bundle, EngineOptions(threads=1, context=512, parallel=2))
 
     class ClosedMeanwhile(Snapshots):
-        def save(self, serving: Serving) -> None:
+        def save(self, serving: Serving) -> bool:
             live.close()
-            super().save(serving)
+            return super().save(serving)
 
     tasks = Tasks()
     ready = warm(live, ClosedMeanwhile(tmp_path), tasks)

@@ -69,6 +69,8 @@ class State(msgspec.Struct, kw_only=True):
     looks: list[Look] = []
     acts: list[Act] = []
     evidence: tuple[Evidence, ...] = ()
+    failed: dict[str, dict[str, int]] = {}
+    """By profile and reason, the devices whose update failed, judged yet or not."""
 
     def plan(self) -> RolloutPlan:
         return RolloutPlan(
@@ -119,6 +121,16 @@ class Controller:
         state.evidence = decision.evidence
         self._follow(decision)
         return decision
+
+    def note_failed(self, fleet: FleetSnapshot) -> bool:
+        """Keep on how many devices the update failed; says whether that is news."""
+        found = {track.profile: fleet.without(track.profile, track.bundle) for track in self.state.tracks}
+        found = {profile: reasons for profile, reasons in found.items() if reasons}
+        if found == self.state.failed:
+            return False
+        self.state.failed = found
+        self.save()
+        return True
 
     def pause(self) -> None:
         """Offer the release to nobody new."""

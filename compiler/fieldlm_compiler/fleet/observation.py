@@ -1,5 +1,6 @@
 """Rollout observation: who is where in a fleet, and how each device does against itself."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,11 @@ SELECT device, generation, wall_ms >= {since_ms} AS is_since, count(*) AS answer
         FILTER (WHERE completion_tokens > 1), 0) AS tokens_per_s
 FROM records WHERE stream = 'gen' AND route <> 'large' GROUP BY ALL"""
 """What a large model beside the device's own answered says nothing of a generation: its speed is the network's."""
-FAILURES = """
-SELECT device, detail['bundle'] AS bundle, first(detail['reason']) AS reason FROM records
-WHERE stream = 'ota' AND detail['event'] = 'update.rolled-back' GROUP BY ALL"""
+FAILED = """
+SELECT device, detail['bundle'] AS bundle, arg_max(detail['reason'], wall_ms) AS reason,
+    bool_or(detail['event'] = 'update.rolled-back') AS is_rolled_back
+FROM records WHERE stream = 'ota' AND detail['bundle'] <> ''
+    AND detail['event'] IN ('update.rolled-back', 'update.failed', 'update.refused') GROUP BY ALL"""
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +51,9 @@ class FleetSnapshot:
 
     presence: dict[str, Presence]
     answered: dict[str, list[AnswerCounts]] = field(default_factory=dict[str, list[AnswerCounts]])
-    failures: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    failed: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    """Why an update failed, by device and generation, whether it was refused, did not arrive or was taken back."""
+    rolled_back: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     @classmethod
     def read(cls, store: Sink, *, since_ms: int) -> "FleetSnapshot":
@@ -57,8 +62,10 @@ class FleetSnapshot:
         fleet = cls({device: found for device, found in presence.items() if found and found.profile})
         for row in store.query(ANSWERS.format(since_ms=since_ms)):
             fleet.answered.setdefault(row["device"], []).append(_answered(row))
-        for row in store.query(FAILURES):
-            fleet.failures[row["device"], row["bundle"]] = row["reason"]
+        for row in store.query(FAILED):
+            fleet.failed[row["device"], row["bundle"]] = row["reason"]
+            if row["is_rolled_back"]:
+                fleet.rolled_back.add((row["device"], row["bundle"]))
         return fleet
 
     def sizes(self) -> dict[str, int]:
@@ -68,12 +75,22 @@ class FleetSnapshot:
             counts[found.profile] = counts.get(found.profile, 0) + 1
         return counts
 
+    def without(self, profile: str, bundle: str) -> dict[str, int]:
+        """Count, by reason, the devices of `profile` that tried to take the generation `bundle` and have it not."""
+        reasons = [
+            reason
+            for (device, failed), reason in self.failed.items()
+            if failed == bundle and (found := self.presence.get(device)) and found.profile == profile
+            if found.generation != bundle
+        ]
+        return dict(Counter(reasons).most_common())
+
     def trouble(self, device: str, group: Group, bundle: str) -> Trouble:
         """Judge one device; `bundle` is the generation that goes out, by its first twelve digits."""
         found = self.presence[device]
         # One that has it again has taken it again: a crash may have been a request's doing.
         is_back = found.generation != bundle
-        is_rolled_back = group == "updated" and is_back and (device, bundle) in self.failures
+        is_rolled_back = group == "updated" and is_back and (device, bundle) in self.rolled_back
         is_heard = found.state not in AWAY and (group == "control" or found.generation == bundle)
         if is_rolled_back or not is_heard:
             return judge(DeviceVitals(errors=0, tokens_per_s=0), None, is_rolled_back=is_rolled_back)

@@ -200,9 +200,9 @@ def _time_bar(parts: Sequence[float]) -> Svg:
     return charts.bar("Where the time goes", kinds, whole=sum(parts))
 
 
-def _needs_a_look(device: DeviceRow) -> tuple[bool, bool, float, str]:
+def _needs_a_look(device: DeviceRow) -> tuple[bool, bool, bool, float, str]:
     fine = device.fine / device.answers if device.answers else 1.0
-    return device.lost == 0, device.state == "ready", fine, device.device
+    return device.lost == 0, device.state == "ready", not device.failed, fine, device.device
 
 
 def share(part: float, whole: float) -> str:

@@ -15,13 +15,14 @@ from typing import Any
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.wording import counted
 from fieldlm.formats.topics import parse_broker, release_topic
 from fieldlm.network.mqtt import leave
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.controller import Controller, State, Track, publisher, read
 from fieldlm_compiler.fleet.observation import FleetSnapshot
-from fieldlm_compiler.fleet.rollout_page import page
+from fieldlm_compiler.fleet.rollout_page import failed_words, page
 from fieldlm_compiler.fleet.waves import Evidence
 
 WORDS = ("start", "watch", "show", "pause", "resume", "abort")
@@ -58,7 +59,8 @@ def watch(controller: Controller, store: Sink, args: argparse.Namespace) -> None
     while controller.state.status == "running":
         wave = controller.state.wave
         fleet = FleetSnapshot.read(store, since_ms=controller.state.wave_began_ms)
-        if controller.look(fleet) is not None:
+        is_news = controller.note_failed(fleet)
+        if controller.look(fleet) is not None or is_news:
             _draw(controller, args)
             if controller.state.wave != wave or controller.state.status != "running":
                 _tell(controller.state, args)
@@ -139,8 +141,11 @@ def describe(state: State) -> str:
         share = f"{plan.share(track.profile, state.wave):.1%}"
         rows.append((track.profile, track.seq, f"{track.size:,}", share, *_seen(evidence.get(track.profile))))
     why = f": {state.acts[-1].detail}" if state.acts and state.status != "running" else ""
-    head = f"{state.status}, wave {state.wave + 1} of {len(plan.waves) + 1}{why}{_until(state)}"
-    return f"{head}\n\n{terminal.table(rows, header)}"
+    number = sum(sum(reasons.values()) for reasons in state.failed.values())
+    failed = f", {counted(number, 'update')} failed" if number else ""
+    head = f"{state.status}, wave {state.wave + 1} of {len(plan.waves) + 1}{why}{_until(state)}{failed}"
+    below = [f"updates that failed on {profile}: {failed_words(reasons)}" for profile, reasons in state.failed.items()]
+    return "\n".join([head, "", terminal.table(rows, header), *([""] if below else []), *below])
 
 
 def _until(state: State) -> str:

@@ -1,6 +1,7 @@
 """Draw a rollout: one self-contained page, which reloads itself while the rollout goes on."""
 
 import math
+from collections.abc import Mapping
 
 from fieldlm.core import charts
 from fieldlm.core.charts import Svg
@@ -28,8 +29,14 @@ def page(state: State) -> str:
         ],
         troubles=[row for each in state.evidence for row in _troubles(each)],
         proofs=[_proof(each) for each in state.evidence],
+        failed=[(profile, failed_words(reasons)) for profile, reasons in state.failed.items()],
         acts=[(clock(act.at_ms), act.what, act.detail) for act in reversed(state.acts)],
     )
+
+
+def failed_words(reasons: Mapping[str, int]) -> str:
+    """Return on how many devices an update failed for each reason."""
+    return ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
 
 
 def _troubles(each: Evidence) -> list[tuple[str, Svg, str]]:

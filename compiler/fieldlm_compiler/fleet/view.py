@@ -85,6 +85,12 @@ _SAID = f"""
 SELECT device, response, generation, prompt, outcome IN {FINE} AS is_fine, coalesce(is_wrong, false) AS is_wrong
 FROM answers ORDER BY wall_ms DESC, device, seq DESC LIMIT $4
 """
+_UPDATES = """
+SELECT device, arg_max(detail['event'], wall_ms) AS event, arg_max(detail['reason'], wall_ms) AS reason
+FROM records WHERE stream = 'ota' AND contains(device, $1)
+    AND detail['event'] IN ('update.committed', 'update.rolled-back', 'update.failed', 'update.refused')
+GROUP BY device
+"""
 _TIMELINE = """
 SELECT * FROM (
     SELECT wall_ms, clock_ok, stream, seq, kind, boot, generation, outcome, completion_tokens, queue_ms, ttft_ms,
@@ -99,10 +105,12 @@ class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
     """One device. Times are sums over its own model's answers; what is None nobody measured.
 
     Of those requests that it answered not itself, `large` were answered by a large model beside it.
+    `failed` is why its last update failed; "" where it did not.
     """
 
     device: str
     state: str
+    failed: str = ""
     generation: str
     model: str
     records: int
@@ -120,6 +128,11 @@ class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
     lost: int
     told: int
     bytes: int | None
+
+    @property
+    def condition(self) -> str:
+        """Its state, and what is wrong with it, in words."""
+        return f"{self.state}, last update failed: {self.failed}" if self.failed else self.state
 
 
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +207,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     def has(self, device: DeviceRow) -> bool:
         if self.generation and not device.answers + device.large:
             return False
-        words = (device.device, device.state, device.generation, device.model)
+        words = (device.device, device.condition, device.generation, device.model)
         return self.text.casefold() in " ".join(words).casefold()
 
 
@@ -217,7 +230,11 @@ def look(sink: Sink, chosen: Selection | None = None, tell: TellTask | None = No
         missing[gap.device][1] += gap.told
     traffic = sink.traffic()
     names = [name for name in sorted(rows.keys() | states.keys() | missing.keys()) if chosen.device in name]
-    known = (_device(n, rows.get(n, {}), states.get(n, "–"), missing[n], traffic.get(n)) for n in names)
+    failed = _failed_updates(sink, chosen.device)
+    known = (
+        _device(n, rows.get(n, {}), states.get(n, "–"), missing[n], size=traffic.get(n), failed=failed.get(n, ""))
+        for n in names
+    )
     tasks, unread = _tasks(sink.query(_SAID, (*values, TOLD)), tell) if tell else ((), 0)
     return FleetReport(
         devices=tuple(device for device in known if chosen.has(device)),
@@ -227,6 +244,12 @@ def look(sink: Sink, chosen: Selection | None = None, tell: TellTask | None = No
         tasks=tasks,
         unread=unread,
     )
+
+
+def _failed_updates(sink: Sink, device: str) -> dict[str, str]:
+    """Return why the last update failed, of each device where it did."""
+    ends = sink.query(_UPDATES, (device,))
+    return {row["device"]: (row["reason"] or "-")[:32] for row in ends if row["event"] != "update.committed"}
 
 
 def _trend(rows: Sequence[dict[str, Any]]) -> tuple[Stretch, ...]:
@@ -276,12 +299,14 @@ def timeline(sink: Sink, device: str, last: int, chosen: Selection | None = None
     return [each for each in events if words in f"{each.kind} {each.stream} {each.text}".casefold()]
 
 
-def _device(name: str, row: dict[str, Any], state: str, missing: Sequence[int], size: int | None) -> DeviceRow:
+def _device(
+    name: str, row: dict[str, Any], state: str, missing: Sequence[int], *, size: int | None, failed: str
+) -> DeviceRow:
     numbers = ("records", "answers", "large", "fine", "corrected", "queue_ms", "prompt_ms", "decode_ms")
     known = {key: row.get(key) or 0 for key in numbers} | {key: row.get(key) or "" for key in ("generation", "model")}
     for key in ("last_ms", "tokens_per_s", "ttft_p50_ms", "ttft_p95_ms"):
         known[key] = row.get(key)
-    known |= {"device": name, "state": state, "lost": missing[0], "told": missing[1], "bytes": size}
+    known |= {"device": name, "state": state, "failed": failed, "lost": missing[0], "told": missing[1], "bytes": size}
     return msgspec.convert(known, DeviceRow)
 
 

@@ -13,13 +13,15 @@ import time
 import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_whole
+from fieldlm.formats.bundle import open_bundle
+from fieldlm.formats.gguf import read_header
 from fieldlm_compiler.checkpoints.checkpoint import folder_digest, weight_files
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.learn.tokenized import TokenizedExample, TokenizedSplit, read_examples
@@ -65,12 +67,14 @@ def tune(
     recipe: TrainingRecipe = TrainingRecipe(),
     *,
     start: Path | None = None,
+    blocks: Path | None = None,
     keep_every_s: float = EVERY_S,
 ) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `dataset`/train.jsonl and write a PEFT adapter folder to `out`.
 
-    It begins with a fresh LoRA, or where the adapter in the folder `start` ended. A run that was interrupted goes on
-    where it was at most `keep_every_s` before, when it is asked for the same again.
+    It begins with a fresh LoRA, or where the adapter in the folder `start` ended. With a GGUF file `blocks`, it learns
+    to be merged and written in that file's types, and computes in float32. A run that was interrupted goes on where it
+    was at most `keep_every_s` before, when it is asked for the same again.
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
     Raises InputError when a file is missing, no example is left or `start` is of another shape, and
     MissingDependencyError when PyTorch does not see the device that is asked for.
@@ -85,16 +89,13 @@ def tune(
         import torch
 
     torch.manual_seed(recipe.seed)
-    sources = {
-        "recipe": asdict(recipe),
-        "base_sha256": base_sha256,
-        "dataset_sha256": sha256_file(dataset / "train.jsonl"),
-    }
-    sources |= {"start_sha256": sha256_file(start / WEIGHTS)} if start else {}
+    sources = {"recipe": asdict(recipe), "base_sha256": base_sha256}
+    files = {"dataset": dataset / "train.jsonl", "blocks": blocks, "start": start and start / WEIGHTS}
+    sources |= {f"{name}_sha256": sha256_file(path) for name, path in files.items() if path}
     with kept_memory():
         from fieldlm_compiler.learn.tuning.answer_loss import choose_loss
 
-        model = _load(checkpoint, recipe, start)
+        model, types = _load(checkpoint, recipe, start, blocks)
         with terminal.progress("hold a batch against the model's own computation"):
             loss = choose_loss(model, train.examples, recipe.batch)
         before = loss.evaluate(held_out.examples, recipe.batch)
@@ -106,6 +107,7 @@ def tune(
         "dataset": _dataset_id(dataset),
         "base_sha256": base_sha256,
         "start_sha256": sources.get("start_sha256", ""),
+        "blocks": types,
         "examples": len(train.examples),
         "dropped": {"train": train.dropped, "eval": held_out.dropped},
         "packed": loss.is_packed,
@@ -120,15 +122,22 @@ def tune(
     return document
 
 
-def _load(checkpoint: Path, recipe: TrainingRecipe, start: Path | None) -> Any:
+def _load(
+    checkpoint: Path, recipe: TrainingRecipe, start: Path | None, blocks: Path | None
+) -> tuple[Any, dict[str, int]]:
+    """Return the model, and how many of its matrices are held in which type of `blocks`."""
     from fieldlm_compiler.learn.tuning.lora_product import join_products
+    from fieldlm_compiler.learn.tuning.quantised_weights import BlockTypes, hold_as_blocks
 
     with terminal.progress("load the model"):
-        model = with_adapter(checkpoint, recipe)
-        join_products(model)
+        # What is rounded to blocks must be what the compiler will round, to the last bit.
+        model = with_adapter(checkpoint, replace(recipe, precision="float32") if blocks else recipe)
         if start:
             _begin_at(model, start)
-    return model
+        if blocks:
+            return model, hold_as_blocks(model, BlockTypes(blocks))
+        join_products(model)
+    return model, {}
 
 
 def _dataset_id(dataset: Path) -> str:
@@ -340,6 +349,16 @@ def _checkpoint(text: str) -> Path:
         ) from error
 
 
+def _blocks(text: str) -> Path:
+    """Return the GGUF file that `text` names, or the one of the bundle that it names."""
+    path = Path(text)
+    found = open_bundle(path).need("base") if path.is_dir() else path
+    if found.suffix != ".gguf" or not found.is_file():
+        raise ArgumentTypeError(f"{text!r} is no .gguf file and no bundle with one")
+    read_header(found)
+    return found
+
+
 def _parser() -> terminal.Parser:
     parser = terminal.parser(
         "tune",
@@ -354,6 +373,13 @@ def _parser() -> terminal.Parser:
     parser.add_argument("--out", type=options.new_folder, required=True, help="where the adapter goes")
     parser.add_argument(
         "--from", dest="start", type=options.existing_folder, metavar="ADAPTER", help="go on where this adapter ended"
+    )
+    parser.add_argument(
+        "--quant-aware",
+        dest="blocks",
+        type=_blocks,
+        metavar="BUNDLE|GGUF",
+        help="learn to be merged and written in this file's types",
     )
     parser.add_argument("--rank", type=options.whole(1, 4096), default=TrainingRecipe.rank, help="LoRA rank")
     parser.add_argument(
@@ -405,7 +431,7 @@ def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
     args = _parser().parse_args(argv)
     recipe = recipe_of(args)
-    document = tune(args.checkpoint, args.dataset, args.out, recipe, start=args.start)
+    document = tune(args.checkpoint, args.dataset, args.out, recipe, start=args.start, blocks=args.blocks)
     text = (
         f"{args.out}: {document['examples']} examples, {document['steps']} steps in {document['seconds']} s "
         f"({document['device']}, {document['precision']}), "

@@ -46,7 +46,7 @@ CLAIM_S = 30.0  # without a new chunk, after which what a neighbour has claimed 
 HELD_UP = 2  # times as long without a byte of our own, after which neighbours are asked no more
 CONNECT_S, READ_S = 0.5, 2.0
 GRACE_S, LEAST_BYTES_S = 2.0, 64 << 10  # slower than this, a neighbour is no help
-MOST_FAULTS = 3  # broken connections and refusals of one neighbour
+MOST_FAULTS = 3  # broken connections and refusals of one neighbour; looks in a row without an answer
 MOST_LIARS = 8  # after which this network is not asked at all
 FAILURES = 3  # of the repository in a row
 SLICE_BYTES = 64 << 10
@@ -75,6 +75,7 @@ class _Peer:
     furthest: bytes = b""
     is_out: bool = False
     faults: int = 0
+    silent: int = 0  # looks in a row that it did not answer: whoever restarts, or is busy, is back soon
     changed_s: float = field(default_factory=time.monotonic)
     pool: urllib3.PoolManager = field(
         default_factory=lambda: connections(
@@ -100,9 +101,10 @@ class _Peer:
                     return
                 data = _read(response, len(part.chunks) + 1) if response.status == 200 else b""
         except (OSError, urllib3.exceptions.HTTPError):
-            self.faults += 1
-            self.is_out = self.faults >= MOST_FAULTS
+            self.silent += 1
+            self.is_out = self.silent >= MOST_FAULTS
             return
+        self.silent = 0
         self.map = data if data == WHOLE or len(data) == len(part.chunks) else b""
         if self._grew(len(part.chunks)):
             self.changed_s = time.monotonic()

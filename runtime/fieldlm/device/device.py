@@ -334,7 +334,7 @@ class Device:
         self.updater.tell_failures()
         if self.commands.owner is None and (self.sync or self.config.discovery):
             name = self.config.device
-            log.info(f"{name} has no owner; to become it: fieldlm adopt {name} --code {self.commands.code}")
+            log.info(f"nobody owns {name} yet; to become its owner: fieldlm adopt {name} --code {self.commands.code}")
         log.info(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self.http.url}/v1")
         if self._on_ready:
             self._on_ready({"url": self.http.url, "device": self.config.device, **self._presence()})

@@ -35,16 +35,21 @@ class Snapshots:
         found = read(self._path(serving, engine))
         return found is not None and engine.remember(*found, adapter=serving.adapter)
 
-    def save(self, serving: Serving) -> None:
-        """Keep what the engine has computed of the system prompt; raises NoSpaceError when the disk is full."""
+    def save(self, serving: Serving) -> bool:
+        """Keep what the engine has computed of the system prompt; False when no idle sequence has it.
+
+        Raises NoSpaceError when the disk is full.
+        """
         engine = serving.engine
         if not isinstance(engine, SupportsStateSnapshot) or len(prefix := system_tokens(serving)) < LEAST_TOKENS:
-            return
+            return False
         found = engine.remembered(prefix, adapter=serving.adapter)
-        if found is not None:
-            path = self._path(serving, engine)
-            write(path, *found)
-            self._clean(path)
+        if found is None:
+            return False
+        path = self._path(serving, engine)
+        write(path, *found)
+        self._clean(path)
+        return True
 
     def forget(self, serving: Serving) -> None:
         """Drop the snapshot: the engine does not answer with it."""

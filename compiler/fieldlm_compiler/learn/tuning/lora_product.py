@@ -43,13 +43,14 @@ def join_products(model: Any) -> int:
     """
     count = 0
     for module in model.modules():
-        if type(module) is LoraLinear and _is_plain(module):
+        if type(module) is LoraLinear and is_plain(module):
             module.forward = MethodType(_forward, module)
             count += 1
     return count
 
 
-def _is_plain(module: Any) -> bool:
+def is_plain(module: Any) -> bool:
+    """Say whether the LoRA layer `module` is the two matrices beside a float32 weight, and nothing more."""
     (name,) = module.active_adapters
     base = module.base_layer
     return (
