@@ -5,6 +5,10 @@ put back from the name the GGUF carries, and then proved: both must give the sam
 """
 
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +53,35 @@ def dequantize(path: Path, folder: Path) -> dict[str, str]:
 
     Raises InputError when the file is cut short, of an unknown architecture, or its tokenizer cannot be kept.
     """
-    fields = _fields(path)
-    _save(path, folder)
+    with _read_once():
+        fields = _fields(path)
+        _save(path, folder)
     _repair_tokenizer(folder, fields)
     check_tokenizer(folder, path)
     (folder / "config.json").write_text(_plain_config(folder / "config.json"))
     return {"type": str(fields["type"]), "licence": str(fields.get("general.license") or "unknown")}
 
 
+@contextmanager
+def _read_once() -> Generator[None]:
+    """Let transformers read a file's header once, and make a family's table of names once.
+
+    It reads the header three times, and makes the table for every layer of every module: half of all the time.
+    """
+    gguf: Any = import_module("gguf")
+    reader, table = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = cache(reader), cache(table)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, table
+
+
 def _fields(path: Path) -> dict[str, Any]:
     from gguf import GGUFReader, LlamaFileType
 
     try:
-        reader = GGUFReader(path)
+        reader = GGUFReader(str(path))  # spelled as transformers does
     except (ValueError, IndexError, OverflowError) as error:
         raise InputError(f"{path} is cut short or damaged: {error}; fetch it again") from error
     names = ("general.license", "tokenizer.ggml.pre", "tokenizer.ggml.model", "general.file_type")

@@ -31,13 +31,15 @@ PREFIX, OWN = 84, 52
 """Tokens of the system prompt, and of a sentence with its answer."""
 GFLOP_A_TOKEN = 0.54
 """Of tuning: four times the layers' weights, the head on the answers, LoRA, attention."""
-TUNING_SHARE = 0.55
-"""Of the speed of bare products, what a step of tuning reaches."""
-TRAFFIC, BEFORE, AFTER = 14.0, 13.0, 32.0
+TUNING_SHARE = 0.63
+"""Of the speed of bare products in float32, what a step of tuning reaches."""
+PRODUCTS = 0.45
+"""Of a step of tuning in float32, the time that goes into products; the rest gains nothing from bfloat16."""
+TRAFFIC, BEFORE, AFTER = 13.0, 13.0, 32.0
 """Gflop at the speed of bare float32 products that a request is worth: of customers who correct, of either exam."""
-FIXED = {"home": 3.0, "learn": 10.0, "adapter": 25.0, "update": 60.0}
+FIXED = {"home": 3.0, "learn": 17.0, "adapter": 36.0, "update": 45.0}
 """Seconds on the machine where they were counted."""
-COMPILE = {True: 8.0, False: 130.0}
+COMPILE = {True: 8.0, False: 97.0}
 """The same, with the cache of an earlier compilation and without."""
 COUNTED_AT = 130.0
 """Gflop/s of the machine where the seconds above were counted."""
@@ -100,7 +102,10 @@ def foresee(size: Mapping[str, Any], examples: int, speed: MachineSpeed, *, is_c
         "compile": COMPILE[is_compiled] * slower,
         "before": asked * size["before"] * BEFORE / speed.plain,
         "traffic": size["sentences"] * TRAFFIC / speed.plain,
-        "tune": steps * step_gflop / (speed.tuning * TUNING_SHARE),
+        "tune": steps
+        * step_gflop
+        / (speed.plain * TUNING_SHARE)
+        * (1 - PRODUCTS + PRODUCTS * speed.plain / speed.tuning),
         "after": asked * AFTER / speed.plain,
         **{name: seconds * slower for name, seconds in FIXED.items()},
     }

@@ -18,4 +18,4 @@ class StorySize:
     quants: tuple[str, ...] = ("Q8_0", "Q4_K_M", "Q4_0")
 
 
-QUICK = StorySize(sentences=220, held_out=60, epochs=1.0, batch=4, quants=("Q8_0", "Q4_0"))
+QUICK = StorySize(sentences=220, held_out=60, epochs=1.0, batch=4, quants=("Q8_0",))
