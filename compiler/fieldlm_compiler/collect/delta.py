@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import duckdb
 import pyarrow as pa
 
 from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
 from fieldlm.core.extras import install_command
-from fieldlm.core.files import held_lock
+from fieldlm.core.files import held_lock, make_private_folder
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import Record
@@ -97,6 +98,8 @@ class DeltaStore(Sink):
         self._states: dict[str, tuple[str, int]] = {}
         self._states_s = time.monotonic()
         try:
+            if (folder := _local(uri)) and not read_only:
+                make_private_folder(folder)
             self._records, self._raw, self._presence = (
                 _open(f"{uri}/{name}", columns, read_only=read_only)
                 for name, columns in (("records", schema()), ("raw", _RAW), ("presence", _PRESENCE))
@@ -227,9 +230,9 @@ class DeltaStore(Sink):
 
     def _alone(self) -> contextlib.AbstractContextManager[object]:
         """Hold the tables against another compactor on this machine; an object store cannot be held."""
-        if "://" in self.uri:
+        if not (folder := _local(self.uri)):
             return contextlib.nullcontext()
-        return held_lock(Path(self.uri) / "compact.lock", f"another fieldlm compacts {self.uri}; wait for it")
+        return held_lock(folder / "compact.lock", f"another fieldlm compacts {self.uri}; wait for it")
 
     def _commit(self, records: Sequence[Record], marks: dict[Key, int], steps: dict[Key, int]) -> None:
         """Commit rows and watermarks together; raises CommitFailedError when another collector was first."""
@@ -374,9 +377,16 @@ class DeltaStore(Sink):
 def _open(uri: str, schema: Any, *, read_only: bool) -> DeltaTable:
     if read_only and not DeltaTable.is_deltatable(uri):
         raise InputError(f"{uri} is no Delta table; fill one with: fieldlm collect --store delta:URI")
-    if "://" not in uri:
-        Path(uri).mkdir(parents=True, exist_ok=True)
+    if (folder := _local(uri)) and not read_only:
+        make_private_folder(folder)
     return DeltaTable.create(uri, schema, mode="ignore", configuration=_CONFIGURATION)
+
+
+def _local(uri: str) -> Path | None:
+    """Return the folder on this machine that `uri` means; None for an object store."""
+    if uri.startswith("file://"):
+        return Path(unquote(urlsplit(uri).path))
+    return None if "://" in uri else Path(uri)
 
 
 def _app_id(key: Key) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from fieldlm.core.errors import InputError
-from fieldlm.core.files import disk_errors, held_lock, make_private, sync_folder
+from fieldlm.core.files import disk_errors, held_lock, make_private, make_private_folder, sync_folder
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import SCHEMAS, Record, unpack
 from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
@@ -76,7 +76,7 @@ class Store(Sink):
             raise InputError(f"{folder} is no store; fill one with: fieldlm collect --store {folder}")
         with disk_errors(folder):
             make_private(database)
-            self.records_folder.mkdir(exist_ok=True, mode=0o700)
+            make_private_folder(self.records_folder)
         self._is_writer = not read_only
         self._lock = threading.RLock()
         with contextlib.ExitStack() as opened:
