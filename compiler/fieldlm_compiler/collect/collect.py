@@ -9,6 +9,7 @@ import queue
 import signal
 import sqlite3
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from fieldlm.core.urls import shown
 from fieldlm.core.wording import counted
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import WireError
+from fieldlm_compiler.collect.broker_watch import BrokerWatch
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.rewrite import age_ms
 from fieldlm_compiler.collect.sealed_text import TextSealer, sealer_of
@@ -95,7 +97,11 @@ class Collector:
         self._keep_text_ms = keep_text_ms
         self._expired_s = float("-inf")
         self._client = _client(broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}")
+        self._watch = BrokerWatch(broker_url)
         self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = lambda *_: self._watch.failed(sys.exception())
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_subscribe = lambda _client, _data, _number, reasons, _properties: self._watch.subscribed(reasons)
         self._client.on_message = self._on_message
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
 
@@ -123,7 +129,8 @@ class Collector:
         self._client.disconnect()
         self._client.loop_stop()
         # paho closes two of its sockets when it is collected; without the circle that is now and not some day.
-        self._client.on_connect = self._client.on_message = None
+        self._client.on_connect = self._client.on_message = self._client.on_subscribe = None
+        self._client.on_connect_fail = self._client.on_disconnect = None
         self.store.tidy(finish=True)
 
     def is_running(self) -> bool:
@@ -131,9 +138,14 @@ class Collector:
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            log.warning(f"collect: the broker refused: {reason}")
+            self._watch.refused(reason)
             return
+        self._watch.connected()
         client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._filters])
+
+    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if not self._stop.is_set():
+            self._watch.lost(reason)
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         # Blocks when the queue is full: the broker then keeps the rest.
