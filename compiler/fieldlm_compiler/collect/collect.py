@@ -43,6 +43,8 @@ SESSION_EXPIRY_S = 3600
 ACK_EXPIRY_S = 3600
 EXPIRE_EVERY_S = 3600.0
 """So often text is looked for that is too old."""
+TIDY_EVERY_S = 1.0
+"""So often the store is asked what is due, also while nothing comes in: what is to be forgotten has a time."""
 MOST_BYTES = block.MAX_BLOCK_BYTES + (4 << 10)
 """What the broker may hand out in one packet: a block and its topic."""
 
@@ -95,7 +97,7 @@ class Collector:
         self._stop = threading.Event()
         self._sealer = sealer
         self._keep_text_ms = keep_text_ms
-        self._expired_s = float("-inf")
+        self._expired_s = self._tidied_s = float("-inf")
         self._client = _client(broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}")
         self._watch = BrokerWatch(broker_url)
         self._client.on_connect = self._on_connect
@@ -161,7 +163,9 @@ class Collector:
                 if batch := self._batch():
                     for reply in take_in(self.store, self.fleet, batch, self.totals, self._sealer):
                         self._send(reply)
+                if batch or time.monotonic() - self._tidied_s > TIDY_EVERY_S:
                     self.store.tidy()
+                    self._tidied_s = time.monotonic()
                 if self._keep_text_ms is not None and time.monotonic() - self._expired_s > EXPIRE_EVERY_S:
                     expire(self.store, self._keep_text_ms)
                     self._expired_s = time.monotonic()
