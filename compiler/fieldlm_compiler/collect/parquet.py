@@ -27,6 +27,7 @@ from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, 
 from fieldlm_compiler.collect.parquet_schema import SCHEMA, VERSION, as_block, as_row
 from fieldlm_compiler.collect.rewrite import holding, old_text
 from fieldlm_compiler.collect.sink import (
+    MOST_EPOCHS,
     UNKNOWN,
     Key,
     Policy,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     import duckdb
 
 COMPACT_ROWS = 50_000
-MOST_EPOCHS = 256
-"""Streams of one device of which a hello said something and no record ever came; older ones are forgotten."""
 MERGE_FILES, MERGE_ROWS = 32, 1_000_000
 """So many files of fewer rows become one."""
 ERASE_EVERY_S = 30.0
