@@ -15,7 +15,7 @@ RIGHT = {"broker": "mqtts://kiosk:{}@host:8883", "large": "https://me:{}@host/v1
 WRONG = [
     "mqt://u:{}@host", "u:{}@host", "mqtt:/u:{}@host", "mqtt://u:{}/x@host", "http://u:{}/x@host", "http://u:{}@[host",
     "mqtt://u:{}@[host", "mqtt://u:{}@host:99999", "http://u:{}@host:0", "http://u:{}\N{ACCOUNT OF}@host",
-    "mqtt://u:{}\N{ACCOUNT OF}@host", "ftp://u:{}@host", "http://u:x:{}@host", "https://{}@",
+    "mqtt://u:{}\N{ACCOUNT OF}@host", "ftp://u:{}@host", "https://{}@",
 ]  # fmt: skip
 COMMANDS = [
     "collect --store STORE --broker", "collect --store", "collect --show --store", "fleet STORE --otlp",
@@ -33,13 +33,13 @@ def test_every_url_setting_has_a_right_one_here() -> None:
 @pytest.mark.parametrize("name", [*URL_SETTINGS, "allowed_origins"])
 def test_a_wrong_url_among_the_settings_is_named_without_its_password(name: str, wrong: str, tmp_path: Path) -> None:
     env = {"HOME": str(tmp_path), f"FIELDLM_{name.upper()}": wrong.format(PASSWORD)}
-    try:
+    if name == "repository" and "://" not in wrong:
+        assert load_config({}, env).repository, "it may be a folder, too"
+        return
+    with pytest.raises(ConfigError) as caught:
         load_config({}, env)
-    except ConfigError as error:
-        assert PASSWORD not in str(error)
-        assert f"(from FIELDLM_{name.upper()})" in str(error)
-    else:
-        assert name == "repository", "only that may be a folder, too"
+    assert PASSWORD not in str(caught.value)
+    assert f"(from FIELDLM_{name.upper()})" in str(caught.value)
 
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
@@ -62,7 +62,6 @@ def test_no_command_repeats_the_password_of_a_wrong_url(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -76,5 +75,5 @@ def test_no_command_repeats_the_password_of_a_wrong_url(
     for wrong in ("mqt://u:{}@host", "mqt://u:{}/x@host", "x://u:{}@[host"):
         assert main([*command.split(), wrong.format(PASSWORD)]) != 0
         found = capsys.readouterr()
-        assert found.err + found.out + caplog.text
-        assert PASSWORD not in found.err + found.out + caplog.text
+        assert found.err + found.out
+        assert PASSWORD not in found.err + found.out

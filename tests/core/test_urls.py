@@ -27,7 +27,7 @@ def test_a_password_is_left_out(given: str, told: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "::", "7", "mqtt://host:1883/a@b", "https://[::1]:8080/@me", "unix:/run/fieldlm@1/api.sock", "/srv/@snap/repo",
+        "", "::", "7", "mqtt://host:1883/a@b", "https://[::1]:8080/@me", "unix:/run/fieldlm@1/api", "/srv/@snap/repo",
         "repo@2/x", "file:///srv/@snap", "file:///srv@2/x", "kiosk@place", "http://host?a=b@c",
     ],
 )  # fmt: skip

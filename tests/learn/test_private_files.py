@@ -1,4 +1,4 @@
-"""What people said lies where nobody else on the machine reads it, whatever the umask, from the store to the data set."""
+"""What people said lies where nobody else on the machine reads it, whatever the umask, from store to data set."""
 
 import os
 from collections.abc import Callable, Generator

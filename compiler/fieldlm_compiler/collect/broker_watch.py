@@ -1,4 +1,4 @@
-"""What a collector says of its broker: once per outage that it is away, why and what to look at, and when it is back."""
+"""What a collector says of its broker: once per outage that it is away, why, what to look at; when it is back."""
 
 import ssl
 from collections.abc import Sequence

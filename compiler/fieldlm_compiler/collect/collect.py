@@ -101,9 +101,11 @@ class Collector:
         self._client = _client(broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}")
         self._watch = BrokerWatch(broker_url)
         self._client.on_connect = self._on_connect
-        self._client.on_connect_fail = lambda *_: self._watch.failed(sys.exception())
+        self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_disconnect
-        self._client.on_subscribe = lambda _client, _data, _number, reasons, _properties: self._watch.subscribed(reasons)
+        self._client.on_subscribe = lambda _client, _data, _number, reasons, _properties: self._watch.subscribed(
+            reasons
+        )
         self._client.on_message = self._on_message
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
 
@@ -144,6 +146,9 @@ class Collector:
             return
         self._watch.connected()
         client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._filters])
+
+    def _on_connect_fail(self, _client: mqtt.Client, _data: Any) -> None:
+        self._watch.failed(sys.exception())  # paho calls from where it catches it
 
     def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if not self._stop.is_set():

@@ -4,7 +4,7 @@
 
     key                                     value
     b/<device>/<epoch>/<stream>/<first>-<last>   the block, as `formats.block` has it
-    s/<device>/<epoch>/<stream>                  the seq up to which nothing will come, in digits; empty: that is forgotten
+    s/<device>/<epoch>/<stream>                  the seq up to which nothing will come, in digits, or empty: unknown
     p/<device>                                   the last presence message
 
 A message is written whole or not at all, and a block says by itself up to which seq it speaks: so rows and watermark

@@ -248,7 +248,9 @@ def _check(args: argparse.Namespace) -> None:
     """Raise InputError for options that do not go together."""
     models = [*args.models, *args.named]
     if args.compare and (models or args.url):
-        raise InputError(f"--compare takes results and measures nothing; leave {models[0] if models else shown(args.url)} out")
+        raise InputError(
+            f"--compare takes results and measures nothing; leave {models[0] if models else shown(args.url)} out"
+        )
     if args.output and (args.json or args.compare or args.url):
         raise InputError("--json, --compare, --url and -o each say what to print; give one of them")
     if args.report:
