@@ -1,4 +1,4 @@
-"""A broker's door: it takes, refuses or drops connections as a test says, and speaks as much of MQTT 5 as that takes."""
+"""A broker's door: it takes, refuses or drops connections as a test says; of MQTT 5 it speaks as much as that takes."""
 
 import contextlib
 import socket
