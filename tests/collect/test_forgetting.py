@@ -15,10 +15,13 @@ from backports import zstd
 from fieldlm.formats import block
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record
+from fieldlm_compiler.collect import delta
+from fieldlm_compiler.collect.collect import Collector
 from fieldlm_compiler.collect.delta import DeltaStore
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.collect.sink import Policy, Sink
 from tests.support.sink_process import made
+from tests.support.waiting import wait_until
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 SECRET = "my sister's flat in Leith"
@@ -81,6 +84,57 @@ def test_a_delta_store_that_stays_open_deletes_the_old_files_when_their_time_has
         sink.erase_after_h = 0  # the hour is over
         sink.tidy(finish=True)
         assert not holds(tmp_path, SECRET.encode())
+
+
+NOBODY = "mqtt://127.0.0.1:9"
+"""No broker: nothing comes in while the collector runs."""
+
+
+def is_gone(folder: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # files that are replaced while they are looked into
+        return not holds(folder, SECRET.encode())
+    return False
+
+
+@pytest.mark.parametrize("kind", ["parquet", "delta"])
+def test_a_collector_to_whom_nothing_comes_erases_what_is_due(kind: str, tmp_path: Path) -> None:
+    sink = Store(tmp_path, erase_every_s=0.5) if kind == "parquet" else DeltaStore(str(tmp_path), erase_after_h=0)
+    with sink:
+        for first, session in ((1, "s1"), (11, "s2")):
+            sink.append(blocks(made(first, first + 9, session=session, answer=SECRET)))
+        sink.tidy(finish=True)
+        sink.append(blocks(forget("s1")))
+        sink.tidy()
+        sink.append(blocks(forget("s2", seq=2)))
+        with Collector(NOBODY, "shop", sink):
+            wait_until(lambda: is_gone(tmp_path))
+
+
+def test_a_collector_to_whom_nothing_comes_tries_again_once_a_reader_has_gone(tmp_path: Path) -> None:
+    with Store(tmp_path, erase_every_s=0) as store:
+        store.append(blocks(made(1, 9, session="s1", answer=SECRET)))
+        with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM blocks").fetchone()
+            store.append(blocks(forget("s1")))
+            store.tidy()
+            assert not is_gone(tmp_path), "the reader keeps it in the log"
+        with Collector(NOBODY, "shop", store):
+            wait_until(lambda: is_gone(tmp_path))
+
+
+def test_a_collector_to_whom_nothing_comes_deletes_old_files_when_their_time_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta, "VACUUM_EVERY_S", 0.0)
+    with DeltaStore(str(tmp_path)) as sink:
+        sink.append(blocks(made(1, 9, session="s1", answer=SECRET)))
+        sink.append(blocks(forget("s1")))
+        sink.tidy(finish=True)
+        assert not is_gone(tmp_path)
+        sink.erase_after_h = 0  # the hour is over
+        with Collector(NOBODY, "shop", sink):
+            wait_until(lambda: is_gone(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["a newer schema", "cut off"])

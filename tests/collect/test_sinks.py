@@ -22,7 +22,7 @@ from fieldlm_compiler.collect import sink as sinks
 from fieldlm_compiler.collect.delta import DeltaStore
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.parquet import Store
-from fieldlm_compiler.collect.sink import Policy, Sink, without
+from fieldlm_compiler.collect.sink import MOST_EPOCHS, Policy, Sink, without
 from tests.support.kafka_cluster import Cluster, cluster
 from tests.support.sink_process import KEY, append_for_ever, forkserver, made
 
@@ -110,6 +110,30 @@ def test_what_a_forged_hello_stepped_over_is_taken_when_the_device_has_it_after_
         assert sink.append(blocks(made(4, 9), made(8, 12))) == {KEY: 12}
     with open_sink(where, read_only=True) as reader:
         assert (seqs(reader), reader.watermarks(), reader.gaps()) == ([*range(1, 13)], {KEY: 12}, [])
+
+
+def test_epochs_that_hellos_make_up_are_bounded_and_a_true_one_goes_on(where: str, tmp_path: Path) -> None:
+    last = 1000 + MOST_EPOCHS + 20
+    with open_sink(where) as sink:
+        sink.append(blocks(made(1, 3)))
+        for epoch in range(1000, last + 1):
+            assert sink.greet("kiosk-1", epoch, {"gen": 5}, {"gen": 9}) == {"gen": 4}
+        assert sink.greet("kiosk-2", 1, {"gen": 5}, {"gen": 9}) == {"gen": 4}
+        marks = {KEY: 3, ("kiosk-2", 1, "gen"): 4}
+        marks |= {("kiosk-1", epoch, "gen"): 4 for epoch in range(last - MOST_EPOCHS + 1, last + 1)}
+        assert sink.watermarks() == marks
+        late = [msgspec.structs.replace(record, epoch=last) for record in made(5, 6)]
+        assert sink.append(blocks(late)) == {("kiosk-1", last, "gen"): 6}
+    assert len(list(tmp_path.rglob("_delta_log/*.json"))) < 10, "what stays for ever in a log is what was stored"
+    with open_sink(where) as again:
+        assert again.append(blocks(late, made(1, 4))) == {("kiosk-1", last, "gen"): 6, KEY: 4}
+        assert again.watermarks().items() <= (marks | {("kiosk-1", last, "gen"): 6, KEY: 4}).items()
+        # One whose hello was forgotten meanwhile is refused until it says hello again.
+        early = [msgspec.structs.replace(record, epoch=1000) for record in made(5, 6)]
+        assert again.append(blocks(early)) == {("kiosk-1", 1000, "gen"): 0}
+        assert again.greet("kiosk-1", 1000, {"gen": 5}, {"gen": 6}) == {"gen": 4}
+        assert again.append(blocks(early)) == {("kiosk-1", 1000, "gen"): 6}
+        assert [gap.lost for gap in again.gaps() if gap.epoch in (1000, last)] == [4, 4]
 
 
 def test_what_comes_late_from_before_a_true_step_is_not_stored_twice(where: str) -> None:

@@ -159,6 +159,18 @@ def test_a_dataset_of_one_task_holds_only_that(
         dataset(folder, tmp_path / "sets", task="tea")
 
 
+def test_a_dataset_without_an_eval_part_says_what_that_means(
+    tmp_path: Path, logged: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = [msgspec.structs.replace(example, split="train") for example in talk(12)]
+    for name, examples in (("all", talk(60)), ("train", known)):
+        filled(tmp_path / name, examples)
+        assert dataset_main([str(tmp_path / name), "--out", str(tmp_path / "sets")]) == 0
+        assert ("cannot be evaluated" in logged.text) == (name == "train")
+    assert "12 train, 0 eval" in capsys.readouterr().out
+    assert "fieldlm curate STORE --out FOLDER --eval-share 0.5" in logged.text
+
+
 def test_examples_without_training_customers_make_no_dataset(tmp_path: Path) -> None:
     folder = filled(tmp_path / "examples", [e for e in talk(60) if e.split == "eval"])
     with pytest.raises(InputError, match="no training example"):

@@ -180,6 +180,11 @@ def test_the_first_round_learns_and_is_accepted_and_published(life: Life) -> Non
     assert "fieldlm rollout start" in told.answer["next"]
 
 
+def test_nobody_else_on_the_machine_sees_into_the_rounds(life: Life) -> None:
+    folders = (life.rounds, life.rounds / ".work", life.rounds / "0001")
+    assert [path.name for path in folders if path.stat().st_mode & 0o077] == []
+
+
 def test_a_round_that_was_stopped_goes_on_where_it_was(life: Life) -> None:
     stopped, first = life.told["stopped"], life.told["first"]
     assert "run the same command again to go on" in stopped.log

@@ -68,7 +68,7 @@ def sentences(task: str, *, seed: int = 1) -> Iterator[str]:
 class Usage:
     """A store that a device fills. Every request is a record, and every correction another."""
 
-    def __init__(self, folder: Path, device: str = "kiosk-1") -> None:
+    def __init__(self, folder: Path | str, device: str = "kiosk-1") -> None:
         self.folder = folder
         self._common: dict[str, Any] = {"device": device, "epoch": 1}
         self._seq = {"gen": 0, "fb": 0}

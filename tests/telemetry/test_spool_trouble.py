@@ -99,27 +99,36 @@ def test_a_folder_on_a_read_only_file_system_is_waited_for(tmp_path: Path) -> No
         assert numbers_of(spool, "gen") == [1]
 
 
-def test_a_log_that_cannot_be_made_on_a_read_only_file_system_is_named_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("disk", "code", "name"),
+    [
+        ({"f_flag": os.ST_RDONLY, "f_bavail": 9}, sqlite3.SQLITE_CANTOPEN, "read-only"),
+        ({"f_flag": 0, "f_bavail": 0}, sqlite3.SQLITE_IOERR_SHMSIZE, "disk-full"),
+        ({"f_flag": 0, "f_bavail": 9}, sqlite3.SQLITE_IOERR, "disk-error"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_log_that_cannot_be_made_is_put_down_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: dict[str, int], code: int, name: str
 ) -> None:
-    flags = os.ST_RDONLY
+    is_well = False
 
     def connect(path: Path) -> sqlite3.Connection:
-        if flags:
+        if not is_well:
             error = sqlite3.OperationalError("unable to open database file")
-            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            error.sqlite_errorcode = code
             raise error
         return sqlite.connect(path)
 
     def statvfs(_folder: Path) -> SimpleNamespace:
-        return SimpleNamespace(f_flag=flags)
+        return SimpleNamespace(**disk)
 
     # What a card does to itself when it is worn out, which takes a mount of one's own to try.
     monkeypatch.setattr(os, "statvfs", statvfs)
     with Spool(tmp_path / "spool.db", connect=connect) as spool:
         assert spool.append(record(1))
-        assert spool.health().problem == "read-only"
-        flags = 0
+        assert spool.health().problem == name
+        is_well = True
         assert spool.flush(30)
         assert (spool.health().problem, numbers_of(spool, "gen")) == ("", [1])
 

@@ -9,6 +9,7 @@ import queue
 import signal
 import sqlite3
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from fieldlm.core.urls import shown
 from fieldlm.core.wording import counted
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import WireError
+from fieldlm_compiler.collect.broker_watch import BrokerWatch
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.rewrite import age_ms
 from fieldlm_compiler.collect.sealed_text import TextSealer, sealer_of
@@ -41,6 +43,8 @@ SESSION_EXPIRY_S = 3600
 ACK_EXPIRY_S = 3600
 EXPIRE_EVERY_S = 3600.0
 """So often text is looked for that is too old."""
+TIDY_EVERY_S = 1.0
+"""So often the store is asked what is due, also while nothing comes in: what is to be forgotten has a time."""
 MOST_BYTES = block.MAX_BLOCK_BYTES + (4 << 10)
 """What the broker may hand out in one packet: a block and its topic."""
 
@@ -93,9 +97,15 @@ class Collector:
         self._stop = threading.Event()
         self._sealer = sealer
         self._keep_text_ms = keep_text_ms
-        self._expired_s = float("-inf")
+        self._expired_s = self._tidied_s = float("-inf")
         self._client = _client(broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}")
+        self._watch = BrokerWatch(broker_url)
         self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = self._on_connect_fail
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_subscribe = lambda _client, _data, _number, reasons, _properties: self._watch.subscribed(
+            reasons
+        )
         self._client.on_message = self._on_message
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
 
@@ -123,7 +133,8 @@ class Collector:
         self._client.disconnect()
         self._client.loop_stop()
         # paho closes two of its sockets when it is collected; without the circle that is now and not some day.
-        self._client.on_connect = self._client.on_message = None
+        self._client.on_connect = self._client.on_message = self._client.on_subscribe = None
+        self._client.on_connect_fail = self._client.on_disconnect = None
         self.store.tidy(finish=True)
 
     def is_running(self) -> bool:
@@ -131,9 +142,17 @@ class Collector:
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            log.warning(f"collect: the broker refused: {reason}")
+            self._watch.refused(reason)
             return
+        self._watch.connected()
         client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._filters])
+
+    def _on_connect_fail(self, _client: mqtt.Client, _data: Any) -> None:
+        self._watch.failed(sys.exception())  # paho calls from where it catches it
+
+    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if not self._stop.is_set():
+            self._watch.lost(reason)
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         # Blocks when the queue is full: the broker then keeps the rest.
@@ -149,7 +168,9 @@ class Collector:
                 if batch := self._batch():
                     for reply in take_in(self.store, self.fleet, batch, self.totals, self._sealer):
                         self._send(reply)
+                if batch or time.monotonic() - self._tidied_s > TIDY_EVERY_S:
                     self.store.tidy()
+                    self._tidied_s = time.monotonic()
                 if self._keep_text_ms is not None and time.monotonic() - self._expired_s > EXPIRE_EVERY_S:
                     expire(self.store, self._keep_text_ms)
                     self._expired_s = time.monotonic()

@@ -6,7 +6,9 @@
 
 A watermark is a transaction identifier of the table: `app_id` names device, epoch and stream, `version` is the seq up
 to which everything is there. So rows and watermark are one commit, and two collectors that take the same device for
-theirs collide on the identifier: one of them reads again, and finds that the rows are there.
+theirs collide on the identifier: one of them reads again, and finds that the rows are there. An identifier stays in the
+log for ever, so what a hello alone says of a stream is kept in memory until a record comes; a device that finds it gone
+says hello again.
 
 The library does not force files to a local disk: a power cut there may take the last commits. Object stores keep them.
 """
@@ -17,13 +19,14 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import duckdb
 import pyarrow as pa
 
 from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
 from fieldlm.core.extras import install_command
-from fieldlm.core.files import held_lock
+from fieldlm.core.files import held_lock, make_private_folder
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
 from fieldlm.formats.record import Record
@@ -32,6 +35,7 @@ from fieldlm_compiler.collect.rewrite import HAS_TEXT
 from fieldlm_compiler.collect.sealed_text import TEXT
 from fieldlm_compiler.collect.sink import (
     KEY,
+    Hearsay,
     Key,
     Policy,
     Raw,
@@ -94,9 +98,12 @@ class DeltaStore(Sink):
         self._lock = threading.RLock()
         self._marks: dict[Key, int] = {}
         self._steps: dict[Key, int] = {}
+        self._hearsay = Hearsay()
         self._states: dict[str, tuple[str, int]] = {}
         self._states_s = time.monotonic()
         try:
+            if (folder := _local(uri)) and not read_only:
+                make_private_folder(folder)
             self._records, self._raw, self._presence = (
                 _open(f"{uri}/{name}", columns, read_only=read_only)
                 for name, columns in (("records", schema()), ("raw", _RAW), ("presence", _PRESENCE))
@@ -134,6 +141,7 @@ class DeltaStore(Sink):
                     records += found
                 touched[key] = block.last
         asked = set(forgets(records)) - self._forgotten
+        self._hear({key: 0 for key, upto in touched.items() if not upto})
         # Raw blocks go first and say so for themselves: after a crash in between they come again, and are passed over.
         self._keep(raws)
         self._commit(stripped(records, self._forgotten | asked, self.forget), touched, steps)
@@ -157,11 +165,20 @@ class DeltaStore(Sink):
                 marks[key] = max(upto, begin - 1)
                 if marks[key] > upto and not steps.get(key, self._step(key)):
                     steps[key] = upto + 1
-            self._commit([], marks, steps)
+            known = {key: upto for key, upto in marks.items() if self._committed(key)}
+            self._commit([], known, {key: step for key, step in steps.items() if key in known})
+            self._hear({key: upto for key, upto in marks.items() if key not in known})
             return marks
 
         with self._lock:
             return {stream: upto for (_, _, stream), upto in self._again(answer).items()}
+
+    def _hear(self, marks: dict[Key, int]) -> None:
+        """Keep in mind what a hello says of streams of which nothing is stored, 0 for nothing."""
+        for key, upto in marks.items():
+            for each in [*self._hearsay.note(key, upto), *([] if upto else [key])]:
+                self._marks.pop(each, None)
+                self._steps.pop(each, None)
 
     def _believed(self, key: Key, upto: int, block: Block, steps: dict[Key, int]) -> int:
         """Return the watermark, from before the last step where `block` shows that the hello behind it was a lie."""
@@ -183,6 +200,9 @@ class DeltaStore(Sink):
 
     def _step(self, key: Key) -> int:
         """Return the first number that the last hello stepped over; 0 where something beyond is stored."""
+        return 1 if self._hearsay.upto(key) else self._committed_step(key)
+
+    def _committed_step(self, key: Key) -> int:
         if key not in self._steps:
             self._steps[key] = self._records.transaction_version(f"step/{_app_id(key)}") or 0
         return self._steps[key]
@@ -227,14 +247,14 @@ class DeltaStore(Sink):
 
     def _alone(self) -> contextlib.AbstractContextManager[object]:
         """Hold the tables against another compactor on this machine; an object store cannot be held."""
-        if "://" in self.uri:
+        if not (folder := _local(self.uri)):
             return contextlib.nullcontext()
-        return held_lock(Path(self.uri) / "compact.lock", f"another fieldlm compacts {self.uri}; wait for it")
+        return held_lock(folder / "compact.lock", f"another fieldlm compacts {self.uri}; wait for it")
 
     def _commit(self, records: Sequence[Record], marks: dict[Key, int], steps: dict[Key, int]) -> None:
         """Commit rows and watermarks together; raises CommitFailedError when another collector was first."""
-        moved = {key: upto for key, upto in marks.items() if upto != self.watermark(key)}
-        stepped = {key: step for key, step in steps.items() if step != self._step(key)}
+        moved = {key: upto for key, upto in marks.items() if upto != self._committed(key)}
+        stepped = {key: step for key, step in steps.items() if step != self._committed_step(key)}
         if not moved and not stepped:
             return
         versions = {_app_id(key): upto for key, upto in moved.items()}
@@ -250,6 +270,8 @@ class DeltaStore(Sink):
             self._records.create_write_transaction([], "append", schema, commit_properties=properties)
         self._marks |= moved
         self._steps |= stepped
+        for key in moved:
+            self._hearsay.note(key, 0)  # a record is there
 
     def _keep(self, raws: Sequence[Raw]) -> None:
         for raw in raws:
@@ -275,6 +297,7 @@ class DeltaStore(Sink):
                         raise
                     self._marks.clear()
                     self._steps.clear()
+                    self._hearsay.clear()
                     self._records.update_incremental()
                     self._raw.update_incremental()
         raise AssertionError("the last try returns or raises")
@@ -317,6 +340,9 @@ class DeltaStore(Sink):
 
     def watermark(self, key: Key) -> int:
         """Return the last seq of which the store can say that everything up to it has arrived or never will."""
+        return self._hearsay.upto(key) or self._committed(key)
+
+    def _committed(self, key: Key) -> int:
         if key not in self._marks:
             self._marks[key] = self._records.transaction_version(_app_id(key)) or 0
         return self._marks[key]
@@ -324,7 +350,7 @@ class DeltaStore(Sink):
     def watermarks(self) -> dict[Key, int]:
         with self._connect(KEY) as duck:
             found = duck.execute("SELECT DISTINCT device, epoch, stream FROM records").fetchall()
-        keys = {(d, e, s) for d, e, s in found} | set(self._marks)
+        keys = {(d, e, s) for d, e, s in found} | self._marks.keys() | self._hearsay.keys()
         keys |= {(raw.block.device, raw.block.epoch, raw.block.stream) for raw in self.raw()}
         return {key: self.watermark(key) for key in sorted(keys)}
 
@@ -374,9 +400,16 @@ class DeltaStore(Sink):
 def _open(uri: str, schema: Any, *, read_only: bool) -> DeltaTable:
     if read_only and not DeltaTable.is_deltatable(uri):
         raise InputError(f"{uri} is no Delta table; fill one with: fieldlm collect --store delta:URI")
-    if "://" not in uri:
-        Path(uri).mkdir(parents=True, exist_ok=True)
+    if (folder := _local(uri)) and not read_only:
+        make_private_folder(folder)
     return DeltaTable.create(uri, schema, mode="ignore", configuration=_CONFIGURATION)
+
+
+def _local(uri: str) -> Path | None:
+    """Return the folder on this machine that `uri` means; None for an object store."""
+    if uri.startswith("file://"):
+        return Path(unquote(urlsplit(uri).path))
+    return None if "://" in uri else Path(uri)
 
 
 def _app_id(key: Key) -> str:

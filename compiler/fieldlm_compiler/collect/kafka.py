@@ -4,7 +4,7 @@
 
     key                                     value
     b/<device>/<epoch>/<stream>/<first>-<last>   the block, as `formats.block` has it
-    s/<device>/<epoch>/<stream>                  the seq up to which nothing will come any more, in decimal digits
+    s/<device>/<epoch>/<stream>                  the seq up to which nothing will come, in digits, or empty: unknown
     p/<device>                                   the last presence message
 
 A message is written whole or not at all, and a block says by itself up to which seq it speaks: so rows and watermark
@@ -36,6 +36,7 @@ from fieldlm.formats.record import Record, WireError
 from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
 from fieldlm_compiler.collect.kafka_place import Place, parse_place
 from fieldlm_compiler.collect.sink import (
+    Hearsay,
     Key,
     Policy,
     Raw,
@@ -84,6 +85,7 @@ class KafkaStore(Sink):
         self._lock = threading.RLock()
         self._stored: dict[Key, int] = {}
         self._stepped: dict[Key, int] = {}
+        self._hearsay = Hearsay()
         self._forgotten: set[Session] = set()
         self._states: dict[str, str] = {}
         self._unsaid: dict[str, str] = {}
@@ -137,8 +139,17 @@ class KafkaStore(Sink):
             return {stream: self.watermark((device, epoch, stream)) for stream in first}
 
     def _step(self, marks: Mapping[Key, int]) -> None:
-        self._write({f"s/{d}/{e}/{s}": str(upto).encode() for (d, e, s), upto in marks.items()})
-        self._stepped |= marks
+        gone = [each for key, upto in marks.items() for each in self._hear(key, upto)]
+        told = {key: str(upto).encode() for key, upto in marks.items()} | dict.fromkeys(gone)
+        self._write({f"s/{d}/{e}/{s}": value for (d, e, s), value in told.items()})
+
+    def _hear(self, key: Key, upto: int) -> list[Key]:
+        """Take in a step, 0 for none; return those over streams without a record that are forgotten for it."""
+        self._stepped[key] = upto
+        gone = [] if self._stored.get(key) else self._hearsay.note(key, upto)
+        for each in [*gone, *([] if upto else [key])]:
+            self._stepped.pop(each, None)
+        return gone
 
     def _believed(self, key: Key, upto: int, block: Block) -> int:
         """Return the watermark, from before the last step where `block` shows that the hello behind it was a lie."""
@@ -174,8 +185,10 @@ class KafkaStore(Sink):
         self._states |= self._unsaid
         self._unsaid = {}
 
-    def _write(self, messages: Mapping[str, bytes]) -> None:
+    def _write(self, messages: Mapping[str, bytes | None]) -> None:
         """Return when every broker that has to has every message; raises FieldlmError when that is in doubt.
+
+        None takes away what has the key.
 
         What is in doubt is found out by whoever opens the sink next.
         """
@@ -280,7 +293,7 @@ class KafkaStore(Sink):
                 self._mark(block)
                 self._forgotten |= set(_asked(block))
             case ["s", device, epoch, stream]:
-                self._stepped[device, int(epoch), stream] = int(value)
+                self._hear((device, int(epoch), stream), int(value or 0))
             case ["p", device]:
                 self._states[device] = value.decode("utf-8", "replace")
             case _:
@@ -289,6 +302,7 @@ class KafkaStore(Sink):
     def _mark(self, block: Block) -> None:
         key = _key(block)
         self._stored[key] = max(block.last, self._stored.get(key, 0))
+        self._hearsay.note(key, 0)
 
     def _block(self, value: bytes) -> Block:
         try:
@@ -315,8 +329,10 @@ class KafkaStore(Sink):
                     waiting.discard(message.partition() or 0)
                 elif problem:
                     raise KafkaException(problem)
-                elif value := message.value():
-                    yield str(message.key() or b"", "utf-8", "replace"), bytes(value)
+                else:
+                    name, value = str(message.key() or b"", "utf-8", "replace"), bytes(message.value() or b"")
+                    if value or name.startswith("s/"):
+                        yield name, value
         finally:
             consumer.close()
 

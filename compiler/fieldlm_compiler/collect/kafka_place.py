@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.urls import shown
 
 
 class Place(NamedTuple):
@@ -19,7 +20,7 @@ def parse_place(where: str) -> Place:
     path, _, query = where.partition("?")
     brokers, _, topic = path.partition("/")
     if not brokers or not topic or "/" in topic or (query and not query.startswith("config=")):
-        raise InputError(f"kafka:{where} names no topic; write kafka:HOST:PORT/TOPIC or …/TOPIC?config=FILE")
+        raise InputError(f"kafka:{shown(where)} names no topic; write kafka:HOST:PORT/TOPIC or …/TOPIC?config=FILE")
     return Place(brokers, topic, _properties(Path(query.removeprefix("config="))) if query else {})
 
 

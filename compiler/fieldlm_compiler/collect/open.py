@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.urls import shown
 from fieldlm_compiler.collect.sealed_text import reader_of_environment
 from fieldlm_compiler.collect.sink import Policy, Sink
 
@@ -29,7 +30,7 @@ def _opened(where: str, *, read_only: bool, forget: Policy) -> Sink:
 
         return KafkaStore(where.removeprefix("kafka:"), read_only=read_only, forget=forget)
     if "://" in where:
-        raise InputError(f"{where!r} is a URL; want FOLDER, delta:URI or kafka:BROKERS/TOPIC")
+        raise InputError(f"{shown(where)!r} is a URL; want FOLDER, delta:URI or kafka:BROKERS/TOPIC")
     from fieldlm_compiler.collect.parquet import Store
 
     return Store(Path(where), read_only=read_only, forget=forget)

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from fieldlm.core.errors import InputError
-from fieldlm.core.files import disk_errors, held_lock, make_private, sync_folder
+from fieldlm.core.files import disk_errors, held_lock, make_private, make_private_folder, sync_folder
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import SCHEMAS, Record, unpack
 from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
 from fieldlm_compiler.collect.parquet_schema import SCHEMA, VERSION, as_block, as_row
 from fieldlm_compiler.collect.rewrite import holding, old_text
 from fieldlm_compiler.collect.sink import (
+    MOST_EPOCHS,
     UNKNOWN,
     Key,
     Policy,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     import duckdb
 
 COMPACT_ROWS = 50_000
-MOST_EPOCHS = 256
-"""Streams of one device of which a hello said something and no record ever came; older ones are forgotten."""
 MERGE_FILES, MERGE_ROWS = 32, 1_000_000
 """So many files of fewer rows become one."""
 ERASE_EVERY_S = 30.0
@@ -76,7 +75,7 @@ class Store(Sink):
             raise InputError(f"{folder} is no store; fill one with: fieldlm collect --store {folder}")
         with disk_errors(folder):
             make_private(database)
-            self.records_folder.mkdir(exist_ok=True, mode=0o700)
+            make_private_folder(self.records_folder)
         self._is_writer = not read_only
         self._lock = threading.RLock()
         with contextlib.ExitStack() as opened:

@@ -35,6 +35,8 @@ Policy = Literal["text", "rows"]
 KEY = ("device", "epoch", "stream", "seq")
 UNKNOWN = "unknown schema"
 MOST_DEVICES = 1_000_000
+MOST_EPOCHS = 256
+"""Streams of one device of which a hello said something and no record ever came; older ones are forgotten."""
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,36 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True):
     after: int
     problem: str
     block: Block
+
+
+class Hearsay:
+    """What hellos alone say of streams: up to which number nothing will come. Of each device the newest MOST_EPOCHS.
+
+    Epochs are numbers that whoever may publish can make up. A device whose own was forgotten says hello again.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[Key, int]] = {}
+
+    def upto(self, key: Key) -> int:
+        return self._of.get(key[0], {}).get(key, 0)
+
+    def keys(self) -> set[Key]:
+        return {key for of in self._of.values() for key in of}
+
+    def note(self, key: Key, upto: int) -> list[Key]:
+        """Take in what a hello says, 0 for nothing; return the streams that are forgotten for it."""
+        of = self._of.setdefault(key[0], {})
+        of.pop(key, None)
+        if upto:
+            of[key] = upto
+        gone = list(of)[:-MOST_EPOCHS]
+        for each in gone:
+            del of[each]
+        return gone
+
+    def clear(self) -> None:
+        self._of.clear()
 
 
 class Sink(ABC):

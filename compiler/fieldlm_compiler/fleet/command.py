@@ -8,6 +8,7 @@ import msgspec
 
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
+from fieldlm.core.urls import shown
 from fieldlm.core.wording import counted
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.fleet.page import clock, share, size
@@ -59,7 +60,7 @@ def _export(where: str, url: str, since_h: float, *, as_json: bool) -> int:
 
     with open_sink(where, read_only=True) as sink:
         sent, rejected = export(sink, url, since_ms=round((time.time() - since_h * 3600) * 1000))
-    text = f"{sent:,} spans sent to {url}, {rejected:,} rejected"
+    text = f"{sent:,} spans sent to {shown(url)}, {rejected:,} rejected"
     terminal.show({"sent": sent, "rejected": rejected}, text, as_json=as_json)
     return 1 if rejected else 0
 

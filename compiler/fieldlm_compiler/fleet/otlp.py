@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from fieldlm.core.errors import InputError, MissingDependencyError, UnavailableError
 from fieldlm.core.extras import install_command
+from fieldlm.core.urls import shown
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.view import FINE
 
@@ -70,13 +71,13 @@ def export(sink: Sink, url: str, *, since_ms: int) -> tuple[int, int]:
 def _rejected(target: str, result: SpanExportResult, answer: requests.Response | None) -> int:
     """Return how many spans the receiver took and did not want, which the exporter does not say."""
     if answer is None:
-        raise UnavailableError(f"the OTLP receiver {target} is away")
+        raise UnavailableError(f"the OTLP receiver {shown(target)} is away")
     if result is not SpanExportResult.SUCCESS:
-        raise UnavailableError(f"the OTLP receiver {target} answered {answer.status_code} {answer.reason}")
+        raise UnavailableError(f"the OTLP receiver {shown(target)} answered {answer.status_code} {answer.reason}")
     try:
         return ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans
     except DecodeError as error:
-        raise UnavailableError(f"what answers at {target} is no OTLP receiver: {error}") from error
+        raise UnavailableError(f"what answers at {shown(target)} is no OTLP receiver: {error}") from error
 
 
 def _spans(rows: Iterable[dict[str, Any]]) -> Iterator[ReadableSpan]:
@@ -134,7 +135,11 @@ def _known(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _target(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{url!r} is no OTLP receiver; write http://HOST:4318")
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise InputError(f"{shown(url)!r} is no OTLP receiver; write http://HOST:4318") from error
+    if not is_one:
+        raise InputError(f"{shown(url)!r} is no OTLP receiver; write http://HOST:4318")
     return url if parts.path not in ("", "/") else f"{url.rstrip('/')}/v1/traces"

@@ -132,7 +132,7 @@ def curate(
     if not examples:
         raise InputError(_no_example(store, rows, consents, left_out))
     write_examples(out / EXAMPLES, examples)
-    write_whole(out / "curate.json", canonical_json(document))
+    write_whole(out / "curate.json", canonical_json(document), private=True)
     return document
 
 

@@ -88,4 +88,4 @@ def _example(line: bytes, place: str) -> CuratedExample:
 
 
 def write_examples(path: Path, examples: Iterable[CuratedExample]) -> None:
-    write_whole(path, b"".join(msgspec.json.encode(example) + b"\n" for example in examples))
+    write_whole(path, b"".join(msgspec.json.encode(example) + b"\n" for example in examples), private=True)

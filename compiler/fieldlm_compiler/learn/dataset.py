@@ -129,7 +129,7 @@ def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any], origin: di
         **about,
     }
     if not (folder / DOCUMENT).is_file():
-        with whole_folder(folder) as aside:
+        with whole_folder(folder, private=True) as aside:
             for split in SPLITS:
                 (aside / f"{split}.jsonl").write_bytes(lines[split])
             facts = card(document, rows, origin)

@@ -114,7 +114,7 @@ def read_round(path: Path) -> Round:
 
 
 def write_round(path: Path, found: Round) -> None:
-    write_whole(path, canonical_json(msgspec.to_builtins(found)))
+    write_whole(path, canonical_json(msgspec.to_builtins(found)), private=True)
 
 
 def digest(text: str, shape: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """The stage cache: what each stage made, kept by the digest of what it was made from.
 
 A stage's folder appears whole, under a lock, so a kill at any moment leaves nothing half-written that a later run
-could take for whole, and two compilers at once wait for each other. `stage.json` inside is written last.
+could take for whole, and two compilers at once wait for each other. `stage.json` inside is written last. Nobody else on
+the machine sees into it: a task's examples may be what people said.
 """
 
 import fcntl
@@ -87,7 +88,7 @@ class Stages:
                 f"{name} needs {needs_mb:.1f} MB in {self.folder}, {free_mb(self.folder)} MB are free; "
                 f"free some or set XDG_CACHE_HOME to a larger disk"
             )
-        with whole_folder(path) as aside:
+        with whole_folder(path, private=True) as aside:
             ran = self._guarded(make, aside) or Ran(value=None, seconds=0.0, peak_mb=0.0)
             made = Made(
                 stage=name,

@@ -21,7 +21,7 @@ from fieldlm.core.files import (
     canonical_json,
     held_lock,
     link_or_copy,
-    make_folder,
+    make_private_folder,
     sha256_bytes,
     sha256_file,
     whole_folder,
@@ -133,7 +133,8 @@ class LearningRound:
         Raises InputError when nothing can be learned from the store or options contradict earlier rounds.
         """
         self.check()
-        make_folder(self.wish.out / WORK)
+        make_private_folder(self.wish.out)
+        make_private_folder(self.wish.out / WORK)
         with held_lock(self.wish.out / WORK / "lock", f"another round runs in {self.wish.out}; wait for it"):
             self._read_rounds()  # another may have ended while this one began
             checkpoint = open_checkpoint(self.wish.base, self.compiling)
@@ -387,7 +388,7 @@ class LearningRound:
             )
             for at, example in enumerate(learned.held)
         ]
-        with whole_folder(folder) as aside:
+        with whole_folder(folder, private=True) as aside:
             for source, name in (
                 (learned.clustered / EXAMPLES, f"examples/{EXAMPLES}"),
                 (learned.clustered / TASKS, f"examples/{TASKS}"),

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         write_edits(args.folder, edited)
     found = before if edited is edits else show(folder, edited, args.least_sessions)
     if args.page:
-        write_whole(args.page, page(found).encode())
+        write_whole(args.page, page(found).encode(), private=True)
     lines = [terminal.table([_cells(task) for task in found.tasks], HEAD), ""]
     lines += [f"  by hand: {edit}" for edit in found.edits]
     lines += [f"  not applied yet; next: {again}"] if found.pending else []

@@ -121,7 +121,7 @@ def _files(repository: str, revision: str) -> list[HubFile]:
 def _endpoint() -> str:
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT
     if urlsplit(endpoint).scheme not in ("http", "https"):
-        raise InputError(f"HF_ENDPOINT is {endpoint!r}, want an http(s) address such as {ENDPOINT}")
+        raise InputError(f"HF_ENDPOINT is {shown(endpoint)!r}, want an http(s) address such as {ENDPOINT}")
     return endpoint
 
 

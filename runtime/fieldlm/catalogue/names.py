@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.urls import shown
 
 CATALOGUE = Path(__file__).with_name("models.toml")
 HUB = re.compile(
@@ -66,7 +67,7 @@ def unknown(name: str) -> str:
     from difflib import get_close_matches
 
     near = "".join(f", did you mean {one!r}?" for one in get_close_matches(name, catalogue(), 1))
-    return f"there is no model {name!r}{near or f'; name {MODEL}; fieldlm compile makes a bundle'}"
+    return f"there is no model {shown(name)!r}{near or f'; name {MODEL}; fieldlm compile makes a bundle'}"
 
 
 def full_name(name: str) -> str:

@@ -25,6 +25,7 @@ from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
 from fieldlm.core.config import load_config
 from fieldlm.core.errors import InputError
+from fieldlm.core.urls import shown
 from fieldlm.core.wording import visible
 from fieldlm.engines.llama_layout import KV_TYPES
 from fieldlm.formats.profile import load_profile
@@ -142,10 +143,10 @@ def _load(args: argparse.Namespace) -> int:
         if not found:
             raise
         is_stopped = True
-    document = load_document(args.url, spec, found)
-    terminal.show(document, describe_load(args.url, spec, found), as_json=args.json)
+    document = load_document(client.url, spec, found)
+    terminal.show(document, describe_load(client.url, spec, found), as_json=args.json)
     if args.report:
-        write_report(args.report, *load_pages(args.url, spec, found))
+        write_report(args.report, *load_pages(client.url, spec, found))
     if is_stopped:
         raise KeyboardInterrupt
     return 1 if any(not level.requests - sum(level.failed.values()) for level in found) else 0
@@ -158,7 +159,7 @@ def _soak(args: argparse.Namespace, client: "HttpClient", spec: "LoadSpec", leve
     from fieldlm.network.http_client import is_here
 
     head = soak.SoakHead(
-        format=soak.FORMAT, url=args.url, spec=spec, level=level, window_s=soak.WINDOW_S, is_here=is_here(args.url)
+        format=soak.FORMAT, url=client.url, spec=spec, level=level, window_s=soak.WINDOW_S, is_here=is_here(args.url)
     )
     with terminal.progress(f"soak, {level.words}", max(1, round(args.minutes * 60 / soak.WINDOW_S))) as progress:
 
@@ -247,7 +248,9 @@ def _check(args: argparse.Namespace) -> None:
     """Raise InputError for options that do not go together."""
     models = [*args.models, *args.named]
     if args.compare and (models or args.url):
-        raise InputError(f"--compare takes results and measures nothing; leave {(models or [args.url])[0]} out")
+        raise InputError(
+            f"--compare takes results and measures nothing; leave {models[0] if models else shown(args.url)} out"
+        )
     if args.output and (args.json or args.compare or args.url):
         raise InputError("--json, --compare, --url and -o each say what to print; give one of them")
     if args.report:

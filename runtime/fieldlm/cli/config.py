@@ -6,6 +6,7 @@ from typing import cast
 
 from fieldlm.core import terminal
 from fieldlm.core.config import SETTINGS, default_words, load_config
+from fieldlm.core.urls import shown_all
 from fieldlm.formats.profile import load_profile
 
 HEAD = """\
@@ -43,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
     if config.profile:
         load_profile(config.profile)
     values = {name: getattr(config, name) for name in SETTINGS}
-    shown = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    document = {name: {"value": value, "origin": config.origins[name]} for name, value in shown.items()}
-    rows = [(name, _words(value), config.origins[name]) for name, value in shown.items()]
+    told = {name: str(value) if isinstance(value, Path) else shown_all(value) for name, value in values.items()}
+    document = {name: {"value": value, "origin": config.origins[name]} for name, value in told.items()}
+    rows = [(name, _words(value), config.origins[name]) for name, value in told.items()]
     terminal.show(document, terminal.table(rows, ["setting", "value", "from"]), as_json=args.json)
     return 0
 
@@ -74,6 +75,6 @@ def as_markdown() -> str:
 
 
 def _words(value: object) -> str:
-    if isinstance(value, tuple):
-        value = ", ".join(map(str, cast(tuple[object, ...], value)))
+    if isinstance(value, list):
+        value = ", ".join(map(str, cast(list[object], value)))
     return {"": "–", "True": "true", "False": "false"}.get(str(value), str(value))

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import FieldlmError, InputError, TrustError, UnavailableError
 from fieldlm.core.signing import load_or_create_key
+from fieldlm.core.urls import shown
 from fieldlm.formats import command as wire
 from fieldlm.formats import topics
 from fieldlm.formats.command import Command, CommandResult, Verb
@@ -104,9 +105,9 @@ def _local(config: Config, url: str) -> Remote:
     path = config.state / wire.LOCAL_KEY
     if not path.is_file() and url:
         raise InputError(
-            f"{config.state} holds no key of the device at {url}; give "
+            f"{config.state} holds no key of the device at {shown(url)}; give "
             "the --state that it was started with, or, as its "
-            f"owner, {url} without --url"
+            f"owner, {shown(url)} without --url"
         )
     if not path.is_file():
         raise InputError(f"{config.state} belongs to no running device; give --state, or name one of: fieldlm devices")

@@ -23,6 +23,7 @@ from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.logs import logger
 from fieldlm.core.options import CONTEXT, PARALLEL, THREADS
 from fieldlm.core.setting import Check, Setting, Telemetry
+from fieldlm.core.urls import shown_all
 
 NO_NETWORK = "none"
 """The host of who listens on no network, only on a unix socket."""
@@ -313,4 +314,4 @@ def _checked(name: str, value: object, origin: str, wanted: Check) -> object:
     try:
         return wanted(value)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{name} is {value!r} (from {origin}); want {error}") from error
+        raise ConfigError(f"{name} is {shown_all(value)!r} (from {origin}); want {error}") from error

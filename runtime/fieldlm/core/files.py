@@ -7,6 +7,7 @@ import hashlib
 import os
 import pwd
 import shutil
+import stat
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
@@ -51,8 +52,20 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make `folder` and what is missing above it; each name survives a power cut before the next is made."""
+    _make_folder(folder, 0o777)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make `folder` as `make_folder` does, and so that nobody else on this machine sees into it, whatever the umask.
+
+    For what people said. One that is there already keeps the rights that it has, and those above it have the umask's.
+    """
+    _make_folder(folder, 0o700)
+
+
+def _make_folder(folder: Path, mode: int) -> None:
     for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
-        path.mkdir(exist_ok=True)
+        path.mkdir(exist_ok=True, mode=mode if path == folder else 0o777)
         sync_folder(path.parent)
 
 
@@ -61,9 +74,7 @@ def make_private(file: Path) -> None:
 
     What is there already keeps the rights that it has. SQLite gives its log the rights of the database.
     """
-    for folder in reversed([folder for folder in file.parents if not folder.exists()]):
-        folder.mkdir(exist_ok=True, mode=0o700 if folder == file.parent else 0o777)
-        sync_folder(folder.parent)
+    make_private_folder(file.parent)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         sync_folder(file.parent)
@@ -135,16 +146,20 @@ def free_mb(path: Path) -> int:
     return shutil.disk_usage(existing).free // 1_000_000
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write `data` to `path` so that a reader, or a reboot, finds either the old file or the new one.
 
-    Raises NoSpaceError when the disk is full; the old file is then untouched.
+    A `private` file, and its folder where that is made now, nobody else on this machine can read; one that is there
+    already keeps its rights. Raises NoSpaceError when the disk is full; the old file is then untouched.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with disk_errors(path):
         try:
-            make_folder(path.parent)
-            with part.open("wb") as file:
+            _make_folder(path.parent, 0o700 if private else 0o777)
+            opened = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666)
+            with os.fdopen(opened, "wb") as file:
+                if private and path.exists():
+                    os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -155,10 +170,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Generator[Path]:
+def whole_folder(path: Path, *, private: bool = False) -> Generator[Path]:
     """Yield an empty folder that replaces `path` when the block ends without error, and is removed otherwise.
 
-    Where `path` is a link, what it points to is replaced.
+    Into a `private` one nobody else on this machine sees. Where `path` is a link, what it points to is replaced.
     """
     path = path.resolve() if path.is_symlink() else path
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -166,7 +181,7 @@ def whole_folder(path: Path) -> Generator[Path]:
     with disk_errors(path):
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            make_folder(aside)
+            _make_folder(aside, 0o700 if private else 0o777)
             yield aside
             if path.exists():
                 os.replace(path, old)

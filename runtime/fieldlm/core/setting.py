@@ -5,10 +5,11 @@ wanted instead.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
-from urllib.parse import urlsplit
+from typing import Literal, cast, get_args
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -87,9 +88,9 @@ def endpoint(value: object) -> str:
     """Check where an OpenAI-compatible API is; "" for none."""
     if value == "":
         return ""
-    url = urlsplit(str(value))
-    if url.scheme not in ("http", "https") or not url.hostname or not _has_port_or_none(url) or url.query:
-        raise ValueError('http[s]://HOST[:PORT]/PATH, as in https://api.example.com/v1, or "" for none')
+    wanted = 'http[s]://HOST[:PORT]/PATH, as in https://api.example.com/v1, or "" for none'
+    if _url(value, ("http", "https"), wanted).query:
+        raise ValueError(wanted)
     return str(value).rstrip("/").removesuffix("/chat/completions")
 
 
@@ -161,23 +162,26 @@ def folder(value: object) -> Path:
 def broker(value: object) -> str:
     if value == "":
         return ""
-    url = urlsplit(str(value))
-    if url.scheme not in ("mqtt", "mqtts") or not url.hostname or not _has_port_or_none(url):
-        raise ValueError('mqtt://HOST[:PORT], mqtts://HOST[:PORT], or "" for none')
+    _url(value, ("mqtt", "mqtts"), 'mqtt://HOST[:PORT], mqtts://HOST[:PORT], or "" for none')
     return str(value)
 
 
-def _has_port_or_none(url: Any) -> bool:
-    try:
-        return url.port is None or url.port > 0
-    except ValueError:
-        return False
+def _url(value: object, schemes: Sequence[str], wanted: str) -> SplitResult:
+    """Return the parts of a URL with one of `schemes`, a host and a port that can be; raises ValueError(`wanted`).
+
+    What urlsplit itself says of a wrong one may hold a piece of the password.
+    """
+    with suppress(ValueError):
+        url = urlsplit(str(value))
+        if url.scheme in schemes and url.hostname and url.port != 0:
+            return url
+    raise ValueError(wanted)
 
 
 def repository(value: object) -> str:
     text = str(value)
-    if "://" in text and urlsplit(text).scheme not in ("http", "https", "file"):
-        raise ValueError('a folder, file://…, http(s)://…, or "" for none')
+    if "://" in text and not text.lower().startswith("file://"):
+        _url(text, ("http", "https"), 'a folder, file://…, http(s)://…, or "" for none')
     return text
 
 

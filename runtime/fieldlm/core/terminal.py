@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json
 from fieldlm.core.tasks import PROCESS
+from fieldlm.core.urls import shown
 from fieldlm.core.wording import visible
 
 EXAMPLES = "examples:"
@@ -39,7 +40,9 @@ class Parser(argparse.ArgumentParser):
     """Raises InputError where argparse would print its usage and exit: one line, or one document with --json."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}{self._meant(message)}; see: {self.prog} --help")
+        # It repeats what was typed, a URL with a password perhaps.
+        told = " ".join(shown(word) if "://" in word else word for word in message.split(" "))
+        raise InputError(f"{told}{self._meant(message)}; see: {self.prog} --help")
 
     def _meant(self, message: str) -> str:
         """Return which flag was meant where one is not known."""

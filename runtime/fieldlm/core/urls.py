@@ -1,8 +1,14 @@
 """URLs: what may be shown of one with a password, what is told to the server alone, and the name in a Host header."""
 
 import re
+from collections.abc import Sequence
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{1,2}")
+_PLACE_END = re.compile(r"[/?#]")
+_BRACKETS = re.compile(r"\[[^\]]*\]")  # an address of IPv6, which has colons
+_NO_PORT = re.compile(r":(?!\d{0,5}$)")
 _HOST = re.compile(r"(?:\[([^\s,;/@\[\]]+)\]|([^\s:,;/@\[\]]+))(?::\d{0,5})?", re.ASCII)
 
 
@@ -13,12 +19,26 @@ def host_name(header: str) -> str:
 
 
 def shown(url: str) -> str:
-    """Return `url` without the user and the password that it may carry: for messages, logs and telemetry."""
-    head, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    place, slash, path = rest.partition("/")
-    return f"{head}://{place.rpartition('@')[2]}{slash}{path}"
+    """Return `url` without the user and the password that it may carry: for messages, logs and telemetry.
+
+    Of one that is wrong, too: without a scheme, or with a password that has a slash in it. Other text, as a folder's
+    name, is returned as it is.
+    """
+    head = found[0] if (found := _SCHEME.match(url)) else ""
+    rest = url[len(head) :]
+    place = _PLACE_END.split(rest, maxsplit=1)[0]
+    user, at, _ = place.rpartition("@")
+    if at:
+        return head + rest[len(user) + 1 :] if head.endswith("//") or ":" in user else url
+    # What looks like HOST:PORT with another port than digits is USER:PASSWORD, up to the slash in the password.
+    return head + rest.rpartition("@")[2] if _NO_PORT.search(_BRACKETS.sub("", place)) else url
+
+
+def shown_all(value: object) -> object:
+    """Return a setting's value as `shown` has it, where it is text, or in each text of a list."""
+    if isinstance(value, list | tuple):
+        return [shown_all(each) for each in cast(Sequence[object], value)]
+    return shown(value) if isinstance(value, str) else value
 
 
 def credentials(url: str) -> str:

@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 READY_S = 120.0
+SLOTS_AGAIN_S = 10.0
+"""So often what the disk did not take of the slots is tried again."""
 """How long the first answer may take; a large model on a small board needs its time."""
 OBSERVE_S, GUARD_S = 10.0, 3600.0
 """How long an update is watched before it is committed, and how long it is taken back for harm after that."""
@@ -338,8 +340,12 @@ class Device:
         log.info(f"ready: {self._model} ({self._generation}) for {self.profile.id} at {self.http.url}/v1")
         if self._on_ready:
             self._on_ready({"url": self.http.url, "device": self.config.device, **self._presence()})
-        if not self._is_stopping.wait(CRASH_FREE_S):
-            self.slots.confirm()
+        end_s = time.monotonic() + CRASH_FREE_S
+        while not self._is_stopping.wait(SLOTS_AGAIN_S if self.slots.problem else end_s - time.monotonic()):
+            is_over = time.monotonic() >= end_s
+            self.slots.confirm() if is_over else self.slots.up()
+            if is_over and not self.slots.problem:
+                return
 
     @property
     def _generation(self) -> str:

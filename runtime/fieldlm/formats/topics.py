@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from fieldlm.core.errors import InputError
+from fieldlm.core.urls import shown
 from fieldlm.formats.growth import Growing, check_understood
 from fieldlm.formats.record import STREAMS, WireError
 
@@ -92,7 +93,8 @@ def parse_broker(url: str) -> Address:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InputError(f"the broker's URL cannot be read: {error}; write mqtt://HOST:PORT") from error
+        hint = "write mqtt://HOST:PORT, and in a password %2F for / and %40 for @"
+        raise InputError(f"the broker's URL {shown(url)!r} cannot be read; {hint}") from error
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path not in ("", "/"):
         raise InputError(
             f"{parts.scheme}://{parts.hostname or ''} is no broker; write mqtt://HOST:PORT or mqtts://HOST"

@@ -392,7 +392,7 @@ class Spool:
         if problem != self._problem:
             log.warning(f"the spool waits, {problem}: {error}")
         self._problem = problem
-        if problem in ("locked", "disk-full"):
+        if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
             return
         self._shut()
         if is_damage(error):
@@ -440,11 +440,8 @@ def _code(error: BaseException) -> int:
 
 def _trouble(error: sqlite3.DatabaseError | OSError, folder: Path) -> str:
     known = _DISK_ERRORS.get(error.errno or 0) if isinstance(error, OSError) else _SQLITE_ERRORS.get(_code(error))
-    # SQLite only says that it cannot open its log where it may not make one.
-    return known or ("read-only" if _is_read_only(folder) else "disk-error")
-
-
-def _is_read_only(folder: Path) -> bool:
     with contextlib.suppress(OSError):
-        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
-    return False
+        disk = os.statvfs(folder)
+        # SQLite only says that it cannot open its log where it may not make one, or has no room to.
+        known = known or ("read-only" if disk.f_flag & os.ST_RDONLY else "" if disk.f_bavail else "disk-full")
+    return known or "disk-error"

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from fieldlm.core.urls import shown
 from fieldlm.network.json_api import ApiError, read_body
 from fieldlm.updates.updater import Updater
 
@@ -46,5 +47,5 @@ def _folder(body: bytes) -> str:
     except msgspec.MsgspecError as error:
         raise ApiError(400, f"the body cannot be read: {error}", code="invalid_value") from error
     if wish.repository and not Path(wish.repository).is_dir():
-        raise ApiError(400, f"{wish.repository[:200]!r} is no folder on this device", param="repository")
+        raise ApiError(400, f"{shown(wish.repository)[:200]!r} is no folder on this device", param="repository")
     return wish.repository

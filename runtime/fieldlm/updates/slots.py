@@ -171,8 +171,9 @@ class Slots:
             yield
             self.problem = ""
         except UnwritableError as error:
+            if str(error) != self.problem:
+                log.warning(str(error))
             self.problem = str(error)
-            log.warning(self.problem)
 
     def untold(self) -> list[Failure]:
         """Return what failed here and was not told at home yet, oldest first."""

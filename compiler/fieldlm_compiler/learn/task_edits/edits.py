@@ -147,6 +147,6 @@ def read_edits(folder: Path) -> TaskEdits:
 def write_edits(folder: Path, edits: TaskEdits) -> None:
     """Write the edits to `folder`; where there are none left, no file is."""
     if edits.edits:
-        write_whole(folder / FILE, canonical_json(msgspec.to_builtins(_File(edits=edits.edits))))
+        write_whole(folder / FILE, canonical_json(msgspec.to_builtins(_File(edits=edits.edits))), private=True)
     else:
         (folder / FILE).unlink(missing_ok=True)
