@@ -158,13 +158,18 @@ def compare_answers(
         past = [*zip(bounds, read[len(short) :], strict=True)]
         context = next((bound for bound, found in past if not _is_held(*_together([found]))), None)
         gates += [
-            Gate(name=f"past-{bound}", value=round(_together([found])[0], 6), limit=MOST_KL, passed=True, unit="nats")
+            Gate(name=past(bound), value=round(_together([found])[0], 6), limit=MOST_KL, passed=True, unit="nats")
             for bound, found in past
             if context is None
         ]
     seconds, peak_mb = (reading.seconds, reading.peak_mb) if reading else (0.0, 0.0)
     value = {"gates": msgspec.to_builtins(gates), "context": context}
     return Ran(value=value, seconds=ran.seconds + seconds, peak_mb=max(ran.peak_mb, peak_mb))
+
+
+def past(bound: int) -> str:
+    """Return the name of the gate of what is read past `bound` tokens."""
+    return f"past-{bound}"
 
 
 def _greedy_gap(doubts: Sequence[Doubt]) -> Gate:
