@@ -39,6 +39,12 @@ def test_a_logarithmic_scale_gives_each_factor_the_same_room() -> None:
     assert Scale(low=3.0, high=3.0, ticks=()).at(3.0) == 0.0
 
 
+def test_the_words_of_a_mark_stay_in_the_picture() -> None:
+    x = Scale(low=0.0, high=1.0, ticks=())
+    drawn = plot("p", x, x, marks=[(0.0, "left"), (0.5, "middle"), (1.0, "right")])
+    assert [each["text-anchor"] for each in shapes(drawn, "text")] == ["start", "middle", "end"]
+
+
 def test_hostile_words_are_text_in_every_place_that_takes_words() -> None:
     x = Scale(low=0.0, high=1.0, ticks=((0.0, HOSTILE),))
     drawn = plot(HOSTILE, x, x, dots=[Dot(x=0.5, y=0.5, kind="new", words=HOSTILE)], marks=[(0.5, HOSTILE)])

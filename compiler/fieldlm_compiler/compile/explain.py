@@ -4,10 +4,12 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fieldlm.bench.calibration import BESIDE_MB
 from fieldlm.core import charts, options, terminal
 from fieldlm.core.charts import Dot, Scale, Svg
 from fieldlm.core.errors import InputError
@@ -55,7 +57,7 @@ def page(bundle: Bundle) -> str:
         "explain.html",
         title=f"{manifest.model.name} as {manifest.recipe.quant} for {manifest.profile}",
         bundle=bundle,
-        frontier=_frontier(search),
+        frontier=_frontier(search, report["candidates"][0], _limit_mb(bundle)),
         caches=_caches(search),
         bought=_bought(search["frontier"]),
         blocks=sorted(blocks.items()),
@@ -75,20 +77,36 @@ def page(bundle: Bundle) -> str:
     )
 
 
-def _frontier(search: dict[str, Any]) -> Svg:
+def _limit_mb(bundle: Bundle) -> tuple[float, float] | None:
+    """Return the limit on the bundle, and what of it was left to the weights, in MB; None where there was none."""
+    gate = next((gate for gate in bundle.manifest.gates if gate.name == "bundle"), None)
+    return (gate.limit, gate.limit - BESIDE_MB) if gate else None
+
+
+def _frontier(search: dict[str, Any], chosen: dict[str, Any], limit_mb: tuple[float, float] | None) -> Svg:
+    """Draw what was foreseen and what was made and measured; `chosen` is the candidate that became the bundle."""
     line = [(each["bytes"] / MB, each["predicted_kl"]) for each in search["frontier"] if each["predicted_kl"] > 0]
-    trials = [(each["bytes"] / MB, each["measured"]["kl"]["value"], each["quant"]) for each in search["trials"]]
-    values = [kl for _, kl in line] + [kl for _, kl, _ in trials]
+    dots = [_dot(each, "old") for each in search["trials"]]
+    is_it = [all(each[name] == chosen[name] for name in ("quant", "bytes", "cache")) for each in search["trials"]]
+    if any(is_it):  # which may have been tried twice; it is drawn last, above the others
+        dots.append(replace(dots.pop(is_it.index(True)), kind="new"))
+    values = [kl for _, kl in line] + [dot.y for dot in dots]
     left, right = min(mb for mb, _ in line), max(mb for mb, _ in line)
     low, high = math.floor(math.log10(max(min(values), 1e-5))), math.ceil(math.log10(max(values)))
     powers = range(low, max(high, low + 1) + 1)
     return charts.plot(
         "divergence over size",
-        Scale(low=left, high=right, ticks=[(mb, f"{mb:.0f} MB") for mb in (left, right)]),
+        Scale(low=left, high=right, ticks=[(mb, f"{mb:.1f} MB") for mb in (left, right)]),
         Scale(low=10.0**low, high=10.0 ** powers[-1], ticks=[(10.0**p, f"{10.0**p:g}") for p in powers], is_log=True),
         line=line,
-        dots=[Dot(x=mb, y=kl, kind="bad", words=f"{quant}: {kl:.4f}") for mb, kl, quant in trials],
+        dots=dots,
+        marks=[(mb, f"limit {limit:g} MB") for limit, mb in [limit_mb] if left <= mb <= right] if limit_mb else [],
     )
+
+
+def _dot(trial: dict[str, Any], kind: str) -> Dot:
+    found = trial["measured"]["kl"]["value"]
+    return Dot(x=trial["bytes"] / MB, y=found, kind=kind, words=f"{trial['quant']}: {found:.4f}")
 
 
 def _caches(search: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 720, 330
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 28, 40
+EDGE = 0.15
+"""Share of an axis at whose ends words stand on the inner side of their mark."""
 Part = tuple[str, float]
 """A stretch of a bar or a column: the class that colours it, and how much it is."""
 
@@ -124,7 +126,9 @@ def plot(
         drawn.add("polyline", class_="line", points=points)
     for value, words in marks:
         drawn.add("path", class_="limit", d=f"M{across(value):.1f} {TOP}V{floor}")
-        drawn.add("text", words, x=across(value), y=TOP - 8, text_anchor="middle")
+        at = x.at(value)
+        anchor = "start" if at < EDGE else "end" if at > 1 - EDGE else "middle"
+        drawn.add("text", words, x=across(value), y=TOP - 8, text_anchor=anchor)
     for dot in dots:
         drawn.add("circle", class_=dot.kind, cx=across(dot.x), cy=up(dot.y), r=4)
         is_left = x.at(dot.x) < 0.5
