@@ -366,9 +366,11 @@ def report_file(
     """Return report.json, the part of the report that is signed: the same inputs give the same bytes.
 
     `search` says how the mixture was found, when it was searched for; `found` what its answers' confidence is worth;
-    `proved` the digests of the proofs.
+    `proved` the digests of the proofs; `doubts` which gates were decided by too few examples, and how many would do.
     """
-    said = {"confidence": describe(found)} if found else {}
+    said: dict[str, Any] = {"confidence": describe(found)} if found else {}
+    if doubts := {gate.name: gate.doubt for gate in gates if gate.is_open}:
+        said["doubts"] = doubts
     whole = {"format": REPORT, "candidates": facts(candidates), "gates": gates, "search": search, "proved": proved}
     return canonical_json(whole | said)
 
