@@ -74,7 +74,13 @@ class Usage:
         self._seq = {"gen": 0, "fb": 0}
 
     def customers(
-        self, said: Sequence[tuple[str, str]], *, prefix: str, each: int = 2, corrected: bool = True, worded: bool = True,
+        self,
+        said: Sequence[tuple[str, str]],
+        *,
+        prefix: str,
+        each: int = 2,
+        corrected: bool = True,
+        worded: bool = True,
         **fields: Any,
     ) -> None:
         """Let customers say `said`, pairs of words and the right name, `each` of them in turn; and correct answers.

@@ -29,9 +29,7 @@ try:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 except ImportError as error:
-    raise MissingDependencyError(
-        f"OTLP is not installed; {install_advice('fieldlm-compiler', 'otlp')}"
-    ) from error
+    raise MissingDependencyError(f"OTLP is not installed; {install_advice('fieldlm-compiler', 'otlp')}") from error
 
 BATCH = 512
 PROVIDER = "fieldlm"

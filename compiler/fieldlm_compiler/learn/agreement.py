@@ -2,8 +2,8 @@
 
 A customer has one vote on a prompt, whatever they repeat. A correction outweighs a thumb up. An answer needs more than
 half of the votes; without that the prompt is left out as a conflict. Which session somebody is their client says, so
-where several devices vote on a prompt, each one's votes are capped (`_weights`). Who says far more than the others of a fleet is an
-outlier: their votes count only where nobody else has one, and of what is left they keep their share.
+where several devices vote on a prompt, each one's votes are capped (`_weights`). Who says far more than the others of a
+fleet is an outlier: their votes count only where nobody else has one, and of what is left they keep their share.
 """
 
 import hashlib

