@@ -77,19 +77,22 @@ def page(bundle: Bundle) -> str:
     )
 
 
-def _limit_mb(bundle: Bundle) -> tuple[float, float] | None:
-    """Return the limit on the bundle, and what of it was left to the weights, in MB; None where there was none."""
+def _limit_mb(bundle: Bundle) -> float | None:
+    """Return how large the bundle was allowed to be, in MB; None where no limit said so."""
     gate = next((gate for gate in bundle.manifest.gates if gate.name == "bundle"), None)
-    return (gate.limit, gate.limit - BESIDE_MB) if gate else None
+    return gate.limit if gate else None
 
 
-def _frontier(search: dict[str, Any], chosen: dict[str, Any], limit_mb: tuple[float, float] | None) -> Svg:
-    """Draw what was foreseen and what was made and measured; `chosen` is the candidate that became the bundle."""
-    line = [(each["bytes"] / MB, each["predicted_kl"]) for each in search["frontier"] if each["predicted_kl"] > 0]
+def _frontier(search: dict[str, Any], chosen: dict[str, Any], limit_mb: float | None) -> Svg:
+    """Draw what was foreseen and what was made and measured; `chosen` is the candidate that became the bundle.
+
+    Sizes are those of the bundle, as its limit counts them.
+    """
+    line = [(_bundle_mb(each), each["predicted_kl"]) for each in search["frontier"] if each["predicted_kl"] > 0]
     dots = [_dot(each, "old") for each in search["trials"]]
     is_it = [all(each[name] == chosen[name] for name in ("quant", "bytes", "cache")) for each in search["trials"]]
     if any(is_it):  # which may have been tried twice; it is drawn last, above the others
-        dots.append(replace(dots.pop(is_it.index(True)), kind="new"))
+        dots.append(replace(dots.pop(is_it.index(True)), kind="new", is_below=False))
     values = [kl for _, kl in line] + [dot.y for dot in dots]
     left, right = min(mb for mb, _ in line), max(mb for mb, _ in line)
     low, high = math.floor(math.log10(max(min(values), 1e-5))), math.ceil(math.log10(max(values)))
@@ -100,13 +103,17 @@ def _frontier(search: dict[str, Any], chosen: dict[str, Any], limit_mb: tuple[fl
         Scale(low=10.0**low, high=10.0 ** powers[-1], ticks=[(10.0**p, f"{10.0**p:g}") for p in powers], is_log=True),
         line=line,
         dots=dots,
-        marks=[(mb, f"limit {limit:g} MB") for limit, mb in [limit_mb] if left <= mb <= right] if limit_mb else [],
+        marks=[(limit_mb, f"limit {limit_mb:g} MB")] if limit_mb and left <= limit_mb <= right else [],
     )
 
 
 def _dot(trial: dict[str, Any], kind: str) -> Dot:
     found = trial["measured"]["kl"]["value"]
-    return Dot(x=trial["bytes"] / MB, y=found, kind=kind, words=f"{trial['quant']}: {found:.4f}")
+    return Dot(x=_bundle_mb(trial), y=found, kind=kind, words=f"{trial['quant']}: {found:.4f}", is_below=True)
+
+
+def _bundle_mb(point: dict[str, Any]) -> float:
+    return point["bytes"] / MB + BESIDE_MB
 
 
 def _caches(search: dict[str, Any]) -> list[tuple[str, ...]]:
