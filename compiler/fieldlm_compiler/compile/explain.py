@@ -136,9 +136,7 @@ def _bought(frontier: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         more_mb = (other["bytes"] - one["bytes"]) / MB
         if more_mb > 0:
             fall = one["predicted_kl"] - other["predicted_kl"]
-            rows.append(
-                (f"{one['bytes'] / MB:.1f}", f"{other['bytes'] / MB:.1f}", f"{fall:.5f}", f"{fall / more_mb:.6f}")
-            )
+            rows.append((f"{_bundle_mb(one):.2f}", f"{_bundle_mb(other):.2f}", f"{fall:.5f}", f"{fall / more_mb:.6f}"))
     return rows
 
 
