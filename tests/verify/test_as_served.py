@@ -1,6 +1,7 @@
 """What is proved is what is served: rotations that go by the size of the cache, windows past their length, contexts."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fieldlm.core.errors import GateError
 from fieldlm.engines import EngineOptions, Sampling, open_engine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
@@ -60,6 +62,22 @@ def served(bundle: Bundle, profile: Profile, tokens: list[int], count: int, **op
     context = engine.context
     engine.close()
     return said, context
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_a_source_that_says_the_same_whatever_it_is_asked_is_refused(
+    weight: float, build: Build, tiny_folder: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "deaf")
+    (path,) = folder.glob("*.safetensors")
+    tensors = {name: torch.full_like(each, weight) for name, each in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(GateError, match="what deaf says does not depend on the prompt"):
+        build(folder, tmp_path / "bundle", quants=("F16",))
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def prove(
     reader = against_source.ArtefactReader(draft=bundle, profile=profile, bounds=bounds, adapter=gguf)
 
     def hold(_: Path) -> Ran:
-        return against_source.compare_answers(folder, texts, answers, adapter=peft, reader=reader)
+        return against_source.compare_answers(folder, texts, answers, adapter=peft, reader=reader, name=checkpoint.name)
 
     _, held = stages.run("proof", asked, hold)
     if (context := held.value["context"]) is not None:
@@ -140,8 +140,8 @@ def prove(
     gates = msgspec.convert([*cut.value, *held.value["gates"]], tuple[Gate, ...])
     if (context := _unread(bounds, gates, manifest)) is not None:
         log.info(
-            f"  note: from {context} tokens on {checkpoint.name} may compute otherwise, and {profile.id} serves too few "
-            f"to read past them; the bundle's context ends there"
+            f"  note: from {context} tokens on {checkpoint.name} may compute otherwise, and {profile.id} serves too "
+            f"few to read past them; the bundle's context ends there"
         )
         manifest = _until(manifest, context)
         if context < profile.gguf.context:  # it is served with another context than it was proved with
@@ -159,7 +159,7 @@ def _unread(bounds: Sequence[int], gates: Sequence[Gate], manifest: Manifest) ->
     """Return the first of `bounds` within the context of `manifest` that nothing was read past; None without one."""
     read = {gate.name for gate in gates}
     within = (bound for bound in bounds if bound < manifest.model.context)
-    return next((bound for bound in within if against_source.past(bound) not in read), None)
+    return next((bound for bound in within if against_source.name_past(bound) not in read), None)
 
 
 def _context_gate(manifest: Manifest, profile: Profile) -> Gate:
