@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fieldlm.bench.calibration import BESIDE_MB
 from fieldlm.core import charts, options, terminal
 from fieldlm.core.charts import Dot, Scale, Svg
 from fieldlm.core.errors import InputError
@@ -113,6 +112,8 @@ def _dot(trial: dict[str, Any], kind: str) -> Dot:
 
 
 def _bundle_mb(point: dict[str, Any]) -> float:
+    from fieldlm.bench.calibration import BESIDE_MB
+
     return point["bytes"] / MB + BESIDE_MB
 
 
