@@ -11,6 +11,7 @@ import pytest
 
 from fieldlm.cli import doctor
 from fieldlm.cli.doctor import Finding
+from fieldlm.core import extras
 from fieldlm.core.config import Config, load_config
 from fieldlm.formats.profile import load_profile
 from fieldlm.formats.record import Record
@@ -262,6 +263,6 @@ def test_an_installed_package_is_not_told_to_use_a_pip_that_it_has_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (flags := tmp_path / "cpu-flags").write_text("asimd\n")
-    monkeypatch.setattr(doctor, "FLAGS", flags)
+    monkeypatch.setattr(extras, "PACKAGE_MARK", flags)
     *_, build = doctor.check_engine(tuple(doctor.BUILD_NAMES))
     assert (build.level, "make deb" in build.next, "pip" in build.next) == ("warn", True, False)

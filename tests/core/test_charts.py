@@ -39,6 +39,22 @@ def test_a_logarithmic_scale_gives_each_factor_the_same_room() -> None:
     assert Scale(low=3.0, high=3.0, ticks=()).at(3.0) == 0.0
 
 
+def test_the_words_of_a_mark_stay_in_the_picture() -> None:
+    x = Scale(low=0.0, high=1.0, ticks=())
+    drawn = plot("p", x, x, marks=[(0.0, "left"), (0.5, "middle"), (1.0, "right")])
+    assert [each["text-anchor"] for each in shapes(drawn, "text")] == ["start", "middle", "end"]
+
+
+def test_the_words_of_dots_beside_each_other_are_apart() -> None:
+    x = Scale(low=0.0, high=1.0, ticks=())
+    dots = [Dot(x=at, y=0.5, kind="old", words="w", is_below=is_below) for at, is_below in ((0.4, True), (0.41, False))]
+    below, above = shapes(plot("p", x, x, dots=dots), "text")
+    assert (below["text-anchor"], above["text-anchor"]) == ("end", "start")
+    assert float(below["y"]) - float(above["y"]) == 27.0
+    (edge,) = shapes(plot("p", x, x, dots=[Dot(x=0.1, y=0.5, kind="old", words="w", is_below=True)]), "text")
+    assert edge["text-anchor"] == "start", "or it would leave the picture"
+
+
 def test_hostile_words_are_text_in_every_place_that_takes_words() -> None:
     x = Scale(low=0.0, high=1.0, ticks=((0.0, HOSTILE),))
     drawn = plot(HOSTILE, x, x, dots=[Dot(x=0.5, y=0.5, kind="new", words=HOSTILE)], marks=[(0.5, HOSTILE)])

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fieldlm.core import extras
 from fieldlm.core.errors import BundleError, EngineError, MissingDependencyError, ProfileError
 from fieldlm.engines import EngineOptions, Sampling, onnx, open_engine
 from fieldlm.engines.llama import LlamaEngine
@@ -120,6 +121,16 @@ def test_a_gpu_that_this_build_does_not_see_is_refused_before_the_weights_are_re
         open_engine(base_bundle, EngineOptions(threads=1, context=256, profile=promises))
     assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_debian_package_without_the_gpu_says_how_one_with_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mark := tmp_path / "cpu-flags").write_text("\n")
+    monkeypatch.setattr(extras, "PACKAGE_MARK", mark)
+    with pytest.raises(MissingDependencyError, match='CMAKE_ARGS="-DGGML_CUDA=on" make deb CPU=native') as caught:
+        promised(GEFORCE, [ComputeDevice("CPU", "Intel", 1, 2)], can_offload=False)
+    assert "pip" not in str(caught.value)
 
 
 def test_the_gpu_that_is_promised_is_told_from_another() -> None:

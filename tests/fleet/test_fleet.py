@@ -19,7 +19,7 @@ from fieldlm_compiler.fleet.command import describe, main
 from fieldlm_compiler.fleet.observation import FleetSnapshot
 from fieldlm_compiler.fleet.page import fleet_page
 from fieldlm_compiler.fleet.serve import Pages
-from fieldlm_compiler.fleet.view import look
+from fieldlm_compiler.fleet.view import look, timeline
 
 ATTACK = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 DESK, PHONE = (1280, 900), (390, 844)
@@ -136,6 +136,23 @@ def test_answers_that_people_corrected_are_counted_beside_those_that_failed(tmp_
         assert "25.0%" in fleet_page(fleet, "test")
     assert [(each.answers, each.fine, each.corrected) for each in fleet.devices] == [(8, 8, 2)]
     assert [(each.answers, each.fine, each.corrected) for each in fleet.generations] == [(8, 8, 2)]
+
+
+def test_corrections_are_counted_where_their_words_are_not(tmp_path: Path) -> None:
+    """As a device in mode `metrics` sends them, or without consent, and as they are once their text is too old."""
+    given = [msgspec.structs.replace(each, response=f"r{each.seq}") for each in answers("kiosk-1", 8)]
+    said = Record(
+        device="kiosk-1", epoch=7, stream="fb", seq=1, kind="feedback", response="r1", detail={"corrected": "yes"},
+        wall_ms=BEGAN_MS + 9000,
+    )  # fmt: skip
+    other = msgspec.structs.replace(said, seq=2, response="r2", detail={"corrected": "no"})
+    with Store(tmp_path) as store:
+        fill(store, given, [said, other])
+        fleet, events = look(store), timeline(store, "kiosk-1", 2)
+    assert [(each.answers, each.fine, each.corrected) for each in fleet.devices] == [(8, 8, 1)]
+    assert [each.corrected for each in fleet.generations] == [1]
+    assert sum(each.corrected for each in fleet.trend) == 1
+    assert [each.text for each in events] == ["corrected", "corrected=no"]
 
 
 def test_what_a_large_model_answered_is_counted_and_says_nothing_of_the_generation(tmp_path: Path) -> None:

@@ -77,6 +77,31 @@ def test_who_names_no_session_speaks_for_the_device_however_often() -> None:
     assert answers([*nameless, example("a tea", "A", by="x"), example("a tea", "A", by="y")]) == ["A"]
 
 
+def said_by(answer: str, sessions: int, device: str) -> list[CuratedExample]:
+    return [example("a tea", answer, by=f"{device} {number}", device=device) for number in range(sessions)]
+
+
+def fleet(answer: str, devices: int) -> list[CuratedExample]:
+    return [each for number in range(devices) for each in said_by(answer, 1, f"d{number}")]
+
+
+def test_one_device_does_not_outvote_a_fleet_by_inventing_sessions() -> None:
+    assert answers([*fleet("A", 20), *said_by("B", 30, "evil")]) == ["A"]
+    assert answers([*said_by("B", 300, "evil"), *fleet("A", 9)]) == ["A"]
+
+
+def test_one_device_alone_never_wins_against_all_others() -> None:
+    for others in (1, 2, 3, 4):
+        assert answers([*fleet("A", others), *said_by("B", 30, "evil")]) == [], "nobody can tell who is right"
+    assert answers([*fleet("A", 5), *said_by("B", 30, "evil")]) == ["A"]
+
+
+def test_a_busy_device_has_more_votes_and_one_that_is_alone_has_them_all() -> None:
+    assert answers([*fleet("A", 3), *said_by("B", 30, "busy"), *said_by("B", 1, "quiet")]) == ["B"]
+    alone = [example("a tea", "A", by="x"), *(example("a tea", "B", by=f"y{number}") for number in range(2))]
+    assert answers(alone) == ["B"]
+
+
 def test_a_fleet_of_one_device_keeps_all_it_says() -> None:
     assert len(agree([example(f"q {n}", "a", by=f"s{n}") for n in range(3000)]).kept) == 3000
     flood = [example(f"x {n}", "a", by=f"t{n}", device="evil") for n in range(3000)]

@@ -1,9 +1,29 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fieldlm_compiler.learn.evaluate import Score, read_examples, said, same_json
+from fieldlm.api.app import make_app
+from fieldlm.core.errors import UnavailableError
+from fieldlm.engines import EngineOptions
+from fieldlm.formats.bundle import Bundle
+from fieldlm.inference.generations import Generations
+from fieldlm.inference.warmup import warm
+from fieldlm.network.http_client import HttpClient
+from fieldlm.network.http_server import listening
+from fieldlm_compiler.learn.evaluate import EvaluationItem, Reply, Score, main, read_examples, said, same_json, score
+
+LONG = "word " * 900
+
+
+@pytest.fixture(scope="module")
+def url(base_bundle: Bundle) -> Iterator[str]:
+    """A server with a context of 256 tokens."""
+    live = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
+    with listening(make_app(live, lambda _: None, ready=warm(live))) as server:
+        yield server.url
+    live.close()
 
 
 @pytest.mark.parametrize(
@@ -44,3 +64,31 @@ def test_a_question_with_tools_is_asked_with_them_and_its_call_is_the_answer(tmp
     assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == '{"place": "door"}'
     answered = {"content": None, "tool_calls": [{"function": {"name": "goto", "arguments": '{"place":"door"}'}}]}
     assert same_json(said(answered), found.answer)
+
+
+def test_an_example_longer_than_the_context_is_wrong_and_counted(url: str) -> None:
+    server, answers = HttpClient(url), list[Reply]()
+    short = EvaluationItem([{"role": "user", "content": "Hello"}], "?")
+    score(server, [short], max_tokens=4, on_reply=lambda _, reply: answers.append(reply))
+    known = short._replace(answer=answers[0].text)
+    long = EvaluationItem([{"role": "user", "content": LONG}], "anything")
+    found = score(server, [known, long, known], clients=1, max_tokens=4)
+    assert (found.right, found.total, found.too_long) == (2, 3, 1)
+    assert "1 of the wrong ones longer than the server's context" in str(found)
+
+
+def test_another_refusal_is_no_wrong_answer(url: str) -> None:
+    strange = EvaluationItem([{"role": "user", "content": "Hello"}], "?", ({"type": "nonsense"},))
+    with pytest.raises(UnavailableError, match="example 0 got no answer"):
+        score(HttpClient(url), [strange], max_tokens=4)
+
+
+def test_the_command_goes_on_where_one_example_is_too_long(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [{"role": "user", "content": LONG}], [{"role": "user", "content": "a"}]
+    lines = [{"messages": [*messages, {"role": "assistant", "content": "!"}]} for messages in asked]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(tmp_path / "eval.jsonl"), "--url", url, "--max-tokens", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["total"], document["too_long"]) == (2, 1)

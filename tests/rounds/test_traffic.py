@@ -69,6 +69,14 @@ def test_costs_are_counted_by_who_answered(tmp_path: Path) -> None:
     )
 
 
+def test_corrections_whose_words_are_not_there_are_counted(tmp_path: Path) -> None:
+    made, examples = begun(tmp_path)
+    since = marks(tmp_path)
+    made.customers(take("book", 40, 44), prefix="b", worded=False)
+    (cost,) = looked(tmp_path, examples, since).costs.values()
+    assert (cost.calls, cost.corrected) == (4, 4)
+
+
 def test_words_without_a_listed_term_are_counted_and_not_read(tmp_path: Path) -> None:
     made, examples = begun(tmp_path)
     made.customers(take("lights", 0, 10), prefix="b", consent="other")

@@ -74,9 +74,19 @@ class Usage:
         self._seq = {"gen": 0, "fb": 0}
 
     def customers(
-        self, said: Sequence[tuple[str, str]], *, prefix: str, each: int = 2, corrected: bool = True, **fields: Any
+        self,
+        said: Sequence[tuple[str, str]],
+        *,
+        prefix: str,
+        each: int = 2,
+        corrected: bool = True,
+        worded: bool = True,
+        **fields: Any,
     ) -> None:
-        """Let customers say `said`, pairs of words and the right name, `each` of them in turn; and correct answers."""
+        """Let customers say `said`, pairs of words and the right name, `each` of them in turn; and correct answers.
+
+        Of a correction that is not `worded` nothing but that there was one is known.
+        """
         generations: list[Record] = []
         feedback: list[Record] = []
         for at, (words, name) in enumerate(said):
@@ -89,7 +99,8 @@ class Usage:
             }  # fmt: skip
             made = Record(**self._common | plain | fields)
             generations.append(made)
-            told: dict[str, Any] = {"correction": call(name)} if corrected else {"rating": "up"}
+            told: dict[str, Any] = {"detail": {"corrected": "yes"}} if corrected else {"rating": "up"}
+            told |= {"correction": call(name)} if corrected and worded else {}
             told |= self._common | {"stream": "fb", "kind": "feedback", "response": made.response}
             feedback.append(Record(**told, seq=self._next("fb")))
         with open_sink(str(self.folder)) as store:

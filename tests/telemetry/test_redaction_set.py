@@ -1,4 +1,4 @@
-"""Recall and precision of redaction on texts that the project wrote and marked: tests/runtime/redaction/*.txt.
+"""Recall and precision of redaction on texts that the project wrote and marked: tests/telemetry/redaction/*.txt.
 
 Recall: the share of marked passages of which no letter or digit is left. Precision: the share of placeholders that
 stand where something was marked. The second half was written before redaction was worked on, and counts as unseen.

@@ -1,12 +1,15 @@
 """What is proved is what is served: rotations that go by the size of the cache, windows past their length, contexts."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from fieldlm.core.errors import GateError
 from fieldlm.engines import EngineOptions, Sampling, open_engine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
@@ -61,6 +64,22 @@ def served(bundle: Bundle, profile: Profile, tokens: list[int], count: int, **op
     return said, context
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_a_source_that_says_the_same_whatever_it_is_asked_is_refused(
+    weight: float, build: Build, tiny_folder: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "deaf")
+    (path,) = folder.glob("*.safetensors")
+    tensors = {name: torch.full_like(each, weight) for name, each in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(GateError, match="what deaf says does not depend on the prompt"):
+        build(folder, tmp_path / "bundle", quants=("F16",))
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.fixture(scope="module")
 def longrope(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("longrope") / "longrope"
@@ -95,9 +114,28 @@ def test_a_window_that_the_engine_does_not_know_ends_the_context(
     assert render(bundle, [{"role": "user", "content": "hello"}])
 
 
+@pytest.mark.parametrize("window", [WINDOW, WINDOW - 1, 1500])
+def test_a_window_that_the_profile_is_too_short_to_read_past_ends_the_context(
+    window: int, build: Build, profile: Profile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """llama.cpp has no windows for phi3, and nothing that is read here is long enough to show it."""
+    caplog.set_level(logging.INFO, "fieldlm")
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    folder = checkpoint(tmp_path / "windowed", "phi3", sliding_window=window, rope_parameters=rope)
+    short = msgspec.structs.replace(profile, gguf=msgspec.structs.replace(profile.gguf, context=WINDOW))
+    bundle = build(folder, tmp_path / "bundle", quants=("F16",), profile=short)
+    assert bundle.manifest.model.context == window
+    assert f"from {window} tokens on windowed may compute otherwise" in caplog.text
+    (gate,) = (gate for gate in bundle.manifest.gates if gate.name == "context-proved")
+    assert (gate.value, gate.limit, gate.unit) == (min(WINDOW, window), window, "tokens")
+    _, context = served(bundle, short, [1, 2, 3], 1, context=2048)
+    assert context == window, "whoever asks for more"
+
+
 def test_a_window_that_the_engine_knows_is_proved_past_its_length(build: Build, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "gemma", "gemma3_text", head_dim=32, query_pre_attn_scalar=32, sliding_window=WINDOW)
     bundle = build(folder, tmp_path / "bundle", quants=("F16",))
     assert bundle.manifest.model.context == 2048
     gates = {gate.name: gate.value for gate in bundle.manifest.gates}
     assert gates[f"past-{WINDOW}"] <= 1e-4
+    assert "context-proved" not in gates

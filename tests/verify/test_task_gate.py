@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from fieldlm.core.errors import GateError
+from fieldlm.formats.bundle import Gate
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.verify.corpus import FEWEST_APART, Message, TaskExample, apart_for_the_end, read_corpus, read_task
 from fieldlm_compiler.verify.divergence import is_clear, kept
+from fieldlm_compiler.verify.gates import report_file
 from fieldlm_compiler.verify.limits import Limits
 from fieldlm_compiler.verify.task import is_same, task_gate
 
@@ -24,6 +26,35 @@ def test_an_answer_that_became_right_makes_up_for_none_that_broke() -> None:
     assert gate.value == pytest.approx(39 / 42, abs=1e-4)
     assert (gate.count, gate.low, gate.high) == (42, pytest.approx(0.81, abs=0.01), pytest.approx(0.975, abs=0.01))
     assert gate.doubt == "95 %: 0.81 to 0.975, n = 42"
+
+
+def of(right: int, count: int, least: float = 0.98) -> Gate:
+    return task_gate("task", kept([(True, at < right) for at in range(count)]), Limits(min_task=least))
+
+
+def test_of_so_few_examples_that_they_cannot_tell_it_is_said_how_many_would() -> None:
+    missed, passed = of(46, 48), of(48, 48)
+    assert (missed.passed, passed.passed) == (False, True), "what decides is the share, as before"
+    assert missed.doubt.endswith(", n = 48: too few to tell from 0.98, about 160 would")
+    assert passed.doubt.endswith(", n = 48: too few to tell from 0.98, about 189 would")
+    assert of(49, 50).doubt.endswith(": too few to tell from 0.98, and so is any number"), "the very limit"
+    assert of(48, 48, 1.0).doubt.endswith(": too few to tell from 1, and so is any number")
+
+
+@pytest.mark.parametrize(("right", "count"), [(19, 20), (10, 10), (95, 100)])
+def test_as_many_as_are_said_to_tell_do(right: int, count: int) -> None:
+    needed = of(right, count).needed
+    assert needed is not None
+    assert of(right, count).is_open == (count < needed)
+    times = -(-needed // count)
+    assert not of(right * times, count * times).is_open
+
+
+def test_the_report_says_which_gates_so_few_examples_cannot_decide() -> None:
+    told = json.loads(report_file([], [of(46, 48), of(90, 100)]))
+    assert list(told["doubts"]) == ["task"]
+    assert told["doubts"]["task"].endswith("about 160 would")
+    assert "doubts" not in json.loads(report_file([], [of(90, 100)]))
 
 
 def test_without_a_right_answer_there_is_nothing_to_keep() -> None:

@@ -25,7 +25,7 @@ import duckdb
 import pyarrow as pa
 
 from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
-from fieldlm.core.extras import install_command
+from fieldlm.core.extras import install_advice
 from fieldlm.core.files import held_lock, make_private_folder
 from fieldlm.formats.block import MAGIC, Block
 from fieldlm.formats.block import VERSION as BLOCK_VERSION
@@ -53,7 +53,7 @@ try:
     from deltalake.exceptions import CommitFailedError, DeltaError
 except ImportError as error:
     raise MissingDependencyError(
-        f"Delta Lake is not installed; run: {install_command('fieldlm-compiler', 'delta')}"
+        f"Delta Lake is not installed; {install_advice('fieldlm-compiler', 'delta')}"
     ) from error
 
 TRIES = 10

@@ -29,7 +29,7 @@ import duckdb
 import msgspec
 
 from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
-from fieldlm.core.extras import install_command
+from fieldlm.core.extras import install_advice
 from fieldlm.formats import block as blocks_of
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record, WireError
@@ -55,7 +55,7 @@ try:
     from confluent_kafka.cimpl import NewTopic
 except ImportError as error:
     raise MissingDependencyError(
-        f"the Kafka client is not installed; run: {install_command('fieldlm-compiler', 'kafka')}"
+        f"the Kafka client is not installed; {install_advice('fieldlm-compiler', 'kafka')}"
     ) from error
 
 PARTITIONS = 16

@@ -34,6 +34,8 @@ Policy = Literal["text", "rows"]
 
 KEY = ("device", "epoch", "stream", "seq")
 UNKNOWN = "unknown schema"
+CORRECTED = "(correction <> '' OR coalesce(detail['corrected'] = 'yes', false))"
+"""SQL: whether feedback is a correction. Its words may not be there: no consent, mode `metrics`, too old, sealed."""
 MOST_DEVICES = 1_000_000
 MOST_EPOCHS = 256
 """Streams of one device of which a hello said something and no record ever came; older ones are forgotten."""

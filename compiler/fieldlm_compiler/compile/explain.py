@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def page(bundle: Bundle) -> str:
         "explain.html",
         title=f"{manifest.model.name} as {manifest.recipe.quant} for {manifest.profile}",
         bundle=bundle,
-        frontier=_frontier(search),
+        frontier=_frontier(search, report["candidates"][0], _limit_mb(bundle)),
         caches=_caches(search),
         bought=_bought(search["frontier"]),
         blocks=sorted(blocks.items()),
@@ -75,20 +76,45 @@ def page(bundle: Bundle) -> str:
     )
 
 
-def _frontier(search: dict[str, Any]) -> Svg:
-    line = [(each["bytes"] / MB, each["predicted_kl"]) for each in search["frontier"] if each["predicted_kl"] > 0]
-    trials = [(each["bytes"] / MB, each["measured"]["kl"]["value"], each["quant"]) for each in search["trials"]]
-    values = [kl for _, kl in line] + [kl for _, kl, _ in trials]
+def _limit_mb(bundle: Bundle) -> float | None:
+    """Return how large the bundle was allowed to be, in MB; None where no limit said so."""
+    gate = next((gate for gate in bundle.manifest.gates if gate.name == "bundle"), None)
+    return gate.limit if gate else None
+
+
+def _frontier(search: dict[str, Any], chosen: dict[str, Any], limit_mb: float | None) -> Svg:
+    """Draw what was foreseen and what was made and measured; `chosen` is the candidate that became the bundle.
+
+    Sizes are those of the bundle, as its limit counts them.
+    """
+    line = [(_bundle_mb(each), each["predicted_kl"]) for each in search["frontier"] if each["predicted_kl"] > 0]
+    dots = [_dot(each, "old") for each in search["trials"]]
+    is_it = [all(each[name] == chosen[name] for name in ("quant", "bytes", "cache")) for each in search["trials"]]
+    if any(is_it):  # which may have been tried twice; it is drawn last, above the others
+        dots.append(replace(dots.pop(is_it.index(True)), kind="new", is_below=False))
+    values = [kl for _, kl in line] + [dot.y for dot in dots]
     left, right = min(mb for mb, _ in line), max(mb for mb, _ in line)
     low, high = math.floor(math.log10(max(min(values), 1e-5))), math.ceil(math.log10(max(values)))
     powers = range(low, max(high, low + 1) + 1)
     return charts.plot(
         "divergence over size",
-        Scale(low=left, high=right, ticks=[(mb, f"{mb:.0f} MB") for mb in (left, right)]),
+        Scale(low=left, high=right, ticks=[(mb, f"{mb:.1f} MB") for mb in (left, right)]),
         Scale(low=10.0**low, high=10.0 ** powers[-1], ticks=[(10.0**p, f"{10.0**p:g}") for p in powers], is_log=True),
         line=line,
-        dots=[Dot(x=mb, y=kl, kind="bad", words=f"{quant}: {kl:.4f}") for mb, kl, quant in trials],
+        dots=dots,
+        marks=[(limit_mb, f"limit {limit_mb:g} MB")] if limit_mb and left <= limit_mb <= right else [],
     )
+
+
+def _dot(trial: dict[str, Any], kind: str) -> Dot:
+    found = trial["measured"]["kl"]["value"]
+    return Dot(x=_bundle_mb(trial), y=found, kind=kind, words=f"{trial['quant']}: {found:.4f}", is_below=True)
+
+
+def _bundle_mb(point: dict[str, Any]) -> float:
+    from fieldlm.bench.calibration import BESIDE_MB
+
+    return point["bytes"] / MB + BESIDE_MB
 
 
 def _caches(search: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -111,9 +137,7 @@ def _bought(frontier: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         more_mb = (other["bytes"] - one["bytes"]) / MB
         if more_mb > 0:
             fall = one["predicted_kl"] - other["predicted_kl"]
-            rows.append(
-                (f"{one['bytes'] / MB:.1f}", f"{other['bytes'] / MB:.1f}", f"{fall:.5f}", f"{fall / more_mb:.6f}")
-            )
+            rows.append((f"{_bundle_mb(one):.2f}", f"{_bundle_mb(other):.2f}", f"{fall:.5f}", f"{fall / more_mb:.6f}"))
     return rows
 
 

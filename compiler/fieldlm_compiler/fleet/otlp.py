@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fieldlm.core.errors import InputError, MissingDependencyError, UnavailableError
-from fieldlm.core.extras import install_command
+from fieldlm.core.extras import install_advice
 from fieldlm.core.urls import shown
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.view import FINE
@@ -30,9 +30,7 @@ try:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 except ImportError as error:
-    raise MissingDependencyError(
-        f"OTLP is not installed; run: {install_command('fieldlm-compiler', 'otlp')}"
-    ) from error
+    raise MissingDependencyError(f"OTLP is not installed; {install_advice('fieldlm-compiler', 'otlp')}") from error
 
 BATCH = 512
 PROVIDER = "fieldlm"

@@ -13,7 +13,7 @@ import msgspec
 from fieldlm.core.errors import InputError
 from fieldlm.core.wording import counted
 from fieldlm.formats.topics import check_name
-from fieldlm_compiler.collect.sink import Sink, as_dict
+from fieldlm_compiler.collect.sink import CORRECTED, Sink, as_dict
 
 FINE = ("stop", "length")
 """Outcomes of an answer that came without an error; whether it was right, only people say."""
@@ -31,7 +31,7 @@ chosen AS (
 _ANSWERS = f"""
 WITH {_CHOSEN}, wrong AS (
     SELECT DISTINCT device, response, true AS is_wrong FROM records
-    WHERE kind = 'feedback' AND response <> '' AND (correction <> '' OR rating = 'down')
+    WHERE kind = 'feedback' AND response <> '' AND ({CORRECTED} OR rating = 'down')
 ), answers AS (
     SELECT r.*, r.duration_ms - r.ttft_ms AS decode_ms, w.is_wrong
     FROM chosen r LEFT JOIN wrong w USING (device, response) WHERE r.kind = 'generation' AND r.route <> 'large'
@@ -91,10 +91,10 @@ FROM records WHERE stream = 'ota' AND contains(device, $1)
     AND detail['event'] IN ('update.committed', 'update.rolled-back', 'update.failed', 'update.refused')
 GROUP BY device
 """
-_TIMELINE = """
+_TIMELINE = f"""
 SELECT * FROM (
     SELECT wall_ms, clock_ok, stream, seq, kind, boot, generation, outcome, completion_tokens, queue_ms, ttft_ms,
-        duration_ms, rating, correction <> '' AS corrected, detail
+        duration_ms, rating, {CORRECTED} AS corrected, detail
     FROM records WHERE device = $1 AND wall_ms >= $3 AND ($4 = '' OR generation = $4)
     ORDER BY wall_ms DESC, mono_ms DESC, seq DESC LIMIT $2
 ) ORDER BY wall_ms, stream, seq

@@ -1,8 +1,9 @@
 """Label agreement: one answer for a prompt, by the number of customers who gave it, and no customer owns the data set.
 
 A customer has one vote on a prompt, whatever they repeat. A correction outweighs a thumb up. An answer needs more than
-half of the votes; without that the prompt is left out as a conflict. Who says far more than the others of a fleet is an
-outlier: their votes count only where nobody else has one, and of what is left they keep their share.
+half of the votes; without that the prompt is left out as a conflict. Which session somebody is their client says, so
+where several devices vote on a prompt, each one's votes are capped (`_weights`). Who says far more than the others of a
+fleet is an outlier: their votes count only where nobody else has one, and of what is left they keep their share.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import median
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -19,7 +21,7 @@ from fieldlm_compiler.learn.shapes import call_of
 SESSION_FLOOR, DEVICE_FLOOR = 50, 500
 """So many examples a session, or a device, may always have."""
 SHARE = 4
-"""Times the median of all sessions, or devices, that one may have beyond that."""
+"""Times the median of all sessions, or devices, that one may have beyond that; on one prompt, times the next device."""
 
 Lost = Literal["duplicate", "outvoted", "conflict", "over a session's share", "over a device's share"]
 
@@ -76,11 +78,14 @@ def agree(examples: Sequence[E]) -> Agreed[E]:
     for members in groups.values():
         trusted = [i for i in members if not outliers & {examples[i].voter, examples[i].device}] or members
         votes = _votes([(i, examples[i]) for i in trusted])
-        counted = Counter(answer_key(examples[i].answer) for i in votes)
-        best, most = counted.most_common(1)[0]
+        weights = _weights([examples[i].device for i in votes])
+        counted: defaultdict[str, Fraction] = defaultdict(Fraction)
+        for i in votes:
+            counted[answer_key(examples[i].answer)] += weights[examples[i].device]
+        best = max(counted, key=counted.__getitem__)
         if len(counted) > 1:
             contradictions[tuple(sorted({call_of(said)[0] for said in counted}))] += 1
-        has_won = 2 * most > len(votes)
+        has_won = 2 * counted[best] > sum(counted.values())
         alike = [i for i in votes if answer_key(examples[i].answer) == best] if has_won else []
         # Of words about somebody each customer's stay: they get other names, and are how copying is learnt.
         winners = alike if any(examples[i].is_about_somebody for i in alike) else alike and [max(alike)]
@@ -131,6 +136,21 @@ def _votes(members: Sequence[tuple[int, Votes]]) -> list[int]:
             latest[example.voter] = index
     corrections = [index for index in latest.values() if is_correction[index]]
     return corrections or list(latest.values())
+
+
+def _weights(devices: Sequence[str]) -> dict[str, Fraction]:
+    """Return what a vote from each device weighs on one prompt, from the device of every vote.
+
+    A device alone has all its votes: nobody is there to be outvoted. Beside others it has at most `SHARE` times those
+    of the next, for a device at a busy place has more customers, and never more than all others together: whoever
+    invents sessions on one device can then win against nobody, and against many devices not even make a conflict.
+    """
+    counts = Counter(devices)
+    (busiest, most), *others = counts.most_common(2)
+    weights = dict.fromkeys(counts, Fraction(1))
+    if others:
+        weights[busiest] = Fraction(min(most, SHARE * others[0][1], len(devices) - most), most)
+    return weights
 
 
 def _limit(counts: Iterable[int], floor: int) -> float:

@@ -1,7 +1,8 @@
 """Evaluation by exact match: ask a running server every example and count the answers that are right.
 
 Right means equal as JSON: white space and the order of keys do not count, everything else does. The interval is
-Wilson's (E. B. Wilson, JASA 22, 1927), which stays honest near 0 and 1 where the usual one collapses.
+Wilson's (E. B. Wilson, JASA 22, 1927), which stays honest near 0 and 1 where the usual one collapses. A prompt that the
+server's context does not hold is a wrong answer, as it is for whoever uses that server; any other refusal is no answer.
 """
 
 import json
@@ -9,16 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError, UnavailableError
-from fieldlm.network.http_client import HttpClient, server_at
+from fieldlm.network.http_client import HttpClient, refusal, server_at
 from fieldlm_compiler.learn.tokenized import DatasetLine, numbered_lines
 
 Messages = Sequence[dict[str, Any]]
+TOO_LONG = "context_length_exceeded"
+"""The code of OpenAI's API for a prompt that the context does not hold."""
 
 
 class EvaluationItem(NamedTuple):
@@ -31,7 +34,7 @@ class EvaluationItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """One answer as a client saw it. `status` is HTTP's, 0 when no answer came."""
+    """One answer as a client saw it. `status` is HTTP's, 0 when no answer came; `code` names why it was refused."""
 
     status: int
     text: str = ""
@@ -39,14 +42,19 @@ class Reply:
     generation: str = ""
     completion_tokens: int = 0
     error: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How many of `total` answers were right, with the 95 % interval of the share."""
+    """How many of `total` answers were right, with the 95 % interval of the share.
+
+    Of the wrong ones `too_long` were refused: their prompts are longer than the server's context.
+    """
 
     right: int
     total: int
+    too_long: int = 0
 
     @property
     def share(self) -> float:
@@ -63,7 +71,8 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.share:.1%} ({self.right}/{self.total}, 95 % interval {low:.1%}–{high:.1%})"
+        long = f"; {self.too_long} of the wrong ones longer than the server's context" if self.too_long else ""
+        return f"{self.share:.1%} ({self.right}/{self.total}, 95 % interval {low:.1%}–{high:.1%}{long})"
 
 
 def same_json(answer: str, right: str) -> bool:
@@ -96,7 +105,7 @@ def ask(
     except UnavailableError as error:
         return Reply(status=0, error=str(error))
     if status != 200:
-        return Reply(status=status, error=str(document))
+        return Reply(status=status, error=refusal(document), code=_code(document))
     return Reply(
         status=status,
         text=said(document["choices"][0]["message"]),
@@ -104,6 +113,11 @@ def ask(
         generation=document["fieldlm"]["generation"],
         completion_tokens=document["usage"]["completion_tokens"],
     )
+
+
+def _code(document: Any) -> str:
+    error = cast(dict[str, Any], document).get("error") if isinstance(document, dict) else None
+    return str(cast(dict[str, Any], error).get("code") or "") if isinstance(error, dict) else ""
 
 
 def score(
@@ -115,12 +129,12 @@ def score(
     stop: Sequence[str] = (),
     on_reply: Callable[[int, Reply], None] = lambda index, reply: None,
 ) -> Score:
-    """Ask every example with `clients` in parallel and count the exact matches.
+    """Ask every example with `clients` in parallel and count the exact matches; `on_reply` is told every answer.
 
-    Raises UnavailableError at the first example without an answer: a score over the rest would look better than it is.
+    A prompt that the context does not hold is wrong. Raises UnavailableError at the first other example without an
+    answer: a score over the rest would look better than it is.
     """
-    right = 0
-
+    right = too_long = 0
     questions = [each if isinstance(each, EvaluationItem) else EvaluationItem(*each) for each in examples]
 
     def one(question: EvaluationItem) -> Reply:
@@ -129,13 +143,16 @@ def score(
     with ThreadPoolExecutor(clients) as pool, terminal.progress("ask", total=len(examples)) as line:
         replies: Iterable[Reply] = pool.map(one, questions)
         for index, (reply, question) in enumerate(zip(replies, questions, strict=True)):
-            if reply.status != 200:
+            if reply.code == TOO_LONG:
+                too_long += 1
+            elif reply.status != 200:
                 pool.shutdown(cancel_futures=True)
                 raise UnavailableError(f"example {index} got no answer (HTTP {reply.status}): {reply.error}")
-            right += same_json(reply.text, question.answer)
-            on_reply(index, reply)
+            else:
+                right += same_json(reply.text, question.answer)
+                on_reply(index, reply)
             line.update(index + 1, f"{right} right")
-    return Score(right=right, total=len(examples))
+    return Score(right=right, total=len(examples), too_long=too_long)
 
 
 def read_examples(path: Path) -> list[EvaluationItem]:
@@ -192,7 +209,8 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     found = score(server_at(args.url), read_examples(args.file), clients=args.clients, max_tokens=args.max_tokens)
     low, high = found.interval
-    document = {"right": found.right, "total": found.total, "share": found.share, "low": low, "high": high}
+    document = {"right": found.right, "total": found.total, "too_long": found.too_long}
+    document |= {"share": found.share, "low": low, "high": high}
     terminal.show(document, f"exact match {found}", as_json=args.json)
     return 0 if found.share >= args.at_least else 1
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fieldlm.core.wording import counted
-from fieldlm_compiler.collect.sink import Sink
+from fieldlm_compiler.collect.sink import CORRECTED, Sink
 from fieldlm_compiler.learn.curated import CuratedExample, read_examples
 from fieldlm_compiler.rounds.state import Exact, FinishedRound, Mark, TaskCost
 
@@ -31,11 +31,12 @@ LEAST_REQUESTS = 30
 """Fewer since the last round say nothing."""
 DUE_SHARE = 0.1
 LEVEL = 0.01
-_REQUESTS = """
-WITH said AS (SELECT DISTINCT ON (response) response, correction FROM records
-    WHERE kind = 'feedback' AND correction <> '' ORDER BY response, seq DESC),
+_REQUESTS = f"""
+WITH said AS (SELECT response, arg_max(correction, seq) FILTER (correction <> '') AS correction FROM records
+    WHERE kind = 'feedback' AND {CORRECTED} GROUP BY response),
 marks AS (SELECT unnest($2::VARCHAR[]) AS device, unnest($3::UBIGINT[]) AS epoch, unnest($4::UBIGINT[]) AS seq)
 SELECT g.response, g.route, g.prompt_tokens, g.completion_tokens, g.answer, coalesce(said.correction, '') AS correction,
+    said.response IS NOT NULL AS is_corrected,
     CASE WHEN list_contains($1::VARCHAR[], g.consent) THEN g.prompt ELSE '' END AS prompt
 FROM records g LEFT JOIN said USING (response) LEFT JOIN marks ON marks.device = g.device AND marks.epoch = g.epoch
 WHERE g.kind = 'generation' AND g.seq > coalesce(marks.seq, 0)
@@ -208,7 +209,7 @@ def _cost(rows: Sequence[dict[str, Any]]) -> TaskCost:
         small=routes["small"],
         large=routes["large"],
         escalated=routes["escalated"],
-        corrected=sum(bool(row["correction"]) for row in rows),
+        corrected=sum(row["is_corrected"] for row in rows),
     )
 
 

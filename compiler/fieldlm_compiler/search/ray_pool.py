@@ -23,7 +23,7 @@ import msgspec
 
 from fieldlm.core import errors
 from fieldlm.core.errors import EngineError, FieldlmError, MissingDependencyError, UnavailableError
-from fieldlm.core.extras import install_command
+from fieldlm.core.extras import install_advice
 from fieldlm.core.files import cache_root, sha256_file
 from fieldlm.core.logs import logger
 from fieldlm.core.terminal import progress
@@ -71,7 +71,7 @@ def connected(address: str | None) -> Generator[None]:
     try:
         ray: Any = import_module("ray")
     except ImportError as error:
-        raise MissingDependencyError(f"--ray needs Ray; run: {install_command('fieldlm-compiler', 'ray')}") from error
+        raise MissingDependencyError(f"--ray needs Ray; {install_advice('fieldlm-compiler', 'ray')}") from error
     _knock(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")

@@ -129,12 +129,14 @@ def compare_answers(
     *,
     adapter: Path | None = None,
     reader: "ArtefactReader | None" = None,
+    name: str = "",
 ) -> Ran:
     """Return the `gates` that `answers`, and what `reader` thinks, are what the source in `checkpoint` says in 32 bits.
 
     `context` is the first of the reader's bounds past which they differ; None where there is none. `adapter` is what
-    peft has to put beside the source. Raises GateError with the prompt, the position and both tokens of the worst
-    difference, or with the figure that missed its limit.
+    peft has to put beside the source, `name` the model's. Raises GateError with the prompt, the position and both
+    tokens of the worst difference, or with the figure that missed its limit; and for a source that answers every prompt
+    alike, to which anything like it would be equal.
     """
     with tempfile.TemporaryDirectory(prefix="fieldlm-") as folder:
         reading = reader.read(Path(folder) / "logits.npy", texts, answers) if reader else None
@@ -148,6 +150,11 @@ def compare_answers(
             logits=Path(folder) / "logits.npy" if reading else None,
             rounding=ROUNDING,
         )
+    if ran.value["is_deaf"]:
+        raise GateError(
+            f"what {name or checkpoint} says does not depend on the prompt: its weights are all zero, all alike, or "
+            "not those that were trained; fetch or save it again"
+        )
     gates = [_greedy_gap(msgspec.convert(ran.value["doubts"], list[Doubt]))]
     context = None
     if reading:
@@ -158,13 +165,18 @@ def compare_answers(
         past = [*zip(bounds, read[len(short) :], strict=True)]
         context = next((bound for bound, found in past if not _is_held(*_together([found]))), None)
         gates += [
-            Gate(name=f"past-{bound}", value=round(_together([found])[0], 6), limit=MOST_KL, passed=True, unit="nats")
+            Gate(name=name_past(bound), value=round(_together([found])[0], 6), limit=MOST_KL, passed=True, unit="nats")
             for bound, found in past
             if context is None
         ]
     seconds, peak_mb = (reading.seconds, reading.peak_mb) if reading else (0.0, 0.0)
     value = {"gates": msgspec.to_builtins(gates), "context": context}
     return Ran(value=value, seconds=ran.seconds + seconds, peak_mb=max(ran.peak_mb, peak_mb))
+
+
+def name_past(bound: int) -> str:
+    """Return the name of the gate of what is read past `bound` tokens."""
+    return f"past-{bound}"
 
 
 def _greedy_gap(doubts: Sequence[Doubt]) -> Gate:

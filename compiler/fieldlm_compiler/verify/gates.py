@@ -112,8 +112,9 @@ def prove(
 ) -> Proof:
     """Hold `full`, with its adapter and as `profile` serves it, against its source; no system prompt has a part in it.
 
-    Where the engine knows nothing of a bound of the model, such as a sliding window, the context ends there. Raises
-    GateError when it cuts text otherwise, or thinks or answers what its source would not.
+    Where the engine knows nothing of a bound of the model, such as a sliding window, the context ends there, and so it
+    does at the first bound that `profile` serves too few tokens to read past. Raises GateError when it cuts text
+    otherwise, or thinks or answers what its source would not.
     """
     manifest, profile = without_prompt(plain(manifest)), with_plain_cache(profile)
     texts, bounds = rendered(manifest, full.parts), position_bounds(checkpoint.folder)
@@ -127,7 +128,7 @@ def prove(
     reader = against_source.ArtefactReader(draft=bundle, profile=profile, bounds=bounds, adapter=gguf)
 
     def hold(_: Path) -> Ran:
-        return against_source.compare_answers(folder, texts, answers, adapter=peft, reader=reader)
+        return against_source.compare_answers(folder, texts, answers, adapter=peft, reader=reader, name=checkpoint.name)
 
     _, held = stages.run("proof", asked, hold)
     if (context := held.value["context"]) is not None:
@@ -135,10 +136,37 @@ def prove(
             f"  note: past {context} tokens the engine computes {checkpoint.name} otherwise than its source, "
             f"whose window or stretched positions it does not know; the bundle's context ends there"
         )
-        manifest = msgspec.structs.replace(manifest, model=msgspec.structs.replace(manifest.model, context=context))
-        return prove(manifest, full, checkpoint, profile, stages, fitted=fitted)
+        return prove(_until(manifest, context), full, checkpoint, profile, stages, fitted=fitted)
     gates = msgspec.convert([*cut.value, *held.value["gates"]], tuple[Gate, ...])
+    if (context := _unread(bounds, gates, manifest)) is not None:
+        log.info(
+            f"  note: from {context} tokens on {checkpoint.name} may compute otherwise, and {profile.id} serves too "
+            f"few to read past them; the bundle's context ends there"
+        )
+        manifest = _until(manifest, context)
+        if context < profile.gguf.context:  # it is served with another context than it was proved with
+            return prove(manifest, full, checkpoint, profile, stages, fitted=fitted)
+    if manifest.model.context < checkpoint.context:
+        gates += (_context_gate(manifest, profile),)
     return Proof(gates=gates, answers=answers, context=manifest.model.context)
+
+
+def _until(manifest: Manifest, context: int) -> Manifest:
+    return msgspec.structs.replace(manifest, model=msgspec.structs.replace(manifest.model, context=context))
+
+
+def _unread(bounds: Sequence[int], gates: Sequence[Gate], manifest: Manifest) -> int | None:
+    """Return the first of `bounds` within the context of `manifest` that nothing was read past; None without one."""
+    read = {gate.name for gate in gates}
+    within = (bound for bound in bounds if bound < manifest.model.context)
+    return next((bound for bound in within if against_source.name_past(bound) not in read), None)
+
+
+def _context_gate(manifest: Manifest, profile: Profile) -> Gate:
+    """Return the gate that `profile` serves no more tokens than were held against the source, which can more."""
+    limit = manifest.model.context
+    served = min(profile.gguf.context, limit)
+    return Gate(name="context-proved", value=served, limit=limit, passed=True, unit="tokens")
 
 
 def ask(
@@ -338,9 +366,11 @@ def report_file(
     """Return report.json, the part of the report that is signed: the same inputs give the same bytes.
 
     `search` says how the mixture was found, when it was searched for; `found` what its answers' confidence is worth;
-    `proved` the digests of the proofs.
+    `proved` the digests of the proofs; `doubts` which gates were decided by too few examples, and how many would do.
     """
-    said = {"confidence": describe(found)} if found else {}
+    said: dict[str, Any] = {"confidence": describe(found)} if found else {}
+    if doubts := {gate.name: gate.doubt for gate in gates if gate.is_open}:
+        said["doubts"] = doubts
     whole = {"format": REPORT, "candidates": facts(candidates), "gates": gates, "search": search, "proved": proved}
     return canonical_json(whole | said)
 

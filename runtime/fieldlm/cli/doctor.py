@@ -23,6 +23,7 @@ import msgspec
 from fieldlm.core import options, terminal
 from fieldlm.core.config import NO_NETWORK, Config, load_config
 from fieldlm.core.errors import EngineError, FieldlmError
+from fieldlm.core.extras import advice
 from fieldlm.core.files import free_mb
 from fieldlm.core.sqlite import connect_read_only
 from fieldlm.core.urls import shown
@@ -36,7 +37,6 @@ from fieldlm.hardware.cores import physical_cores
 from fieldlm.hardware.detect import Detection, detect, obstacle
 from fieldlm.hardware.energy import find_energy
 from fieldlm.hardware.limits import LIVE
-from fieldlm.hardware.processor import FLAGS
 from fieldlm.network.http_client import OK, NobodyAnswersError, own_server
 from fieldlm.telemetry.spool import quarantined
 
@@ -180,10 +180,10 @@ def check_python(version: tuple[int, ...]) -> Finding:
 
 def check_engine(isa: Sequence[str]) -> Iterator[Finding]:
     """Import llama.cpp in a child process: built for another CPU, it kills whoever imports it."""
-    # A Debian package has no pip; it says which processors it is for.
-    again = "install a package that was built for this processor (make deb CPU=native on a machine like it)"
-    if not FLAGS.is_file():
-        again = f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'"
+    again = advice(
+        f"pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={pinned_engine()}'",
+        "install a package that was built for this processor (make deb CPU=native on a machine like it)",
+    )
     run = subprocess.run([sys.executable, "-c", ASK_ENGINE], capture_output=True, text=True, timeout=120, check=False)
     if run.returncode == -signal.SIGILL:
         yield fail("engine", "llama-cpp-python was built for another CPU: illegal instruction", again)

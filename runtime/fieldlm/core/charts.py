@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 720, 330
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 28, 40
+EDGE = 0.15
+"""Share of an axis at whose ends words stand on the inner side of their mark."""
+ROOM = 0.25
+"""Share of an axis from which on there is room for words at the left of a dot."""
 Part = tuple[str, float]
 """A stretch of a bar or a column: the class that colours it, and how much it is."""
 
@@ -86,12 +90,16 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """One point of a plot; `kind` is the class that colours it."""
+    """One point of a plot; `kind` is the class that colours it. Its words stand above it, or below at its left.
+
+    Below is where a falling line leaves room, so that the words of two dots beside each other are apart.
+    """
 
     x: float
     y: float
     kind: str
     words: str = ""
+    is_below: bool = False
 
 
 def plot(
@@ -124,13 +132,16 @@ def plot(
         drawn.add("polyline", class_="line", points=points)
     for value, words in marks:
         drawn.add("path", class_="limit", d=f"M{across(value):.1f} {TOP}V{floor}")
-        drawn.add("text", words, x=across(value), y=TOP - 8, text_anchor="middle")
+        at = x.at(value)
+        anchor = "start" if at < EDGE else "end" if at > 1 - EDGE else "middle"
+        drawn.add("text", words, x=across(value), y=TOP - 8, text_anchor=anchor)
     for dot in dots:
         drawn.add("circle", class_=dot.kind, cx=across(dot.x), cy=up(dot.y), r=4)
-        is_left = x.at(dot.x) < 0.5
         if dot.words:
-            side, anchor = (9, "start") if is_left else (-9, "end")
-            drawn.add("text", dot.words, x=across(dot.x) + side, y=up(dot.y) - 7, text_anchor=anchor)
+            is_right = x.at(dot.x) < (ROOM if dot.is_below else 0.5)
+            side, anchor = (9, "start") if is_right else (-9, "end")
+            high = up(dot.y) + (20 if dot.is_below else -7)
+            drawn.add("text", dot.words, x=across(dot.x) + side, y=high, text_anchor=anchor)
     return drawn
 
 

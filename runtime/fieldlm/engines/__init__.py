@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 import msgspec
 
 from fieldlm.core.errors import InputError, MissingDependencyError
-from fieldlm.core.extras import install_command
+from fieldlm.core.extras import install_advice
 from fieldlm.core.options import BATCH, CONTEXT, PARALLEL, THREADS
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
@@ -446,5 +446,5 @@ def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Eng
         return kind.open(bundle, options)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"this bundle needs {error.name}, which is not installed; run: {install_command('fieldlm', name)}"
+            f"this bundle needs {error.name}, which is not installed; {install_advice('fieldlm', name)}"
         ) from error

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from fieldlm.core.errors import EngineError, MissingDependencyError
+from fieldlm.core.extras import advice
 from fieldlm.engines.llama_api import api, start_backend
 from fieldlm.engines.llama_kernels import library
 from fieldlm.formats.profile import Accelerator
@@ -74,13 +75,15 @@ def promised(gpu: Accelerator, seen: list[ComputeDevice], *, can_offload: bool |
             f"the profile promises {gpu.name} ({gpu.kind}), and llama.cpp, which could use a GPU, sees only {names} "
             "here; look at its driver and at who may open its device files"
         )
-    again = (
-        f'CMAKE_ARGS="-D{flag}=on" pip install --force-reinstall --no-binary llama-cpp-python '
-        f"'llama-cpp-python=={version('llama-cpp-python')}'"
+    build = f'CMAKE_ARGS="-D{flag}=on"'
+    again = advice(
+        f"{build} pip install --force-reinstall --no-binary llama-cpp-python "
+        f"'llama-cpp-python=={version('llama-cpp-python')}'",
+        f"install a package that was built for it ({build} make deb CPU=native on a machine like it)",
     )
     raise MissingDependencyError(
         f"the profile promises {gpu.name} ({gpu.kind}), and llama.cpp is built without and sees only {names} here; "
-        f"run: {again}; or compile for a profile without it"
+        f"{again}; or compile for a profile without it"
     )
 
 

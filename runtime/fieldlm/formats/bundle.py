@@ -16,6 +16,7 @@ every byte of every file; two bundles that share a base share that file's digest
 fetches only the rest. The same inputs and toolchain give the same bytes: times of day stay out of the manifest.
 """
 
+import math
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -65,6 +66,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     source_sha256: str
 
 
+Z_95 = 1.959964
+"""Standard deviations on either side of the mean that have 95 % of a normal distribution between them."""
+
+
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
     """One check the bundle had to pass: the value found, the limit, the verdict.
 
@@ -81,9 +86,30 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
     count: int | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether the interval reaches over the limit: so few that were counted cannot tell on which side it is."""
+        return self.low is not None and self.high is not None and self.low <= self.limit <= self.high
+
+    @property
+    def needed(self) -> int | None:
+        """How many have to be counted to tell a share such as `value` from `limit`; None where no number does.
+
+        Wilson's interval is the score test turned round (E. B. Wilson, JASA 22, 1927): it leaves the limit p out once
+        n > z² p (1 - p) / (share - p)².
+        """
+        apart = self.value - self.limit
+        return math.ceil(Z_95**2 * self.limit * (1 - self.limit) / apart**2) if apart else None
+
+    @property
     def doubt(self) -> str:
-        """The interval and the count in words; empty where nothing was counted."""
-        return "" if self.count is None else f"95 %: {self.low:.3g} to {self.high:.3g}, n = {self.count}"
+        """The interval and the count in words, and what it takes to tell; empty where nothing was counted."""
+        if self.count is None:
+            return ""
+        said = f"95 %: {self.low:.3g} to {self.high:.3g}, n = {self.count}"
+        if not self.is_open:
+            return said
+        enough = f"about {self.needed:,} would" if self.needed else "and so is any number"
+        return f"{said}: too few to tell from {self.limit:g}, {enough}"
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):

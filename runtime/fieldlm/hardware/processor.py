@@ -4,14 +4,14 @@ A library that meets an instruction which the processor lacks ends the process w
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fieldlm.core.errors import EngineError
+from fieldlm.core.extras import PACKAGE_MARK
 
-FLAGS = Path(sys.prefix) / "cpu-flags"
-"""Written by packaging/build_deb.py; elsewhere llama.cpp was built where it runs, or for every processor."""
+FLAGS = PACKAGE_MARK
+"""Outside of a Debian package llama.cpp was built where it runs, or for every processor."""
 CPUINFO = Path("/proc/cpuinfo")
 LEAST = {"x86_64": ("ssse3", "sse4_1", "sse4_2", "popcnt")}
 """Architecture → what numpy's wheels (from 2.4 on) and llama.cpp's least kernels need, as /proc/cpuinfo calls it."""
