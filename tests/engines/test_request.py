@@ -91,7 +91,7 @@ def test_how_sure_an_answer_is_says_its_free_tokens_alone() -> None:
     assert asked.advance(doubtful)
     assert not asked.advance(logits(6))
     timings = asked.answer.timings
-    assert (timings.completion_tokens, timings.free_tokens) == (5, 2)
+    assert (timings.completion_tokens, timings.free_tokens, timings.forced_tokens) == (5, 2, 3)
     assert (timings.margin, timings.min_margin) == (4.5, 1.0)
     assert timings.min_logprob == pytest.approx(logprob_of(doubtful, 2), abs=1e-4)
     assert timings.mean_logprob == pytest.approx((logprob_of(doubtful, 2) + logprob_of(logits(6), 6)) / 2, abs=1e-4)
@@ -114,6 +114,7 @@ def test_where_everything_is_forced_there_is_no_free_token() -> None:
     run(asked, [1])
     timings = asked.answer.timings
     assert (timings.completion_tokens, timings.free_tokens, timings.margin) == (3, 0, 0.0)
+    assert timings.forced_tokens == 3
     assert (timings.min_margin, timings.min_logprob, timings.mean_logprob) == (None, None, None)
 
 
