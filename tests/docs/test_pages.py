@@ -17,7 +17,7 @@ import yaml
 
 import fieldlm
 from docs import hooks, reference
-from fieldlm.api import parameters
+from fieldlm.api import chat_request, parameters
 from fieldlm.cli.main import COMMANDS, main
 from fieldlm.core.config import SETTINGS
 from fieldlm.formats.profile import profile_names
@@ -34,6 +34,7 @@ WITHOUT_FIELDS = {
     "POST /v1/responses/{rest:path}",  # refused: nothing is kept
     "POST /v1/fieldlm/command",  # an Envelope, which MQTT carries, too
 }
+SAME = re.compile(r"\b(question|request|seed|temperature|always|each time|0 is)\b.*\bsame (answer|way)\b", re.DOTALL)
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
 
@@ -150,3 +151,13 @@ def test_a_command_of_a_page_is_one_and_has_the_options_that_it_is_given(page: s
         assert words[1] in COMMANDS, line
         given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
         assert given <= options_of(words[1]) | {"--help"}, line
+
+
+def test_the_same_answer_is_promised_with_repeatable_alone() -> None:
+    texts = [*WRITTEN.values(), chat_request.__doc__ or ""]
+    texts += [reference.parser_of(command).format_help() for command in ("run", "chat")]
+    texts += [page.read_text() for page in (ROOT / "runtime/fieldlm/api/static").glob("*.*")]
+    sentences = [sentence for text in texts for sentence in re.split(r"(?<=\.)\s|\n\s*\n|\n\|", text)]
+    promises = [sentence for sentence in sentences if SAME.search(sentence)]
+    assert promises
+    assert [each for each in promises if "repeatable" not in each] == []

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fieldlm.inference.model import Model
     from fieldlm.network.http_client import HttpClient
 
+ROUNDED = "what it draws from is rounded, so that answers may still differ: fieldlm serve --repeatable"
 EXIT = ("/exit", "/quit", "/bye")
 HELP = """\
 /exit leaves, and so does Ctrl-D; Ctrl-C stops an answer
@@ -52,8 +53,8 @@ def add_model(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> N
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=MAX_TOKENS, default=512, help="the longest answer")
-    parser.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0 is always the same answer")
-    parser.add_argument("--seed", type=SEED, help="random seed; the same one gives the same answer")
+    parser.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0 takes the likeliest token each time")
+    parser.add_argument("--seed", type=SEED, help=f"random seed; {ROUNDED}")
     parser.add_argument(
         "--threads", type=options.whole(*options.THREADS), help="threads that compute; the physical cores when left out"
     )
