@@ -142,6 +142,28 @@ def test_max_tokens_and_stop_strings_hold_for_forced_tokens() -> None:
     assert said(run(request(Sampling(stop=("E",), constraint=forced)), [1])) == ("CD", "stop")
 
 
+@pytest.mark.parametrize("stop", [(), ("stop",)])
+def test_an_answer_that_is_cut_within_a_character_ends_before_it(stop: tuple[str, ...]) -> None:
+    words = Words(lambda token: "A😀".encode()[token - 1 : token], frozenset({STOP}))
+
+    def made(sampling: Sampling, terms: Schedule | None = None) -> Request:
+        answer = AnswerStream(prompt_tokens=2, wake=nothing)
+        return Request(answer, [9, 9], replace(sampling, stop=stop), terms or Schedule(), words=words, context=100)
+
+    assert said(run(made(Sampling(max_tokens=3)), [1, 2, 3])) == ("A", "length")
+    assert said(run(made(Sampling(max_tokens=5)), [1, 2, 3, 4, 5])) == ("A😀", "length")
+    assert said(run(made(Sampling()), [1, 2, STOP])) == ("A\ufffd", "stop")  # the model's own end
+    ends: tuple[Outcome, ...] = ("cancelled", "deadline_exceeded", "preempted")
+    for outcome in ends:
+        late = made(Sampling())
+        assert late.prepare()
+        late.begin(0)
+        assert late.advance(logits(1))
+        assert late.advance(logits(2))
+        late.end(outcome)
+        assert said(list(late.answer)) == ("A", outcome)
+
+
 def test_a_constraint_never_fills_more_than_the_context() -> None:
     asked = request(Sampling(constraint=OneOf(((3, 4, 5, 6),))), context=4)
     assert said(run(asked, [1])) == ("CD", "length")

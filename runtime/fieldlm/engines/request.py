@@ -172,7 +172,7 @@ class Request:
         """Hand over the last chunk, with what was held back."""
         self._enter(self._phase)
         self.answer.timings.completion_tokens = self.count
-        self._new_text += self._text.finish()
+        self._new_text += self._text.finish(is_cut=outcome != "stop")
         with contextlib.suppress(Exception):
             self._hand_over(outcome, error)
 
