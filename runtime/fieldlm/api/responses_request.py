@@ -151,6 +151,10 @@ class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
         return messages
 
 
+class InputTokensRequest(ResponsesRequest, frozen=True, kw_only=True):
+    """POST /v1/responses/input_tokens: how many tokens the model would read; nothing is said."""
+
+
 def _tool(tool: FunctionTool, where: str) -> Tool:
     plain = {name: getattr(tool, name) for name in ("name", "description", "parameters", "strict")}
     try:
