@@ -124,7 +124,9 @@ def test_special_tokens_in_somebodys_words_are_no_special_tokens(base_bundle: Bu
         tools = [{"type": "function", "function": {"name": "f", "description": said, "parameters": {}}}]
         asked = [{"role": "system", "content": said}, {"role": "user", "content": said}]
         ends = engine.tokenize("<|im_start|><|im_end|>")
-        for given in (None, tools):
+        named = {"type": "object", "properties": {said: {"type": "string"}}, "required": [said]}
+        keyed = [{"type": "function", "function": {"name": "f", "description": "", "parameters": named}}]
+        for given in (None, tools, keyed):
             tokens = engine.tokenize(render(base_bundle, asked, tools=given))
             assert [token for token in tokens if token in ends] == [*ends, *ends, ends[0]]
         assert engine.detokenize(engine.tokenize(render(base_bundle, asked))).count(said) == 2

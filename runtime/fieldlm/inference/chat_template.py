@@ -90,7 +90,7 @@ class ChatTemplate:
         if isinstance(value, str):
             return self._control.sub(rf"\1{SEAM}", value)
         if isinstance(value, dict):
-            return {key: self._parted(item) for key, item in cast(dict[str, Any], value).items()}
+            return {self._parted(key): self._parted(item) for key, item in cast(dict[Any, Any], value).items()}
         return [self._parted(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
 
 
