@@ -18,7 +18,9 @@ def feed(
     speed: float | None = None,
     batch_size: float = 1.0,
 ) -> None:
-    timings = Timings(completion_tokens=41 if speed else 1, decode_s=40 / speed if speed else 0.0, batch_size=batch_size)
+    timings = Timings(
+        completion_tokens=41 if speed else 1, decode_s=40 / speed if speed else 0.0, batch_size=batch_size
+    )
     for number in range(answers):
         outcome = "error" if number < errors else "stop"
         watch.answered(generation, f"{generation}-{number}", outcome, timings)

@@ -31,7 +31,7 @@ from fieldlm.api.large import LargeSide, wanted_of
 from fieldlm.api.models.admission import Admission
 from fieldlm.api.models.listing import ModelList
 from fieldlm.api.ollama.endpoints import Ollama
-from fieldlm.api.output_contract import OutputContract, needs_compiling, output_contract
+from fieldlm.api.output_contract import FORM_S, OutputContract, needs_compiling, output_contract
 from fieldlm.api.preparation import LONG_TEXT, Preparation, tokens_of
 from fieldlm.api.prompt_scores import PromptScores
 from fieldlm.api.response_stream import AnswerFormat, EventStream, ResponseStream, whole
@@ -297,8 +297,10 @@ class _Api:
     async def _promise(
         self, request: Request, serving: Serving, asked: chat_request.CompletionParams, toolbox: Toolbox | None
     ) -> OutputContract:
+        end_s = time.monotonic() + FORM_S
+
         def make() -> OutputContract:
-            return output_contract(serving, asked, toolbox)
+            return output_contract(serving, asked, toolbox, end_s)
 
         return await self._forms.run(request, make) if needs_compiling(asked, toolbox) else make()
 

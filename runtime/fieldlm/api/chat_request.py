@@ -2,8 +2,8 @@
 
 What is refused is an ApiError with the status that OpenAI gives it; no connection and no running model is known here.
 What is accepted is honoured; what would change the answer and is not built is refused by name, never ignored.
-Defaults are OpenAI's but for two: temperature is 0 (the likeliest token; the same answer every time takes `repeatable`),
-and an answer ends after 512 tokens (a small model that repeats itself must not hold a sequence until the context is full).
+Defaults are OpenAI's but for two: temperature is 0 (the likeliest token; the same answer each time takes `repeatable`),
+an answer ends after 512 tokens (a small model that repeats itself must not hold a sequence until the context is full).
 """
 
 import json
