@@ -35,7 +35,7 @@ WITHOUT_FIELDS = {
     "POST /v1/responses/{rest:path}",  # refused: nothing is kept
     "POST /v1/fieldlm/command",  # an Envelope, which MQTT carries, too
 }
-SAME = re.compile(r"\b(question|request|seed|temperature|always|each time|0 is)\b.*\bsame (answer|way)\b", re.DOTALL)
+SAME = re.compile(r"\b(question|request|seed|temperature|always|each time|0 is)\b.*\bsame\s+(answer|way)\b", re.DOTALL)
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 INSTALL = re.compile(r"\b(?:pip|pipx|uv tool|uv pip) install ([^`\n]+)")
 NAMED = ("-r", "--requirement", "-c", "--constraint", "-f", "--find-links", "-i", "--index-url", "--group")

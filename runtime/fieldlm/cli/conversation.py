@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fieldlm.inference.model import Model
     from fieldlm.network.http_client import HttpClient
 
-ROUNDED = "what it draws from is rounded, so that answers may still differ: fieldlm serve --repeatable"
 EXIT = ("/exit", "/quit", "/bye")
 HELP = """\
 /exit leaves, and so does Ctrl-D; Ctrl-C stops an answer
@@ -46,6 +45,7 @@ Say = Callable[[list[dict[str, Any]], Sampling], Generator[Piece]]
 
 MAX_TOKENS, TEMPERATURE = options.whole(1), options.real(*RANGES["temperature"])
 SEED = options.whole(*options.SEED)
+SEEDED = "random seed; rounding may still change an answer, except where a server is set to be repeatable"
 
 
 def add_model(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
@@ -55,7 +55,7 @@ def add_model(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> N
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=MAX_TOKENS, default=512, help="the longest answer")
     parser.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0 takes the likeliest token each time")
-    parser.add_argument("--seed", type=SEED, help=f"random seed; {ROUNDED}")
+    parser.add_argument("--seed", type=SEED, help=SEEDED)
     parser.add_argument(
         "--threads", type=options.whole(*options.THREADS), help="threads that compute; the physical cores when left out"
     )
