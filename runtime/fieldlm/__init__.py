@@ -1,7 +1,7 @@
 """fieldlm: small language models on devices, offline, updated over the air.
 
 `Model` opens a model in this process, `AsyncModel` does so for asyncio; both are imported when they are first used, so
-that `import fieldlm` costs nothing.
+that `import fieldlm` costs nothing. `__version__` is what is installed, `0+unknown` where it is read from a folder.
 """
 
 TYPE_CHECKING = False  # not of `typing`, which takes longer to import than all of this package that a command needs
@@ -9,6 +9,8 @@ TYPE_CHECKING = False  # not of `typing`, which takes longer to import than all 
 if TYPE_CHECKING:
     from fieldlm.inference.async_model import AsyncModel
     from fieldlm.inference.model import Model
+
+    __version__: str
 
 __all__ = ["AsyncModel", "Model"]
 
@@ -23,8 +25,15 @@ def __getattr__(name: str) -> object:
         from fieldlm.inference.async_model import AsyncModel
 
         return AsyncModel
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version  # reads a file
+
+        try:
+            return version(__name__)
+        except PackageNotFoundError:  # read from a folder
+            return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *__all__, "__version__"]

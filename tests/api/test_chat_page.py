@@ -361,6 +361,43 @@ def test_a_screen_reader_hears_the_finished_answer_and_not_its_pieces(page: Page
     assert page.locator("#said").evaluate("e => e.closest('[aria-live], [role=log]')") is None
 
 
+def test_a_screen_reader_is_told_who_speaks(page: Page) -> None:
+    says(page, whole("It is nine."), streamed())
+    ask(page, "The time?")
+    ask(page, "And now?")
+    expect(page.locator(".note.failed")).to_be_visible()
+    heard = page.locator("#said").aria_snapshot()
+    assert re.search(r"You:.*The time\?.*Answer:.*It is nine\..*You:.*And now\?", heard, re.DOTALL), heard
+    assert heard.count("Answer:") == 1, "what has no answer has nobody who gives it"
+
+
+def stops(page: Page) -> list[str]:
+    """Return where the Tab key goes, from the page's beginning to its end."""
+    page.evaluate("document.activeElement.blur()")
+    found: list[str] = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        found.append(page.evaluate("document.activeElement.id"))
+    return found
+
+
+def test_the_tab_key_stops_at_the_state_only_where_it_opens_something(browser: Browser, url: str) -> None:
+    for size, path, is_stop in (
+        (DESK, "", False),
+        (NARROW, "", True),
+        (DESK, "?kiosk", False),
+        (NARROW, "?kiosk", False),
+    ):
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        page.goto(f"{url}/{path}")
+        expect(page.locator("#state")).to_have_text("ready", timeout=PATIENCE_MS)
+        expect(page.locator("#state")).to_be_visible()
+        found = stops(page)
+        assert "question" in found
+        assert ("more" in found) is is_stop, (size, path)
+        page.close()
+
+
 def test_an_answer_of_the_large_model_is_marked(page: Page) -> None:
     says(page, whole("Forty-two.", answered_by="large", escalation="unsure"), whole("Yes.", answered_by="small"))
     ask(page, "Why?")

@@ -16,7 +16,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.api_keys import Keys
 from fieldlm.network.http_server import listening
-from tests.support.browser import chromium
+from tests.support.browser import chromium, overflow
 
 KEY = "a-key-of-fair-length"
 PATIENCE_MS = 60_000
@@ -84,6 +84,23 @@ def test_everything_fits_and_can_be_hit_with_a_finger(page: Page) -> None:
         assert box
         assert box["height"] >= 48
         assert box["y"] + box["height"] <= (page.viewport_size or {"height": 0})["height"]
+
+
+@pytest.mark.parametrize("width", [320, 375, 600, 896, 900, 1280])
+@pytest.mark.parametrize("path", ["", "?kiosk"])
+def test_the_header_fits_while_the_device_is_out_of_reach(browser: Browser, url: str, path: str, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 700})
+    page.route("**/status", lambda route: route.abort("connectionrefused"))
+    page.goto(f"{url}/{path}")
+    expect(page.locator("#state")).to_have_text("no connection", timeout=PATIENCE_MS)
+    expect(page.locator("#state")).to_be_visible()
+    beyond = page.evaluate(
+        """() => [...document.querySelectorAll('header *')].filter(e => e.checkVisibility()).filter(e => {
+        const { left, right } = e.getBoundingClientRect(); return left < -1 || right > innerWidth + 1; })
+        .map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert (beyond, overflow(page)) == ([], 0)
+    page.close()
 
 
 def test_all_figures_are_seen_at_once(page: Page) -> None:

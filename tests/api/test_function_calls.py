@@ -125,12 +125,54 @@ def test_home_assistant_is_answered_as_it_comes(house: House) -> None:
         ({"functions": [{**NOW, "parameters": {"type": "string"}}]}, "functions"),
         ({"tools": [{"type": "function", "function": NOW}]}, "functions"),
         ({"tool_choice": "required"}, "functions"),
-        ({"messages": [*ASKED, {"role": "assistant", "function_call": {"name": "now", "arguments": "{"}}]},
-         "messages[1].function_call.arguments"),
         ({"messages": [*ASKED, {"role": "function", "name": "now"}]}, "messages[1].content"),
+        ({"messages": [*ASKED, {"role": "assistant"}]}, "messages[1].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "No."}]}]}, "messages[0].content"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_by_its_old_name(house: House, given: dict[str, Any], param: str) -> None:
     body = {"messages": ASKED, "functions": [SWITCH], "max_tokens": 1, **given}
     response = house.http.post("/v1/chat/completions", json=body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("written", ["{", '{"on": tr', "[1]", "null", "on=true"])
+def test_arguments_that_are_no_object_come_back_as_the_model_wrote_them(house: House, written: str) -> None:
+    """A model that called wrongly is told so, with its call before it."""
+    called = {"name": "now", "arguments": written}
+    calls = [{"id": "c1", "type": "function", "function": called}]
+    result = {"role": "tool", "tool_call_id": "c1", "content": "these are no arguments"}
+    for made in ({"tool_calls": calls}, {"function_call": called}):
+        body = {"messages": [*ASKED, {"role": "assistant", "content": None, **made}, result], "max_tokens": 1}
+        assert house.http.post("/v1/chat/completions", json=body).status_code == 200
+        assert json.dumps(called) in house.http.post("/apply-template", json=body).json()["prompt"]
+    item = {"type": "function_call", "call_id": "c1", **called}
+    done = {"type": "function_call_output", "call_id": "c1", "output": "these are no arguments"}
+    body = {"input": [*ASKED, item, done], "max_output_tokens": 1}
+    assert house.http.post("/v1/responses", json=body).status_code == 200
+    told = house.exchanges[-1].messages[1]["tool_calls"][0]["function"]
+    assert told == called
+
+
+def test_what_a_correction_calls_has_to_be_whole(house: House) -> None:
+    called = {"function": {"name": "now", "arguments": "{"}}
+    response = house.http.post("/v1/feedback", json={"id": "x", "correction": [called]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "correction[0].function.arguments")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"content": None, "refusal": "I would rather not."},
+        {"refusal": "I would rather not."},
+        {"content": [{"type": "refusal", "refusal": "I would rather not."}]},
+        {"content": [], "refusal": "I would rather not."},
+    ],
+)
+def test_a_refusal_comes_back_as_what_the_assistant_said(house: House, said: dict[str, Any]) -> None:
+    told = [*ASKED, {"role": "assistant", **said}, {"role": "user", "content": "Why not?"}]
+    assert house.http.post("/v1/chat/completions", json={"messages": told, "max_tokens": 1}).status_code == 200
+    assert house.exchanges[-1].messages[1] == {"role": "assistant", "content": "I would rather not."}
+    if isinstance(said.get("content"), list) and "refusal" not in said:
+        assert house.http.post("/v1/responses", json={"input": told, "max_output_tokens": 1}).status_code == 200
+        assert house.exchanges[-1].messages == house.exchanges[-2].messages

@@ -9,8 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from docs import reference
 from fieldlm.api.app import make_app
-from fieldlm.api.metrics import process_readings
-from fieldlm.engines import EngineOptions
+from fieldlm.api.chat_request import Exchange
+from fieldlm.api.metrics import Metrics, process_readings
+from fieldlm.engines import EngineOptions, Timings
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
@@ -54,6 +55,15 @@ def test_metrics_count_what_was_answered(live: Generations) -> None:
     assert read["fieldlm_process_resident_bytes", ""] > read["fieldlm_engine_memory_bytes", "weights"] > 5e7
     assert (status["generation"], status["running"], status["waiting"]) == (generation, 0, 0)
     assert [point["tokens"] for point in status["recent"]] == [5]
+
+
+def test_tokens_that_a_form_forced_are_counted_and_are_no_speed() -> None:
+    metrics = Metrics(lambda: ())
+    timings = Timings(completion_tokens=61, forced_tokens=50, decode_s=2.0)
+    metrics.exchange(Exchange(id="a", generation="g", model="m", messages=[], started_wall_s=0.0, timings=timings))
+    (point,) = metrics.recent()
+    assert (point["tokens"], point["tokens_per_s"]) == (61, 5.0)
+    assert b"fieldlm_inter_token_seconds_sum 0.2\n" in metrics.text()
 
 
 NAMES = {

@@ -224,3 +224,21 @@ def test_stored_responses_are_refused_clearly(kiosk: Kiosk) -> None:
         kiosk.client.responses.retrieve("resp_1")
     with pytest.raises(openai.BadRequestError):
         kiosk.client.responses.cancel("resp_1")
+
+
+def test_tokens_of_an_input_are_counted_as_the_usage_says(kiosk: Kiosk) -> None:
+    asked: list[dict[str, Any]] = [
+        {"input": "Hello"},
+        {"input": ORDER, "instructions": "Be kind."},
+        {"input": ORDER, "tools": [TOOL]},
+    ]
+    for body in asked:
+        told = len(kiosk.exchanges)
+        counted = kiosk.client.responses.input_tokens.count(model=MODEL, **body)
+        assert len(kiosk.exchanges) == told
+        used = kiosk.client.responses.create(model=MODEL, max_output_tokens=1, **body).usage
+        assert used is not None
+        assert (counted.object, counted.input_tokens) == ("response.input_tokens", used.input_tokens)
+    for body in ({"model": MODEL}, {"input": "Hello", "previous_response_id": "resp_1"}):
+        assert kiosk.http.post(f"{PATH}/input_tokens", json=body).status_code == 400
+    assert kiosk.http.get(f"{PATH}/input_tokens").json()["error"]["param"] == "response_id"

@@ -169,7 +169,8 @@ def test_each_is_asked_by_its_name_and_its_alias_and_loaded_when_it_is_asked(thr
         assert served.is_right(BETA)
         assert served.states() == {OWN: "awake", BETA: "awake", GAMMA: "asleep"}
         asked, answer = three.first(GAMMA)
-        given = served.http.post("/v1/chat/completions", json=body("gamma-alias", asked)).json()
+        assert served.http.post("/v1/chat/completions", json=body("delta:latest", asked)).status_code == 404
+        given = served.http.post("/v1/chat/completions", json=body("gamma-alias:latest", asked)).json()
         assert (given["model"], given["choices"][0]["message"]["content"]) == (GAMMA, answer)
         assert served.awake() == set(NAMES)
 

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolPara
 from pydantic import BaseModel, Field
 
 from fieldlm.api.chat_request import Exchange
-from fieldlm.engines import Engine, Sampling
+from fieldlm.engines import Engine, Sampling, constraint
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from tests.support.api_server import api_server
@@ -376,10 +376,27 @@ def test_the_result_of_a_call_goes_back_to_the_model(kiosk: Kiosk) -> None:
     assert answer.choices[0].finish_reason in ("length", "stop")
     assert "honked" in cast(str, kiosk.exchanges[-1].messages[-1]["content"])
     broken = [{**messages[1], "tool_calls": [{**call, "function": {"name": "honk", "arguments": "{"}}]}]
-    assert kiosk.ask(messages=[*HELLO, *broken]).status_code == 400
+    assert kiosk.ask(messages=[*HELLO, *broken]).status_code == 200
 
 
 def test_tools_that_may_not_be_called_change_nothing(kiosk: Kiosk) -> None:
     plain = kiosk.ask().json()["usage"]["prompt_tokens"]
     assert kiosk.ask(tools=[CARRY], tool_choice="none").json()["usage"]["prompt_tokens"] == plain
     assert kiosk.ask(tools=[CARRY]).json()["usage"]["prompt_tokens"] > plain
+
+
+def test_a_form_behind_hard_ones_is_told_to_come_later(kiosk: Kiosk, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling = constraint._compiling  # pyright: ignore[reportPrivateUsage]
+    with monkeypatch.context() as soon:
+        soon.setattr("fieldlm.api.app.FORM_S", 0.1)
+        for _ in range(constraint.COMPILING):
+            compiling.acquire()
+        try:
+            refused = kiosk.ask(regex="behind hard ones")
+            assert kiosk.ask().status_code == 200
+        finally:
+            for _ in range(constraint.COMPILING):
+                compiling.release()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "form_not_ready")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert kiosk.ask(regex="behind hard ones").status_code == 200

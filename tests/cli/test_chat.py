@@ -133,6 +133,28 @@ def test_a_message_may_have_several_lines(
     assert long != plain, "all three lines were asked, and /clear among them is no command"
 
 
+def test_a_message_may_begin_with_a_slash(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(monkeypatch, '//etc is full\n"""/clear"""\n"""//"""\n//\n/clear\n')
+    assert main(["--url", url, "--max-tokens", "1", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert [each["question"] for each in answers] == ["/etc is full", "/clear", "//", "/"]
+    assert "//" in HELP
+
+
+def test_a_server_that_is_not_there_is_told_to_who_asks_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(monkeypatch, "")
+    assert main(["--url", url]) == 0
+    for given in ("", "/stats\n"):
+        type_in(monkeypatch, given)
+        with pytest.raises(UnavailableError, match="no server answers"):
+            main(["--url", "http://127.0.0.1:9"])
+    assert capsys.readouterr().err == ""
+
+
 def test_a_locked_server_is_talked_to_with_the_key_of_the_environment(
     base_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,6 +198,16 @@ def test_an_abbreviated_flag_is_refused() -> None:
         parser.parse_args(["--thr", "1"])
 
 
+def test_the_package_says_its_version_and_reads_it_when_it_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    script = (
+        "import sys\nbefore = set(sys.modules)\nimport fieldlm\nfound = set(sys.modules) - before\n"
+        "assert found == {'fieldlm'}, found\nprint(fieldlm.__version__)"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fieldlm {said}"
+
+
 def test_a_device_without_the_workshop_lists_its_commands_and_says_what_to_install() -> None:
     script = f"{LIGHT}\nfrom fieldlm.cli.main import main\nmain(['--help'])\nsys.exit(main(['compile', 'x', '--json']))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -6,6 +6,7 @@ No mkdocs is needed here: `make docs`, which `.ci/run` runs, builds the site str
 import posixpath
 import re
 import shlex
+import tomllib
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 
 import fieldlm
 from docs import hooks, reference
-from fieldlm.api import parameters
+from fieldlm.api import chat_request, parameters
 from fieldlm.cli.main import COMMANDS, main
 from fieldlm.core.config import SETTINGS
 from fieldlm.formats.profile import profile_names
@@ -34,7 +35,11 @@ WITHOUT_FIELDS = {
     "POST /v1/responses/{rest:path}",  # refused: nothing is kept
     "POST /v1/fieldlm/command",  # an Envelope, which MQTT carries, too
 }
+SAME = re.compile(r"\b(question|request|seed|temperature|always|each time|0 is)\b.*\bsame\s+(answer|way)\b", re.DOTALL)
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+INSTALL = re.compile(r"\b(?:pip|pipx|uv tool|uv pip) install ([^`\n]+)")
+NAMED = ("-r", "--requirement", "-c", "--constraint", "-f", "--find-links", "-i", "--index-url", "--group")
+"""Options of pip that a word belongs to."""
 LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
 
 
@@ -150,3 +155,36 @@ def test_a_command_of_a_page_is_one_and_has_the_options_that_it_is_given(page: s
         assert words[1] in COMMANDS, line
         given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
         assert given <= options_of(words[1]) | {"--help"}, line
+
+
+def test_the_same_answer_is_promised_with_repeatable_alone() -> None:
+    texts = [*WRITTEN.values(), chat_request.__doc__ or ""]
+    texts += [reference.parser_of(command).format_help() for command in ("run", "chat")]
+    texts += [page.read_text() for page in (ROOT / "runtime/fieldlm/api/static").glob("*.*")]
+    sentences = [sentence for text in texts for sentence in re.split(r"(?<=\.)\s|\n\s*\n|\n\|", text)]
+    promises = [sentence for sentence in sentences if SAME.search(sentence)]
+    assert promises
+    assert [each for each in promises if "repeatable" not in each] == []
+
+
+@cache
+def on_the_index() -> frozenset[str]:
+    """Return the packages that this project takes from the index itself; its own are not there."""
+    named: list[Any] = []
+    for path in ("pyproject.toml", "compiler/pyproject.toml"):
+        given = tomllib.loads((ROOT / path).read_text())
+        lists = [given["project"].get("dependencies", []), *given["project"].get("optional-dependencies", {}).values()]
+        named += [each for some in [*lists, *given.get("dependency-groups", {}).values()] for each in some]
+    names = {re.split(r"[^\w.-]", each)[0].lower() for each in named if isinstance(each, str)}
+    return frozenset(names - {"fieldlm", "fieldlm-compiler"})
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_what_a_page_installs_is_in_the_checkout_or_on_the_index(page: str) -> None:
+    for command in INSTALL.findall(WRITTEN[page]):
+        words = shlex.split(command, comments=True)
+        if "--no-index" in words:
+            continue
+        given = [word for before, word in zip(["", *words], words, strict=False) if before not in NAMED]
+        names = [word for word in given if not word.startswith(("-", ".", "/", "<"))]
+        assert {re.split(r"[^\w.-]", name)[0].lower() for name in names} <= on_the_index(), command

@@ -1,6 +1,8 @@
 """What of JSON Schema is honoured, put into another word, or refused; and that what is written ends."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,12 +11,23 @@ import pytest
 
 from fieldlm.core.errors import InputError
 from fieldlm.engines import Engine, EngineOptions, Sampling, open_engine
-from fieldlm.engines.constraint import CACHED_BYTES, Grammars, Rule, grammars
+from fieldlm.engines.constraint import (
+    CACHED_BYTES,
+    COMPILING,
+    MAX_ANDS,
+    CompiledRule,
+    Grammars,
+    NotCompiledError,
+    Rule,
+    grammars,
+)
 from fieldlm.engines.rules.json_numbers import DIGITS, EXPONENT_DIGITS, DigitTable, NumberBound
-from fieldlm.engines.rules.json_schema import checked, loosened
+from fieldlm.engines.rules.json_schema import MAX_PATTERNS, checked, loosened
 from fieldlm.formats.bundle import Bundle
+from tests.support.waiting import wait_until
 
 BIG = 2**53 + 1
+PATIENCE_S = 120.0
 NAMED = {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}}
 
 
@@ -214,3 +227,48 @@ def test_what_is_kept_is_bounded_by_what_it_holds(known: Grammars) -> None:
         assert known.compile.bytes <= CACHED_BYTES
     assert known.compile(large(7)) is known.compile(large(7))
     assert known.compile(large(0)) is not first
+
+
+class SlowGrammars(Grammars):
+    """Rules whose compiler takes until somebody lets it go on."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.goes_on = threading.Event()
+        self.began: list[Rule] = []
+
+    def _compile_here(self, rule: Rule) -> CompiledRule:
+        self.began.append(rule)
+        assert self.goes_on.wait(PATIENCE_S)
+        return super()._compile_here(rule)
+
+
+def test_nobody_waits_for_a_hard_form_longer_than_there_is_time(engine: Engine) -> None:
+    slow = SlowGrammars(engine)
+    rules = [Rule("regex", f"hard-{number}") for number in range(COMPILING + 1)]
+    try:
+        for rule in rules[:-1]:
+            with pytest.raises(NotCompiledError, match="takes long to compile"):
+                slow.compile(rule, time.monotonic())
+        with pytest.raises(NotCompiledError, match=f"{COMPILING} other forms"):
+            slow.compile(rules[-1], time.monotonic())
+        with pytest.raises(NotCompiledError, match="takes long to compile"):
+            slow.compile(rules[0], time.monotonic())
+        wait_until(lambda: len(slow.began) == COMPILING)  # who asks again joins the compiler that is at it
+        slow.goes_on.set()
+        for rule in rules:
+            assert slow.compile(rule).accepts(rule.text)
+    finally:
+        slow.goes_on.set()
+
+
+def test_what_would_take_a_compiler_minutes_is_refused(known: Grammars) -> None:
+    def patterns(count: int) -> dict[str, Any]:
+        return {"type": "object", "patternProperties": {f"^a{i}-": {"type": "integer"} for i in range(count)}}
+
+    checked(patterns(MAX_PATTERNS))
+    with pytest.raises(InputError, match=f"{MAX_PATTERNS + 1} patterns in 'patternProperties', want at most"):
+        checked(patterns(MAX_PATTERNS + 1))
+    text = " & ".join(f"/(.|\\n)*a{i}(.|\\n)*/" for i in range(MAX_ANDS + 2))
+    with pytest.raises(InputError, match=f"{MAX_ANDS + 1} times &, want at most {MAX_ANDS}"):
+        known.compile(Rule("grammar", f"start: T\nT: {text}"))

@@ -272,6 +272,12 @@ def test_half_a_character_waits_for_its_other_half() -> None:
     assert stream.finish() == "\ufffd"
 
 
+def test_half_a_character_of_an_answer_that_is_cut_is_left_out() -> None:
+    for stream in (TextStream(), TextStream(("stop",))):
+        text, _ = stream.push(b"st\xe2\x82")
+        assert text + stream.finish(is_cut=True) == "st"
+
+
 def test_a_stop_string_is_found_across_pieces_and_never_shown() -> None:
     stream = TextStream(("</s>", "\nUser:"))
     assert stream.push(b"yes <") == ("yes ", False)

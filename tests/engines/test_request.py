@@ -91,7 +91,7 @@ def test_how_sure_an_answer_is_says_its_free_tokens_alone() -> None:
     assert asked.advance(doubtful)
     assert not asked.advance(logits(6))
     timings = asked.answer.timings
-    assert (timings.completion_tokens, timings.free_tokens) == (5, 2)
+    assert (timings.completion_tokens, timings.free_tokens, timings.forced_tokens) == (5, 2, 3)
     assert (timings.margin, timings.min_margin) == (4.5, 1.0)
     assert timings.min_logprob == pytest.approx(logprob_of(doubtful, 2), abs=1e-4)
     assert timings.mean_logprob == pytest.approx((logprob_of(doubtful, 2) + logprob_of(logits(6), 6)) / 2, abs=1e-4)
@@ -114,6 +114,7 @@ def test_where_everything_is_forced_there_is_no_free_token() -> None:
     run(asked, [1])
     timings = asked.answer.timings
     assert (timings.completion_tokens, timings.free_tokens, timings.margin) == (3, 0, 0.0)
+    assert timings.forced_tokens == 3
     assert (timings.min_margin, timings.min_logprob, timings.mean_logprob) == (None, None, None)
 
 
@@ -139,6 +140,28 @@ def test_max_tokens_and_stop_strings_hold_for_forced_tokens() -> None:
     forced = OneOf(((3, 4, 5, 6),))
     assert said(run(request(Sampling(max_tokens=3, constraint=forced)), [1])) == ("CDE", "length")
     assert said(run(request(Sampling(stop=("E",), constraint=forced)), [1])) == ("CD", "stop")
+
+
+@pytest.mark.parametrize("stop", [(), ("stop",)])
+def test_an_answer_that_is_cut_within_a_character_ends_before_it(stop: tuple[str, ...]) -> None:
+    words = Words(lambda token: "A😀".encode()[token - 1 : token], frozenset({STOP}))
+
+    def made(sampling: Sampling, terms: Schedule | None = None) -> Request:
+        answer = AnswerStream(prompt_tokens=2, wake=nothing)
+        return Request(answer, [9, 9], replace(sampling, stop=stop), terms or Schedule(), words=words, context=100)
+
+    assert said(run(made(Sampling(max_tokens=3)), [1, 2, 3])) == ("A", "length")
+    assert said(run(made(Sampling(max_tokens=5)), [1, 2, 3, 4, 5])) == ("A😀", "length")
+    assert said(run(made(Sampling()), [1, 2, STOP])) == ("A\ufffd", "stop")  # the model's own end
+    ends: tuple[Outcome, ...] = ("cancelled", "deadline_exceeded", "preempted")
+    for outcome in ends:
+        late = made(Sampling())
+        assert late.prepare()
+        late.begin(0)
+        assert late.advance(logits(1))
+        assert late.advance(logits(2))
+        late.end(outcome)
+        assert said(list(late.answer)) == ("A", outcome)
 
 
 def test_a_constraint_never_fills_more_than_the_context() -> None:

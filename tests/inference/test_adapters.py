@@ -23,6 +23,7 @@ from tests.support.material import lora_gguf, tiny_bundle
 BASE = "smollm2-135m-instruct"
 CHAT = "/v1/chat/completions"
 NAMES = ("left", "right", "up")
+LATEST = f"{BASE}:latest"
 
 
 @dataclass
@@ -93,6 +94,17 @@ def test_they_are_listed_and_found_by_the_openai_client(kiosk: Kiosk) -> None:
         assert [model.id for model in client.models.list()] == [BASE, f"{BASE}:up"]
         assert client.models.retrieve(f"{BASE}:up").id == f"{BASE}:up"
         assert client.responses.create(model=f"{BASE}:up", input="Hi", max_output_tokens=2).model == f"{BASE}:up"
+
+
+def test_latest_is_the_model_itself_unless_an_adapter_is_called_so(kiosk: Kiosk, tmp_path: Path) -> None:
+    assert content(kiosk.ask(LATEST)) == content(kiosk.ask(BASE))
+    assert kiosk.exchanges[0].model == BASE
+    assert kiosk.http.get(f"/v1/models/{LATEST}").json()["id"] == BASE
+    tiny_bundle(tmp_path / "adapters" / "latest", adapter=lora_gguf(tmp_path / "latest.gguf", seed=3, scale=0.5))
+    assert kiosk.load("latest").status_code == 200
+    assert kiosk.ask(LATEST).json()["model"] == LATEST
+    assert kiosk.http.get(f"/v1/models/{LATEST}").json()["id"] == LATEST
+    assert kiosk.ask(f"{BASE}:right").status_code == 404
 
 
 def test_one_that_is_dropped_in_the_middle_of_an_answer_ends_it_and_then_is_gone(kiosk: Kiosk) -> None:

@@ -47,6 +47,18 @@ def test_the_system_prompt_goes_in_front_unless_there_is_one(tmp_path: Path) -> 
     assert render(bundle, [own, *HELLO]) == "[system:Sell tea.][user:Hello]"
 
 
+def test_arguments_that_are_no_object_are_shown_to_a_template_that_reads_one_after_the_other(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": '{"on": tr'}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    pairs = (
+        "{% if tools %}{% endif %}{% for name, given in messages[0].tool_calls[0].function.arguments | items %}"
+        "{{ name }}={{ given }};{% endfor %}"
+    )
+    assert render(bundle_of(tmp_path, pairs), messages) == 'arguments={"on": tr;'
+    whole = "{% if tools %}{% endif %}{{ messages[0].tool_calls[0].function.arguments | tojson }}"
+    assert render(bundle_of(tmp_path, whole), messages) == r'"{\"on\": tr"'
+
+
 def test_the_messages_of_the_caller_are_left_alone(tmp_path: Path) -> None:
     messages = list(HELLO)
     render(bundle_of(tmp_path, "{{ messages | length }}", system_prompt="x"), messages)
@@ -112,7 +124,9 @@ def test_special_tokens_in_somebodys_words_are_no_special_tokens(base_bundle: Bu
         tools = [{"type": "function", "function": {"name": "f", "description": said, "parameters": {}}}]
         asked = [{"role": "system", "content": said}, {"role": "user", "content": said}]
         ends = engine.tokenize("<|im_start|><|im_end|>")
-        for given in (None, tools):
+        named = {"type": "object", "properties": {said: {"type": "string"}}, "required": [said]}
+        keyed = [{"type": "function", "function": {"name": "f", "description": "", "parameters": named}}]
+        for given in (None, tools, keyed):
             tokens = engine.tokenize(render(base_bundle, asked, tools=given))
             assert [token for token in tokens if token in ends] == [*ends, *ends, ends[0]]
         assert engine.detokenize(engine.tokenize(render(base_bundle, asked))).count(said) == 2

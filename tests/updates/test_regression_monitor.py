@@ -1,9 +1,11 @@
 """What people's answers say for or against a generation."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
+from fieldlm.engines import Timings
 from fieldlm.updates.regression_monitor import RegressionMonitor, e_value
 
 
@@ -16,9 +18,16 @@ def feed(
     speed: float | None = None,
     batch_size: float = 1.0,
 ) -> None:
+    timings = Timings(
+        completion_tokens=41 if speed else 1, decode_s=40 / speed if speed else 0.0, batch_size=batch_size
+    )
     for number in range(answers):
         outcome = "error" if number < errors else "stop"
-        watch.answered(generation, f"{generation}-{number}", outcome, speed, batch_size)
+        watch.answered(generation, f"{generation}-{number}", outcome, timings)
+
+
+FORM = Timings(completion_tokens=61, forced_tokens=50, decode_s=1.4)
+WORDS = Timings(completion_tokens=61, decode_s=6.0)
 
 
 def test_three_failed_answers_in_a_row_are_enough_where_none_failed_before() -> None:
@@ -77,6 +86,26 @@ def test_a_release_that_is_slow_in_the_same_company_is_found_among_other_answers
     complaint = watch.complaint("new", "old")
     assert complaint
     assert (complaint.reason, complaint.detail) == ("slow", "12.0 tokens/s for people, before 50.0")
+
+
+@pytest.mark.parametrize(("before", "after"), [(FORM, WORDS), (WORDS, FORM), (WORDS, replace(FORM, decode_s=5.0))])
+def test_what_a_form_forced_is_no_speed(before: Timings, after: Timings) -> None:
+    """Sixty tokens, fifty of them the form's: in no time, and at no other speed than sixty words."""
+    watch = RegressionMonitor()
+    for number in range(8):
+        watch.answered("old", f"old-{number}", "stop", before)
+        watch.answered("new", f"new-{number}", "stop", after)
+    assert watch.complaint("new", "old") is None
+
+
+def test_a_release_that_is_slow_in_forms_is_found_by_the_tokens_that_it_chose() -> None:
+    watch = RegressionMonitor()
+    for number in range(8):
+        watch.answered("old", f"old-{number}", "stop", FORM)
+        watch.answered("new", f"new-{number}", "stop", replace(FORM, forced_tokens=10, decode_s=28.0))
+    complaint = watch.complaint("new", "old")
+    assert complaint
+    assert complaint.detail == "1.8 tokens/s for people, before 7.1"
 
 
 @pytest.mark.parametrize(("before_c", "after_c", "is_hot"), [(60, 90, True), (90, 91, False), (60, 80, False)])

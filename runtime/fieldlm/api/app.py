@@ -31,12 +31,12 @@ from fieldlm.api.large import LargeSide, wanted_of
 from fieldlm.api.models.admission import Admission
 from fieldlm.api.models.listing import ModelList
 from fieldlm.api.ollama.endpoints import Ollama
-from fieldlm.api.output_contract import OutputContract, needs_compiling, output_contract
+from fieldlm.api.output_contract import FORM_S, OutputContract, needs_compiling, output_contract
 from fieldlm.api.preparation import LONG_TEXT, Preparation, tokens_of
 from fieldlm.api.prompt_scores import PromptScores
 from fieldlm.api.response_stream import AnswerFormat, EventStream, ResponseStream, whole
 from fieldlm.api.responses_format import ResponseVoice
-from fieldlm.api.responses_request import ResponsesRequest
+from fieldlm.api.responses_request import InputTokensRequest, ResponsesRequest
 from fieldlm.api.tokens import endpoints as tokens
 from fieldlm.api.tools import Toolbox
 from fieldlm.core.errors import FieldlmError
@@ -149,6 +149,7 @@ class _Api:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/v1/responses", self.respond, methods=["POST"]),
+            Route("/v1/responses/input_tokens", self.input_tokens, methods=["POST"]),
             Route("/v1/responses/{rest:path}", self.stored, methods=["GET", "POST", "DELETE"]),
             Route("/v1/embeddings", self.embed, methods=["POST"]),
             Route("/v1/feedback", self.feedback, methods=["POST"]),
@@ -170,6 +171,12 @@ class _Api:
         body = await read_body(request)
         asked = chat_request.parse(body, ResponsesRequest)
         return await self.converse(request, asked, ResponseVoice(asked), len(body))
+
+    async def input_tokens(self, request: Request) -> Response:
+        body = await read_body(request)
+        asked = chat_request.parse(body, InputTokensRequest)
+        count = await self.prompt_tokens(request, asked, len(body))
+        return as_json({"object": "response.input_tokens", "input_tokens": count})
 
     async def complete(self, request: Request) -> Any:
         return await self.completed(request, chat_request.parse(await read_body(request), CompletionRequest))
@@ -290,8 +297,10 @@ class _Api:
     async def _promise(
         self, request: Request, serving: Serving, asked: chat_request.CompletionParams, toolbox: Toolbox | None
     ) -> OutputContract:
+        end_s = time.monotonic() + FORM_S
+
         def make() -> OutputContract:
-            return output_contract(serving, asked, toolbox)
+            return output_contract(serving, asked, toolbox, end_s)
 
         return await self._forms.run(request, make) if needs_compiling(asked, toolbox) else make()
 

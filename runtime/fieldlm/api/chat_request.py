@@ -2,8 +2,8 @@
 
 What is refused is an ApiError with the status that OpenAI gives it; no connection and no running model is known here.
 What is accepted is honoured; what would change the answer and is not built is refused by name, never ignored.
-Defaults are OpenAI's but for two: temperature is 0 (a device answers the same question the same way), and an answer
-ends after 512 tokens (a small model that repeats itself must not hold a sequence until the context is full).
+Defaults are OpenAI's but for two: temperature is 0 (the likeliest token; the same answer each time takes `repeatable`),
+an answer ends after 512 tokens (a small model that repeats itself must not hold a sequence until the context is full).
 """
 
 import json
@@ -50,10 +50,11 @@ Stop = str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)]
 
 
 class TextPart(msgspec.Struct, frozen=True):
-    """One part of a message's content; only text is read."""
+    """One part of a message's content; only text is read, an assistant's refusal too."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
@@ -65,6 +66,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     tool_call_id: str | None = None
     function_call: AskedFunction | None = None
     name: str | None = None
+    refusal: str | None = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -296,7 +298,7 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             said = said.get("content")
         calls = said.get("tool_calls") if isinstance(said, dict) else said
         if isinstance(calls, list) and calls:
-            plain = [call.plain(f"correction[{i}]") for i, call in enumerate(_asked_calls(calls))]
+            plain = [_right(call.plain(), f"correction[{i}]") for i, call in enumerate(_asked_calls(calls))]
             spelt = [{"type": "function", "function": call["function"]} for call in plain]
             return json.dumps({"tool_calls": spelt}, ensure_ascii=False)
         text = json.dumps(said, ensure_ascii=False) if isinstance(said, dict) else said
@@ -351,6 +353,14 @@ def _asked_calls(calls: list[Any]) -> list[AskedCall]:
         raise ApiError(400, f"correction: {error}", param="correction", code="invalid_type") from error
 
 
+def _right(call: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return `call`, which somebody is to learn; raises ApiError where its arguments are no object."""
+    if isinstance(call["function"]["arguments"], dict):
+        return call
+    name = f"{where}.function.arguments"
+    raise ApiError(400, f"{name} is not the JSON of an object", param=name, code="invalid_value")
+
+
 def parse(body: bytes, kind: type[T]) -> T:
     """Read a request body; raises ApiError 400 with the parameter that is wrong, or that is not known here."""
     body = checked(body, kind)
@@ -400,13 +410,8 @@ def _plain(message: ChatMessage, where: str) -> dict[str, Any]:
         what = f"{where}.role is {message.role!r}; want one of {', '.join(ROLES)}"
         raise ApiError(400, what, param=f"{where}.role", code="invalid_value")
     plain: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(message.role, message.role)}
-    calls, called = message.tool_calls or [], message.function_call
-    if message.role == "assistant" and (calls or called):
-        plain["tool_calls"] = [call.plain(f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
-        if called and not calls:
-            plain["tool_calls"] = [{"type": "function", "function": called.plain(f"{where}.function_call")}]
-        plain["content"] = _text(message.content or "", f"{where}.content")
-        return plain
+    if message.role == "assistant":
+        return {**plain, **_answered(message, f"{where}.content")}
     if message.role == "function" and message.name is not None:
         plain["name"] = message.name
     if message.role == "tool" and message.tool_call_id is not None:
@@ -414,14 +419,29 @@ def _plain(message: ChatMessage, where: str) -> dict[str, Any]:
     return {**plain, "content": _text(message.content, f"{where}.content")}
 
 
-def _text(content: str | Sequence[TextPart] | None, where: str) -> str:
+def _answered(message: ChatMessage, where: str) -> dict[str, Any]:
+    """Return what an assistant said, declined and called. Whatever a model wrote may come back."""
+    plain: dict[str, Any] = {}
+    if message.tool_calls:
+        plain["tool_calls"] = [call.plain() for call in message.tool_calls]
+    elif message.function_call:
+        plain["tool_calls"] = [{"type": "function", "function": message.function_call.plain()}]
+    is_enough = plain or message.refusal is not None
+    said = _text("" if message.content is None and is_enough else message.content, where, is_answer=True)
+    return {**plain, "content": "\n".join(filter(None, (said, message.refusal)))}
+
+
+def _text(content: str | Sequence[TextPart] | None, where: str, *, is_answer: bool = False) -> str:
     if content is None:
         raise ApiError(400, f"{where} is missing", param=where, code="missing_required_parameter")
     if isinstance(content, str):
         return content
+    texts: list[str] = []
     for i, part in enumerate(content):
-        if part.type != "text" or part.text is None:
-            raise ApiError(
-                400, f"{where}[{i}] is {part.type!r}; this model reads text", param=where, code="invalid_value"
-            )
-    return "\n".join(part.text or "" for part in content)
+        is_refusal = is_answer and part.type == "refusal"
+        text = part.refusal if is_refusal else part.text if part.type == "text" else None
+        if text is None:
+            what = f"{where}[{i}] is {part.type!r}; this model reads text"
+            raise ApiError(400, what, param=where, code="invalid_value")
+        texts.append(text)
+    return "\n".join(texts)

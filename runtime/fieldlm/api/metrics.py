@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fieldlm.api.chat_request import Exchange
+from fieldlm.engines.answer_stream import chosen_per_s
 from fieldlm.escalation.policy import Escalation
 from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.hardware.governor import Governor
@@ -41,7 +42,7 @@ class Metrics:
         self._queue = Histogram("fieldlm_queue_seconds", "Waiting for a turn.", buckets=SECONDS, registry=here)
         self._token = Histogram(
             "fieldlm_inter_token_seconds",
-            "Time between two tokens: the mean of each answer.",
+            "Time between two tokens that were chosen, not forced by a form: the mean of each answer.",
             buckets=TOKEN_SECONDS,
             registry=here,
         )
@@ -78,8 +79,8 @@ class Metrics:
                 self._tokens.labels(f"large_{kind}").inc(count)
             return
         self._queue.observe(timings.queue_s)
-        if timings.completion_tokens > 1:
-            self._token.observe(timings.decode_s / (timings.completion_tokens - 1))
+        if (speed := chosen_per_s(timings)) is not None:
+            self._token.observe(1 / speed)
         if exchange.confidence is not None:
             self._confidence.observe(exchange.confidence)
         for kind, count in (
@@ -112,11 +113,11 @@ class Metrics:
 
 def _point(exchange: Exchange) -> dict[str, float | None]:
     timings = exchange.timings
-    steps = timings.completion_tokens - 1
+    speed = chosen_per_s(timings)
     return {
         "ended_wall_s": round(exchange.started_wall_s + exchange.duration_s, 3),
         "tokens": timings.completion_tokens,
-        "tokens_per_s": round(steps / timings.decode_s, 2) if steps > 0 and timings.decode_s > 0 else None,
+        "tokens_per_s": None if speed is None else round(speed, 2),
         "ttft_ms": round(1000 * exchange.ttft_s, 2) if exchange.ttft_s is not None else None,
     }
 

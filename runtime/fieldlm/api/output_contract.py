@@ -1,6 +1,7 @@
 """Structured output: what an answer has to be (schema, tools, fallback), compiled and checked before it is computed."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +13,15 @@ from fieldlm.api.chat_request import CompletionParams
 from fieldlm.api.tools import Toolbox
 from fieldlm.core.errors import InputError
 from fieldlm.engines import Engine, Outcome
-from fieldlm.engines.constraint import CompiledRule, Rule, grammars
+from fieldlm.engines.constraint import CompiledRule, NotCompiledError, Rule, grammars
 from fieldlm.inference.call_formats import call_format, said_tokens
 from fieldlm.inference.generations import Serving
 from fieldlm.network.json_api import ApiError
 
 JSON_KINDS = ("json_schema", "json_object")
+FORM_S = 30.0
+"""How long a request waits for its form to be compiled; those in sensible use take milliseconds."""
+RETRY_AFTER_S = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +57,24 @@ def needs_compiling(asked: CompletionParams, toolbox: Toolbox | None) -> bool:
     return bool(asked.rules() or toolbox or asked.canned is not None or asked.wanted().logprobs is not None)
 
 
-def output_contract(serving: Serving, asked: CompletionParams, toolbox: Toolbox | None) -> OutputContract:
+def output_contract(
+    serving: Serving, asked: CompletionParams, toolbox: Toolbox | None, end_s: float = math.inf
+) -> OutputContract:
     """Compile what `asked` wants. Raises ApiError 400 for what cannot be honoured, or a canned answer against it.
 
+    And 503 for what is not compiled by the monotonic clock's `end_s`.
     The first constraint on an engine takes half a second, later ones milliseconds: not for an event loop.
     """
     engine = serving.engine
     param, rule = next(iter(asked.rules().items()), ("", None))
-    made = None if rule is None else _compiled(engine, param, rule)
+    made = None if rule is None else _compiled(engine, param, rule, end_s)
     if asked.canned is not None and toolbox is not None:
         raise ApiError(400, "fallback cannot stand in for a call of tools", param="fallback", code="invalid_value")
     said = () if toolbox is None else said_tokens(engine)
     as_json = None
-    if toolbox is not None and (with_tools := toolbox.rule(rule, lambda one: grammars(engine).compile(one))):
-        spelt = _own_spelling(serving, toolbox, rule, said)
-        made = _compiled(engine, "tools", spelt)
+    if toolbox is not None and (with_tools := toolbox.rule(rule, partial(_known, engine, end_s))):
+        spelt = _own_spelling(serving, toolbox, rule, said, end_s)
+        made = _compiled(engine, "tools", spelt, end_s)
         as_json = None if spelt.text == with_tools.text else partial(_compiled, engine, "tools", with_tools)
     return OutputContract(
         rule=made,
@@ -80,12 +87,14 @@ def output_contract(serving: Serving, asked: CompletionParams, toolbox: Toolbox 
     )
 
 
-def _own_spelling(serving: Serving, toolbox: Toolbox, form: Rule | None, said: tuple[tuple[int, str], ...]) -> Rule:
+def _own_spelling(
+    serving: Serving, toolbox: Toolbox, form: Rule | None, said: tuple[tuple[int, str], ...], end_s: float
+) -> Rule:
     """Return the rule of `toolbox` in which calls are as the served model itself writes them."""
     engine = serving.engine
     rule = toolbox.rule(
         form,
-        lambda one: grammars(engine).compile(one),
+        partial(_known, engine, end_s),
         format=call_format(serving.bundle, engine),
         said=said,
         stops=engine.stop_tokens,
@@ -94,9 +103,16 @@ def _own_spelling(serving: Serving, toolbox: Toolbox, form: Rule | None, said: t
     return rule
 
 
-def _compiled(engine: Engine, param: str, rule: Rule) -> CompiledRule:
+def _known(engine: Engine, end_s: float, rule: Rule) -> CompiledRule:
     try:
-        return grammars(engine).compile(rule)
+        return grammars(engine).compile(rule, end_s)
+    except NotCompiledError as error:
+        raise ApiError(503, str(error), code="form_not_ready", retry_after_s=RETRY_AFTER_S) from error
+
+
+def _compiled(engine: Engine, param: str, rule: Rule, end_s: float = math.inf) -> CompiledRule:
+    try:
+        return _known(engine, end_s, rule)
     except InputError as error:
         raise ApiError(400, f"{param}: {error}", param=param, code="invalid_value") from error
 

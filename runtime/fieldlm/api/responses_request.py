@@ -37,6 +37,7 @@ class ContentPart(msgspec.Struct, frozen=True):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -150,6 +151,10 @@ class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
         return messages
 
 
+class InputTokensRequest(ResponsesRequest, frozen=True, kw_only=True):
+    """POST /v1/responses/input_tokens: how many tokens the model would read; nothing is said."""
+
+
 def _tool(tool: FunctionTool, where: str) -> Tool:
     plain = {name: getattr(tool, name) for name in ("name", "description", "parameters", "strict")}
     try:
@@ -178,25 +183,29 @@ def _message(item: Item, where: str) -> Plain:
     if item.role not in SPEAKERS:
         raise _invalid(f"{where}.role", f"is {item.role!r}; want one of {', '.join(SPEAKERS)}")
     role = "system" if item.role == "developer" else item.role
-    return {"role": role, "content": _text(item.content, f"{where}.content")}
+    return {"role": role, "content": _text(item.content, f"{where}.content", is_answer=role == "assistant")}
 
 
 def _call(item: Item, where: str) -> Plain:
     if not item.name:
         raise _invalid(f"{where}.name", "is missing")
     function = {"name": item.name, "arguments": item.arguments or "{}"}
-    return msgspec.convert({"id": item.call_id, "function": function}, AskedCall).plain(where)
+    return msgspec.convert({"id": item.call_id, "function": function}, AskedCall).plain()
 
 
-def _text(content: str | list[ContentPart] | None, where: str) -> str:
+def _text(content: str | list[ContentPart] | None, where: str, *, is_answer: bool = False) -> str:
     if content is None:
         raise _invalid(where, "is missing")
     if isinstance(content, str):
         return content
+    texts: list[str] = []
     for i, part in enumerate(content):
-        if part.type not in TEXTS or part.text is None:
+        is_refusal = is_answer and part.type == "refusal"
+        text = part.refusal if is_refusal else part.text if part.type in TEXTS else None
+        if text is None:
             raise _invalid(f"{where}[{i}]", f"is {part.type!r}; this model reads text")
-    return "\n".join(part.text or "" for part in content)
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def _refused(name: str, why: str) -> ApiError:

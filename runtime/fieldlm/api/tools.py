@@ -84,15 +84,14 @@ class AskedFunction(msgspec.Struct, frozen=True):
     name: str
     arguments: str | dict[str, Any] = "{}"
 
-    def plain(self, where: str) -> Plain:
-        """Return it as templates know it: arguments are an object there, not its JSON."""
+    def plain(self) -> Plain:
+        """Return it as templates know it: arguments are an object there, not its JSON; a text where they are none."""
         try:
             given = self.arguments or "{}"
             arguments = msgspec.json.decode(given) if isinstance(given, str) else given
-        except (ValueError, RecursionError) as error:
-            name = f"{where}.arguments"
-            raise ApiError(400, f"{name} is not JSON: {error}", param=name, code="invalid_value") from error
-        return {"name": self.name, "arguments": arguments}
+        except (ValueError, RecursionError):
+            arguments = None  # a model wrote it, and is told what it wrote
+        return {"name": self.name, "arguments": arguments if isinstance(arguments, dict) else self.arguments}
 
 
 class AskedCall(msgspec.Struct, frozen=True):
@@ -102,9 +101,9 @@ class AskedCall(msgspec.Struct, frozen=True):
     id: str | None = None
     type: Literal["function"] = "function"
 
-    def plain(self, where: str) -> Plain:
+    def plain(self) -> Plain:
         """Return the call as templates know it."""
-        return {"id": self.id, "type": "function", "function": self.function.plain(f"{where}.function")}
+        return {"id": self.id, "type": "function", "function": self.function.plain()}
 
 
 @dataclass(frozen=True, kw_only=True)

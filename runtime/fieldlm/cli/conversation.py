@@ -23,9 +23,10 @@ HELP = """\
 /exit leaves, and so does Ctrl-D; Ctrl-C stops an answer
 /clear forgets the conversation, /again asks for another answer to the last question
 /set temperature 0.7, max-tokens 200 or seed 7 changes how it answers; /stats says how fast it was
-\"\"\" begins and ends a message of several lines"""
+\"\"\" begins and ends a message of several lines; // begins one that begins with a /"""
 SHORT_HELP = "(Ctrl-D or /exit leaves, /help says more)"
 LONG = '"""'
+COMMAND, ESCAPED = "/", "//"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ Say = Callable[[list[dict[str, Any]], Sampling], Generator[Piece]]
 
 MAX_TOKENS, TEMPERATURE = options.whole(1), options.real(*RANGES["temperature"])
 SEED = options.whole(*options.SEED)
+SEEDED = "random seed; rounding may still change an answer, except where a server is set to be repeatable"
 
 
 def add_model(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
@@ -52,8 +54,8 @@ def add_model(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> N
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=MAX_TOKENS, default=512, help="the longest answer")
-    parser.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0 is always the same answer")
-    parser.add_argument("--seed", type=SEED, help="random seed; the same one gives the same answer")
+    parser.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0 takes the likeliest token each time")
+    parser.add_argument("--seed", type=SEED, help=SEEDED)
     parser.add_argument(
         "--threads", type=options.whole(*options.THREADS), help="threads that compute; the physical cores when left out"
     )
@@ -141,14 +143,17 @@ def over_http(server: "HttpClient") -> Say:
 def talk(args: argparse.Namespace, *, as_json: bool) -> int:
     """Hold a conversation with the model of the arguments, else with the server."""
     with ExitStack() as stack:
+        server = None
         if args.model:
             say = in_process(stack.enter_context(load_model(args)))
         else:
             from fieldlm.network.http_client import server_at
 
-            say = over_http(server_at(getattr(args, "url", None)))
+            say = over_http(server := server_at(getattr(args, "url", None)))
         conversation = Conversation(say, sampling_of(args), as_json=as_json)
         conversation.hold()
+        if server is not None and not conversation.answers:
+            server.request("GET", "/health")  # nothing was asked, and yet somebody has to be there
     return 1 if conversation.answers and all("error" in each for each in conversation.answers) else 0
 
 
@@ -189,10 +194,10 @@ class Conversation:
                 continue
             if line in EXIT:
                 return
-            if line.startswith("/"):
+            if line.startswith(COMMAND) and not line.startswith(ESCAPED):
                 self._obey(*line.split())
             elif line:
-                self._ask(line)
+                self._ask(line.removeprefix(COMMAND))
 
     def _ask(self, line: str) -> None:
         """Ask `line` and remember question and answer; a question without an answer is forgotten."""
@@ -258,7 +263,7 @@ class Conversation:
 def _read(prompt: str) -> str:
     """Return one message: a line, or all lines between two marks. Raises EOFError at the end of the input.
 
-    A long message that the input ends in is whole with that.
+    A long message that the input ends in is whole with that. It is no command, however it begins.
     """
     if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
         raise EOFError  # closed, as cron or a supervisor may have it
@@ -272,7 +277,8 @@ def _read(prompt: str) -> str:
         except EOFError:
             break
     lines[-1] = lines[-1].rstrip().removesuffix(LONG)
-    return "\n".join(lines).strip()
+    text = "\n".join(lines).strip()
+    return f"{COMMAND}{text}" if text.startswith(COMMAND) else text
 
 
 def _speed(said: Piece | None) -> str:

@@ -292,10 +292,7 @@ class Device:
         if (model := self.pool.find(exchange.model)) is not None and model is not self.pool.own:
             self.recorder.exchange(exchange)  # no update brought it, and none takes it back
             return
-        timings = exchange.timings
-        steps = timings.completion_tokens - 1
-        speed = steps / timings.decode_s if steps > 0 and timings.decode_s > 0 else None
-        self.watch.answered(exchange.generation, exchange.id, exchange.outcome, speed, timings.batch_size)
+        self.watch.answered(exchange.generation, exchange.id, exchange.outcome, exchange.timings)
         self.recorder.exchange(exchange)
 
     def _on_feedback(self, said: Feedback) -> bool:

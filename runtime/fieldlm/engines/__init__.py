@@ -162,7 +162,8 @@ class Timings:
     mean gap between the two largest logits there, `min_margin` the least; `min_logprob` and `mean_logprob` are
     of their natural log probabilities in the model's own distribution. Low means unsure; without a free token, none.
 
-    Of the tokens that were drafted, those that were accepted are in the answer. `batch_size` is the mean number of
+    Of the tokens that were drafted, those that were accepted are in the answer. `forced_tokens` of the answer had no
+    rival in its form: they are read like a prompt, and say nothing of speed. `batch_size` is the mean number of
     answers that had a sequence while this one was written, itself among them: what its speed can be compared by.
     """
 
@@ -179,6 +180,7 @@ class Timings:
     free_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    forced_tokens: int = 0
     batch_size: float = 1.0
 
     def chose(self, margin: float, logprob: float) -> None:
@@ -424,9 +426,8 @@ def engine_kind(name: str) -> EngineKind:
 
     for found in entry_points(group=GROUP, name=name):
         return cast(EngineKind, found.load().KIND)
-    raise MissingDependencyError(
-        f"there is no engine {name[:40]!r} here; update fieldlm or install the package that has it"
-    )
+    what = f"there is no engine {name[:40]!r} here; update fieldlm or install the package that has it"
+    raise MissingDependencyError(what)
 
 
 def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
@@ -445,6 +446,5 @@ def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Eng
     try:
         return kind.open(bundle, options)
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"this bundle needs {error.name}, which is not installed; {install_advice('fieldlm', name)}"
-        ) from error
+        what = f"this bundle needs {error.name}, which is not installed; {install_advice('fieldlm', name)}"
+        raise MissingDependencyError(what) from error

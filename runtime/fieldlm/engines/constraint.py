@@ -13,6 +13,7 @@ and data sets spell it, and what is not the model's choice is not computed.
 import contextlib
 import json
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -24,7 +25,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, grammar_from
 from numpy.typing import NDArray
 
-from fieldlm.core.errors import EngineError, InputError
+from fieldlm.core.errors import EngineError, InputError, UnavailableError
 from fieldlm.core.tasks import PROCESS
 from fieldlm.engines import Engine
 from fieldlm.engines.rules.json_numbers import DigitTable, NumberBound
@@ -36,6 +37,7 @@ Floats = NDArray[np.float32]
 
 MAX_RULE_CHARS = 256 << 10
 MAX_RULES = 1000  # of a grammar; its compiler's time grows with their square
+MAX_ANDS = 100  # of a grammar: texts that are several things at once; 150 take ten seconds, 200 a minute
 MAX_COLONS = 5000  # of a grammar: each thing within another, in a schema inside it too, has one
 STACK_BYTES = 64 << 20  # measured with llguidance 1.9: 3 KB a rule, 8 KB a $ref; taken as it is needed
 COMPILING = 2  # at a time: who asks for hard ones does not take every thread
@@ -114,6 +116,10 @@ class TokenGuide:
             raise EngineError(f"the constraint cannot go on: {_line(self._matcher.get_error())}")
 
 
+class NotCompiledError(UnavailableError):
+    """A rule is not compiled in the time that somebody has for it. Its compiler goes on: it may be there later."""
+
+
 class CompiledRule:
     """A `Constraint`, compiled for one vocabulary. Safe from any thread."""
 
@@ -156,14 +162,52 @@ class Grammars:
         )
         self._digits = DigitTable(self.vocabulary)
         self.compile = RuleCache(self._compile, size=lambda rule: len(rule.text), most_bytes=CACHED_BYTES)
+        self._running: dict[Rule, Future[CompiledRule]] = {}
+        self._lock = threading.Lock()
 
-    def _compile(self, rule: Rule) -> CompiledRule:
-        """Return `rule` ready to be followed; raises InputError that says what in it cannot be honoured."""
+    def _compile(self, rule: Rule, end_s: float) -> CompiledRule:
+        """Return `rule` ready to be followed; raises InputError that says what in it cannot be honoured.
+
+        Raises NotCompiledError when that is not known at `end_s`, of the monotonic clock.
+        """
         try:
-            with _compiling:
-                return _on_own_stack(lambda: self._compile_here(rule))
+            return self._begun(rule, end_s).result(_left_s(end_s))
+        except TimeoutError as error:
+            raise NotCompiledError("this form takes long to compile; ask again later, or make it smaller") from error
         except EngineError as error:
             raise InputError(f"the {_NAMES[rule.kind]} no answer can follow it ({error})") from error
+
+    def _begun(self, rule: Rule, end_s: float) -> "Future[CompiledRule]":
+        """Have `rule` compiled, COMPILING at a time; who asks for one that is being compiled joins that."""
+        if (running := self._running.get(rule)) is not None:
+            return running
+        if not _compiling.acquire(timeout=_left_s(end_s)):
+            raise NotCompiledError(f"{COMPILING} other forms are being compiled and take long; ask again later")
+        with self._lock:
+            if (running := self._running.get(rule)) is not None:
+                _compiling.release()
+                return running
+            done = self._running[rule] = Future[CompiledRule]()
+
+        def end() -> None:
+            with self._lock:
+                del self._running[rule]
+            _compiling.release()
+
+        def run() -> None:
+            try:
+                done.set_result(self.compile.keep(rule, self._compile_here(rule)))
+            except BaseException as error:
+                done.set_exception(error)
+            finally:
+                end()
+
+        try:
+            _on_own_stack(run)
+        except BaseException:
+            end()
+            raise
+        return done
 
     def _compile_here(self, rule: Rule) -> CompiledRule:
         with _no_panic():
@@ -208,23 +252,18 @@ def _no_panic() -> Generator[None]:
         raise EngineError(f"its compiler gave up: {_line(str(error))}") from error
 
 
-def _on_own_stack(work: Callable[[], CompiledRule]) -> CompiledRule:
-    """Run `work` in a thread whose stack has STACK_BYTES, whatever this one's has."""
-    done: Future[CompiledRule] = Future()
+def _left_s(end_s: float) -> float:
+    return min(max(0.0, end_s - time.monotonic()), threading.TIMEOUT_MAX)
 
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
 
+def _on_own_stack(run: Callable[[], None]) -> None:
+    """Begin `run` in a thread whose stack has STACK_BYTES, whatever this one's has."""
     with _starting:
         before = threading.stack_size(STACK_BYTES)
         try:
             PROCESS.start("compile-rule", run)
         finally:
             threading.stack_size(before)
-    return done.result()
 
 
 OVERLAP = "the choices of a oneOf overlap, and one answer must fit one alone; use anyOf, or tell them apart by a const"
@@ -336,6 +375,8 @@ def _json_grammar(schema: Any) -> str:
 
 def _check_size(grammar: str) -> None:
     """Raise InputError for more rules than the compiler's stack and anybody's patience hold."""
+    if (ands := grammar.count("&")) > MAX_ANDS:
+        raise InputError(f"the grammar has {ands} times &, want at most {MAX_ANDS}")
     # A rule begins on a line of its own in Lark, and has its ::= in GBNF.
     rules = max(grammar.count("::="), sum(":" in line for line in grammar.splitlines()))
     if rules > MAX_RULES or grammar.count(":") > MAX_COLONS:

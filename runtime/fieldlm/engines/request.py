@@ -172,7 +172,7 @@ class Request:
         """Hand over the last chunk, with what was held back."""
         self._enter(self._phase)
         self.answer.timings.completion_tokens = self.count
-        self._new_text += self._text.finish()
+        self._new_text += self._text.finish(is_cut=outcome != "stop")
         with contextlib.suppress(Exception):
             self._hand_over(outcome, error)
 
@@ -203,10 +203,13 @@ class Request:
         return None
 
     def _say_all(self, forced: Sequence[int]) -> Outcome | None:
+        before = self.count
+        outcome = None
         for token in forced:
             if outcome := self._say(self._sampler.force(token)):
-                return outcome
-        return None
+                break
+        self.answer.timings.forced_tokens += self.count - before  # the one that ends an answer is not in it
+        return outcome
 
     def _say(self, pick: Pick) -> Outcome | None:
         """Take one token into the answer; return how it ends the answer, if it does."""

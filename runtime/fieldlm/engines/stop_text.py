@@ -29,10 +29,15 @@ class TextStream:
         self._is_inside = bool(self._decoder.getstate()[0])
         return self._settle(text)
 
-    def finish(self) -> str:
-        """Return what was held back, now that nothing follows; half a character becomes U+FFFD."""
+    def finish(self, *, is_cut: bool = False) -> str:
+        """Return what was held back, now that nothing follows.
+
+        Half a character is left out where the answer `is_cut`; where the model ended it there, it becomes U+FFFD.
+        """
         if self._stopped:
             return ""
+        if is_cut:
+            self._decoder.reset()
         text, _ = self._settle(self._decoder.decode(b"", final=True))
         held, self._held = self._held, ""
         return text + ("" if self._stopped else held)

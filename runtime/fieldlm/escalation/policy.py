@@ -28,6 +28,7 @@ from fieldlm.escalation.ledger import Entry, Ledger, Prices, is_large
 from fieldlm.formats.record import LARGE
 from fieldlm.inference.confidence import confidence
 from fieldlm.inference.generations import Serving
+from fieldlm.inference.model_pool import LATEST
 from fieldlm.telemetry.hard_examples import RecentAnswers
 from fieldlm.telemetry.redaction import Patterns
 
@@ -242,7 +243,7 @@ class Escalation:
 
     def is_named(self, model: str) -> bool:
         """Whether `model` in a request means the large one: by its own name, or by that which it has everywhere."""
-        return model in (LARGE, self.model.label)
+        return not {model, model.removesuffix(LATEST)}.isdisjoint((LARGE, self.model.label))
 
     def described(self, created_s: int) -> dict[str, Any]:
         """Return the large model as /v1/models lists one."""

@@ -67,6 +67,11 @@ class Shelf:
                 chosen = self._chosen[name] = _load(name, chosen.bundle, serving)
             return chosen
 
+    def has(self, name: str) -> bool:
+        """Whether the adapter `name` is loaded."""
+        with self._lock:
+            return name in self._chosen
+
     def all(self) -> list[Chosen]:
         with self._lock:
             return list(self._chosen.values())

@@ -59,13 +59,10 @@ class ChatTemplate:
         import jinja2
 
         messages, tools = self._parted(list(messages)), self._parted(tools and list(tools))
-        special = self._special
         try:
             if not self.knows_tools:
                 messages, tools = _without_tools(messages, tools), None
-            text = self._template.render(
-                messages=messages, tools=tools, add_generation_prompt=asks, bos_token=special.bos, eos_token=special.eos
-            )
+            text = self._filled(messages, tools=tools, add_generation_prompt=asks)
             text.encode()
             return text
         except UnicodeEncodeError as error:
@@ -76,13 +73,24 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
 
+    def _filled(self, messages: Sequence[Message], **given: Any) -> str:
+        given |= {"bos_token": self._special.bos, "eos_token": self._special.eos}
+        try:
+            return self._template.render(messages=messages, **given)
+        except Exception:
+            objects = [_with_objects(message) for message in messages]
+            if objects == messages:
+                raise
+            # It reads one argument after the other, and of a call that broke off there is but a text.
+            return self._template.render(messages=objects, **given)
+
     def _parted(self, value: Any) -> Any:
         if self._control is None:
             return value
         if isinstance(value, str):
             return self._control.sub(rf"\1{SEAM}", value)
         if isinstance(value, dict):
-            return {key: self._parted(item) for key, item in cast(dict[str, Any], value).items()}
+            return {self._parted(key): self._parted(item) for key, item in cast(dict[Any, Any], value).items()}
         return [self._parted(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
 
 
@@ -159,6 +167,17 @@ def _without_tools(messages: Sequence[Message], tools: Sequence[Message] | None)
         return plain
     system, rest = ([plain[0]["content"]], plain[1:]) if plain and plain[0]["role"] == "system" else ([], plain)
     return [{"role": "system", "content": "\n\n".join([*system, described(list(tools))])}, *rest]
+
+
+def _with_objects(message: Message) -> Message:
+    """Return `message` with the arguments of its calls as objects: a text is the only one of its object."""
+    calls: list[Message] = []
+    for call in cast(list[Message], message.get("tool_calls") or []):
+        function = cast(Message, call.get("function") or {})
+        if isinstance(text := function.get("arguments"), str):
+            function = {**function, "arguments": {"arguments": text}}
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _environment() -> "ImmutableSandboxedEnvironment":

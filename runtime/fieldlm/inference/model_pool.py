@@ -28,6 +28,8 @@ LOOK_S = 0.02
 BUSY_LOOK_S = 1.0
 """How often it is seen whether a model is still used that is to go then."""
 DAY_S = 86_400.0
+LATEST = ":latest"
+"""What Ollama, and who is used to it, calls the only version of a model."""
 
 Ticket = Future[tuple[Serving, Release]]
 """Where a request for a model that is not awake waits: what answers it, and what gives that back."""
@@ -89,7 +91,8 @@ class PooledModel:
 
     def is_called(self, name: str) -> bool:
         """Whether a request may call it so. The generation of the device's own model changes with an update."""
-        return name in (self.name, self.live.current.bundle.generation) or name in self.aliases
+        known = {self.name, self.live.current.bundle.generation, *self.aliases}
+        return name in known or name.removesuffix(LATEST) in known
 
     @property
     def state(self) -> str:

@@ -14,16 +14,22 @@ from collections.abc import Callable
 
 import msgspec
 
+from fieldlm.engines import Timings
+from fieldlm.engines.answer_stream import chosen_per_s
 from fieldlm.updates.gates import Reason
 
 ALPHA = 0.001
 SUPPOSED = (0.1, 0.3, 0.7, 0.95)  # shares of answers that a bad release fails, above the usual
 LEAST_SHARE = 0.01  # that is usual of any generation: a client that hangs up is nobody's fault
 FAILED = frozenset({"error"})
-SPEEDS = 32  # of the last answers in company of a size
+SPEEDS = 32  # of the last answers of a kind (`Company`)
 LEAST_SPEEDS = 8
 SLOWEST = 0.4  # of the generation before; people's answers differ in length
 HOTTER_C = 5.0  # than where the clock falls
+
+
+Company = tuple[bool, int]
+"""Whether an answer has tokens that a form forced, and how many were written side by side: 1, 2 to 3, 4 to 7, …"""
 
 
 class Complaint(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,8 +46,8 @@ class GenerationVitals:
         self.answers = 0
         self.errors = 0
         self.corrections = 0
-        self.speeds: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=SPEEDS))
-        """Tokens per second by the size of the company an answer was written in: alone, 2 to 3, 4 to 7, …"""
+        self.speeds: defaultdict[Company, deque[float]] = defaultdict(lambda: deque(maxlen=SPEEDS))
+        """Chosen tokens per second, by what an answer can be compared with."""
 
 
 class RegressionMonitor:
@@ -61,16 +67,16 @@ class RegressionMonitor:
         """Note how the device is before a switch: what it suffers already is not the new generation's fault."""
         self._was_hot = self._is_hot()
 
-    def answered(
-        self, generation: str, response: str, outcome: str, tokens_per_s: float | None, batch_size: float = 1.0
-    ) -> None:
-        """Note an answer that has ended; `batch_size` is how many were written side by side, on the average."""
+    def answered(self, generation: str, response: str, outcome: str, timings: Timings) -> None:
+        """Note an answer that has ended."""
+        speed = chosen_per_s(timings)
         with self._lock:
             vitals = self._vitals.setdefault(generation, GenerationVitals())
             vitals.answers += 1
             vitals.errors += outcome in FAILED
-            if tokens_per_s is not None:
-                vitals.speeds[round(batch_size).bit_length()].append(tokens_per_s)
+            if speed is not None:
+                company = timings.forced_tokens > 0, round(timings.batch_size).bit_length()
+                vitals.speeds[company].append(speed)
             self._given.append((response, generation))
 
     def corrected(self, response: str) -> None:
@@ -99,9 +105,9 @@ class RegressionMonitor:
         return self._slow(now, then) or self._hot()
 
     def _slow(self, now: GenerationVitals, then: GenerationVitals) -> Complaint | None:
-        # Eight clients at once slow any generation: only answers in as much company are compared.
+        # Eight clients at once slow any generation, and so does reading what a form forces: like is held against like.
         with self._lock:
-            alike = [(now.speeds[size], then.speeds[size]) for size in sorted(now.speeds.keys() & then.speeds.keys())]
+            alike = [(now.speeds[each], then.speeds[each]) for each in sorted(now.speeds.keys() & then.speeds.keys())]
             known = [pair for pair in alike if min(map(len, pair)) >= LEAST_SPEEDS]
             medians = [(statistics.median(speeds), statistics.median(usual)) for speeds, usual in known]
         if not medians or any(speed >= SLOWEST * usual for speed, usual in medians):

@@ -15,7 +15,7 @@ from fieldlm.engines import Schedule
 from fieldlm.escalation.policy import Escalation
 from fieldlm.inference.adapters import Chosen, Shelf
 from fieldlm.inference.generations import Release, Serving
-from fieldlm.inference.model_pool import ModelPool, PooledModel, PoolFullError
+from fieldlm.inference.model_pool import LATEST, ModelPool, PooledModel, PoolFullError
 from fieldlm.network.json_api import ApiError
 
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
@@ -57,10 +57,12 @@ class Admission:
         own = self.pool.own
         if not name or (self._large is not None and self._large.is_named(name)):
             return own, None
-        if (found := self.pool.find(name)) is not None:
+        base, _, adapter = name.rpartition(":")
+        shelf = self._shelf if base and own.is_called(base) else None
+        is_adapter = name.endswith(LATEST) and shelf is not None and shelf.has(adapter)
+        if (found := self.pool.find(name)) is not None and not is_adapter:
             return found, None
-        base, colon, adapter = name.rpartition(":")
-        if colon and own.is_called(base) and self._shelf is not None:
+        if shelf is not None:
             return own, adapter
         what = f"the model {name!r} is not here; {self.pool.listed()}"
         raise ApiError(404, what, param="model", code="model_not_found")

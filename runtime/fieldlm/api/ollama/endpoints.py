@@ -14,12 +14,13 @@ from fieldlm.api.chat_request import CompletionParams, parse
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
 from fieldlm.api.models.listing import ModelList, memory_mb
-from fieldlm.api.ollama.requests import LATEST, OllamaChat, OllamaEmbed, OllamaGenerate, OllamaName
+from fieldlm.api.ollama.requests import OllamaChat, OllamaEmbed, OllamaGenerate, OllamaName
 from fieldlm.api.ollama.responses import Document, OllamaVoice, refusal, stamp
 from fieldlm.api.response_stream import AnswerFormat
 from fieldlm.formats.bundle import MANIFEST
 from fieldlm.inference.adapters import name_of
 from fieldlm.inference.generations import Serving
+from fieldlm.inference.model_pool import LATEST
 from fieldlm.network.json_api import ApiError, as_json, read_body, worded
 
 VERSION = "0.12.0"

@@ -12,10 +12,8 @@ from fieldlm.api.chat_request import MAX_TOKENS, UNLIMITED, AtLeastOne, ChatRequ
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.tools import AskedCall, Tool
+from fieldlm.inference.model_pool import LATEST
 from fieldlm.network.json_api import ApiError
-
-LATEST = ":latest"
-"""What Ollama calls the only version of a model."""
 
 
 class OllamaOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,20 +38,21 @@ function show(exchange) {
   const box = element("article", "", "exchange");
   const mine = element("div", "", "acts mine");
   mine.append(button(t("edit"), () => edit(exchange)));
+  const who = element("p", t("answer"), "unseen"); // where a turn stands tells eyes alone who speaks
   const turn = element("div", "", "turn assistant");
   const notes = element("div", "", "notes");
   const acts = element("div", "", "acts");
-  box.append(element("p", exchange.question, "turn user"), mine, turn, notes, acts);
-  view.set(exchange, { box, turn, notes, acts });
+  box.append(element("p", t("you"), "unseen"), element("p", exchange.question, "turn user"), mine, who, turn, notes, acts);
+  view.set(exchange, { box, who, turn, notes, acts });
   get("said").append(box);
   return view.get(exchange);
 }
 
 function drawAnswer(exchange) {
-  const { turn } = view.get(exchange);
+  const { who, turn } = view.get(exchange);
   const isWaiting = exchange.ended === "running";
   turn.classList.toggle("waiting", isWaiting);
-  turn.hidden = !exchange.answer && !isWaiting;
+  who.hidden = turn.hidden = !exchange.answer && !isWaiting;
   following(() => turn.replaceChildren(markdown(exchange.answer)));
 }
 

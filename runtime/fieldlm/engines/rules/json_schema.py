@@ -10,6 +10,7 @@ from fieldlm.engines.rules.schema_dialects import EXACT, plain
 
 MAX_DEPTH = 48  # schemas within schemas
 MAX_PARTS = 5000  # schemas in all: each may refer to the next, and a compiler goes down into all of them
+MAX_PATTERNS = 100  # of keys: each is held apart from all others, 200 take four seconds and 1000 minutes
 MAX_COUNT = 100_000  # of characters or items a keyword may ask for; a grammar unrolls some of them
 MAX_REPEATS = 1_000_000  # product of the counts in a regular expression, which its automaton would unroll
 MULTIPLES = (
@@ -56,6 +57,9 @@ def checked(schema: Any) -> dict[str, Any]:
         raise InputError(f"the schema is made of {len(found)} schemas, want at most {MAX_PARTS}")
     for where, part in found:
         _check(part, where)
+    patterns = sum(len(part.get("patternProperties", ())) for _, part in found)
+    if patterns > MAX_PATTERNS:
+        raise InputError(f"the schema has {patterns} patterns in 'patternProperties', want at most {MAX_PATTERNS}")
     _check_references(found)
     # Objects that are laid over each other must not exclude each other's properties.
     is_laid_over = any("properties" in part and any(name in part for name in COMPOSED) for _, part in found) or any(
