@@ -16,6 +16,7 @@ import msgspec
 
 from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.parameters import checked
+from fieldlm.api.thoughts.wishes import Effort, ThinkingWish
 from fieldlm.api.tools import (
     AskedCall,
     AskedFunction,
@@ -65,6 +66,8 @@ class ChatMessage(msgspec.Struct, frozen=True):
     tool_call_id: str | None = None
     function_call: AskedFunction | None = None
     name: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # what vLLM calls it
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -201,6 +204,10 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
         """Return the tools that may be called; None where there are none. Raises ApiError for a choice of no tool."""
         return None
 
+    def thinking(self) -> ThinkingWish | None:
+        """Return what is said about thinking; None for what is no conversation."""
+        return None
+
     def conversation_so_far(self) -> list[dict[str, Any]]:
         """Return the messages as templates know them: one text each, `developer` is the system."""
         raise NotImplementedError
@@ -228,6 +235,10 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
     function_call: Literal["none", "auto"] | FunctionName | None = None
     modalities: list[str] | None = None
     prediction: Prediction | None = None
+    reasoning_effort: Effort | None = None
+    enable_thinking: bool | None = None
+    thinking_token_budget: Annotated[int, msgspec.Meta(ge=0)] | None = None  # vLLM's
+    chat_template_kwargs: dict[str, Any] | None = None  # vLLM's and llama.cpp's
 
     def refuse(self) -> None:
         super().refuse()
@@ -240,6 +251,12 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
                 what = f"{old} is the old name of {new}; send one kind of them"
                 raise ApiError(400, what, param=old, code="invalid_value")
         self.toolbox()
+        self.thinking().refuse()
+
+    def thinking(self) -> ThinkingWish:
+        given = self.chat_template_kwargs or {}
+        most = self.thinking_token_budget
+        return ThinkingWish(effort=self.reasoning_effort, is_on=self.enable_thinking, variables=given, most=most)
 
     def predicted(self) -> str | None:
         return None if self.prediction is None else _text(self.prediction.content, "prediction.content")
@@ -326,6 +343,8 @@ class Exchange:
     """The recurring task that it is: what the client calls it, or what the bundle's router takes it for."""
     verdict: Verdict | None = None
     """Which model answered, where there is a large one beside the small one."""
+    reasoning_tokens: int = 0
+    """How many of its tokens were thought; the thought itself is not told."""
     used_fallback: bool = False
     """Whether the client got its own `fallback` and not this answer."""
     duration_s: float = 0.0
@@ -401,6 +420,8 @@ def _plain(message: ChatMessage, where: str) -> dict[str, Any]:
         raise ApiError(400, what, param=f"{where}.role", code="invalid_value")
     plain: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(message.role, message.role)}
     calls, called = message.tool_calls or [], message.function_call
+    if message.role == "assistant" and (thought := message.reasoning_content or message.reasoning):
+        plain["reasoning_content"] = thought
     if message.role == "assistant" and (calls or called):
         plain["tool_calls"] = [call.plain(f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
         if called and not calls:

@@ -20,7 +20,10 @@ LENGTH = "use max_tokens (max_output_tokens in /v1/responses)"
 STOP = "use stop"
 CHOICE = "use temperature, top_p, top_k, min_p, repeat_penalty, presence_penalty, frequency_penalty or logit_bias"
 TEMPLATE = "the model's own chat template is used as it is"
-THOUGHT = "how much a model thinks cannot be set here"
+THOUGHT = (
+    "use reasoning_effort (reasoning.effort in /v1/responses), enable_thinking, thinking_token_budget "
+    "or chat_template_kwargs"
+)
 SHOWN = "an answer has its text and, with logprobs, its tokens; nothing else is shown"
 KEPT = "nothing is kept between requests here; send the whole conversation"
 PROMPT = "use messages, prompt or input; a prompt is text and is not cut"
@@ -37,7 +40,7 @@ _REFUSED = {
     LENGTH: """
         max_tokens max_completion_tokens max_output_tokens max_new_tokens max_gen_len max_length max_tokens_to_sample
         min_tokens min_new_tokens min_length num_predict n_predict n_keep n_discard n_indent t_max_predict_ms
-        ignore_eos thinking_token_budget
+        ignore_eos
     """,
     STOP: """
         stop_sequences stop_token_ids stop_regex stop_strings include_stop_str_in_output no_stop_trim end_id
@@ -53,11 +56,11 @@ _REFUSED = {
         lora_request backend_sampling penalty_alpha random_seed
     """,
     TEMPLATE: """
-        chat_template chat_template_kwargs chat_format add_generation_prompt continue_final_message prefix template raw
+        chat_template chat_format add_generation_prompt continue_final_message prefix template raw
         documents system add_special_tokens reasoning_format parse_tool_calls preserved_tokens
     """,
     THOUGHT: """
-        reasoning reasoning_effort enable_thinking thinking think thinking_forced_open verbosity reasoning_budget
+        reasoning thinking think thinking_forced_open verbosity reasoning_budget
     """,
     SHOWN: """
         echo suffix n_probs post_sampling_probs prompt_logprobs return_tokens return_token_ids
@@ -76,7 +79,8 @@ _REFUSED = {
     """,
     ELSEWHERE: """
         messages input prompt instructions functions function_call tools tool_choice parallel_tool_calls include
-        truncation prediction modalities logprobs top_logprobs n
+        truncation prediction modalities logprobs top_logprobs n reasoning_effort enable_thinking chat_template_kwargs
+        thinking_token_budget
     """,
 }
 REFUSED = {name: why for why, names in _REFUSED.items() for name in names.split()}
