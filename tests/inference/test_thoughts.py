@@ -1,17 +1,23 @@
 """Thoughts are parted from answers wherever the text is cut, and templates say what they stand between."""
 
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 
-from fieldlm.engines import SpecialTokens
+from fieldlm.core.errors import EngineError
+from fieldlm.engines import Engine, Guide, SpecialTokens
+from fieldlm.engines.constraint import Rule
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.chat_template import ChatTemplate, thought_marks
 from fieldlm.inference.model import Model
 from fieldlm.inference.thoughts.marks import KNOWN, ThoughtMarks, marks_in
+from fieldlm.inference.thoughts.thought_bound import ThoughtBound
 from fieldlm.inference.thoughts.thought_reader import ThoughtReader, parted_thought, without_thoughts
 from tests.inference.test_chat_template import bundle_of
 from tests.support import material
+from tests.support.schema_samples import END, ByteEngine, byte_grammars
 
 THINK = KNOWN[0]
 CALL = '<tool_call>{"name":"f","arguments":{}}</tool_call>'
@@ -126,6 +132,78 @@ def test_thoughts_of_earlier_answers_reach_the_template_and_nothing_else() -> No
 def test_a_bundle_thinks_as_its_template_says(tmp_path: Path, base_bundle: Bundle) -> None:
     assert thought_marks(bundle_of(tmp_path, QWEN3)) == THINK
     assert thought_marks(base_bundle) is None
+
+
+def test_a_switch_is_found_whose_default_the_template_sets_itself() -> None:
+    smollm3 = (
+        "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
+        "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]"
+        "{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}{% endif %}"
+    )
+    found = template(smollm3)
+    assert found.switches == ("enable_thinking",)
+    assert found.render(HELLO) == found.render(HELLO, thinks=True) == "Hello[assistant]"
+    assert found.render(HELLO, thinks=False) == "Hello[assistant]<think>\n\n</think>\n"
+
+
+WET = "wet|dry"
+# What a model would write: of it the form that follows, whether its prompt begins the thought, and what comes of it.
+BOUND = {
+    "cut, before a form": ("abcdefgh", WET, True, "abc</think>\n\ndry"),
+    "begun, before a form": ("abcwefgh", WET, False, "<think>\nabc</think>\n\nwet"),
+    "ended by itself": ("a</think>dry", WET, True, "a</think>dry"),
+    "half a mark": ("ab</thimble", WET, True, "ab</thim</think>\n\nwet"),
+    "half a character": ("abé€", WET, True, "abé</think>\n\nwet"),
+    "cut, and free": ("abcdefgh", None, True, "abc</think>\n\ndefgh"),
+    "its own beginning": ("<think>abcdefgh", None, False, "<think>abc</think>\n\ndefgh"),
+    "no thought": ("abcdefgh", None, False, "abcdefgh"),
+}
+
+
+def bound(form: str | None, *, is_open: bool, most: int = 3) -> Guide:
+    engine = cast(Engine, ByteEngine())
+    return ThoughtBound(
+        marks=THINK,
+        engine=engine,
+        vocabulary=engine.vocabulary(),
+        said={},
+        most=most,
+        is_open=is_open,
+        then=None if form is None else byte_grammars().compile(Rule("regex", form)),
+    ).guide()
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_a_thought_is_closed_after_its_budget_and_what_follows_has_its_form(name: str) -> None:
+    wanted, form, is_open, want = BOUND[name]
+    guide, said, would = bound(form, is_open=is_open), bytearray(), list(wanted.encode())
+    flat = np.zeros(END + 1, np.float32)
+    while not guide.is_complete and (would or form):
+        if forced := list(guide.forced()):
+            tokens = forced
+        else:
+            allowed = guide.allow(flat)
+            tokens = [
+                would.pop(0) if would and np.isfinite(allowed[would[0]]) else int(np.flatnonzero(allowed == 0)[-1])
+            ]
+        for token in tokens:
+            guide.accept(token)
+            said.append(token)
+    assert said.decode() == want
+
+
+def test_no_thought_ends_an_answer_whose_form_is_not_there_yet() -> None:
+    flat = np.zeros(END + 1, np.float32)
+    assert np.isneginf(bound(WET, is_open=True).allow(flat)[END])
+    assert bound(None, is_open=True).allow(flat)[END] == 0
+    assert bytes(bound(WET, is_open=True, most=0).forced()) == b"</think>\n\n"
+    guide = bound(WET, is_open=True)
+    for token in b"abc":
+        guide.accept(token)
+    assert bytes(guide.forced()) == b"</think>\n\n"
+    with pytest.raises(EngineError, match="stands where a mark"):
+        guide.accept(ord("x"))
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,9 @@ class _BoundGuide:
 
     def forced(self) -> Sequence[int]:
         """See `Guide.forced`."""
-        if not self._due and self._reader.is_inside and self._count >= self._bound.most:
+        # A character, or what may be the mark itself, ends first.
+        is_within = bool(self._decoder.getstate()[0]) or self._reader.is_holding
+        if not self._due and self._reader.is_inside and self._count >= self._bound.most and not is_within:
             self._due = self._bound.engine.tokenize(self._bound.marks.closes + self._bound.marks.space)
         if self._due or not self._is_over or self._then is None:
             return list(self._due)
@@ -87,7 +89,7 @@ class _BoundGuide:
         piece = self._bound.said.get(token, "").encode() or self._bound.vocabulary[token]
         was_inside = self._reader.is_inside
         _, answer = self._reader.push(self._decoder.decode(piece))
-        self._count += was_inside and self._reader.is_inside
+        self._count += was_inside and self._reader.is_inside and not is_due
         self._is_over = self._is_over or self._reader.has_ended or (was_inside and not self._reader.is_inside)
         if answer.strip() and self._then is not None:
             raise EngineError("the thought ended within a token, and the answer's form begins there; ask without")

@@ -30,6 +30,11 @@ class ThoughtReader:
         self.has_ended = False
         """Whether all that comes is answer."""
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether the text so far ends in what may become a mark."""
+        return bool(self._held.strip())
+
     def push(self, text: str) -> tuple[str, str]:
         """Return what is now certain, the thought and the answer; what may still become a mark is held back."""
         if self.has_ended:
