@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import openai
 import pytest
 
 from fieldlm.api.anthropic.requests import MessagesRequest
@@ -34,6 +35,7 @@ from tests.support.api_server import ApiServer, api_server
 TOOLS = toolbox([Tool("function", Function("f"))], None, several=True)
 THINKS = OutputContract(toolbox=TOOLS, thoughts=KNOWN[0])
 SAID = f"<think>\nFirst {CALL} or not?\n</think>\n\nDone.\n{CALL}"
+MODEL = "smollm2-135m-instruct"
 THOUGHT = f"First {CALL} or not?"
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "What is the sea?"}]}
 
@@ -253,6 +255,21 @@ def test_a_model_that_is_served_has_its_thought_apart(served: ApiServer) -> None
     deltas = [choice["delta"] for event in events for choice in event["choices"]]
     assert "".join(delta.get("reasoning_content", "") for delta in deltas)
     assert "".join(delta.get("content", "") for delta in deltas) == served.exchanges[-1].answer
+
+
+def test_openais_client_reads_thoughts_and_sends_them_back(served: ApiServer) -> None:
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    question: dict[str, Any] = {"role": "user", "content": "What is the sea?"}
+    response = client.responses.create(model=MODEL, input=[question], max_output_tokens=24)  # pyright: ignore
+    kinds = [item.type for item in response.output]
+    assert kinds in (["reasoning", "message"], ["message"])
+    streamed = client.responses.create(model=MODEL, input=[question], max_output_tokens=24, stream=True)  # pyright: ignore
+    assert {event.type for event in streamed} >= {"response.created", "response.output_item.done"}
+    told = [question, *(item.model_dump() for item in response.output), question]
+    assert client.responses.create(model=MODEL, input=told, max_output_tokens=4).output  # pyright: ignore
+    said = client.chat.completions.create(model=MODEL, messages=[question], max_tokens=24)  # pyright: ignore
+    again = [question, said.choices[0].message.model_dump(exclude_none=True), question]
+    assert client.chat.completions.create(model=MODEL, messages=again, max_tokens=4).choices  # pyright: ignore
 
 
 def test_a_thought_that_was_told_is_in_no_record(served: ApiServer) -> None:
