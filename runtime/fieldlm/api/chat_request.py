@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import msgspec
 
+from fieldlm.api.forms.response_format import ResponseFormat, rule_of
 from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.parameters import checked
 from fieldlm.api.thoughts.wishes import Effort, ThinkingWish
@@ -62,34 +63,18 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
     role: str
     content: str | list[TextPart] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # what vLLM calls it
     tool_calls: list[AskedCall] | None = None
     tool_call_id: str | None = None
     function_call: AskedFunction | None = None
     name: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None  # what vLLM calls it
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
     """What a stream carries beside text."""
 
     include_usage: bool = False
-
-
-class JsonSchema(msgspec.Struct, frozen=True):
-    """A schema with a name. `strict` changes nothing: every schema is honoured."""
-
-    name: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct, frozen=True):
-    """What the answer has to look like; `schema` beside `json_object` is how llama.cpp's server spells a schema."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-    schema: dict[str, Any] | None = None
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -285,14 +270,12 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
 
 def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Return messages as templates know them; raises ApiError for a role that is none, or content that is no text."""
-    return [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [{**_plain(message, f"messages[{i}]"), **_thought(message)} for i, message in enumerate(messages)]
 
 
-def rule_of(kind: Literal["json_object", "json_schema"], schema: dict[str, Any] | None, name: str) -> Rule:
-    """Return the rule for JSON; raises ApiError when the schema that `name` has to hold is missing."""
-    if kind == "json_schema" and schema is None:
-        raise ApiError(400, f"{name} is missing", param=name, code="missing_required_parameter")
-    return Rule("json_object") if schema is None else Rule("json_schema", msgspec.json.encode(schema).decode())
+def _thought(message: ChatMessage) -> dict[str, Any]:
+    thought = message.reasoning_content or message.reasoning
+    return {"reasoning_content": thought} if thought and message.role == "assistant" else {}
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -420,8 +403,6 @@ def _plain(message: ChatMessage, where: str) -> dict[str, Any]:
         raise ApiError(400, what, param=f"{where}.role", code="invalid_value")
     plain: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(message.role, message.role)}
     calls, called = message.tool_calls or [], message.function_call
-    if message.role == "assistant" and (thought := message.reasoning_content or message.reasoning):
-        plain["reasoning_content"] = thought
     if message.role == "assistant" and (calls or called):
         plain["tool_calls"] = [call.plain(f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
         if called and not calls:

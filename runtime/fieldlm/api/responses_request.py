@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, SPEAKERS, AtLeastOne, CompletionParams, rule_of
+from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, SPEAKERS, AtLeastOne, CompletionParams
+from fieldlm.api.forms.response_format import rule_of
 from fieldlm.api.parameters import FORM, KEPT, LENGTH
 from fieldlm.api.thoughts.wishes import Effort, ThinkingWish
 from fieldlm.api.tools import (
