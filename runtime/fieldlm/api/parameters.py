@@ -24,7 +24,7 @@ THOUGHT = (
     "use reasoning_effort (reasoning.effort in /v1/responses), enable_thinking, thinking_token_budget "
     "or chat_template_kwargs"
 )
-SHOWN = "an answer has its text and, with logprobs, its tokens; nothing else is shown"
+SHOWN = "an answer has its text, its thought apart and, with logprobs, its tokens; nothing else is shown"
 KEPT = "nothing is kept between requests here; send the whole conversation"
 PROMPT = "use messages, prompt or input; a prompt is text and is not cut"
 ABSENT = "not supported"
@@ -57,13 +57,13 @@ _REFUSED = {
     """,
     TEMPLATE: """
         chat_template chat_format add_generation_prompt continue_final_message prefix template raw
-        documents system add_special_tokens reasoning_format parse_tool_calls preserved_tokens
+        documents system add_special_tokens parse_tool_calls preserved_tokens
     """,
     THOUGHT: """
         reasoning thinking think thinking_forced_open verbosity reasoning_budget
     """,
     SHOWN: """
-        echo suffix n_probs post_sampling_probs prompt_logprobs return_tokens return_token_ids
+        echo suffix reasoning_format n_probs post_sampling_probs prompt_logprobs return_tokens return_token_ids
         return_tokens_as_token_ids return_hidden_states return_context_logits return_generation_logits return_full_text
         details decoder_input_details skip_special_tokens spaces_between_special_tokens detokenize response_fields
         return_text_in_logprobs_only top_n_tokens logprob_start_len
@@ -102,7 +102,7 @@ SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "n_keep": (0,),
     "reasoning_effort": ("none",),
-    "reasoning_format": ("none", "auto"),
+    "reasoning_format": ("auto", "deepseek"),
     "repeat_last_n": (-1,),
     "repetition_penalty": (1,),
     "skip_special_tokens": (True,),
