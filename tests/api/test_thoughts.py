@@ -312,6 +312,8 @@ def test_a_thought_ends_after_its_budget_and_the_answer_begins(tmp_path: Path) -
             half = post(server, "/v1/chat/completions", **ASKED, regex="wet|dry", enable_thinking=True).json()
             assert half["choices"][0]["message"]["content"] in ("wet", "dry")
             if source == OPENED:
-                free = post(server, "/v1/chat/completions", **ASKED, thinking_token_budget=5).json()["choices"][0]
-                assert free["message"]["reasoning_content"]
-                assert free["message"]["content"]
+                goes_on = {str(token): -100 for token in server.engine.stop_tokens}
+                body = {**ASKED, "thinking_token_budget": 5, "logit_bias": goes_on}
+                free = post(server, "/v1/chat/completions", **body).json()["choices"][0]["message"]
+                assert free["reasoning_content"]
+                assert free["content"]

@@ -23,6 +23,7 @@ def test_the_large_ones_words_are_no_thought_though_the_small_ones_prompt_begins
     assert "secret" not in json.dumps(pair.large.asked)
     deltas = [choice["delta"] for event in pair.events(large="always") for choice in event["choices"]]
     assert "".join(delta.get("content", "") for delta in deltas) == "from the large one"
-    small = pair.ask(large="never", max_tokens=16).json()["choices"][0]["message"]
+    goes_on = {str(token): -100 for token in pair.server.engine.stop_tokens}
+    small = pair.ask(large="never", max_tokens=16, logit_bias=goes_on).json()["choices"][0]["message"]
     assert small["reasoning_content"]
     assert small["content"] == ""
