@@ -173,7 +173,7 @@ def test_a_stop_sequence_ends_an_answer(kiosk: Kiosk) -> None:
     ("body", "line"),
     [
         ({"max_tokens": None}, "max_tokens"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking: how much a model thinks cannot be set"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "enable_thinking: this model does not think"),
         ({"temperature": 1.5}, "temperature: Expected `float` <= 1"),
         (
             {"messages": [{"role": "system", "content": "x"}]},

@@ -194,7 +194,7 @@ def test_asking_for_nothing_says_that_the_model_is_there(kiosk: Kiosk) -> None:
         ({"options": {"mirostat": 2}}, "mirostat: use temperature"),
         ({"options": {"num_predict": "many"}}, "num_predict: Expected `int | null`"),
         ({"options": {"temperature": 9}}, "temperature: Expected `float` <= 2"),
-        ({"think": True}, "think: how much a model thinks cannot be set here"),
+        ({"think": True}, "enable_thinking: this model does not think"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aaaa"]}]}, "this model reads text"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role is 'robot'"),
         ({"format": "yaml"}, "format is neither json nor a schema"),

@@ -74,6 +74,7 @@ def test_what_changes_no_answer_passes(kind: type[Any]) -> None:
         (ChatRequest, {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}}, "text"),
         (ChatRequest, {"guided_json": {}}, "guided_json"),
         (ChatRequest, {"options": {}}, None),
+        (ChatRequest, {"reasoning_format": "none"}, "reasoning_format"),
         (ChatRequest, {"max_output_tokens": 8}, "max_output_tokens"),
         (ResponsesRequest, {"max_completion_tokens": 8}, "max_completion_tokens"),
         (ResponsesRequest, {"max_tokens": 8}, "max_tokens"),

@@ -200,7 +200,7 @@ def test_a_stream_that_is_cut_off_says_that_it_failed(kiosk: Kiosk) -> None:
         ({"store": True}, "store"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
-        ({"reasoning": {"effort": "high"}}, "reasoning"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"max_tokens": 4}, "max_tokens"),
         ({"n": 2}, "n"),
         ({"input": []}, "input"),

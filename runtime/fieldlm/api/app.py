@@ -37,6 +37,7 @@ from fieldlm.api.prompt_scores import PromptScores
 from fieldlm.api.response_stream import AnswerFormat, EventStream, ResponseStream, whole
 from fieldlm.api.responses_format import ResponseVoice
 from fieldlm.api.responses_request import InputTokensRequest, ResponsesRequest
+from fieldlm.api.thoughts.asked_prompt import AskedPrompt
 from fieldlm.api.tokens import endpoints as tokens
 from fieldlm.api.tools import Toolbox
 from fieldlm.core.errors import FieldlmError
@@ -47,10 +48,10 @@ from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.formats.router import question_of
 from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.inference.adapters import Shelf
-from fieldlm.inference.chat_template import render
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.model_pool import ModelPool
+from fieldlm.inference.thoughts.thought_reader import without_thoughts
 from fieldlm.inference.warmup import UnreadyReason
 from fieldlm.network.api_keys import Keys
 from fieldlm.network.auth import WHOSE, AuthMiddleware
@@ -203,6 +204,7 @@ class _Api:
                 prompts=[prompt.tokens for prompt in prompts],
                 prediction=None,
                 promise=promised,
+                constraint=promised.rule,
                 came_s=came_s,
             )
             return await self._answer(request, needs, job)
@@ -229,18 +231,15 @@ class _Api:
         asked.refuse()
         asked = asked.of(request.scope.get("state", {}).get(WHOSE, ""))
         toolbox = asked.toolbox()
-        messages = asked.conversation_so_far()
-        tools = toolbox.plain if toolbox else None
+        said = asked.conversation_so_far()
+        messages = without_thoughts(said)  # for records, and for the large model
         with ExitStack() as needs:
             serving = await self.admission.admit(request, needs, asked.model, asked.terms(), asked.keep_s)
             promised = await self._promise(request, serving, asked, toolbox)
             large = self._beside(serving, asked, came_s, messages=messages, contract=promised, toolbox=toolbox)
-
-            def text() -> str:
-                return render(serving.bundle, messages, tools=tools)
-
+            written = AskedPrompt.of(serving, asked, said, toolbox)
             try:
-                prompt, drafted = await self._tokens(request, serving, asked, text, size, param="messages")
+                prompt, drafted = await self._tokens(request, serving, asked, written.text, size, param="messages")
             except ApiError as error:
                 # What the small model cannot hold may fit into the large one.
                 if error.code != "context_length_exceeded" or large is None or large.withheld():
@@ -254,7 +253,9 @@ class _Api:
                 prompts=[prompt],
                 prediction=drafted,
                 promise=promised,
+                constraint=written.held_to(promised),
                 came_s=came_s,
+                is_open=written.is_open,
                 large=large,
             )
             return await self._answer(request, needs, job)
@@ -265,11 +266,8 @@ class _Api:
         toolbox = asked.toolbox()
         with ExitStack() as needs:
             serving = await self.admission.admit(request, needs, asked.model, asked.terms(), asked.keep_s)
-
-            def text() -> str:
-                return render(serving.bundle, asked.conversation_so_far(), tools=toolbox.plain if toolbox else None)
-
-            return len((await self._tokens(request, serving, asked, text, size, param="messages"))[0])
+            written = AskedPrompt.of(serving, asked, asked.conversation_so_far(), toolbox)
+            return len((await self._tokens(request, serving, asked, written.text, size, param="messages"))[0])
 
     def _beside(
         self,

@@ -68,15 +68,15 @@ class Choices:
 
     def said(self, turn: ResponseStream, pieces: Sequence[tuple[StreamedChoice, Said]]) -> Iterator[bytes]:
         for answer, said in pieces:
-            if said.text and not said.calls and turn.promise.vocabulary is None:
+            if said.text and not said.calls and not said.thought and turn.promise.vocabulary is None:
                 before, after = self._frame(turn, answer.index)
                 yield b"".join((before, msgspec.json.encode(said.text), after))
-            elif said.text or said.calls or (said.tokens and turn.promise.vocabulary is not None):
+            elif said.text or said.calls or said.thought or (said.tokens and turn.promise.vocabulary is not None):
                 yield self._event(turn, self._delta(turn, said, len(answer.whole.calls) - len(said.calls)))
 
     def ending(self, turn: ResponseStream) -> Iterator[bytes]:
         exchange = turn.exchange
-        used = usage(exchange.timings)
+        used = usage(exchange)
         for answer in turn.answers:
             if turn.promise.fallback is not None:
                 yield self._event(turn, self._delta(turn, answer.final()))

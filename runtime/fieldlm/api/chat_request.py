@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import msgspec
 
+from fieldlm.api.forms.response_format import ResponseFormat, rule_of
 from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.parameters import checked
+from fieldlm.api.thoughts.wishes import Effort, ThinkingWish
 from fieldlm.api.tools import (
     AskedCall,
     AskedFunction,
@@ -62,6 +64,8 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
     role: str
     content: str | list[TextPart] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # what vLLM calls it
     tool_calls: list[AskedCall] | None = None
     tool_call_id: str | None = None
     function_call: AskedFunction | None = None
@@ -73,22 +77,6 @@ class StreamOptions(msgspec.Struct, frozen=True):
     """What a stream carries beside text."""
 
     include_usage: bool = False
-
-
-class JsonSchema(msgspec.Struct, frozen=True):
-    """A schema with a name. `strict` changes nothing: every schema is honoured."""
-
-    name: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct, frozen=True):
-    """What the answer has to look like; `schema` beside `json_object` is how llama.cpp's server spells a schema."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-    schema: dict[str, Any] | None = None
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -203,6 +191,10 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
         """Return the tools that may be called; None where there are none. Raises ApiError for a choice of no tool."""
         return None
 
+    def thinking(self) -> ThinkingWish | None:
+        """Return what is said about thinking; None for what is no conversation."""
+        return None
+
     def conversation_so_far(self) -> list[dict[str, Any]]:
         """Return the messages as templates know them: one text each, `developer` is the system."""
         raise NotImplementedError
@@ -230,6 +222,10 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
     function_call: Literal["none", "auto"] | FunctionName | None = None
     modalities: list[str] | None = None
     prediction: Prediction | None = None
+    reasoning_effort: Effort | None = None
+    enable_thinking: bool | None = None
+    thinking_token_budget: Annotated[int, msgspec.Meta(ge=0)] | None = None  # vLLM's
+    chat_template_kwargs: dict[str, Any] | None = None  # vLLM's and llama.cpp's
 
     def refuse(self) -> None:
         super().refuse()
@@ -242,6 +238,12 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
                 what = f"{old} is the old name of {new}; send one kind of them"
                 raise ApiError(400, what, param=old, code="invalid_value")
         self.toolbox()
+        self.thinking().refuse()
+
+    def thinking(self) -> ThinkingWish:
+        given = self.chat_template_kwargs or {}
+        most = self.thinking_token_budget
+        return ThinkingWish(effort=self.reasoning_effort, is_on=self.enable_thinking, variables=given, most=most)
 
     def predicted(self) -> str | None:
         return None if self.prediction is None else _text(self.prediction.content, "prediction.content")
@@ -270,14 +272,12 @@ class ChatRequest(CompletionParams, frozen=True, kw_only=True):
 
 def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Return messages as templates know them; raises ApiError for a role that is none, or content that is no text."""
-    return [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [{**_plain(message, f"messages[{i}]"), **_thought(message)} for i, message in enumerate(messages)]
 
 
-def rule_of(kind: Literal["json_object", "json_schema"], schema: dict[str, Any] | None, name: str) -> Rule:
-    """Return the rule for JSON; raises ApiError when the schema that `name` has to hold is missing."""
-    if kind == "json_schema" and schema is None:
-        raise ApiError(400, f"{name} is missing", param=name, code="missing_required_parameter")
-    return Rule("json_object") if schema is None else Rule("json_schema", msgspec.json.encode(schema).decode())
+def _thought(message: ChatMessage) -> dict[str, Any]:
+    thought = message.reasoning_content or message.reasoning
+    return {"reasoning_content": thought} if thought and message.role == "assistant" else {}
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -328,6 +328,8 @@ class Exchange:
     """The recurring task that it is: what the client calls it, or what the bundle's router takes it for."""
     verdict: Verdict | None = None
     """Which model answered, where there is a large one beside the small one."""
+    reasoning_tokens: int = 0
+    """How many of its tokens were thought; the thought itself is not told."""
     used_fallback: bool = False
     """Whether the client got its own `fallback` and not this answer."""
     duration_s: float = 0.0

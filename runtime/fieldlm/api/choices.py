@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fieldlm.api.chat_request import Exchange
-from fieldlm.engines import Outcome, Timings, TokenChoice
+from fieldlm.engines import Outcome, TokenChoice
 from fieldlm.inference.tool_calls import Call
 
 UNKNOWN = math.nan
@@ -28,9 +28,13 @@ class Prompt:
 
 @dataclass(kw_only=True)
 class Said:
-    """One of the answers to a prompt, or a piece of it: text, calls, and how likely its tokens were."""
+    """One of the answers to a prompt, or a piece of it: text, calls, and how likely its tokens were.
+
+    `thought` is what was thought before; its tokens are not told.
+    """
 
     index: int = 0
+    thought: str = ""
     text: str = ""
     calls: list[Call] = field(default_factory=list[Call])
     tokens: list[TokenChoice] = field(default_factory=list[TokenChoice])
@@ -38,13 +42,15 @@ class Said:
     """Characters of prompt and answer before its tokens; where they are told."""
 
 
-def usage(timings: Timings) -> dict[str, Any]:
+def usage(exchange: Exchange) -> dict[str, Any]:
+    timings = exchange.timings
     return {
         "prompt_tokens": timings.prompt_tokens,
         "completion_tokens": timings.completion_tokens,
         "total_tokens": timings.prompt_tokens + timings.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": timings.cached_tokens},
         "completion_tokens_details": {
+            "reasoning_tokens": exchange.reasoning_tokens,
             "accepted_prediction_tokens": timings.accepted_tokens,
             "rejected_prediction_tokens": timings.drafted_tokens - timings.accepted_tokens,
         },
@@ -93,7 +99,7 @@ class Shape:
         return {
             **self.head(exchange, self.object),
             "choices": list(choices),
-            "usage": usage(exchange.timings),
+            "usage": usage(exchange),
             "fieldlm": own_fields(exchange),
         }
 
@@ -103,6 +109,8 @@ class Shape:
             message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
             if said.calls:
                 message |= {"content": said.text.strip() or None, **self._calls(said.calls, 0)}
+            if said.thought:
+                message["reasoning_content"] = said.thought
             content = {"message": message}
         return self._framed(said, content, reason, vocabulary)
 
@@ -117,7 +125,9 @@ class Shape:
         """Return a piece of an answer; its calls are numbered from `first_call`."""
         content: dict[str, Any] = {"text": said.text}
         if self.is_chat:
-            delta: dict[str, Any] = {"content": said.text} if said.text else {}
+            delta: dict[str, Any] = {"reasoning_content": said.thought} if said.thought else {}
+            if said.text:
+                delta["content"] = said.text
             if said.calls:
                 delta |= self._calls(said.calls, first_call)
             content = {"delta": delta}

@@ -10,13 +10,14 @@ from fieldlm.api.completion_request import CompletionRequest, answer_of_nothing
 from fieldlm.api.large import LargeSide
 from fieldlm.api.output_contract import OutputContract
 from fieldlm.api.response_stream import AnswerFormat
-from fieldlm.engines import RunningAnswer
+from fieldlm.engines import Constraint, RunningAnswer
 from fieldlm.formats.record import LARGE
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.confidence import confidence, is_unsure
 from fieldlm.inference.generations import Serving
+from fieldlm.inference.thoughts.thought_reader import OpenedThought
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class Job:
     promise: OutputContract
     came_s: float
     """When the request came: its time runs from there, and not from when its form was compiled."""
+    constraint: Constraint | None
+    """What the small model's answer is held to: the rule that was promised, maybe behind a thought."""
+    is_open: bool = False
+    """Whether the prompt has begun a thought, with which the small model's answer goes on."""
     large: LargeSide | None = None
     """Its way to the large model; a prompt that is empty then is one that the small model cannot answer."""
 
@@ -54,14 +59,15 @@ class Job:
 
     def _start(self, prompt: list[int], index: int) -> RunningAnswer:
         promise = self.promise
-        sampling = replace(self.asked.wanted(promise.rule, index), prediction=self.prediction, said=promise.said)
+        sampling = replace(self.asked.wanted(self.constraint, index), prediction=self.prediction, said=promise.said)
         if not sampling.max_tokens:
             return answer_of_nothing(prompt)
         adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)
         if self.large is not None:
             # Where it stands in for the large model, its queue is one that the request has not waited in yet.
             terms = replace(terms, max_queue_s=self.asked.terms().max_queue_s)
-        return self.serving.engine.start(prompt, sampling, adapter=adapter, terms=terms)
+        answer = self.serving.engine.start(prompt, sampling, adapter=adapter, terms=terms)
+        return OpenedThought(answer, promise.thoughts) if self.is_open and promise.thoughts else answer
 
     def context(self) -> dict[str, Any]:
         """Return what `render` put into the prompt beside the messages."""

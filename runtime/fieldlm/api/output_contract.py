@@ -15,7 +15,9 @@ from fieldlm.core.errors import InputError
 from fieldlm.engines import Engine, Outcome
 from fieldlm.engines.constraint import CompiledRule, NotCompiledError, Rule, grammars
 from fieldlm.inference.call_formats import call_format, said_tokens
+from fieldlm.inference.chat_template import said_marks, thought_marks
 from fieldlm.inference.generations import Serving
+from fieldlm.inference.thoughts.marks import ThoughtMarks
 from fieldlm.network.json_api import ApiError
 
 JSON_KINDS = ("json_schema", "json_object")
@@ -37,6 +39,8 @@ class OutputContract:
     """Given when the request asks how likely the tokens were."""
     said: tuple[tuple[int, str], ...] = ()
     """Control tokens of calls, which are said as texts: a reader knows calls by them."""
+    thoughts: ThoughtMarks | None = None
+    """What the model thinks between before it answers."""
     as_json: Callable[[], CompiledRule] | None = None
     """Makes the rule of an answer whose calls are in JSON, as a large model's are; None where `rule` is that."""
 
@@ -54,7 +58,9 @@ class OutputContract:
 
 def needs_compiling(asked: CompletionParams, toolbox: Toolbox | None) -> bool:
     """Whether `promise` compiles anything for this request, and so has no place in an event loop."""
-    return bool(asked.rules() or toolbox or asked.canned is not None or asked.wanted().logprobs is not None)
+    wish = asked.thinking()
+    is_bound = wish is not None and (wish.most is not None or bool(wish.wants))
+    return bool(asked.rules() or toolbox or asked.canned is not None or asked.wanted().logprobs is not None or is_bound)
 
 
 def output_contract(
@@ -71,18 +77,24 @@ def output_contract(
     if asked.canned is not None and toolbox is not None:
         raise ApiError(400, "fallback cannot stand in for a call of tools", param="fallback", code="invalid_value")
     said = () if toolbox is None else said_tokens(engine)
+    wish = asked.thinking()
+    if wish is not None and wish.most is not None:
+        grammars(engine)  # reads the vocabulary, by which a thought is followed to its end
     as_json = None
     if toolbox is not None and (with_tools := toolbox.rule(rule, partial(_known, engine, end_s))):
         spelt = _own_spelling(serving, toolbox, rule, said, end_s)
         made = _compiled(engine, "tools", spelt, end_s)
         as_json = None if spelt.text == with_tools.text else partial(_compiled, engine, "tools", with_tools)
+    # Where a form begins at once, what looks like a thought is part of it.
+    thinks = wish is not None and (made is None or bool(wish.wants))
     return OutputContract(
         rule=made,
         toolbox=toolbox,
         is_formed=rule is not None,
         fallback=None if asked.canned is None else _canned(asked.canned, rule, made),
         vocabulary=grammars(engine).vocabulary if asked.wanted().logprobs is not None else None,
-        said=said,
+        said=(*said, *said_marks(serving.bundle, engine)) if thinks else said,
+        thoughts=thought_marks(serving.bundle) if thinks else None,
         as_json=as_json,
     )
 

@@ -20,8 +20,11 @@ LENGTH = "use max_tokens (max_output_tokens in /v1/responses)"
 STOP = "use stop"
 CHOICE = "use temperature, top_p, top_k, min_p, repeat_penalty, presence_penalty, frequency_penalty or logit_bias"
 TEMPLATE = "the model's own chat template is used as it is"
-THOUGHT = "how much a model thinks cannot be set here"
-SHOWN = "an answer has its text and, with logprobs, its tokens; nothing else is shown"
+THOUGHT = (
+    "use reasoning_effort (reasoning.effort in /v1/responses), enable_thinking, thinking_token_budget "
+    "or chat_template_kwargs"
+)
+SHOWN = "an answer has its text, its thought apart and, with logprobs, its tokens; nothing else is shown"
 KEPT = "nothing is kept between requests here; send the whole conversation"
 PROMPT = "use messages, prompt or input; a prompt is text and is not cut"
 ABSENT = "not supported"
@@ -37,7 +40,7 @@ _REFUSED = {
     LENGTH: """
         max_tokens max_completion_tokens max_output_tokens max_new_tokens max_gen_len max_length max_tokens_to_sample
         min_tokens min_new_tokens min_length num_predict n_predict n_keep n_discard n_indent t_max_predict_ms
-        ignore_eos thinking_token_budget
+        ignore_eos
     """,
     STOP: """
         stop_sequences stop_token_ids stop_regex stop_strings include_stop_str_in_output no_stop_trim end_id
@@ -53,14 +56,14 @@ _REFUSED = {
         lora_request backend_sampling penalty_alpha random_seed
     """,
     TEMPLATE: """
-        chat_template chat_template_kwargs chat_format add_generation_prompt continue_final_message prefix template raw
-        documents system add_special_tokens reasoning_format parse_tool_calls preserved_tokens
+        chat_template chat_format add_generation_prompt continue_final_message prefix template raw
+        documents system add_special_tokens parse_tool_calls preserved_tokens
     """,
     THOUGHT: """
-        reasoning reasoning_effort enable_thinking thinking think thinking_forced_open verbosity reasoning_budget
+        reasoning thinking think thinking_forced_open verbosity reasoning_budget
     """,
     SHOWN: """
-        echo suffix n_probs post_sampling_probs prompt_logprobs return_tokens return_token_ids
+        echo suffix reasoning_format n_probs post_sampling_probs prompt_logprobs return_tokens return_token_ids
         return_tokens_as_token_ids return_hidden_states return_context_logits return_generation_logits return_full_text
         details decoder_input_details skip_special_tokens spaces_between_special_tokens detokenize response_fields
         return_text_in_logprobs_only top_n_tokens logprob_start_len
@@ -76,7 +79,8 @@ _REFUSED = {
     """,
     ELSEWHERE: """
         messages input prompt instructions functions function_call tools tool_choice parallel_tool_calls include
-        truncation prediction modalities logprobs top_logprobs n
+        truncation prediction modalities logprobs top_logprobs n reasoning_effort enable_thinking chat_template_kwargs
+        thinking_token_budget
     """,
 }
 REFUSED = {name: why for why, names in _REFUSED.items() for name in names.split()}
@@ -98,7 +102,7 @@ SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "n_keep": (0,),
     "reasoning_effort": ("none",),
-    "reasoning_format": ("none", "auto"),
+    "reasoning_format": ("auto", "deepseek"),
     "repeat_last_n": (-1,),
     "repetition_penalty": (1,),
     "skip_special_tokens": (True,),

@@ -22,6 +22,7 @@ from fieldlm.api.chat_request import Exchange
 from fieldlm.api.choices import Said, finish_reason, own_fields
 from fieldlm.api.output_contract import OutputContract
 from fieldlm.engines import Chunk, Outcome, RunningAnswer, Timings, TokenChoice
+from fieldlm.inference.thoughts.thought_reader import ThoughtReader
 from fieldlm.inference.tool_calls import Call, CallReader
 from fieldlm.network.json_api import SIGN_OF_LIFE, STOPPING, WRITE, ApiError, as_json
 
@@ -43,24 +44,51 @@ class StreamedChoice:
         self._promise = promise
         tools = promise.toolbox
         self._reader = tools and CallReader(tools.names, marked_only=promise.is_formed, schemas=tools.schemas)
+        self._thoughts = promise.thoughts and ThoughtReader(promise.thoughts)
+        self.reasoning_tokens = 0
 
-    def take(self, chunk: Chunk) -> Said:
-        """Add `chunk`; return what may be said now."""
-        self.raw += chunk.text
-        pieces: list[str | Call] = self._reader.push(chunk.text) if self._reader else [chunk.text]
-        if chunk.outcome is not None:
-            self.outcome, self.error = chunk.outcome, chunk.error
-            pieces += self._reader.finish(is_cut=chunk.outcome != "stop") if self._reader else []
+    def take(self, chunks: Sequence[Chunk]) -> Said:
+        """Add `chunks`; return what may be said now."""
+        thought, text, choices = self._parted(chunks)
+        self.raw += text
+        pieces: list[str | Call] = self._reader.push(text) if self._reader else [text]
+        if self.outcome is not None:
+            pieces += self._reader.finish(is_cut=self.outcome != "stop") if self._reader else []
         said = Said(
             index=self.index,
+            thought=thought,
             text="".join(piece for piece in pieces if isinstance(piece, str)),
             calls=[piece for piece in pieces if isinstance(piece, Call)],
-            tokens=list(chunk.choices),
+            tokens=choices,
         )
+        self.whole.thought += said.thought
         self.whole.text += said.text
         self.whole.calls += said.calls
         self.whole.tokens += said.tokens
         return said
+
+    def _parted(self, chunks: Sequence[Chunk]) -> tuple[str, str, list[TokenChoice]]:
+        """Return what `chunks` think, what they answer, and how likely the tokens of the answer were."""
+        thoughts, texts, choices = list[str](), list[str](), list[TokenChoice]()
+        for chunk in chunks:
+            if chunk.outcome is not None:
+                self.outcome, self.error = chunk.outcome, chunk.error
+            reader = self._thoughts
+            if reader is None or reader.has_ended:
+                texts.append(chunk.text)
+                choices += chunk.choices
+                continue
+            was_inside = reader.is_inside
+            pieces = [reader.push(chunk.text)]
+            if was_inside or reader.is_inside or pieces[0][0]:
+                self.reasoning_tokens += len(chunk.tokens)
+            else:
+                choices += chunk.choices
+            if chunk.outcome is not None:
+                pieces.append(reader.finish(is_cut=chunk.outcome != "stop"))
+            thoughts += [thought for thought, _ in pieces]
+            texts += [text for _, text in pieces]
+        return "".join(thoughts), "".join(texts), choices
 
     @property
     def uses_fallback(self) -> bool:
@@ -134,10 +162,11 @@ class ResponseStream:
 
     def _take(self) -> list[tuple[StreamedChoice, Said]]:
         come = [self._come.popleft() for _ in range(len(self._come))]
-        if len(come) > 1:
-            pieces = [(answer, _joined([chunk for whose, chunk in come if whose is answer])) for answer in self.answers]
-            come = [(answer, chunk) for answer, chunk in pieces if chunk]
-        said = [(answer, answer.take(chunk)) for answer, chunk in come]
+        if len(come) == 1:
+            each = [(come[0][0], [come[0][1]])]
+        else:
+            each = [(answer, [chunk for whose, chunk in come if whose is answer]) for answer in self.answers]
+        said = [(answer, answer.take(chunks)) for answer, chunks in each if chunks]
         if self.has_ended:
             self._sum_up()
         return said
@@ -187,6 +216,7 @@ class ResponseStream:
         outcomes: list[Outcome] = [answer.outcome for answer in self.answers if answer.outcome is not None]
         exchange.outcome = min(outcomes, key=("stop", "length").__contains__)
         exchange.timings = _summed([answer.generation.timings for answer in self.answers], self._prompts)
+        exchange.reasoning_tokens = sum(answer.reasoning_tokens for answer in self.answers)
         exchange.duration_s = time.monotonic() - self._asked_s
         exchange.used_fallback = any(answer.uses_fallback for answer in self.answers)
 
@@ -365,14 +395,6 @@ def failure_of(outcome: Outcome | None, error: str | None, own: dict[str, Any] |
             return ApiError(429, what, code="rejected", retry_after_s=RETRY_AFTER_S, own=own)
         case _:
             return None
-
-
-def _joined(chunks: Sequence[Chunk]) -> Chunk | None:
-    if len(chunks) < 2:
-        return chunks[0] if chunks else None
-    choices: list[TokenChoice] = [choice for chunk in chunks for choice in chunk.choices]
-    last = chunks[-1]
-    return replace(last, text="".join(chunk.text for chunk in chunks), choices=tuple(choices))
 
 
 def _summed(timings: Sequence[Timings], prompts: int) -> Timings:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from fieldlm.api.chat_request import Exchange
 from fieldlm.api.choices import Said, own_fields, token_logprobs
 from fieldlm.api.response_stream import EVENTS, ResponseStream, StreamedChoice
 from fieldlm.api.responses_request import ResponsesRequest
-from fieldlm.engines import Timings
 from fieldlm.inference.tool_calls import Call
 from fieldlm.network.json_api import ApiError
 
@@ -29,7 +29,7 @@ class ResponseVoice:
     def __init__(self, asked: ResponsesRequest) -> None:
         self._asked = asked
         self._items: list[Item] = []
-        self._is_writing = False
+        self._is_writing = self._is_thinking = False
         self._held_space = ""
         self._number = 0
 
@@ -41,7 +41,7 @@ class ResponseVoice:
         status = _status(turn)
         # The same items as in a stream; their events go nowhere.
         begun = () if said.text or said.calls else self._begin_text()
-        deque(chain(begun, self._write(turn, said), self._close(status)), maxlen=0)
+        deque(chain(self._write(turn, said), begun, self._close(status)), maxlen=0)
         return self._response(turn, status, items=self._items)
 
     def opening(self, turn: ResponseStream) -> Iterator[bytes]:
@@ -55,7 +55,7 @@ class ResponseVoice:
     def ending(self, turn: ResponseStream) -> Iterator[bytes]:
         if turn.promise.fallback is not None:
             yield from self._write(turn, turn.answers[0].final())
-        if not self._items:
+        if all(item["type"] == "reasoning" for item in self._items):
             yield from self._begin_text()
         status = _status(turn)
         yield from self._close(status)
@@ -68,7 +68,9 @@ class ResponseVoice:
         yield self._event("response.failed", response=document)
 
     def _write(self, turn: ResponseStream, said: Said) -> Iterator[bytes]:
-        """Yield the events of text, then of calls. Space alone between calls is not said."""
+        """Yield the events of thoughts, then of text, then of calls. Space alone between calls is not said."""
+        if said.thought:
+            yield from self._think(said.thought)
         text = self._held_space + said.text
         if turn.promise.toolbox and not self._is_writing and not text.strip():
             self._held_space, text = text, ""
@@ -81,7 +83,19 @@ class ResponseVoice:
             yield from self._close("completed")
             yield from self._call(call)
 
+    def _think(self, thought: str) -> Iterator[bytes]:
+        if not self._is_thinking:
+            item = {"id": f"rs_{secrets.token_hex(8)}", "type": "reasoning", "summary": [], "status": "in_progress"}
+            part = {"type": "reasoning_text", "text": ""}
+            self._items.append({**item, "content": [part]})
+            self._is_thinking = True
+            yield self._event("response.output_item.added", output_index=self._at, item={**item, "content": []})
+            yield self._event("response.content_part.added", **self._place, part=part)
+        self._part["text"] += thought
+        yield self._event("response.reasoning_text.delta", **self._place, delta=thought)
+
     def _begin_text(self) -> Iterator[bytes]:
+        yield from self._close("completed")
         item = {"id": f"msg_{secrets.token_hex(8)}", "type": "message", "role": "assistant"}
         self._items.append({**item, "status": "in_progress", "content": [_part("")]})
         self._is_writing = True
@@ -97,13 +111,16 @@ class ResponseVoice:
         return self._event("response.output_text.delta", **self._place, delta=text, logprobs=logprobs)
 
     def _close(self, status: Status) -> Iterator[bytes]:
-        """Finish the text that is being written, if there is one."""
-        if not self._is_writing:
+        """Finish the text or the thought that is being written, if there is one."""
+        if not self._is_writing and not self._is_thinking:
             return
-        self._is_writing = False
         self._items[-1]["status"] = "completed" if status == "completed" else "incomplete"
         part = self._part
-        yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=part["logprobs"])
+        if self._is_thinking:
+            yield self._event("response.reasoning_text.done", **self._place, text=part["text"])
+        else:
+            yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=part["logprobs"])
+        self._is_writing = self._is_thinking = False
         yield self._event("response.content_part.done", **self._place, part=part)
         yield self._event("response.output_item.done", output_index=self._at, item=self._items[-1])
 
@@ -165,7 +182,7 @@ class ResponseVoice:
             "tools": asked.tools or [],
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
             "truncation": "disabled",
-            "usage": _usage(exchange.timings) if has_ended else None,
+            "usage": _usage(exchange) if has_ended else None,
             "fieldlm": own_fields(exchange) if has_ended else {"generation": exchange.generation},
         }
 
@@ -178,11 +195,12 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _usage(timings: Timings) -> dict[str, Any]:
+def _usage(exchange: Exchange) -> dict[str, Any]:
+    timings = exchange.timings
     return {
         "input_tokens": timings.prompt_tokens,
         "input_tokens_details": {"cached_tokens": timings.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": timings.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": exchange.reasoning_tokens},
         "total_tokens": timings.prompt_tokens + timings.completion_tokens,
     }

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, SPEAKERS, AtLeastOne, CompletionParams, rule_of
+from fieldlm.api.chat_request import MAX_TOKENS, MAX_TOP_LOGPROBS, SPEAKERS, AtLeastOne, CompletionParams
+from fieldlm.api.forms.response_format import rule_of
 from fieldlm.api.parameters import FORM, KEPT, LENGTH
+from fieldlm.api.thoughts.wishes import Effort, ThinkingWish
 from fieldlm.api.tools import (
     AllowedChoice,
     AllowedTools,
@@ -41,7 +43,7 @@ class ContentPart(msgspec.Struct, frozen=True):
 
 
 class Item(msgspec.Struct, frozen=True):
-    """A message, a call that was made, or what it returned."""
+    """A message, a thought, a call that was made, or what it returned."""
 
     type: str | None = None
     role: str | None = None
@@ -95,6 +97,13 @@ class TextSettings(msgspec.Struct, frozen=True):
     verbosity: str | None = None
 
 
+class Reasoning(msgspec.Struct, frozen=True):
+    """How much the model is to think. Its thought is shown whole, so that no `summary` is made of it."""
+
+    effort: Effort | None = None
+    summary: str | None = None
+
+
 class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
     """POST /v1/responses."""
 
@@ -108,6 +117,7 @@ class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     include: list[str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
+    reasoning: Reasoning | None = None
     prompt: Any = None
 
     def refuse(self) -> None:
@@ -120,6 +130,9 @@ class ResponsesRequest(CompletionParams, frozen=True, kw_only=True):
         if self.truncation == "auto":
             raise _refused("truncation", "nothing is left out of a conversation here; shorten it yourself")
         self.toolbox()
+
+    def thinking(self) -> ThinkingWish:
+        return ThinkingWish(effort=self.reasoning.effort if self.reasoning else None, effort_name="reasoning.effort")
 
     def rules(self) -> dict[str, Rule]:
         found = super().rules()
@@ -164,10 +177,21 @@ def _tool(tool: FunctionTool, where: str) -> Tool:
 
 
 def _add(messages: list[Plain], item: Item, where: str) -> None:
-    """Append what `item` says, as templates know it; a call belongs to the assistant's message before it."""
+    """Append what `item` says, as templates know it; a call belongs to the assistant's message before it.
+
+    A thought belongs to the message or the call behind it.
+    """
     match item.type:
         case None | "message":
-            messages.append(_message(item, where))
+            said = _message(item, where)
+            if said["role"] == "assistant" and messages and messages[-1].keys() == {*said, "reasoning_content"}:
+                said = messages.pop() | said
+            messages.append(said)
+        case "reasoning":
+            parts = item.content if isinstance(item.content, list) else []
+            thought = "\n".join(part.text for part in parts if part.text)
+            if thought:
+                messages.append({"role": "assistant", "content": "", "reasoning_content": thought})
         case "function_call":
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": ""})
@@ -176,7 +200,9 @@ def _add(messages: list[Plain], item: Item, where: str) -> None:
             text = _text(item.output, f"{where}.output")
             messages.append({"role": "tool", "content": text, "tool_call_id": item.call_id or ""})
         case kind:
-            raise _invalid(f"{where}.type", f"is {kind!r}; want message, function_call or function_call_output")
+            raise _invalid(
+                f"{where}.type", f"is {kind!r}; want message, reasoning, function_call or function_call_output"
+            )
 
 
 def _message(item: Item, where: str) -> Plain:

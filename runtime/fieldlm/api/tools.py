@@ -126,6 +126,11 @@ class Toolbox:
     def schemas(self) -> dict[str, dict[str, Any]]:
         return {tool.function.name: tool.function.schema for tool in self.tools}
 
+    @property
+    def binds(self) -> bool:
+        """Whether an answer without a form is held to anything: a call must come, or must be right if it comes."""
+        return self.must or any(tool.function.strict for tool in self.tools)
+
     def rule(
         self,
         form: Rule | None,
@@ -141,7 +146,7 @@ class Toolbox:
         would not understand; None where nothing must. `said` are the control tokens of calls, `stops` those that end an
         answer. Raises ApiError for a strict tool, or a form, that cannot be held to.
         """
-        if not self.must and form is None and not any(tool.function.strict for tool in self.tools):
+        if form is None and not self.binds:
             return None
         is_free = form is None and not self.must
         if is_free and not format.opens:

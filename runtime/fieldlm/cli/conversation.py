@@ -31,9 +31,13 @@ COMMAND, ESCAPED = "/", "//"
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A piece of an answer; the last one says how it ended, after how many tokens, and how long they took."""
+    """A piece of an answer; the last one says how it ended, after how many tokens, and how long they took.
+
+    `thought` is what a model thinks before it answers.
+    """
 
     text: str = ""
+    thought: str = ""
     outcome: Outcome | None = None
     tokens: int = 0
     decode_s: float = 0.0
@@ -87,32 +91,48 @@ def load_model(args: argparse.Namespace) -> "Model":
 
 
 def write_out(pieces: Generator[Piece], *, quiet: bool = False) -> Piece:
-    """Print pieces as they come, but when `quiet`, and return them as one; Ctrl-C stops the answer and nothing else."""
-    text, last = "", Piece(outcome="cancelled")
+    """Print pieces as they come, but when `quiet`, and return them as one; Ctrl-C stops the answer and nothing else.
+
+    Thoughts go to stderr: what is piped on is the answer.
+    """
+    text, thought, last = "", "", Piece(outcome="cancelled")
     with suppress(KeyboardInterrupt), closing(pieces):
         for piece in pieces:
-            text += piece.text
             if not quiet:
+                print(visible(piece.thought), end="", flush=True, file=sys.stderr)
+                if thought + piece.thought and piece.text and not text:
+                    print("\n", flush=True, file=sys.stderr)
                 print(visible(piece.text), end="", flush=True)
+            text += piece.text
+            thought += piece.thought
             last = piece if piece.outcome else last
     if not quiet:
         print(flush=True)
-    return replace(last, text=text)
+    return replace(last, text=text, thought=thought)
 
 
 def in_process(model: "Model") -> Say:
+    from fieldlm.inference.chat_template import thought_marks
+    from fieldlm.inference.thoughts.thought_reader import ThoughtReader
+
+    marks = thought_marks(model.bundle)
+
     def say(messages: list[dict[str, Any]], sampling: Sampling) -> Generator[Piece]:
         generation = model.start(messages, sampling)
+        reader = marks and ThoughtReader(marks)
         try:
             for chunk in generation:
                 if chunk.error:
                     raise UnavailableError(chunk.error)
+                thought, text = reader.push(chunk.text) if reader else ("", chunk.text)
                 if chunk.outcome is None:
-                    yield Piece(text=chunk.text)
+                    yield Piece(thought=thought, text=text)
                     continue
+                late, rest = reader.finish(is_cut=chunk.outcome != "stop") if reader else ("", "")
                 timings = generation.timings
                 yield Piece(
-                    text=chunk.text,
+                    thought=thought + late,
+                    text=text + rest,
                     outcome=chunk.outcome,
                     tokens=timings.completion_tokens,
                     decode_s=timings.decode_s,
@@ -130,12 +150,14 @@ def over_http(server: "HttpClient") -> Say:
         if sampling.seed is not None:
             body["seed"] = sampling.seed
         for event in server.events("/v1/chat/completions", body):
-            text = "".join(choice["delta"].get("content", "") for choice in event["choices"])
+            deltas = [choice["delta"] for choice in event["choices"]]
+            thought = "".join(delta.get("reasoning_content", "") for delta in deltas)
+            text = "".join(delta.get("content", "") for delta in deltas)
             if own := event.get("fieldlm"):
                 tokens, decode_s = own["usage"]["completion_tokens"], own["timings"]["decode_ms"] / 1000
-                yield Piece(text=text, outcome=own["outcome"], tokens=tokens, decode_s=decode_s)
+                yield Piece(thought=thought, text=text, outcome=own["outcome"], tokens=tokens, decode_s=decode_s)
             else:
-                yield Piece(text=text)
+                yield Piece(thought=thought, text=text)
 
     return say
 

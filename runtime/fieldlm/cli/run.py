@@ -71,6 +71,7 @@ def _document(answer: Any) -> dict[str, Any]:
     timings = answer.timings
     return {
         "text": answer.text,
+        **({"thought": answer.thought} if answer.thought else {}),
         "outcome": answer.outcome,
         "generation": answer.generation,
         "prompt_tokens": timings.prompt_tokens,

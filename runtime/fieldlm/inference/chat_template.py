@@ -8,14 +8,15 @@ there is never a second. A special token that stands in somebody's words is no s
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from fieldlm.core.errors import BundleError, InputError
-from fieldlm.engines import SEAM, SpecialTokens, engine_kind
+from fieldlm.engines import SEAM, Engine, SpecialTokens, engine_kind
 from fieldlm.formats.bundle import Bundle
+from fieldlm.inference.thoughts.marks import SWITCHES, ThoughtMarks, marks_in
 from fieldlm.inference.tool_calls import as_text, described
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = dict[str, Any]
+OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
+"""What the renderer itself tells a template."""
 
 
 class ChatTemplate:
@@ -39,18 +42,45 @@ class ChatTemplate:
         return _environment().from_string(self.source)
 
     @cached_property
-    def knows_tools(self) -> bool:
-        """Whether it says itself which tools there are."""
+    def variables(self) -> frozenset[str]:
+        """The variables that it reads, the renderer's own among them."""
         from jinja2.meta import find_undeclared_variables
 
-        return "tools" in find_undeclared_variables(_environment().parse(self.source))
+        environment = _environment()
+        return frozenset(find_undeclared_variables(environment.parse(self.source)) - environment.globals.keys())
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether it says itself which tools there are."""
+        return "tools" in self.variables
+
+    @property
+    def switches(self) -> tuple[str, ...]:
+        """The variables by which it switches thinking on and off."""
+        return tuple(name for name in SWITCHES if name in self.variables)
+
+    @cached_property
+    def marks(self) -> ThoughtMarks | None:
+        """What its model thinks between; None for one that does not think."""
+        return marks_in(self.source)
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
         return _control_of(self._special)
 
-    def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, asks: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        asks: bool = True,
+        variables: Mapping[str, Any] | None = None,
+        thinks: bool | None = None,
+    ) -> str:
         """Return the text of `messages`; with `asks`, of the question for the next one too.
+
+        `variables` are given to the template beside its own. `thinks` sets its switch, where it has one; a thought that
+        it begins all the same is closed at once where it is False. None leaves thinking to the template.
 
         A template that knows no tools gets them as text: a system message that describes them, calls and their results
         as `tool_calls` spells them. Raises InputError when the template refuses the messages (a role it does not know,
@@ -62,9 +92,11 @@ class ChatTemplate:
         try:
             if not self.knows_tools:
                 messages, tools = _without_tools(messages, tools), None
-            text = self._filled(messages, tools=tools, add_generation_prompt=asks)
+            given = {} if thinks is None else dict.fromkeys(self.switches, thinks)
+            given |= self._parted(dict(variables or {}))
+            text = self._filled(messages, given | {"tools": tools, "add_generation_prompt": asks})
             text.encode()
-            return text
+            return self.marks.closed(text) if self.marks and asks and thinks is False else text
         except UnicodeEncodeError as error:
             broken = ascii(error.object[error.start])
             raise InputError(f"a message holds {broken}, which is no character: send text in UTF-8") from error
@@ -73,16 +105,16 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
 
-    def _filled(self, messages: Sequence[Message], **given: Any) -> str:
-        given |= {"bos_token": self._special.bos, "eos_token": self._special.eos}
+    def _filled(self, messages: Sequence[Message], given: Mapping[str, Any]) -> str:
+        own = {**given, "bos_token": self._special.bos, "eos_token": self._special.eos}
         try:
-            return self._template.render(messages=messages, **given)
+            return self._template.render(own | {"messages": messages})
         except Exception:
             objects = [_with_objects(message) for message in messages]
             if objects == messages:
                 raise
             # It reads one argument after the other, and of a call that broke off there is but a text.
-            return self._template.render(messages=objects, **given)
+            return self._template.render(own | {"messages": objects})
 
     def _parted(self, value: Any) -> Any:
         if self._control is None:
@@ -108,7 +140,13 @@ def _control_of(special: SpecialTokens) -> re.Pattern[str] | None:
 
 
 def render(
-    bundle: Bundle, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, asks: bool = True
+    bundle: Bundle,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Message] | None = None,
+    asks: bool = True,
+    variables: Mapping[str, Any] | None = None,
+    thinks: bool | None = None,
 ) -> str:
     """Return the prompt that asks for the next message, as `ChatTemplate.render` does.
 
@@ -118,7 +156,8 @@ def render(
     template = template_of(bundle)
     if template is None:
         raise InputError(without_template(bundle))
-    return template.render(as_served(messages, bundle.manifest.system_prompt), tools=tools, asks=asks)
+    served = as_served(messages, bundle.manifest.system_prompt)
+    return template.render(served, tools=tools, asks=asks, variables=variables, thinks=thinks)
 
 
 def template_of(bundle: Bundle) -> ChatTemplate | None:
@@ -126,6 +165,20 @@ def template_of(bundle: Bundle) -> ChatTemplate | None:
     if bundle.manifest.file("template") is None:
         return None
     return _template_of(bundle.need("template"), bundle.id, special_tokens(bundle))
+
+
+def thought_marks(bundle: Bundle) -> ThoughtMarks | None:
+    """Return what the model of `bundle` thinks between; None for one that does not think."""
+    template = template_of(bundle)
+    return None if template is None else template.marks
+
+
+def said_marks(bundle: Bundle, engine: Engine) -> tuple[tuple[int, str], ...]:
+    """Return the control tokens that thoughts stand between, and what each stands for; see `Sampling.said`."""
+    if (marks := thought_marks(bundle)) is None:
+        return ()
+    ids = [(engine.tokenize(text), text) for text in marks.control(special_tokens(bundle).control)]
+    return tuple((one[0], text) for one, text in ids if len(one) == 1 and not engine.detokenize(one))
 
 
 def without_template(bundle: Bundle) -> str:

@@ -27,9 +27,10 @@ from fieldlm.engines import (
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.call_options import SamplingOptions, check_profile, check_schedule, conversation, sampling_of
-from fieldlm.inference.chat_template import Message, render
+from fieldlm.inference.chat_template import Message, render, said_marks, thought_marks
 from fieldlm.inference.confidence import confidence_by
 from fieldlm.inference.structured import IncompleteError, form
+from fieldlm.inference.thoughts.thought_reader import OpenedThought, parted_thought
 
 ADAPTER = "bundle"
 
@@ -40,7 +41,8 @@ T = TypeVar("T")
 class Answer:
     """A whole answer: its text, its tokens, why it ended, where its time went, which generation gave it.
 
-    `confidence` is how likely it is right; None where it was cut, or its bundle was not calibrated to a task.
+    `thought` is what a model that thinks wrote before the text; its tokens are among the others. `confidence` is how
+    likely it is right; None where it was cut, or its bundle was not calibrated to a task.
     """
 
     text: str
@@ -49,6 +51,7 @@ class Answer:
     timings: Timings
     generation: str
     confidence: float | None = None
+    thought: str = ""
 
 
 class Model:
@@ -141,7 +144,7 @@ class Model:
         terms: Schedule = DEFAULT_TERMS,
         **options: Unpack[SamplingOptions],
     ) -> Generator[Chunk]:
-        """Yield the answer as it comes. Leaving the loop early cancels it."""
+        """Yield the answer as it comes, a thought between its marks before it. Leaving the loop early cancels it."""
         generation = self.start(messages, sampling, terms, **options)
         try:
             yield from generation
@@ -221,8 +224,12 @@ class Model:
             )
         check_schedule(terms)
         sampled = sampling_of(sampling, options)
-        prompt = self.engine.tokenize(render(self.bundle, conversation(messages)))
-        return _Held(self.engine.start(prompt, sampled, adapter=self.adapter, terms=terms))
+        # What is held to a form is written without a thought.
+        thinks = None if sampled.constraint is None else False
+        prompt, marks = render(self.bundle, conversation(messages), thinks=thinks), thought_marks(self.bundle)
+        sampled = replace(sampled, said=(*sampled.said, *said_marks(self.bundle, self.engine)))
+        answer = self.engine.start(self.engine.tokenize(prompt), sampled, adapter=self.adapter, terms=terms)
+        return _Held(OpenedThought(answer, marks) if marks and marks.is_open(prompt) else answer)
 
 
 def _opened(source: object, trusted: frozenset[str]) -> Bundle:
@@ -269,8 +276,10 @@ def answer_of(bundle: Bundle, generation: RunningAnswer, chunks: Sequence[Chunk]
     last = chunks[-1]
     if last.outcome is None or last.outcome == "error":
         raise EngineError(last.error or "the engine gave no answer")
+    thought, text = parted_thought("".join(chunk.text for chunk in chunks), thought_marks(bundle), last.outcome)
     return Answer(
-        text="".join(chunk.text for chunk in chunks),
+        text=text,
+        thought=thought,
         tokens=tuple(token for chunk in chunks for token in chunk.tokens),
         outcome=last.outcome,
         timings=generation.timings,

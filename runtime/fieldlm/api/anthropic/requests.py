@@ -1,6 +1,6 @@
 """Anthropic's Messages API, the requests: what they ask for in the words of chat completions.
 
-Pictures, documents and thoughts are refused by name. `cache_control` is harmless: a common beginning is kept anyway.
+Pictures and documents are refused by name. `cache_control` is harmless: a common beginning is kept anyway.
 """
 
 from typing import Annotated, Any, Literal
@@ -11,13 +11,15 @@ from fieldlm.api.chat_request import AtLeastOne, ChatRequest, converted
 from fieldlm.network.json_api import ApiError
 
 Plain = dict[str, Any]
+THINKS = {"enabled": True, "disabled": False, "adaptive": None}
 
 
 class ContentBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of a message: a text, a call that was made, or what it returned."""
+    """One part of a message: a text, a thought, a call that was made, or what it returned."""
 
     type: str
     text: str | None = None
+    thinking: str | None = None
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None
@@ -65,9 +67,10 @@ class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Thinking(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the model is to think first."""
+    """Whether the model is to think first; `adaptive` leaves that to its template."""
 
-    type: str
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None
 
 
 class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,8 +93,6 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def asked(self) -> ChatRequest:
         """Return it as chat completions have it; raises ApiError for what is not honoured."""
-        if self.thinking is not None and self.thinking.type != "disabled":
-            raise _refused("thinking", "how much a model thinks cannot be set here")
         given: Plain = {
             "model": self.model,
             "max_tokens": self.max_tokens,
@@ -102,6 +103,8 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
             "top_p": self.top_p,
             "top_k": self.top_k,
             "metadata": self.metadata,
+            "enable_thinking": None if self.thinking is None else THINKS[self.thinking.type],
+            "thinking_token_budget": None if self.thinking is None else self.thinking.budget_tokens,
             **self._tools(),
         }
         if self.output_config and self.output_config.format:
@@ -152,12 +155,15 @@ def _spoken(turn: Turn, where: str) -> list[Plain]:
         return [{"role": turn.role, "content": turn.content}]
     results: list[Plain] = []
     texts: list[str] = []
+    thoughts: list[str] = []
     calls: list[Plain] = []
     for i, block in enumerate(turn.content):
         place = f"{where}.content[{i}]"
         match block.type:
             case "text":
                 texts.append(_text([block], place))
+            case "thinking" | "redacted_thinking" if turn.role == "assistant":
+                thoughts += [block.thinking] if block.thinking else []
             case "tool_use" if turn.role == "assistant" and block.name is not None:
                 call = {"name": block.name, "arguments": block.input or {}}
                 calls.append({"id": block.id, "type": "function", "function": call})
@@ -166,9 +172,11 @@ def _spoken(turn: Turn, where: str) -> list[Plain]:
                 told = f"Error: {text}" if block.is_error else text
                 results.append({"role": "tool", "content": told, "tool_call_id": block.tool_use_id or ""})
             case kind:
-                what = f"is {kind!r}; this model reads text, tool_use of an assistant and tool_result of a user"
+                what = f"is {kind!r}; this model reads text, thinking and tool_use (assistant), tool_result (user)"
                 raise _refused(f"{place}.type", what)
     said: Plain = {"role": turn.role, "content": "\n".join(texts)}
+    if thoughts:
+        said["reasoning_content"] = "\n\n".join(thoughts)
     if calls:
         said["tool_calls"] = calls
     return [*results, said] if texts or calls or not results else results

@@ -13,6 +13,8 @@ from fieldlm.inference.tool_calls import Call
 from fieldlm.network.json_api import ApiError
 
 Document = dict[str, Any]
+THOUGHT = {"type": "thinking", "thinking": "", "signature": ""}
+"""A thought; nobody has signed it."""
 REASONS = {"tool_calls": "tool_use", "length": "max_tokens"}
 """Their words for why an answer ended; any other is `end_turn`, also where a stop sequence ended it."""
 KINDS = {
@@ -33,13 +35,15 @@ class MessagesVoice:
 
     def __init__(self) -> None:
         self._blocks = 0
-        self._is_writing = False
+        self._writes = ""
+        """The kind of the block that is being written, if any."""
         self._held_space = ""
 
     def whole(self, turn: ResponseStream) -> Document:
         said = turn.answers[0].whole
         text = said.text.strip() if said.calls else said.text
-        content: list[Document] = [{"type": "text", "text": text}] if text or not said.calls else []
+        content: list[Document] = [{**THOUGHT, "thinking": said.thought}] if said.thought else []
+        content += [{"type": "text", "text": text}] if text or not said.calls else []
         content += [{**_called(call), "input": msgspec.json.decode(call.arguments)} for call in said.calls]
         return {**self._message(turn, content), **_ended(turn), "usage": _usage(turn.exchange.timings)}
 
@@ -49,14 +53,15 @@ class MessagesVoice:
 
     def said(self, turn: ResponseStream, pieces: Sequence[tuple[StreamedChoice, Said]]) -> Iterator[bytes]:
         for _, said in pieces:
+            if said.thought:
+                yield from self._turn_to(THOUGHT)
+                yield self._delta({"type": "thinking_delta", "thinking": said.thought})
             text = self._held_space + said.text
-            if turn.promise.toolbox and not self._is_writing and not text.strip():
+            if turn.promise.toolbox and self._writes != "text" and not text.strip():
                 self._held_space, text = text, ""  # space alone between calls is not said
             if text:
                 self._held_space = ""
-                if not self._is_writing:
-                    yield from self._begin({"type": "text", "text": ""})
-                    self._is_writing = True
+                yield from self._turn_to({"type": "text", "text": ""})
                 yield self._delta({"type": "text_delta", "text": text})
             for call in said.calls:
                 yield from self._close()
@@ -65,9 +70,8 @@ class MessagesVoice:
                 yield from self._finish()
 
     def ending(self, turn: ResponseStream) -> Iterator[bytes]:
-        if not self._blocks:
-            yield from self._begin({"type": "text", "text": ""})
-            self._is_writing = True
+        if not self._blocks or self._writes == "thinking":
+            yield from self._turn_to({"type": "text", "text": ""})
         yield from self._close()
         used = _usage(turn.exchange.timings)
         yield _event("message_delta", delta=_ended(turn), usage=used, fieldlm=own_fields(turn.exchange))
@@ -79,6 +83,13 @@ class MessagesVoice:
     def refusal(self, error: ApiError) -> Document:
         return refusal(error)
 
+    def _turn_to(self, block: Document) -> Iterator[bytes]:
+        """Begin a block of another kind than the one that is being written."""
+        if self._writes != block["type"]:
+            yield from self._close()
+            yield from self._begin(block)
+            self._writes = block["type"]
+
     def _begin(self, block: Document) -> Iterator[bytes]:
         self._blocks += 1
         yield _event("content_block_start", index=self._blocks - 1, content_block=block)
@@ -87,9 +98,9 @@ class MessagesVoice:
         return _event("content_block_delta", index=self._blocks - 1, delta=delta)
 
     def _close(self) -> Iterator[bytes]:
-        """Finish the text that is being written, if there is one."""
-        if self._is_writing:
-            self._is_writing = False
+        """Finish what is being written, if there is anything."""
+        if self._writes:
+            self._writes = ""
             yield from self._finish()
 
     def _finish(self) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from fieldlm.api.ollama.responses import Document, OllamaVoice, refusal, stamp
 from fieldlm.api.response_stream import AnswerFormat
 from fieldlm.formats.bundle import MANIFEST
 from fieldlm.inference.adapters import name_of
+from fieldlm.inference.chat_template import thought_marks
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.model_pool import LATEST
 from fieldlm.network.json_api import ApiError, as_json, read_body, worded
@@ -133,7 +134,7 @@ class Ollama:
                     "general.parameter_count": manifest.model.parameters,
                     f"{family}.context_length": serving.engine.context,
                 },
-                "capabilities": ["completion", "tools"],
+                "capabilities": ["completion", "tools", *(["thinking"] if thought_marks(serving.bundle) else [])],
                 "modified_at": _described(serving)["modified_at"],
             }
         )

@@ -4,7 +4,7 @@ A stream is the default there. How a model is loaded (`num_ctx`, `num_gpu`, …)
 served; what would change an answer and is not built is refused by name, as everywhere.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -44,7 +44,7 @@ class OllamaMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: str = ""
     tool_calls: list[AskedCall] | None = None
     tool_name: str | None = None
-    thinking: str | None = None  # what a model thought before; templates leave it out
+    thinking: str | None = None
     images: list[Any] | None = None
 
     def plain(self, where: str) -> dict[str, Any]:
@@ -55,7 +55,8 @@ class OllamaMessage(msgspec.Struct, frozen=True, kw_only=True):
         named = self.role == "tool" and self.tool_name is not None
         role = "function" if named else self.role  # the old role carries the function's name
         calls = None if self.tool_calls is None else msgspec.to_builtins(self.tool_calls)
-        return {"role": role, "content": self.content, "tool_calls": calls, "name": self.tool_name}
+        said = {"role": role, "content": self.content, "tool_calls": calls, "name": self.tool_name}
+        return {**said, "reasoning_content": self.thinking} if self.thinking else said
 
 
 class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +69,7 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = True
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
     keep_alive: float | str | None = None
 
     @property
@@ -97,7 +99,8 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
         return given
 
     def chat_shared(self) -> dict[str, Any]:
-        return {**self.shared(), "logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
+        name = "reasoning_effort" if isinstance(self.think, str) else "enable_thinking"
+        return {**self.shared(), "logprobs": self.logprobs, "top_logprobs": self.top_logprobs, name: self.think}
 
 
 class OllamaChat(OllamaRequest, frozen=True, kw_only=True):
@@ -135,6 +138,8 @@ class OllamaGenerate(OllamaRequest, frozen=True, kw_only=True):
 
     def asked_raw(self) -> CompletionRequest:
         """Return it as a text that is gone on with, without a template."""
+        if self.think:
+            raise ApiError(400, "think: a raw prompt has no template", param="think", code="invalid_value")
         if self.system:
             raise ApiError(400, "system: a raw prompt has no template", param="system", code="invalid_value")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None

@@ -33,7 +33,7 @@ class OllamaVoice:
 
     def said(self, turn: ResponseStream, pieces: Sequence[tuple[StreamedChoice, Said]]) -> Iterator[bytes]:
         for _, said in pieces:
-            if said.text or said.calls or (said.tokens and turn.promise.vocabulary is not None):
+            if said.text or said.calls or said.thought or (said.tokens and turn.promise.vocabulary is not None):
                 yield _line({**self._piece(turn, said), "done": False})
 
     def ending(self, turn: ResponseStream) -> Iterator[bytes]:
@@ -60,6 +60,8 @@ class OllamaVoice:
                 message["tool_calls"] = [{"function": call} for call in calls]
                 message["content"] = said.text.strip()
             text = {"message": message}
+        if said.thought:
+            (text["message"] if self._is_chat else text)["thinking"] = said.thought
         if turn.promise.vocabulary is not None and said.tokens:
             text["logprobs"] = token_logprobs(said, turn.promise.vocabulary)
         return {"model": self._model, "created_at": stamp(), **text}

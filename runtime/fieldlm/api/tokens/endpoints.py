@@ -19,9 +19,11 @@ from starlette.routing import BaseRoute, Route
 from fieldlm.api.chat_request import ChatMessage, ChatRequest, conversation, parse
 from fieldlm.api.models.admission import Admission
 from fieldlm.api.preparation import Preparation
-from fieldlm.api.tools import Tool
+from fieldlm.api.thoughts.asked_prompt import AskedPrompt
+from fieldlm.api.thoughts.wishes import ThinkingWish
+from fieldlm.api.tools import Tool, toolbox
 from fieldlm.engines import DEFAULT_TERMS, SEAM, Engine
-from fieldlm.inference.chat_template import opening, parted, render, special_tokens, template_of
+from fieldlm.inference.chat_template import opening, parted, special_tokens, template_of
 from fieldlm.inference.generations import Serving
 from fieldlm.network.json_api import ApiError, as_json, read_body
 
@@ -44,6 +46,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)] | None = None
     tools: list[Tool] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
@@ -135,9 +138,7 @@ def tokenized(asked: TokenizeRequest, serving: Serving) -> dict[str, Any]:
     engine = serving.engine
     adds = asked.add_special if asked.add_special_tokens is None else asked.add_special_tokens
     if asked.messages is not None:
-        tools = [tool.plain() for tool in asked.tools or ()] or None
-        messages = conversation(asked.messages)
-        tokens = engine.tokenize(render(serving.bundle, messages, tools=tools, asks=asked.add_generation_prompt))
+        tokens = engine.tokenize(_conversation(asked, asked.messages, serving))
     elif asked.prompt is not None:
         adds = asked.add_special_tokens is not False
         tokens = engine.tokenize(asked.prompt)
@@ -164,14 +165,17 @@ def detokenized(asked: DetokenizeRequest, serving: Serving) -> dict[str, Any]:
 
 def rendered(asked: TemplateRequest, serving: Serving) -> dict[str, Any]:
     """Return the prompt of a conversation; what parts a special token in somebody's words is not shown."""
-    tools = asked.toolbox()
-    prompt = render(
-        serving.bundle,
-        asked.conversation_so_far(),
-        tools=tools.plain if tools else None,
-        asks=asked.add_generation_prompt,
-    )
-    return {"prompt": prompt.replace(SEAM, "")}
+    asks = asked.add_generation_prompt
+    prompt = AskedPrompt.of(serving, asked, asked.conversation_so_far(), asked.toolbox(), asks=asks)
+    return {"prompt": prompt.text().replace(SEAM, "")}
+
+
+def _conversation(asked: TokenizeRequest, messages: list[ChatMessage], serving: Serving) -> str:
+    wish = ThinkingWish(variables=asked.chat_template_kwargs or {})
+    wish.refuse()
+    tools = toolbox(asked.tools or [], None, several=True)
+    asks = asked.add_generation_prompt
+    return AskedPrompt(serving, conversation(messages), tools, wish, is_formed=False, asks=asks).text()
 
 
 def _of_content(asked: TokenizeRequest, serving: Serving) -> list[int]:

@@ -1,0 +1,1 @@
+"""Models that think before they answer: what marks their thoughts, and thoughts parted from answers."""
