@@ -10,7 +10,9 @@ from fieldlm.core.files import canonical_json, sha256_bytes
 from fieldlm.engines import Sampling
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile, profile_sha256
-from fieldlm.inference.chat_template import Message, render
+from fieldlm.inference.chat_template import Message, render, thought_marks
+from fieldlm.inference.thoughts.marks import ThoughtMarks
+from fieldlm.inference.thoughts.thought_reader import parted_thought
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.evaluate import same_json
 from fieldlm_compiler.learn.shapes import spoken
@@ -72,12 +74,16 @@ def answer_all(bundle: Path, profile: Profile, questions: list[HeldOutQuestion])
             right.append(False)
             continue
         chunks = engine.start(prompt, Sampling(max_tokens=most), adapter=ADAPTER if path is not None else None)
-        right.append(is_right("".join(chunk.text for chunk in chunks), question))
+        right.append(is_right("".join(chunk.text for chunk in chunks), question, thought_marks(opened)))
     engine.close()
     return right
 
 
-def is_right(answer: str, question: HeldOutQuestion) -> bool:
-    """Say whether `answer`, as the model said it, is equal to the right one as JSON, or as text."""
+def is_right(answer: str, question: HeldOutQuestion, marks: ThoughtMarks | None = None) -> bool:
+    """Say whether `answer`, as the model said it, is equal to the right one as JSON, or as text.
+
+    What a model thinks between `marks` before it is no part of it, as on a device: Qwen3 begins with an empty thought.
+    """
+    _, answer = parted_thought(answer, marks, "stop")
     said = spoken(answer, question.tools)
     return same_json(said[0] if said else answer, question.answer)
