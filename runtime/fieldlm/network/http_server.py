@@ -22,6 +22,7 @@ from fieldlm.network.sockets import Peers, Tls, bind, bind_path, bracketed, chec
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection (httpx: 5), so that none writes into a closing one
 GRACE_S = 5  # running answers get this long to finish when the server stops
 LAST_WORD_S = 1  # of it, to say why they did not
+HANG_UP_TURNS = 4  # of the loop: a connection is made in one, and lost in the next
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ class _Server(uvicorn.Server):
         last = asyncio.get_running_loop().call_later(GRACE_S - LAST_WORD_S, self._tell)
         await super().shutdown(sockets)
         last.cancel()
+        # Who came while it closed, or outlived the grace, is not left open behind a loop that has ended.
+        for _ in range(HANG_UP_TURNS):
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)
 
     def _tell(self) -> None:
         for end in list(self._stopping):
