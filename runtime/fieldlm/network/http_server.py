@@ -22,7 +22,7 @@ from fieldlm.network.sockets import Peers, Tls, bind, bind_path, bracketed, chec
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection (httpx: 5), so that none writes into a closing one
 GRACE_S = 5  # running answers get this long to finish when the server stops
 LAST_WORD_S = 1  # of it, to say why they did not
-HANG_UP_TURNS = 4  # of the loop: a connection is made in one, and lost in the next
+HANG_UP_TURNS = 4  # of the loop: a connection is accepted in one, made in the next, and lost in another
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,14 @@ class _Server(uvicorn.Server):
                 await asyncio.wait_for(self._news.wait(), beats.every_s if beats else None)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        last = asyncio.get_running_loop().call_later(GRACE_S - LAST_WORD_S, self._tell)
+        loop = asyncio.get_running_loop()
+        # Whoever is accepted already gets a connection before asyncio's own server closes: it would drop one that is
+        # made afterwards, and leave its socket open.
+        for each in sockets or []:
+            loop.remove_reader(each)
+        for _ in range(HANG_UP_TURNS):
+            await asyncio.sleep(0)
+        last = loop.call_later(GRACE_S - LAST_WORD_S, self._tell)
         await super().shutdown(sockets)
         last.cancel()
         # Who came while it closed, or outlived the grace, is not left open behind a loop that has ended.
