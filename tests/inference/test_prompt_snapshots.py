@@ -19,7 +19,7 @@ from tests.support.material import tiny_bundle
 
 SYSTEM = "You carry things in a café. " + " ".join(f"Table {i} stands by window {i}." for i in range(12))
 WRITER = """
-import io, signal, sys
+import io, os, signal, sys
 from pathlib import Path
 from fieldlm.inference.prompt_snapshots import read, write
 
@@ -31,7 +31,7 @@ class Half(io.FileIO):
 
 path = Path(sys.argv[1])
 tokens, state = read(path)
-Path.open = lambda path, mode: Half(path, mode)
+os.fdopen = lambda number, mode: Half(number, mode)
 write(path, tokens, state)
 """
 

@@ -156,11 +156,16 @@ def _bundle(folder: Path, spell: Spell) -> Bundle:
     types = {spell("token_embd.weight"): "Q8_0", spell("output_norm.weight"): "F32"}
     types |= {f"blk.{block}.{spell(part)}.weight": rng.choice(kinds) for block in range(12) for part in parts}
     sizes = [60 + 5 * step for step in range(19)]
-    search = {
+    search: dict[str, Any] = {
         "types": types,
         "frontier": [{"bytes": size * 1e6, "predicted_kl": 40 / size**2.5} for size in sizes],
         "trials": [
-            {"bytes": size * 1e6, "quant": spell(f"mix-{size}"), "measured": {"kl": {"value": 70 / size**2.5}}}
+            {
+                "bytes": size * 1e6,
+                "quant": spell(f"mix-{size}"),
+                "cache": {},
+                "measured": {"kl": {"value": 70 / size**2.5}},
+            }
             for size in (75, 100, 140)
         ],
         "cache": {"keys": "q8_0", "values": "q8_0"},
@@ -169,7 +174,8 @@ def _bundle(folder: Path, spell: Spell) -> Bundle:
             for keys in (spell("f16"), "q8_0", "q4_0")
         ],
     }
-    (folder / "report.json").write_text(json.dumps({"search": search}))
+    report = {"search": search, "candidates": search["trials"][1:2]}
+    (folder / "report.json").write_text(json.dumps(report))
     model = ModelInfo(
         name=spell("SmolLM2"), source=spell("hf:SmolLM2"), licence=spell("apache-2.0"), architecture="llama",
         parameters=1, context=2048, source_sha256="0" * 64,

@@ -56,7 +56,7 @@ def page(bundle: Bundle) -> str:
         "explain.html",
         title=f"{manifest.model.name} as {manifest.recipe.quant} for {manifest.profile}",
         bundle=bundle,
-        frontier=_frontier(search, report["candidates"][0], _limit_mb(bundle)),
+        frontier=_frontier(search, next(iter(report.get("candidates", ())), None), _limit_mb(bundle)),
         caches=_caches(search),
         bought=_bought(search["frontier"]),
         blocks=sorted(blocks.items()),
@@ -82,14 +82,17 @@ def _limit_mb(bundle: Bundle) -> float | None:
     return gate.limit if gate else None
 
 
-def _frontier(search: dict[str, Any], chosen: dict[str, Any], limit_mb: float | None) -> Svg:
+def _frontier(search: dict[str, Any], chosen: dict[str, Any] | None, limit_mb: float | None) -> Svg:
     """Draw what was foreseen and what was made and measured; `chosen` is the candidate that became the bundle.
 
     Sizes are those of the bundle, as its limit counts them.
     """
     line = [(_bundle_mb(each), each["predicted_kl"]) for each in search["frontier"] if each["predicted_kl"] > 0]
     dots = [_dot(each, "old") for each in search["trials"]]
-    is_it = [all(each[name] == chosen[name] for name in ("quant", "bytes", "cache")) for each in search["trials"]]
+    is_it = [
+        chosen is not None and all(each[name] == chosen[name] for name in ("quant", "bytes", "cache"))
+        for each in search["trials"]
+    ]
     if any(is_it):  # which may have been tried twice; it is drawn last, above the others
         dots.append(replace(dots.pop(is_it.index(True)), kind="new", is_below=False))
     values = [kl for _, kl in line] + [dot.y for dot in dots]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldlm.core import options, terminal
-from fieldlm.core.errors import InputError, MissingDependencyError
+from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
 from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_whole
 from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.gguf import read_header
@@ -352,9 +352,12 @@ def _checkpoint(text: str) -> Path:
 def _blocks(text: str) -> Path:
     """Return the GGUF file that `text` names, or the one of the bundle that it names."""
     path = Path(text)
-    found = open_bundle(path).need("base") if path.is_dir() else path
+    try:
+        found = open_bundle(path).need("base") if path.is_dir() else path
+    except FieldlmError as error:
+        raise ArgumentTypeError(f"{text!r}, want a .gguf file or a bundle: {error}") from error
     if found.suffix != ".gguf" or not found.is_file():
-        raise ArgumentTypeError(f"{text!r} is no .gguf file and no bundle with one")
+        raise ArgumentTypeError(f"{text!r} is no .gguf file and no bundle with one; want a file or a bundle")
     read_header(found)
     return found
 
