@@ -69,9 +69,9 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 READY_S = 120.0
+"""How long the first answer may take; a large model on a small board needs its time."""
 SLOTS_AGAIN_S = 10.0
 """So often what the disk did not take of the slots is tried again."""
-"""How long the first answer may take; a large model on a small board needs its time."""
 OBSERVE_S, GUARD_S = 10.0, 3600.0
 """How long an update is watched before it is committed, and how long it is taken back for harm after that."""
 POLL_S = 3600.0

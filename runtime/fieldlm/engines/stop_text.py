@@ -1,6 +1,7 @@
 """Incremental detokenisation and stop strings: bytes of tokens in, whole characters out."""
 
 import codecs
+from collections.abc import Sequence
 
 
 class TextStream:
@@ -50,14 +51,15 @@ class TextStream:
         if ends:
             self._held, self._stopped = "", True
             return text[: min(ends)], True
-        certain = len(text) - self._may_begin(text)
+        certain = len(text) - beginning_at_end(text, self._stop)
         self._held = text[certain:]
         return text[:certain], False
 
-    def _may_begin(self, text: str) -> int:
-        """Return the length of the longest end of `text` that is the beginning of a stop string."""
-        longest = max(map(len, self._stop)) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
-                return length
-        return 0
+
+def beginning_at_end(text: str, marks: Sequence[str]) -> int:
+    """Return the length of the longest end of `text` that is the beginning, and not the whole, of one of `marks`."""
+    longest = max(map(len, marks)) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(mark.startswith(text[-length:]) for mark in marks):
+            return length
+    return 0

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fieldlm.engines import Chunk, Outcome, RunningAnswer
+from fieldlm.engines.stop_text import beginning_at_end
 from fieldlm.inference.thoughts.marks import ThoughtMarks
 
 
@@ -77,7 +78,7 @@ class ThoughtReader:
         """Take what is thought off what is held, and whether the thought has ended with it."""
         before, mark, rest = self._held.partition(self._marks.closes)
         if not mark:
-            certain = len(before) - _beginning(before, self._marks.closes)
+            certain = len(before) - beginning_at_end(before, (self._marks.closes,))
             self._held = before[certain:]
             return self._think(before[:certain]), False
         self._held, self.is_inside = rest, False
@@ -125,12 +126,6 @@ def parted_thought(text: str, marks: ThoughtMarks | None, outcome: Outcome) -> t
     reader = ThoughtReader(marks)
     pieces = [reader.push(text), reader.finish(is_cut=outcome != "stop")]
     return "".join(thought for thought, _ in pieces), "".join(answer for _, answer in pieces)
-
-
-def _beginning(text: str, mark: str) -> int:
-    """Return the length of the longest end of `text` that `mark` begins with."""
-    longest = min(len(mark) - 1, len(text))
-    return next((length for length in range(longest, 0, -1) if mark.startswith(text[-length:])), 0)
 
 
 def without_thoughts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
