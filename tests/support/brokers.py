@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -65,3 +67,19 @@ class Mosquitto:
 
 def make(name: str, folder: Path) -> Broker:
     return Mosquitto(folder) if name == "mosquitto" else EmbeddedBroker(port=0, folder=folder)
+
+
+@contextmanager
+def mosquitto(folder: Path, *lines: str, tls: bool = False) -> Generator[str]:
+    """Run one with these lines in its configuration; yields its URL."""
+    port = free_port()
+    config = folder / "mosquitto.conf"
+    config.write_text("\n".join([f"listener {port} 127.0.0.1", "user root", "log_type error", *lines]) + "\n")
+    assert MOSQUITTO, "these tests need Mosquitto: apt-get install mosquitto"
+    process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stderr=subprocess.DEVNULL)
+    try:
+        wait_until_open("127.0.0.1", port)
+        yield f"mqtt{'s' if tls else ''}://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()

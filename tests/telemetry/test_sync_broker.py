@@ -1,11 +1,8 @@
 """What a device says and does on a real Mosquitto, configured as fleets configure theirs."""
 
 import contextlib
-import datetime
-import ipaddress
 import secrets
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -16,19 +13,15 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 from backports import zstd
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fieldlm.cli.broker import free_port, wait_until_open
 from fieldlm.core.signing import key_id
 from fieldlm.formats import block, topics
 from fieldlm.formats.policy import Policy, sign_policy
 from fieldlm.formats.record import Record
-from fieldlm.network.mqtt import Identity, Link
+from fieldlm.network.broker_identity import Identity
+from fieldlm.network.mqtt import Link
 from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.recorder import Recorder
 from fieldlm.telemetry.spool import Spool
@@ -36,7 +29,8 @@ from fieldlm.telemetry.sync import Sync
 from fieldlm.telemetry.sync_session import Timing
 from fieldlm_compiler.collect.collect import Collector
 from fieldlm_compiler.collect.parquet import Store
-from tests.support.brokers import MOSQUITTO
+from tests.support.brokers import mosquitto
+from tests.support.certificate import Authority
 from tests.telemetry.test_recorder import SECRETS, TERMS, Exchange
 
 QUICK = Timing(ack_s=1.0, linger_s=0.05, backoff_base_s=0.05, backoff_cap_s=0.3)
@@ -47,22 +41,6 @@ def soon(holds: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.02)
     return holds()
-
-
-@contextmanager
-def mosquitto(folder: Path, *lines: str, tls: bool = False) -> Generator[str]:
-    """Run one with these lines in its configuration; yields its URL."""
-    port = free_port()
-    config = folder / "mosquitto.conf"
-    config.write_text("\n".join([f"listener {port} 127.0.0.1", "user root", "log_type error", *lines]) + "\n")
-    assert MOSQUITTO, "these tests need Mosquitto: apt-get install mosquitto"
-    process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stderr=subprocess.DEVNULL)
-    try:
-        wait_until_open("127.0.0.1", port)
-        yield f"mqtt{'s' if tls else ''}://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager
@@ -301,57 +279,6 @@ def test_a_forgotten_session_leaves_the_store_too(tmp_path: Path) -> None:
         recorder.forget("customer-42")
         assert sync.drain(30)
         assert [row["answer"] for row in store.query(sql)] == ["tea for another"]
-
-
-class Authority:
-    """A certificate authority of the test's own; makes PEM files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"authority {secrets.token_hex(2)}")])
-        self.ca = self._write("ca.pem", self._certificate(self._name, self._key, is_ca=True))
-
-    def issue(self, name: str) -> tuple[str, str]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        return self._write(f"{name}.pem", self._certificate(subject, key)), self._write(f"{name}.key", pem)
-
-    def _certificate(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_ca: bool = False) -> bytes:
-        now = datetime.datetime.now(datetime.UTC)
-        own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        by = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        usage = x509.KeyUsage(
-            digital_signature=True, key_cert_sign=is_ca, crl_sign=is_ca, content_commitment=False,
-            key_encipherment=False, data_encipherment=False,
-            key_agreement=False, encipher_only=False, decipher_only=False,
-        )  # fmt: skip
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-            .add_extension(usage, critical=True)
-            .add_extension(own, critical=False)
-            .add_extension(by, critical=False)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-            )
-            .sign(self._key, hashes.SHA256())
-        )
-        return certificate.public_bytes(serialization.Encoding.PEM)
-
-    def _write(self, name: str, data: bytes) -> str:
-        path = self.folder / name
-        path.write_bytes(data)
-        return str(path)
 
 
 # paho leaves a socket to the collector of garbage when the handshake fails.

@@ -45,7 +45,7 @@ class BrokerWatch:
             self._say(
                 "untrusted",
                 f"the certificate of {self._broker} is not trusted: {error.verify_message}; this system's authorities "
-                "have to vouch for it, or those in the file that the variable SSL_CERT_FILE names, and it has to be "
+                "have to vouch for it, or those in the file of --broker-ca, and it has to be "
                 f"for the name in --broker{_AGAIN}",
             )
             return

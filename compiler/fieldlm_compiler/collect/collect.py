@@ -8,7 +8,6 @@ import contextlib
 import queue
 import signal
 import sqlite3
-import ssl
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from fieldlm.core.urls import shown
 from fieldlm.core.wording import counted
 from fieldlm.formats import block, topics
 from fieldlm.formats.record import WireError
+from fieldlm.network.broker_identity import Identity, add_identity_options, identity_of
 from fieldlm_compiler.collect.broker_watch import BrokerWatch
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.rewrite import age_ms
@@ -84,8 +84,12 @@ class Collector:
         shards: range = range(topics.SHARDS),
         keep_text_ms: int | None = None,
         sealer: TextSealer | None = None,
+        identity: Identity | None = None,
     ) -> None:
-        """`keep_text_ms` is how long text is kept, None for ever; `sealer` encrypts it before it is stored."""
+        """`keep_text_ms` is how long text is kept, None for ever; `sealer` encrypts it before it is stored.
+
+        `identity` is for a broker with TLS whose certificate, or whose demand for one, the system does not cover.
+        """
         self.url = broker_url
         self.fleet = fleet
         self.store = store
@@ -98,7 +102,9 @@ class Collector:
         self._sealer = sealer
         self._keep_text_ms = keep_text_ms
         self._expired_s = self._tidied_s = float("-inf")
-        self._client = _client(broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}")
+        self._client = _client(
+            broker_url, f"fieldlm-collector-{fleet}-{shards.start}-{shards.stop}", identity or Identity()
+        )
         self._watch = BrokerWatch(broker_url)
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = self._on_connect_fail
@@ -259,12 +265,12 @@ def _reply(fleet: str, device: str, epoch: int, upto: dict[str, int], nonce: str
     return Acknowledgement(topic=topics.ack_topic(fleet, device), ack=topics.Ack(epoch=epoch, upto=upto, nonce=nonce))
 
 
-def _client(url: str, client_id: str) -> mqtt.Client:
+def _client(url: str, client_id: str, identity: Identity) -> mqtt.Client:
     address = topics.parse_broker(url)
     client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5)
     client.reconnect_delay_set(min_delay=1, max_delay=8)
     if address.tls:
-        client.tls_set_context(ssl.create_default_context())
+        client.tls_set_context(identity.context())
     if address.user:
         client.username_pw_set(address.user, address.password)
     return client
@@ -305,6 +311,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--seal-text", type=options.existing_file, metavar="PEM", help="encrypt text for this X25519 key as it comes"
     )
+    add_identity_options(parser)
     looking = parser.add_mutually_exclusive_group()
     looking.add_argument("--show", action="store_true", help="print counts and gaps of the store, and end")
     looking.add_argument("--compact", action="store_true", help="make few large files of many small ones, and end")
@@ -317,6 +324,7 @@ def main(argv: Sequence[str]) -> int:
     shards = parse_shards(args.shards)
     topics.parse_broker(args.broker)
     topics.collector_filters(args.fleet, shards)  # raises InputError for what is no name
+    identity = identity_of(args)
     sealer = sealer_of(args.seal_text) if args.seal_text else None
     with open_sink(args.store, forget=args.forget) as store:
         if args.compact:
@@ -325,7 +333,15 @@ def main(argv: Sequence[str]) -> int:
             store.compact()
             terminal.show({"compacted": args.store}, f"{args.store} is compacted", as_json=args.json)
             return 0
-        collector = Collector(args.broker, args.fleet, store, shards=shards, keep_text_ms=args.keep_text, sealer=sealer)
+        collector = Collector(
+            args.broker,
+            args.fleet,
+            store,
+            shards=shards,
+            keep_text_ms=args.keep_text,
+            sealer=sealer,
+            identity=identity,
+        )
         return _collect(collector, args.store, as_json=args.json)
 
 

@@ -17,6 +17,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.wording import counted
 from fieldlm.formats.topics import parse_broker, release_topic
+from fieldlm.network.broker_identity import add_identity_options, identity_of
 from fieldlm.network.mqtt import leave
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
@@ -118,7 +119,8 @@ def _tell(state: State, args: argparse.Namespace) -> None:
     for track in state.tracks:
         # The next number, because a release that is taken back is followed by one; the time makes it another message.
         pointer = {"seq": track.seq + 1, "profile": track.profile, "repository": args.at, "told_ms": time.time_ns()}
-        leave(args.broker, release_topic(args.fleet, track.profile), json.dumps(pointer).encode())
+        topic = release_topic(args.fleet, track.profile)
+        leave(args.broker, topic, json.dumps(pointer).encode(), identity=args.identity)
 
 
 def _draw(controller: Controller, args: argparse.Namespace) -> None:
@@ -216,10 +218,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fleet", default="default", help="fleet to notify")
     parser.add_argument("--at", default="", metavar="URL", help="where devices reach the repository")
     parser.add_argument("--reason", default="asked for", help="abort: why")
+    add_identity_options(parser)
     args = parser.parse_args(argv)
     if args.memory is None and args.store.startswith(("delta:", "kafka:")):
         raise InputError(f"{args.store} is no folder; say where the rollout is remembered: --memory FOLDER")
     if args.broker:
         parse_broker(args.broker)
+    args.identity = identity_of(args)
     args.memory = args.memory or Path(args.store)
     return args

@@ -36,6 +36,7 @@ from fieldlm.formats.release import (
     role_name,
 )
 from fieldlm.formats.topics import parse_broker, release_topic
+from fieldlm.network.broker_identity import Identity, add_identity_options, identity_of
 from fieldlm.network.mqtt import leave
 from fieldlm_compiler.repository.metadata import TIMESTAMP_DAYS, Keyring, RepositoryMetadata, publish_lock, read_offered
 
@@ -176,10 +177,10 @@ def _keep_index(store: Blobs, sha256: str, index: bytes) -> None:
         write_whole(store.path(sha256), index)
 
 
-def announce(pointer: Pointer, broker: str, *, topic: str) -> None:
+def announce(pointer: Pointer, broker: str, *, topic: str, identity: Identity | None = None) -> None:
     """Leave the pointer on the broker as a retained message; raises UnavailableError when it does not take it."""
     try:
-        leave(broker, topic, canonical_json(pointer))
+        leave(broker, topic, canonical_json(pointer), identity=identity)
     except UnavailableError as error:
         raise UnavailableError(f"the release is published, but its announcement is not: {error}") from error
 
@@ -255,11 +256,13 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument(
         "--at", default="", metavar="URL", help="where devices reach the repository; default: as configured"
     )
+    add_identity_options(parser)
     args = parser.parse_args(argv)
     if (args.bundle is None) is not args.refresh:
         raise InputError("name a bundle, or say --refresh to renew what was published")
     if args.announce:
         parse_broker(args.announce)
+    args.identity = identity_of(args)
     return args
 
 
@@ -291,7 +294,8 @@ def main(argv: Sequence[str]) -> int:
         log.info("note: its weights came quantised and were held against no source model; compile --quant does that")
     if args.announce:
         pointer = Pointer(seq=release.seq, profile=release.profile, repository=args.at)
-        announce(pointer, args.announce, topic=release_topic(args.fleet, release.profile))
+        topic = release_topic(args.fleet, release.profile)
+        announce(pointer, args.announce, topic=topic, identity=args.identity)
     if is_first:
         log.info(f"{keys} holds new keys, which devices of {args.to} trust from now on; keep a copy: fieldlm keys show")
     terminal.show(release, _summary(release, args.to, is_known=release == before), as_json=args.json)

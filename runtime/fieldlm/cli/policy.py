@@ -13,6 +13,7 @@ from fieldlm.core.signing import key_id, load_or_create_key
 from fieldlm.formats import topics
 from fieldlm.formats.policy import Policy, sign_policy
 from fieldlm.formats.record import WireError
+from fieldlm.network.broker_identity import add_identity_options, identity_of
 from fieldlm.network.mqtt import leave
 
 
@@ -31,10 +32,12 @@ def main(argv: Sequence[str]) -> int:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--publish", metavar="URL", help="mqtt://HOST of the fleet's broker")
     where.add_argument("--out", type=options.new_file, help="file to write the signed policy to")
+    add_identity_options(parser)
     args = parser.parse_args(argv)
     policy = _read(args.policy)
     if args.publish:
         topics.parse_broker(args.publish)
+    identity = identity_of(args)
     key = load_or_create_key(args.key or keys_folder() / "policy.pem")
     try:
         message = sign_policy(policy, key)
@@ -43,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if args.out:
         write_whole(args.out, message)
     elif args.publish:
-        leave(args.publish, topics.policy_topic(policy.fleet), message)
+        leave(args.publish, topics.policy_topic(policy.fleet), message, identity=identity)
     signer = key_id(key.public_key())
     document = {"fleet": policy.fleet, "version": policy.version, "telemetry": policy.telemetry, "signer": signer}
     said = f"policy {policy.version} of fleet {policy.fleet}; devices take it with FIELDLM_POLICY_SIGNER={signer}"

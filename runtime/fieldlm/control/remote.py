@@ -20,6 +20,7 @@ from fieldlm.core.urls import shown
 from fieldlm.formats import command as wire
 from fieldlm.formats import topics
 from fieldlm.formats.command import Command, CommandResult, Verb
+from fieldlm.network.broker_identity import Identity, add_identity_options, identity_of
 from fieldlm.network.http_client import HttpClient, own_server
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, needs_device: bool = False
     parser.add_argument("--url", default="", help="where the device on this machine listens; default: as configured")
     parser.add_argument("--broker", default="", help="reach it through this broker: mqtt://HOST")
     parser.add_argument("--fleet", default="default", help="its fleet on that broker")
+    add_identity_options(parser)
     parser.add_argument("--keys", help="folder of the owner's key; default: as configured")
     if has_state:
         parser.add_argument("--state", help="state folder of the device on this machine")
@@ -93,7 +95,7 @@ def connect(args: argparse.Namespace) -> Remote:
         return _local(config, args.url)
     if args.broker:
         topics.parse_broker(args.broker)
-        post = _over_mqtt(args.broker, args.fleet, args.device)
+        post = _over_mqtt(args.broker, args.fleet, args.device, identity_of(args))
     elif "://" in args.device or args.device.startswith("unix:"):
         post = _over_http(_client(args.device))
     else:
@@ -147,13 +149,15 @@ def _over_http(client: HttpClient) -> Post:
     return post
 
 
-def _over_mqtt(broker: str, fleet: str, device: str) -> Post:
+def _over_mqtt(broker: str, fleet: str, device: str, identity: Identity) -> Post:
     from fieldlm.network.mqtt import Inbox, Link
 
     def post(message: bytes) -> CommandResult:
         inbox: Inbox = queue.SimpleQueue()
         client = f"fieldlm-owner-{secrets.token_hex(4)}"
-        with Link(broker, client_id=client, session_expiry_s=0, inbox=inbox, most_bytes=ANSWER_BYTES) as link:
+        with Link(
+            broker, client_id=client, session_expiry_s=0, inbox=inbox, most_bytes=ANSWER_BYTES, identity=identity
+        ) as link:
             link.subscribe([topics.up(fleet, device, "res/+")])
             link.publish(topics.command_topic(fleet, device), message, expiry_s=COMMAND_EXPIRY_S)
             return _await(inbox, _name(message), f"{device} on {topics.parse_broker(broker)}")

@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast, get_type_hints
@@ -218,11 +218,18 @@ def load_config(
     return Config(**cast(dict[str, Any], values), origins=origins)
 
 
-def keys_folder(flag: str | None = None, env: Mapping[str, str] = os.environ) -> Path:
-    """Return the setting `keys` alone, for a workshop, which is no device; raises ConfigError as `load_config` does."""
+def settings_alone(
+    names: Sequence[str], flags: Mapping[str, object], env: Mapping[str, str] = os.environ
+) -> dict[str, object]:
+    """Return these settings alone, for a workshop, which is no device; raises ConfigError as `load_config` does."""
     path = config_file(env)
-    folder, _ = _value("keys", {"keys": flag}, env, _read(path, strict=False) if path else {}, str(path))
-    return cast(Path, folder)
+    table = _read(path, strict=False) if path else {}
+    return {name: _value(name, flags, env, table, str(path))[0] for name in names}
+
+
+def keys_folder(flag: str | None = None, env: Mapping[str, str] = os.environ) -> Path:
+    """Return the setting `keys` alone."""
+    return cast(Path, settings_alone(["keys"], {"keys": flag}, env)["keys"])
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -46,7 +46,7 @@ from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.engine_watchdog import EngineWatchdog, ProgressMonitor
 from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.model_pool import ModelPool
-from fieldlm.network.mqtt import Identity
+from fieldlm.network.broker_identity import Identity
 from fieldlm.telemetry.alerts import Trouble, troubles
 from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.forget import privacy_routes

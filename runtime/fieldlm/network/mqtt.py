@@ -2,7 +2,6 @@
 
 import queue
 import secrets
-import ssl
 import threading
 from collections.abc import Sequence
 from types import TracebackType
@@ -17,6 +16,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fieldlm.core.errors import UnavailableError
 from fieldlm.formats import topics
+from fieldlm.network.broker_identity import Identity
 
 MAX_INFLIGHT = 16
 KEEPALIVE_S = 60
@@ -25,25 +25,6 @@ MOST_BYTES = 128 << 10
 """What is taken in one packet: a command or a policy of 64 KiB, and its topic."""
 MAX_PACKET_BYTES = 268_435_455
 """MQTT's own limit."""
-
-
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who vouches for the broker, and what the device shows it: PEM files; empty is the system's, and nothing."""
-
-    ca: str = ""
-    cert: str = ""
-    key: str = ""
-
-    def context(self) -> ssl.SSLContext:
-        """Return what TLS needs; raises LinkError when a file is missing or not what it should be."""
-        try:
-            context = ssl.create_default_context(cafile=self.ca or None)
-            if self.cert:
-                context.load_cert_chain(self.cert, self.key or None)
-        except (OSError, ValueError) as error:
-            names = ", ".join(filter(None, (self.ca, self.cert, self.key)))
-            raise UnavailableError(f"the certificates {names} cannot be used: {error}") from error
-        return context
 
 
 class Received(msgspec.Struct, frozen=True):

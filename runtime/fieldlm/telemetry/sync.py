@@ -24,7 +24,8 @@ from fieldlm.formats import topics
 from fieldlm.formats.policy import Policy
 from fieldlm.formats.record import WireError
 from fieldlm.hardware.board_id import boot_id
-from fieldlm.network.mqtt import Closed, Identity, Inbox, Link, Received
+from fieldlm.network.broker_identity import Identity
+from fieldlm.network.mqtt import Closed, Inbox, Link, Received
 from fieldlm.telemetry.backoff import Backoff
 from fieldlm.telemetry.data_budget import Budget
 from fieldlm.telemetry.effective_policy import EffectivePolicy
