@@ -71,7 +71,7 @@ def test_a_certificate_that_nobody_vouches_for_is_said_once(tmp_path: Path, logg
         with collecting(tmp_path, f"mqtts://{USER}localhost:{port}"):
             wait_until(lambda: gate.tried >= 3)
     assert said(logged, "is not trusted: self-signed certificate") == 1
-    assert said(logged, "SSL_CERT_FILE") == 1
+    assert said(logged, "--broker-ca") == 1
 
 
 def test_a_broker_that_refuses_is_said_once(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:

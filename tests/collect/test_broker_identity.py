@@ -58,7 +58,7 @@ def test_a_policy_reaches_such_a_broker(
 COMMANDS = [
     "collect --store new",
     "publish new --to new-repository",
-    "rollout start --to new-repository --store new",
+    "rollout start --to . --store new",
     "policy policy.toml --publish mqtts://127.0.0.1:1",
     "logs kiosk-1 --broker mqtts://127.0.0.1:1",
 ]
