@@ -1,8 +1,8 @@
 """A Debian for ARM in a folder: its Python runs here in qemu, on any processor that qemu imitates.
 
 Nothing is installed: its packages are unpacked and never configured, and wheels are unpacked by this machine's pip, so
-that nothing but the tests themselves is imitated. It lies in the tests' cache. Whoever starts a program in it starts one
-of this machine: tests that begin processes of their own have no place in there.
+that nothing but the tests themselves is imitated. It lies in the tests' cache. Whoever starts a program in it starts
+one of this machine: tests that begin processes of their own have no place in there.
 """
 
 import hashlib
