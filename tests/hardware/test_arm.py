@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.arm_machine import ArmMachine, arm_machine, has_tools
+from tests.support.arm_machine import ArmMachine, arm_machine
 from tests.support.depth import DEPTH
 
-PROCESSORS = {"cortex-a53": False, "cortex-a76": True} if has_tools() else {}
+PROCESSORS = {"cortex-a53": False, "cortex-a76": True}
 """Of a Pi 3 and of a Pi 5 → whether it multiplies bytes in one instruction, which models are fast by."""
 LEAST = "cortex-a53"
 """What runs on it runs on those after it; they try all rooms in `make deep`."""
