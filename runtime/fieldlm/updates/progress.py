@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from fieldlm.blobs.fetch import BlobSource
+from fieldlm.blobs.sources import StoppedError
 from fieldlm.core.errors import (
     BundleError,
     EngineError,
@@ -77,6 +78,11 @@ class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
     runs: int = 0
     last: UpdateResult | None = None
     shadow: ShadowFigures | None = None
+
+    @property
+    def has_given_way(self) -> bool:
+        """Whether the last update gave way to one that has not ended yet."""
+        return self.running and self.last is not None and self.last.reason == StoppedError.reason
 
 
 class UpdateRun:
