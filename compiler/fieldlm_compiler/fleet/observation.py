@@ -31,7 +31,7 @@ FROM records WHERE stream = 'ota' AND detail['bundle'] <> ''
 
 SHADOWS = """
 SELECT device, detail FROM records
-WHERE stream = 'ota' AND detail['bundle'] <> '' AND detail['shadow_answers'] <> '' ORDER BY wall_ms"""
+WHERE stream = 'ota' AND detail['bundle'] <> '' AND detail['shadow_answers'] <> '' ORDER BY wall_ms, seq"""
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):

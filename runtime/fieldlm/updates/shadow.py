@@ -206,12 +206,13 @@ class Shadow(Generic[Loaded]):
         """Yield the gauges of the candidate that is in the shadow, or was the last."""
         if (period := self._period) is None:
             return
-        figures, labels = period.figures(), {"generation": period.candidate}
+        figures = period.figures()
+        labels = {"generation": period.candidate}
         yield "fieldlm_shadow_active", "1 while a candidate answers in the shadow.", labels, not figures.end
         for what in ("wanted", "answers", "agreed", "valid", "serving_valid", "judged", "right", "serving_right"):
-            count = getattr(figures, what)
-            says = "Answers in the shadow, by what is to be said of them; serving_ is the generation that serves."
-            yield "fieldlm_shadow_answers", says, {**labels, "what": what}, count
+            kinds = {"generation": period.candidate, "what": what}
+            count: int = getattr(figures, what)
+            yield "fieldlm_shadow_answers", "Shadow answers; serving_ is the generation that serves.", kinds, count
 
     def fulfil(
         self,
