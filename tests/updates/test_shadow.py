@@ -192,6 +192,14 @@ def test_who_asks_for_an_update_by_hand_waits_for_no_shadow(kiosk: Kiosk, tuned:
     assert [event for event, _ in kiosk.site.events].count("update.rolled-back") == 0
 
 
+def test_who_asks_by_hand_is_not_kept_waiting_by_what_the_device_has_heard_meanwhile(kiosk: Kiosk, tuned: Bundle) -> None:
+    kiosk.begin()
+    kiosk.updater.on_hint()
+    kiosk.updater.start()
+    wait_until(lambda: kiosk.site.live.current.bundle.id == tuned.id)
+    kiosk.end(runs=3)
+
+
 def test_what_gave_way_is_not_taken_for_the_update_that_it_gave_way_to() -> None:
     gave_way = UpdateResult(outcome="failed", reason="stopped")
     assert UpdateState(running=True, runs=1, last=gave_way).has_given_way
@@ -250,6 +258,7 @@ def test_a_device_that_stops_in_between_begins_anew(kiosk: Kiosk, tuned: Bundle)
     assert again.updater.state.shadow.answers == 0
     again.ask(RIGHT, RIGHT)
     assert again.end().generation == tuned.generation
+    again.updater.close()
 
 
 def run(shadow: Shadow[ServingSimulator], kiosk: Kiosk, stop: threading.Event) -> list[ShadowFigures]:

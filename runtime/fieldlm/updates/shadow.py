@@ -97,7 +97,7 @@ class ShadowPeriod(Generic[Loaded]):
 
     def hear(self, request: AskedBefore[Loaded]) -> None:
         """Take note of a live request that was answered; never waits."""
-        if request.generation != self.before:
+        if request.generation != self.before or self.end:
             return
         question = request.question
         with self._lock:

@@ -109,7 +109,7 @@ class Updater(Generic[Loaded]):
         self._guard_s = guard_s
         self._hold_s = hold_s
         self._one_at_a_time = threading.RLock()
-        self._is_queued = threading.Event()
+        self._queued = {is_asked: threading.Event() for is_asked in (True, False)}
         self._stop = threading.Event()
         self._way = Preemption()
         self._tasks = Tasks(tasks)
@@ -120,10 +120,14 @@ class Updater(Generic[Loaded]):
     @property
     def state(self) -> UpdateState:
         run, shadow = self._run, self._shadow.figures if self._shadow else None
-        state = UpdateState(running=self._is_queued.is_set(), runs=self._runs, last=self._last, shadow=shadow)
+        state = UpdateState(running=self._is_queued, runs=self._runs, last=self._last, shadow=shadow)
         if run is None:
             return state
         return msgspec.structs.replace(state, running=True, step=run.step, bytes_done=run.done, bytes_total=run.total)
+
+    @property
+    def _is_queued(self) -> bool:
+        return any(queued.is_set() for queued in self._queued.values())
 
     def close(self) -> None:
         """Give up what is under way, without a verdict, and wait for its end."""
@@ -134,20 +138,15 @@ class Updater(Generic[Loaded]):
         self._tasks.close(CLOSE_S)
 
     def start(self, hint: bytes | None = None, *, repository: str = "") -> None:
-        """Update in a thread of its own; while one is waiting to begin, another would find the same and is not made.
+        """Update in a thread of its own; while another that was asked for waits to begin, this one is not made.
 
         `repository` is used this once in the place of the configured one.
         """
-        if not self._is_queued.is_set():
-            self._is_queued.set()
-            # A crash is the end of this try: the next look, at the latest in an hour, finds the same release.
-            self._tasks.start("update", partial(self._in_turn, hint, repository))
+        self._queue("update", hint, repository, is_asked=True)
 
     def on_hint(self, hint: bytes | None = None) -> None:
         """Look at what arrived by itself, or look because it is time to: at the device's own moment in its wave."""
-        if not self._is_queued.is_set():
-            self._is_queued.set()
-            self._tasks.start("hear", partial(self._in_turn, hint, "", is_asked=False))
+        self._queue("hear", hint, "", is_asked=False)
 
     def poll(self, every_s: float) -> None:
         """Look every so often until `close`, at a moment that differs from device to device."""
@@ -234,10 +233,16 @@ class Updater(Generic[Loaded]):
         finally:
             self._one_at_a_time.release()
 
-    def _in_turn(self, hint: bytes | None, repository: str, *, is_asked: bool = True) -> None:
+    def _queue(self, name: str, hint: bytes | None, repository: str, *, is_asked: bool) -> None:
+        if not self._queued[is_asked].is_set():
+            self._queued[is_asked].set()
+            # A crash is the end of this try: the next look, at the latest in an hour, finds the same release.
+            self._tasks.start(name, partial(self._in_turn, hint, repository, is_asked=is_asked))
+
+    def _in_turn(self, hint: bytes | None, repository: str, *, is_asked: bool) -> None:
         run = self._run
         with self._first() if is_asked and run and not run.is_asked else self._one_at_a_time:
-            self._is_queued.clear()
+            self._queued[is_asked].clear()
             if not self._stop.is_set():
                 self.check_and_update(hint, repository=repository, is_asked=is_asked)
 

@@ -32,6 +32,8 @@ from fieldlm.inference.generations import Serving
 from fieldlm.inference.thoughts.thought_reader import OpenedThought
 from fieldlm.network.json_api import ApiError
 
+ENDED = ("stop", "length", "error")
+"""How answers end that say something of their generation; others ran out of time, or of readers."""
 LOOK_S = 0.02
 LONGEST_S, SLOWEST = 120.0, 4
 """How long a candidate may take for one answer: so many seconds, and so many times what the one that serves took."""
@@ -55,8 +57,9 @@ class LiveRequest:
     @staticmethod
     def of(job: Job, turn: ResponseStream) -> "LiveRequest | None":
         """Return what can be asked again: a conversation, answered once, by the device's own model, which had time."""
-        by = turn.exchange.verdict
-        is_own = not job.serving.name and not isinstance(job.serving, Chosen) and (by is None or by.by != "large")
+        verdict = turn.exchange.verdict
+        is_small = verdict is None or verdict.by != "large"
+        is_own = is_small and not job.serving.name and not isinstance(job.serving, Chosen)
         is_one = len(turn.answers) == 1 and not isinstance(job.asked, CompletionRequest)
         return LiveRequest(job, turn) if is_own and is_one and turn.exchange.outcome in ENDED else None
 
@@ -133,10 +136,6 @@ class LiveRequest:
         if written.is_open and contract.thoughts:
             return contract, OpenedThought(answer, contract.thoughts)
         return contract, answer
-
-
-ENDED = ("stop", "length", "error")
-"""How answers end that say something of their generation; others ran out of time, or of readers."""
 
 
 def _is_valid(choice: StreamedChoice, contract: OutputContract) -> bool:
