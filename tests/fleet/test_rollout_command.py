@@ -58,13 +58,17 @@ class World:
                     state = {"state": "ready", "profile": profile, "generation": self.new[profile] if is_good else OLD}
                     store.note_presence(device, json.dumps(state))
                     if takes and not is_good:
-                        store.append([block.parse(block.encode([self.record(device, {**BACK, "bundle": self.new[profile]})]))])
+                        store.append(
+                            [block.parse(block.encode([self.record(device, {**BACK, "bundle": self.new[profile]})]))]
+                        )
 
     def shadow(self, profile: str, figures: ShadowFigures, *, devices: int) -> None:
         """Let so many devices tell how the new release did in the shadow; none switches to it."""
         told = {"event": "update.shadowed", "bundle": self.new[profile], **figures.told()}
         with Store(self.folder / "store") as store:
-            store.append([block.parse(block.encode([self.record(name, told)])) for name in self.names(profile)[:devices]])
+            store.append(
+                [block.parse(block.encode([self.record(name, told)])) for name in self.names(profile)[:devices]]
+            )
 
     def record(self, device: str, detail: dict[str, str]) -> Record:
         self.seq[device] = self.seq.get(device, 0) + 1

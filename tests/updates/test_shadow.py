@@ -169,7 +169,9 @@ def test_words_that_somebody_liked_do_not_make_other_words_wrong(kiosk: Kiosk) -
     assert (figures.answers, figures.agreed, figures.judged) == (1, 0, 0)
 
 
-def test_a_candidate_that_nobody_asks_anything_is_switched_to_when_its_time_is_over(tmp_path: Path, tuned: Bundle) -> None:
+def test_a_candidate_that_nobody_asks_anything_is_switched_to_when_its_time_is_over(
+    tmp_path: Path, tuned: Bundle
+) -> None:
     site = make_site(tmp_path, small_bundle(tmp_path / "base", base_bytes=5000))
     site.publish(tuned, Offer(shadow=LEAST, shadow_s=0))
     kiosk = Kiosk(site)
@@ -192,7 +194,9 @@ def test_who_asks_for_an_update_by_hand_waits_for_no_shadow(kiosk: Kiosk, tuned:
     assert [event for event, _ in kiosk.site.events].count("update.rolled-back") == 0
 
 
-def test_who_asks_by_hand_is_not_kept_waiting_by_what_the_device_has_heard_meanwhile(kiosk: Kiosk, tuned: Bundle) -> None:
+def test_who_asks_by_hand_is_not_kept_waiting_by_what_the_device_has_heard_meanwhile(
+    kiosk: Kiosk, tuned: Bundle
+) -> None:
     kiosk.begin()
     kiosk.updater.on_hint()
     kiosk.updater.start()

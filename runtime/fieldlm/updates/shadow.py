@@ -26,13 +26,13 @@ IDLE_S, BUSY_S = 0.5, 0.05
 CHECK_S = 600.0
 """So often is looked whether the release is still the one that is offered, and noted how long it has been."""
 
-Candidate = TypeVar("Candidate", bound=LoadedModel, contravariant=True)
+Candidate_contra = TypeVar("Candidate_contra", bound=LoadedModel, contravariant=True)
 Look = Callable[[], None]
 OnPair = Callable[[str, dict[str, str]], None]
 """Hears of each pair: the answer's id and what is told of it, in words and numbers."""
 
 
-class AskedBefore(Protocol[Candidate]):
+class AskedBefore(Protocol[Candidate_contra]):
     """A live request that has been answered, and can be asked again of another generation."""
 
     @property
@@ -56,7 +56,7 @@ class AskedBefore(Protocol[Candidate]):
 
     @property
     def served(self) -> ShadowAnswer: ...
-    def ask(self, candidate: Candidate, gives_way: Callable[[], bool]) -> ShadowAnswer | None:
+    def ask(self, candidate: Candidate_contra, gives_way: Callable[[], bool]) -> ShadowAnswer | None:
         """Return what `candidate` answers, None when `gives_way` said that somebody comes first."""
         ...
 

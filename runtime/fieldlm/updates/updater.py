@@ -390,7 +390,8 @@ class Updater(Generic[Loaded]):
 
     def _check_offered(self, run: UpdateRun) -> None:
         """Raise StoppedError when another release, or none, is offered by now; who cannot ask goes on."""
-        assert run.source and run.release, "it was fetched"
+        assert run.source, "it was fetched"
+        assert run.release, "it was fetched"
         try:
             offered = self._offered(run.source)
         except StoppedError:

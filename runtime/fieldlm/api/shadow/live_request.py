@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -83,7 +82,7 @@ class LiveRequest:
     def is_formed(self) -> bool:
         return self._job.promise.is_formed or bool(self._choice.whole.calls)
 
-    @cached_property
+    @property
     def served(self) -> ShadowAnswer:
         exchange = self._exchange
         return ShadowAnswer(
