@@ -254,7 +254,7 @@ class Slots:
 
     def _shadow(self) -> tuple[str, str, float]:
         """Return boot, bundle and seconds of the last shadow period."""
-        boot_id, bundle, spent_s = (self._journal.setting("shadow") or "  0").split(" ")
+        boot_id, bundle, spent_s = (self._journal.setting("shadow") or "  0").rsplit(" ", 2)
         return boot_id, bundle, float(spent_s)
 
     def reject(self, release: Release, reason: str) -> None:
