@@ -41,7 +41,7 @@ def running(bundle: Path, state: Path, repository: Path, root: Path) -> Generato
     serving = threading.Thread(target=device.run, name="server")
     serving.start()
     try:
-        wait_until(ready.is_set)
+        wait_until(ready.is_set, patience_s=180)
         yield device, device.http.url
     finally:
         device.http.stop()
@@ -64,7 +64,7 @@ def test_a_device_lets_a_candidate_answer_in_the_shadow_and_only_numbers_leave_i
     with running(bundle, tmp_path / "state", repository, keys / "root.json") as (device, url):
         assert httpx.get(f"{url}/v1/fieldlm/status").json()["shadow"] is None
         device.updater.on_hint()
-        wait_until(lambda: device.shadow.figures is not None)
+        wait_until(lambda: device.shadow.figures is not None, patience_s=180)
         ids = list[str]()
         for number in range(LEAST + 1):
             answer = httpx.post(
@@ -81,7 +81,7 @@ def test_a_device_lets_a_candidate_answer_in_the_shadow_and_only_numbers_leave_i
             if number < LEAST:  # what is said of the last one may come when the period is over
                 given = httpx.post(f"{url}/v1/feedback", json={"id": answer["id"], "correction": said}, timeout=60)
                 assert given.status_code == 200
-        wait_until(lambda: device.updater.state.runs)
+        wait_until(lambda: device.updater.state.runs, patience_s=180)
         status = httpx.get(f"{url}/v1/fieldlm/status").json()["shadow"]
         state = httpx.get(f"{url}/v1/fieldlm/update").json()
         metrics = httpx.get(f"{url}/metrics").text

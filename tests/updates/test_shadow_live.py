@@ -66,7 +66,7 @@ class House:
         root = keys / "root.json"
         updater = Updater(self.slots, self.live, repository=str(repository), trust=root, shadow=self.shadow)
         updater.on_hint()
-        wait_until(lambda: self.shadow.figures is not None)
+        wait_until(lambda: self.shadow.figures is not None, patience_s=180)
         return updater
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -80,7 +80,7 @@ class House:
         return response.json()
 
     def told(self, response: str) -> dict[str, str]:
-        wait_until(lambda: response in self.pairs)
+        wait_until(lambda: response in self.pairs, patience_s=180)
         return self.pairs[response]
 
     def metric(self, name: str) -> float:
@@ -102,7 +102,7 @@ def house(tmp_path: Path, base_bundle: Bundle) -> Iterator[House]:
 
 
 def ended(updater: Updater[Serving]) -> UpdateResult:
-    wait_until(lambda: updater.state.runs)
+    wait_until(lambda: updater.state.runs, patience_s=180)
     assert updater.state.last
     return updater.state.last
 
