@@ -40,7 +40,7 @@ DEVICE = ROOT / "runtime/fieldlm"
 PLAIN = {"Str": "text", "Bool": "true or false", "Any": "anything", "Raw": "anything"}
 WIRE = (
     "bundle", "probe", "confidence", "release", "record", "block", "topics", "policy", "command", "profile", "growth",
-    "kiosk",
+    "kiosk", "shadow",
 )  # fmt: skip
 """The modules of `fieldlm.formats` that say what other programs read and write."""
 BODY = re.compile(r'"""((?:POST|PUT) /[^\s,:]+)')

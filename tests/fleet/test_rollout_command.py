@@ -12,16 +12,18 @@ import pytest
 from fieldlm.core.errors import InputError
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
+from fieldlm.formats.shadow import ShadowFigures
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.fleet.rollout import main
 from fieldlm_compiler.repository.metadata import Keyring
 from fieldlm_compiler.repository.offers import change, offered
-from fieldlm_compiler.repository.publish import make_offer, publish
+from fieldlm_compiler.repository.publish import in_shadow, make_offer, publish
 from tests.support.update_simulators import small_bundle
 
 PROFILES = ("jetson", "pi")
 OLD = "0ld000000000"
+BACK = {"event": "update.rolled-back", "reason": "garbage"}
 
 
 @dataclass
@@ -56,11 +58,20 @@ class World:
                     state = {"state": "ready", "profile": profile, "generation": self.new[profile] if is_good else OLD}
                     store.note_presence(device, json.dumps(state))
                     if takes and not is_good:
-                        store.append([block.parse(block.encode([self.record(device, self.new[profile])]))])
+                        store.append(
+                            [block.parse(block.encode([self.record(device, {**BACK, "bundle": self.new[profile]})]))]
+                        )
 
-    def record(self, device: str, bundle: str) -> Record:
+    def shadow(self, profile: str, figures: ShadowFigures, *, devices: int) -> None:
+        """Let so many devices tell how the new release did in the shadow; none switches to it."""
+        told = {"event": "update.shadowed", "bundle": self.new[profile], **figures.told()}
+        with Store(self.folder / "store") as store:
+            store.append(
+                [block.parse(block.encode([self.record(name, told)])) for name in self.names(profile)[:devices]]
+            )
+
+    def record(self, device: str, detail: dict[str, str]) -> Record:
         self.seq[device] = self.seq.get(device, 0) + 1
-        detail = {"event": "update.rolled-back", "bundle": bundle, "reason": "garbage"}
         return msgspec.convert(
             {
                 "device": device, "epoch": 7, "stream": "ota", "seq": self.seq[device], "kind": "update",
@@ -191,3 +202,58 @@ def test_a_rollout_reads_a_store_that_is_no_folder(world: World, tmp_path: Path)
         main(words)
     assert main([*words, "--memory", str(memory)]) == 0
     assert {track["size"] for track in json.loads((memory / "rollout.json").read_text())["tracks"]} == {1}
+
+
+GOOD = ShadowFigures(wanted=50, answers=50, agreed=48, valid=50, valid_won=1, judged=4, right=3, right_won=2)
+BAD = ShadowFigures(wanted=50, answers=50, agreed=40, valid=47, valid_lost=3)
+
+
+def test_how_a_release_did_in_the_shadow_is_told_and_devices_are_judged_so_much_later(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert world.main("start", "--once", "--shadow", "50", "--shadow-hours", "6") == 0
+    for offer in world.offers().values():
+        assert (offer.shadow, offer.shadow_s, offer.share_ppm) == (50, 6 * 3600, 150_000)
+    world.shadow("pi", GOOD, devices=3)
+    world.shadow("pi", ShadowFigures(wanted=50, end="memory"), devices=1)
+    assert world.main("watch", "--once") == 0
+    document = world.document()
+    assert (document["status"], document["looks"]) == ("running", []), "they may be in the shadow for six hours"
+    seen = document["shadows"]["pi"]
+    assert (seen["devices"], seen["none"], seen["answers"], seen["valid_better"]) == (2, 1, 100, 2)
+    capsys.readouterr()
+    assert main(["show", "--store", str(world.folder / "store")]) == 0
+    said = "100 answers on 2 devices: 96 agree, 100 valid, before 98; of 8 judged by people 6 right, before 2"
+    assert f"in the shadow on pi: {said}; 1 device went on without" in capsys.readouterr().out
+    assert said in (world.folder / "store" / "rollout.html").read_text()
+
+
+def test_a_release_that_does_worse_in_many_shadows_is_taken_back_before_any_device_is_judged(world: World) -> None:
+    assert world.main("start", "--once", "--shadow", "50") == 0
+    world.shadow("pi", BAD, devices=13)
+    world.shadow("pi", GOOD, devices=1)
+    world.shadow("jetson", BAD, devices=5)
+    assert world.main("watch", "--once") == 0
+    world.shadow("pi", BAD, devices=15)
+    assert world.main("watch", "--once") == 1
+    document = world.document()
+    assert (document["status"], document["looks"]) == ("reverted", [])
+    (pulled,) = {one.offer.pulled for one in offered(world.folder / "repository") if one.offer.pulled}
+    assert "in the shadow fewer valid answers on 15 devices of 15, more on 0" in pulled
+    assert world.offers()["jetson"].paused
+    assert pulled in document["acts"][-1]["detail"]
+
+
+def test_a_rollout_keeps_the_shadow_that_a_release_was_published_with(world: World) -> None:
+    for profile in PROFILES:
+        bundle = small_bundle(world.folder / profile, base=f"{profile}-newer", base_bytes=500, profile=profile)
+        offer = in_shadow(make_offer(0.0, 0.0), 20, 2.0)
+        publish(bundle.folder, world.folder / "repository", keys=world.folder / "keys", offer=offer)
+    begin(world)
+    assert {(offer.shadow, offer.shadow_s) for offer in world.offers().values()} == {(20, 7200)}
+
+
+def test_hours_of_no_shadow_are_refused(world: World) -> None:
+    with pytest.raises(InputError, match="say how many requests: --shadow REQUESTS"):
+        world.main("start", "--once", "--shadow-hours", "6")
+    assert not (world.folder / "store" / "rollout.json").exists()

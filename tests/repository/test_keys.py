@@ -14,7 +14,7 @@ from fieldlm.formats.release import Offer, place
 from fieldlm.updates.trust import Trust
 from fieldlm_compiler.repository import keys, offers
 from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, create_root
-from fieldlm_compiler.repository.publish import publish
+from fieldlm_compiler.repository.publish import in_shadow, publish
 from tests.support.update_simulators import Site, make_site, small_bundle
 
 ROLES = ("root", "targets", "snapshot", "timestamp", "profile-test")
@@ -204,6 +204,18 @@ def test_a_release_reaches_its_share_of_the_devices_and_then_all(shop: Shop) -> 
     assert shop.seen() == 2
 
 
+def test_a_release_keeps_its_shadow_period_when_more_devices_are_offered_it(shop: Shop) -> None:
+    shop.publish("second", in_shadow(Offer(), 50, 6.0))
+    (one,) = offers.change(shop.repository, shop.ring(), "test", 2, what="promote", percent=50)
+    assert (one.offer.share_ppm, one.offer.shadow, one.offer.shadow_s) == (500_000, 50, 21_600)
+    (one,) = offers.change(shop.repository, shop.ring(), "test", 2, what="promote", shadow=20)
+    assert (one.offer.shadow, one.offer.shadow_s) == (20, 21_600)
+    (one,) = offers.change(shop.repository, shop.ring(), "test", 2, what="promote", shadow=0)
+    assert one.offer.shadow == 0
+    with pytest.raises(InputError, match="belongs to no period"):
+        offers.change(shop.repository, shop.ring(), "test", 2, what="promote", shadow_hours=3)
+
+
 def test_devices_start_spread_over_the_time_that_the_offer_names() -> None:
     offer = Offer(since=1_800_000_000, spread_s=3600, salt="a")
     waits = [offer.wait_s(f"kiosk-{number}", 1_800_000_000) for number in range(200)]
@@ -275,6 +287,8 @@ def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFi
         keys.main(["revoke", "f" * 16, *where, *stick])
     assert offers.main(["promote", "test", "--share", "5", *where]) == 0
     assert "5 %" in capsys.readouterr().out
+    assert offers.main(["promote", "test", "--share", "5", "--shadow", "50", *where]) == 0
+    assert "5 %, 50 requests in the shadow first" in capsys.readouterr().out
     assert offers.main(["show", "--json", *where]) == 0
     assert json.loads(capsys.readouterr().out)[0]["offer"]["share_ppm"] == 50_000
     with pytest.raises(InputError, match="no release 9 for test; releases: 1"):

@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core.errors import EngineError
 from fieldlm.engines import DEFAULT_TERMS, Chunk, Engine, RunningAnswer, Sampling, Schedule, Timings
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe, Role, describe, write_bundle
-from fieldlm.formats.release import Release
+from fieldlm.formats.release import Offer, Release
 from fieldlm.updates.progress import UpdateResult
 from fieldlm.updates.regression_monitor import Complaint
+from fieldlm.updates.shadow import Shadow
 from fieldlm.updates.slots import Slots
 from fieldlm.updates.updater import Updater
 from fieldlm_compiler.repository.publish import publish
@@ -176,10 +177,16 @@ class Site:
     def keys(self) -> Path:
         return self.folder / "keys"
 
-    def publish(self, bundle: Bundle) -> Release:
-        return publish(bundle.folder, self.repository, keys=self.keys)
+    def publish(self, bundle: Bundle, offer: Offer | None = None) -> Release:
+        return publish(bundle.folder, self.repository, keys=self.keys, offer=offer)
 
-    def updater(self, *, probe_score: float = 1.0, complaint: str | None = None) -> Updater[ServingSimulator]:
+    def updater(
+        self,
+        *,
+        probe_score: float = 1.0,
+        complaint: str | None = None,
+        shadow: Shadow[ServingSimulator] | None = None,
+    ) -> Updater[ServingSimulator]:
         return Updater(
             self.slots,
             self.live,
@@ -188,6 +195,7 @@ class Site:
             on_event=lambda event, **detail: self.events.append((event, detail)),
             probe_score=lambda serving: probe_score,
             complaint=lambda generation, before: Complaint(reason="errors", detail=complaint) if complaint else None,
+            shadow=shadow,
         )
 
     def update(self) -> UpdateResult:

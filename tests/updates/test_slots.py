@@ -19,7 +19,7 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.release import FORMAT, Blob, Release
 from fieldlm.updates.admission import refusal
 from fieldlm.updates.journal import Known
-from fieldlm.updates.slots import Slots
+from fieldlm.updates.slots import MAX_ATTEMPTS, Slots
 from fieldlm_compiler.repository.publish import publish
 from tests.support.update_simulators import Site, make_site, simulated_live, small_bundle, update_and_die
 
@@ -127,6 +127,41 @@ def test_a_process_that_dies_while_its_update_answers_has_crashed_and_a_power_cu
     assert after_a_cut.boot().id == (tuned.id if fatal == "commit" else base.id)
     assert after_a_cut.untold() == []
     after_a_cut.close()
+
+
+def test_power_that_is_cut_in_the_shadow_is_no_fault_of_the_release_and_its_time_is_kept(
+    site: Site, base: Bundle, tuned: Bundle
+) -> None:
+    for day in range(1, 2 + 2 * MAX_ATTEMPTS):
+        site.slots.close()
+        site.slots = Slots(site.slots.state, boot_id=f"day-{day}")
+        assert site.slots.boot().id == base.id
+        assert site.slots.status().failed == ()
+        site.slots.attempt(tuned)
+        assert site.slots.shadow_s(tuned) == 100 * (day - 1)
+        assert site.slots.shadow_s(base) == 0
+        site.slots.shadowed(tuned, 100 * day)
+
+
+@pytest.mark.parametrize("is_in_shadow", [True, False])
+def test_a_release_that_kills_its_process_is_given_up_whether_it_gets_into_the_shadow_or_not(
+    site: Site, base: Bundle, tuned: Bundle, is_in_shadow: bool
+) -> None:
+    site.slots.close()
+    site.slots = Slots(site.slots.state, boot_id="the day before")
+    site.slots.attempt(tuned)
+    site.slots.shadowed(tuned, 100)
+    for _ in range(MAX_ATTEMPTS):
+        site.slots.close()
+        site.slots = Slots(site.slots.state, boot_id="today")
+        assert site.slots.boot().id == base.id
+        assert site.slots.status().failed == ()
+        site.slots.attempt(tuned)
+        if is_in_shadow:
+            site.slots.shadowed(tuned, 200)
+    site.slots.boot()
+    (failed,) = site.slots.status().failed
+    assert failed.failed == "crash: it ended in 3 loads"
 
 
 def test_one_crash_may_be_a_requests_doing_and_three_are_the_releases(site: Site, base: Bundle) -> None:

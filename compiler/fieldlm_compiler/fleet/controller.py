@@ -17,7 +17,8 @@ from fieldlm.core.errors import GateError, InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.formats.release import place
 from fieldlm_compiler.fleet.observation import FleetSnapshot
-from fieldlm_compiler.fleet.waves import Decision, Evidence, EvidenceBlock, JudgedCount, Rollout, RolloutPlan
+from fieldlm_compiler.fleet.shadows import ShadowSums
+from fieldlm_compiler.fleet.waves import ALPHA, Decision, Evidence, EvidenceBlock, JudgedCount, Rollout, RolloutPlan
 
 FORMAT = "fieldlm.rollout/1"
 LOOKS = 10  # in a wave: devices are judged in the order of their starts, whatever came of them
@@ -36,6 +37,9 @@ class Track(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     salt: str
     size: int
+    shadow: int = 0
+    """Requests that each device answers with it in the shadow first, in `shadow_s` seconds at most."""
+    shadow_s: int = 0
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +75,13 @@ class State(msgspec.Struct, kw_only=True):
     evidence: tuple[Evidence, ...] = ()
     failed: dict[str, dict[str, int]] = {}
     """By profile and reason, the devices whose update failed, judged yet or not."""
+    shadows: dict[str, ShadowSums] = {}
+    """By profile, how the release did in the shadow."""
+
+    @property
+    def shadow_s(self) -> int:
+        """For how long a device may have the release in the shadow: it is judged so much later."""
+        return max((track.shadow_s for track in self.tracks if track.shadow), default=0)
 
     def plan(self) -> RolloutPlan:
         return RolloutPlan(
@@ -102,7 +113,7 @@ class Controller:
     def look(self, fleet: FleetSnapshot) -> Decision | None:
         """Judge the devices whose time has come and do what follows from it; None when there is nothing to look at."""
         state = self.state
-        if state.status != "running":
+        if state.status != "running" or self._end_by_shadow():
             return None
         number = self._looks_due()
         if number <= self._looks_done():
@@ -122,13 +133,15 @@ class Controller:
         self._follow(decision)
         return decision
 
-    def note_failed(self, fleet: FleetSnapshot) -> bool:
-        """Keep on how many devices the update failed; says whether that is news."""
+    def note(self, fleet: FleetSnapshot) -> bool:
+        """Keep on how many devices the update failed, and how it did in the shadow; says whether that is news."""
         found = {track.profile: fleet.without(track.profile, track.bundle) for track in self.state.tracks}
         found = {profile: reasons for profile, reasons in found.items() if reasons}
-        if found == self.state.failed:
+        seen = {track.profile: fleet.shadow(track.profile, track.bundle) for track in self.state.tracks}
+        shadows = {profile: sums for profile, sums in seen.items() if sums}
+        if (found, shadows) == (self.state.failed, self.state.shadows):
             return False
-        self.state.failed = found
+        self.state.failed, self.state.shadows = found, shadows
         self.save()
         return True
 
@@ -152,12 +165,7 @@ class Controller:
 
     def _follow(self, decision: Decision) -> None:
         if decision.action == "pause":
-            words = "; ".join(_words(each) for each in decision.evidence if each.is_harm)
-            self._revert(list(decision.revert), words)
-            for track in self.state.tracks:
-                if track.profile not in decision.revert:
-                    self._release("pause", track.profile, str(track.seq))
-            self._set("reverted", words)
+            self._take_back(decision.revert, "; ".join(_words(each) for each in decision.evidence if each.is_harm))
         elif decision.action == "done":
             self._set("done", "every device may have it")
         elif decision.action == "advance":
@@ -166,11 +174,28 @@ class Controller:
         else:
             self.save()
 
+    def _end_by_shadow(self) -> bool:
+        """Take back what did worse in the shadow than chance explains, before any device is judged; says whether."""
+        limit = len(self.state.tracks) / ALPHA
+        worse = {profile: why for profile, sums in self.state.shadows.items() if (why := sums.worse(limit))}
+        if worse:
+            self._take_back(tuple(worse), "; ".join(f"{profile}: {why}" for profile, why in worse.items()))
+        return bool(worse)
+
+    def _take_back(self, profiles: tuple[str, ...], words: str) -> None:
+        self._revert(list(profiles), words)
+        for track in self.state.tracks:
+            if track.profile not in profiles:
+                self._release("pause", track.profile, str(track.seq))
+        self._set("reverted", words)
+
     def _offer_wave(self) -> None:
         state, plan = self.state, self.state.plan()
         for track in state.tracks:
             percent = 100 * plan.share(track.profile, state.wave)
-            words = ("--share", f"{percent:.4f}", "--spread", f"{state.spread_s:.0f}")
+            words = ["--share", f"{percent:.4f}", "--spread", f"{state.spread_s:.0f}"]
+            words += ["--shadow", str(track.shadow)]
+            words += ["--shadow-hours", f"{track.shadow_s / 3600:.6f}"] if track.shadow else []
             self._release("promote", track.profile, str(track.seq), *words)
         state.wave_began_ms = int(self._now_s() * 1000)
         self._act("wave", str(state.wave + 1))
@@ -185,8 +210,11 @@ class Controller:
         return max((look.upto for look in self.state.looks if look.wave == self.state.wave), default=0)
 
     def _looks_due(self) -> int:
-        """Return how many looks of this wave have come due: the last starters of each are judged `patience_s` later."""
-        age_s = self._now_s() - self.state.wave_began_ms / 1000 - self.state.patience_s
+        """Return how many looks of this wave have come due: the last starters of each are judged `patience_s` later.
+
+        Those that may be in the shadow first are judged so much later.
+        """
+        age_s = self._now_s() - self.state.wave_began_ms / 1000 - self.state.patience_s - self.state.shadow_s
         if age_s < 0:
             return 0
         return min(LOOKS, 1 + int(LOOKS * age_s / self.state.spread_s)) if self.state.spread_s else LOOKS

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
-from fieldlm_compiler.collect.sink import Sink
+from fieldlm.formats.shadow import ShadowFigures, read_figures
+from fieldlm_compiler.collect.sink import Sink, as_dict
+from fieldlm_compiler.fleet.shadows import ShadowSums, add_up
 from fieldlm_compiler.fleet.waves import DeviceVitals, Group, Trouble, judge
 
 LEAST_ANSWERS = 8  # of a device, before it is judged by them; one that is used less is fine while it is heard of
@@ -25,6 +27,11 @@ SELECT device, detail['bundle'] AS bundle, arg_max(detail['reason'], wall_ms) AS
     bool_or(detail['event'] = 'update.rolled-back') AS is_rolled_back
 FROM records WHERE stream = 'ota' AND detail['bundle'] <> ''
     AND detail['event'] IN ('update.rolled-back', 'update.failed', 'update.refused') GROUP BY ALL"""
+
+
+SHADOWS = """
+SELECT device, detail FROM records
+WHERE stream = 'ota' AND detail['bundle'] <> '' AND detail['shadow_answers'] <> '' ORDER BY wall_ms, seq"""
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +61,8 @@ class FleetSnapshot:
     failed: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     """Why an update failed, by device and generation, whether it was refused, did not arrive or was taken back."""
     rolled_back: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    shadows: dict[tuple[str, str], ShadowFigures] = field(default_factory=dict[tuple[str, str], ShadowFigures])
+    """What a generation made of live requests before it was switched to, by device and generation."""
 
     @classmethod
     def read(cls, store: Sink, *, since_ms: int) -> "FleetSnapshot":
@@ -66,6 +75,10 @@ class FleetSnapshot:
             fleet.failed[row["device"], row["bundle"]] = row["reason"]
             if row["is_rolled_back"]:
                 fleet.rolled_back.add((row["device"], row["bundle"]))
+        for row in store.query(SHADOWS):
+            detail = as_dict(row["detail"])
+            if (figures := read_figures(detail)) is not None:
+                fleet.shadows[row["device"], detail["bundle"]] = figures
         return fleet
 
     def sizes(self) -> dict[str, int]:
@@ -84,6 +97,14 @@ class FleetSnapshot:
             if found.generation != bundle
         ]
         return dict(Counter(reasons).most_common())
+
+    def shadow(self, profile: str, bundle: str) -> ShadowSums | None:
+        """Return how the generation `bundle` did in the shadow on the devices of `profile`; None where it was not."""
+        return add_up(
+            figures
+            for (device, candidate), figures in self.shadows.items()
+            if candidate == bundle and (found := self.presence.get(device)) and found.profile == profile
+        )
 
     def trouble(self, device: str, group: Group, bundle: str) -> Trouble:
         """Judge one device; `bundle` is the generation that goes out, by its first twelve digits."""

@@ -16,6 +16,7 @@ from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.wording import counted
+from fieldlm.formats.shadow import HOURS, LEAST, MOST
 from fieldlm.formats.topics import parse_broker, release_topic
 from fieldlm.network.broker_identity import add_identity_options, identity_of
 from fieldlm.network.mqtt import leave
@@ -60,8 +61,8 @@ def watch(controller: Controller, store: Sink, args: argparse.Namespace) -> None
     while controller.state.status == "running":
         wave = controller.state.wave
         fleet = FleetSnapshot.read(store, since_ms=controller.state.wave_began_ms)
-        is_news = controller.note_failed(fleet)
-        if controller.look(fleet) is not None or is_news:
+        is_news = controller.note(fleet)
+        if controller.look(fleet) is not None or is_news or controller.state.status != "running":
             _draw(controller, args)
             if controller.state.wave != wave or controller.state.status != "running":
                 _tell(controller.state, args)
@@ -102,9 +103,30 @@ def _found(path: Path, args: argparse.Namespace, offered: list[dict[str, Any]]) 
         if why := newest["offer"].get("pulled"):
             raise InputError(f"release {seq} of {profile} was pulled ({why}); publish one: {_publish(args)}")
         bundle, salt = newest["bundle"][:12], newest["offer"].get("salt") or f"{profile}-{seq}"
-        tracks.append(Track(profile=profile, seq=seq, bundle=bundle, salt=salt, size=sizes[profile]))
+        shadow, shadow_s = _shadow(args, newest["offer"])
+        track = Track(
+            profile=profile,
+            seq=seq,
+            bundle=bundle,
+            salt=salt,
+            size=sizes[profile],
+            shadow=shadow,
+            shadow_s=shadow_s,
+        )
+        tracks.append(track)
     state = State(tracks=tuple(tracks), patience_s=args.patience, spread_s=args.spread)
     write_whole(path, canonical_json(state))
+
+
+def _shadow(args: argparse.Namespace, offer: dict[str, Any]) -> tuple[int, int]:
+    """Return how many requests are answered in the shadow, and in how many seconds: as asked, else as published."""
+    shadow = offer.get("shadow", 0) if args.shadow is None else args.shadow
+    if args.shadow_hours is None:
+        return shadow, offer.get("shadow_s") or round(3600 * HOURS)
+    if not shadow:
+        hours = f"--shadow-hours {args.shadow_hours:g}"
+        raise InputError(f"{hours} belongs to no period; say how many requests: --shadow REQUESTS")
+    return shadow, round(3600 * args.shadow_hours)
 
 
 def _publish(args: argparse.Namespace) -> str:
@@ -147,6 +169,7 @@ def describe(state: State) -> str:
     failed = f", {counted(number, 'update')} failed" if number else ""
     head = f"{state.status}, wave {state.wave + 1} of {len(plan.waves) + 1}{why}{_until(state)}{failed}"
     below = [f"updates that failed on {profile}: {failed_words(reasons)}" for profile, reasons in state.failed.items()]
+    below += [f"in the shadow on {profile}: {sums.describe()}" for profile, sums in state.shadows.items()]
     return "\n".join([head, "", terminal.table(rows, header), *([""] if below else []), *below])
 
 
@@ -154,7 +177,7 @@ def _until(state: State) -> str:
     """Return when the wave is over: the last to start are judged when they have had their patience."""
     if state.status != "running" or not state.wave_began_ms:
         return ""
-    over_s = state.wave_began_ms / 1000 + state.patience_s + state.spread_s
+    over_s = state.wave_began_ms / 1000 + state.patience_s + state.spread_s + state.shadow_s
     return f", over at {time.strftime('%Y-%m-%d %H:%M', time.localtime(over_s))} at the earliest"
 
 
@@ -204,6 +227,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="SECONDS",
         help="seconds to stagger a wave over",
     )
+    _add_shadow(parser)
     parser.add_argument(
         "--every",
         type=options.real(0, 86_400, above=True),
@@ -227,3 +251,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args.identity = identity_of(args)
     args.memory = args.memory or Path(args.store)
     return args
+
+
+def _add_shadow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shadow",
+        type=options.whole(LEAST, MOST, zero=True),
+        metavar="REQUESTS",
+        help="start: requests that a device answers in the shadow before it switches; default: as published",
+    )
+    parser.add_argument(
+        "--shadow-hours",
+        type=options.real(0, 8760, above=True),
+        metavar="HOURS",
+        help="start: hours that this may take; default: as published",
+    )

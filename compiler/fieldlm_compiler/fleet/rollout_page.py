@@ -30,6 +30,7 @@ def page(state: State) -> str:
         troubles=[row for each in state.evidence for row in _troubles(each)],
         proofs=[_proof(each) for each in state.evidence],
         failed=[(profile, failed_words(reasons)) for profile, reasons in state.failed.items()],
+        shadows=[(profile, sums.describe()) for profile, sums in state.shadows.items()],
         acts=[(clock(act.at_ms), act.what, act.detail) for act in reversed(state.acts)],
     )
 

@@ -12,7 +12,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
 from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
 from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, publish_lock, read_offered
-from fieldlm_compiler.repository.publish import add_release, make_offer
+from fieldlm_compiler.repository.publish import add_release, add_shadow_options, in_shadow, make_offer
 
 
 class Offered(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,11 +57,14 @@ def change(
     percent: float = 100.0,
     spread_s: float = 0.0,
     reason: str = "",
+    shadow: int | None = None,
+    shadow_hours: float | None = None,
 ) -> list[Offered]:
     """Promote, pause or pull a release; 0 is the newest. Returns what changed, the replacement of a pulled one last.
 
     A pulled release is followed by what was offered before it, under a number of its own, so that the devices which
-    took it go back; pulling the only one leaves nothing to offer. Raises InputError.
+    took it go back; pulling the only one leaves nothing to offer. A promoted one keeps its shadow period, as far as
+    `shadow` and `shadow_hours` are None. Raises InputError.
     """
     every = offered(repository)
     known = [one for one in every if one.profile == profile]
@@ -77,7 +80,8 @@ def change(
     with publish_lock(repository):
         book = RepositoryMetadata(repository, ring)
         book.need([role_name(profile), "snapshot", "timestamp"])
-        changed = [msgspec.structs.replace(one, offer=_next_offer(one, what, percent, spread_s, reason))]
+        offer = _next_offer(one, what, percent, spread_s, reason)
+        changed = [msgspec.structs.replace(one, offer=in_shadow(offer, shadow, shadow_hours))]
         book.offer(profile, release_path(profile, one.seq), changed[0].offer)
         if what == "pull" and one.seq == known[-1].seq:
             changed += _go_back(book, repository, known)
@@ -91,7 +95,8 @@ def _next_offer(one: Offered, what: str, percent: float, spread_s: float, reason
     if what == "pull":
         return msgspec.structs.replace(one.offer, pulled=reason or "pulled")
     # The same salt: who had a place among the first keeps it when more follow.
-    return make_offer(percent, spread_s, one.offer.salt)
+    offer = make_offer(percent, spread_s, one.offer.salt)
+    return msgspec.structs.replace(offer, shadow=one.offer.shadow, shadow_s=one.offer.shadow_s)
 
 
 def _go_back(book: RepositoryMetadata, repository: Path, known: Sequence[Offered]) -> list[Offered]:
@@ -133,6 +138,8 @@ def main(argv: Sequence[str]) -> int:
         percent=args.share,
         spread_s=args.spread,
         reason=args.reason,
+        shadow=args.shadow,
+        shadow_hours=args.shadow_hours,
     )
     _show(changed, args.json)
     return 0
@@ -166,6 +173,7 @@ def _parse(argv: Sequence[str]) -> Any:
         metavar="SECONDS",
         help="promote: seconds to stagger the start over",
     )
+    add_shadow_options(parser, what="promote: ")
     parser.add_argument("--reason", default="", help="pull: why, for people")
     return parser.parse_args(argv)
 
@@ -179,4 +187,5 @@ def _show(found: Sequence[Offered], as_json: bool) -> None:
 def _state(offer: Offer) -> str:
     if offer.pulled:
         return f"nobody, pulled: {offer.pulled}"
-    return "nobody new, paused" if offer.paused else f"{offer.share_ppm / 10_000:g} %"
+    shadow = f", {offer.shadow:,} requests in the shadow first" if offer.shadow else ""
+    return "nobody new, paused" if offer.paused else f"{offer.share_ppm / 10_000:g} %{shadow}"

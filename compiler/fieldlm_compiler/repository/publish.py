@@ -4,6 +4,7 @@ Everything new is written aside and under new names first; `timestamp.json` is r
 becomes visible. A publisher that is killed leaves the repository as it was.
 """
 
+import argparse
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from fieldlm.formats.release import (
     release_path,
     role_name,
 )
+from fieldlm.formats.shadow import HOURS, LEAST, MOST
 from fieldlm.formats.topics import parse_broker, release_topic
 from fieldlm.network.broker_identity import Identity, add_identity_options, identity_of
 from fieldlm.network.mqtt import leave
@@ -249,6 +251,7 @@ def _parse(argv: Sequence[str]) -> Any:
         metavar="SECONDS",
         help="seconds to stagger the start over",
     )
+    add_shadow_options(parser)
     parser.add_argument(
         "--announce", default="", metavar="mqtt[s]://[USER:PASSWORD@]HOST", help="tell the devices through this broker"
     )
@@ -287,7 +290,7 @@ def main(argv: Sequence[str]) -> int:
             profile=args.profile,
             min_seq=args.min_seq,
             notes=args.notes,
-            offer=make_offer(args.share, args.spread),
+            offer=in_shadow(make_offer(args.share, args.spread), args.shadow, args.shadow_hours),
             days=args.timestamp_days,
         )
     if not manifest.is_held_against_source:
@@ -308,6 +311,34 @@ def make_offer(percent: float, spread_s: float, salt: str = "") -> Offer:
         raise InputError(f"share is {percent:g} % over {spread_s:g} s; want 0 to 100 %, at most a year")
     share_ppm = round(percent * 10_000)
     return Offer(share_ppm=share_ppm, salt=salt or secrets.token_hex(8), since=int(time.time()), spread_s=int(spread_s))
+
+
+def in_shadow(offer: Offer, requests: int | None, hours: float | None) -> Offer:
+    """Return `offer` with another shadow period: so many requests of each device, in so many hours at most.
+
+    None leaves what is there. Raises InputError for hours of no period.
+    """
+    requests = offer.shadow if requests is None else requests
+    if hours is not None and not requests:
+        raise InputError(f"--shadow-hours {hours:g} belongs to no period; say how many requests: --shadow REQUESTS")
+    shadow_s = offer.shadow_s if hours is None else round(3600 * hours)
+    return msgspec.structs.replace(offer, shadow=requests, shadow_s=shadow_s)
+
+
+def add_shadow_options(parser: argparse.ArgumentParser, *, what: str = "") -> None:
+    """Add `--shadow` and `--shadow-hours`, None where they are not said; `what` says to what they belong."""
+    parser.add_argument(
+        "--shadow",
+        type=options.whole(LEAST, MOST, zero=True),
+        metavar="REQUESTS",
+        help=f"{what}requests that a device answers with it for nobody to see, before it is switched to",
+    )
+    parser.add_argument(
+        "--shadow-hours",
+        type=options.real(0, 8760, above=True),
+        metavar="HOURS",
+        help=f"{what}hours that this may take; {HOURS:g} at first",
+    )
 
 
 def _summary(release: Release, repository: Path, *, is_known: bool) -> str:

@@ -37,6 +37,7 @@ from fieldlm.api.prompt_scores import PromptScores
 from fieldlm.api.response_stream import AnswerFormat, EventStream, ResponseStream, whole
 from fieldlm.api.responses_format import ResponseVoice
 from fieldlm.api.responses_request import InputTokensRequest, ResponsesRequest
+from fieldlm.api.shadow.live_request import HearsRequests, LiveRequest
 from fieldlm.api.thoughts.asked_prompt import AskedPrompt
 from fieldlm.api.tokens import endpoints as tokens
 from fieldlm.api.tools import Toolbox
@@ -77,6 +78,7 @@ def make_app(
     large: Escalation | None = None,
     energy: EnergyMeter | None = None,
     kiosk: Kiosk | None = None,
+    shadow: HearsRequests | None = None,
 ) -> Starlette:
     """Make the application over one model, or several.
 
@@ -85,12 +87,13 @@ def make_app(
     `pulse` sees every answer. `shelf` has the adapters that requests may choose; `ids` names the answers; `crashes`
     counts those of background tasks, by name; `leaves` says what leaves the device, for the page: without it, nothing.
     `large` is the large model beside the small one; `energy` measures the machine; `kiosk` makes its page a
-    kiosk's. `on_exchange` gets every answered,
-    failed or cancelled request before its last byte is sent, in the event loop, and must not block; `on_feedback`, in a
-    thread of its own, returns False for an answer it does not know.
+    kiosk's; `shadow` may ask again what was answered. `on_exchange` gets every answered, failed or cancelled request
+    before its last byte is sent, in the event loop, and must not block; `on_feedback`, in a thread of its own, returns
+    False for an answer it does not know.
     """
     pool = live if isinstance(live, ModelPool) else ModelPool.alone(live)
-    panel = Panel(pool, ready, crashes, leaves, large, energy=energy, kiosk=kiosk)
+    more = shadow.readings if shadow else tuple
+    panel = Panel(pool, ready, crashes, leaves, large, energy=energy, kiosk=kiosk, more=more)
 
     def ended(exchange: Exchange) -> None:
         panel.metrics.exchange(exchange)
@@ -106,6 +109,7 @@ def make_app(
         shelf=shelf,
         ids=named,
         large=large,
+        shadow=shadow,
     )
     panel.count_inside(lambda: api.admission.inside)
     handlers: dict[Any, Any] = dict.fromkeys((ApiError, FieldlmError, HTTPException, 500), error_response)
@@ -132,11 +136,13 @@ class _Api:
         shelf: Shelf | None,
         ids: ResponseIds,
         large: Escalation | None,
+        shadow: HearsRequests | None,
     ) -> None:
         self._pool = pool
         self.admission = Admission(pool, shelf, large)
         self.listed = ModelList(self.admission, shelf, large)
         self._large = large
+        self._shadow = shadow
         self._ids = ids
         self._pulse = pulse
         self._on_exchange = on_exchange
@@ -348,6 +354,8 @@ class _Api:
                 job.large.settle()
             note_confidence(turn.exchange, job.serving)
             self._on_exchange(turn.exchange)
+            if self._shadow is not None and (request := LiveRequest.of(job, turn)) is not None:
+                self._shadow.hear(request)
 
         if job.asked.stream:
             return EventStream(turn, job.voice, finish=finish).keep(needs)

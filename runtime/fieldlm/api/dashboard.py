@@ -62,6 +62,7 @@ class Panel:
         *,
         energy: EnergyMeter | None = None,
         kiosk: Kiosk | None = None,
+        more: Callable[[], Iterable[Reading]] = tuple,
     ) -> None:
         self.metrics = Metrics(self._readings)
         self._pool = pool
@@ -72,6 +73,7 @@ class Panel:
         self._large = large
         self._energy = energy
         self._kiosk = kiosk
+        self._more = more
         self._inside: Callable[[], int] = lambda: 0
 
     def count_inside(self, inside: Callable[[], int]) -> None:
@@ -142,6 +144,7 @@ class Panel:
         yield "fieldlm_requests_waiting", "Requests that wait for a turn.", {}, waiting
         yield "fieldlm_ready", "1 when the system prompt is warm and a first answer came.", {}, self._ready() is None
         yield from pool_readings(self._pool)
+        yield from self._more()
         with self._live.lease() as serving:
             for part, size in memory_mb(serving).items():
                 yield "fieldlm_engine_memory_bytes", "What the engine holds.", {"part": part}, size * 1e6

@@ -150,14 +150,8 @@ class LargeSide:
 def wanted_of(
     asked: CompletionParams, escalation: Escalation, came_s: float, *, serving: Serving, question: str
 ) -> EscalationRequest:
-    """Return what `asked`, which came at `came_s` by the monotonic clock, says of the large model.
-
-    Its task is what the client calls it, or what the bundle's router takes `question` for.
-    """
-    task, is_unknown = (asked.label("task") or "")[:MOST_TASK_CHARS], False
-    if not task and (router := router_of(serving.bundle)) is not None:
-        found = router.task(question)
-        task, is_unknown = found or "", found is None
+    """Return what `asked`, which came at `came_s` by the monotonic clock, says of the large model."""
+    task, is_unknown = task_of(asked, serving, question)
     return EscalationRequest(
         wish=asked.large or "auto",
         names_large=asked.model is not None and escalation.is_named(asked.model),
@@ -167,6 +161,18 @@ def wanted_of(
         can_be_told=asked.wanted().logprobs is None and asked.regex is None and asked.grammar is None,
         due_s=None if asked.deadline_ms is None else came_s + asked.deadline_ms / 1000,
     )
+
+
+def task_of(asked: CompletionParams, serving: Serving, question: str) -> tuple[str, bool]:
+    """Return the task of a request: what the client calls it, or what the bundle's router takes `question` for.
+
+    Says too whether the router knows it for none.
+    """
+    task = (asked.label("task") or "")[:MOST_TASK_CHARS]
+    if task or (router := router_of(serving.bundle)) is None:
+        return task, False
+    found = router.task(question)
+    return found or "", found is None
 
 
 def large_body(asked: CompletionParams, messages: Sequence[dict[str, Any]], toolbox: Toolbox | None) -> dict[str, Any]:

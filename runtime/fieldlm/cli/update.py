@@ -56,7 +56,7 @@ def ask_remote(args: argparse.Namespace) -> UpdateResult:
     device = remote.connect(args)
     runs = msgspec.convert(device.do("update"), UpdateState).runs
     with terminal.progress(f"update {args.device}") as line:
-        while (state := msgspec.convert(device.do("status")["update"], UpdateState)).runs <= runs:
+        while not is_over(state := msgspec.convert(device.do("status")["update"], UpdateState), runs):
             line.update(state.bytes_done // 1_000_000, state.step)
             time.sleep(POLL_S)
         assert state.last, "an update that has ended has a result"
@@ -77,13 +77,18 @@ def ask_server(client: HttpClient, *, needed: bool, repository: str = "") -> Upd
             raise
         return None
     with terminal.progress("update") as line:
-        while (state := _state(client.get(PATH))).runs <= runs:
+        while not is_over(state := _state(client.get(PATH)), runs):
             line.total, line.unit = state.bytes_total // 1_000_000, " MB"
             line.update(state.bytes_done // 1_000_000, state.step)
             time.sleep(POLL_S)
         assert state.last, "an update that has ended has a result"
         _end(line, state.last)
     return state.last
+
+
+def is_over(state: UpdateState, runs: int) -> bool:
+    """Whether the update that was asked for after `runs` others has ended."""
+    return state.runs > runs and not state.has_given_way
 
 
 def update_offline(config: Config) -> UpdateResult:
@@ -124,6 +129,8 @@ def describe(result: UpdateResult) -> str:
     moved = f"{result.bytes_fetched / 1e6:.2f} MB moved, the whole bundle has {result.bytes_bundle / 1e6:.2f} MB"
     if result.weights_of:
         moved += f"\nits model is that of generation {result.weights_of}, tried before: what differs was tried alone"
+    if result.measured and result.measured.shadow:
+        moved += f"\n{result.measured.shadow.describe()}"
     steps = terminal.table([(m.step, f"{m.took_s:.2f}") for m in result.timeline], ("step", "s"))
     return "\n".join([head, moved, steps] if result.outcome == "updated" else [head])
 

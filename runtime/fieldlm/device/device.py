@@ -60,6 +60,7 @@ from fieldlm.updates.progress import UpdateState
 from fieldlm.updates.regression_monitor import RegressionMonitor
 from fieldlm.updates.rehearsal import RehearsalLimits, rehearse
 from fieldlm.updates.routes import update_routes
+from fieldlm.updates.shadow import Shadow
 from fieldlm.updates.slots import CRASH_FREE_S
 from fieldlm.updates.updater import Updater
 
@@ -175,6 +176,7 @@ class Device:
             large=self.large,
             energy=energy,
             kiosk=door.kiosk,
+            shadow=self.shadow,
         )
         self.http = door.server(app, heartbeat=systemd.heartbeat(pulse.is_alive))
         keep.callback(self.http.close)
@@ -233,6 +235,10 @@ class Device:
             budget_mb=float(memory.model_budget_mb),
             profile=self.profile,
         )
+        self.shadow = Shadow[Serving](
+            is_busy=lambda: any(model.live.is_used for model in self.pool.models),
+            on_pair=lambda response, told: self.recorder.system("shadow.answered", response=response, **told),
+        )
         return Updater(
             self.slots,
             OwnModel(self.pool),
@@ -249,6 +255,7 @@ class Device:
             on_switch=self.watch.begin,
             on_hang=exit_hung,
             busy=self.busy,
+            shadow=self.shadow,
             manner=manner,
             observe_s=OBSERVE_S,
             guard_s=GUARD_S,
@@ -298,6 +305,8 @@ class Device:
     def _on_feedback(self, said: Feedback) -> bool:
         if said.correction is not None or said.rating == "down":
             self.watch.corrected(said.id)
+        if said.correction is not None or said.rating is not None:
+            self.shadow.judge(said.id, said.text, is_liked=said.rating == "up")
         return self.recorder.feedback(said.id, said.rating, said.text)
 
     def _sync(self) -> Sync:
@@ -408,6 +417,7 @@ class Device:
             "temperature_c": self._heat_c(),
             "governor": GOVERNOR.status(),
             "models": self.pool.status(),
+            "shadow": self.shadow.figures,
             "large": self.large.status() if self.large else None,
             "tasks": self._tasks_status(),
         }

@@ -101,6 +101,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
     `share_ppm` of a million devices, by their `place` (signed JSON has no fractions); from `since` on (Unix seconds),
     each one at a moment of its own within `spread_s`. Nobody new takes a paused release, nobody ever a pulled one.
+    Before it is switched to, it answers `shadow` requests in the shadow, for `shadow_s` seconds at most.
     """
 
     share_ppm: int = 1_000_000
@@ -109,6 +110,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     spread_s: int = 0
     paused: bool = False
     pulled: str = ""
+    shadow: int = 0
+    shadow_s: int = 86_400
 
     @property
     def is_open(self) -> bool:

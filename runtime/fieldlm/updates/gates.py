@@ -1,7 +1,8 @@
 """Health gates: a generation's answers and costs against its bundle, the profile and the generation before.
 
 Every verdict is a word for programs: `garbage` (probes answered otherwise), `slow`, `memory`, `context` (the shortest
-question leaves no room), `hang`, `crash`, `errors` and `corrections` (of real users), `hot`.
+question leaves no room), `hang`, `crash`, `errors` and `corrections` (of real users), `hot`; `shadow-invalid` and
+`shadow-wrong` (of what people ask, in nobody's sight).
 """
 
 import time
@@ -14,10 +15,14 @@ from fieldlm.core.timing import within
 from fieldlm.engines import Sampling, Schedule
 from fieldlm.formats.bundle import Bundle, Manifest
 from fieldlm.formats.probe import Probe, load_probes
+from fieldlm.formats.shadow import ShadowFigures
 from fieldlm.inference import probe
 from fieldlm.inference.chat_template import render
 
-Reason = Literal["garbage", "slow", "memory", "context", "hang", "crash", "errors", "corrections", "hot"]
+Reason = Literal[
+    "garbage", "slow", "memory", "context", "hang", "crash", "errors", "corrections", "hot", "shadow-invalid",
+    "shadow-wrong",
+]  # fmt: skip
 LEAST_SCORE = 0.5  # a near tie may still tip one of a few probes; garbage, a wrong template or base scores near 0
 SLOWEST = 0.45  # of the generation before, side by side; an adapter beside its base costs 0.6 at most
 LATEST = 3.0  # times the first token of the generation before
@@ -57,6 +62,7 @@ class TrialMeasurements(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float = 0.0
     speed: Speed | None = None
     before: Speed | None = None
+    shadow: ShadowFigures | None = None
 
     def told(self) -> dict[str, str]:
         """Return the figures as words, for a record."""
@@ -69,7 +75,7 @@ class TrialMeasurements(msgspec.Struct, frozen=True, kw_only=True):
             if speed:
                 figures[f"{name}ttft_ms"] = f"{speed.ttft_ms:.0f}"
                 figures[f"{name}tokens_per_s"] = f"{speed.tokens_per_s:.1f}"
-        return figures
+        return figures | (self.shadow.told() if self.shadow else {})
 
 
 def check_score(score: float) -> None:

@@ -138,6 +138,12 @@ class Journal:
     def set(self, name: str, value: str) -> None:
         self._run("INSERT OR REPLACE INTO setting VALUES (?, ?)", name, value)
 
+    def note(self, name: str, value: str) -> None:
+        """Set what changes often, without a line of its own."""
+        with self._lock, _refusals(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self.set(name, value)
+
     def forget_releases(self) -> None:
         """Forget every release number and failure; the generations stay in their slots."""
         self._run("DELETE FROM generation")

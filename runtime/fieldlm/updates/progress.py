@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from fieldlm.blobs.fetch import BlobSource
+from fieldlm.blobs.sources import StoppedError
 from fieldlm.core.errors import (
     BundleError,
     EngineError,
@@ -18,13 +19,14 @@ from fieldlm.core.errors import (
     TrustError,
     UnavailableError,
 )
-from fieldlm.formats.release import Release
+from fieldlm.formats.release import Offer, Release
+from fieldlm.formats.shadow import ShadowFigures
 from fieldlm.updates.gates import TrialMeasurements
 
 Outcome = Literal["updated", "current", "refused", "rolled-back", "failed"]
 PAST = {
     "check": "checked", "fetch": "fetched", "verify": "verified", "rehearse": "rehearsed", "load": "loaded",
-    "probe": "probed",
+    "probe": "probed", "shadow": "shadowed",
     "switch": "switched", "observe": "observed", "commit": "committed",
 }  # fmt: skip
 REASONS: dict[type[Exception], str] = {
@@ -64,7 +66,10 @@ class UpdateResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
-    """What an updater is doing. `runs` counts the updates that have ended; `last` is the latest of them."""
+    """What an updater is doing. `runs` counts the updates that have ended; `last` is the latest of them.
+
+    `shadow` is how the candidate does that is in the shadow, or how the last one did.
+    """
 
     running: bool
     step: str = ""
@@ -72,6 +77,12 @@ class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
     bytes_total: int = 0
     runs: int = 0
     last: UpdateResult | None = None
+    shadow: ShadowFigures | None = None
+
+    @property
+    def has_given_way(self) -> bool:
+        """Whether the last update gave way to one that has not ended yet."""
+        return self.running and self.last is not None and self.last.reason == StoppedError.reason
 
 
 class UpdateRun:
@@ -82,6 +93,7 @@ class UpdateRun:
         self.is_asked = is_asked
         self.source: BlobSource | None = None
         self.release: Release | None = None
+        self.offer = Offer()
         self.measured: TrialMeasurements | None = None
         self.weights_of = ""
         self.step = ""
@@ -90,16 +102,17 @@ class UpdateRun:
         self._moments = list[UpdateStep]()
 
     @contextmanager
-    def doing(self, step: str) -> Generator[None]:
-        """Time one step and, when it went well, tell it."""
+    def doing(self, step: str) -> Generator[dict[str, str]]:
+        """Time one step and, when it went well, tell it, with what the block has put into what it was given."""
+        told = dict[str, str]()
         self.step, began_s = step, time.monotonic()
         try:
-            yield
+            yield told
         finally:
             took_s = time.monotonic() - began_s
             self._moments.append(UpdateStep(step=step, at_s=round(began_s - self._began_s, 4), took_s=round(took_s, 4)))
         moved = self.source.moved if self.source else 0
-        self.tell(f"update.{PAST[step]}", took_ms=f"{took_s * 1000:.0f}", bytes=str(moved), **self.known())
+        self.tell(f"update.{PAST[step]}", took_ms=f"{took_s * 1000:.0f}", bytes=str(moved), **self.known(), **told)
 
     def known(self) -> dict[str, str]:
         """Return which release it is about, once that is known."""

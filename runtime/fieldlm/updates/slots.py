@@ -28,21 +28,14 @@ import msgspec
 
 from fieldlm.blobs.store import Blobs
 from fieldlm.core.errors import BundleError, FieldlmError, InputError, TrustError
-from fieldlm.core.files import (
-    disk_errors,
-    link_or_copy,
-    make_folder,
-    make_private,
-    sha256_file,
-    sync_folder,
-    whole_folder,
-)
+from fieldlm.core.files import disk_errors, make_private, sha256_file
 from fieldlm.core.logs import logger
 from fieldlm.core.signing import Signature, check_signature
 from fieldlm.core.wording import counted
-from fieldlm.formats.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, parse_manifest
+from fieldlm.formats.bundle import SIGNATURE, Bundle, open_bundle, parse_manifest
 from fieldlm.formats.release import Release
 from fieldlm.updates.admission import Refusal, check_release, refusal
+from fieldlm.updates.folders import build, digests_of, holds_files_of, ingest
 from fieldlm.updates.journal import Failure, Journal, Known, SlotStatus, UnwritableError, read_status, release_folder
 
 log = logger(__name__)
@@ -93,12 +86,12 @@ class Slots:
         bundle = open_bundle(folder)
         with self._mutex:
             is_new = self._journal.slot("factory") != bundle.id
-            if not is_new and self._is_whole(bundle.id, digests=not self._holds_files_of(bundle)):
+            if not is_new and self._is_whole(bundle.id, digests=not holds_files_of(self._folder(bundle.id), bundle)):
                 self._checked = bundle.id
                 return bundle
             with self._journal.step("ingest", bundle.id):
                 pass
-            self._ingest(bundle)
+            ingest(self.blobs, bundle)
             self._build(bundle, signature=sha256_file(bundle.folder / SIGNATURE))
             with self._journal.step("factory", bundle.id):
                 self._journal.set_slot("factory", bundle.id)
@@ -106,7 +99,7 @@ class Slots:
                     self._make_current(bundle.id)
                     self._end_trial()
             self._collect()
-            if self._holds_files_of(bundle):
+            if holds_files_of(self._folder(bundle.id), bundle):
                 self._checked = bundle.id
             return bundle
 
@@ -241,11 +234,28 @@ class Slots:
             with self._journal.step("attempt", bundle.id, f"{known.attempts + 1} of {MAX_ATTEMPTS}"):
                 self._journal.remember(msgspec.structs.replace(known, attempts=known.attempts + 1))
                 self._journal.set_slot("trial", bundle.id)
+                _, shadow, spent_s = self._shadow()
+                self._journal.set("shadow", f" {shadow} {spent_s:.0f}")  # this load has yet to come so far
 
     def switched(self, bundle: Bundle) -> None:
         """Note that requests go to the generation on trial from now on."""
         with self._journal.step("switch", bundle.id):
             self._journal.set("serving", self._boot_id)
+
+    def shadowed(self, bundle: Bundle, spent_s: float) -> None:
+        """Note for how many seconds the generation on trial has answered in the shadow, before this boot and in it."""
+        with self._if_writable():
+            self._journal.note("shadow", f"{self._boot_id} {bundle.id} {spent_s:.0f}")
+
+    def shadow_s(self, bundle: Bundle) -> float:
+        """Return for how many seconds the bundle has answered in the shadow, as far as it was noted."""
+        _, known, spent_s = self._shadow()
+        return spent_s if known == bundle.id else 0.0
+
+    def _shadow(self) -> tuple[str, str, float]:
+        """Return boot, bundle and seconds of the last shadow period."""
+        boot_id, bundle, spent_s = (self._journal.setting("shadow") or "  0").rsplit(" ", 2)
+        return boot_id, bundle, float(spent_s)
 
     def reject(self, release: Release, reason: str) -> None:
         """Remember that the release is not to be tried, and why, before anything of it was loaded."""
@@ -335,7 +345,10 @@ class Slots:
         trial = self._journal.slot("trial")
         if not trial:
             return
-        if self._boot_id and self._journal.setting("serving") == self._boot_id:
+        shadow_boot, shadow, _ = self._shadow()
+        if shadow_boot not in ("", self._boot_id) and shadow == trial:
+            self.abandon("the power was cut while it answered in the shadow")
+        elif self._boot_id and self._journal.setting("serving") == self._boot_id:
             reason, attempts = "crash: the process ended while it answered people", self._journal.known(trial).attempts
             self._fail(trial, reason, is_final=attempts >= MAX_ATTEMPTS)
         elif self._journal.known(trial).attempts >= MAX_ATTEMPTS:
@@ -403,28 +416,8 @@ class Slots:
             return False
         return True
 
-    def _holds_files_of(self, bundle: Bundle) -> bool:
-        """Whether the files here are the very files of `bundle`, which then need not be read again."""
-        pairs = [(self._folder(bundle.id) / file.path, bundle.folder / file.path) for file in bundle.manifest.files]
-        return all(path.exists() and path.samefile(source) for path, source in pairs)
-
-    def _ingest(self, bundle: Bundle) -> None:
-        self.blobs.make_room([(bundle.folder / file.path, file.sha256, file.size) for file in bundle.manifest.files])
-        for file in bundle.manifest.files:
-            self.blobs.keep(bundle.folder / file.path, file.sha256, file.size)
-        for name in (SIGNATURE, MANIFEST):
-            path = bundle.folder / name
-            self.blobs.keep(path, sha256_file(path), path.stat().st_size)
-
     def _build(self, bundle: Bundle, *, signature: str) -> None:
-        """Make the bundle's folder; the manifest is linked last, the folder appears whole or not at all."""
-        with whole_folder(self._folder(bundle.id)) as aside:
-            names = [(file.path, file.sha256) for file in bundle.manifest.files]
-            for path, sha256 in [*names, (SIGNATURE, signature), (MANIFEST, bundle.id)]:
-                make_folder((aside / path).parent)
-                link_or_copy(self.blobs.path(sha256), aside / path)
-            for folder in {(aside / path).parent for path, _ in names} | {aside}:
-                sync_folder(folder)
+        build(self.blobs, self._folder(bundle.id), bundle, signature=signature)
         with self._journal.step("built", bundle.id):
             pass
 
@@ -432,7 +425,7 @@ class Slots:
         """Remove what no slot names. Never fails: what has been decided stands, and the next commit collects again."""
         kept = set(self._journal.slots().values())
         try:
-            digests = {sha256 for bundle_id in kept for sha256 in self._digests(bundle_id)}
+            digests = {sha256 for bundle_id in kept for sha256 in digests_of(self._folder(bundle_id), bundle_id)}
             with self._journal.step("collect", detail=f"keep {counted(len(kept), 'generation')}"):
                 pass
             for folder in (self.state / "releases").iterdir():
@@ -443,8 +436,3 @@ class Slots:
             shutil.rmtree(self.state / "fetch", ignore_errors=True)
         except (FieldlmError, OSError) as error:
             log.warning(f"the slots are not tidied up: {error}")
-
-    def _digests(self, bundle_id: str) -> set[str]:
-        folder = self._folder(bundle_id)
-        manifest = parse_manifest((folder / MANIFEST).read_bytes(), what=str(folder))
-        return {bundle_id, sha256_file(folder / SIGNATURE), *(file.sha256 for file in manifest.files)}

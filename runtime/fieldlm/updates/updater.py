@@ -1,4 +1,4 @@
-"""The updater: check → fetch → verify → rehearse → load → probe → switch → observe → commit, or back to what worked.
+"""The updater: check → fetch → verify → rehearse → load → probe (→ shadow) → switch → observe → commit, or back.
 
 Requests run on the old generation until the new one has answered its probes, and finish where they began. A release is
 tried in a process of its own first, where memory allows it: what crashes, hangs or eats memory does so there. Every
@@ -26,13 +26,16 @@ from fieldlm.core.tasks import Tasks
 from fieldlm.core.timing import within
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.release import Offer, Pointer, Release
+from fieldlm.formats.shadow import ShadowFigures
 from fieldlm.inference import probe
 from fieldlm.updates import gates
 from fieldlm.updates.gates import Speed, TrialMeasurements, UnhealthyError
 from fieldlm.updates.hold import DEADLINE_S, UpdateHold
+from fieldlm.updates.preemption import Preemption
 from fieldlm.updates.progress import OnEvent, UpdateResult, UpdateRun, UpdateState, reason_of
 from fieldlm.updates.regression_monitor import Complaint
 from fieldlm.updates.rehearsal import has_room, patience_s
+from fieldlm.updates.shadow import Shadow, check_shadow
 from fieldlm.updates.slots import Slots
 from fieldlm.updates.trial import Loaded, ServesGenerations, Trial
 
@@ -46,32 +49,6 @@ GUARD_STEP_S = 1.0
 CLOSE_S = 20.0
 Judge = Callable[[str, str], Complaint | None]
 """Given two generations, says what speaks against the first."""
-
-
-class Preemption:
-    """What is under way and may wait gives way, as long as somebody wants to come first."""
-
-    def __init__(self) -> None:
-        self.is_wanted = threading.Event()
-        self._lock = threading.Lock()
-        self._askers = 0
-
-    def ask(self, change: int = 1) -> None:
-        with self._lock:
-            self._askers += change
-            if self._askers:
-                self.is_wanted.set()
-            else:
-                self.is_wanted.clear()
-
-    @contextmanager
-    def asked(self) -> Generator[None]:
-        """Want to come first for as long as the block takes."""
-        self.ask()
-        try:
-            yield
-        finally:
-            self.ask(-1)
 
 
 class Updater(Generic[Loaded]):
@@ -103,6 +80,7 @@ class Updater(Generic[Loaded]):
         on_switch: Callable[[], None] = lambda: None,
         on_hang: Callable[[], None] | None = None,
         busy: UpdateHold | None = None,
+        shadow: Shadow[Loaded] | None = None,
         manner: FetchPolicy | None = None,
         observe_s: float = 0.0,
         guard_s: float = 0.0,
@@ -125,12 +103,13 @@ class Updater(Generic[Loaded]):
         self._on_switch = on_switch
         self._on_hang = on_hang
         self._busy = busy or UpdateHold()
+        self._shadow = shadow
         self._manner = manner
         self._observe_s = observe_s
         self._guard_s = guard_s
         self._hold_s = hold_s
         self._one_at_a_time = threading.RLock()
-        self._is_queued = threading.Event()
+        self._queued = {is_asked: threading.Event() for is_asked in (True, False)}
         self._stop = threading.Event()
         self._way = Preemption()
         self._tasks = Tasks(tasks)
@@ -140,12 +119,15 @@ class Updater(Generic[Loaded]):
 
     @property
     def state(self) -> UpdateState:
-        run = self._run
+        run, shadow = self._run, self._shadow.figures if self._shadow else None
+        state = UpdateState(running=self._is_queued, runs=self._runs, last=self._last, shadow=shadow)
         if run is None:
-            return UpdateState(running=self._is_queued.is_set(), runs=self._runs, last=self._last)
-        return UpdateState(
-            running=True, step=run.step, bytes_done=run.done, bytes_total=run.total, runs=self._runs, last=self._last
-        )
+            return state
+        return msgspec.structs.replace(state, running=True, step=run.step, bytes_done=run.done, bytes_total=run.total)
+
+    @property
+    def _is_queued(self) -> bool:
+        return any(queued.is_set() for queued in self._queued.values())
 
     def close(self) -> None:
         """Give up what is under way, without a verdict, and wait for its end."""
@@ -156,20 +138,15 @@ class Updater(Generic[Loaded]):
         self._tasks.close(CLOSE_S)
 
     def start(self, hint: bytes | None = None, *, repository: str = "") -> None:
-        """Update in a thread of its own; while one is waiting to begin, another would find the same and is not made.
+        """Update in a thread of its own; while another that was asked for waits to begin, this one is not made.
 
         `repository` is used this once in the place of the configured one.
         """
-        if not self._is_queued.is_set():
-            self._is_queued.set()
-            # A crash is the end of this try: the next look, at the latest in an hour, finds the same release.
-            self._tasks.start("update", partial(self._in_turn, hint, repository))
+        self._queue("update", hint, repository, is_asked=True)
 
     def on_hint(self, hint: bytes | None = None) -> None:
         """Look at what arrived by itself, or look because it is time to: at the device's own moment in its wave."""
-        if not self._is_queued.is_set():
-            self._is_queued.set()
-            self._tasks.start("hear", partial(self._in_turn, hint, "", is_asked=False))
+        self._queue("hear", hint, "", is_asked=False)
 
     def poll(self, every_s: float) -> None:
         """Look every so often until `close`, at a moment that differs from device to device."""
@@ -256,10 +233,16 @@ class Updater(Generic[Loaded]):
         finally:
             self._one_at_a_time.release()
 
-    def _in_turn(self, hint: bytes | None, repository: str, *, is_asked: bool = True) -> None:
+    def _queue(self, name: str, hint: bytes | None, repository: str, *, is_asked: bool) -> None:
+        if not self._queued[is_asked].is_set():
+            self._queued[is_asked].set()
+            # A crash is the end of this try: the next look, at the latest in an hour, finds the same release.
+            self._tasks.start(name, partial(self._in_turn, hint, repository, is_asked=is_asked))
+
+    def _in_turn(self, hint: bytes | None, repository: str, *, is_asked: bool) -> None:
         run = self._run
         with self._first() if is_asked and run and not run.is_asked else self._one_at_a_time:
-            self._is_queued.clear()
+            self._queued[is_asked].clear()
             if not self._stop.is_set():
                 self.check_and_update(hint, repository=repository, is_asked=is_asked)
 
@@ -277,7 +260,7 @@ class Updater(Generic[Loaded]):
             waits = self._trust.waits or f"it holds no release for {self.profile}"
             return run.result("current", reason="none", detail=f"{run.source.name} offers nothing: {waits}")
         release, offer = offered
-        run.release = release
+        run.release, run.offer = release, offer
         refusal = self.slots.refusal(release, profile=self.profile)
         if refusal:
             outcome = "current" if refusal.reason == "current" else "refused"
@@ -365,6 +348,8 @@ class Updater(Generic[Loaded]):
                 run.measured = self._check_prompt(serving)
             elif not is_known:
                 self._check_speed(run, trial, serving, before)
+        if run.offer.shadow:
+            self._in_shadow(run, trial, serving, before)
         with run.doing("switch"):
             if not trial.is_replacing:
                 self._when_free()
@@ -386,6 +371,36 @@ class Updater(Generic[Loaded]):
         if pair:
             run.measured = msgspec.structs.replace(run.measured or TrialMeasurements(), speed=pair[0], before=pair[1])
             gates.check_speed(*pair)
+
+    def _in_shadow(self, run: UpdateRun, trial: Trial[Loaded], serving: Loaded, before: Loaded) -> None:
+        """Let `serving` answer, for nobody to see, what people ask; raises UnhealthyError when it does so worse."""
+        with run.doing("shadow") as told:
+            if run.is_asked or self._shadow is None:
+                figures = ShadowFigures(wanted=run.offer.shadow, end="asked")
+            elif trial.is_replacing:
+                figures = ShadowFigures(wanted=run.offer.shadow, end="memory")
+            else:
+                check, stop = partial(self._check_offered, run), self._way.is_wanted
+                generation = before.bundle.generation
+                figures = self._shadow.fulfil(run.offer, serving, generation, slots=self.slots, stop=stop, check=check)
+            log.info(f"generation {serving.bundle.generation}: {figures.describe()}")
+            run.measured = msgspec.structs.replace(run.measured or TrialMeasurements(), shadow=figures)
+            told.update(figures.told())
+            check_shadow(figures)
+
+    def _check_offered(self, run: UpdateRun) -> None:
+        """Raise StoppedError when another release, or none, is offered by now; who cannot ask goes on."""
+        assert run.source, "it was fetched"
+        assert run.release, "it was fetched"
+        try:
+            offered = self._offered(run.source)
+        except StoppedError:
+            raise
+        except FieldlmError as error:
+            log.warning(f"nobody can say whether release {run.release.seq} is still offered: {error}")
+            return
+        if offered is None or offered[0].seq != run.release.seq:
+            raise StoppedError(f"release {run.release.seq} is not the one that is offered any more")
 
     def _when_free(self) -> None:
         if not self._busy.wait(self._hold_s, self._way.is_wanted):
