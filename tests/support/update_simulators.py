@@ -3,7 +3,7 @@
 import hashlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,6 +121,7 @@ class ServingSimulator:
     bundle: Bundle
     engine: Engine
     adapter: str | None = None
+    task_adapters: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass

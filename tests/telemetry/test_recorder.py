@@ -52,6 +52,7 @@ class Exchange:
     used_fallback: bool = False
     confidence: float | None = None
     is_unsure: bool | None = None
+    adapter: str = ""
 
 
 TERMS = ("yes-7",)
