@@ -82,6 +82,11 @@ def test_metrics_mode_keeps_numbers_and_writes_no_text_to_the_disk(tmp_path: Pat
     assert not [secret for secret in (*SECRETS, "latte", "tea") if secret.encode() in on_disk(tmp_path)]
 
 
+def test_which_of_several_adapters_answered_is_told(tmp_path: Path) -> None:
+    (found,) = recorded(tmp_path, "metrics", Exchange(adapter="orders"))
+    assert found.detail == {"adapter": "orders"}
+
+
 def test_metrics_mode_sends_no_text_either(tmp_path: Path) -> None:
     (found, said) = recorded(tmp_path, "metrics", Exchange(), correction="a tea for Maria")
     for record in (found, said):

@@ -89,9 +89,11 @@ def _named_folder(text: str) -> tuple[str, Path]:
     name, is_named, rest = text.partition("=")
     has_name = bool(is_named) and not Path(text).is_dir()
     folder = Path(rest if has_name else text)
-    if not text or not folder.is_dir():
+    if not (rest if has_name else text):
+        raise InputError(f"--adapter {text!r} names no folder; name the one that fieldlm tune wrote")
+    if not folder.is_dir():
         what = "is no folder" if folder.is_file() else "does not exist"
-        raise InputError(f"--adapter {text!r}: {str(folder)!r} {what}; name the folder that fieldlm tune wrote")
+        raise InputError(f"--adapter {text!r}: {str(folder)!r} {what}; name the one that fieldlm tune wrote")
     return name if has_name else "", folder
 
 

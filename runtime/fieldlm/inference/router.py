@@ -1,8 +1,9 @@
 """The router of a bundle: which task a request is, and which of the bundle's adapters answers that task.
 
-A conversation stays with the adapter of its first turn: a later turn ("two, please") says little alone, and another
-adapter has to read all that was said before anew. It changes where a later turn is a known task with at most half of
-the doubt that a first turn may leave. What was said decides alone, so the same conversation has the same adapter.
+A conversation stays with the adapter of its first turn that is of a known task: a later one ("two, please") says
+little alone, and another adapter has to read all that was said before anew. It changes where a later turn is a known
+task with at most half of the doubt that a first one may leave. What was said decides alone, so the same conversation
+has the same adapter, after a restart, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,14 +45,12 @@ def choose(
 
 
 def _task_of(router: Router, said: Sequence[str]) -> str | None:
-    """Return the task of a conversation by what the user said in each turn."""
-    if not said:
-        return None
-    clear = (1 + router.least) / 2
-    for text in reversed(said[1:][-MOST_TURNS:]):
-        if (task := router.task(text, least=clear)) is not None:
-            return task
-    return router.task(said[0])
+    """Return the task of a conversation by what the user said in each turn, None where none is known."""
+    later, clear = said[1:][-MOST_TURNS:], (1 + router.least) / 2
+    found = (router.task(text, least=clear) for text in reversed(later))
+    if (task := next((task for task in found if task is not None), None)) is not None:
+        return task
+    return next((task for text in (*said[:1], *later) if (task := router.task(text)) is not None), None)
 
 
 @lru_cache(maxsize=4)
