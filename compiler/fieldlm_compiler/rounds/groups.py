@@ -78,7 +78,7 @@ class GroupTrial:
             return AdapterChoice(bundle=self.one)
         groups, few = self._groups()
         if not groups:
-            return self._just_one(few, "no two groups of tasks have enough examples for adapters of their own")
+            return self._just_one(few, "there is one group of tasks, or none with enough examples")
         own = {each.id: each for each in groups}
         folders: dict[str, Path] = {}
         for each in groups:
@@ -87,7 +87,7 @@ class GroupTrial:
             except InputError as error:  # all its examples may be too long, for example
                 few.append(_left(own.pop(each.id), f"not tuned: {error}"))
         tried, refused = self._bundle(own, folders)
-        few += [_left(own[name], why) for name, why in refused.items()]
+        few += [_left(own[name], why) for name, why in refused.items() if name in own]
         left = {name: own[name] for name in own if name not in refused}
         if tried is None or not left:
             return self._just_one(few, refused.get(ALL) or "none of the groups' adapters passed its gates")

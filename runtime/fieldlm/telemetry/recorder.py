@@ -142,7 +142,8 @@ class Recorder:
         consent = self._agreed(exchange.consent)
         session = self._hash(exchange.session)
         least = exchange.timings.min_logprob
-        sure = Sureness(exchange.confidence, self._recent.rank(exchange.generation, least))
+        among = f"{exchange.generation}:{exchange.adapter}"  # one adapter is as sure as another only by chance
+        sure = Sureness(exchange.confidence, self._recent.rank(among, least))
         answered = AnsweredResponse(generation=exchange.generation, session=session, consent=consent)
         known = _Known(answered, sure)
         self._know(exchange.id, known)
