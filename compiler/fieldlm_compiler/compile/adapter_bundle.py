@@ -161,7 +161,7 @@ def _pack_several(
     # Beside others there is no merged form to compare one with.
     on = replace(on, wish=replace(on.wish, compare=False))
     proved = _prove_each(on, adapters, fitted, manifest)
-    first, *others = proved.values()
+    first = next(iter(proved.values()))
     stem, suffix = Path(on.adapters.adapter_name).stem, Path(on.adapters.adapter_name).suffix
     files = {name: f"{stem}{suffix if found is first else f'-{name}{suffix}'}" for name, found in proved.items()}
     calibrated = {name: _calibration_name(name, is_first=found is first)
