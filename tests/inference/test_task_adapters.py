@@ -136,9 +136,7 @@ def test_each_answers_as_it_would_alone_and_a_switch_frees_them_all(
     own.close()
 
 
-def test_where_one_cannot_be_loaded_none_stays(
-    adapters: dict[str, Path], base_bundle: Bundle, tmp_path: Path
-) -> None:
+def test_where_one_cannot_be_loaded_none_stays(adapters: dict[str, Path], base_bundle: Bundle, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(adapters["bill"].read_bytes()[:2000])
     own = Generations(base_bundle, ONE)

@@ -29,9 +29,7 @@ ASKED = [
 
 def match(one: dict[str, int], several: dict[str, int], *, always: bool = False) -> dict[str, GroupMatch]:
     """Return what is found where the first so many of each task are right."""
-    right = [
-        [int(each.response.rpartition("-")[2]) < counts[each.task] for each in ASKED] for counts in (one, several)
-    ]
+    right = [[int(each.response.rpartition("-")[2]) < counts[each.task] for each in ASKED] for counts in (one, several)]
     return {each.id: each for each in compared(GROUPS, ASKED, *right, always=always)}
 
 

@@ -155,9 +155,7 @@ def _pack_one(on: _Base, fitted: Fitted, manifest: Manifest) -> Bundle:
     )
 
 
-def _pack_several(
-    on: _Base, adapters: Sequence[NamedAdapter], fitted: Sequence[Fitted], manifest: Manifest
-) -> Bundle:
+def _pack_several(on: _Base, adapters: Sequence[NamedAdapter], fitted: Sequence[Fitted], manifest: Manifest) -> Bundle:
     # Beside others there is no merged form to compare one with.
     on = replace(on, wish=replace(on.wish, compare=False))
     proved = _prove_each(on, adapters, fitted, manifest)

@@ -311,9 +311,7 @@ def _request(args: argparse.Namespace) -> SearchRequest:
         min_task=args.min_task,
     )
     request = SearchRequest(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
-    _check_request(
-        request, format_named(args.format), with_adapter=bool(args.adapter), with_quant=bool(args.quant)
-    )
+    _check_request(request, format_named(args.format), with_adapter=bool(args.adapter), with_quant=bool(args.quant))
     return request
 
 

@@ -100,7 +100,7 @@ def _named_folder(text: str) -> tuple[str, Path]:
 def _known(router: Router, tasks: Path | None) -> dict[str, tuple[str, ...]]:
     """Return the tasks by everything that an adapter for them may be called; ids come before names."""
     groups: dict[str, tuple[str, ...]] = {task: (task,) for task in router.tasks}
-    names = dict(zip(router.names, ((task,) for task in router.tasks), strict=True))
+    names: dict[str, tuple[str, ...]] = {router.name(task): (task,) for task in router.tasks}
     if tasks is not None:
         try:
             read = msgspec.json.decode(tasks.read_bytes(), type=_Tasks)

@@ -204,9 +204,7 @@ def compared(
     together (the exact sign test; Benjamini and Hochberg): what one adapter can do is not done by several.
     """
     pairs: dict[str, Pairs] = {
-        group.id: [
-            (was, now) for each, was, now in zip(asked, one, several, strict=True) if each.task in group.names
-        ]
+        group.id: [(was, now) for each, was, now in zip(asked, one, several, strict=True) if each.task in group.names]
         for group in groups
     }
     counts = {group: lost_and_gained(those) for group, those in pairs.items()}

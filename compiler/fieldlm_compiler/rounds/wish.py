@@ -37,7 +37,7 @@ class RoundWish:
     begin: Begin = "best"
     """Tune from the last accepted adapter, afresh, or both and take what is better on the customers to watch."""
     adapters: Adapters = "one"
-    """Whether one adapter answers all tasks, or each group of tasks has its own: all groups, or those that gain by it."""
+    """Whether one adapter answers all tasks, or groups of tasks have their own: all, or those that gain by it."""
     eval_share: float = EVAL_SHARE
     teacher: bool = False
     """Whether what the large model answered is a label where nobody corrected it."""

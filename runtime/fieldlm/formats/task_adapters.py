@@ -7,7 +7,7 @@ program would answer with it and say nothing, the manifest lists `adapters` in `
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -37,36 +37,36 @@ def check_task_adapters(
     adapters: Sequence[TaskAdapter], roles: Mapping[str, str], must_understand: Sequence[str], *, what: str
 ) -> None:
     """Raise BundleError with what is wrong in a manifest's adapters; `roles` are those of its files by their paths."""
-    if wrong := _wrong(adapters, roles, must_understand):
+    if wrong := next(_wrong(adapters, roles, must_understand), ""):
         raise BundleError(f"{what} names adapters of tasks, but {wrong}; compile the bundle again")
 
 
-def _wrong(adapters: Sequence[TaskAdapter], roles: Mapping[str, str], must_understand: Sequence[str]) -> str:
+def _wrong(adapters: Sequence[TaskAdapter], roles: Mapping[str, str], must_understand: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong; what follows the first may not hold."""
     if not 2 <= len(adapters) <= MOST:
-        return f"there are {len(adapters)}, want 2 to {MOST}"
+        yield f"there are {len(adapters)}, want 2 to {MOST}"
     if FIELD not in must_understand:
-        return f"must_understand has no {FIELD!r}, so that an older version would pass them by"
+        yield f"must_understand has no {FIELD!r}, so that an older version would pass them by"
     if "router" not in roles.values():
-        return "it has no router, which tells a request's task"
+        yield "it has no router, which tells a request's task"
     for each in adapters:
         if not NAME.fullmatch(each.name):
-            return f"{each.name!r} is no name: letters, digits, - and _, at most 64"
+            yield f"{each.name!r} is no name: letters, digits, - and _, at most 64"
         if roles.get(each.path) != "adapter":
-            return f"{each.name!r} has the file {each.path!r}, which is none of its adapters"
+            yield f"{each.name!r} has the file {each.path!r}, which is none of its adapters"
         if each.confidence is not None and roles.get(each.confidence) != "confidence":
-            return f"{each.name!r} has the calibration {each.confidence!r}, which is none of its files"
+            yield f"{each.name!r} has the calibration {each.confidence!r}, which is none of its files"
         if not each.tasks and each is not adapters[0]:
-            return f"{each.name!r} is for no task, and only the first one answers the rest"
+            yield f"{each.name!r} is for no task, and only the first one answers the rest"
     for kind, found in (
         ("the adapter", [each.name for each in adapters]),
         ("the file", [each.path for each in adapters]),
         ("the task", [task for each in adapters for task in each.tasks]),
     ):
         if twice := next((name for name, count in Counter(found).items() if count > 1), None):
-            return f"{kind} {twice!r} is there twice"
+            yield f"{kind} {twice!r} is there twice"
     files = [path for path, role in roles.items() if role == "adapter"]
     if files[0] != adapters[0].path:
-        return f"the first one is not {files[0]!r}, the first of its files"
+        yield f"the first one is not {files[0]!r}, the first of its files"
     if left := next((path for path in files if path not in {each.path for each in adapters}), None):
-        return f"none of them has the file {left!r}"
-    return ""
+        yield f"none of them has the file {left!r}"

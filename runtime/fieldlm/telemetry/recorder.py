@@ -142,8 +142,7 @@ class Recorder:
         consent = self._agreed(exchange.consent)
         session = self._hash(exchange.session)
         least = exchange.timings.min_logprob
-        among = f"{exchange.generation}:{exchange.adapter}"  # one adapter is as sure as another only by chance
-        sure = Sureness(exchange.confidence, self._recent.rank(among, least))
+        sure = Sureness(exchange.confidence, self._recent.rank(f"{exchange.generation}:{exchange.adapter}", least))
         answered = AnsweredResponse(generation=exchange.generation, session=session, consent=consent)
         known = _Known(answered, sure)
         self._know(exchange.id, known)
