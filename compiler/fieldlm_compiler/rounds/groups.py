@@ -1,7 +1,7 @@
 """One adapter for all tasks, or one for each group of them as well: both are made, and customers to watch decide.
 
 A group is a scenario, as `cluster` finds it; where it finds one only, a task. Its adapter goes on from the one for all,
-on the group's own examples. Both bundles answer what the customers to watch asked, as a device does: its router chooses.
+on the group's own examples. Both bundles answer what customers to watch asked, as a device does: its router chooses.
 Held-out customers have no part in the choice, so that the exam judges it with all the rest.
 """
 
@@ -77,8 +77,6 @@ class GroupTrial:
         if self.wish.adapters == "one":
             return AdapterChoice(bundle=self.one)
         groups, few = self._groups()
-        if not groups:
-            return self._just_one(few, "there is one group of tasks, or none with enough examples")
         own = {each.id: each for each in groups}
         folders: dict[str, Path] = {}
         for each in groups:
@@ -90,7 +88,15 @@ class GroupTrial:
         few += [_left(own[name], why) for name, why in refused.items() if name in own]
         left = {name: own[name] for name in own if name not in refused}
         if tried is None or not left:
-            return self._just_one(few, refused.get(ALL) or "none of the groups' adapters passed its gates")
+            none = "none of the groups' adapters passed its gates"
+            few_or_one = "there is one group of tasks, or none with enough examples"
+            return self._just_one(few, refused.get(ALL) or (none if groups else few_or_one))
+        return self._decided(tried, left, folders, few)
+
+    def _decided(
+        self, tried: Bundle, left: dict[str, TaskGroup], folders: Mapping[str, Path], few: Sequence[GroupMatch]
+    ) -> AdapterChoice:
+        """Hold `tried`, with the adapters of all groups that are `left`, against the bundle with one."""
         asked = self._watched(left)
         if not asked and self.wish.adapters == "best":
             return self._just_one(few, "the customers to watch asked nothing of any group")
@@ -109,7 +115,7 @@ class GroupTrial:
             bundle, _ = self._bundle(taken, folders)
             if bundle is None or len(bundle.manifest.task_adapters) <= len(taken):
                 return self._just_one(matches, "the groups that gain by an adapter of their own did not pass together")
-        said = f"{counted(len(taken), 'group')} of {len(own)} with an adapter of its own, one for the rest"
+        said = f"{counted(len(taken), 'group')} of {len(matches)} with an adapter of its own, one for the rest"
         return AdapterChoice(
             bundle=bundle, folders={name: folders[name] for name in taken}, groups=matches, chosen=said
         )

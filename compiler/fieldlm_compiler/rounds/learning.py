@@ -186,7 +186,7 @@ def tuned_bundle(
 
 
 def part_of(data: Path, tasks: Sequence[str], stages: Stages) -> Path:
-    """Return the part of a data set that is of `tasks`, under the whole one's id: what is made of it was made of that."""
+    """Return the part of a data set that is of `tasks`, by the whole one's id: what is made of it was made of that."""
     document = msgspec.json.decode((data / DOCUMENT).read_bytes(), type=dict[str, Any])
 
     def make(folder: Path) -> Ran:
