@@ -99,7 +99,9 @@ def test_what_a_dashboard_is_built_on_is_there_from_the_start(live: Generations)
             name = family.name + ("_total" if family.type == "counter" else "")
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
             kind, known, says = reference.all_metrics()[name]
-            assert (kind, set(known), says) == (family.type, labels, family.documentation), name
+            assert (kind, says) == (family.type, family.documentation), name
+            if family.samples:  # what nothing was counted of shows no labels
+                assert set(known) == labels, name
     outcomes = [s.labels["outcome"] for f in families for s in f.samples if s.name == "fieldlm_requests_total"]
     assert sorted(outcomes) == ["deadline_exceeded", "length"]
 

@@ -8,23 +8,28 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from fieldlm.cli import verify
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.engines import EngineOptions, Sampling, Timings
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.confidence import read_confidence
+from fieldlm.formats.probe import load_probes
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import render
-from fieldlm.inference.confidence import confidence
+from fieldlm.inference.confidence import calibration_of, confidence
 from fieldlm.inference.generations import Generations, Serving
+from fieldlm.inference.model import Model
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.compile.assemble import report_path
 from fieldlm_compiler.compile.build import compile_model, main
+from fieldlm_compiler.compile.named_adapters import AdapterGateError, NamedAdapter
 from fieldlm_compiler.compile.unpack import unpack
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.verify.confidence import describe
 from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from tests.support import tiny_models
+from tests.support.task_bundles import word_router
 
 Build = Callable[..., Bundle]
 ROWS = tiny_models.conversations(16)
@@ -104,6 +109,65 @@ def answered(serving: Serving, row: dict[str, Any]) -> Timings:
     answer = serving.engine.start(prompt, Sampling(max_tokens=20), adapter=serving.adapter)
     list(answer)
     return answer.timings
+
+
+DRINKS, FOOD = "tea milk rice soup", "bread salt fish cake"
+
+
+def apart(folder: Path, taught: Path, **strengths: float) -> list[NamedAdapter]:
+    """Return adapters: `all` for the rest, `drinks` and `food` for a task each."""
+    tasks = {"all": (), "drinks": ("t1",), "food": ("t2",)}
+    return [
+        NamedAdapter(folder=adapter(folder / name, taught, strength=strengths.get(name, 1e-4)), name=name, tasks=own)
+        for name, own in tasks.items()
+    ]
+
+
+def test_several_are_each_judged_and_calibrated_by_what_the_router_gives_them(
+    taught: Path, base: Bundle, build: Build, tmp_path: Path
+) -> None:
+    router = tmp_path / "router.npz"
+    router.write_bytes(word_router({"t1": DRINKS, "t2": FOOD}).packed())
+    task = tiny_models.write_lines(tmp_path / "task.jsonl", tiny_models.conversations(64))
+    asked: dict[str, Any] = {
+        "adapters": apart(tmp_path, taught),
+        "base_bundle": base.folder,
+        "router": router,
+        "request": SearchRequest(task=task, limits=Limits(min_task=0.5)),
+    }
+    made = build(taught, tmp_path / "out", **asked)
+    bundle = open_bundle(made.folder)
+    assert [(each.name, each.tasks, each.confidence) for each in bundle.manifest.task_adapters] == [
+        ("all", (), None),
+        ("drinks", ("t1",), "confidence-drinks.json"),
+        ("food", ("t2",), "confidence-food.json"),
+    ]
+    calibrated = {name: calibration_of(bundle, name) for name in ("all", "drinks", "food")}
+    assert {name: found and found.n for name, found in calibrated.items()} == {"all": None, "drinks": 32, "food": 32}
+    assert {gate.name for gate in bundle.manifest.gates} >= {"task-served:drinks", "task-served:food", "mean-kl"}
+    assert "task-served" not in {gate.name for gate in bundle.manifest.gates}
+    assert bundle.need("base").samefile(base.need("base"))
+    assert {probe.adapter for probe in load_probes(bundle.need("probe"))} == {"", "drinks", "food"}
+    assert verify.verify(bundle)["probes"] == 1.0
+    with Model.open(bundle, threads=1, context=256) as model:
+        answers = [model.chat(said, max_tokens=2).adapter for said in ("1 tea", "1 fish", "!")]
+    assert answers == ["drinks", "food", "all"]
+    assert build(taught, tmp_path / "again", **asked).id == bundle.id
+
+
+def test_of_several_the_one_that_fails_its_gate_is_named(
+    taught: Path, base: Bundle, build: Build, tmp_path: Path
+) -> None:
+    router = tmp_path / "router.npz"
+    router.write_bytes(word_router({"t1": DRINKS, "t2": FOOD}).packed())
+    task = tiny_models.write_lines(tmp_path / "task.jsonl", ROWS)
+    with pytest.raises(AdapterGateError, match="adapter 'food': the adapter answers none of the task right") as failed:
+        build(
+            taught, tmp_path / "out", adapters=apart(tmp_path, taught, food=5.0), base_bundle=base.folder,
+            router=router, request=SearchRequest(task=task, limits=Limits(min_task=0.5)),
+        )  # fmt: skip
+    assert failed.value.adapter == "food"
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_for_another_task_makes_no_bundle(

@@ -43,6 +43,17 @@ def test_all_that_was_made_of_forgotten_words_is_listed_and_nothing_else(worksho
     assert main([str(workshop / "store"), str(workshop), "--json"]) == 1
 
 
+def test_a_bundle_is_listed_when_one_of_its_adapters_was_made_of_forgotten_words(workshop: Path) -> None:
+    (made,) = (workshop / "datasets").iterdir()
+    (workshop / "several").mkdir()
+    notes = {"datasets": {"all": "of-somebody-else", "tea": made.name}}
+    manifest = {"dataset": "of-somebody-else", "notes": notes}
+    (workshop / "several/manifest.json").write_text(json.dumps(manifest))
+    forget(workshop, "s1")
+    found = tainted(workshop / "store", [workshop / "datasets", workshop / "several"])
+    assert [(each.kind, each.dataset) for each in found] == [("data set", made.name), ("bundle", made.name)]
+
+
 def test_what_can_be_rebuilt_is_and_what_was_made_of_the_old_stays_known(workshop: Path) -> None:
     (old,) = (workshop / "datasets").iterdir()
     forget(workshop, "s1")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fieldlm_compiler.rounds.gate import PairedTest
 from fieldlm_compiler.rounds.overview import cells
 from fieldlm_compiler.rounds.report import page, rounds_page
-from fieldlm_compiler.rounds.state import FORMAT, Exact, RoundDocument, TaskCost, TaskRow
+from fieldlm_compiler.rounds.state import FORMAT, Exact, GroupMatch, RoundDocument, TaskCost, TaskMatch, TaskRow
 
 Spell = Callable[[str], str]
 SHARES = ((0.04, 0.62, 0.91), (0.3, 0.88, 0.93), (0.0, 0.0, 0.55), (0.1, 0.9, 0.7))
@@ -63,7 +63,20 @@ def sample_round(spell: Spell, number: int = 3) -> RoundDocument:
         previous=Exact(right=120 + 20 * number, total=220) if number > 1 else None,
         this=Exact(right=150 + 15 * number, total=220),
         tests=_tests(spell),
+        groups=_groups(spell),
+        chosen=spell("1 group of 2 with an adapter of its own, one for the rest"),
     )  # fmt: skip
+
+
+def _groups(spell: Spell) -> list[GroupMatch]:
+    match = TaskMatch(id="task-0", name=spell(NAMES[0]), one=Exact(right=31, total=40), own=Exact(right=39, total=40))
+    why = spell("better: 40 watched examples, 8 gained, 0 lost, p = 0.0039")
+    few = spell("9: too few examples for an adapter of its own, want 16")
+    return [
+        GroupMatch(id=spell("scenario-0"), name=spell("at the counter"), is_taken=True, reason=why, gained=8, p=0.0039,
+                   tasks=[match]),
+        GroupMatch(id="scenario-1", name="elsewhere", is_taken=False, reason=few),
+    ]  # fmt: skip
 
 
 def _tasks(spell: Spell, number: int) -> list[TaskRow]:

@@ -3,16 +3,18 @@
 import hashlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.core.errors import EngineError
 from fieldlm.engines import DEFAULT_TERMS, Chunk, Engine, RunningAnswer, Sampling, Schedule, Timings
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe, Role, describe, write_bundle
 from fieldlm.formats.release import Offer, Release
+from fieldlm.formats.task_adapters import TaskAdapter
 from fieldlm.updates.progress import UpdateResult
 from fieldlm.updates.regression_monitor import Complaint
 from fieldlm.updates.shadow import Shadow
@@ -64,6 +66,23 @@ def small_bundle(
         files=tuple(describe(folder, path, role) for path, role in files),
     )
     return write_bundle(folder, manifest, key)
+
+
+def several_adapters(folder: Path, adapters: Mapping[str, str]) -> Bundle:
+    """Make a bundle with several adapters, each of the noise that its seed gives; the first answers the rest."""
+    bundle = small_bundle(folder)
+    (folder / "router.npz").write_bytes(noise("router", 10_000))
+    files = [("router.npz", "router")]
+    for name, seed in adapters.items():
+        (folder / f"{name}.gguf").write_bytes(noise(seed, 200_000))
+        files.append((f"{name}.gguf", "adapter"))
+    manifest = msgspec.structs.replace(
+        bundle.manifest,
+        files=(*bundle.manifest.files, *(describe(folder, path, role) for path, role in files)),
+        adapters=tuple(TaskAdapter(name=name, path=f"{name}.gguf", tasks=(f"task-{name}",)) for name in adapters),
+        must_understand=("adapters",),
+    )
+    return write_bundle(folder, manifest, KEY)
 
 
 class OneWord:
@@ -122,6 +141,7 @@ class ServingSimulator:
     bundle: Bundle
     engine: Engine
     adapter: str | None = None
+    task_adapters: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass

@@ -52,6 +52,7 @@ class Exchange:
     used_fallback: bool = False
     confidence: float | None = None
     is_unsure: bool | None = None
+    adapter: str = ""
 
 
 TERMS = ("yes-7",)
@@ -79,6 +80,11 @@ def test_metrics_mode_keeps_numbers_and_writes_no_text_to_the_disk(tmp_path: Pat
     assert (found.prompt_tokens, found.cached_tokens, found.ttft_ms, found.queue_ms) == (20, 3, 60.0, 1.4)
     assert (said.rating, said.detail) == ("down", {"corrected": "yes"})
     assert not [secret for secret in (*SECRETS, "latte", "tea") if secret.encode() in on_disk(tmp_path)]
+
+
+def test_which_of_several_adapters_answered_is_told(tmp_path: Path) -> None:
+    (found,) = recorded(tmp_path, "metrics", Exchange(adapter="orders"))
+    assert found.detail == {"adapter": "orders"}
 
 
 def test_metrics_mode_sends_no_text_either(tmp_path: Path) -> None:
@@ -299,12 +305,14 @@ def test_without_a_calibration_the_least_sure_tenth_of_the_last_answers_is_hard(
             logprob = -((number * 389) % 1000) / 1000
             recorder.exchange(Exchange(id=f"r{number}", timings=Timings(min_logprob=logprob)))
         recorder.exchange(Exchange(id="other", generation="new", timings=Timings(min_logprob=-99.0)))
+        recorder.exchange(Exchange(id="of an adapter", adapter="tea", timings=Timings(min_logprob=-99.0)))
         spool.flush()
         found = spool.pending("gen", 0, 2000)
     hard = [record for record in found if "hard" in record.detail]
     assert 85 <= len(hard) <= 115
     assert max(float(record.detail["min_logprob"]) for record in hard) < -0.8
     assert {record.generation for record in hard} == {"abc"}
+    assert "of an adapter" not in {record.response for record in hard}, "it is ranked among its own"
 
 
 def test_answers_that_are_all_equally_sure_are_not_hard(tmp_path: Path) -> None:

@@ -1,13 +1,24 @@
 """How fast a generation is beside the one before, on a machine that is not left alone."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from fieldlm.engines import DEFAULT_TERMS, RunningAnswer, Sampling, Schedule, Timings
 from fieldlm.formats.bundle import Bundle
-from fieldlm.updates.gates import AGREE, MOST_ROUNDS, ROUNDS, SPEED_TOKENS, UnhealthyError, check_speed, compare
-from tests.support.update_simulators import EngineSimulator, OneWord, ServingSimulator
+from fieldlm.updates.gates import (
+    AGREE,
+    MOST_ROUNDS,
+    ROUNDS,
+    SPEED_TOKENS,
+    UnhealthyError,
+    check_speed,
+    compare,
+    is_same_model,
+)
+from tests.support.update_simulators import EngineSimulator, OneWord, ServingSimulator, several_adapters
 
 
 class Measured(EngineSimulator):
@@ -61,6 +72,19 @@ def test_a_neighbour_that_slows_the_first_token_of_the_first_rounds_makes_no_rel
 def test_a_slow_release_stays_slow_whatever_the_neighbour_does(judge: Judge) -> None:
     with pytest.raises(UnhealthyError, match=r"21.0 tokens/s, before it were 74.0"):
         judge(Measured(8, 20, 12, 21, 20), Measured(50, 60, 30, 73, 74))
+
+
+def test_another_map_of_tasks_or_another_router_is_another_model(tmp_path: Path) -> None:
+    replace = msgspec.structs.replace
+    one = several_adapters(tmp_path / "one", {"all": "all", "tea": "tea"}).manifest
+    first, tea = one.task_adapters
+    assert is_same_model(one, replace(one, system_prompt="Be brief.", notes={"made": "anew"}))
+    assert not is_same_model(one, replace(one, adapters=(first, replace(tea, tasks=("another",)))))
+    assert not is_same_model(one, replace(one, adapters=msgspec.UNSET))
+    others = [replace(file, sha256="0" * 64) if file.role == "router" else file for file in one.files]
+    assert not is_same_model(one, replace(one, files=tuple(others)))
+    turned = several_adapters(tmp_path / "turned", {"tea": "tea", "all": "all"}).manifest
+    assert not is_same_model(one, turned), "another one answers the rest"
 
 
 def test_rounds_that_never_agree_come_to_an_end(judge: Judge) -> None:

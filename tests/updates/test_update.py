@@ -15,7 +15,7 @@ from fieldlm.updates.slots import MAX_ATTEMPTS
 from fieldlm.updates.updater import Updater
 from fieldlm_compiler.repository import offers
 from fieldlm_compiler.repository.metadata import Keyring
-from tests.support.update_simulators import BASE_BYTES, Site, make_site, small_bundle
+from tests.support.update_simulators import BASE_BYTES, Site, make_site, several_adapters, small_bundle
 
 
 @pytest.fixture
@@ -40,6 +40,18 @@ def test_an_adapter_update_moves_the_adapter_and_not_the_base(site: Site, tuned:
     assert result.bytes_bundle > BASE_BYTES
     steps = [moment.step for moment in result.timeline]
     assert steps == ["check", "fetch", "verify", "load", "probe", "switch", "observe", "commit"]
+
+
+def test_of_several_adapters_the_changed_one_alone_travels(tmp_path: Path) -> None:
+    before = several_adapters(tmp_path / "before", {"all": "all", "tea": "tea", "bill": "bill"})
+    after = several_adapters(tmp_path / "after", {"all": "all", "tea": "other tea", "bill": "bill"})
+    site = make_site(tmp_path, before)
+    site.publish(after)
+    result = site.update()
+    assert (result.outcome, result.generation) == ("updated", after.generation)
+    assert site.slots.current().manifest.task_adapters == after.manifest.task_adapters
+    assert 200_000 < result.bytes_fetched < 230_000
+    site.slots.close()
 
 
 def test_the_story_of_an_update_is_told(site: Site) -> None:

@@ -175,7 +175,7 @@ def _choose_and_pack(
             manifest.recipe, quant=artefact.quant, bits_per_weight=artefact.size.bits_per_weight
         ),
     )
-    probes = BundlePart(role="probe", name="probe.json", source=proof.probe_file(prompted.answers))
+    probes = BundlePart(role="probe", name="probe.json", source=proof.probe_file({"": prompted.answers}))
     return finish(manifest, [*artefact.parts, probes], made, wish, stages, search=search, answers=answers)
 
 

@@ -23,6 +23,7 @@ from fieldlm.core.wording import counted
 from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile, load_profile
 from fieldlm_compiler.checkpoints.checkpoint import check_named
+from fieldlm_compiler.compile.named_adapters import NamedAdapter, check_named_apart, with_tasks
 from fieldlm_compiler.export.format import DEFAULT, Format, format_named, format_names, formats
 from fieldlm_compiler.pipeline.pack import check_out
 from fieldlm_compiler.verify.limits import PRESETS, Limits, SearchRequest
@@ -46,6 +47,7 @@ def compile_model(
     quants: Sequence[str] = (),
     merge: Path | None = None,
     adapter: Path | None = None,
+    adapters: Sequence[NamedAdapter] = (),
     base_bundle: Path | None = None,
     fmt: str = DEFAULT,
     name: str = "",
@@ -59,11 +61,11 @@ def compile_model(
     """Compile `model` for `profile` into the bundle folder `out`, signed by `key`.
 
     With `merge`, that PEFT adapter is folded into the weights; with `adapter`, it becomes a small bundle of its own on
-    `base_bundle`. What varies from run to run (times, speed, memory) is written beside it, to `out`.report.json. `work`
-    keeps the finished stages; by default it is in the user's cache. A `request` with text, a task or limits lets the
-    compiler look for the best type of every tensor itself. `licences` are those a model may have; none allows all.
-    With `compare`, what an adapter costs apart and merged is measured and said in the report. `router` is what
-    `fieldlm cluster` wrote of the tasks that the model is for; it goes into the bundle.
+    `base_bundle`, and so do several `adapters`, each for its tasks and the first for the rest. What varies from run to
+    run (times, speed, memory) is written to `out`.report.json. `work` keeps the finished stages; by default it is in
+    the user's cache. A `request` with text, a task or limits lets the compiler look for the best type of every tensor
+    itself. `licences` are those a model may have; none allows all. With `compare`, what an adapter costs apart and
+    merged is measured and said in the report. `router` is what `fieldlm cluster` wrote of the tasks.
 
     Raises InputError for what cannot be compiled, GateError when the result is not the model it was made from or too
     large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
@@ -73,8 +75,9 @@ def compile_model(
     from fieldlm_compiler.pipeline.stages import Stages
     from fieldlm_compiler.search import ray_pool
 
-    _check_asked(profile, out, fmt, quants, request, merge=merge, adapter=adapter, base_bundle=base_bundle)
-    form = format_named(fmt)
+    apart = [NamedAdapter(folder=adapter)] if adapter else [*adapters]
+    _check_asked(profile, out, fmt, quants, request, merge=merge, is_apart=bool(apart), base_bundle=base_bundle)
+    check_named_apart(apart, router)
     wish = Wish(
         profile=profile,
         out=out,
@@ -89,10 +92,9 @@ def compile_model(
         router=router,
     )
     stages = Stages(work)
-    if adapter and base_bundle:
-        return attach(model, adapter, base_bundle, wish, stages)
-    ready = None if merge or quants or request.is_wanted else form.ready_file(model, stages)
-    if ready:
+    if apart and base_bundle:
+        return attach(model, apart, base_bundle, wish, stages)
+    if ready := None if merge or quants or request.is_wanted else format_named(fmt).ready_file(model, stages):
         return compile_file(ready, wish, stages)
     with ray_pool.connected(request.ray):
         return compile_checkpoint(model, merge, wish, stages)
@@ -106,12 +108,12 @@ def _check_asked(
     request: SearchRequest,
     *,
     merge: Path | None,
-    adapter: Path | None,
+    is_apart: bool,
     base_bundle: Path | None,
 ) -> None:
     """Raise InputError for what cannot be compiled, as far as no model has to be looked at; writes nothing."""
     check_out(out)
-    if (adapter is None) != (base_bundle is None) or (adapter and (merge or quants or fmt != DEFAULT)):
+    if is_apart != (base_bundle is not None) or (is_apart and (merge or quants or fmt != DEFAULT)):
         raise InputError(
             "--adapter goes with --base-bundle, the compiled base it is for, and without --merge or --quant"
         )
@@ -119,8 +121,8 @@ def _check_asked(
     if form.engine not in profile.engines:
         can = ", ".join(each.name for each in formats().values() if each.engine in profile.engines)
         raise InputError(f"{profile.id} takes no {fmt.upper()} bundles; compile with --format {can}")
-    _check_request(request, form, with_adapter=adapter is not None, with_quant=bool(quants))
-    if not adapter:
+    _check_request(request, form, with_adapter=is_apart, with_quant=bool(quants))
+    if not is_apart:
         form.candidates(quants, profile)
 
 
@@ -156,6 +158,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str, Any]:
+    apart = with_tasks(args.adapter, args.router, args.tasks)
     request = _request(args)
     _check_asked(
         profile,
@@ -164,7 +167,7 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         args.quant,
         request,
         merge=args.merge,
-        adapter=args.adapter,
+        is_apart=bool(apart),
         base_bundle=args.base_bundle,
     )
     from fieldlm_compiler.compile.assemble import report_path
@@ -185,7 +188,7 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         key=key,
         quants=args.quant,
         merge=args.merge,
-        adapter=args.adapter,
+        adapters=apart,
         base_bundle=args.base_bundle,
         fmt=args.format,
         name=args.name,
@@ -264,8 +267,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--merge", type=options.existing_folder, metavar="PEFT", help="fold this adapter into the weights"
     )
     parser.add_argument(
-        "--adapter", type=options.existing_folder, metavar="PEFT", help="make a small bundle of this adapter"
-    )
+        "--adapter", action="append", default=[], metavar="[NAME=]PEFT",
+        help="make a small bundle of this adapter; of several, each is called like the task or scenario it is for, and "
+        "the first, of any name, answers the rest",
+    )  # fmt: skip
     parser.add_argument(
         "--base-bundle", type=options.existing_folder, metavar="BUNDLE", help="the bundle that --adapter is for"
     )
@@ -282,6 +287,10 @@ def _add_bundle(parser: terminal.Parser) -> None:
     parser.add_argument(
         "--router", type=options.existing_file, metavar="FILE", help="router.npz of fieldlm cluster: which task is what"
     )
+    parser.add_argument(
+        "--tasks", type=options.existing_file, metavar="FILE",
+        help="tasks.json of fieldlm cluster: the scenarios that several --adapter may be for",
+    )  # fmt: skip
     parser.add_argument("--name", default="", help="what clients call the model")
     parser.add_argument("--system-prompt", help="put in front of conversations that have none")
     parser.add_argument(
@@ -302,9 +311,7 @@ def _request(args: argparse.Namespace) -> SearchRequest:
         min_task=args.min_task,
     )
     request = SearchRequest(calibration=tuple(args.calibration), task=args.task, limits=limits, ray=args.ray)
-    _check_request(
-        request, format_named(args.format), with_adapter=args.adapter is not None, with_quant=bool(args.quant)
-    )
+    _check_request(request, format_named(args.format), with_adapter=bool(args.adapter), with_quant=bool(args.quant))
     return request
 
 

@@ -7,7 +7,7 @@ sets anew without them. Adapters and bundles have to be made again: nothing can 
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -55,9 +55,17 @@ def tainted(store: Path | str, folders: Sequence[Path], *, rebuild: bool = False
     made: tuple[tuple[Kind, str], ...] = (("adapter", "tune.json"), ("bundle", "manifest.json"))
     for kind, name in made:
         for path in _named(folders, name):
-            if (dataset := _document(path).get("dataset")) in known:
-                found.append(Tainted(kind=kind, path=str(path.parent), dataset=str(dataset)))
+            if made_of := known.intersection(_datasets(_document(path))):
+                found.append(Tainted(kind=kind, path=str(path.parent), dataset=min(made_of)))
     return found
+
+
+def _datasets(document: dict[str, Any]) -> list[str]:
+    """Return the data sets that an adapter, or a bundle with one or several, was made of."""
+    notes = document.get("notes")
+    several = cast(dict[str, Any], notes).get("datasets") if isinstance(notes, dict) else None
+    others = list(cast(dict[str, Any], several).values()) if isinstance(several, dict) else []
+    return [str(each) for each in (document.get("dataset"), *others) if each]
 
 
 def _examples(folders: Sequence[Path], gone: frozenset[str], *, rebuild: bool) -> Iterator[Tainted]:

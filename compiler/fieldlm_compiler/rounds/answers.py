@@ -11,6 +11,8 @@ from fieldlm.engines import Sampling
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm.inference.chat_template import Message, render, thought_marks
+from fieldlm.inference.generations import load_adapters
+from fieldlm.inference.router import task_adapter_of
 from fieldlm.inference.thoughts.marks import ThoughtMarks
 from fieldlm.inference.thoughts.thought_reader import parted_thought
 from fieldlm_compiler.learn.curated import CuratedExample
@@ -40,7 +42,7 @@ def questions_of(examples: Sequence[CuratedExample]) -> list[HeldOutQuestion]:
 def examine(
     bundle: Bundle, questions: Sequence[HeldOutQuestion], profile: Profile, stages: Stages, *, what: str
 ) -> list[bool]:
-    """Return for each question whether the bundle, with its adapter, answers it exactly right; kept in `stages`."""
+    """Return for each question whether the bundle, with its adapters, answers it exactly right; kept in `stages`."""
     inputs = {
         "bundle": bundle.id,
         "profile": profile_sha256(profile),
@@ -59,9 +61,8 @@ def answer_all(bundle: Path, profile: Profile, questions: list[HeldOutQuestion])
     """
     opened = open_bundle(bundle)
     engine = open_served(opened, profile)
-    path = opened.path("adapter")
-    if path is not None:
-        engine.load_adapter(ADAPTER, path)
+    loaded = load_adapters(engine, opened, ADAPTER)
+    first = next(iter(loaded.values()), None)
     right: list[bool] = []
     for question in questions:
         try:
@@ -73,7 +74,9 @@ def answer_all(bundle: Path, profile: Profile, questions: list[HeldOutQuestion])
         if len(prompt) >= engine.context:
             right.append(False)
             continue
-        chunks = engine.start(prompt, Sampling(max_tokens=most), adapter=ADAPTER if path is not None else None)
+        # Of several, the one that the device's router would take.
+        adapter = loaded.get(task_adapter_of(opened, question.messages), first)
+        chunks = engine.start(prompt, Sampling(max_tokens=most), adapter=adapter)
         right.append(is_right("".join(chunk.text for chunk in chunks), question, thought_marks(opened)))
     engine.close()
     return right

@@ -68,6 +68,7 @@ def _wish(args: argparse.Namespace, profile: Profile) -> "RoundWish":
         system_prompt=args.system_prompt,
         recipe=recipe_of(args),
         begin=args.begin,
+        adapters=args.adapters,
         eval_share=args.eval_share,
         teacher=args.teacher,
         check_labels=args.check_labels,
@@ -120,6 +121,10 @@ def _parser() -> terminal.Parser:
     parser.add_argument(
         "--from", dest="begin", choices=("best", "last", "fresh"), default="best",
         help="tune from the last accepted adapter, afresh, or both and take the better",
+    )  # fmt: skip
+    parser.add_argument(
+        "--adapters", choices=("one", "groups", "best"), default="one",
+        help="one adapter for all tasks, one for each group of tasks as well, or those of groups that gain by it",
     )  # fmt: skip
     parser.add_argument(
         "--enough", type=options.real(0, 1), default=ENOUGH, help="exact match from which the small model takes a task"

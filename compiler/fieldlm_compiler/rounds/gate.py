@@ -66,7 +66,7 @@ def compare_tasks(tasks: Mapping[str, EarlierTask], *, let_go: frozenset[str] = 
     pairs = {task: each.pairs for task, each in tasks.items()}
     kept = [pair for task, each in pairs.items() if not let_go & {task, names[task]} for pair in each]
     pairs |= {TOGETHER: kept} if len(tasks) > 1 else {}
-    counted = {task: _counted(each) for task, each in pairs.items()}
+    counted = {task: lost_and_gained(each) for task, each in pairs.items()}
     chances = {task: chance(lost, gained) for task, (lost, gained) in counted.items()}
     alarms = rejected(chances)
     return [
@@ -88,7 +88,7 @@ def compare_tasks(tasks: Mapping[str, EarlierTask], *, let_go: frozenset[str] = 
 
 def compare_whole(pairs: Pairs) -> PairedTest:
     """Test whether the whole is better."""
-    lost, gained = _counted(pairs)
+    lost, gained = lost_and_gained(pairs)
     p = chance(gained, lost)
     verdict: Verdict = "better" if gained > lost and p <= LEVEL else "held"
     return PairedTest(
@@ -122,7 +122,8 @@ def _named(test: PairedTest) -> str:
     return test.name if test.task == TOGETHER else f"{test.task} ({test.name})"
 
 
-def _counted(pairs: Pairs) -> tuple[int, int]:
+def lost_and_gained(pairs: Pairs) -> tuple[int, int]:
+    """Return how many were right before and are wrong now, and how many the other way round."""
     return sum(was and not now for was, now in pairs), sum(now and not was for was, now in pairs)
 
 

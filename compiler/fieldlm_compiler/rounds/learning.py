@@ -22,11 +22,13 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.compile.build import compile_model
+from fieldlm_compiler.compile.named_adapters import NamedAdapter
 from fieldlm_compiler.learn.cluster import TASKS, cluster
 from fieldlm_compiler.learn.curated import EXAMPLES, read_examples, write_examples
-from fieldlm_compiler.learn.dataset import dataset
+from fieldlm_compiler.learn.dataset import DOCUMENT, SPLITS, dataset
 from fieldlm_compiler.learn.task_edits.edits import FILE as EDITS
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits, write_edits
+from fieldlm_compiler.learn.tokenized import read_lines
 from fieldlm_compiler.learn.tune import tune
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.stages import Stages
@@ -126,7 +128,7 @@ def adapter(
     """
     begin = wish.begin if start else "fresh"
     starts = {"fresh": [None], "last": [start], "best": [None, start]}[begin]
-    made = [_tuned(wish, checkpoint, data, each, stages) for each in starts]
+    made = [tuned(wish, checkpoint, data, each, stages) for each in starts]
     best = min(made, key=lambda each: _loss(each[1]))
     for _, document in made if len(made) > 1 else ():
         log.info(f"  {_said(document)}{' ← taken' if document is best[1] else ''}")
@@ -138,14 +140,14 @@ def tuned_bundle(
     checkpoint: Checkpoint,
     base: Bundle,
     *,
-    folder: Path,
+    adapters: Sequence[NamedAdapter],
     data: Path,
     clustered: Path,
     stages: Stages,
 ) -> Bundle:
-    """Return the bundle of the adapter in `folder` on the quantised base, judged by the customers to watch.
+    """Return the bundle of `adapters` on the quantised base, judged by the customers to watch.
 
-    Raises GateError when it is not what was tuned.
+    Raises GateError when one is not what was tuned; of several, an AdapterGateError.
     """
     facts = wish.facts()
     inputs = {name: facts[name] for name in ("profile_sha256", "signer", "name", "system_prompt")}
@@ -155,9 +157,11 @@ def tuned_bundle(
         "router": sha256_file(tells) if tells else None,
         "base_bundle": base.id,
         "base": checkpoint.sha256,
-        "adapter": sha256_file(folder / WEIGHTS),
+        "adapter": sha256_file(adapters[0].folder / WEIGHTS),
         "dataset": data.name,
     }
+    if len(adapters) > 1:
+        inputs["adapters"] = [[each.name, sha256_file(each.folder / WEIGHTS), each.tasks] for each in adapters]
 
     def make(out: Path) -> Ran:
         return _timed(
@@ -167,7 +171,7 @@ def tuned_bundle(
                     profile=wish.profile,
                     out=out / "bundle",
                     key=wish.key,
-                    adapter=folder,
+                    adapters=adapters,
                     base_bundle=base.folder,
                     name=wish.name,
                     system_prompt=wish.system_prompt,
@@ -181,9 +185,31 @@ def tuned_bundle(
     return open_bundle(stages.run("bundle", inputs, make)[0] / "bundle")
 
 
-def _tuned(
+def part_of(data: Path, tasks: Sequence[str], stages: Stages) -> Path:
+    """Return the part of a data set that is of `tasks`, by the whole one's id: what is made of it was made of that."""
+    document = msgspec.json.decode((data / DOCUMENT).read_bytes(), type=dict[str, Any])
+
+    def make(folder: Path) -> Ran:
+        lines = {
+            split: [line for line in read_lines(data / f"{split}.jsonl") if msgspec.json.decode(line)["task"] in tasks]
+            for split in SPLITS
+        }
+        part = {name: count for name, count in document["tasks"].items() if name in tasks}
+        counts = {split: len(those) for split, those in lines.items()}
+        (folder / data.name).mkdir()
+        for split, those in lines.items():
+            (folder / data.name / f"{split}.jsonl").write_bytes(b"".join(line + b"\n" for line in those))
+        (folder / data.name / DOCUMENT).write_bytes(canonical_json({**document, **counts, "tasks": part}))
+        return Ran(value=counts, seconds=0.0, peak_mb=0.0)
+
+    inputs = {"dataset": sha256_file(data / DOCUMENT), "tasks": sorted(tasks)}
+    return stages.run("part", inputs, make)[0] / data.name
+
+
+def tuned(
     wish: RoundWish, checkpoint: Checkpoint, data: Path, start: Path | None, stages: Stages
 ) -> tuple[Path, dict[str, Any]]:
+    """Return the adapter that is tuned on `data` from `start`, or afresh, and what tune.json says of it."""
     inputs = {
         "base": checkpoint.sha256,
         "dataset": sha256_file(data / "dataset.json"),

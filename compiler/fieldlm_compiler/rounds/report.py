@@ -33,6 +33,11 @@ def page(document: RoundDocument) -> str:
             for test in document.tests
         ],
         losses=losses(document.tune.get("losses", [])),
+        groups=[
+            (group.name, task.name, str(task.one), str(task.own), "its own" if group.is_taken else "one for all")
+            for group in document.groups
+            for task in group.tasks
+        ],
         dropped=sorted(document.curated["dropped"].items()),
         sealed=sorted((document.sealed | document.redacted).items()),
         stages=[(stage["stage"], f"{stage['seconds']:.1f}") for stage in document.stages],

@@ -31,6 +31,7 @@ from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.collect.open import open_sink
+from fieldlm_compiler.compile.named_adapters import NamedAdapter
 from fieldlm_compiler.learn.agreement import answer_key
 from fieldlm_compiler.learn.cluster import TASKS
 from fieldlm_compiler.learn.curate import Labels, curate
@@ -41,6 +42,7 @@ from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.rounds import learning, traffic
 from fieldlm_compiler.rounds.answers import examine, questions_of
 from fieldlm_compiler.rounds.gate import EarlierTask, PairedTest, compare_tasks, compare_whole, reasons
+from fieldlm_compiler.rounds.groups import AdapterChoice, GroupTrial
 from fieldlm_compiler.rounds.report import page, redacted
 from fieldlm_compiler.rounds.sealed import earlier, seal
 from fieldlm_compiler.rounds.state import (
@@ -57,7 +59,7 @@ from fieldlm_compiler.rounds.state import (
     read_rounds,
 )
 from fieldlm_compiler.rounds.table import exact, rows
-from fieldlm_compiler.rounds.wish import RoundWish
+from fieldlm_compiler.rounds.wish import UNSAID, RoundWish
 
 log = logger(__name__)
 MOST_HELD_OUT = 200
@@ -162,20 +164,8 @@ class LearningRound:
         base = learning.base_bundle(self.wish, checkpoint, self.stages)
         _say("tune")
         adapter, tuned = learning.adapter(self.wish, checkpoint, learned.dataset, self._start(checkpoint), self.stages)
-        _say("compile")
-        bundle, trouble = None, ""
-        try:
-            bundle = learning.tuned_bundle(
-                self.wish,
-                checkpoint,
-                base,
-                folder=adapter,
-                data=learned.dataset,
-                clustered=learned.clustered,
-                stages=self.stages,
-            )
-        except GateError as error:
-            trouble = f"no bundle was made of the adapter: {error}"
+        made, trouble = self._compiled(checkpoint, base, adapter, learned)
+        bundle = made.bundle if made else None
         _say(f"exam on {len(learned.held)} held-out examples")
         exams = self._exams(base, bundle, learned.held)
         with terminal.progress("look at the requests"), open_sink(self.wish.store, read_only=True) as sink:
@@ -209,9 +199,43 @@ class LearningRound:
             previous=exact(exams.previous) if exams.previous else None,
             this=exact(exams.this) if exams.this else None,
             tests=[] if exams.this is None else [whole, *tests],
+            groups=made.groups if made else [],
+            chosen=made.chosen if made else "",
             edits=[str(edit) for edit in learned.edits.edits],
         )  # fmt: skip
-        return self._keep(document, learned, adapter=adapter, bundle=bundle, exams=exams, seen=looked.seen)
+        return self._keep(document, learned, adapter=adapter, made=made, exams=exams, seen=looked.seen)
+
+    def _compiled(
+        self, checkpoint: Checkpoint, base: Bundle, adapter: Path, learned: _Learned
+    ) -> tuple[AdapterChoice | None, str]:
+        """Return the bundle for the exam and how its adapters were chosen, or why there is none."""
+        _say("compile")
+        wish, data, clustered = self.wish, learned.dataset, learned.clustered
+        try:
+            one = learning.tuned_bundle(
+                wish,
+                checkpoint,
+                base,
+                adapters=[NamedAdapter(folder=adapter)],
+                data=data,
+                clustered=clustered,
+                stages=self.stages,
+            )
+        except GateError as error:
+            return None, f"no bundle was made of the adapter: {error}"
+        if wish.adapters != "one":
+            _say("an adapter for each group of tasks")
+        trial = GroupTrial(
+            wish=wish,
+            checkpoint=checkpoint,
+            base=base,
+            one=one,
+            folder=adapter,
+            data=data,
+            clustered=clustered,
+            stages=self.stages,
+        )
+        return trial.choose(), ""
 
     # ── what is there already ────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,7 +253,7 @@ class LearningRound:
             return False
         before = self.rounds[-1].document.made_of
         plain: dict[str, Any] = msgspec.json.decode(canonical_json(made_of))
-        return all(before.get(name) == value for name, value in plain.items())
+        return all(before.get(name, UNSAID.get(name)) == value for name, value in (UNSAID | plain).items())
 
     def _nothing_new(self) -> FinishedRound:
         log.info(f"  nothing is new since round {self.rounds[-1].number}")
@@ -372,7 +396,7 @@ class LearningRound:
         learned: _Learned,
         *,
         adapter: Path,
-        bundle: Bundle | None,
+        made: AdapterChoice | None,
         exams: _Exams,
         seen: list[Mark],
     ) -> FinishedRound:
@@ -395,7 +419,8 @@ class LearningRound:
                 (learned.examples / "curate.json", "examples/curate.json"),
                 (learned.dataset, "dataset"),
                 (adapter, "adapter"),
-                *([(bundle.folder, "bundle")] if bundle else []),
+                *([(made.bundle.folder, "bundle")] if made else []),
+                *((path, f"adapters/{name}") for name, path in (made.folders if made else {}).items()),
             ):
                 _link(source, aside / name)
             write_whole(aside / HELD_OUT, canonical_json(answered))

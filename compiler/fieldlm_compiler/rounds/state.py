@@ -6,7 +6,7 @@
       examples/      examples.jsonl, tasks.json and curate.json, as the round used them
       dataset/       what was trained on
       held_out.json  per held-out example, by the id of its response: its task, and whose answer was right
-      adapter/  bundle/
+      adapter/  bundle/  adapters/NAME of groups of tasks, where the bundle has them
       seen.json      up to which number the records of every device were looked at
     rounds/.work/    finished stages by the digest of their inputs, and a tuning that was interrupted
 
@@ -75,6 +75,31 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class TaskMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """One task, as customers to watch had it answered: by the adapter for all, and by the one of its group."""
+
+    id: str
+    name: str
+    one: Exact
+    own: Exact
+
+
+class GroupMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """A group of tasks: whether an adapter of its own answers it better than the one for all, and is in the bundle.
+
+    `lost` and `gained` count what customers to watch asked; `p` is how likely so many gains are by chance.
+    """
+
+    id: str
+    name: str
+    is_taken: bool
+    reason: str
+    lost: int = 0
+    gained: int = 0
+    p: float = 1.0
+    tasks: list[TaskMatch] = []
+
+
 class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What round.json holds."""
 
@@ -102,6 +127,10 @@ class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     previous: Exact | None
     this: Exact | None
     tests: list[PairedTest]
+    groups: list[GroupMatch] = []
+    """Where an adapter for each group of tasks was tried beside the one for all: what came of it."""
+    chosen: str = ""
+    """Which adapters the bundle has then, and why."""
     edits: list[str] = []
     """What people made of the tasks that were found, in words."""
 

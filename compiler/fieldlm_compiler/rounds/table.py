@@ -88,9 +88,21 @@ def text(done: FinishedRound) -> str:
     lines += [f"  by hand: {edit}" for edit in document.edits]
     lines += ["", f"  the whole: base {_spelt(document.base)}, before {_spelt(document.previous)}, "
               f"now {_spelt(document.this)}"]  # fmt: skip
+    lines += groups_text(document)
     lines += [f"  {_mark(test.verdict)} {test.name}: {test}: {test.verdict}" for test in document.tests]
     lines += [f"round {document.number} is {document.decision}" + "".join(f"\n  ✗ {why}" for why in document.reasons)]
     return "\n".join([*lines, f"  {done.folder / 'report.html'}"])
+
+
+def groups_text(document: RoundDocument) -> list[str]:
+    """Return what is said of adapters for groups of tasks; nothing where none were tried."""
+    if not document.chosen:
+        return []
+    lines = [f"  adapters: {document.chosen}"]
+    for group in document.groups:
+        lines.append(f"    {'✓' if group.is_taken else '·'} {group.id} ({group.name}): {group.reason}")
+        lines += [f"        {task.name}: one for all {task.one}, its own {task.own}" for task in group.tasks]
+    return lines
 
 
 def as_json(document: RoundDocument) -> dict[str, object]:

@@ -13,6 +13,9 @@ from fieldlm_compiler.learn.tune import TrainingRecipe
 from fieldlm_compiler.rounds.advice import ENOUGH
 
 Begin = Literal["best", "last", "fresh"]
+Adapters = Literal["one", "groups", "best"]
+UNSAID: dict[str, Any] = {"check_labels": False, "adapters": "one"}
+"""Options that rounds of earlier versions could not name, and what they are then: round.json leaves them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class RoundWish:
     recipe: TrainingRecipe = field(default_factory=TrainingRecipe)
     begin: Begin = "best"
     """Tune from the last accepted adapter, afresh, or both and take what is better on the customers to watch."""
+    adapters: Adapters = "one"
+    """Whether one adapter answers all tasks, or groups of tasks have their own: all, or those that gain by it."""
     eval_share: float = EVAL_SHARE
     teacher: bool = False
     """Whether what the large model answered is a label where nobody corrected it."""
@@ -61,6 +66,5 @@ class RoundWish:
             "teacher": self.teacher,
             "enough": self.enough,
             "let_go": sorted(self.let_go),
-            # Rounds that were made before there was a choice have no such key, which is the same.
-            **({"check_labels": True} if self.check_labels else {}),
+            **{name: value for name, plain in UNSAID.items() if (value := getattr(self, name)) != plain},
         }

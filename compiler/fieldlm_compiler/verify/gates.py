@@ -327,14 +327,17 @@ def calibration(answers: Sequence[TaskAnswer], stages: Stages) -> Confidence | N
     return msgspec.convert(made.value, Confidence)
 
 
-def probe_file(answers: Answers) -> bytes:
+def probe_file(answers: Mapping[str, Answers]) -> bytes:
     """Return probe.json: the questions that the finished artefact answers most firmly, with the firm part of each.
 
-    Where an artefact is hardly sure of anything, the first tokens have to do.
+    Where an artefact is hardly sure of anything, the first tokens have to do. `answers` are those of each of its
+    adapters by name, "" for the first, or for an artefact with one or none.
     """
-    firm = list(zip(questions(), answers.firm, answers.firm_texts, strict=True))
-    firmest = sorted(firm, key=lambda row: row[1], reverse=True)[:PROBE_PROMPTS]
-    probes = [Probe(messages=messages, expect=text, max_tokens=count) for messages, count, text in firmest]
+    probes: list[Probe] = []
+    for adapter, each in answers.items():
+        firm = list(zip(questions(), each.firm, each.firm_texts, strict=True))
+        firmest = sorted(firm, key=lambda row: row[1], reverse=True)[:PROBE_PROMPTS]
+        probes += [Probe(messages=asked, expect=text, max_tokens=n, adapter=adapter) for asked, n, text in firmest]
     return canonical_json(Probes(prompts=tuple(probes)))
 
 

@@ -48,7 +48,7 @@ from fieldlm.formats.kiosk import Kiosk
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.formats.router import question_of
 from fieldlm.hardware.energy import EnergyMeter
-from fieldlm.inference.adapters import Shelf
+from fieldlm.inference.adapters import Shelf, routed
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.model_pool import ModelPool
@@ -241,6 +241,7 @@ class _Api:
         messages = without_thoughts(said)  # for records, and for the large model
         with ExitStack() as needs:
             serving = await self.admission.admit(request, needs, asked.model, asked.terms(), asked.keep_s)
+            serving = routed(serving, messages, task=asked.label("task") or "")
             promised = await self._promise(request, serving, asked, toolbox)
             large = self._beside(serving, asked, came_s, messages=messages, contract=promised, toolbox=toolbox)
             written = AskedPrompt.of(serving, asked, said, toolbox)

@@ -69,6 +69,7 @@ def own_fields(exchange: Exchange) -> dict[str, Any]:
         "timings": {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in millis.items()},
         "margin": round(timings.margin, 4),
         "confidence": None if exchange.confidence is None else round(exchange.confidence, 3),
+        **({"adapter": exchange.adapter} if exchange.adapter else {}),
     }
     if (verdict := exchange.verdict) is not None:
         own |= {"answered_by": verdict.by, **({"task": exchange.task} if exchange.task else {})}

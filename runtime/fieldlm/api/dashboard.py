@@ -19,7 +19,7 @@ from fieldlm.api.metrics import (
     ledger_readings,
     process_readings,
 )
-from fieldlm.api.models.listing import memory_mb, pool_readings
+from fieldlm.api.models.listing import adapters_of, memory_mb, pool_readings
 from fieldlm.core.pages import stylesheet
 from fieldlm.escalation.policy import Escalation
 from fieldlm.formats.kiosk import Kiosk
@@ -103,6 +103,7 @@ class Panel:
                 "engine": manifest.engine,
                 "quant": manifest.recipe.quant,
                 "adapter": serving.adapter is not None,
+                **adapters_of(manifest),
                 "licence": manifest.model.licence,
                 "proved": manifest.is_proved,
                 "context": serving.engine.context,

@@ -83,6 +83,7 @@ class Job:
             id=ids.next(self.voice.prefix),
             generation=self.serving.bundle.generation,
             model=name_of(self.serving),
+            adapter=self.serving.task_adapter,
             messages=self.messages,
             context=self.context(),
             started_wall_s=time.time(),
@@ -99,6 +100,7 @@ class Job:
 def note_confidence(ended: Exchange, serving: Serving) -> None:
     """Write down how sure the small model was; of the large one's answers nothing is known."""
     if (verdict := ended.verdict) is not None and verdict.by == "large":
+        ended.adapter = ""
         ended.is_unsure = is_unsure(serving, verdict.small) if verdict.small is not None else None
         return
     ended.is_unsure = is_unsure(serving, ended.timings)

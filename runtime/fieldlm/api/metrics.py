@@ -22,8 +22,8 @@ TOKEN_SECONDS = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07
 OTHER = "other"
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 RECENT = 60  # answers that the page's charts show
-MOST_GENERATIONS = 32
-"""A label must not grow without end; a device that was updated more often since its start counts them together."""
+MOST_LABELS = 32
+"""Generations, or adapters, that are told apart. A label must not grow without end; what comes later is one label."""
 
 Reading = tuple[str, str, dict[str, str], float]
 """A gauge's name, or a counter's that ends with _total, what it says, its labels and its value."""
@@ -35,7 +35,7 @@ class Metrics:
     def __init__(self, readings: Callable[[], Iterable[Reading]]) -> None:
         here = self._registry = CollectorRegistry()
         here.register(_Gauges(readings))
-        self._generations = set[str]()
+        self._generations, self._adapter_names = set[str](), set[str]()
         self._ttft = Histogram(
             "fieldlm_ttft_seconds", "From the request to its first token.", buckets=SECONDS, registry=here
         )
@@ -62,13 +62,21 @@ class Metrics:
             ["by", "why"],
             registry=here,
         )
+        self._adapters = Counter(
+            "fieldlm_adapter_answers",
+            "Ended answers by the adapter that gave them, where a bundle has several.",
+            ["adapter"],
+            registry=here,
+        )
         self._statuses = Counter("fieldlm_http_responses", "Responses by HTTP status.", ["status"], registry=here)
         self._recent: deque[dict[str, float | None]] = deque(maxlen=RECENT)
 
     def exchange(self, exchange: Exchange) -> None:
         """Count one answer that has ended."""
         timings = exchange.timings
-        self._requests.labels(exchange.outcome, self._label(exchange.generation)).inc()
+        self._requests.labels(exchange.outcome, _label(exchange.generation, self._generations)).inc()
+        if exchange.adapter:
+            self._adapters.labels(_label(exchange.adapter, self._adapter_names)).inc()
         is_large = exchange.verdict is not None and exchange.verdict.by == "large"
         by, why = (exchange.verdict.by, exchange.verdict.why) if exchange.verdict else ("small", "")
         self._answers.labels(by, why).inc()
@@ -105,10 +113,12 @@ class Metrics:
         """Return everything as Prometheus reads it."""
         return generate_latest(self._registry)
 
-    def _label(self, generation: str) -> str:
-        if len(self._generations) < MOST_GENERATIONS:
-            self._generations.add(generation)
-        return generation if generation in self._generations else OTHER
+
+def _label(name: str, known: set[str]) -> str:
+    """Return `name`, and remember it; OTHER where as many as a label may have are known already."""
+    if len(known) < MOST_LABELS:
+        known.add(name)
+    return name if name in known else OTHER
 
 
 def _point(exchange: Exchange) -> dict[str, float | None]:

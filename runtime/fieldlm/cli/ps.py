@@ -34,7 +34,8 @@ def _large(model: dict[str, Any]) -> list[object]:
 def _row(model: dict[str, Any], readiness: str) -> list[object]:
     own = model["fieldlm"]
     memory = round(sum(own["memory_mb"].values()))
-    quant = own["quant"] + (" + adapter" if own["adapter"] else "")
+    several = own.get("adapters")
+    quant = own["quant"] + (f" + {len(several)} adapters" if several else " + adapter" if own["adapter"] else "")
     seen = [model["id"], own["generation"], own["engine"], quant, own["context"], own["requests"], memory]
     return [*seen, _seconds(own["idle_s"]), _expiry(own), _state(own, readiness)]
 

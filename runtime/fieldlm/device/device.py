@@ -21,7 +21,7 @@ from starlette.routing import Route
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.api.dashboard import Leaves
-from fieldlm.api.models.listing import memory_mb
+from fieldlm.api.models.listing import adapters_of, memory_mb
 from fieldlm.blobs.fetch import FetchPolicy
 from fieldlm.control.owner_commands import Action, Commands, command_route
 from fieldlm.core.config import Config
@@ -408,6 +408,7 @@ class Device:
             "model": self._model,
             "generation": self._generation,
             "proved": self.live.current.bundle.manifest.is_proved,
+            **adapters_of(self.live.current.bundle.manifest),
             "ready": self._not_ready() is None,
             "telemetry": self.config.telemetry,
             "health": [*troubles(health, sync, self.recorder.clock), *self._update_troubles()],

@@ -281,7 +281,7 @@ class Escalation:
         if chance is not None:
             return chance < below
         # Without a free token there is no rank: it could say nothing else.
-        rank = self._recent.rank(serving.bundle.generation, timings.min_logprob)
+        rank = self._recent.rank(f"{serving.bundle.generation}:{serving.task_adapter}", timings.min_logprob)
         return rank is not None and rank < 1 - below
 
     def _entries(self, verdict: Verdict, model: str, task: str, is_failed: bool) -> list[Entry]:

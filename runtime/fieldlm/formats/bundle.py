@@ -2,7 +2,7 @@
 
     bundle/
       model.gguf | model.onnx …   role base
-      adapter.gguf                role adapter      a LoRA for exactly this base
+      adapter.gguf                role adapter      a LoRA for exactly this base, or several (`task_adapters.py`)
       tokenizer.json              role tokenizer    (ONNX; a GGUF carries its own)
       template.jinja              role template     the chat template, as the model's authors wrote it
       probe.json                  role probe        prompts with the answers a healthy copy gives
@@ -27,6 +27,7 @@ from fieldlm.core.errors import BundleError, InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, write_whole
 from fieldlm.core.signing import Signature, check_signature, sign
 from fieldlm.formats.growth import Growing, check_understood, is_readable
+from fieldlm.formats.task_adapters import TaskAdapter, check_task_adapters
 
 FORMAT = "fieldlm.bundle/1"
 MANIFEST = "manifest.json"
@@ -148,6 +149,12 @@ class Manifest(Growing, frozen=True, kw_only=True):
     dataset: str | None = None
     parent: str | None = None
     notes: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    adapters: tuple[TaskAdapter, ...] | msgspec.UnsetType = msgspec.UNSET  # not written where there is one, or none
+
+    @property
+    def task_adapters(self) -> tuple[TaskAdapter, ...]:
+        """The adapters among which a request's task chooses, the one for the rest first; none unless several."""
+        return self.adapters if isinstance(self.adapters, tuple) else ()
 
     def file(self, role: Role) -> File | None:
         """Return the first file with `role`, or None."""
@@ -191,6 +198,14 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         file = self.manifest.file(role)
         return self.folder / file.path if file else None
 
+    @property
+    def adapter_paths(self) -> dict[str, Path]:
+        """The files of its adapters by their names, the default one first; the only one of a bundle is called ""."""
+        if several := self.manifest.task_adapters:
+            return {each.name: self.folder / each.path for each in several}
+        path = self.path("adapter")
+        return {} if path is None else {"": path}
+
     def need(self, role: Role) -> Path:
         """Return the path of the first file with `role`; raises BundleError when there is none."""
         path = self.path(role)
@@ -221,6 +236,14 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
             raise BundleError(f"{what} has a bad size or digest for {file.path!r}")
     if len({file.path for file in manifest.files}) != len(manifest.files):
         raise BundleError(f"{what} names a file twice")
+    if manifest.adapters is not msgspec.UNSET:
+        understood = manifest.must_understand
+        check_task_adapters(
+            manifest.task_adapters,
+            {file.path: file.role for file in manifest.files},
+            understood if isinstance(understood, tuple) else (),
+            what=what,
+        )
     return manifest
 
 

@@ -14,12 +14,16 @@ import msgspec
 from fieldlm.core.errors import BundleError
 
 
-class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """One conversation, and how the greedy answer of a healthy copy begins, in `max_tokens` tokens."""
+class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One conversation, and how the greedy answer of a healthy copy begins, in `max_tokens` tokens.
+
+    `adapter` is which of several adapters answers, "" for the first, or the only one.
+    """
 
     messages: list[dict[str, Any]]
     expect: str
     max_tokens: int
+    adapter: str = ""
 
 
 class Probes(msgspec.Struct, frozen=True, kw_only=True):

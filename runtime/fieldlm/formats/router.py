@@ -56,11 +56,14 @@ class Router:
         raised = np.exp(scores - scores.max())
         return raised / raised.sum()
 
-    def task(self, text: str) -> str | None:
-        """Return the id of the task that `text` is, None where it is none that is known."""
+    def task(self, text: str, *, least: float | None = None) -> str | None:
+        """Return the id of the task that `text` is, None where it is none that is known.
+
+        With `least` another chance than the router's own is what its best task has to have.
+        """
         chances = self.chances(text)
         best = int(chances.argmax())
-        return self.tasks[best] if chances[best] >= self.least else None
+        return self.tasks[best] if chances[best] >= (self.least if least is None else least) else None
 
     def name(self, task: str) -> str:
         return dict(zip(self.tasks, self.names, strict=True)).get(task, task)
@@ -85,8 +88,14 @@ class Router:
 
 def question_of(messages: Sequence[Mapping[str, Any]]) -> str:
     """Return what a conversation's router is asked about: what the user said last."""
-    said = [message.get("content") for message in messages if message.get("role") == "user"]
-    return said[-1] if said and isinstance(said[-1], str) else ""
+    said = questions_of(messages)
+    return said[-1] if said else ""
+
+
+def questions_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the user said in each turn of a conversation, "" where that was not text alone."""
+    said = (message.get("content") for message in messages if message.get("role") == "user")
+    return [text if isinstance(text, str) else "" for text in said]
 
 
 def read_router(path: Path) -> Router:

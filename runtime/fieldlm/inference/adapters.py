@@ -1,21 +1,22 @@
 """LoRA adapters, many on one base, one chosen by each request (`model: base:adapter`).
 
 An adapter is a bundle of the same base in a folder that bears its name. It is loaded and dropped while answers run;
-those that use it end as they began.
+those that use it end as they began. Adapters in one bundle are there with it; a request that names none has the one of
+its task (`routed`).
 """
 
 import contextlib
-import re
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fieldlm.core.errors import ConflictError, FieldlmError, InputError, NotFoundError
 from fieldlm.formats.bundle import Bundle, open_bundle
+from fieldlm.formats.task_adapters import MOST, NAME
 from fieldlm.inference.generations import Generations, Serving
-
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
-MOST = 64
+from fieldlm.inference.router import task_adapter_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,6 +102,31 @@ def _load(name: str, bundle: Bundle, serving: Serving) -> Chosen:
         raise InputError(f"{name!r} cannot be loaded: {error}") from error
     label = f"{serving.bundle.manifest.model.name}:{name}"
     return Chosen(bundle=bundle, engine=serving.engine, adapter=key, name=label)
+
+
+def routed(serving: Serving, messages: Sequence[Mapping[str, Any]], *, task: str = "") -> Serving:
+    """Return `serving` with the adapter for a conversation's task, where its bundle has several and none was named.
+
+    `task` is what the client calls the task.
+    """
+    if not serving.task_adapters or serving.task_adapter:
+        return serving
+    name = task_adapter_of(serving.bundle, messages, task=task)
+    return replace(serving, adapter=serving.task_adapters[name], task_adapter=name)
+
+
+def named(serving: Serving, adapter: str) -> Chosen | None:
+    """Return `serving` with the `adapter` that a request names, where its bundle has several, and that among them."""
+    if adapter not in serving.task_adapters:
+        return None
+    return Chosen(
+        bundle=serving.bundle,
+        engine=serving.engine,
+        adapter=serving.task_adapters[adapter],
+        name=f"{serving.bundle.manifest.model.name}:{adapter}",
+        task_adapters=serving.task_adapters,
+        task_adapter=adapter,
+    )
 
 
 def name_of(serving: Serving) -> str:

@@ -40,28 +40,35 @@ def confidence(serving: Serving, timings: Timings) -> float | None:
 
     None where the bundle has no calibration, or one on a signal of a newer version, or no token was free.
     """
-    return confidence_by(serving.bundle, timings)
+    return confidence_by(serving.bundle, timings, serving.task_adapter)
 
 
-def confidence_by(bundle: Bundle, timings: Timings) -> float | None:
-    """Return `confidence` for an answer of `bundle`, where there is no `Serving`."""
-    calibration = calibration_of(bundle)
+def confidence_by(bundle: Bundle, timings: Timings, adapter: str = "") -> float | None:
+    """Return `confidence` for an answer of `bundle` and its `adapter`, where there is no `Serving`."""
+    calibration = calibration_of(bundle, adapter)
     value = _value(calibration, timings)
     return None if calibration is None or value is None else calibration.p(value)
 
 
 def is_unsure(serving: Serving, timings: Timings) -> bool | None:
     """Say whether an answer is among the least sure that the bundle gives; None where it does not know."""
-    calibration = calibration_of(serving.bundle)
+    calibration = calibration_of(serving.bundle, serving.task_adapter)
     value = _value(calibration, timings)
     if calibration is None or value is None or (low := calibration.quantile(UNSURE)) is None:
         return None
     return value < low
 
 
-def calibration_of(bundle: Bundle) -> Confidence | None:
-    """Return what `bundle` was calibrated to, if it was; an adapter's bundle has its own."""
-    path = bundle.path("confidence")
+def calibration_of(bundle: Bundle, adapter: str = "") -> Confidence | None:
+    """Return what `bundle` was calibrated to, if it was; each of several adapters has its own, or none.
+
+    `adapter` is the name of one of them, "" for the first.
+    """
+    if several := bundle.manifest.task_adapters:
+        file = next((each for each in several if each.name == adapter), several[0]).confidence
+        path = None if file is None else bundle.folder / file
+    else:
+        path = bundle.path("confidence")
     return None if path is None else _read(path, bundle.id)
 
 

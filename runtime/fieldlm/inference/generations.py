@@ -7,12 +7,12 @@ that run end, the old base is freed and the new one loaded; whoever was held bac
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fieldlm.core.errors import EngineError, UnavailableError
+from fieldlm.core.errors import EngineError, FieldlmError, UnavailableError
 from fieldlm.engines import (
     DEFAULT_OPTIONS,
     DEFAULT_TERMS,
@@ -26,6 +26,7 @@ from fieldlm.engines import (
 from fieldlm.formats.bundle import NO_MODEL, Bundle, Manifest
 from fieldlm.hardware.heap import trim
 from fieldlm.inference.chat_template import question
+from fieldlm.inference.router import router_of
 
 DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
 LOOK_S = 0.02
@@ -41,6 +42,10 @@ class Serving:
     adapter: str | None
     name: str = ""
     """What requests call it by; "" for the name that its bundle has."""
+    task_adapters: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Where the bundle has several adapters: by their names there, what the engine calls each."""
+    task_adapter: str = ""
+    """Which of them `adapter` is, where a request's task, or the request, has chosen."""
 
     @property
     def is_asleep(self) -> bool:
@@ -224,9 +229,16 @@ class Generations:
                 engine=_Evicted(before.engine.context, before.engine.stop_tokens),
                 adapter=before.adapter,
                 name=self._name,
+                task_adapters=before.task_adapters,
             )
         context = min(self._options.context or bundle.manifest.model.context, bundle.manifest.model.context)
-        return Serving(bundle=bundle, engine=_Evicted(context, frozenset()), adapter=None, name=self._name)
+        return Serving(
+            bundle=bundle,
+            engine=_Evicted(context, frozenset()),
+            adapter=None,
+            name=self._name,
+            task_adapters={each.name: each.name for each in bundle.manifest.task_adapters},
+        )
 
     def _drain(self, within_s: float) -> None:
         end_s = time.monotonic() + within_s
@@ -264,13 +276,17 @@ class Generations:
 
     def _load(self, bundle: Bundle) -> Serving:
         base = self._hold_base(bundle)
-        path = bundle.path("adapter")
-        if path is None:
+        if not bundle.adapter_paths:
             return base
         try:
-            name = self._adapter_name(bundle)
-            base.engine.load_adapter(name, path)
-            serving = Serving(bundle=bundle, engine=base.engine, adapter=name, name=self._name)
+            loaded = load_adapters(base.engine, bundle, self._adapter_name(bundle))
+            serving = Serving(
+                bundle=bundle,
+                engine=base.engine,
+                adapter=next(iter(loaded.values())),
+                name=self._name,
+                task_adapters=loaded if bundle.manifest.task_adapters else {},
+            )
             with self._lock:
                 self._loaded.append(serving)
         finally:
@@ -308,8 +324,8 @@ class Generations:
         self._loaded.remove(serving)
         if not any(other.engine is serving.engine for other in self._loaded):
             return serving.engine.close
-        name = serving.adapter
-        return (lambda: serving.engine.drop_adapter(name)) if name else _nothing
+        names = list(serving.task_adapters.values()) or [name for name in (serving.adapter,) if name]
+        return lambda: _drop_adapters(serving.engine, names)
 
 
 class _Evicted:
@@ -349,6 +365,32 @@ class _Evicted:
 
     def _error(self) -> EngineError:
         return EngineError("the model sleeps, or another generation is being loaded")
+
+
+def load_adapters(engine: Engine, bundle: Bundle, key: str) -> dict[str, str]:
+    """Load all adapters of `bundle`; return what the engine calls each by its name in the bundle, the default first.
+
+    The default is called `key`, others `key:NAME`. Raises EngineError, or BundleError for a router that cannot be read
+    though several adapters need it; none of them is loaded then.
+    """
+    if bundle.manifest.task_adapters:
+        router_of(bundle)  # here and not at the first request, which must not fail or wait for it
+    loaded: dict[str, str] = {}
+    try:
+        for name, path in bundle.adapter_paths.items():
+            called = f"{key}:{name}" if loaded else key
+            engine.load_adapter(called, path)
+            loaded[name] = called
+    except BaseException:
+        with suppress(FieldlmError):
+            _drop_adapters(engine, list(loaded.values()))
+        raise
+    return loaded
+
+
+def _drop_adapters(engine: Engine, names: Sequence[str]) -> None:
+    for name in names:
+        engine.drop_adapter(name)
 
 
 def canary(serving: Serving) -> None:

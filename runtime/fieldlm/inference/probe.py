@@ -5,7 +5,8 @@ answers are the same on every healthy copy up to rounding, which differs with wh
 near tie. So a bundle's probes end before the first token that was not chosen clearly, and what is left has to agree.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from fieldlm.core.errors import EngineError
@@ -30,11 +31,14 @@ class LoadedModel(Protocol):
     def engine(self) -> Engine: ...
     @property
     def adapter(self) -> str | None: ...
+    @property
+    def task_adapters(self) -> Mapping[str, str]: ...
 
 
 def score(serving: LoadedModel, *, on_answer: Callable[[int], object] = lambda answered: None) -> float:
     """Return the share of the bundle's probes that are answered as expected; 1 when it has none and still answers.
 
+    Where the bundle has several adapters it is the share of the worst: one that is broken is not made up for by others.
     `on_answer` hears how many answers there are, of each probe up to TRIES.
     Raises EngineError when the generation does not answer at all, or not in time.
     """
@@ -43,16 +47,16 @@ def score(serving: LoadedModel, *, on_answer: Callable[[int], object] = lambda a
         answer(serving, Probe(messages=[{"role": "user", "content": "Hello"}], expect="", max_tokens=1))
         return 1.0
     probes, answered = load_probes(path), 0
-    passed = 0
+    asked, passed = Counter(probe.adapter for probe in probes), Counter[str]()
     for probe in probes:
         for _ in range(TRIES):
             found = answer(serving, probe)
             answered += 1
             on_answer(answered)
             if agrees(found, probe.expect):
-                passed += 1
+                passed[probe.adapter] += 1
                 break
-    return passed / len(probes)
+    return min(passed[adapter] / count for adapter, count in asked.items())
 
 
 def agrees(found: str, expected: str) -> bool:
@@ -66,10 +70,9 @@ def answer(serving: LoadedModel, probe: Probe) -> str:
     from fieldlm.inference.chat_template import render
 
     tokens = serving.engine.tokenize(render(serving.bundle, probe.messages))
+    adapter = serving.task_adapters.get(probe.adapter, serving.adapter)
     for terms in (BEHIND, DEFAULT_TERMS):
-        generation = serving.engine.start(
-            tokens, Sampling(max_tokens=probe.max_tokens), adapter=serving.adapter, terms=terms
-        )
+        generation = serving.engine.start(tokens, Sampling(max_tokens=probe.max_tokens), adapter=adapter, terms=terms)
         with within(ANSWER_S, generation.cancel):
             chunks = list(generation)
         if chunks[-1].outcome in ("stop", "length"):

@@ -58,7 +58,9 @@ class Snapshots:
 
     def _path(self, serving: Serving, engine: SupportsStateSnapshot) -> Path:
         manifest = serving.bundle.manifest
-        files = sorted((file.role, file.sha256) for file in manifest.files if file.role in ROLES)
+        first = manifest.file("adapter")  # of several, the one that computes it
+        used = (each for each in manifest.files if each.role in ROLES and (each.role != "adapter" or each is first))
+        files = sorted((each.role, each.sha256) for each in used)
         key = msgspec.json.encode([files, manifest.system_prompt, engine.build])
         return self._folder / f"{hashlib.sha256(key).hexdigest()}.kv"
 

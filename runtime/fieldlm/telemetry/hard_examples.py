@@ -33,7 +33,10 @@ class RecentAnswers:
         self._values: OrderedDict[str, tuple[deque[float], list[float]]] = OrderedDict()
 
     def rank(self, generation: str, value: float | None) -> float | None:
-        """Return the share of the last answers that were no surer than `value`, which is one of them from now on."""
+        """Return the share of the last answers that were no surer than `value`, which is one of them from now on.
+
+        They are those of `generation`, which may be one adapter of it.
+        """
         if value is None:
             return None
         with self._lock:

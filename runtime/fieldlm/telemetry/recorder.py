@@ -94,6 +94,8 @@ class RecordedExchange(Protocol):
     @property
     def is_unsure(self) -> bool | None: ...
     @property
+    def adapter(self) -> str: ...
+    @property
     def used_fallback(self) -> bool: ...
     @property
     def prompt_tokens(self) -> int: ...
@@ -140,7 +142,7 @@ class Recorder:
         consent = self._agreed(exchange.consent)
         session = self._hash(exchange.session)
         least = exchange.timings.min_logprob
-        sure = Sureness(exchange.confidence, self._recent.rank(exchange.generation, least))
+        sure = Sureness(exchange.confidence, self._recent.rank(f"{exchange.generation}:{exchange.adapter}", least))
         answered = AnsweredResponse(generation=exchange.generation, session=session, consent=consent)
         known = _Known(answered, sure)
         self._know(exchange.id, known)
@@ -153,6 +155,8 @@ class Recorder:
             used_fallback=exchange.used_fallback,
         )
         detail = {"hard": ",".join(hard)} if hard else {}
+        if exchange.adapter:
+            detail["adapter"] = exchange.adapter
         if hard or has_text:
             # Of the others their sums travel: in a record of 16 bytes two more numbers are a third.
             told = {"min_logprob": least, "confidence": sure.confidence}

@@ -121,8 +121,15 @@ def is_same_model(one: Manifest, other: Manifest) -> bool:
 
 
 def _model_of(manifest: Manifest) -> tuple[object, ...]:
-    files = sorted((file.role, file.sha256) for file in manifest.files if file.role not in WORDS)
-    return manifest.engine, manifest.cache, manifest.model.context, manifest.profile_sha256, files
+    # Where a request's task chooses an adapter, what tells the task has a part in what is computed.
+    several = manifest.task_adapters
+    words = set(WORDS) - ({"router"} if several else set())
+    files = sorted((file.role, file.sha256) for file in manifest.files if file.role not in words)
+    # Their names are no part of it: the files are named by their digests.
+    chosen = sorted((file.sha256, each.tasks) for each in several for file in manifest.files if file.path == each.path)
+    first = manifest.file("adapter") if several else None
+    rest = first.sha256 if first else ""
+    return manifest.engine, manifest.cache, manifest.model.context, manifest.profile_sha256, files, chosen, rest
 
 
 def questions(bundle: Bundle) -> tuple[Probe, ...]:

@@ -13,7 +13,7 @@ from fieldlm.api.adapters import adapter_errors
 from fieldlm.core.errors import FieldlmError
 from fieldlm.engines import Schedule
 from fieldlm.escalation.policy import Escalation
-from fieldlm.inference.adapters import Chosen, Shelf
+from fieldlm.inference.adapters import Chosen, Shelf, named
 from fieldlm.inference.generations import Release, Serving
 from fieldlm.inference.model_pool import LATEST, ModelPool, PooledModel, PoolFullError
 from fieldlm.network.json_api import ApiError
@@ -58,19 +58,27 @@ class Admission:
         if not name or (self._large is not None and self._large.is_named(name)):
             return own, None
         base, _, adapter = name.rpartition(":")
-        shelf = self._shelf if base and own.is_called(base) else None
-        is_adapter = name.endswith(LATEST) and shelf is not None and shelf.has(adapter)
+        is_own = bool(base) and own.is_called(base)
+        is_inside = is_own and any(each.name == adapter for each in own.live.current.bundle.manifest.task_adapters)
+        shelf = self._shelf if is_own else None
+        is_adapter = name.endswith(LATEST) and (is_inside or (shelf is not None and shelf.has(adapter)))
         if (found := self.pool.find(name)) is not None and not is_adapter:
             return found, None
-        if shelf is not None:
+        if shelf is not None or is_inside:
             return own, adapter
         what = f"the model {name!r} is not here; {self.pool.listed()}"
         raise ApiError(404, what, param="model", code="model_not_found")
 
     async def with_adapter(self, serving: Serving, adapter: str | None) -> Serving:
-        """Return `serving` with the adapter of that name switched on."""
-        if adapter is None or self._shelf is None:
+        """Return `serving` with the adapter of that name switched on: one that was loaded, or one of its bundle's."""
+        if adapter is None:
             return serving
+        is_loaded = self._shelf is not None and self._shelf.has(adapter)
+        if not is_loaded and (inside := named(serving, adapter)) is not None:
+            return inside
+        if self._shelf is None:  # an update took it away while the request waited
+            what = f"the adapter {adapter!r} is not in {serving.bundle.generation}, which answers now"
+            raise ApiError(404, what, param="model", code="model_not_found")
         with adapter_errors("model"):
             return await asyncio.to_thread(self._shelf.find, serving, adapter)
 

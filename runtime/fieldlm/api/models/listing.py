@@ -12,6 +12,7 @@ from fieldlm.api.metrics import Reading
 from fieldlm.api.models.admission import Admission
 from fieldlm.core.errors import EngineError
 from fieldlm.escalation.policy import Escalation
+from fieldlm.formats.bundle import Manifest
 from fieldlm.inference.adapters import Shelf, name_of
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.model_pool import ModelPool, PooledModel
@@ -70,6 +71,7 @@ class ModelList:
             "context": serving.engine.context,
             "parallel": model.live.parallel,
             "adapter": serving.adapter is not None,
+            **adapters_of(manifest),
             "licence": manifest.model.licence,
             "proved": manifest.is_proved,
             "memory_mb": {name: round(size, 1) for name, size in memory_mb(serving).items()},
@@ -78,6 +80,12 @@ class ModelList:
         }
         name, created = name_of(serving), self._started_wall_s
         return {"id": name, "object": "model", "created": created, "owned_by": "fieldlm", "fieldlm": own}
+
+
+def adapters_of(manifest: Manifest) -> dict[str, Any]:
+    """Return the adapters among which a request's task chooses, with the ids of their tasks; nothing unless several."""
+    several = manifest.task_adapters
+    return {"adapters": {each.name: list(each.tasks) for each in several}} if several else {}
 
 
 def memory_mb(serving: Serving) -> dict[str, float]:

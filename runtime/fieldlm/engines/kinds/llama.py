@@ -72,8 +72,7 @@ class LlamaKind:
             isa=isa,
             layout=layout_of(profile, bundle.manifest.cache),
         )
-        adapter = bundle.manifest.file("adapter")
-        return need.total + (adapter.size / 1e6 if adapter else 0.0)
+        return need.total + sum(file.size for file in bundle.manifest.files if file.role == "adapter") / 1e6
 
     def reading(self, bundle: Bundle, profile: Profile | None = None) -> Reading:
         header, adapter = read_header(bundle.need("base")), bundle.path("adapter")
