@@ -317,3 +317,27 @@ def test_a_thought_ends_after_its_budget_and_the_answer_begins(tmp_path: Path) -
                 free = post(server, "/v1/chat/completions", **body).json()["choices"][0]["message"]
                 assert free["reasoning_content"]
                 assert free["content"]
+
+
+def test_a_stop_string_ends_the_answer_and_no_thought(served: ApiServer) -> None:
+    goes_on = {str(token): -100 for token in served.engine.stop_tokens}
+    asked = {**ASKED, "logit_bias": goes_on}
+
+    def message(**more: Any) -> dict[str, Any]:
+        return post(served, "/v1/chat/completions", **asked, **more).json()["choices"][0]["message"]
+
+    free = message()
+    thought, answer = free["reasoning_content"], free["content"]
+    inside = next(word for word in thought.split() if word not in answer)
+    assert message(stop=[inside]) == free
+    within = answer.split()[1]
+    for stop in ([within], [inside, within], ["</think>", "<think>", within]):
+        assert message(stop=stop) == free | {"content": answer[: answer.index(within)]}
+
+
+def test_how_sure_the_model_was_says_its_answer_alone(served: ApiServer) -> None:
+    goes_on = {str(token): -100 for token in served.engine.stop_tokens}
+    used = post(served, "/v1/chat/completions", **ASKED, logit_bias=goes_on).json()["usage"]
+    thought = used["completion_tokens_details"]["reasoning_tokens"]
+    assert 0 < thought < used["completion_tokens"]
+    assert served.exchanges[-1].timings.free_tokens == used["completion_tokens"] - thought

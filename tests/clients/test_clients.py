@@ -29,6 +29,9 @@ FETCHED = {
     "llama_index": "llama-index-llms-openai-like",
     "haystack": "haystack-ai",
     "dspy": "dspy",
+    "litellm_proxy": "litellm[proxy]",
+    "semantic_kernel": "semantic-kernel",
+    "guidance": "guidance",
 }
 FROM_NPM = {"openai_node": ("openai",), "ai_sdk": ("ai", "@ai-sdk/openai-compatible", "zod")}
 JAVA = "JavaClient"

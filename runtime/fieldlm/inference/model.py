@@ -30,7 +30,7 @@ from fieldlm.inference.call_options import SamplingOptions, check_profile, check
 from fieldlm.inference.chat_template import Message, render, said_marks, thought_marks
 from fieldlm.inference.confidence import confidence_by
 from fieldlm.inference.structured import IncompleteError, form
-from fieldlm.inference.thoughts.thought_reader import OpenedThought, parted_thought
+from fieldlm.inference.thoughts.thought_reader import OpenedThought, ThoughtFirst, parted_thought
 
 ADAPTER = "bundle"
 
@@ -227,9 +227,14 @@ class Model:
         # What is held to a form is written without a thought.
         thinks = None if sampled.constraint is None else False
         prompt, marks = render(self.bundle, conversation(messages), thinks=thinks), thought_marks(self.bundle)
-        sampled = replace(sampled, said=(*sampled.said, *said_marks(self.bundle, self.engine)))
+        is_open = marks is not None and marks.is_open(prompt)
+        sampled = replace(
+            sampled,
+            said=(*sampled.said, *said_marks(self.bundle, self.engine)),
+            preamble=ThoughtFirst(marks, is_open) if marks and sampled.constraint is None else sampled.preamble,
+        )
         answer = self.engine.start(self.engine.tokenize(prompt), sampled, adapter=self.adapter, terms=terms)
-        return _Held(OpenedThought(answer, marks) if marks and marks.is_open(prompt) else answer)
+        return _Held(OpenedThought(answer, marks) if marks and is_open else answer)
 
 
 def _opened(source: object, trusted: frozenset[str]) -> Bundle:
