@@ -85,8 +85,15 @@ def test_a_stream_of_chat_has_the_thought_in_pieces_of_its_own() -> None:
         assert [call["function"]["name"] for delta in deltas for call in delta.get("tool_calls", [])] == ["f"]
 
 
-def test_tokens_of_a_thought_are_counted_with_its_marks() -> None:
-    pieces = ["<think>", "a", "b", "</think>", "\n\n", "c", "d"]
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["<think>", "a", "b", "</think>", "\n\n", "c", "d"],
+        ["<", "think>", "</th", "ink>c", "d"],
+        ["<think>a</think>", "\n", "<", "think>b</think>c", "d"],
+    ],
+)
+def test_tokens_of_a_thought_are_counted_with_its_marks(pieces: list[str]) -> None:
     whole, _ = asyncio.run(spoken(Choices(CHAT, wants_usage=False), pieces, streams=False))
     assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 4
 
