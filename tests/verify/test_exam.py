@@ -114,9 +114,7 @@ def writer(source: str) -> ChatTemplate:
 
 
 @pytest.mark.parametrize("source", [QWEN3, SMOLLM3])
-def test_the_right_answer_stands_behind_the_prompt_that_is_asked(
-    source: str, tiny: Checkpoint, tmp_path: Path
-) -> None:
+def test_the_right_answer_stands_behind_the_prompt_that_is_asked(source: str, tiny: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "task.jsonl"
     said: Message = {"role": "assistant", "content": '{"b": 1}'}
     path.write_text(json.dumps({"messages": [*ASKED, said]}) + "\n")
