@@ -121,7 +121,8 @@ def read_task(
     rows = _task_rows(path)
     asked = [(ask or render)(row["messages"][:-1]) for row in rows]
     whole = [_answered(prompt, row["messages"], render) for prompt, row in zip(asked, rows, strict=True)]
-    pairs = zip(json_tokens(checkpoint.folder, asked), json_tokens(checkpoint.folder, whole), strict=True)
+    rest = [text[len(prompt) :] for prompt, text in zip(asked, whole, strict=True)]
+    prompts, fulls, rests = (json_tokens(checkpoint.folder, texts) for texts in (asked, whole, rest))
     return [
         TaskExample(
             messages=row["messages"][:-1],
@@ -129,9 +130,10 @@ def read_task(
             opening=_between(prompt_text, row["messages"][-1]["content"], text),
             prompt=prompt_text,
             prompt_tokens=prompt,
-            answer_tokens=_until_stop(full[len(prompt) :], stops),
+            # Where the two make one token together, a device has them apart.
+            answer_tokens=_until_stop(full[len(prompt) :] if full[: len(prompt)] == prompt else apart, stops),
         )
-        for row, prompt_text, text, (prompt, full) in zip(rows, asked, whole, pairs, strict=True)
+        for row, prompt_text, text, prompt, full, apart in zip(rows, asked, whole, prompts, fulls, rests, strict=True)
     ]
 
 
