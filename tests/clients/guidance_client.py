@@ -1,4 +1,4 @@
-"""guidance: words and an object, by its model for OpenAI's API; a regular expression and a choice that one has not."""
+"""guidance: words and an object, by its model for OpenAI's API; it does not ask for other grammars that way."""
 
 import sys
 

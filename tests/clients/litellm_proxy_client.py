@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 url, model = sys.argv[1:3]
+KEY = f"sk-{secrets.token_hex(32)}"  # without one it does not start
 START_S = 300.0  # it imports for half a minute on a small machine
 asked = [{"role": "user", "content": "Name a colour."}]
 schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
@@ -35,7 +37,7 @@ def started(folder: str) -> tuple[subprocess.Popen[bytes], str]:
     config = Path(folder) / "config.yaml"
     config.write_text(json.dumps({"model_list": [{"model_name": "here", "litellm_params": to}]}))  # JSON is YAML, too
     command = [str(Path(sys.executable).with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
-    alone = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # nothing is fetched
+    alone = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": KEY}  # nothing is fetched
     for _ in range(3):
         port = free_port()
         proxy = subprocess.Popen([*command, "--port", str(port)], env=alone, cwd=folder, stdout=sys.stderr)
@@ -53,7 +55,7 @@ def started(folder: str) -> tuple[subprocess.Popen[bytes], str]:
 with tempfile.TemporaryDirectory() as folder:
     proxy, here = started(folder)
     try:
-        client = OpenAI(base_url=here, api_key="none", max_retries=0)
+        client = OpenAI(base_url=here, api_key=KEY, max_retries=0)
         chat = client.chat.completions
         assert chat.create(model="here", messages=asked, max_tokens=8).choices[0].message.content
         pieces = chat.create(model="here", messages=asked, max_tokens=8, stream=True)

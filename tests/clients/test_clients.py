@@ -31,7 +31,7 @@ FETCHED = {
     "dspy": "dspy",
     "litellm_proxy": "litellm[proxy]",
     "semantic_kernel": "semantic-kernel",
-    "guidance": "guidance",
+    "guidance": "guidance openai",
 }
 FROM_NPM = {"openai_node": ("openai",), "ai_sdk": ("ai", "@ai-sdk/openai-compatible", "zod")}
 JAVA = "JavaClient"
@@ -54,7 +54,7 @@ def python_of(client: str) -> Path:
     python = material.cache() / f"client-{client}" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", FETCHED[client]], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *FETCHED[client].split()], check=True)
     return python
 
 
