@@ -49,6 +49,7 @@ from fieldlm_compiler.verify import gates
 from fieldlm_compiler.verify.against_source import Answers, weigh_serving
 from fieldlm_compiler.verify.corpus import read_corpus, read_task
 from fieldlm_compiler.verify.divergence import Divergences, measure
+from fieldlm_compiler.verify.exam import exam_prompt
 from fieldlm_compiler.verify.limits import Limits, SearchRequest
 
 MIB = 1 << 20
@@ -157,9 +158,10 @@ def with_full(
     """Lower `checkpoint` and cut the text that everything is measured on."""
     full, manifest = lower(checkpoint, "gguf", stages), draft_manifest(checkpoint, profile)
     answers = gates.ask(manifest, full, profile, stages)
-    prompt = partial(render, draft(manifest, full.parts))
+    bundle = draft(manifest, full.parts)
+    prompt, ask = partial(render, bundle), partial(exam_prompt, bundle)
     corpus = read_corpus([files["text"]], checkpoint, prompt)
-    task = read_task(files["test"], checkpoint, prompt, answers.stops)[:examples] if examples else []
+    task = read_task(files["test"], checkpoint, prompt, answers.stops, ask=ask)[:examples] if examples else []
     return Bench(
         stages=stages,
         profile=profile,

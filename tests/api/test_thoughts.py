@@ -85,8 +85,15 @@ def test_a_stream_of_chat_has_the_thought_in_pieces_of_its_own() -> None:
         assert [call["function"]["name"] for delta in deltas for call in delta.get("tool_calls", [])] == ["f"]
 
 
-def test_tokens_of_a_thought_are_counted_with_its_marks() -> None:
-    pieces = ["<think>", "a", "b", "</think>", "\n\n", "c", "d"]
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["<think>", "a", "b", "</think>", "\n\n", "c", "d"],
+        ["<", "think>", "</th", "ink>c", "d"],
+        ["<think>a</think>", "\n", "<", "think>b</think>c", "d"],
+    ],
+)
+def test_tokens_of_a_thought_are_counted_with_its_marks(pieces: list[str]) -> None:
     whole, _ = asyncio.run(spoken(Choices(CHAT, wants_usage=False), pieces, streams=False))
     assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 4
 
@@ -317,3 +324,24 @@ def test_a_thought_ends_after_its_budget_and_the_answer_begins(tmp_path: Path) -
                 free = post(server, "/v1/chat/completions", **body).json()["choices"][0]["message"]
                 assert free["reasoning_content"]
                 assert free["content"]
+
+
+def test_a_stop_string_ends_the_answer_and_no_thought(served: ApiServer) -> None:
+    goes_on = {str(token): -100 for token in served.engine.stop_tokens}
+    asked = {**ASKED, "logit_bias": goes_on}
+    (choice,) = post(served, "/v1/chat/completions", **asked, stop=["e"]).json()["choices"]
+    assert "e" in choice["message"]["reasoning_content"]
+    assert "e" not in choice["message"]["content"]
+    assert choice["finish_reason"] == "stop", "the answer had one, and nothing else could end it"
+    (choice,) = post(served, "/v1/chat/completions", **asked, stop=["<think>", "</think>"]).json()["choices"]
+    assert choice["message"]["reasoning_content"]
+    assert choice["message"]["content"]
+    assert "</think>" not in choice["message"]["content"]
+
+
+def test_how_sure_the_model_was_says_its_answer_alone(served: ApiServer) -> None:
+    goes_on = {str(token): -100 for token in served.engine.stop_tokens}
+    used = post(served, "/v1/chat/completions", **ASKED, logit_bias=goes_on).json()["usage"]
+    thought = used["completion_tokens_details"]["reasoning_tokens"]
+    assert 0 < thought < used["completion_tokens"]
+    assert served.exchanges[-1].timings.free_tokens == used["completion_tokens"] - thought

@@ -29,6 +29,9 @@ FETCHED = {
     "llama_index": "llama-index-llms-openai-like",
     "haystack": "haystack-ai",
     "dspy": "dspy",
+    "litellm_proxy": "litellm[proxy]",
+    "semantic_kernel": "semantic-kernel",
+    "guidance": "guidance openai",
 }
 FROM_NPM = {"openai_node": ("openai",), "ai_sdk": ("ai", "@ai-sdk/openai-compatible", "zod")}
 JAVA = "JavaClient"
@@ -51,7 +54,7 @@ def python_of(client: str) -> Path:
     python = material.cache() / f"client-{client}" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", FETCHED[client]], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *FETCHED[client].split()], check=True)
     return python
 
 

@@ -161,7 +161,7 @@ BOUND = {
 }
 
 
-def bound(form: str | None, *, is_open: bool, most: int = 3) -> Guide:
+def bound(form: str | None, *, is_open: bool, most: int = 3, answer_tokens: int | None = None) -> Guide:
     engine = cast(Engine, ByteEngine())
     return ThoughtBound(
         marks=THINK,
@@ -171,6 +171,7 @@ def bound(form: str | None, *, is_open: bool, most: int = 3) -> Guide:
         most=most,
         is_open=is_open,
         then=None if form is None else byte_grammars().compile(Rule("regex", form)),
+        answer_tokens=answer_tokens,
     ).guide()
 
 
@@ -191,6 +192,15 @@ def test_a_thought_is_closed_after_its_budget_and_what_follows_has_its_form(name
             guide.accept(token)
             said.append(token)
     assert said.decode() == want
+
+
+def test_an_answer_that_is_free_ends_after_as_many_tokens_as_it_may_have() -> None:
+    for said, is_open in (("ab</think>\n\nyes", True), ("<think>ab</think>yes", False), (" yes", False)):
+        guide, tokens = bound(None, is_open=is_open, most=9, answer_tokens=5), [*said.encode(), *b" and so on"]
+        while not guide.is_complete:
+            assert not guide.forced()
+            guide.accept(tokens.pop(0))
+        assert 4 <= len(tokens) < 11, said
 
 
 def test_no_thought_ends_an_answer_whose_form_is_not_there_yet() -> None:
@@ -224,5 +234,8 @@ def test_an_answer_in_a_program_has_its_thought_apart(thinker: Bundle) -> None:
         streamed = "".join(chunk.text for chunk in model.stream(question, max_tokens=48))
         assert streamed.startswith("<think>")
         assert all(parted_thought(streamed, THINK, "length"))
+        stopped = model.chat(question, max_tokens=48, stop=("e",))
+        assert "e" in stopped.thought
+        assert "e" not in stopped.text
         # What is held to a form is written without a thought, though this template begins one.
         assert model.call({"enum": ["wet", "dry"]}, question) in ("wet", "dry")

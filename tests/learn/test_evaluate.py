@@ -12,7 +12,10 @@ from fieldlm.inference.generations import Generations
 from fieldlm.inference.warmup import warm
 from fieldlm.network.http_client import HttpClient
 from fieldlm.network.http_server import listening
+from fieldlm_compiler.learn import evaluate
 from fieldlm_compiler.learn.evaluate import EvaluationItem, Reply, Score, main, read_examples, said, same_json, score
+from tests.inference.test_thoughts import OPENED, QWEN3
+from tests.support.material import tiny_bundle
 
 LONG = "word " * 900
 
@@ -92,3 +95,22 @@ def test_the_command_goes_on_where_one_example_is_too_long(
     assert main([str(tmp_path / "eval.jsonl"), "--url", url, "--max-tokens", "2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["total"], document["too_long"]) == (2, 1)
+
+
+@pytest.mark.parametrize("source", [QWEN3, OPENED])
+def test_an_evaluation_of_a_model_that_thinks_counts_what_it_answers(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "THOUGHT_TOKENS", 24)
+    bundle = tiny_bundle(tmp_path, template=source)  # its own words never end a thought
+    live = Generations(bundle, EngineOptions(threads=1, context=256, parallel=1))
+    answers = list[Reply]()
+    with listening(make_app(live, lambda _: None, ready=warm(live))) as server:
+        item = EvaluationItem([{"role": "user", "content": "What is the sea?"}], "?")
+        score(HttpClient(server.url), [item], max_tokens=4, on_reply=lambda _, reply: answers.append(reply))
+        known = item._replace(answer=answers[0].text)
+        assert score(HttpClient(server.url), [known], max_tokens=4).right == 1
+    live.close()
+    assert answers[0].text.strip()
+    assert "think>" not in answers[0].text
+    assert (answers[0].completion_tokens > 24) is (source == OPENED)

@@ -24,6 +24,7 @@ from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.confidence import TaskAnswer
 from fieldlm_compiler.verify.corpus import TaskExample, read_task
 from fieldlm_compiler.verify.divergence import kept
+from fieldlm_compiler.verify.exam import exam_prompt
 from fieldlm_compiler.verify.gates import Fitted
 from fieldlm_compiler.verify.served import with_plain_cache
 from fieldlm_compiler.verify.task import task_gate
@@ -65,8 +66,9 @@ class Judge:
         request = self.wish.request
         if request.task is None:
             return Judged()
-        prompt = partial(render, draft(self.manifest, artefact.parts))
-        examples = tuple(read_task(request.task, checkpoint, prompt, answers.stops))
+        bundle = draft(self.manifest, artefact.parts)
+        prompt, ask = partial(render, bundle), partial(exam_prompt, bundle)
+        examples = tuple(read_task(request.task, checkpoint, prompt, answers.stops, ask=ask))
         plain, profile = proof.plain(self.manifest), self.wish.profile
         few, served = examples[: proof.SERVED_EXAMPLES], with_plain_cache(profile)
         most = proof.task_answers(plain, full, few, served, self.stages, fitted=self.fitted)

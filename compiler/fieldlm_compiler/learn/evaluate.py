@@ -6,7 +6,7 @@ server's context does not hold is a wrong answer, as it is for whoever uses that
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,10 @@ from fieldlm_compiler.learn.tokenized import DatasetLine, numbered_lines
 Messages = Sequence[dict[str, Any]]
 TOO_LONG = "context_length_exceeded"
 """The code of OpenAI's API for a prompt that the context does not hold."""
+NO_SWITCH = "unsupported_parameter"
+"""The code of a server for what its model cannot be told, such as not to think."""
+THOUGHT_TOKENS, MARK_TOKENS = 1024, 16
+"""Of a thought that cannot be switched off, and of the marks around it, beside those of the answer."""
 
 
 class EvaluationItem(NamedTuple):
@@ -91,12 +95,15 @@ def ask(
     stop: Sequence[str] = (),
     metadata: dict[str, str] | None = None,
     tools: Sequence[dict[str, Any]] = (),
+    thinking: Mapping[str, Any] | None = None,
 ) -> Reply:
     """Ask for one greedy answer; a refusal or a broken connection is a Reply with its error, not an exception.
 
-    Raises InputError when the server wants another key: no question would be answered.
+    `thinking` is what is said of it, in the words of a chat completion. Raises InputError when the server wants another
+    key: no question would be answered.
     """
     body: dict[str, Any] = {"messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
+    body |= thinking or {}
     body |= {"stop": list(stop)} if stop else {}
     body |= {"metadata": metadata} if metadata else {}
     body |= {"tools": list(tools), "tool_choice": "auto"} if tools else {}
@@ -131,14 +138,20 @@ def score(
 ) -> Score:
     """Ask every example with `clients` in parallel and count the exact matches; `on_reply` is told every answer.
 
-    A prompt that the context does not hold is wrong. Raises UnavailableError at the first other example without an
-    answer: a score over the rest would look better than it is.
+    A model that can be told not to think is told so, and another one gets THOUGHT_TOKENS for it: what counts is what it
+    answers. A prompt that the context does not hold is wrong. Raises UnavailableError at the first other example
+    without an answer: a score over the rest would look better than it is.
     """
     right = too_long = 0
     questions = [each if isinstance(each, EvaluationItem) else EvaluationItem(*each) for each in examples]
 
     def one(question: EvaluationItem) -> Reply:
-        return ask(server, question.messages, max_tokens=max_tokens, stop=stop, tools=question.tools)
+        given: dict[str, Any] = {"stop": stop, "tools": question.tools}
+        reply = ask(server, question.messages, max_tokens=max_tokens, thinking={"enable_thinking": False}, **given)
+        if reply.code != NO_SWITCH:
+            return reply
+        room, thinking = THOUGHT_TOKENS + MARK_TOKENS, {"thinking_token_budget": THOUGHT_TOKENS}
+        return ask(server, question.messages, max_tokens=max_tokens + room, thinking=thinking, **given)
 
     with ThreadPoolExecutor(clients) as pool, terminal.progress("ask", total=len(examples)) as line:
         replies: Iterable[Reply] = pool.map(one, questions)

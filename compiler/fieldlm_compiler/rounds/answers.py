@@ -7,24 +7,20 @@ import msgspec
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes
-from fieldlm.engines import Sampling
 from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile, profile_sha256
-from fieldlm.inference.chat_template import Message, render, thought_marks
+from fieldlm.inference.chat_template import Message
 from fieldlm.inference.generations import load_adapters
 from fieldlm.inference.router import task_adapter_of
-from fieldlm.inference.thoughts.marks import ThoughtMarks
-from fieldlm.inference.thoughts.thought_reader import parted_thought
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.evaluate import same_json
 from fieldlm_compiler.learn.shapes import spoken
 from fieldlm_compiler.pipeline.child import call
 from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.verify.exam import Exam, exam_facts, exam_prompt
 from fieldlm_compiler.verify.served import open_served
 
 ADAPTER = "adapter"
-SPARE_TOKENS = 16
-"""Beyond the length of the right answer: one that goes on is wrong."""
 
 
 class HeldOutQuestion(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +43,7 @@ def examine(
         "bundle": bundle.id,
         "profile": profile_sha256(profile),
         "questions": sha256_bytes(canonical_json(list(questions))),
+        **exam_facts(bundle),
     }
     _, made = stages.run(
         "answers", inputs, lambda _: call(answer_all, what=what)(bundle.folder, profile, list(questions))
@@ -55,38 +52,29 @@ def examine(
 
 
 def answer_all(bundle: Path, profile: Profile, questions: list[HeldOutQuestion]) -> list[bool]:
-    """Answer every question. Runs in a child process.
-
-    One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
-    """
+    """Answer every question. Runs in a child process."""
     opened = open_bundle(bundle)
     engine = open_served(opened, profile)
     loaded = load_adapters(engine, opened, ADAPTER)
     first = next(iter(loaded.values()), None)
+    exam = Exam(opened, engine)
     right: list[bool] = []
     for question in questions:
         try:
-            prompt = engine.tokenize(render(opened, question.messages, tools=question.tools or None))
+            prompt = exam_prompt(opened, question.messages, question.tools or None)
         except InputError:  # the template of this model takes no such conversation
-            right.append(False)
-            continue
-        most = len(engine.tokenize(question.answer)) + SPARE_TOKENS
-        if len(prompt) >= engine.context:
             right.append(False)
             continue
         # Of several, the one that the device's router would take.
         adapter = loaded.get(task_adapter_of(opened, question.messages), first)
-        chunks = engine.start(prompt, Sampling(max_tokens=most), adapter=adapter)
-        right.append(is_right("".join(chunk.text for chunk in chunks), question, thought_marks(opened)))
+        most = len(engine.tokenize(question.answer))
+        heard = exam.answer(prompt, engine.tokenize(prompt), most, adapter=adapter)
+        right.append(heard is not None and is_right(heard.text, question))
     engine.close()
     return right
 
 
-def is_right(answer: str, question: HeldOutQuestion, marks: ThoughtMarks | None = None) -> bool:
-    """Say whether `answer`, as the model said it, is equal to the right one as JSON, or as text.
-
-    What a model thinks between `marks` before it is no part of it, as on a device: Qwen3 begins with an empty thought.
-    """
-    _, answer = parted_thought(answer, marks, "stop")
+def is_right(answer: str, question: HeldOutQuestion) -> bool:
+    """Say whether `answer`, without what was thought before it, is equal to the right one as JSON, or as text."""
     said = spoken(answer, question.tools)
     return same_json(said[0] if said else answer, question.answer)

@@ -41,6 +41,7 @@ from fieldlm_compiler.verify import divergence as measuring
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
 from fieldlm_compiler.verify.corpus import SUMS, Corpus, TaskExample, apart_for_the_end, read_corpus, read_task
 from fieldlm_compiler.verify.divergence import Divergences
+from fieldlm_compiler.verify.exam import exam_prompt
 from fieldlm_compiler.verify.limits import SearchRequest
 from fieldlm_compiler.verify.task import task_gate
 
@@ -101,7 +102,8 @@ class Search:
         self.full, self.checkpoint, self.request = full, checkpoint, request
         self.profile, self.stages = profile, stages
         self.fmt = mixtures_of(full)
-        self._render = partial(render, draft(manifest, full.parts))
+        self._bundle = draft(manifest, full.parts)
+        self._render = partial(render, self._bundle)
         self._trials: list[MixtureTrial] = []
 
     def run(self, reference: Answers) -> Found:
@@ -142,7 +144,8 @@ class Search:
 
     def _read(self, stops: Sequence[int]) -> None:
         request = self.request
-        task = read_task(request.task, self.checkpoint, self._render, stops) if request.task else []
+        ask = partial(exam_prompt, self._bundle)
+        task = read_task(request.task, self.checkpoint, self._render, stops, ask=ask) if request.task else []
         texts = [path for path in request.calibration if path.suffix != SUMS]
         judged_by = [example.messages for example in task]
         self.corpus = (

@@ -49,12 +49,13 @@ class TaskExample:
     """One conversation of a task up to its right `answer`; both also as the tokens the model sees, end included.
 
     `opening` is what the template writes between the two, such as Qwen3's empty `<think>`: the tokens of the answer
-    begin with it, so a model that was tuned on them says it, too.
+    begin with it, so a model that was tuned on them says it, too. `prompt` is the text of its tokens.
     """
 
     messages: list[Message]
     answer: str
     opening: str = ""
+    prompt: str = ""
     prompt_tokens: list[int]
     answer_tokens: list[int]
 
@@ -109,25 +110,41 @@ def check_sources(calibration: Sequence[Path], task: Path | None, *, least: int)
             raise InputError(f"{task} has {counted(count, 'example')}; {least} are the fewest that can judge anything")
 
 
-def read_task(path: Path, checkpoint: Checkpoint, render: Render, stops: Sequence[int]) -> list[TaskExample]:
+def read_task(
+    path: Path, checkpoint: Checkpoint, render: Render, stops: Sequence[int], *, ask: Render | None = None
+) -> list[TaskExample]:
     """Return the examples in the `.jsonl` file `path`: the last message of each is the right answer.
 
+    `ask` writes the prompts where they are others than `render` writes, such as those that want no thought.
     Raises InputError when a line is no conversation or does not end with an answer.
     """
     rows = _task_rows(path)
-    asked = [render(row["messages"][:-1]) for row in rows]
-    whole = [render(row["messages"]) for row in rows]
-    pairs = zip(json_tokens(checkpoint.folder, asked), json_tokens(checkpoint.folder, whole), strict=True)
+    asked = [(ask or render)(row["messages"][:-1]) for row in rows]
+    whole = [_answered(prompt, row["messages"], render) for prompt, row in zip(asked, rows, strict=True)]
+    rest = [text[len(prompt) :] for prompt, text in zip(asked, whole, strict=True)]
+    prompts, fulls, rests = (json_tokens(checkpoint.folder, texts) for texts in (asked, whole, rest))
     return [
         TaskExample(
             messages=row["messages"][:-1],
             answer=row["messages"][-1]["content"],
             opening=_between(prompt_text, row["messages"][-1]["content"], text),
+            prompt=prompt_text,
             prompt_tokens=prompt,
-            answer_tokens=_until_stop(full[len(prompt) :], stops),
+            # Where the two make one token together, a device has them apart.
+            answer_tokens=_until_stop(full[len(prompt) :] if full[: len(prompt)] == prompt else apart, stops),
         )
-        for row, prompt_text, text, (prompt, full) in zip(rows, asked, whole, pairs, strict=True)
+        for row, prompt_text, text, prompt, full, apart in zip(rows, asked, whole, prompts, fulls, rests, strict=True)
     ]
+
+
+def _answered(prompt: str, messages: Sequence[Message], render: Render) -> str:
+    """Return `messages` as `render` writes them, their last one behind `prompt`."""
+    whole = render(messages)
+    if whole.startswith(prompt):
+        return whole
+    # A template that is told not to think writes that into the prompt, and into no answer of the past.
+    plain = render(messages[:-1])
+    return prompt + (whole[len(plain) :] if whole.startswith(plain) else str(messages[-1]["content"]))
 
 
 def _between(prompt: str, answer: str, whole: str) -> str:

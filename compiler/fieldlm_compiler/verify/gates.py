@@ -29,6 +29,7 @@ from fieldlm_compiler.verify.against_source import PROMPTS, Answers
 from fieldlm_compiler.verify.confidence import TaskAnswer, calibrate, describe
 from fieldlm_compiler.verify.corpus import TaskExample
 from fieldlm_compiler.verify.divergence import Divergences, kept
+from fieldlm_compiler.verify.exam import exam_facts
 from fieldlm_compiler.verify.limits import SearchRequest
 from fieldlm_compiler.verify.served import facts as served_facts
 from fieldlm_compiler.verify.served import with_plain_cache
@@ -307,6 +308,7 @@ def task_answers(
     if fitted:
         asked["adapter"] = sha256_file(fitted.gguf)
     bundle, gguf = draft(manifest, artefact.parts), fitted.gguf if fitted else None
+    asked |= exam_facts(bundle)
     what = f"ask {artefact.quant} {counted(len(few), 'example')} of the task"
     _, made = stages.run("task", asked, lambda _: answer_task(bundle, few, profile, what=what, adapter=gguf))
     return msgspec.convert(made.value, list[TaskAnswer])

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from fieldlm.core.errors import GateError
-from fieldlm.engines import Sampling
 from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.confidence import SIGNALS
@@ -16,10 +15,24 @@ from fieldlm_compiler.pipeline.child import Ran, call
 from fieldlm_compiler.verify.confidence import TaskAnswer, signals_of
 from fieldlm_compiler.verify.corpus import TaskExample
 from fieldlm_compiler.verify.divergence import Mean
+from fieldlm_compiler.verify.exam import Exam
 from fieldlm_compiler.verify.limits import MIN_TASK, Limits
 from fieldlm_compiler.verify.served import open_served
 
-SPARE_TOKENS = 16
+
+class AskedExample(NamedTuple):
+    """What of a `TaskExample` is needed to ask it: the prompt and its tokens, and the right answer with its length."""
+
+    prompt: str
+    tokens: Sequence[int]
+    most: int
+    opening: str
+    answer: str
+
+    @classmethod
+    def of(cls, example: TaskExample) -> "AskedExample":
+        most = len(example.answer_tokens)
+        return cls(example.prompt, example.prompt_tokens, most, example.opening, example.answer)
 
 
 def answer_task(
@@ -30,29 +43,27 @@ def answer_task(
         bundle=draft,
         profile=profile,
         adapter=adapter,
-        examples=[
-            (example.prompt_tokens, len(example.answer_tokens), example.opening, example.answer) for example in examples
-        ],
+        examples=[AskedExample.of(example) for example in examples],
     )
 
 
 def answer_all(
-    bundle: Bundle, profile: Profile, adapter: Path | None, examples: list[tuple[Sequence[int], int, str, str]]
+    bundle: Bundle, profile: Profile, adapter: Path | None, examples: list[AskedExample]
 ) -> list[dict[str, Any]]:
     """Answer every example; one whose prompt the served context does not hold is not right. Runs in a child process."""
     engine = open_served(bundle, profile)
     name = "adapter" if adapter is not None else None
     if adapter is not None:
         engine.load_adapter("adapter", adapter)
+    exam = Exam(bundle, engine)
     given: list[TaskAnswer] = []
-    for prompt, count, opening, wanted in examples:
-        if len(prompt) >= engine.context:
+    for asked in examples:
+        heard = exam.answer(asked.prompt, asked.tokens, asked.most, adapter=name)
+        if heard is None:
             given.append(TaskAnswer(right=False, signals={}))
             continue
-        # One at a time: which answers share a batch would depend on the moment, and near ties on the batch.
-        answer = engine.start(prompt, Sampling(max_tokens=count + SPARE_TOKENS), adapter=name)
-        right = is_same("".join(chunk.text for chunk in answer), wanted, opening)
-        told = {name: signal(answer.timings) for name, signal in SIGNALS.items()}
+        right = is_same(heard.text, asked.answer, asked.opening)
+        told = {name: signal(heard.timings) for name, signal in SIGNALS.items()}
         given.append(TaskAnswer(right=right, signals=signals_of(told)))
     engine.close()
     return msgspec.to_builtins(given)

@@ -17,7 +17,7 @@ from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.confidence import confidence, is_unsure
 from fieldlm.inference.generations import Serving
-from fieldlm.inference.thoughts.thought_reader import OpenedThought
+from fieldlm.inference.thoughts.thought_reader import OpenedThought, ThoughtFirst
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,13 @@ class Job:
         return self.large.answer(partial(self._start, prompt, index) if prompt else None)
 
     def _start(self, prompt: list[int], index: int) -> RunningAnswer:
-        promise = self.promise
-        sampling = replace(self.asked.wanted(self.constraint, index), prediction=self.prediction, said=promise.said)
+        promise, marks = self.promise, self.promise.thoughts
+        sampling = replace(
+            self.asked.wanted(self.constraint, index),
+            prediction=self.prediction,
+            said=promise.said,
+            preamble=ThoughtFirst(marks, self.is_open) if marks else None,
+        )
         if not sampling.max_tokens:
             return answer_of_nothing(prompt)
         adapter, terms = self.serving.adapter, self.asked.terms(time.monotonic() - self.came_s)
@@ -67,7 +72,7 @@ class Job:
             # Where it stands in for the large model, its queue is one that the request has not waited in yet.
             terms = replace(terms, max_queue_s=self.asked.terms().max_queue_s)
         answer = self.serving.engine.start(prompt, sampling, adapter=adapter, terms=terms)
-        return OpenedThought(answer, promise.thoughts) if self.is_open and promise.thoughts else answer
+        return OpenedThought(answer, marks) if self.is_open and marks else answer
 
     def context(self) -> dict[str, Any]:
         """Return what `render` put into the prompt beside the messages."""

@@ -46,6 +46,8 @@ class StreamedChoice:
         self._reader = tools and CallReader(tools.names, marked_only=promise.is_formed, schemas=tools.schemas)
         self._thoughts = promise.thoughts and ThoughtReader(promise.thoughts)
         self.reasoning_tokens = 0
+        self._undecided: list[Chunk] = []
+        """What may be of a thought's mark, or of the answer."""
 
     def take(self, chunks: Sequence[Chunk]) -> Said:
         """Add `chunks`; return what may be said now."""
@@ -80,12 +82,15 @@ class StreamedChoice:
                 continue
             was_inside = reader.is_inside
             pieces = [reader.push(chunk.text)]
-            if was_inside or reader.is_inside or pieces[0][0]:
-                self.reasoning_tokens += len(chunk.tokens)
-            else:
-                choices += chunk.choices
+            self._undecided.append(chunk)
             if chunk.outcome is not None:
                 pieces.append(reader.finish(is_cut=chunk.outcome != "stop"))
+            if was_inside or reader.is_inside or pieces[0][0]:
+                self.reasoning_tokens += sum(len(each.tokens) for each in self._undecided)
+                self._undecided.clear()
+            elif reader.has_ended:
+                choices += [choice for each in self._undecided for choice in each.choices]
+                self._undecided.clear()
             thoughts += [thought for thought, _ in pieces]
             texts += [text for _, text in pieces]
         return "".join(thoughts), "".join(texts), choices

@@ -20,6 +20,7 @@ import msgspec
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm.core.extras import install_advice
 from fieldlm.core.options import BATCH, CONTEXT, PARALLEL, THREADS
+from fieldlm.engines.stop_text import Preamble
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 
@@ -103,7 +104,7 @@ class Sampling:
     `prediction` says that much of the answer has been written before, in the prompt or in these tokens (there may be
     none): an engine may compute what follows there ahead of its turn. It is kept only where the answer chooses it. With
     `ignore_eos` a token that ends answers is one like any other. `said` are control tokens that are part of the text,
-    and what they are there: such a token has no text of its own.
+    and what they are there: such a token has no text of its own. No `stop` counts in a `preamble`, such as a thought.
     """
 
     max_tokens: int = 256
@@ -122,6 +123,7 @@ class Sampling:
     prediction: tuple[int, ...] | None = None
     ignore_eos: bool = False
     said: tuple[tuple[int, str], ...] = ()
+    preamble: Preamble | None = None
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -158,9 +160,9 @@ class Chunk:
 class Timings:
     """Where the time of one answer went, in seconds and counts of tokens, and how sure the model was.
 
-    The latter is told by `free_tokens` alone, chosen out of several, the one that ends an answer too. `margin` is their
-    mean gap between the two largest logits there, `min_margin` the least; `min_logprob` and `mean_logprob` are
-    of their natural log probabilities in the model's own distribution. Low means unsure; without a free token, none.
+    The latter is told by `free_tokens` alone, chosen out of several behind any `preamble`, the one that ends an answer
+    too. `margin` is their mean gap between the two largest logits there, `min_margin` the least; `min_logprob` and
+    `mean_logprob` are of their natural log probabilities by the model itself. Low means unsure; without a token, none.
 
     Of the tokens that were drafted, those that were accepted are in the answer. `forced_tokens` of the answer had no
     rival in its form: they are read like a prompt, and say nothing of speed. `batch_size` is the mean number of
@@ -438,11 +440,9 @@ def open_engine(bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS) -> Eng
     """
     ranges = {"threads": THREADS, "context": (1, CONTEXT[1]), "parallel": PARALLEL, "batch": BATCH, "ubatch": BATCH}
     for option, (least, most) in ranges.items():
-        given = getattr(options, option)
-        if given is not None and (type(given) is not int or not least <= given <= most):
+        if (given := getattr(options, option)) is not None and not (type(given) is int and least <= given <= most):
             raise InputError(f"{option} is {given!r}, want a whole number, {least}–{most}")
-    name = bundle.manifest.engine
-    kind = engine_kind(name)
+    kind = engine_kind(name := bundle.manifest.engine)
     try:
         return kind.open(bundle, options)
     except ModuleNotFoundError as error:

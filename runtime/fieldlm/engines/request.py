@@ -16,7 +16,7 @@ from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm.engines import Chunk, Guide, Outcome, Sampling, Schedule
 from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.engines.sampling import Floats, Pick, Sampler
-from fieldlm.engines.stop_text import TextStream
+from fieldlm.engines.stop_text import Part, TextStream
 
 CLASSES = ("safety", "interactive", "batch")
 
@@ -68,10 +68,12 @@ class Request:
         self._guide: Guide | None = None
         self._ahead: list[int] = []
         self._sampler = Sampler(sampling, prompt)
-        self._text = TextStream(sampling.stop)
+        self._text = TextStream(sampling.stop, sampling.preamble)
         self._new_text = ""
         self._picks: list[Pick] = []
         self._chosen = 0
+        self._undecided: list[Pick] = []
+        """Free ones of which it is not known yet whether they are of the answer."""
 
     @property
     def is_batch(self) -> bool:
@@ -172,6 +174,7 @@ class Request:
         """Hand over the last chunk, with what was held back."""
         self._enter(self._phase)
         self.answer.timings.completion_tokens = self.count
+        self._count_undecided()
         self._new_text += self._text.finish(is_cut=outcome != "stop")
         with contextlib.suppress(Exception):
             self._hand_over(outcome, error)
@@ -189,8 +192,6 @@ class Request:
         self._chosen += 1
         timings = self.answer.timings
         timings.batch_size += (batch_size - timings.batch_size) / self._chosen
-        if pick.is_free:
-            timings.chose(pick.margin, pick.logprob)
         self.tokens.append(pick.token)
         return self._say(pick) or (None if self._guide is None else self._follow())
 
@@ -213,8 +214,9 @@ class Request:
 
     def _say(self, pick: Pick) -> Outcome | None:
         """Take one token into the answer; return how it ends the answer, if it does."""
-        token = pick.token
+        token, part = pick.token, self._text.part
         if token in self._stop_tokens:
+            self._weigh(pick, part)
             return "stop"
         if self._guide is not None:
             self._guide.accept(token)
@@ -225,9 +227,29 @@ class Request:
         self._picks.append(pick)
         text, stopped = self._text.push(self._piece(token))
         self._new_text += text
+        self._weigh(pick, part)
         if stopped or (self._guide is not None and self._guide.is_complete):
             return "stop"
         return "length" if self.count >= self._limit else None
+
+    def _weigh(self, pick: Pick, before: Part) -> None:
+        """Count how sure the model was of `pick`, once it is known to be of the answer; `before` it the text ended so.
+
+        Tokens of a thought say nothing of the answer, and those of a mark are of the thought.
+        """
+        now = self._text.part
+        if "preamble" in (before, now):
+            self._undecided.clear()
+            return
+        if pick.is_free:
+            self._undecided.append(pick)
+        if now == "answer":
+            self._count_undecided()
+
+    def _count_undecided(self) -> None:
+        for pick in self._undecided:
+            self.answer.timings.chose(pick.margin, pick.logprob)
+        self._undecided.clear()
 
     def _hand_over(self, outcome: Outcome | None = None, error: str | None = None) -> None:
         picks, self._picks = self._picks, []

@@ -32,7 +32,7 @@ from fieldlm.inference.confidence import confidence_by
 from fieldlm.inference.generations import load_adapters
 from fieldlm.inference.router import task_adapter_of
 from fieldlm.inference.structured import IncompleteError, form
-from fieldlm.inference.thoughts.thought_reader import OpenedThought, parted_thought
+from fieldlm.inference.thoughts.thought_reader import OpenedThought, ThoughtFirst, parted_thought
 
 ADAPTER = "bundle"
 
@@ -234,11 +234,16 @@ class Model:
         # What is held to a form is written without a thought.
         thinks = None if sampled.constraint is None else False
         prompt, marks = render(self.bundle, conversation(messages), thinks=thinks), thought_marks(self.bundle)
-        sampled = replace(sampled, said=(*sampled.said, *said_marks(self.bundle, self.engine)))
+        is_open = marks is not None and marks.is_open(prompt)
+        sampled = replace(
+            sampled,
+            said=(*sampled.said, *said_marks(self.bundle, self.engine)),
+            preamble=ThoughtFirst(marks, is_open) if marks and sampled.constraint is None else sampled.preamble,
+        )
         chosen = task_adapter_of(self.bundle, conversation(messages)) if self.task_adapters else ""
         adapter = self.task_adapters.get(chosen, self.adapter)
         answer = self.engine.start(self.engine.tokenize(prompt), sampled, adapter=adapter, terms=terms)
-        return _Held(OpenedThought(answer, marks) if marks and marks.is_open(prompt) else answer, chosen)
+        return _Held(OpenedThought(answer, marks) if marks and is_open else answer, chosen)
 
 
 def _opened(source: object, trusted: frozenset[str]) -> Bundle:

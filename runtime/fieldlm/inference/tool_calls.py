@@ -10,6 +10,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from fieldlm.engines.stop_text import beginning_at_end
 from fieldlm.inference.call_spellings import IN_BODY, MARKS, Schemas, asked_for, may_begin
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -98,11 +99,8 @@ class CallReader:
             self._held = self._held[length:]
 
     def _may_begin(self) -> int:
-        """Return the length of the longest end that a mark may begin with, and the space before it."""
-        for length in range(min(max(map(len, MARKS)), len(self._held)), 0, -1):
-            if any(mark.startswith(self._held[-length:]) for mark in MARKS):
-                return length
-        return len(self._held) - len(self._held.rstrip())
+        """Return the length of the longest end that a mark may begin with, or that is space before one."""
+        return beginning_at_end(self._held, (*MARKS,)) or len(self._held) - len(self._held.rstrip())
 
     def _calls(self, text: str) -> list[Call]:
         """Return the calls that `text` consists of; none when anything in it is not a call of a declared tool."""

@@ -25,7 +25,7 @@ from fieldlm.core.errors import FieldlmError
 from fieldlm.engines import Chunk, RunningAnswer, Schedule
 from fieldlm.formats.router import question_of
 from fieldlm.formats.shadow import ShadowAnswer, meaning
-from fieldlm.inference.adapters import Chosen
+from fieldlm.inference.adapters import Chosen, routed
 from fieldlm.inference.confidence import confidence
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.thoughts.thought_reader import OpenedThought
@@ -95,7 +95,8 @@ class LiveRequest:
 
     def ask(self, candidate: Serving, gives_way: Callable[[], bool]) -> ShadowAnswer | None:
         """Return what `candidate` answers, None when `gives_way` said that somebody comes first."""
-        began_s = time.monotonic()
+        began_s, job = time.monotonic(), self._job
+        candidate = routed(candidate, job.messages, task=job.asked.label("task") or "")
         try:
             contract, answer = self._start(candidate)
         except (ApiError, FieldlmError):

@@ -17,7 +17,8 @@ function newSession() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// `exchanges` are questions with their answers and how these ended; the device no longer sees those before `from`.
+// `exchanges` are questions with their answers, what was thought before these, and how they ended; the device no longer
+// sees those before `from`.
 function newConversation(settings = {}) {
   return { format: FORMAT, session: newSession(), settings, from: 0, exchanges: [] };
 }
@@ -32,7 +33,8 @@ function stored(use, otherwise = null) {
 }
 
 function isConversation(found) {
-  const isExchange = (each) => typeof each?.question === "string" && typeof each?.answer === "string";
+  const isExchange = (each) => typeof each?.question === "string" && typeof each?.answer === "string"
+    && ["string", "undefined"].includes(typeof each.thought);
   return found?.format === FORMAT && typeof found.session === "string" && Array.isArray(found.exchanges)
     && Number.isInteger(found.from) && typeof found.settings === "object" && found.exchanges.every(isExchange);
 }
@@ -88,7 +90,7 @@ function forgetConversation() {
   });
 }
 
-// What the device is asked with the exchange at `place`; what failed is not told again.
+// What the device is asked with the exchange at `place`; what failed is not told again, and what was thought never.
 function messagesOf(talk, place) {
   const { system } = talk.settings;
   const before = talk.exchanges.slice(talk.from, place).filter((each) => each.answer && each.ended !== "error");
@@ -115,7 +117,8 @@ function asMarkdown(talk) {
   if (talk.settings.system) parts.push(`System prompt:\n\n${talk.settings.system}`);
   for (const each of talk.exchanges) {
     const notes = [bySmallOrLarge(each), endOf(each), each.error].filter(Boolean).map((text) => `*${text}*`);
-    parts.push("## Question", each.question, "## Answer", each.answer, ...notes);
+    const thought = each.thought ? ["## Thought", each.thought] : [];
+    parts.push("## Question", each.question, ...thought, "## Answer", each.answer, ...notes);
   }
   return `${parts.filter(Boolean).join("\n\n")}\n`;
 }

@@ -39,21 +39,31 @@ function show(exchange) {
   const mine = element("div", "", "acts mine");
   mine.append(button(t("edit"), () => edit(exchange)));
   const who = element("p", t("answer"), "unseen"); // where a turn stands tells eyes alone who speaks
+  const thought = element("details", "", "thought");
+  thought.append(element("summary", t("thought")), element("p", ""));
   const turn = element("div", "", "turn assistant");
   const notes = element("div", "", "notes");
   const acts = element("div", "", "acts");
-  box.append(element("p", t("you"), "unseen"), element("p", exchange.question, "turn user"), mine, who, turn, notes, acts);
-  view.set(exchange, { box, who, turn, notes, acts });
+  box.append(element("p", t("you"), "unseen"), element("p", exchange.question, "turn user"), mine, thought, who, turn, notes, acts);
+  view.set(exchange, { box, who, thought, turn, notes, acts });
   get("said").append(box);
   return view.get(exchange);
 }
 
+function isThinking(exchange) {
+  return exchange.ended === "running" && Boolean(exchange.thought) && !exchange.answer;
+}
+
 function drawAnswer(exchange) {
-  const { who, turn } = view.get(exchange);
+  const { who, thought, turn } = view.get(exchange);
   const isWaiting = exchange.ended === "running";
   turn.classList.toggle("waiting", isWaiting);
   who.hidden = turn.hidden = !exchange.answer && !isWaiting;
-  following(() => turn.replaceChildren(markdown(exchange.answer)));
+  thought.hidden = !exchange.thought;
+  following(() => {
+    thought.lastChild.textContent = exchange.thought ?? "";
+    turn.replaceChildren(isThinking(exchange) ? element("p", t("thinking"), "soft") : markdown(exchange.answer));
+  });
 }
 
 function drawEnd(exchange) {
@@ -148,11 +158,14 @@ async function answer(exchange, signal) {
     ended = event.choices?.[0]?.finish_reason ?? own?.outcome ?? ended;
     if (event.model) exchange.model = event.model;
     if (own?.answered_by) Object.assign(exchange, { by: own.answered_by, why: own.escalation });
-    const piece = event.choices?.[0]?.delta?.content;
-    if (!piece) continue;
+    const { content, reasoning_content: thought } = event.choices?.[0]?.delta ?? {};
+    if (!content && !thought) continue;
+    const hadThought = Boolean(exchange.thought);
     const nowMs = performance.now();
     arriving = { pieces: (arriving?.pieces ?? 0) + 1, firstMs: arriving?.firstMs ?? nowMs, lastMs: nowMs };
-    exchange.answer += piece;
+    exchange.answer += content ?? "";
+    exchange.thought += thought ?? "";
+    if (!hadThought && isThinking(exchange)) say(t("thinking"));
     if (nowMs - drawnMs > DRAW_MS) {
       drawAnswer(exchange);
       drawnMs = nowMs;
@@ -180,7 +193,7 @@ function setRunning(controller) {
 
 async function run(exchange) {
   const mine = new AbortController();
-  Object.assign(exchange, { answer: "", ended: "running", error: "", by: "", why: "" });
+  Object.assign(exchange, { answer: "", thought: "", ended: "running", error: "", by: "", why: "" });
   setRunning(mine);
   arriving = null;
   show(exchange);

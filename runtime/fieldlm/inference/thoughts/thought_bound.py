@@ -23,8 +23,9 @@ Floats = NDArray[np.float32]
 class ThoughtBound:
     """A `Constraint`: a thought of at most `most` tokens, and then what `then` says, if anything.
 
-    With `then` there is a thought, if only an empty one; without, it is the model's choice. `vocabulary` holds the
-    bytes of each token, `said` what control tokens stand for. `is_open`: the prompt has begun the thought.
+    With `then` there is a thought, if only an empty one; without, it is the model's choice, and the answer ends after
+    `answer_tokens`. `vocabulary` holds the bytes of each token, `said` what control tokens stand for. `is_open`: the
+    prompt has begun the thought.
     """
 
     marks: ThoughtMarks
@@ -34,6 +35,7 @@ class ThoughtBound:
     most: int
     is_open: bool
     then: Constraint | None = None
+    answer_tokens: int | None = None
 
     def guide(self) -> Guide:
         """See `Constraint.guide`."""
@@ -48,7 +50,8 @@ class _BoundGuide:
         self._reader = ThoughtReader(bound.marks)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._then: Guide | None = bound.then.guide() if bound.then else None
-        self._count = 0
+        self._count = self._answered = 0
+        """Tokens of the thought, and of the answer."""
         self._is_over = False
         """Whether the thought has ended, or there is none."""
         opens, space = bound.marks.opens, bound.marks.space[:1]
@@ -83,6 +86,7 @@ class _BoundGuide:
         if is_due and token != self._due.pop(0):
             raise EngineError(f"token {token} stands where a mark of a thought has to")
         if self._is_over and not is_due:
+            self._answered += 1
             if self._then is not None:
                 self._then.accept(token)
             return
@@ -97,4 +101,6 @@ class _BoundGuide:
     @property
     def is_complete(self) -> bool:
         """See `Guide.is_complete`."""
-        return self._is_over and self._then is not None and self._then.is_complete
+        if self._then is not None:
+            return self._is_over and self._then.is_complete
+        return self._bound.answer_tokens is not None and self._answered >= self._bound.answer_tokens

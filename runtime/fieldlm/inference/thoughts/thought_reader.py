@@ -4,11 +4,11 @@ A thought stands before the answer, and what is written in it is neither said no
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fieldlm.engines import Chunk, Outcome, RunningAnswer
-from fieldlm.engines.stop_text import beginning_at_end
+from fieldlm.engines.stop_text import Part, PreambleReader, beginning_at_end
 from fieldlm.inference.thoughts.marks import ThoughtMarks
 
 
@@ -30,6 +30,11 @@ class ThoughtReader:
         """Whether what comes next is thought."""
         self.has_ended = False
         """Whether all that comes is answer."""
+
+    @property
+    def undecided(self) -> str:
+        """What is held back, as it was written, and may be a thought's mark, space around it, or answer."""
+        return "" if self.is_inside else self._held
 
     @property
     def is_holding(self) -> bool:
@@ -92,6 +97,45 @@ class ThoughtReader:
         if thought and not self._has_thought:
             thought, self._has_thought, self._before = self._before + thought, True, "\n\n"
         return thought
+
+
+@dataclass(frozen=True)
+class ThoughtFirst:
+    """A `Preamble`: thoughts, and the space around them. `is_open`: the prompt has begun one."""
+
+    marks: ThoughtMarks
+    is_open: bool = False
+
+    def begin(self) -> PreambleReader:
+        """See `Preamble.begin`."""
+        return _ThoughtAsWritten(self)
+
+
+class _ThoughtAsWritten:
+    """A `PreambleReader`: parts thoughts off to the letter, where a `ThoughtReader` leaves marks and space out."""
+
+    def __init__(self, thought: ThoughtFirst) -> None:
+        self._reader = ThoughtReader(thought.marks)
+        self._held = ""
+        if thought.is_open:
+            self._reader.push(thought.marks.opens)
+
+    @property
+    def part(self) -> Part:
+        """See `PreambleReader.part`."""
+        return "answer" if self._reader.has_ended else "preamble" if self._reader.is_inside else "undecided"
+
+    def push(self, text: str) -> tuple[str, str]:
+        """See `PreambleReader.push`."""
+        _, answer = self._reader.push(text)
+        written = self._held + text
+        self._held = self._reader.undecided
+        return written.removesuffix(answer or self._held), answer
+
+    def finish(self) -> str:
+        """See `PreambleReader.finish`."""
+        held, self._held = self._held, ""
+        return held
 
 
 class OpenedThought:
