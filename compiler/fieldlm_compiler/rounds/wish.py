@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core.signing import key_id
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm_compiler.learn.curate import EVAL_SHARE
-from fieldlm_compiler.learn.tune import TrainingRecipe
+from fieldlm_compiler.learn.quality.held_out import HeldOutFrom
+from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe
 from fieldlm_compiler.rounds.advice import ENOUGH
 
 Begin = Literal["best", "last", "fresh"]
@@ -38,6 +39,8 @@ class RoundWish:
     """Whether what the large model answered is a label where nobody corrected it."""
     check_labels: bool = False
     """Whether training examples are left out whose label others' labels speak against."""
+    held_out_from: HeldOutFrom | None = None
+    """From when on the newest examples are held out as well, beside `eval_share`."""
     enough: float = ENOUGH
     """Exact match from which the small model takes a task."""
     let_go: frozenset[str] = frozenset()
@@ -55,12 +58,13 @@ class RoundWish:
             "quants": list(self.quants),
             "name": self.name,
             "system_prompt": self.system_prompt,
-            "recipe": asdict(self.recipe) | {"targets": list(self.recipe.targets)},
+            "recipe": self.recipe.facts(),
             "begin": self.begin,
             "eval_share": self.eval_share,
             "teacher": self.teacher,
             "enough": self.enough,
             "let_go": sorted(self.let_go),
-            # Rounds that were made before there was a choice have no such key, which is the same.
-            **({"check_labels": True} if self.check_labels else {}),
+            # None where it is not asked for: rounds that were made before there was a choice have no such keys.
+            "check_labels": self.check_labels or None,
+            "held_out_from": asdict(self.held_out_from) if self.held_out_from else None,
         }
