@@ -60,6 +60,8 @@ def test_held_out_words_stay_with_their_customer_whoever_says_them_next(tmp_path
         "people agree on another answer"
     )
     assert then.counts["held out before, stays so"] > 0
+    assert any(each.rejected for each in before.values())
+    assert not any(each.rejected for each in now.values()), "what was answered to others is not theirs"
     assert then.counts["held out, but trained on before"] > 0
     assert not {words(e) for e in then.examples if e.split == "train"} & before.keys()
 

@@ -106,7 +106,7 @@ def seal(
         is_held = example.split == "eval" or example.session in before.held_customers
         if old is not None and old.response in alive:
             counts["held out before, stays so"] += example.response != old.response
-            kept.append(msgspec.structs.replace(example, session=old.session, response=old.response, split="eval"))
+            kept.append(_as_held_out(example, old))
         elif is_held and (said in before.trained or example.session in before.trained_customers):
             counts["held out, but trained on before"] += 1
         elif is_held:
@@ -127,6 +127,12 @@ def seal(
     kept_apart = parted(served)
     counts["near copies of what is held out"] = len(served) - len(kept_apart)
     return Sealed(examples=kept_apart, counts={why: count for why, count in counts.items() if count})
+
+
+def _as_held_out(example: CuratedExample, old: CuratedExample) -> CuratedExample:
+    """Return the example as that of the customer whose words `old` were, without what another one's device answered."""
+    made = msgspec.structs.replace(example, session=old.session, response=old.response, split="eval")
+    return made if example.response == old.response else msgspec.structs.replace(made, rejected="", rejected_calls=[])
 
 
 def words(example: CuratedExample) -> str:
