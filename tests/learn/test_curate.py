@@ -258,3 +258,43 @@ def test_prompts_without_a_label_are_kept_to_find_tasks_in_and_no_dataset_has_th
     assert [(e.label_source, e.answer) for e in found] == [("none", ""), ("rated up", "answer 2"), ("none", "")]
     made = dataset(tmp_path / "out", tmp_path / "sets")
     assert json.loads((made / "dataset.json").read_text())["labels"] == {"rated up": 1}
+
+
+def test_what_a_person_corrected_stays_beside_their_correction(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"answer": '{"order": "tea"}'}, {"answer": '{"order":"milk"}'}, {"answer": "broke o", "outcome": "length"},
+        {"answer": " "}, {}, {"answer": "a bad one"},
+    ]  # fmt: skip
+    said = [{"response": f"r{number}", "correction": '{"order":"milk"}'} for number in (1, 2, 3, 4)]
+    said += [{"response": "r5", "rating": "up"}, {"response": "r6", "correction": '{"order":"milk"}', "consent": ""}]
+    rows[5]["consent"] = "no"
+    fill(tmp_path / "store", rows, said)
+    found = {example.response: example.rejected for example in kept(tmp_path)}
+    assert found == {"r1": '{"order": "tea"}', "r2": "", "r3": "", "r4": "", "r5": ""}
+    assert json.loads((tmp_path / "out/curate.json").read_bytes())["pairs"] == 1
+    made = dataset(tmp_path / "out", tmp_path / "sets")
+    lines = [json.loads(line) for path in made.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert [line["rejected"] for line in lines if "rejected" in line] == [
+        {"role": "assistant", "content": '{"order": "tea"}'}
+    ]
+    pairs = json.loads((made / "dataset.json").read_bytes())["pairs"]
+    assert sum(pairs.values()) == 1
+    assert "for `fieldlm tune --preferences`" in (made / "card.md").read_text()
+
+
+def test_a_call_that_was_corrected_is_a_call(tmp_path: Path) -> None:
+    told = json.dumps({"tools": TOOLS})
+    prompt = json.dumps([{"role": "user", "content": "to the door"}])
+    wrong = CALLS.replace("door", "window")
+    fill(
+        tmp_path / "store",
+        [{"prompt": prompt, "answer": wrong, "detail": {"context": "abcd"}}],
+        [{"response": "r1", "correction": CALLS}],
+        [{"detail": {"event": "context", "digest": "abcd", "context": told}}],
+    )
+    (found,) = kept(tmp_path)
+    call = {"type": "function", "function": {"name": "goto", "arguments": {"place": "window"}}}
+    assert (found.rejected_calls, json.loads(found.rejected)) == ([call], call["function"])
+    made = dataset(tmp_path / "out", tmp_path / "sets")
+    (line,) = [json.loads(line) for path in made.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert line["rejected"] == {"role": "assistant", "content": "", "tool_calls": [call]}

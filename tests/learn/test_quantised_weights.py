@@ -141,3 +141,18 @@ def test_what_is_no_gguf_is_refused_before_any_work(made: Made, dataset: Path) -
     words = [str(made.base), "--dataset", str(dataset), "--out", str(dataset / "a")]
     with pytest.raises(InputError, match=r"'none\.gguf' is no .gguf file and no bundle with one"):
         main([*words, "--quant-aware", "none.gguf"])
+
+
+def test_preferences_are_learned_through_the_blocks(made: Made, tmp_path: Path) -> None:
+    rows = [
+        row | {"rejected": {"role": "assistant", "content": f"no {row['messages'][0]['content']}"}}
+        for row in conversations(8)
+    ]
+    for name in ("train", "eval"):
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+    recipe = TrainingRecipe(rank=4, epochs=8, preference_weight=1.0)
+    told = tune(made.base, tmp_path, tmp_path / "adapter", recipe, blocks=made.blocks)
+    assert told["blocks"] == {"Q4_0": MATRICES, "Q8_0": 1}
+    found = told["preferences"]
+    assert found["pairs"] == {"train": 8, "eval": 8}
+    assert found["eval_log_odds_after"] > found["eval_log_odds_before"]

@@ -112,3 +112,31 @@ def test_the_newest_name_stands_everywhere_and_what_is_said_stays() -> None:
     ]
     text = example("hello", "lamp", 2)
     assert renamed(text, found) is text
+
+
+def test_a_rejected_answer_has_the_newest_names_too() -> None:
+    found = [
+        Renaming(old="lamp", new="dim", examples=20, likeness=1.0),
+        Renaming(old="gone", new="other", examples=20, likeness=1.0, new_arguments=True),
+    ]
+    right = {"name": "lamp", "arguments": {"at": 1}}
+    wrong = {"name": "lamp", "arguments": {"at": 2}}
+    call = {"type": "function", "function": wrong}
+    for rejected, calls, wanted in (
+        (json.dumps(wrong), [call], json.dumps(wrong | {"name": "dim"})),
+        ("a lamp", [], "a lamp"),
+        (json.dumps({"name": "music"}), [], json.dumps({"name": "music"})),
+        (json.dumps({"name": "gone"}), [], ""),
+    ):
+        now = renamed(example("dim it", right, 1, rejected=rejected, rejected_calls=calls), found)
+        assert now is not None
+        assert now.rejected == wanted
+        assert [each["function"]["name"] for each in now.rejected_calls] == ["dim"] * len(calls)
+
+
+def test_a_call_between_marks_keeps_them_with_its_newest_name() -> None:
+    found = [Renaming(old="lamp", new="dim", examples=20, likeness=1.0)]
+    text = '<tool_call>\n{"name":"lamp","arguments":{"at":"lamp"}}\n</tool_call>'
+    now = renamed(example("dim it", text, 1), found)
+    assert now is not None
+    assert now.answer == text.replace('"name":"lamp"', '"name":"dim"')

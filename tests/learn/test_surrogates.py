@@ -110,3 +110,32 @@ def test_nothing_of_the_map_is_left_where_a_customer_was_forgotten(tmp_path: Pat
     left = [path for path in (tmp_path / "again").rglob("*") if path.is_file() and name.encode() in path.read_bytes()]
     assert left == []
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curate.json", "examples.jsonl"]
+
+
+def test_what_was_rejected_is_redacted_and_has_the_same_stand_ins(tmp_path: Path) -> None:
+    row = {"said": "a tea for <NAME_1>", "answer": "a tea for <NAME_1>, call <PHONE_1>, passport number is C01X00T47"}
+    fill(tmp_path / "store", [row], [{"response": "r1", "correction": "a tea goes to <NAME>"}])
+    (example,) = kept(tmp_path)
+    name = example.utterance.removeprefix("a tea for ")
+    assert example.answer == f"a tea goes to {name}"
+    assert example.rejected.startswith(f"a tea for {name}, call ")
+    assert "C01X00T47" not in example.rejected
+    assert PLACEHOLDER.search(example.rejected) is None
+    assert example.redacted == ["id", "name", "phone"]
+
+
+def test_who_is_in_a_rejected_answer_alone_changes_nothing_of_the_right_one(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"said": "a tea for <NAME_1>", "answer": answer, "session": "s"} for answer in ("no", "for <NAME_2>")
+    ]
+    for at, row in enumerate(rows):
+        fill(tmp_path / f"{at}/store", [row], [{"response": "r1", "correction": "a tea goes to <NAME>"}])
+    (without,), (one,) = (kept(tmp_path / str(at)) for at in range(2))
+    assert (one.answer, one.messages) == (without.answer, without.messages)
+    assert one.rejected not in ("for <NAME_2>", one.answer)
+
+
+def test_an_answer_that_says_the_same_once_names_are_in_it_is_not_rejected(tmp_path: Path) -> None:
+    row = {"said": "a tea for <NAME_1>", "answer": "a tea for <NAME_1>"}
+    fill(tmp_path / "store", [row], [{"response": "r1", "correction": "a tea for <NAME>"}])
+    assert [example.rejected for example in kept(tmp_path)] == [""]

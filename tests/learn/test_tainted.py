@@ -73,3 +73,17 @@ def test_a_data_set_of_which_nothing_is_left_is_removed_and_said(workshop: Path)
     (found,) = tainted(workshop / "store", [workshop / "datasets"], rebuild=True)
     assert found.rebuilt == "removed, nothing was left"
     assert not list((workshop / "datasets").iterdir())
+
+
+def test_what_somebody_rejected_goes_with_them(tmp_path: Path) -> None:
+    said = [{"response": f"r{number}", "correction": f"right {number}"} for number in range(1, 21)]
+    fill(tmp_path / "store", [{"answer": f"wrong {number} w"} for number in range(1, 21)], said)
+    curate(tmp_path / "store", tmp_path / "examples", consents=TERMS)
+    dataset(tmp_path / "examples", tmp_path / "datasets")
+    forget(tmp_path, "s1")
+    tainted(tmp_path / "store", [tmp_path / "examples", tmp_path / "datasets"], rebuild=True)
+    files = [path for name in ("examples", "datasets") for path in (tmp_path / name).rglob("*.json*")]
+    left = b"".join(path.read_bytes() for path in files)
+    assert (b'"wrong 1 w"' in left, b'"wrong 2 w"' in left) == (False, True)
+    (new,) = (tmp_path / "datasets").iterdir()
+    assert sum(json.loads((new / "dataset.json").read_bytes())["pairs"].values()) == 19

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
-from fieldlm_compiler.learn.tune import TrainingRecipe, tune
+from fieldlm_compiler.learn.quality.held_out import HeldOutFrom
+from fieldlm_compiler.learn.tune import tune
+from fieldlm_compiler.learn.tuning.recipe import PREFERENCE_WEIGHT, TrainingRecipe
 from fieldlm_compiler.pipeline.stages import Stages
-from fieldlm_compiler.rounds import learning
+from fieldlm_compiler.rounds import command, learning
 from fieldlm_compiler.rounds.wish import Begin, RoundWish
 from tests.support import tiny_models
 
@@ -68,3 +71,35 @@ def test_without_an_adapter_to_begin_at_it_begins_afresh(
 ) -> None:
     _, document = learning.adapter(wish("last"), tiny, data, None, Stages(tmp_path))
     assert (document["began_at"], document["start_sha256"]) == ("fresh", "")
+
+
+def test_preferences_are_learned_where_the_round_is_asked_for_them(
+    wish: Callable[[Begin], RoundWish], tiny: Checkpoint, tmp_path: Path
+) -> None:
+    rows = [row | {"rejected": "no"} for row in tiny_models.conversations(8)]
+    for split in ("train", "eval"):
+        tiny_models.write_lines(tmp_path / f"{split}.jsonl", rows)
+    (tmp_path / "dataset.json").write_text(json.dumps({"id": "0123456789abcdef"}))
+    plain = wish("fresh")
+    asked = replace(plain, recipe=replace(plain.recipe, preference_weight=0.25))
+    stages = Stages(tmp_path / "stages")
+    found = [learning.adapter(each, tiny, tmp_path, None, stages)[1]["preferences"] for each in (plain, asked)]
+    assert found[0] is None
+    assert (found[1]["weight"], found[1]["pairs"]) == (0.25, {"train": 8, "eval": 8})
+    assert [made.cached for made in stages.made] == [False, False], "they are two adapters"
+
+
+def test_what_was_not_asked_for_is_as_in_rounds_from_before_it_could_be(wish: Callable[[Begin], RoundWish]) -> None:
+    facts = wish("fresh").facts()
+    assert "preference_weight" not in facts["recipe"]
+    assert (facts["check_labels"], facts["held_out_from"]) == (None, None)
+
+
+def test_the_command_passes_on_what_it_is_asked_for(profile: Profile, tmp_path: Path) -> None:
+    words = ["store", "--base", "model", "--out", str(tmp_path / "rounds"), "--keys", str(tmp_path / "keys")]
+    parser = command._parser()  # pyright: ignore[reportPrivateUsage]
+    args = parser.parse_args([*words, "--consent", "yes", "--preferences", "--held-out-from", "0.1"])
+    made = command._wish(args, profile)  # pyright: ignore[reportPrivateUsage]
+    assert made.recipe.preference_weight == PREFERENCE_WEIGHT
+    assert made.held_out_from == HeldOutFrom(share=0.1)
+    assert made.facts()["held_out_from"] == {"at_ms": 0, "share": 0.1}

@@ -123,3 +123,15 @@ def test_rounds_are_read_without_a_trace_and_a_page_is_written_where_one_is_aske
     assert main(["rounds", str(tmp_path / "rounds"), "--page", str(page)]) == 0
     assert str(page) in capsys.readouterr().out
     assert "<svg" in page.read_text()
+
+
+def test_a_round_says_what_came_of_preferences_and_nothing_where_there_were_none() -> None:
+    plain = sample_round(str)
+    found = {"pairs": {"train": 12, "eval": 10}, "eval_preferred_before": 0.4, "eval_preferred_after": 0.9}
+    made, none_held = (
+        page(msgspec.structs.replace(plain, tune=plain.tune | {"preferences": found | more}))
+        for more in ({}, {"eval_preferred_before": None, "eval_preferred_after": None})
+    )
+    assert "12 corrections stood against what was answered before; of those to watch with 40% were likelier" in made
+    assert "12 corrections stood against what was answered before." in none_held
+    assert "stood against" not in page(plain)

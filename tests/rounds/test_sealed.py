@@ -1,6 +1,7 @@
 """What is held out, trained on and rehearsed from round to round, on stores that people really fill."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import msgspec
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.curate import curate
 from fieldlm_compiler.learn.curated import CuratedExample, read_examples
-from fieldlm_compiler.rounds.sealed import EarlierRounds, Sealed, seal, to_watch, words
+from fieldlm_compiler.learn.quality.held_out import HeldOutFrom
+from fieldlm_compiler.rounds.sealed import EarlierRounds, Sealed, earlier, seal, to_watch, words
+from fieldlm_compiler.rounds.state import FinishedRound
+from tests.support.sample_rounds import sample_round
 from tests.support.usage import CONSENT, Usage
 
 SHARE = 0.3
@@ -56,6 +60,8 @@ def test_held_out_words_stay_with_their_customer_whoever_says_them_next(tmp_path
         "people agree on another answer"
     )
     assert then.counts["held out before, stays so"] > 0
+    assert any(each.rejected for each in before.values())
+    assert not any(each.rejected for each in now.values()), "what was answered to others is not theirs"
     assert then.counts["held out, but trained on before"] > 0
     assert not {words(e) for e in then.examples if e.split == "train"} & before.keys()
 
@@ -108,3 +114,42 @@ def test_some_training_customers_are_watched_with_all_they_say(tmp_path: Path) -
     watched = {example.session for example in learned if to_watch(example)}
     assert 0.04 < len(watched) / len({example.session for example in learned}) < 0.18
     assert not watched & {example.session for example in learned if not to_watch(example)}
+
+
+def by_time(store: Path, out: Path, share: float) -> list[CuratedExample]:
+    curate(store, out, consents=(CONSENT,), eval_share=SHARE, since=HeldOutFrom(share=share))
+    return read_examples(out)
+
+
+def sessions(examples: list[CuratedExample], split: str) -> frozenset[str]:
+    return frozenset(example.session for example in examples if example.split == split)
+
+
+def test_who_was_held_out_by_time_stays_so_when_the_time_moves_on(tmp_path: Path) -> None:
+    made = usage(tmp_path / "store")
+    first = by_time(tmp_path / "store", tmp_path / "one", 0.2)
+    held, trained = (sessions(first, split) for split in ("eval", "train"))
+    before = replace(after(first), held_customers=held, trained_customers=trained)
+    made.customers([(f"milk {at}", "order") for at in range(40)], prefix="a", each=1)
+    made.customers([(f"rice {at}", "order") for at in range(300)], prefix="z", each=1)
+
+    later = by_time(tmp_path / "store", tmp_path / "two", 0.1)
+    assert sessions(later, "train") & held, "or this test shows nothing"
+    then = sealed(tmp_path / "store", later, before)
+    assert not sessions(then.examples, "train") & held
+    assert then.counts["new words of who was held out before"] > 0
+
+    wider = by_time(tmp_path / "store", tmp_path / "three", 0.99)
+    assert sessions(wider, "eval") & trained, "or this test shows nothing"
+    then = sealed(tmp_path / "store", wider, before)
+    assert not sessions(then.examples, "eval") & trained
+
+
+def test_customers_of_earlier_rounds_are_known_by_what_they_were_used_for(tmp_path: Path) -> None:
+    usage(tmp_path / "store")
+    examples = found(tmp_path / "store", tmp_path / "0001/examples")
+    accepted, refused = (FinishedRound(folder=tmp_path / "0001", document=sample_round(str, n)) for n in (1, 3))
+    before = earlier([accepted])
+    assert before.held_customers == sessions(examples, "eval")
+    assert before.trained_customers == sessions(examples, "train")
+    assert earlier([refused]).trained_customers == frozenset(), "what was refused has taught nobody"

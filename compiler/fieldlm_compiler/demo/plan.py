@@ -15,7 +15,7 @@ from typing import Any
 
 from fieldlm.core.errors import UnavailableError
 from fieldlm.core.files import cache_root
-from fieldlm_compiler.learn.tune import bfloat16_gain
+from fieldlm_compiler.learn.tuning.device_choice import bfloat16_gain
 from fieldlm_compiler.learn.tuning.tuning_state import prepare
 
 MEASURE = """\

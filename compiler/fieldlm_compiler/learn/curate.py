@@ -7,6 +7,8 @@
 The label is what the customer corrected, or what the model answered where the customer liked it; on request also what
 the large model answered ("large"), which a correction outranks. Examples without a label ("none") are kept for
 clustering where that is asked for: their answer is empty, and no data set holds them.
+Beside a correction stays what it corrected (`rejected`), under the same terms, redacted alike and with the same
+stand-ins, and gone with its line: preferences are learned from both.
 Text counts under the terms that the workshop names, and under no others. On a prompt the majority of customers decides
 (`agreement`). A customer is in `train` or in `eval` with everything they said, so that no held-out sentence has a
 sibling in training. What a device redacted is redacted again with this version's rules, and people and numbers in
@@ -31,12 +33,12 @@ from fieldlm.core.wording import counted
 from fieldlm.inference.chat_template import Message, as_served
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn import teacher
-from fieldlm_compiler.learn.agreement import agree
+from fieldlm_compiler.learn.agreement import agree, answer_key
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, write_examples
 from fieldlm_compiler.learn.quality.held_out import NEWER, HeldOutFrom, as_date, held_out_from, hold_out_newest
 from fieldlm_compiler.learn.quality.refusals import is_refusal
 from fieldlm_compiler.learn.redacted.second_pass import again
-from fieldlm_compiler.learn.redacted.surrogates import Surrogates
+from fieldlm_compiler.learn.redacted.surrogates import Surrogates, kinds_in
 from fieldlm_compiler.learn.shapes import spoken
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def curate(
     dropped: Counter[str] = Counter(found for found in judged if isinstance(found, str))
     given = [example for example in judged if isinstance(example, CuratedExample)]
     found = _checked(given, dropped, since, labels) if given else _Checked()
-    examples = [_with_surrogates(_rated(example, found.said)) for example in found.kept]
+    examples = [_in_pairs(_with_surrogates(_rated(example, found.said))) for example in found.kept]
     left_out = {why: count for why, count in sorted(dropped.items()) if count}
     document = {
         "format": FORMAT,
@@ -116,6 +118,7 @@ def curate(
         "eval": sum(example.split == "eval" for example in examples),
         "customers": len({example.session for example in examples}),
         "labels": dict(Counter(example.label_source for example in examples)),
+        "pairs": sum(bool(example.rejected) for example in examples),
         "consents": sorted(consents),
         "held_out_from": as_date(found.since_ms) if found.since_ms else None,
         "disputed": found.contradictions.total(),
@@ -225,13 +228,23 @@ def _with_surrogates(example: CuratedExample) -> CuratedExample:
     # A system prompt stays, for it stands in front of many examples.
     said = [message for message in example.messages if message.get("role") != "system"]
     made = Surrogates(example.session, [json.dumps([said, example.tool_calls], ensure_ascii=False), example.answer])
-    if not made.kinds:
+    # Who is in an example its prompt and its right answer say; the rejected one is shown last and changes neither.
+    kinds = sorted({*made.kinds, *kinds_in(example.rejected)})
+    if not kinds:
         return example
     messages = [m if m.get("role") == "system" else made.show_all(m) for m in example.messages]
     return msgspec.structs.replace(
         example, messages=messages, answer=made.show(example.answer), tool_calls=made.show_all(example.tool_calls),
-        redacted=[kind.lower() for kind in made.kinds],
+        rejected=made.show(example.rejected), rejected_calls=made.show_all(example.rejected_calls),
+        redacted=[kind.lower() for kind in kinds],
     )  # fmt: skip
+
+
+def _in_pairs(example: CuratedExample) -> CuratedExample:
+    """Return the example without a rejected answer that says the same as the right one."""
+    if example.rejected and answer_key(example.rejected) == answer_key(example.answer):
+        return msgspec.structs.replace(example, rejected="", rejected_calls=[])
+    return example
 
 
 def _rated(example: CuratedExample, said: dict[str, Counter[str]]) -> CuratedExample:
@@ -258,6 +271,7 @@ def judge(
     if not messages or said is None:
         return "unreadable"
     session = row["session"] or row["response"]
+    rejected, rejected_calls = _rejected(row, source, context.tools)
     return CuratedExample(
         messages=as_served(messages, context.system),
         answer=said[0],
@@ -271,7 +285,19 @@ def judge(
         at_ms=row.get("at_ms") or 0,
         tools=context.tools,
         tool_calls=said[1],
+        rejected=rejected,
+        rejected_calls=rejected_calls,
     )
+
+
+def _rejected(row: dict[str, Any], source: str | None, tools: Sequence[Message]) -> tuple[str, list[Message]]:
+    """Return what was answered before a person corrected it, and its calls; nothing where it is no whole answer.
+
+    What broke off has no end that a model could learn to avoid.
+    """
+    if source != "correction" or row["outcome"] != "stop" or not row["answer"].strip():
+        return "", []
+    return spoken(row["answer"], tools) or ("", [])
 
 
 def _label_source(row: dict[str, Any], labels: Labels) -> Literal["correction", "rated up", "large", "none"] | None:
@@ -379,7 +405,8 @@ def main(argv: Sequence[str]) -> int:
     text = (
         f"{counted(document['examples'], 'example')} of {counted(document['customers'], 'customer')} "
         f"({document['train']} train, {document['eval']} eval) in {args.out}; left out: {left_out}; "
-        f"prompts that people answered differently: {document['disputed']}"
+        f"prompts that people answered differently: {document['disputed']}; "
+        f"corrections with the answer that they reject: {document['pairs']}"
     )
     if document["held_out_from"]:
         text += f"\nheld out from {document['held_out_from']} on"

@@ -36,6 +36,10 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     tools: list[Message] = []
     tool_calls: list[Message] = []
+    rejected: str = ""
+    """What was answered before a person corrected it, spelt as `answer`; empty where nobody did, or where it says the
+    same, broke off or cannot be read."""
+    rejected_calls: list[Message] = []
     at_ms: int = 0
     """When it was asked, by its device's clock; 0 where that was not to be believed."""
     agreement: float = 1.0

@@ -2,6 +2,7 @@
 
 out/<first 16 digits of the content's SHA-256>/
   train.jsonl  eval.jsonl   {"v": 1, "messages": […, {"role": "assistant", …}], "tools": […], "task": …, "session": …}
+                            and "rejected": {"role": "assistant", …}, the answer that a person corrected
   dataset.json              counts, tasks, consents, and the generations whose answers it holds
   card.md  card.json        the data card: splits, balance, terms, what was dropped and why
 """
@@ -20,6 +21,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder
 from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
+from fieldlm.inference.chat_template import Message
 from fieldlm_compiler.learn.curated import CuratedExample, read_examples
 from fieldlm_compiler.learn.quality.card import JSON, MARKDOWN, card, markdown
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
@@ -126,6 +128,7 @@ def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any], origin: di
         "eval": len(rows["eval"]),
         "customers": len({row["session"] for row in both}),
         "tasks": _counted(row["task"] for row in both if row["task"]),
+        "pairs": {split: sum("rejected" in row for row in rows[split]) for split in SPLITS},
         **about,
     }
     if not (folder / DOCUMENT).is_file():
@@ -140,10 +143,15 @@ def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any], origin: di
 
 
 def _line(example: CuratedExample) -> bytes:
-    answer = {"content": "", "tool_calls": example.tool_calls} if example.tool_calls else {"content": example.answer}
-    line: dict[str, Any] = {"v": VERSION, "messages": [*example.messages, {"role": "assistant", **answer}]}
+    right = _message(example.answer, example.tool_calls)
+    line: dict[str, Any] = {"v": VERSION, "messages": [*example.messages, right]}
     line |= {"tools": example.tools} if example.tools else {}
+    line |= {"rejected": _message(example.rejected, example.rejected_calls)} if example.rejected else {}
     return msgspec.json.encode(line | {"task": example.task, "session": example.session}) + b"\n"
+
+
+def _message(answer: str, calls: Sequence[Message]) -> Message:
+    return {"role": "assistant", **({"content": "", "tool_calls": calls} if calls else {"content": answer})}
 
 
 def _task_id(task: str, folder: Path, edits: TaskEdits) -> str:

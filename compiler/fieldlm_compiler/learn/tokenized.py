@@ -1,15 +1,16 @@
 """Tokenised examples: the lines of a dataset, rendered and tokenised by the code that serves them.
 
 The prompt is what the device puts before its model, to the token; what follows is what the model has to say, with the
-token that ends its turn. A line that cannot be learned from is left out, and counted by why.
+token that ends its turn. A line that cannot be learned from is left out, and counted by why. Where a person corrected
+an answer, the one that they rejected may stand beside it; where that cannot be read, the right one is learned alone.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,6 +27,7 @@ log = logger(__name__)
 VERSION = 1
 """Of a line; those from before there were versions have none and are read as the first."""
 Skipped = Literal["unreadable", "refused by the chat template", "too long", "no answer", "ambiguous border"]
+Unpaired = Skipped | Literal["same as the right one"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +36,53 @@ class TokenizedExample:
 
     tokens: tuple[int, ...]
     answer_at: int
+    rejected: tuple[int, ...] = ()
+    """The same prompt with the answer that a person rejected; empty where there is none."""
+    task: str = ""
+
+    @property
+    def work(self) -> int:
+        """How many tokens a step has to go through for it."""
+        return len(self.tokens) + len(self.rejected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedSplit:
-    """The examples of one file, and how many of its lines are none, by why."""
+    """The examples of one file, how many of its lines are none, by why, and how many rejected answers are not used."""
 
     examples: tuple[TokenizedExample, ...]
     dropped: dict[str, int]
+    unpaired: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def pairs(self) -> int:
+        """How many examples have a rejected answer."""
+        return sum(bool(each.rejected) for each in self.examples)
 
 
 class DatasetLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a line: messages of which the last one is the answer, and the tools at hand."""
+    """What is read of a line: messages of which the last one is the answer, the tools at hand, and `rejected`.
+
+    That is the answer that a person corrected, as a message or a text. It is read apart: what else it may be costs the
+    line nothing.
+    """
 
     messages: list[Message]
     tools: list[Message] | None = None
+    rejected: msgspec.Raw = msgspec.Raw()
+    task: Any = ""
+
+
+class _RejectedAnswer(msgspec.Struct):
+    """A rejected answer that is a message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None = None
+    tool_calls: list[Message] | None = None
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(call.get("function"), dict) for call in self.tool_calls or ()):
+            raise ValueError("a call without a function")
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -83,27 +117,55 @@ def check_version(line: bytes, place: str) -> None:
             raise InputError(f"{place} is of version {found}, known: {VERSION}; update fieldlm-compiler")
 
 
-def read_examples(path: Path, checkpoint: Path, max_tokens: int) -> TokenizedSplit:
+def read_examples(path: Path, checkpoint: Path, max_tokens: int, *, in_pairs: bool = False) -> TokenizedSplit:
     """Render every line of a dataset file with the checkpoint's own chat template and tokenise it.
 
-    Raises InputError when the file or what the checkpoint needs is missing, and when there are lines but none of them
-    is an example.
+    With `in_pairs` rejected answers are read, too. Raises InputError when the file or what the checkpoint needs is
+    missing, and when there are lines but none of them is an example.
     """
     lines = list(numbered_lines(path))
     writer = _Writer(checkpoint)
     read = [(number, writer.example(line, max_tokens)) for number, line in lines]
     examples = tuple(each for _, each in read if isinstance(each, TokenizedExample))
-    dropped = Counter(each for _, each in read if isinstance(each, str))
-    first = {reason: number for number, reason in reversed(read) if isinstance(reason, str)}
-    why = ", ".join(
-        f"{count} {reason} ({'first ' if count > 1 else ''}line {first[reason]})"
-        for reason, count in sorted(dropped.items())
-    )
+    dropped = [(number, each) for number, each in read if isinstance(each, str)]
     if lines and not examples:
+        why = _reasons(dropped)
         raise InputError(f"{path} holds no example for this model: {why}; at most {max_tokens} tokens (--max-tokens)")
-    if why:
-        log.info(f"  {path.name}: {why} left out")
-    return TokenizedSplit(examples=examples, dropped=dict(sorted(dropped.items())))
+    if dropped:
+        log.info(f"  {path.name}: {_reasons(dropped)} left out")
+    unpaired: list[tuple[int, str]] = []
+    if in_pairs:
+        found = [
+            (number, each, writer.rejected(line, each, max_tokens))
+            for (number, line), (_, each) in zip(lines, read, strict=True)
+            if isinstance(each, TokenizedExample)
+        ]
+        examples = tuple(replace(each, rejected=said) if isinstance(said, tuple) else each for _, each, said in found)
+        unpaired = [(number, said) for number, _, said in found if isinstance(said, str)]
+    if unpaired:
+        log.info(f"  {path.name}: of the rejected answers {_reasons(unpaired)} not used; the right ones are")
+    return TokenizedSplit(examples=examples, dropped=_counted(dropped), unpaired=_counted(unpaired))
+
+
+def _counted(reasons: Iterable[tuple[int, str]]) -> dict[str, int]:
+    return dict(sorted(Counter(reason for _, reason in reasons).items()))
+
+
+def _reasons(found: Sequence[tuple[int, str]]) -> str:
+    """Return how often each reason was, and the number of its first line."""
+    first = {reason: number for number, reason in reversed(found)}
+    return ", ".join(
+        f"{count} {reason} ({'first ' if count > 1 else ''}line {first[reason]})"
+        for reason, count in _counted(found).items()
+    )
+
+
+def _line(line: bytes) -> DatasetLine | None:
+    """Return what a line says; None where it cannot be read."""
+    try:
+        return msgspec.json.decode(line, type=DatasetLine)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 class _Writer:
@@ -126,15 +188,40 @@ class _Writer:
         self._eos = self._tokenizer.encode(special.eos) if special.eos else []
 
     def example(self, line: bytes, max_tokens: int) -> TokenizedExample | Skipped:
+        found = _line(line)
+        if found is None or not found.messages:
+            return "unreadable"
+        made = self._example(found.messages, found.tools, max_tokens)
+        return made if isinstance(made, str) else replace(made, task=str(found.task or ""))
+
+    def rejected(self, line: bytes, right: TokenizedExample, max_tokens: int) -> tuple[int, ...] | Unpaired | None:
+        """Return the prompt of `line` with the answer that a person rejected; None where there is none.
+
+        `right` is the example that the line makes.
+        """
+        found = _line(line)
+        if found is None or not bytes(found.rejected):
+            return None
         try:
-            found = msgspec.json.decode(line, type=DatasetLine)
+            said = msgspec.json.decode(found.rejected, type=_RejectedAnswer | str | None)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return "unreadable"
-        if not found.messages:
-            return "unreadable"
+        if not said:
+            return None
+        answer: Message = {"role": "assistant", "content": said if isinstance(said, str) else said.content or ""}
+        if not isinstance(said, str) and said.tool_calls:
+            answer["tool_calls"] = said.tool_calls
+        made = self._example([*found.messages[:-1], answer], found.tools, max_tokens)
+        if isinstance(made, str):
+            return made
+        return "same as the right one" if made.tokens == right.tokens else made.tokens
+
+    def _example(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None, max_tokens: int
+    ) -> TokenizedExample | Skipped:
         try:
-            asked = self._template.render(found.messages[:-1], tools=found.tools)
-            whole = self._template.render(found.messages, tools=found.tools, asks=False)
+            asked = self._template.render(messages[:-1], tools=tools)
+            whole = self._template.render(messages, tools=tools, asks=False)
         except InputError:
             return "refused by the chat template"
         prompt = self._tokenizer.encode(asked)

@@ -8,63 +8,42 @@ layer and its LoRA are one product (`lora_product`).
 
 import json
 import math
-import random
 import time
 import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldlm.core import options, terminal
-from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
+from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_whole
+from fieldlm.core.logs import logger
+from fieldlm.core.wording import counted
 from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.gguf import read_header
 from fieldlm_compiler.checkpoints.checkpoint import folder_digest, weight_files
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.learn.tokenized import TokenizedExample, TokenizedSplit, read_examples
+from fieldlm_compiler.learn.tuning.adapter_card import write_card
+from fieldlm_compiler.learn.tuning.device_choice import choose_device, faster_on, name_of
+from fieldlm_compiler.learn.tuning.early_stopping import EarlyStopping
+from fieldlm_compiler.learn.tuning.lessons import Lessons, schedule
+from fieldlm_compiler.learn.tuning.recipe import ALL_LINEAR, USUAL, TrainingRecipe, add_recipe, recipe_of
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
 
 if TYPE_CHECKING:
-    from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss
+    from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss, Measured
 
-ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear layer of a family, whatever it calls them, but the head."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRecipe:
-    """How to tune. The learning rate falls along a half cosine after `warmup` of the steps."""
-
-    rank: int = 16
-    alpha: int = 32
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    """Names of modules, or the one word for all linear layers."""
-    epochs: float = 2.0
-    known: float = 0.0
-    """In nats; above 0, passes after the first leave out examples with no answer's token above it when last seen."""
-    batch: int = 8
-    learning_rate: float = 1e-3
-    """Peak, of LoRA's A."""
-    b_ratio: float = 4.0
-    """How many times faster B learns than A: LoRA+ (Hayou, Ghosh and Yu 2024, arXiv:2402.12354)."""
-    warmup: float = 0.05
-    clip: float = 1.0
-    max_tokens: int = 512
-    seed: int = 0
-    precision: str = "auto"
-    """Of the frozen base: float32, bfloat16, or auto: whichever this machine multiplies faster."""
-    device: str = "auto"
-    """Where to compute: cpu, cuda, or auto: a GPU where PyTorch sees one. There two runs differ in the last digits."""
+log = logger(__name__)
 
 
 def tune(
     checkpoint: Path,
     dataset: Path,
     out: Path,
-    recipe: TrainingRecipe = TrainingRecipe(),
+    recipe: TrainingRecipe = USUAL,
     *,
     start: Path | None = None,
     blocks: Path | None = None,
@@ -89,8 +68,10 @@ def tune(
         import torch
 
     torch.manual_seed(recipe.seed)
-    sources = {"recipe": asdict(recipe), "base_sha256": base_sha256}
+    sources = {"recipe": recipe.facts(), "base_sha256": base_sha256}
     files = {"dataset": dataset / "train.jsonl", "blocks": blocks, "start": start and start / WEIGHTS}
+    # What is held out decides something where it may end the run, and only there.
+    files["held_out"] = dataset / "eval.jsonl" if recipe.patience else None
     sources |= {f"{name}_sha256": sha256_file(path) for name, path in files.items() if path}
     with kept_memory():
         from fieldlm_compiler.learn.tuning.answer_loss import choose_loss
@@ -98,25 +79,23 @@ def tune(
         model, types = _load(checkpoint, recipe, start, blocks)
         with terminal.progress("hold a batch against the model's own computation"):
             loss = choose_loss(model, train.examples, recipe.batch)
-        before = loss.evaluate(held_out.examples, recipe.batch)
+        before = loss.measure(held_out.examples, recipe.batch)
         run = TuningRun(out.with_name(f".{out.name}.tuning"), sources, keep_every_s)
-        _train(loss, train.examples, recipe, run)
-        after = loss.evaluate(held_out.examples, recipe.batch)
+        _train(loss, train.examples, held_out.examples, recipe, run)
+        after = loss.measure(held_out.examples, recipe.batch)
     document = {
-        "recipe": asdict(recipe),
+        "recipe": recipe.facts(),
         "dataset": _dataset_id(dataset),
         "base_sha256": base_sha256,
         "start_sha256": sources.get("start_sha256", ""),
         "blocks": types,
-        "examples": len(train.examples),
-        "dropped": {"train": train.dropped, "eval": held_out.dropped},
         "packed": loss.is_packed,
-        "eval_loss_before": before,
-        "eval_loss_after": after,
+        **_of_data(train, held_out, recipe, before, after),
         **_of_run(run, model),
     }
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
+        write_card(folder, document)
         write_whole(folder / "tune.json", canonical_json(document))
     run.forget()
     return document
@@ -145,24 +124,63 @@ def _dataset_id(dataset: Path) -> str:
     return json.loads(path.read_text())["id"] if path.exists() else ""
 
 
+def _of_data(
+    train: TokenizedSplit, held_out: TokenizedSplit, recipe: TrainingRecipe, before: "Measured", after: "Measured"
+) -> dict[str, Any]:
+    """Return what tune.json says of the examples, and how they fared.
+
+    `eval_exact_…` is by task how many held-out answers greedy decoding gives to the token, and of how many.
+    `preferences` is None where none were asked for; its `eval_preferred_…` are the shares of held-out pairs whose right
+    answer has the higher mean log-probability of a token, its `eval_log_odds_…` the mean log odds ratios, None without
+    such pairs.
+    """
+    preferences = {
+        "weight": recipe.preference_weight,
+        "pairs": {"train": train.pairs, "eval": held_out.pairs},
+        "dropped": {"train": train.unpaired, "eval": held_out.unpaired},
+        "eval_preferred_before": before.preferred,
+        "eval_preferred_after": after.preferred,
+        "eval_log_odds_before": before.log_odds,
+        "eval_log_odds_after": after.log_odds,
+    }
+    return {
+        "examples": len(train.examples),
+        "dropped": {"train": train.dropped, "eval": held_out.dropped},
+        "eval_loss_before": before.loss,
+        "eval_loss_after": after.loss,
+        "eval_exact_before": before.exact,
+        "eval_exact_after": after.exact,
+        "preferences": preferences if recipe.preference_weight else None,
+    }
+
+
 def _of_run(run: TuningRun, model: Any) -> dict[str, Any]:
+    """Return what tune.json says of the steps. `losses` have the preference loss in them, where there is one."""
     return {
         "steps": len(run.losses),
         "seconds": round(run.seconds, 1),
-        "device": _name_of(model.device),
+        "device": name_of(model.device),
         "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
         "losses": [round(loss, 4) for loss in run.losses],
+        "passes": run.passes,
     }
 
 
 def _splits(dataset: Path, checkpoint: Path, recipe: TrainingRecipe) -> tuple[TokenizedSplit, TokenizedSplit]:
     """Return what is trained on and what is held out, and say what is left out."""
+    in_pairs = recipe.preference_weight > 0
     train, held_out = (
-        read_examples(dataset / f"{split}.jsonl", checkpoint, recipe.max_tokens) for split in ("train", "eval")
+        read_examples(dataset / f"{split}.jsonl", checkpoint, recipe.max_tokens, in_pairs=in_pairs)
+        for split in ("train", "eval")
     )
     if not train.examples:
         missing = f"{dataset / 'train.jsonl'} has no examples"
         raise InputError(f"{missing}; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
+    if in_pairs and not train.pairs:
+        log.warning(
+            f"! {dataset / 'train.jsonl'} has no rejected answer, so there is nothing to prefer and --preferences "
+            "changes nothing; collect corrections, and make the data set anew with: fieldlm dataset EXAMPLES --out DIR"
+        )
     return train, held_out
 
 
@@ -172,7 +190,13 @@ def _base_sha256(checkpoint: Path) -> str:
     return sha256_file(files[0]) if len(files) == 1 else folder_digest(checkpoint)
 
 
-def _train(answers: "AnswerLoss", examples: Sequence[TokenizedExample], recipe: TrainingRecipe, run: TuningRun) -> None:
+def _train(
+    answers: "AnswerLoss",
+    examples: Sequence[TokenizedExample],
+    held_out: Sequence[TokenizedExample],
+    recipe: TrainingRecipe,
+    run: TuningRun,
+) -> None:
     import torch
     from peft.optimizers import create_loraplus_optimizer
 
@@ -185,6 +209,7 @@ def _train(answers: "AnswerLoss", examples: Sequence[TokenizedExample], recipe: 
         group["peak"] = group["lr"]
     run.restore(model, optimiser)
     steps = math.ceil(len(examples) * recipe.epochs / recipe.batch)
+    stopping = EarlyStopping(run, held_out, recipe, math.ceil(len(examples) / recipe.batch))
     lessons = Lessons(len(examples), recipe)
     for worst in run.worst:
         lessons.saw(lessons.take(), worst)
@@ -193,51 +218,25 @@ def _train(answers: "AnswerLoss", examples: Sequence[TokenizedExample], recipe: 
     with terminal.progress("tune", total=steps) as line, threads.restored():
         line.done = line.begun = done
         for step in range(done, steps):
+            if stopping.is_over:
+                break
             started_s = time.monotonic()
             taken = lessons.take()
             batch = [examples[each] for each in taken]
             for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * _schedule(step, steps, recipe.warmup)
-            with threads.step(sum(len(example.tokens) for example in batch)):
-                loss, worst = answers.mean_and_worst(batch)
+                group["lr"] = group["peak"] * schedule(step, steps, recipe.warmup)
+            with threads.step(sum(example.work for example in batch)):
+                loss, worst = answers.mean_and_worst(batch, recipe.preference_weight)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
             lessons.saw(taken, worst)
             run.add(float(loss.detach()), time.monotonic() - started_s, worst)
+            stopping.look(answers, is_last=step + 1 == steps)
             run.keep(model, optimiser)
             line.update(step + 1, f"loss {sum(run.losses[-10:]) / len(run.losses[-10:]):.3f}")
-
-
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    rising = (step + 1) / max(1.0, warmup * steps)
-    return min(rising, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
-
-
-class Lessons:
-    """Which examples each step takes: all, reshuffled for every pass, or in later passes those that are not known."""
-
-    def __init__(self, count: int, recipe: TrainingRecipe) -> None:
-        self._rng = random.Random(recipe.seed)
-        self._batch = recipe.batch
-        self._known = recipe.known
-        self._worst = [math.inf] * count
-        self._waiting: list[int] = []
-
-    def take(self) -> list[int]:
-        """Return the numbers of the next step's examples."""
-        while len(self._waiting) < self._batch:
-            everything = range(len(self._worst))
-            unknown = [each for each in everything if self._worst[each] > self._known]
-            self._waiting += self._rng.sample(unknown or everything, len(unknown or everything))
-        taken, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
-        return taken
-
-    def saw(self, taken: Sequence[int], worst: Sequence[float]) -> None:
-        """Remember the greatest loss of a token, in nats, that each of the examples `taken` had before its step."""
-        for each, loss in zip(taken, worst, strict=True):
-            self._worst[each] = loss if self._known else math.inf
+    stopping.take_best(model)
 
 
 def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
@@ -251,7 +250,7 @@ def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
 
     disable_progress_bar()
     device = choose_device(recipe.device)
-    dtype = getattr(torch, _faster_on(device) if recipe.precision == "auto" else recipe.precision)
+    dtype = getattr(torch, faster_on(device) if recipe.precision == "auto" else recipe.precision)
     targets = ALL_LINEAR if ALL_LINEAR in recipe.targets else list(recipe.targets)
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=targets, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
@@ -292,52 +291,6 @@ def _begin_at(model: Any, folder: Path) -> None:
         raise InputError(f"{folder} does not fit this model: {error}") from error
     if found.unexpected_keys:
         raise InputError(f"{folder} tunes {found.unexpected_keys[0]}, which this model or recipe does not")
-
-
-def choose_device(wanted: str) -> str:
-    """Return "cuda" or "cpu" for `wanted`, which may be "auto".
-
-    Raises MissingDependencyError for a GPU that is not seen.
-    """
-    import torch
-
-    seen = torch.cuda.is_available()
-    if wanted == "cuda" and not seen:
-        built = torch.version.cuda
-        why = f"is built for CUDA {built} and sees no GPU; look at its driver" if built else "is built without CUDA"
-        raise MissingDependencyError(f"--device cuda: PyTorch {torch.__version__} {why}; or take --device cpu")
-    return ("cuda" if seen else "cpu") if wanted == "auto" else wanted
-
-
-def _faster_on(device: str) -> str:
-    import torch
-
-    if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if bfloat16_gain() > 1.3 else "float32"
-
-
-def _name_of(device: Any) -> str:
-    """Return what computes: the GPU's own name, or cpu."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def bfloat16_gain() -> float:
-    """Return how many times faster this processor multiplies in bfloat16 (AMX, AVX-512 BF16) than in float32."""
-    import torch
-
-    def seconds(dtype: Any) -> float:
-        left, right = torch.randn(512, 576).to(dtype), torch.randn(576, 1536).to(dtype)
-        best = math.inf
-        for _ in range(8):
-            start = time.perf_counter()
-            torch.mm(left, right)
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def _checkpoint(text: str) -> Path:
@@ -384,50 +337,8 @@ def _parser() -> terminal.Parser:
         metavar="BUNDLE|GGUF",
         help="learn to be merged and written in this file's types",
     )
-    parser.add_argument("--rank", type=options.whole(1, 4096), default=TrainingRecipe.rank, help="LoRA rank")
-    parser.add_argument(
-        "--epochs",
-        type=options.real(0, 10_000, above=True),
-        default=TrainingRecipe.epochs,
-        help="passes over the examples",
-    )
-    parser.add_argument("--batch", type=options.whole(1, 65_536), default=TrainingRecipe.batch, help="examples a step")
-    parser.add_argument(
-        "--learning-rate",
-        type=options.real(0, 1, above=True),
-        default=TrainingRecipe.learning_rate,
-        help="peak learning rate",
-    )
-    parser.add_argument(
-        "--max-tokens",
-        type=options.whole(1, options.CONTEXT[1]),
-        default=TrainingRecipe.max_tokens,
-        help="longer examples are left out",
-    )
-    parser.add_argument(
-        "--seed",
-        type=options.whole(*options.SEED),
-        default=TrainingRecipe.seed,
-        help="order of examples and first weights",
-    )
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    add_recipe(parser)
     return parser
-
-
-def recipe_of(args: Any) -> TrainingRecipe:
-    """Return the recipe that the flags of `tune` and `round` ask for."""
-    return TrainingRecipe(
-        rank=args.rank,
-        alpha=2 * args.rank,
-        epochs=args.epochs,
-        batch=args.batch,
-        learning_rate=args.learning_rate,
-        max_tokens=args.max_tokens,
-        seed=args.seed,
-        precision=args.precision,
-        device=args.device,
-    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -440,5 +351,16 @@ def main(argv: Sequence[str]) -> int:
         f"({document['device']}, {document['precision']}), "
         f"loss {document['eval_loss_before']} → {document['eval_loss_after']}"
     )
+    if found := document["preferences"]:
+        text += f"; {_preferred(found)}"
     terminal.show(document, text, as_json=args.json)
     return 0
+
+
+def _preferred(found: dict[str, Any]) -> str:
+    """Return what was learned from pairs, in words."""
+    learned = f"{counted(found['pairs']['train'], 'correction')} held against what was said before"
+    if found["eval_preferred_after"] is None:
+        return f"{learned}, none of them held out"
+    before, after = found["eval_preferred_before"], found["eval_preferred_after"]
+    return f"{learned}: of {found['pairs']['eval']} held out {before:.0%} → {after:.0%} are the likelier answer"

@@ -14,7 +14,8 @@ from fieldlm.hardware.detect import detect
 from fieldlm_compiler.checkpoints.checkpoint import check_named
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.curate import EVAL_SHARE
-from fieldlm_compiler.learn.tune import TrainingRecipe, recipe_of
+from fieldlm_compiler.learn.quality.held_out import held_out_from
+from fieldlm_compiler.learn.tuning.recipe import add_recipe, recipe_of
 from fieldlm_compiler.rounds.advice import ENOUGH
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def _wish(args: argparse.Namespace, profile: Profile) -> "RoundWish":
         eval_share=args.eval_share,
         teacher=args.teacher,
         check_labels=args.check_labels,
+        held_out_from=held_out_from(args.held_out_from) if args.held_out_from else None,
         enough=args.enough,
         let_go=frozenset(args.let_go),
     )
@@ -146,27 +148,11 @@ def _parser() -> terminal.Parser:
         help="leave out labels that others' labels of like requests speak against",
     )
     parser.add_argument(
+        "--held-out-from", metavar="WHEN", help="hold out the newest, too: a date, or their share, as 0.1"
+    )
+    parser.add_argument(
         "--publish", type=options.new_folder, metavar="REPOSITORY", help="offer an accepted bundle there"
     )
     parser.add_argument("--keys", metavar="DIR", help="folder of the signing key; default: as configured")
-    _add_recipe(parser)
+    add_recipe(parser)
     return parser
-
-
-def _add_recipe(parser: terminal.Parser) -> None:
-    of = TrainingRecipe
-    parser.add_argument("--rank", type=options.whole(1, 4096), default=of.rank, help="LoRA rank")
-    parser.add_argument(
-        "--epochs", type=options.real(0, 10_000, above=True), default=of.epochs, help="passes over the examples"
-    )
-    parser.add_argument("--batch", type=options.whole(1, 65_536), default=of.batch, help="examples a step")
-    parser.add_argument(
-        "--learning-rate", type=options.real(0, 1, above=True), default=of.learning_rate, help="peak learning rate"
-    )
-    parser.add_argument(
-        "--max-tokens", type=options.whole(1, options.CONTEXT[1]), default=of.max_tokens,
-        help="longer examples are left out",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=options.whole(*options.SEED), default=of.seed, help="order of examples")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")

@@ -8,7 +8,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -213,7 +212,7 @@ def tuned(
     inputs = {
         "base": checkpoint.sha256,
         "dataset": sha256_file(data / "dataset.json"),
-        "recipe": asdict(wish.recipe) | {"targets": list(wish.recipe.targets)},
+        "recipe": wish.recipe.facts(),
         "start": sha256_file(start / WEIGHTS) if start else None,
     }
     place = stages.folder / "tuning" / sha256_bytes(canonical_json(inputs))[:20]

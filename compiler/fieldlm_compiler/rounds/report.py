@@ -7,6 +7,7 @@ from typing import Any
 from fieldlm.core import charts
 from fieldlm.core.charts import Scale, Svg
 from fieldlm.core.pages import render
+from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.rounds.state import Exact, RoundDocument, TaskRow
 
@@ -38,10 +39,22 @@ def page(document: RoundDocument) -> str:
             for group in document.groups
             for task in group.tasks
         ],
+        preferred=_preferred(document.tune.get("preferences")),
         dropped=sorted(document.curated["dropped"].items()),
         sealed=sorted((document.sealed | document.redacted).items()),
         stages=[(stage["stage"], f"{stage['seconds']:.1f}") for stage in document.stages],
     )
+
+
+def _preferred(found: dict[str, Any] | None) -> str:
+    """Return what tune.json says of preferences, as a sentence to go on with; none where there were none."""
+    if not found:
+        return ""
+    told = f" {counted(found['pairs']['train'], 'correction')} stood against what was answered before"
+    if found["eval_preferred_after"] is None:
+        return f"{told}."
+    before, after = found["eval_preferred_before"], found["eval_preferred_after"]
+    return f"{told}; of those to watch with {before:.0%} were likelier than that before, {after:.0%} after."
 
 
 def redacted(examples: Sequence[CuratedExample]) -> dict[str, int]:

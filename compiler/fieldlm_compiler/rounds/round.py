@@ -298,6 +298,9 @@ class LearningRound:
             "eval_share": wish.eval_share,
             "teacher": wish.teacher,
             "check_labels": wish.check_labels,
+            "held_out_from": wish.facts().get("held_out_from"),
+            # Examples that an older version left have no rejected answers.
+            "has_rejected": True,
             "system_prompt": wish.system_prompt,
             "earlier": [sha256_file(each.examples / EXAMPLES) + each.document.decision for each in self.rounds],
         }
@@ -311,6 +314,7 @@ class LearningRound:
                     consents=wish.consents,
                     eval_share=wish.eval_share,
                     labels=labels,
+                    since=wish.held_out_from,
                 )
                 with open_sink(wish.store, read_only=True) as sink:
                     sealed = seal(

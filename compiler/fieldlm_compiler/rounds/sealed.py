@@ -38,11 +38,13 @@ WHERE g.kind = 'generation' AND f.kind = 'feedback' AND f.correction <> '' AND l
 
 @dataclass(frozen=True, kw_only=True)
 class EarlierRounds:
-    """What earlier rounds held out and trained on, by what was said."""
+    """What earlier rounds held out and trained on, by what was said, and the customers whose words those were."""
 
     held: dict[str, CuratedExample]
     trained: frozenset[str]
     rehearsed: list[CuratedExample]
+    held_customers: frozenset[str] = frozenset()
+    trained_customers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ def earlier(rounds: list[FinishedRound]) -> EarlierRounds:
     """Read what the rounds so far held out, and what the accepted ones were trained on."""
     held: dict[str, CuratedExample] = {}
     trained: set[str] = set()
+    held_customers: set[str] = set()
+    trained_customers: set[str] = set()
     last = last_accepted(rounds)
     rehearsed: list[CuratedExample] = []
     for each in rounds:
@@ -64,12 +68,20 @@ def earlier(rounds: list[FinishedRound]) -> EarlierRounds:
         for example in examples:
             if example.split == "eval":
                 held.setdefault(words(example), example)
+                held_customers.add(example.session)
         learned = [example for example in examples if example.split == "train"]
         if each.is_accepted:
             trained.update(map(words, learned))
+            trained_customers.update(example.session for example in learned)
         if last and each.number == last.number:
             rehearsed = learned
-    return EarlierRounds(held=held, trained=frozenset(trained - held.keys()), rehearsed=rehearsed)
+    return EarlierRounds(
+        held=held,
+        trained=frozenset(trained - held.keys()),
+        rehearsed=rehearsed,
+        held_customers=frozenset(held_customers),
+        trained_customers=frozenset(trained_customers - held_customers),
+    )
 
 
 def seal(
@@ -90,12 +102,17 @@ def seal(
     for example in current:
         said = words(example)
         old = before.held.get(said)
+        # Held out by time, a customer would come over to training when the time moves on.
+        is_held = example.split == "eval" or example.session in before.held_customers
         if old is not None and old.response in alive:
             counts["held out before, stays so"] += example.response != old.response
-            kept.append(msgspec.structs.replace(example, session=old.session, response=old.response, split="eval"))
-        elif example.split == "eval" and said in before.trained:
+            kept.append(_as_held_out(example, old))
+        elif is_held and (said in before.trained or example.session in before.trained_customers):
             counts["held out, but trained on before"] += 1
-        elif old is None or example.split == "eval":
+        elif is_held:
+            counts["new words of who was held out before"] += example.split == "train"
+            kept.append(msgspec.structs.replace(example, split="eval"))
+        elif old is None:
             kept.append(example)
         else:
             counts["held out before, of somebody who is gone"] += 1
@@ -110,6 +127,12 @@ def seal(
     kept_apart = parted(served)
     counts["near copies of what is held out"] = len(served) - len(kept_apart)
     return Sealed(examples=kept_apart, counts={why: count for why, count in counts.items() if count})
+
+
+def _as_held_out(example: CuratedExample, old: CuratedExample) -> CuratedExample:
+    """Return the example as that of the customer whose words `old` were, without what another one's device answered."""
+    made = msgspec.structs.replace(example, session=old.session, response=old.response, split="eval")
+    return made if example.response == old.response else msgspec.structs.replace(made, rejected="", rejected_calls=[])
 
 
 def words(example: CuratedExample) -> str:

@@ -9,12 +9,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core.signing import key_id
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm_compiler.learn.curate import EVAL_SHARE
-from fieldlm_compiler.learn.tune import TrainingRecipe
+from fieldlm_compiler.learn.quality.held_out import HeldOutFrom
+from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe
 from fieldlm_compiler.rounds.advice import ENOUGH
 
 Begin = Literal["best", "last", "fresh"]
 Adapters = Literal["one", "groups", "best"]
-UNSAID: dict[str, Any] = {"check_labels": False, "adapters": "one"}
+UNSAID: dict[str, Any] = {"check_labels": False, "adapters": "one", "held_out_from": None}
 """Options that rounds of earlier versions could not name, and what they are then: round.json leaves them out."""
 
 
@@ -43,6 +44,8 @@ class RoundWish:
     """Whether what the large model answered is a label where nobody corrected it."""
     check_labels: bool = False
     """Whether training examples are left out whose label others' labels speak against."""
+    held_out_from: HeldOutFrom | None = None
+    """From when on the newest examples are held out as well, beside `eval_share`."""
     enough: float = ENOUGH
     """Exact match from which the small model takes a task."""
     let_go: frozenset[str] = frozenset()
@@ -52,6 +55,11 @@ class RoundWish:
 
     def facts(self) -> dict[str, Any]:
         """Return the options as round.json names them."""
+        unsaid = {
+            "check_labels": self.check_labels,
+            "adapters": self.adapters,
+            "held_out_from": asdict(self.held_out_from) if self.held_out_from else None,
+        }
         return {
             "profile": self.profile.id,
             "profile_sha256": profile_sha256(self.profile),
@@ -60,11 +68,11 @@ class RoundWish:
             "quants": list(self.quants),
             "name": self.name,
             "system_prompt": self.system_prompt,
-            "recipe": asdict(self.recipe) | {"targets": list(self.recipe.targets)},
+            "recipe": self.recipe.facts(),
             "begin": self.begin,
             "eval_share": self.eval_share,
             "teacher": self.teacher,
             "enough": self.enough,
             "let_go": sorted(self.let_go),
-            **{name: value for name, plain in UNSAID.items() if (value := getattr(self, name)) != plain},
+            **{name: value for name, value in unsaid.items() if value != UNSAID[name]},
         }

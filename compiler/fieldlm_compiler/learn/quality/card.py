@@ -46,6 +46,7 @@ def card(dataset: Mapping[str, Any], lines: Mapping[str, Sequence[Line]], origin
         ],
         "without_task": total[""],
         "balance": round(_balance(of["train"]), 3) if any(total) else None,
+        "pairs": dataset.get("pairs"),
         "with_tools": sum(bool(line.get("tools")) for line in (*train, *held)),
         "labels": dataset.get("labels", {}),
         "consents": dataset.get("consents", {}),
@@ -77,6 +78,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
         f"Licence: {_plain(facts['licence']) or 'not stated; the terms of consent say what it may be used for'}.",
         "## Labels",
         _table(("label", "examples"), sorted(facts["labels"].items())),
+        _about_pairs(facts["pairs"]),
         "## What was dropped, and why",
         _counts(("why", "records"), facts["dropped"]),
         "## What stands for what was redacted",
@@ -95,6 +97,13 @@ def _about_splits(facts: Mapping[str, Any]) -> str:
         f"{facts['near_copies_across']}, with the same answer {facts['near_copies_with_the_same_answer']}.",
     ]
     return " ".join(told)
+
+
+def _about_pairs(pairs: Mapping[str, int] | None) -> str:
+    if not pairs or not any(pairs.values()):
+        return "No answer that was corrected stands beside its correction."
+    told = ", ".join(f"{count:,} {split}" for split, count in pairs.items())
+    return f"Corrections with the answer that they reject beside them, for `fieldlm tune --preferences`: {told}."
 
 
 def _about_tasks(facts: Mapping[str, Any]) -> str:

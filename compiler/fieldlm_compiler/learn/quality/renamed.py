@@ -9,13 +9,14 @@ counts.
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 
 from fieldlm.inference.chat_template import Message
+from fieldlm.inference.tool_calls import CLOSE, OPEN
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.quality.label_errors import Classes, Floats, by_neighbours
 from fieldlm_compiler.learn.shapes import call_of
@@ -92,13 +93,26 @@ def renamed(example: CuratedExample, found: Sequence[Renaming]) -> CuratedExampl
         return example
     if any(each in lost for name in called for each in _names_of(name, new_name)):
         return None
+    rejected, rejected_calls = _rejected(example, new_name, lost)
     return msgspec.structs.replace(
         example,
         answer=_in_json(example.answer, new_name),
         tool_calls=_in_values(example.tool_calls, new_name),
+        rejected=rejected,
+        rejected_calls=rejected_calls,
         tools=_in_values(example.tools, new_name),
         messages=[_in_message(message, new_name) for message in example.messages],
     )
+
+
+def _rejected(example: CuratedExample, new_name: Mapping[str, str], lost: Collection[str]) -> tuple[str, list[Message]]:
+    """Return the rejected answer with newest names and its calls; nothing where it cannot have them."""
+    called = {call_of(example.rejected)[0], *map(_called, example.rejected_calls)} & new_name.keys()
+    if not called:
+        return example.rejected, example.rejected_calls
+    if any(each in lost for name in called for each in _names_of(name, new_name)):
+        return "", []
+    return _in_json(example.rejected, new_name), _in_values(example.rejected_calls, new_name)
 
 
 def _after(at_ms: Classes, labels: Classes) -> Floats:
@@ -170,11 +184,13 @@ def _in_message(message: Message, new_name: Mapping[str, str]) -> Message:
 
 
 def _in_json(text: str, new_name: Mapping[str, str]) -> str:
-    """Return a call with its function's newest name, spelt as it was otherwise."""
-    called = json.loads(text)
+    """Return a call with its function's newest name, spelt as it was otherwise; marks around it stay."""
+    said = text.strip().removeprefix(OPEN).partition(CLOSE)[0].strip()
+    before, _, after = text.partition(said)
+    called = json.loads(said)
     plain, dense = json.dumps(called, ensure_ascii=False), (",", ":")
-    separators = dense if text != plain and text == json.dumps(called, ensure_ascii=False, separators=dense) else None
-    return json.dumps(_in_values(called, new_name), ensure_ascii=False, separators=separators)
+    separators = dense if said != plain and said == json.dumps(called, ensure_ascii=False, separators=dense) else None
+    return before + json.dumps(_in_values(called, new_name), ensure_ascii=False, separators=separators) + after
 
 
 def _in_values(value: Any, new_name: Mapping[str, str]) -> Any:

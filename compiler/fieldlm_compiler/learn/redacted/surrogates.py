@@ -113,6 +113,11 @@ def surrogate(kind: str, number: int) -> str:
     return _MAKERS[kind](number)
 
 
+def kinds_in(text: str) -> set[str]:
+    """Return the kinds of the placeholders in `text` that have stand-ins."""
+    return {kind for kind, _ in PLACEHOLDER.findall(text)}
+
+
 class Surrogates:
     """The stand-ins of one example; `texts` are all of it, read first to know who is in it."""
 

@@ -6,6 +6,7 @@ trained. So nothing is assumed of a family: before the first step the log-probab
 against transformers' own forward.
 """
 
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from fieldlm.core.logs import logger
 from fieldlm_compiler.learn.tokenized import TokenizedExample
 from fieldlm_compiler.learn.tuning.packing import ATTENTION_OF_ROWS, pack
+from fieldlm_compiler.learn.tuning.preference_loss import log_odds_ratio, preference_loss, rejected_of
 
 log = logger(__name__)
 
@@ -29,6 +31,25 @@ OWN_ATTENTION = "eager"
 NEAR = 2e-3
 """Nats, relative above one. Rounding of float32 stays a hundred times below it; the least of the differences that were
 found in a family (LFM2's convolution over a border, random weights) lies above, for the token that it meets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How examples fare; None where there is nothing to measure."""
+
+    loss: float | None
+    """Mean cross-entropy per answer token, in nats."""
+    exact: dict[str, tuple[int, int]]
+    """By task, how many of its answers greedy decoding would give to the token, and of how many."""
+    preferred: float | None
+    """Share of pairs whose right answer has the higher mean log-probability of a token."""
+    log_odds: float | None
+    """Mean of `log_odds_ratio` over pairs."""
+
+    @property
+    def exact_match(self) -> float | None:
+        """The share of `exact` answers, as a mean over tasks."""
+        return sum(right / total for right, total in self.exact.values()) / len(self.exact) if self.exact else None
 
 
 @dataclass(frozen=True)
@@ -53,23 +74,71 @@ class AnswerLoss:
         logits, targets = self.logits(examples)
         return cross_entropy(logits, targets)
 
-    def mean_and_worst(self, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, list[float]]:
-        """Return the mean, to be differentiated, and the greatest loss that a token of each example's answer has."""
+    def mean_and_worst(
+        self, examples: Sequence[TokenizedExample], preference_weight: float = 0.0
+    ) -> tuple[torch.Tensor, list[float]]:
+        """Return the mean, to be differentiated, and the greatest loss that a token of each example's answer has.
+
+        With a weight above 0 the preference loss of the pairs among the examples is added to the mean. It is divided by
+        the number of examples, so that a pair counts alike in whichever step it comes.
+        """
+        if preference_weight:
+            return self._preferring(examples, preference_weight)
         logits, targets = self.logits(examples)
         losses = cross_entropy(logits, targets, reduction="none")
-        counts = [len(example.tokens) - example.answer_at for example in examples]
-        worst = torch.stack([each.max() for each in losses.detach().split(counts)])
+        worst = torch.stack([each.max() for each in losses.detach().split(_answer_sizes(examples))])
         return losses.mean(), worst.tolist()
+
+    def _preferring(self, examples: Sequence[TokenizedExample], weight: float) -> tuple[torch.Tensor, list[float]]:
+        chosen, corrected, rejected = self._in_pairs(examples)
+        loss = torch.cat(chosen).mean()
+        if rejected:
+            loss = loss + weight * preference_loss(corrected, rejected).sum() / len(examples)
+        return loss, torch.stack([each.detach().max() for each in chosen]).tolist()
+
+    def _in_pairs(
+        self, examples: Sequence[TokenizedExample]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Return the losses of the answers' tokens, in float32: of all right ones; of those in pairs; of the rejected.
+
+        Rejected answers are laid in the same row, behind the same prefix, for one way through the model.
+        """
+        laid = [*examples, *rejected_of(examples)]
+        logits, targets = self.logits(laid)
+        losses = cross_entropy(logits.float(), targets, reduction="none").split(_answer_sizes(laid))
+        chosen, rejected = [*losses[: len(examples)]], [*losses[len(examples) :]]
+        return chosen, [each for each, example in zip(chosen, examples, strict=True) if example.rejected], rejected
 
     def evaluate(self, examples: Sequence[TokenizedExample], batch: int) -> float | None:
         """Return the mean cross-entropy per answer token in nats, or None without examples."""
+        return self.measure(examples, batch).loss
+
+    def measure(self, examples: Sequence[TokenizedExample], batch: int) -> Measured:
+        """Return the loss of `examples`, which answers are right, and how far those in pairs are the likelier ones."""
         total, count = 0.0, 0
+        right: list[bool] = []
+        ratios: list[float] = []
+        pairs = [example for example in examples if example.rejected]
         with torch.no_grad():
             for start in range(0, len(examples), batch):
-                logits, targets = self.logits(examples[start : start + batch])
+                part = examples[start : start + batch]
+                logits, targets = self.logits(part)
                 total += float(cross_entropy(logits.float(), targets, reduction="sum"))
                 count += len(targets)
-        return round(total / count, 4) if count else None
+                # Where each token is the likeliest behind the right ones before it, greedy decoding gives them all.
+                hits = (logits.argmax(-1) == targets).split(_answer_sizes(part))
+                right += [bool(each.all()) for each in hits]
+            for start in range(0, len(pairs), batch):
+                _, chosen, rejected = self._in_pairs(pairs[start : start + batch])
+                ratios += log_odds_ratio(chosen, rejected).tolist()
+        of = Counter(example.task for example in examples)
+        hit = Counter(example.task for example, is_right in zip(examples, right, strict=True) if is_right)
+        return Measured(
+            loss=round(total / count, 4) if count else None,
+            exact={task: (hit[task], of[task]) for task in sorted(of)},
+            preferred=round(sum(each > 0 for each in ratios) / len(ratios), 4) if ratios else None,
+            log_odds=round(sum(ratios) / len(ratios), 4) if ratios else None,
+        )
 
 
 def choose_loss(model: Any, examples: Sequence[TokenizedExample], batch: int) -> AnswerLoss:
@@ -77,7 +146,7 @@ def choose_loss(model: Any, examples: Sequence[TokenizedExample], batch: int) ->
 
     The `batch` longest are tried, in float32, because a window or a convolution shows only in what is longer than it.
     """
-    longest = sorted(examples, key=lambda example: -len(example.tokens))[:batch]
+    longest = sorted([*examples, *rejected_of(examples)], key=lambda example: -len(example.tokens))[:batch]
     with torch.no_grad(), _in_float32(model):
         own = _own(model, longest)
         why = _difference(model, longest, own) if own is not None else "it has no examples"
@@ -149,3 +218,7 @@ def _in_float32(model: Any) -> Generator[None]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(held[name])
+
+
+def _answer_sizes(examples: Sequence[TokenizedExample]) -> list[int]:
+    return [len(example.tokens) - example.answer_at for example in examples]

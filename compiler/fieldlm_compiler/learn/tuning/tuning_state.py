@@ -36,6 +36,10 @@ class TuningRun:
         self.losses: list[float] = []
         self.worst: list[list[float]] = []
         """For each step, the greatest loss of a token that each of its examples had."""
+        self.passes: list[dict[str, Any]] = []
+        """How each pass did on what is held out, where that is looked at."""
+        self.best: dict[str, Any] = {}
+        """The adapter after the best of them."""
         self.seconds = 0.0
         self._path = folder / f"{sha256_bytes(canonical_json(dict(sources)))[:20]}.pt"
         self._every_s = keep_every_s
@@ -52,6 +56,7 @@ class TuningRun:
         set_peft_model_state_dict(model, kept["adapter"])
         optimiser.load_state_dict(kept["optimiser"])
         self.losses, self.worst, self.seconds = kept["losses"], kept["worst"], kept["seconds"]
+        self.passes, self.best = kept.get("passes", []), kept.get("best", {})
         log.info(f"  going on after step {len(self.losses)}")
 
     def add(self, loss: float, seconds: float, worst: list[float]) -> None:
@@ -67,8 +72,9 @@ class TuningRun:
         from peft import get_peft_model_state_dict
 
         data = io.BytesIO()
-        kept = {"adapter": get_peft_model_state_dict(model), "optimiser": optimiser.state_dict()}
-        torch.save({**kept, "losses": self.losses, "worst": self.worst, "seconds": self.seconds}, data)
+        kept: dict[str, Any] = {"adapter": get_peft_model_state_dict(model), "optimiser": optimiser.state_dict()}
+        kept |= {"losses": self.losses, "worst": self.worst, "seconds": self.seconds}
+        torch.save({**kept, "passes": self.passes, "best": self.best}, data)
         write_whole(self._path, data.getvalue())
         self._kept_s = time.monotonic()
 

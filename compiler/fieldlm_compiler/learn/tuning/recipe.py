@@ -1,0 +1,103 @@
+"""The recipe of a tuning: its values, and the flags of `fieldlm tune` and `fieldlm round` that set them."""
+
+import argparse
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fieldlm.core import options, terminal
+
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer of a family, whatever it calls them, but the head."""
+PREFERENCE_WEIGHT = 0.25
+"""Of the preference loss beside the cross-entropy, where `--preferences` asks for it: what Hong, Lee and Thorne 2024
+(arXiv:2403.07691) took for the smallest of their models, Phi-2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """How to tune. The learning rate falls along a half cosine after `warmup` of the steps."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    """Names of modules, or the one word for all linear layers."""
+    epochs: float = 2.0
+    known: float = 0.0
+    """In nats; above 0, passes after the first leave out examples with no answer's token above it when last seen."""
+    batch: int = 8
+    learning_rate: float = 1e-3
+    """Peak, of LoRA's A."""
+    b_ratio: float = 4.0
+    """How many times faster B learns than A: LoRA+ (Hayou, Ghosh and Yu 2024, arXiv:2402.12354)."""
+    warmup: float = 0.05
+    clip: float = 1.0
+    max_tokens: int = 512
+    seed: int = 0
+    precision: str = "auto"
+    """Of the frozen base: float32, bfloat16, or auto: whichever this machine multiplies faster."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, or auto: a GPU where PyTorch sees one. There two runs differ in the last digits."""
+    preference_weight: float = 0.0
+    """Of the preference loss (`preference_loss`) on examples with a rejected answer; at 0 those are not read."""
+    patience: int = 0
+    """Passes without a better one on the held-out examples after which it ends (`early_stopping`); 0: all are made."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the recipe as tune.json and round.json hold it, and as what was made by it is kept by."""
+        facts = asdict(self) | {"targets": list(self.targets)}
+        # Recipes from before there was a choice have no such keys, which is the same.
+        return {name: value for name, value in facts.items() if value or name not in ("preference_weight", "patience")}
+
+
+USUAL = TrainingRecipe()
+
+
+def add_recipe(parser: terminal.Parser) -> None:
+    """Add the flags that `recipe_of` reads."""
+    of = TrainingRecipe
+    parser.add_argument("--rank", type=options.whole(1, 4096), default=of.rank, help="LoRA rank")
+    parser.add_argument(
+        "--epochs", type=options.real(0, 10_000, above=True), default=of.epochs, help="passes over the examples"
+    )
+    parser.add_argument("--batch", type=options.whole(1, 65_536), default=of.batch, help="examples a step")
+    parser.add_argument(
+        "--learning-rate", type=options.real(0, 1, above=True), default=of.learning_rate, help="peak learning rate"
+    )
+    parser.add_argument(
+        "--max-tokens", type=options.whole(1, options.CONTEXT[1]), default=of.max_tokens,
+        help="longer examples are left out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=options.whole(*options.SEED), default=of.seed, help="order of examples and first weights"
+    )
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    parser.add_argument(
+        "--preferences",
+        action="store_true",
+        help="where people corrected an answer, learn to prefer theirs to the one before (ORPO)",
+    )
+    parser.add_argument(
+        "--patience",
+        type=options.whole(0, 10_000),
+        default=of.patience,
+        metavar="PASSES",
+        help="end when so many passes brought no better exact match on held-out answers, over tasks; 0: make all",
+    )
+
+
+def recipe_of(args: argparse.Namespace) -> TrainingRecipe:
+    """Return the recipe that the flags of `tune` and `round` ask for."""
+    return TrainingRecipe(
+        rank=args.rank,
+        alpha=2 * args.rank,
+        epochs=args.epochs,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        precision=args.precision,
+        device=args.device,
+        preference_weight=PREFERENCE_WEIGHT if args.preferences else 0.0,
+        patience=args.patience,
+    )
