@@ -104,7 +104,7 @@ class Start:
     def _limit(self, bundle: Bundle) -> AbstractContextManager[None]:
         """Return what ends a load that takes too long, where another generation may take its place.
 
-        With nothing to go back to, a slow device would end it again and again; whoever started the device has a limit too.
+        With nothing to go back to, a slow device would end it again and again; what started it has a limit of its own.
         """
         from fieldlm.updates.rehearsal import patience_s
 
