@@ -61,13 +61,14 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Packages are for every processor of an architecture; CPU=native: as llama.cpp is built for this machine's alone.
+# WITH_PYTHON=1 brings a Python and a C library, for systems with older ones.
 CPU ?= every
 ARCH ?= $(shell uname -m)
 
 deb: setup
-	$(BIN)/python packaging/build_deb.py --cpu $(CPU) --arch $(ARCH)
+	$(BIN)/python packaging/build_deb.py --cpu $(CPU) --arch $(ARCH) $(if $(WITH_PYTHON),--with-python)
 
-# A disk that boots into it: BOARD=generic-amd64 or generic-arm64; what goes in: BUNDLE, PROVISION, READ_ONLY=1.
+# A disk that boots into it: BOARD=generic-amd64, generic-arm64 or pi4; what goes in: BUNDLE, PROVISION, READ_ONLY=1.
 BOARD ?= generic-amd64
 IMAGE := $(if $(BUNDLE),--bundle '$(BUNDLE)') $(if $(PROVISION),--provision '$(PROVISION)') \
 	$(if $(READ_ONLY),--read-only) $(if $(PACKAGES),--packages '$(PACKAGES)') $(if $(CMDLINE),--cmdline '$(CMDLINE)')

@@ -2,8 +2,9 @@
 
 The stages, in order: install, slim, link_libraries, finish, add_debian_files, pack. Run it with the Python of the
 project's own environment: the package then carries the very versions that the tests ran with, and needs the same Python
-minor on the device. llama.cpp in it is for every processor of the architecture (`build_engine.py`), or as it is built
-for this one. Knows nothing of what fieldlm does; `packaging/deb/` holds what is Debian's.
+minor on the device, or brings it (`own_python.py`). llama.cpp in it is for every processor of the architecture
+(`build_engine.py`), or as it is built for this one. Knows nothing of what fieldlm does; `packaging/deb/` holds what is
+Debian's.
 """
 
 import argparse
@@ -20,11 +21,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import build_engine
+import debian
+import own_python
 
 ROOT = Path(__file__).resolve().parents[1]
 DEB = ROOT / "packaging" / "deb"
-MINOR = f"3.{sys.version_info.minor}"
-ARCHITECTURES = {machine: debian for debian, machine in build_engine.MACHINES.items()}
+MINOR = debian.MINOR
+ARCHITECTURES = {machine: name for name, machine in build_engine.MACHINES.items()}
+BROUGHT = ("python3", "libc6", "libgomp1", "libstdc++6")
+"""What a package with a Python of its own depends on no more."""
 # What llama.cpp calls an instruction set, and how /proc/cpuinfo calls it.
 CPU_FLAGS = {
     "AVX": "avx", "AVX2": "avx2", "F16C": "f16c", "FMA": "fma", "BMI2": "bmi2", "AVX_VNNI": "avx_vnni",
@@ -47,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(description="Build the Debian package of the light half.")
     arguments.add_argument("--work", type=Path, default=ROOT / "build" / "deb", help="emptied, then staged into")
     arguments.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the package")
+    arguments.add_argument(
+        "--with-python", action="store_true", help="bring a Python and a C library, for systems with others"
+    )
     build_engine.add_options(arguments)
     given = arguments.parse_args(argv)
     work, options = given.work.resolve(), build_engine.sources(given)
@@ -57,10 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     slim(packages)
     link_libraries(packages / "llama_cpp" / "lib")
     finish(home, packages)
+    architecture = ARCHITECTURES[given.arch]
+    if given.with_python:
+        own_python.bring(home, packages, work, architecture)
+        compiled(home / "python", home)
     flags = cpu_flags(packages) if given.cpu == "native" else []
     (home / "cpu-flags").write_text(" ".join(flags) + "\n")
     add_debian_files(work)
-    print(pack(work, given.out.resolve(), ARCHITECTURES[given.arch]))
+    print(pack(work, given.out.resolve(), architecture, brings_python=given.with_python))
     return 0
 
 
@@ -104,19 +116,24 @@ def link_libraries(folder: Path) -> None:
 
 def finish(home: Path, packages: Path) -> None:
     """Make `home` a virtual environment of Debian's own Python, compiled, with the command in its bin folder."""
+    compiled(packages, home)
+    (home / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {MINOR}\n")
+    (home / "bin").mkdir()
+    (home / "bin" / "python3").symlink_to(f"/usr/bin/python{MINOR}")
+    (home / "bin" / "fieldlm").write_text(LAUNCHER)
+
+
+def compiled(folder: Path, home: Path) -> None:
+    """Compile the modules in `folder`, which lies in `home`."""
     # A path baked into the compiled files must not name the build machine. Unchecked: the package manager vouches for
     # them, so that nothing is written under /opt at run time.
     compileall.compile_dir(
-        packages,
+        folder,
         quiet=2,
         stripdir=str(home),
         prependdir="/opt/fieldlm",
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
-    (home / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {MINOR}\n")
-    (home / "bin").mkdir()
-    (home / "bin" / "python3").symlink_to(f"/usr/bin/python{MINOR}")
-    (home / "bin" / "fieldlm").write_text(LAUNCHER)
 
 
 def add_debian_files(work: Path) -> None:
@@ -131,10 +148,12 @@ def add_debian_files(work: Path) -> None:
         os.utime(path, (time_s, time_s), follow_symlinks=False)
 
 
-def pack(work: Path, out: Path, architecture: str) -> Path:
+def pack(work: Path, out: Path, architecture: str, *, brings_python: bool) -> Path:
     """Have nfpm write the package from the staged tree; returns its path."""
-    target = out / f"fieldlm_{version('fieldlm')}_{architecture}.deb"
+    target = out / f"fieldlm_{version('fieldlm')}_{architecture}{'_with-python' if brings_python else ''}.deb"
     out.mkdir(parents=True, exist_ok=True)
+    if brings_python:
+        depend_on_less(work / "nfpm.yaml")
     nfpm = Path(sysconfig.get_path("scripts")) / "nfpm"
     command = [nfpm, "package", "--packager", "deb", "--config", "nfpm.yaml", "--target", target]
     settings = {
@@ -147,6 +166,14 @@ def pack(work: Path, out: Path, architecture: str) -> Path:
     }
     subprocess.run(command, check=True, cwd=work, env=os.environ | settings, stdout=sys.stderr)
     return target
+
+
+def depend_on_less(path: Path) -> None:
+    """Have the package ask for nothing that it brings, and be read by the dpkg of Debian 11, which knows no zstd."""
+    lines = path.read_text().splitlines(keepends=True)
+    ours = tuple(f"  - {name}" for name in BROUGHT)
+    text = "".join(line for line in lines if not line.startswith(ours))
+    path.write_text(text.replace("compression: zstd", "compression: gzip"))
 
 
 def cpu_flags(packages: Path) -> list[str]:

@@ -2,8 +2,8 @@
 
 The stages, in order: bootstrap (mmdebstrap: Debian, the package, `packaging/image/`), measure, partition, fill. Three
 partitions: `FIELDLM` (FAT; boot loader, fieldlm.toml), `fieldlm-root`, and `fieldlm-var`, which grows to the end of the
-disk. Needs mmdebstrap, mtools, dosfstools, fdisk and e2fsprogs, and root or a user who may have other user ids
-(/etc/subuid). Knows nothing of what fieldlm does.
+disk. `image_boards.py` says what boards differ in. Needs mmdebstrap, mtools, dosfstools, fdisk and e2fsprogs, and root
+or a user who may have other user ids (/etc/subuid). Knows nothing of what fieldlm does.
 """
 
 import argparse
@@ -16,17 +16,16 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import build_deb
+import debian
+import image_boards
+from image_boards import BOARDS, Board
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = ROOT / "packaging" / "image"
-MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
-SUITES = {"3.11": "bookworm", "3.13": "trixie"}
-"""Python that builds → the Debian that has it: the package holds no Python of its own."""
 TOOLS = {
     "mmdebstrap": "mmdebstrap", "mcopy": "mtools", "mkfs.vfat": "dosfstools", "sfdisk": "fdisk", "mke2fs": "e2fsprogs",
 }  # fmt: skip
@@ -37,43 +36,17 @@ PACKAGES = (
 )  # fmt: skip
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*")
 MIB = 1 << 20
-START_MIB, BOOT_MIB = 4, 128
-COMPONENTS = "main non-free-firmware"
+START_MIB = 4
+FIRST = "./boot/firmware/"
+"""Where the archive of the system holds what goes to the boot partition."""
 GROWTH = 1.15
 """What ext4 needs over the sum of its files: tables, journal, directories."""
-
-
-@dataclass(frozen=True)
-class Board:
-    """What differs between boards. `loaders`: package → file in it, and its path on the boot partition."""
-
-    architecture: str
-    packages: tuple[str, ...]
-    loaders: dict[str, tuple[str, str]]
-
-
-def uefi(architecture: str, short: str, target: str, *firmware: str) -> Board:
-    """Return a board whose UEFI starts Debian's signed shim and GRUB from where a stick has them."""
-    loaders = {
-        "shim-signed": (f"usr/lib/shim/shim{short}.efi.signed", f"EFI/BOOT/BOOT{short.upper()}.EFI"),
-        f"grub-efi-{architecture}-signed": (
-            f"usr/lib/grub/{target}-signed/grub{short}.efi.signed",
-            f"EFI/BOOT/grub{short}.efi",
-        ),
-    }
-    return Board(architecture, (f"linux-image-{architecture}", *firmware), loaders)
-
-
-BOARDS = {
-    "generic-amd64": uefi("amd64", "x64", "x86_64-efi", "firmware-realtek"),
-    "generic-arm64": uefi("arm64", "aa64", "arm64-efi"),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the image and print its path."""
     arguments = argparse.ArgumentParser(description="Build a disk image that boots into fieldlm.")
-    arguments.add_argument("--board", choices=tuple(BOARDS), default="generic-amd64")
+    arguments.add_argument("--board", type=board_named, choices=tuple(BOARDS), default="generic-amd64")
     arguments.add_argument("--deb", type=Path, help="fieldlm's package; built unless given")
     arguments.add_argument("--bundle", type=Path, help="bundle that it serves from its first start on")
     arguments.add_argument("--provision", type=Path, help="a fieldlm.toml, or a folder with it and the files it names")
@@ -96,13 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     image = (given.out / f"fieldlm_{version('fieldlm')}_{given.board}.img").resolve()
     image.parent.mkdir(parents=True, exist_ok=True)
     part = image.with_suffix(".part")
-    sizes = partition(part, tree, given.bundle)
-    fill_boot(part, board, given.provision, work)
+    sizes = partition(part, board, tree, given.bundle)
+    fill_boot(part, board, tree, given.provision, work)
     fill_systems(part, tree, sizes, work, given.bundle)
     part.replace(image)
     shutil.rmtree(work)
     print(image)
     return 0
+
+
+def board_named(name: str) -> str:
+    """Return `name`; where it is known why it is no board, that is said."""
+    if reason := image_boards.why_not(name):
+        raise argparse.ArgumentTypeError(reason)
+    return name
 
 
 def check(given: argparse.Namespace) -> None:
@@ -111,8 +91,7 @@ def check(given: argparse.Namespace) -> None:
     os.environ["PATH"] = search
     if missing := [package for tool, package in TOOLS.items() if not shutil.which(tool)]:
         raise SystemExit(f"building an image needs {', '.join(missing)}; run: sudo apt install {' '.join(missing)}")
-    if build_deb.MINOR not in SUITES:
-        raise SystemExit(f"no Debian has Python {build_deb.MINOR}; build with one of {', '.join(SUITES)}")
+    debian.suite()
     if given.bundle and not (given.bundle / "manifest.json").is_file():
         raise SystemExit(f"--bundle {given.bundle} is no bundle: it has no manifest.json; see: fieldlm compile")
     if given.provision:
@@ -120,11 +99,16 @@ def check(given: argparse.Namespace) -> None:
         checked = [sys.executable, "-m", "fieldlm", "provision", "--check", file]
         if subprocess.run(checked, stdout=sys.stderr, check=False).returncode:
             raise SystemExit(f"--provision {given.provision} is wrong, as said above")
-    machine = os.uname().machine
-    if build_deb.ARCHITECTURES.get(machine) != BOARDS[given.board].architecture and not foreign_programs_run(given):
+    if is_foreign(BOARDS[given.board]) and not foreign_programs_run(given):
         raise SystemExit(
-            f"{given.board} is no {machine}; to run its programs here: sudo apt install qemu-user-static binfmt-support"
+            f"{given.board} is no {os.uname().machine}; "
+            "to run its programs here: sudo apt install qemu-user-static binfmt-support"
         )
+
+
+def is_foreign(board: Board) -> bool:
+    """Say whether the programs of `board` are emulated here."""
+    return build_deb.ARCHITECTURES.get(os.uname().machine) != board.architecture
 
 
 def foreign_programs_run(given: argparse.Namespace) -> bool:
@@ -143,10 +127,9 @@ def built_deb(work: Path, architecture: str) -> Path:
 def bootstrap(work: Path, board: Board, deb: Path, given: argparse.Namespace) -> Path:
     """Have mmdebstrap make the whole system as a tar archive; returns its path. The loaders lie in `work`/loaders."""
     tree, overlay = work / "tree.tar", work / "overlay.tar"
-    cmdline = write_overlay(overlay, given)
+    write_overlay(overlay, board, given)
     (work / "deb.tar").write_bytes(tar_of({f"tmp/{deb.name}": (deb.read_bytes(), 0o644)}))
     (work / "loaders").mkdir()
-    (work / "cmdline").write_text(cmdline)
     excluded = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     kept = ["--dpkgopt=path-include=/usr/share/doc/*/copyright", "--aptopt=Acquire::Languages none"]
     kernel = () if given.without_kernel else board.packages
@@ -161,19 +144,13 @@ def bootstrap(work: Path, board: Board, deb: Path, given: argparse.Namespace) ->
         f"--customize-hook=tar-in {shlex.quote(str(work / 'deb.tar'))} /",
         # The kernel, too, only now: among the others its initial file system would be made twice.
         f'--customize-hook=chroot "$1" {install} {" ".join([*kernel, f"/tmp/{deb.name}"])}',
-        *(f"--customize-hook={command}" for command in finishing(board, work)),
+        *(f"--customize-hook={command}" for command in finishing(board, work, has_kernel=bool(kernel))),
     ]
     packages = ",".join([*PACKAGES, *given.packages.split()])
-    source = f"deb {MIRROR} {SUITES[build_deb.MINOR]} {COMPONENTS}"
-    suite = SUITES[build_deb.MINOR]
-    updates = [
-        f"deb {MIRROR} {suite}-updates {COMPONENTS}",
-        f"deb {MIRROR}-security {suite}-security {COMPONENTS}",
-    ]
     command = ["mmdebstrap", "--variant=minbase", "--format=tar", f"--architectures={board.architecture}"]
     options = [*excluded, *kept, *hooks, f"--include={packages}"]
     subprocess.run(
-        [*command, *options, suite, tree, source, *updates],
+        [*command, *options, debian.suite(), tree, *debian.sources()],
         check=True,
         stdout=sys.stderr,
         env=os.environ | {"SOURCE_DATE_EPOCH": build_deb.source_date()},
@@ -181,34 +158,43 @@ def bootstrap(work: Path, board: Board, deb: Path, given: argparse.Namespace) ->
     return tree
 
 
-def finishing(board: Board, work: Path) -> list[str]:
+def finishing(board: Board, work: Path, *, has_kernel: bool) -> list[str]:
     """Return the commands that make a system of what is installed; "$1" is its root."""
-    commands = [
+    commands: list[str] = []
+    for package in dict.fromkeys(loader.package for loader in board.loaders):
+        # Only its files are wanted, not what its package does to a machine's firmware.
+        script = f"cd /tmp && apt-get download --quiet {package} && dpkg-deb --extract {package}_*.deb loader"
+        commands.append(f'chroot "$1" sh -c {shlex.quote(script)}')
+    loaders = shlex.quote(str(work / "loaders"))
+    commands += [f"copy-out /tmp/loader/{loader.inside} {loaders}" for loader in board.loaders]
+    if has_kernel and is_foreign(board):
+        # Its own programs would take half an hour for it; see write_overlay.
+        commands.append(f'{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / "packaging/initramfs.py"))} "$1"')
+    if has_kernel and board.overlay:
+        commands.append('sh "$1/usr/lib/fieldlm-image/name-kernel" "$1"')
+    return [
+        *commands,
         'chroot "$1" systemctl enable --quiet fieldlm-provision fieldlm-grow systemd-networkd iwd',
         'chroot "$1" passwd --quiet --lock root',
         # What must not be in two devices: keys of sshd, the machine's id, the seed of its random numbers.
         'rm -rf "$1"/etc/ssh/ssh_host_* "$1"/var/lib/systemd/random-seed "$1"/var/lib/dbus/machine-id '
-        '"$1"/etc/dpkg/dpkg.cfg.d/building "$1"/tmp/* "$1"/var/cache/apt/*.bin "$1"/var/log/*.log',
+        '"$1"/etc/dpkg/dpkg.cfg.d/building "$1"/etc/initramfs-tools/conf.d/zz-building "$1"/tmp/* '
+        '"$1"/var/cache/apt/*.bin "$1"/var/log/*.log',
         # Empty, not missing: a "first boot" would enable every unit there is.
         ': > "$1/etc/machine-id"',
         'echo fieldlm > "$1/etc/hostname"',
         'ln -sf ../run/systemd/resolve/stub-resolv.conf "$1/etc/resolv.conf"',
     ]
-    for package, (inside, _) in board.loaders.items():
-        # Only its file is wanted, not what its package does to a machine's firmware.
-        script = f"cd /tmp && apt-get download --quiet {package} && dpkg-deb --extract {package}_*.deb loader"
-        commands.insert(0, f"copy-out /tmp/loader/{inside} {shlex.quote(str(work / 'loaders'))}")
-        commands.insert(0, f'chroot "$1" sh -c {shlex.quote(script)}')
-    return commands
 
 
-def write_overlay(path: Path, given: argparse.Namespace) -> str:
-    """Write what is laid over Debian as a tar archive; returns the words for the kernel."""
-    files = {
-        str(file.relative_to(IMAGE / "files")): (file.read_bytes(), 0o755 if os.access(file, os.X_OK) else 0o644)
-        for file in sorted((IMAGE / "files").rglob("*"))
-        if file.is_file()
-    }
+def write_overlay(path: Path, board: Board, given: argparse.Namespace) -> None:
+    """Write what is laid over Debian as a tar archive; what belongs on the boot partition lies in /boot/firmware."""
+    files: dict[str, tuple[bytes, int]] = {}
+    for folder in (IMAGE / "files", *([IMAGE / board.overlay] if board.overlay else [])):
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                mode = 0o755 if os.access(file, os.X_OK) else 0o644
+                files[str(file.relative_to(folder))] = (file.read_bytes(), mode)
     options = "noatime,ro" if given.read_only else "noatime"
     table = (
         f"LABEL=fieldlm-root / ext4 {options} 0 1\n"
@@ -218,9 +204,14 @@ def write_overlay(path: Path, given: argparse.Namespace) -> str:
         "tmpfs /tmp tmpfs nosuid,nodev,size=25% 0 0\n"
     )
     files["etc/fstab"] = (table.encode(), 0o644)
-    words = f"root=LABEL=fieldlm-root ro fsck.repair=yes panic=10 console=tty0 {given.cmdline}".strip()
+    if is_foreign(board):
+        # packaging/initramfs.py adds the modules.
+        files["etc/initramfs-tools/conf.d/zz-building"] = (b"MODULES=list\n", 0o644)
+    words = f"root=LABEL=fieldlm-root ro fsck.repair=yes panic=10 {board.cmdline} {given.cmdline}".strip()
+    for source, target in board.texts.items():
+        text = (IMAGE / source).read_text().replace("@CMDLINE@", words)
+        files[f"boot/firmware/{target}"] = (text.encode(), 0o644)
     path.write_bytes(tar_of(files))
-    return words
 
 
 def tar_of(files: dict[str, tuple[bytes, int]]) -> bytes:
@@ -241,41 +232,52 @@ def tar_of(files: dict[str, tuple[bytes, int]]) -> bytes:
     return held.getvalue()
 
 
-def partition(image: Path, tree: Path, bundle: Path | None) -> dict[str, tuple[int, int]]:
+def partition(image: Path, board: Board, tree: Path, bundle: Path | None) -> dict[str, tuple[int, int]]:
     """Write an empty image with its table; returns where partitions `root` and `var` begin and what they hold, MiB."""
     held = {"root": 0, "var": 0}
     with tarfile.open(tree) as archive:
         for member in archive:
-            held["var" if member.name.startswith("./var/") else "root"] += -(-member.size // 4096) * 4096 + 256
+            if not member.name.startswith(FIRST):
+                held["var" if member.name.startswith("./var/") else "root"] += -(-member.size // 4096) * 4096 + 256
     if bundle:
         held["var"] += sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
     root_mib = int(held["root"] * GROWTH / MIB) + 256  # room for one more kernel
     var_mib = int(held["var"] * GROWTH / MIB) + 256
-    root_start = START_MIB + BOOT_MIB
+    root_start = START_MIB + board.boot_mib
     var_start = root_start + root_mib
-    areas = ((START_MIB, BOOT_MIB, "U"), (root_start, root_mib, "L"), (var_start, var_mib, "L"))
-    script = "label: gpt\n" + "".join(f"start={start}MiB, size={size}MiB, type={kind}\n" for start, size, kind in areas)
+    areas = (
+        (START_MIB, board.boot_mib, board.boot_type),
+        (root_start, root_mib, "L"),
+        (var_start, var_mib, "L"),
+    )
+    lines = [f"start={start}MiB, size={size}MiB, type={kind}\n" for start, size, kind in areas]
     image.unlink(missing_ok=True)
     with image.open("wb") as file:
         file.truncate((var_start + var_mib + 4) * MIB)
+    script = f"label: {board.table}\n" + "".join(lines)
     subprocess.run(["sfdisk", "--quiet", image], check=True, input=script, text=True, stdout=sys.stderr)
     return {"root": (root_start, root_mib), "var": (var_start, var_mib)}
 
 
-def fill_boot(image: Path, board: Board, provision: Path | None, work: Path) -> None:
-    """Make the boot partition in `image`: the loader and its menu, and what the device is told."""
+def fill_boot(image: Path, board: Board, tree: Path, provision: Path | None, work: Path) -> None:
+    """Make the boot partition in `image`: the loader, what it reads, and what the device is told."""
     part = work / "boot.vfat"
     # Small clusters: with fewer than 65525 it would be no FAT32.
-    vfat = ["mkfs.vfat", "-F", "32", "-s", "2", "-n", "FIELDLM", "-C", part, str(BOOT_MIB * 1024)]
+    vfat = ["mkfs.vfat", "-F", "32", "-s", "2", "-n", "FIELDLM", "-C", part, str(board.boot_mib * 1024)]
     subprocess.run(vfat, check=True, stdout=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         boot = Path(folder)
-        for inside, target in board.loaders.values():
-            (boot / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(work / "loaders" / Path(inside).name, boot / target)
-        menu = (IMAGE / "grub.cfg").read_text().replace("@CMDLINE@", (work / "cmdline").read_text())
-        (boot / "EFI/debian").mkdir(parents=True)
-        (boot / "EFI/debian/grub.cfg").write_text(menu)
+        with tarfile.open(tree) as archive:
+            for member in archive:
+                if member.name.startswith(FIRST) and member.isfile():
+                    target = boot / member.name.removeprefix(FIRST)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    data = archive.extractfile(member)
+                    assert data
+                    target.write_bytes(data.read())
+        for loader in board.loaders:
+            (boot / loader.target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(work / "loaders" / Path(loader.inside).name, boot / loader.target)
         shutil.copy(IMAGE / "fieldlm-template.toml", boot)
         if provision:
             given = sorted(provision.iterdir()) if provision.is_dir() else [provision]
@@ -296,7 +298,9 @@ def fill_systems(image: Path, tree: Path, sizes: dict[str, tuple[int, int]], wor
     commands = [
         f"mkdir {folder}",
         f"tar -xf {shlex.quote(str(tree))} -C {folder} --numeric-owner --xattrs --xattrs-include='*'",
-        f"mkdir -p {folder}/boot/firmware",
+        # What lies there is on the partition that is mounted over it.
+        f"rm -rf {folder}/boot/firmware",
+        f"mkdir {folder}/boot/firmware",
         f"rm -rf {folder}/dev/*",
         f"mv {folder}/var {folder}.var",
         f"mkdir {folder}/var",

@@ -143,6 +143,30 @@ def test_a_start_imports_no_server_before_it_loads_and_nothing_for_updates_befor
     assert not ready & updates
 
 
+SLOW = """
+import os, sys
+from pathlib import Path
+from fieldlm.core.config import load_config
+from fieldlm.device.startup import Start
+from fieldlm.formats.profile import load_profile
+from fieldlm.updates import rehearsal
+
+rehearsal.PATIENCE_S, rehearsal.SLOWEST_MB_S = 0.0, float("inf")  # any device is too slow
+bundle, state, profile_id = sys.argv[1:]
+config = load_config({"state": state, "context": "128", "discovery": "false"})
+start = Start(config, load_profile(profile_id), Path(bundle))
+print(start.wait()[0].status().current, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_device_that_is_slow_to_load_its_only_bundle_is_left_to_load_it(bundle: Path, tmp_path: Path) -> None:
+    arguments = [str(bundle), str(tmp_path / "state"), PROFILE]
+    done = subprocess.run([sys.executable, "-c", SLOW, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 1, "what it loaded"
+
+
 def test_a_missing_bundle_says_how_to_make_one(tmp_path: Path) -> None:
     code, said = refusal(command(tmp_path / "none", tmp_path / "state"))
     assert code == 2

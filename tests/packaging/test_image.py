@@ -142,6 +142,7 @@ def test_what_cannot_be_built_is_said_in_a_line_before_anything_is(tmp_path: Pat
         "want 1–63 small letters": ["--provision", tmp_path / "fieldlm.toml"],
         "is no bundle": ["--bundle", tmp_path],
         "invalid choice: 'toaster'": ["--board", "toaster"],
+        "knows neither the network nor the USB of a Raspberry Pi 5": ["--board", "pi5"],
     }
     for line, options in wrong.items():
         done = subprocess.run(

@@ -25,8 +25,9 @@ from tests.support.debian_root import ROOT
 from tests.support.virtual_machine import HOST, VirtualMachine, boards_that_boot
 
 KEY = "0123456789abcdef0123"
-PROFILES = {"generic-amd64": "generic-x86-64", "generic-arm64": "generic-aarch64"}
+PROFILES = {"generic-amd64": "generic-x86-64", "generic-arm64": "generic-aarch64", "pi4": "generic-aarch64"}
 """Board → the profile of a bundle that every machine like it can serve."""
+CONSOLES = {"generic-amd64": "ttyS0", "generic-arm64": "ttyAMA0", "pi4": "ttyAMA0,115200"}
 CUT_AFTER = (0.3, 0.6, 1.0)
 """The power goes when that share of an update's bytes has been sent."""
 FETCH_KB_S = 40
@@ -34,7 +35,12 @@ FETCH_KB_S = 40
 
 CASES = [
     (board, is_read_only)
-    for board, is_read_only in (("generic-amd64", False), ("generic-amd64", True), ("generic-arm64", True))
+    for board, is_read_only in (
+        ("generic-amd64", False),
+        ("generic-amd64", True),
+        ("generic-arm64", True),
+        ("pi4", False),
+    )
     if board in boards_that_boot()
 ]
 
@@ -101,7 +107,7 @@ def write_card(folder: Path, port: int) -> Path:
 def build(folder: Path, board: str, bundle: Path, card: Path, *, is_read_only: bool) -> Path:
     """Return an image that serves `bundle` and is told what lies in `card`."""
     command = [sys.executable, ROOT / "packaging/build_image.py", "--board", board, "--bundle", bundle]
-    command += ["--provision", card, "--cmdline", f"console={'ttyS0' if board == 'generic-amd64' else 'ttyAMA0'}"]
+    command += ["--provision", card, "--cmdline", f"console={CONSOLES[board]}"]
     command += ["--work", folder / "work", "--out", folder, *(["--read-only"] if is_read_only else [])]
     subprocess.run(command, check=True)
     return next(folder.glob("fieldlm_*.img"))
@@ -117,6 +123,8 @@ def test_a_device_of_the_image_serves_updates_and_survives_power_cuts(
     with served(tmp_path / "repository") as repository:
         card = write_card(tmp_path, repository.server_port)
         image = build(tmp_path, board, factory.folder, card, is_read_only=is_read_only)
+        if board == "pi4":
+            check_pi_card(image, tmp_path)
         machine = VirtualMachine(image, tmp_path, board, key=KEY)
         try:
             use(machine, repository, tmp_path, [factory, first])
@@ -167,3 +175,24 @@ def check_disk(disk: Path) -> None:
     assert KEY.encode() not in boot
     end = (table[2]["start"] + table[2]["size"]) * 512
     assert disk.stat().st_size - end < 8 << 20
+
+
+def check_pi_card(image: Path, folder: Path) -> None:
+    """The first partition is one that a Raspberry Pi's firmware opens, with all that it asks for on a Pi 4."""
+    table = json.loads(subprocess.check_output(["sfdisk", "--json", image]))["partitiontable"]
+    assert (table["label"], table["partitions"][0]["type"]) == ("dos", "c")
+    (card := folder / "card-of-image").mkdir()
+    first = f"{image}@@{table['partitions'][0]['start'] * 512}"
+    subprocess.run(["mcopy", "-s", "-Q", "-i", first, "::", card], check=True)
+    lines = (card / "config.txt").read_text().splitlines()
+    (kernel,) = [line.removeprefix("kernel=") for line in lines if line.startswith("kernel=")]
+    (initial,) = [line.removeprefix("initramfs ") for line in lines if line.startswith("initramfs ")]
+    assert (card / kernel).read_bytes()[56:60] == b"ARMd", "the magic number of a kernel for arm64"
+    assert (card / initial).read_bytes().startswith(b"\x28\xb5\x2f\xfd"), "zstd"
+    for name in ("bcm2711-rpi-4-b.dtb", "bcm2711-rpi-400.dtb", "bcm2837-rpi-3-b.dtb"):
+        assert (card / name).read_bytes().startswith(b"\xd0\x0d\xfe\xed"), "a device tree"
+    for name in ("start4.elf", "fixup4.dat", "bootcode.bin", "start.elf", "fixup.dat", "LICENCE.raspi-firmware"):
+        assert (card / name).stat().st_size > 0
+    words = (card / "cmdline.txt").read_text().split("\n")
+    assert len(words) == 2, "one line"
+    assert {"root=LABEL=fieldlm-root", "rootwait", "ro"} <= set(words[0].split())

@@ -138,6 +138,17 @@ def _parser() -> terminal.Parser:
         metavar="TASK",
         help="a task, by id or name, that may get worse; repeat",
     )
+    _add_labels(parser)
+    parser.add_argument(
+        "--publish", type=options.new_folder, metavar="REPOSITORY", help="offer an accepted bundle there"
+    )
+    parser.add_argument("--keys", metavar="DIR", help="folder of the signing key; default: as configured")
+    add_recipe(parser)
+    return parser
+
+
+def _add_labels(parser: terminal.Parser) -> None:
+    """Add what decides which records are examples, and who judges."""
     parser.add_argument("--eval-share", type=options.real(0, 1), default=EVAL_SHARE, help="share of customers held out")
     parser.add_argument(
         "--teacher", action="store_true", help="what the large model answered is right where nobody corrected it"
@@ -150,9 +161,3 @@ def _parser() -> terminal.Parser:
     parser.add_argument(
         "--held-out-from", metavar="WHEN", help="hold out the newest, too: a date, or their share, as 0.1"
     )
-    parser.add_argument(
-        "--publish", type=options.new_folder, metavar="REPOSITORY", help="offer an accepted bundle there"
-    )
-    parser.add_argument("--keys", metavar="DIR", help="folder of the signing key; default: as configured")
-    add_recipe(parser)
-    return parser

@@ -6,7 +6,7 @@ All of it is work for the disk and for C, and takes about as long as the imports
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,11 +89,9 @@ class Start:
 
     def _load(self, bundle: Bundle) -> "Generations":
         """Load what the slots name; an update that cannot be loaded gives way to what worked before it."""
-        from fieldlm.updates.rehearsal import patience_s
-
         while True:
             try:
-                with within(patience_s(bundle), exit_hung):
+                with self._limit(bundle):
                     return self._open(bundle)
             except EngineError as error:
                 status = self._slots.status()
@@ -102,6 +100,17 @@ class Start:
                 log.warning(f"generation {bundle.generation} cannot be loaded ({error}); going back")
                 self._slots.rollback(f"engine: {error}")
                 bundle = self._slots.boot()
+
+    def _limit(self, bundle: Bundle) -> AbstractContextManager[None]:
+        """Return what ends a load that takes too long, where another generation may take its place.
+
+        With nothing to go back to, a slow device would end it again and again; what started it has a limit of its own.
+        """
+        from fieldlm.updates.rehearsal import patience_s
+
+        status = self._slots.status()
+        is_only = status.current == status.factory
+        return nullcontext() if is_only else within(patience_s(bundle), exit_hung)
 
     def _open(self, bundle: Bundle) -> "Generations":
         from fieldlm.inference.generations import Generations
