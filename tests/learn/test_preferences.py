@@ -46,6 +46,15 @@ LINES = [
 """Six examples, of which four have a rejected answer."""
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Generator[None]:
+    """With more, sums come out in another order now and then, and beside busy neighbours they wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint_of(tmp_path_factory.mktemp("llama"), transformers.LlamaConfig(**BASE))
@@ -253,18 +262,8 @@ def test_calls_are_rejected_as_a_model_writes_them(checkpoint: Path, tmp_path: P
     assert alone.rejected == (), "not read where nobody asks for it"
 
 
-@pytest.fixture
-def one_thread() -> Generator[None]:
-    """With more, sums come out in another order now and then."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # An interruption between opening a file and the block that closes it leaves that to Python, which warns.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("patience", [0, 200])
 def test_an_interrupted_run_ends_as_if_nothing_had_been(
     checkpoint: Path, data: Path, logged: pytest.LogCaptureFixture, patience: int
