@@ -133,7 +133,10 @@ def usage() -> str:
         lines += ["", group]
         lines += [f"  {name:<10}{' ' if is_here(module) else '*'} {text}" for name, (module, text) in commands.items()]
     if not is_here(WORKSHOP):
-        lines += ["", "* comes with the compiler half; in a checkout on a workshop's machine: pip install ./compiler"]
+        lines += [
+            "",
+            "* comes with the workshop half; in a checkout on its machine: make setup, or pip install ./compiler",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -147,7 +150,7 @@ def load(name: str) -> Callable[[Sequence[str]], int]:
     module, _ = COMMANDS[name]
     if not is_here(module):
         raise MissingDependencyError(
-            f"'{name}' comes with the compiler half; run in a checkout on a workshop's machine: pip install ./compiler"
+            f"'{name}' comes with the workshop half; in a checkout on its machine: make setup, or pip install ./compiler"
         )
     return import_module(module).main
 
