@@ -135,7 +135,7 @@ def usage() -> str:
     if not is_here(WORKSHOP):
         lines += [
             "",
-            "* comes with the workshop half; in a checkout on its machine: make setup, or pip install ./compiler",
+            "* comes with the workshop half; in a checkout: make setup, or pip install ./compiler",
         ]
     return "\n".join(lines) + "\n"
 
@@ -150,7 +150,7 @@ def load(name: str) -> Callable[[Sequence[str]], int]:
     module, _ = COMMANDS[name]
     if not is_here(module):
         raise MissingDependencyError(
-            f"'{name}' comes with the workshop half; in a checkout on its machine: make setup, or pip install ./compiler"
+            f"'{name}' comes with the workshop half; in a checkout: make setup, or pip install ./compiler"
         )
     return import_module(module).main
 
