@@ -1,7 +1,8 @@
 """A candidate in the shadow of the real model: what people ask is asked again, and nobody notices."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fieldlm.updates.slots import Slots
 from fieldlm.updates.updater import Updater
 from fieldlm_compiler.repository.publish import publish
 from tests.support import material
+from tests.support.task_bundles import DRINK, OTHER, PAY, loras, several, word_router
 from tests.support.waiting import wait_until
 
 CONTEXT = 512
@@ -88,17 +90,23 @@ class House:
         return float(line.rpartition(" ")[2])
 
 
-@pytest.fixture
-def house(tmp_path: Path, base_bundle: Bundle) -> Iterator[House]:
-    slots = Slots(tmp_path / "state")
-    slots.factory(base_bundle.folder)
+@contextmanager
+def opened(folder: Path, bundle: Bundle) -> Generator[House]:
+    slots = Slots(folder / "state")
+    slots.factory(bundle.folder)
     live = Generations(slots.boot(), EngineOptions(threads=1, context=CONTEXT, parallel=2))
-    house = House(tmp_path, live, slots)
+    house = House(folder, live, slots)
     with listening(house.app) as server:
         house.url = server.url
         yield house
     live.close()
     slots.close()
+
+
+@pytest.fixture
+def house(tmp_path: Path, base_bundle: Bundle) -> Generator[House]:
+    with opened(tmp_path, base_bundle) as house:
+        yield house
 
 
 def ended(updater: Updater[Serving]) -> UpdateResult:
@@ -159,3 +167,15 @@ def test_a_candidate_with_no_room_for_what_people_ask_is_refused(house: House, b
     updater.close()
     assert (result.outcome, result.reason) == ("rolled-back", "shadow-invalid")
     assert house.live.current.bundle.id == house.slots.current().id == base_bundle.id
+
+
+def test_of_several_adapters_the_candidate_answers_with_that_of_the_task(tmp_path: Path) -> None:
+    adapters = loras(tmp_path / "loras", "all", "tea", "bill")
+    serves = several(tmp_path / "serves", adapters)
+    candidate = several(tmp_path / "candidate", adapters, router=word_router(least=0.55))
+    with opened(tmp_path, serves) as house:
+        updater = house.begin(candidate, requests=LEAST)
+        answers = [house.ask(text) for text in (DRINK, PAY, OTHER)]
+        assert [answer["fieldlm"]["adapter"] for answer in answers] == ["tea", "bill", "all"]
+        assert [house.told(answer["id"])["agrees"] for answer in answers] == ["yes"] * 3
+        updater.close()
