@@ -60,7 +60,10 @@ def watch(controller: Controller, store: Sink, args: argparse.Namespace) -> None
     """Look every so often until the rollout is over, or is paused from elsewhere."""
     while controller.state.status == "running":
         wave = controller.state.wave
-        fleet = FleetSnapshot.read(store, since_ms=controller.state.wave_began_ms)
+        state = controller.state
+        fleet = FleetSnapshot.read(
+            store, since_ms=state.wave_began_ms, began_ms=state.began_ms, releases=state.releases
+        )
         is_news = controller.note(fleet)
         if controller.look(fleet) is not None or is_news or controller.state.status != "running":
             _draw(controller, args)
