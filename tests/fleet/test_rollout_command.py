@@ -213,6 +213,15 @@ def test_a_harmless_release_reaches_everybody(world: World, capsys: pytest.Captu
     assert world.document()["status"] == "done"
     assert shares == [150_000, 150_000, 150_000, 250_000, 500_000, 1_000_000]
     capsys.readouterr()
+    (pi,) = [each for each in world.document()["evidence"] if each["profile"] == "pi"]
+    assert pi["updated"] == 200
+    assert pi["control"] > 0
+    assert main(["show", "--store", str(world.folder / "store")]) == 0
+    shown = capsys.readouterr().out
+    assert "kept back" in shown.splitlines()[2]
+    twice = "device that was kept back in one wave and updated in a later one is counted in both"
+    assert f"a {twice}" in shown
+    assert f"A {twice}." in (world.folder / "store" / "rollout.html").read_text()
 
 
 def test_what_is_no_rollout_says_how_to_begin_one(tmp_path: Path) -> None:

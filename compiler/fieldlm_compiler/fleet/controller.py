@@ -301,5 +301,5 @@ def _words(each: Evidence) -> str:
     kinds = ", ".join(f"{number} {word}" for word, number in sorted(each.troubles.items()))
     return (
         f"{each.profile}: {each.updated_bad} of {each.updated} updated in trouble ({kinds}), "
-        f"{each.control_bad} of {each.control} others; e = {each.e_value:.3g}, limit {each.limit:.3g}"
+        f"{each.control_bad} of {each.control} kept back; e = {each.e_value:.3g}, limit {each.limit:.3g}"
     )
