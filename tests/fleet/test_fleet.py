@@ -78,6 +78,36 @@ def test_a_device_whose_last_update_failed_says_so(tmp_path: Path) -> None:
     assert fleet_page(fleet, "store").count("ready, last update failed: hangs") == 1
 
 
+def test_the_generation_of_a_device_is_what_it_runs_and_not_what_it_answered_with_last(tmp_path: Path) -> None:
+    """After a rollback or an update nobody asks for a while."""
+    back = {"event": "update.rolled-back", "reason": "asked", "bundle": "a1b2c3d4e5f6", "generation": "db1ab03b85d0"}
+    new = {"event": "update.committed", "bundle": "cc5ecddd0000"}
+    at_ms = BEGAN_MS + 60_000
+    with Store(tmp_path) as store:
+        for name, state, detail in (
+            ("kiosk-1", {"state": "ready", "generation": "db1ab03b85d0", "model": "older"}, None),
+            ("kiosk-2", {"state": "lost"}, back),
+            ("kiosk-3", {"state": "stopped"}, new),
+            ("kiosk-4", {"state": "lost"}, None),
+            ("kiosk-5", {"state": "ready", "generation": 5, "model": []}, None),
+        ):
+            fill(store, answers(name, 5))
+            if detail:
+                record = updates(name, ("", ""))[0]
+                store.append(
+                    [block.parse(block.encode([msgspec.structs.replace(record, wall_ms=at_ms, detail=detail)]))]
+                )
+            store.note_presence(name, msgspec.json.encode(state).decode())
+        fill(store, answers("kiosk-4", 1, first=6, generation="0123456789ab"))
+        fleet = look(store)
+    db1, cc5 = ("db1ab03b85d0", False), ("cc5ecddd0000", False)
+    found = [(device.generation, device.is_last_answer) for device in fleet.devices]
+    assert found == [db1, db1, cc5, ("0123456789ab", True), ("a1b2c3d4e5f6", True)]
+    assert [device.model for device in fleet.devices] == ["older", *["kiosk"] * 4]
+    for shown in (describe(fleet), fleet_page(fleet, "store")):
+        assert (shown.count("db1ab03b"), shown.count("01234567 (last answer)")) == (2, 1)
+
+
 def events(device: str) -> list[Record]:
     drop = {"stream": "gen", "from": "41", "to": "45", "count": "5", "reason": "spool-full"}
     kinds: list[tuple[str, dict[str, str]]] = [("drop", drop), ("system", {"event": ATTACK})]

@@ -143,6 +143,36 @@ def test_updates_that_fail_are_told_before_any_device_is_judged(
     assert "Updates that failed" in (world.folder / "store" / "rollout.html").read_text()
 
 
+def test_what_failed_before_the_rollout_or_of_another_release_is_no_failure_of_it(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refused generation comes again as a new release; devices that are not offered that yet refuse the old one."""
+    patient = [*world.where(), "--store", str(world.folder / "store"), "--patience", "86400"]
+    refused = {"event": "update.refused", "reason": "failed-before", "bundle": world.new["pi"]}
+    told = {"event": "update.shadowed", "bundle": world.new["pi"], "seq": "1", **BAD.told()}
+
+    def tell(device: str, detail: dict[str, str], *, is_clock_ok: bool = True) -> None:
+        record = msgspec.structs.replace(world.record(device, detail), clock_ok=is_clock_ok)
+        with Store(world.folder / "store") as store:
+            store.append([block.parse(block.encode([record]))])
+
+    for device, seq in (("pi-1", "1"), ("pi-2", "2")):
+        tell(device, refused | {"seq": seq})
+    time.sleep(0.01)
+    assert main(["start", "--once", *patient]) == 0
+    tell("pi-3", refused | {"seq": "1"})
+    tell("pi-3", told)
+    capsys.readouterr()
+    assert main(["watch", "--once", *patient]) == 0
+    assert "failed" not in capsys.readouterr().out
+    assert (world.document()["failed"], world.document()["shadows"]) == ({}, {})
+    tell("pi-4", {**BACK, "seq": "2", "bundle": world.new["pi"]})
+    tell("pi-5", {**BACK, "seq": "2", "bundle": world.new["pi"]}, is_clock_ok=False)
+    assert main(["watch", "--once", *patient]) == 0
+    assert ", 2 updates failed" in capsys.readouterr().out
+    assert world.document()["failed"] == {"pi": {"garbage": 2}}
+
+
 def begin(world: World) -> Any:
     """Start a rollout and do not look yet; return its tracks."""
     assert world.main("start", "--once") == 0
@@ -183,6 +213,15 @@ def test_a_harmless_release_reaches_everybody(world: World, capsys: pytest.Captu
     assert world.document()["status"] == "done"
     assert shares == [150_000, 150_000, 150_000, 250_000, 500_000, 1_000_000]
     capsys.readouterr()
+    (pi,) = [each for each in world.document()["evidence"] if each["profile"] == "pi"]
+    assert pi["updated"] == 200
+    assert pi["control"] > 0
+    assert main(["show", "--store", str(world.folder / "store")]) == 0
+    shown = capsys.readouterr().out
+    assert "kept back" in shown.splitlines()[2]
+    twice = "device that was kept back in one wave and updated in a later one is counted in both"
+    assert f"a {twice}" in shown
+    assert f"A {twice}." in (world.folder / "store" / "rollout.html").read_text()
 
 
 def test_what_is_no_rollout_says_how_to_begin_one(tmp_path: Path) -> None:

@@ -154,18 +154,29 @@ def test_what_waits_in_a_repository_and_what_to_do_is_said(site: Site) -> None:
     site.publish(small_bundle(site.folder / "other", adapter="tea"))
     ring = Keyring(site.keys)
     offers.change(site.repository, ring, "test", 2, what="promote", percent=0)
+    start = "in waves with: fieldlm rollout start --to REPOSITORY"
     promote = "to all with: fieldlm release promote test --share 100 --to REPOSITORY"
     result = site.update()
     assert result.reason == "current"
-    assert result.detail.endswith(
-        f"; release 2 of test waits, offered to 0 % of its devices and not to this one; {promote}"
-    )
+    assert result.detail.endswith(f"; release 2 of test waits, offered to none of its devices yet; {start}; {promote}")
     offers.change(site.repository, ring, "test", 1, what="promote", percent=0)
     result = site.update()
     assert (result.outcome, result.reason) == ("current", "none")
-    assert "offers nothing: release 2 of test waits, offered to 0 %" in result.detail
+    assert "offers nothing: release 2 of test waits, offered to none" in result.detail
     offers.change(site.repository, ring, "test", 2, what="pause")
-    assert f"release 2 of test waits, paused; {promote}" in site.update().detail
+    said = site.update().detail
+    assert "release 2 of test waits, paused by its publisher; this device's turn comes once that goes on" in said
+    assert "promote" not in said
+
+
+def test_a_device_waits_for_its_wave_and_is_not_told_how_to_go_around_it(site: Site) -> None:
+    site.update()
+    site.publish(small_bundle(site.folder / "other", adapter="tea"))
+    offers.change(site.repository, Keyring(site.keys), "test", 2, what="promote", percent=0.0001)
+    said = site.update().detail
+    assert "release 2 of test waits, offered to 0.0001 % of its devices so far and not to this one" in said
+    assert "its turn comes with a later wave of the rollout" in said
+    assert "--share" not in said
 
 
 def test_a_bundle_of_another_profile_is_not_offered_to_this_device(site: Site) -> None:

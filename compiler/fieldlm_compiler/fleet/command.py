@@ -104,7 +104,7 @@ def _cells(device: DeviceRow) -> tuple[str, ...]:
     ttft, speed = device.ttft_p50_ms, device.tokens_per_s
     parts = (share(part, spent) for part in (device.queue_ms, device.prompt_ms, device.decode_ms))
     return (
-        device.device, device.condition, device.generation[:8] or "–", f"{device.answers:,}",
+        device.device, device.condition, device.runs(8), f"{device.answers:,}",
         share(device.fine, device.answers), share(device.corrected, device.answers),
         "–" if speed is None else f"{speed:.1f}", "–" if ttft is None else f"{ttft:.0f} ms",
         *parts, f"{device.lost:,}", size(device.bytes), clock(device.last_ms),

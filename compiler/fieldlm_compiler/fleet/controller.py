@@ -83,6 +83,15 @@ class State(msgspec.Struct, kw_only=True):
         """For how long a device may have the release in the shadow: it is judged so much later."""
         return max((track.shadow_s for track in self.tracks if track.shadow), default=0)
 
+    @property
+    def began_ms(self) -> int:
+        return self.acts[0].at_ms if self.acts else self.wave_began_ms
+
+    @property
+    def releases(self) -> dict[str, int]:
+        """The number of the release that brings each generation."""
+        return {track.bundle: track.seq for track in self.tracks}
+
     def plan(self) -> RolloutPlan:
         return RolloutPlan(
             salt="", sizes={t.profile: t.size for t in self.tracks}, salts={t.profile: t.salt for t in self.tracks}
@@ -292,5 +301,5 @@ def _words(each: Evidence) -> str:
     kinds = ", ".join(f"{number} {word}" for word, number in sorted(each.troubles.items()))
     return (
         f"{each.profile}: {each.updated_bad} of {each.updated} updated in trouble ({kinds}), "
-        f"{each.control_bad} of {each.control} others; e = {each.e_value:.3g}, limit {each.limit:.3g}"
+        f"{each.control_bad} of {each.control} kept back; e = {each.e_value:.3g}, limit {each.limit:.3g}"
     )

@@ -1,7 +1,7 @@
 """Rollout observation: who is where in a fleet, and how each device does against itself."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +23,12 @@ SELECT device, generation, wall_ms >= {since_ms} AS is_since, count(*) AS answer
 FROM records WHERE stream = 'gen' AND route <> 'large' GROUP BY ALL"""
 """What a large model beside the device's own answered says nothing of a generation: its speed is the network's."""
 FAILED = """
-SELECT device, detail['bundle'] AS bundle, arg_max(detail['reason'], wall_ms) AS reason,
-    bool_or(detail['event'] = 'update.rolled-back') AS is_rolled_back
+SELECT device, detail['bundle'] AS bundle, detail['seq'] AS seq, wall_ms >= {began_ms} OR NOT clock_ok AS is_since,
+    arg_max(detail['reason'], wall_ms) AS reason, bool_or(detail['event'] = 'update.rolled-back') AS is_rolled_back
 FROM records WHERE stream = 'ota' AND detail['bundle'] <> ''
-    AND detail['event'] IN ('update.rolled-back', 'update.failed', 'update.refused') GROUP BY ALL"""
+    AND detail['event'] IN ('update.rolled-back', 'update.failed', 'update.refused')
+GROUP BY ALL ORDER BY max(wall_ms)"""
+"""A device whose clock is not set yet cannot say that it was before."""
 
 
 SHADOWS = """
@@ -65,18 +67,30 @@ class FleetSnapshot:
     """What a generation made of live requests before it was switched to, by device and generation."""
 
     @classmethod
-    def read(cls, store: Sink, *, since_ms: int) -> "FleetSnapshot":
-        """Read it; `since_ms` is when the wave began."""
+    def read(
+        cls, store: Sink, *, since_ms: int, began_ms: int = 0, releases: Mapping[str, int] | None = None
+    ) -> "FleetSnapshot":
+        """Read it; `since_ms` is when the wave began, `began_ms` the rollout.
+
+        `releases` has the number of the release that brings a generation: what came of another one, which brought the
+        same generation, or what a device would not take before the rollout is no failure of it. A device that fell
+        back from the generation meanwhile did so whatever the number.
+        """
+        releases = releases or {}
         presence = {device: _presence(state) for device, state in store.presence().items()}
         fleet = cls({device: found for device, found in presence.items() if found and found.profile})
         for row in store.query(ANSWERS.format(since_ms=since_ms)):
             fleet.answered.setdefault(row["device"], []).append(_answered(row))
-        for row in store.query(FAILED):
-            fleet.failed[row["device"], row["bundle"]] = row["reason"]
-            if row["is_rolled_back"]:
+        for row in store.query(FAILED.format(began_ms=began_ms)):
+            is_of = _is_of(releases, row["bundle"], row["seq"])
+            if is_of and row["is_since"]:
+                fleet.failed[row["device"], row["bundle"]] = row["reason"]
+            if row["is_rolled_back"] and (is_of or row["is_since"]):
                 fleet.rolled_back.add((row["device"], row["bundle"]))
         for row in store.query(SHADOWS):
             detail = as_dict(row["detail"])
+            if not _is_of(releases, detail["bundle"], detail.get("seq")):
+                continue
             if (figures := read_figures(detail)) is not None:
                 fleet.shadows[row["device"], detail["bundle"]] = figures
         return fleet
@@ -121,6 +135,11 @@ class FleetSnapshot:
         else:
             after, before = _sum(rows, lambda r: r.is_since), _sum(rows, lambda r: not r.is_since)
         return judge(before, after) if before and after else "fine"
+
+
+def _is_of(releases: Mapping[str, int], bundle: str, seq: str | None) -> bool:
+    """Say whether a record is about the release that is rolled out; one without a number may be."""
+    return not seq or bundle not in releases or seq == str(releases[bundle])
 
 
 def _presence(state: str) -> Presence | None:

@@ -140,7 +140,7 @@ def device_page(
     return draw(
         "device.html",
         device.device,
-        f"{device.model} {device.generation[:12]}",
+        f"{device.model} {device.runs(12)}",
         device=device,
         **_filter(asked, [each.generation for each in generations], f"/{quote(device.device, safe='')}"),
         events=list(reversed(events)),

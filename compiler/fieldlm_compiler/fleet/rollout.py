@@ -24,7 +24,7 @@ from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.fleet.controller import Controller, State, Track, publisher, read
 from fieldlm_compiler.fleet.observation import FleetSnapshot
-from fieldlm_compiler.fleet.rollout_page import failed_words, page
+from fieldlm_compiler.fleet.rollout_page import TWICE, failed_words, is_counted_twice, page
 from fieldlm_compiler.fleet.waves import Evidence
 
 WORDS = ("start", "watch", "show", "pause", "resume", "abort")
@@ -60,7 +60,10 @@ def watch(controller: Controller, store: Sink, args: argparse.Namespace) -> None
     """Look every so often until the rollout is over, or is paused from elsewhere."""
     while controller.state.status == "running":
         wave = controller.state.wave
-        fleet = FleetSnapshot.read(store, since_ms=controller.state.wave_began_ms)
+        state = controller.state
+        fleet = FleetSnapshot.read(
+            store, since_ms=state.wave_began_ms, began_ms=state.began_ms, releases=state.releases
+        )
         is_news = controller.note(fleet)
         if controller.look(fleet) is not None or is_news or controller.state.status != "running":
             _draw(controller, args)
@@ -158,7 +161,17 @@ def _draw(controller: Controller, args: argparse.Namespace) -> None:
 def describe(state: State) -> str:
     """Return the view for the terminal."""
     plan = state.plan()
-    header = ("profile", "release", "devices", "offered to", "updated", "in trouble", "others", "in trouble", "e-value")
+    header = (
+        "profile",
+        "release",
+        "devices",
+        "offered to",
+        "updated",
+        "in trouble",
+        "kept back",
+        "in trouble",
+        "e-value",
+    )
     evidence = {each.profile: each for each in state.evidence}
     rows = []
     for track in state.tracks:
@@ -169,6 +182,7 @@ def describe(state: State) -> str:
     failed = f", {counted(number, 'update')} failed" if number else ""
     head = f"{state.status}, wave {state.wave + 1} of {len(plan.waves) + 1}{why}{_until(state)}{failed}"
     below = [f"updates that failed on {profile}: {failed_words(reasons)}" for profile, reasons in state.failed.items()]
+    below += [TWICE for each in state.evidence if is_counted_twice(state, each)][:1]
     below += [f"in the shadow on {profile}: {sums.describe()}" for profile, sums in state.shadows.items()]
     return "\n".join([head, "", terminal.table(rows, header), *([""] if below else []), *below])
 

@@ -14,6 +14,8 @@ RELOAD_S = 10
 ROOM = 1.1
 """A bar of evidence shows this much: the limit is at 1, and what is beyond it is seen to be."""
 
+TWICE = "a device that was kept back in one wave and updated in a later one is counted in both"
+
 
 def page(state: State) -> str:
     """Return the whole page."""
@@ -28,11 +30,17 @@ def page(state: State) -> str:
             (name, charts.bar("updated", [("good", part)]), f"{part:.1%} of {size:,}") for name, part, size in far
         ],
         troubles=[row for each in state.evidence for row in _troubles(each)],
+        twice=f"{TWICE.capitalize()}." if any(is_counted_twice(state, each) for each in state.evidence) else "",
         proofs=[_proof(each) for each in state.evidence],
         failed=[(profile, failed_words(reasons)) for profile, reasons in state.failed.items()],
         shadows=[(profile, sums.describe()) for profile, sums in state.shadows.items()],
         acts=[(clock(act.at_ms), act.what, act.detail) for act in reversed(state.acts)],
     )
+
+
+def is_counted_twice(state: State, each: Evidence) -> bool:
+    """Say whether more devices of a profile were judged than it has: the last wave updates those kept back, too."""
+    return any(t.profile == each.profile and each.updated + each.control > t.size for t in state.tracks)
 
 
 def failed_words(reasons: Mapping[str, int]) -> str:
@@ -50,7 +58,7 @@ def _troubles(each: Evidence) -> list[tuple[str, Svg, str]]:
         ),
         (
             "",
-            charts.bar("other devices in trouble", [("good", each.control_bad)], whole=each.control),
+            charts.bar("devices kept back, in trouble", [("good", each.control_bad)], whole=each.control),
             f"{each.control_bad} of {each.control:,}",
         ),
     ]

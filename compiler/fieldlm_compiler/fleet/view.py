@@ -42,14 +42,16 @@ WITH {_CHOSEN}, wrong AS (
 # What a large model answered is counted, and says nothing of the generation that it answered for.
 _DEVICES = f"""
 {_ANSWERS}
-SELECT r.device, any_value(a.generation) AS generation, any_value(a.model) AS model, count(*) AS records,
+SELECT r.device, any_value(a.generation) AS generation, any_value(a.answered_ms) AS answered_ms,
+    any_value(a.model) AS model, count(*) AS records,
     max(r.wall_ms) FILTER (r.clock_ok) AS last_ms, any_value(a.answers) AS answers,
     any_value(h.large) AS large, any_value(a.fine) AS fine,
     any_value(a.corrected) AS corrected, any_value(a.tokens_per_s) AS tokens_per_s,
     any_value(a.ttft_p50_ms) AS ttft_p50_ms, any_value(a.ttft_p95_ms) AS ttft_p95_ms, any_value(a.queue_ms) AS queue_ms,
     any_value(a.prompt_ms) AS prompt_ms, any_value(a.decode_ms) AS decode_ms
 FROM chosen r LEFT JOIN (
-    SELECT device, arg_max(generation, wall_ms) AS generation, arg_max(model, wall_ms) AS model, count(*) AS answers,
+    SELECT device, arg_max(generation, wall_ms) AS generation, arg_max(model, wall_ms) AS model,
+        max(wall_ms) AS answered_ms, count(*) AS answers,
         count(*) FILTER (outcome IN {FINE}) AS fine, count(*) FILTER (is_wrong) AS corrected,
         -- The first token is there when the others begin.
         sum(greatest(completion_tokens - 1, 0)) FILTER (decode_ms > 0)
@@ -86,8 +88,12 @@ SELECT device, response, generation, prompt, outcome IN {FINE} AS is_fine, coale
 FROM answers ORDER BY wall_ms DESC, device, seq DESC LIMIT $4
 """
 _UPDATES = """
-SELECT device, arg_max(detail['event'], wall_ms) AS event, arg_max(detail['reason'], wall_ms) AS reason
-FROM records WHERE stream = 'ota' AND contains(device, $1)
+SELECT device, arg_max(detail['event'], wall_ms) AS event, arg_max(detail['reason'], wall_ms) AS reason,
+    arg_max(runs, wall_ms) FILTER (runs <> '') AS runs, max(wall_ms) FILTER (runs <> '') AS runs_ms
+FROM (
+    SELECT *, CASE detail['event'] WHEN 'update.committed' THEN detail['bundle']
+        WHEN 'update.rolled-back' THEN detail['generation'] END AS runs FROM records
+) WHERE stream = 'ota' AND contains(device, $1)
     AND detail['event'] IN ('update.committed', 'update.rolled-back', 'update.failed', 'update.refused')
 GROUP BY device
 """
@@ -101,9 +107,19 @@ SELECT * FROM (
 """
 
 
+class PresenceWords(msgspec.Struct, frozen=True, kw_only=True):
+    """What a presence message says, as far as it can be read. Only a device that is ready says what it runs."""
+
+    state: str
+    generation: str = ""
+    model: str = ""
+
+
 class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
     """One device. Times are sums over its own model's answers; what is None nobody measured.
 
+    `generation` is what it runs, as its presence says, else as the end of its last update does; `is_last_answer` where
+    neither does: then it is what its last answer came from.
     Of those requests that it answered not itself, `large` were answered by a large model beside it.
     `failed` is why its last update failed; "" where it did not.
     """
@@ -112,6 +128,7 @@ class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     failed: str = ""
     generation: str
+    is_last_answer: bool = False
     model: str
     records: int
     last_ms: int | None
@@ -133,6 +150,10 @@ class DeviceRow(msgspec.Struct, frozen=True, kw_only=True):
     def condition(self) -> str:
         """Its state, and what is wrong with it, in words."""
         return f"{self.state}, last update failed: {self.failed}" if self.failed else self.state
+
+    def runs(self, digits: int) -> str:
+        """Which generation it runs, in words."""
+        return f"{self.generation[:digits] or '–'}{' (last answer)' if self.is_last_answer else ''}"
 
 
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,16 +244,23 @@ def look(sink: Sink, chosen: Selection | None = None, tell: TellTask | None = No
     chosen = chosen or Selection()
     values = (chosen.since_ms, chosen.device, chosen.generation)
     rows = {row["device"]: row for row in sink.query(_DEVICES, values)}
-    states = {device: _state(text) for device, text in sink.presence().items()}
+    states = {device: _presence(text) for device, text in sink.presence().items()}
     missing: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for gap in sink.gaps():
         missing[gap.device][0] += gap.lost
         missing[gap.device][1] += gap.told
     traffic = sink.traffic()
     names = [name for name in sorted(rows.keys() | states.keys() | missing.keys()) if chosen.device in name]
-    failed = _failed_updates(sink, chosen.device)
+    ends = {row["device"]: row for row in sink.query(_UPDATES, (chosen.device,))}
     known = (
-        _device(n, rows.get(n, {}), states.get(n, "–"), missing[n], size=traffic.get(n), failed=failed.get(n, ""))
+        _device(
+            n,
+            rows.get(n, {}),
+            states.get(n, PresenceWords(state="–")),
+            missing[n],
+            size=traffic.get(n),
+            end=ends.get(n),
+        )
         for n in names
     )
     tasks, unread = _tasks(sink.query(_SAID, (*values, TOLD)), tell) if tell else ((), 0)
@@ -244,12 +272,6 @@ def look(sink: Sink, chosen: Selection | None = None, tell: TellTask | None = No
         tasks=tasks,
         unread=unread,
     )
-
-
-def _failed_updates(sink: Sink, device: str) -> dict[str, str]:
-    """Return why the last update failed, of each device where it did."""
-    ends = sink.query(_UPDATES, (device,))
-    return {row["device"]: (row["reason"] or "-")[:32] for row in ends if row["event"] != "update.committed"}
 
 
 def _trend(rows: Sequence[dict[str, Any]]) -> tuple[Stretch, ...]:
@@ -300,13 +322,28 @@ def timeline(sink: Sink, device: str, last: int, chosen: Selection | None = None
 
 
 def _device(
-    name: str, row: dict[str, Any], state: str, missing: Sequence[int], *, size: int | None, failed: str
+    name: str,
+    row: dict[str, Any],
+    said: PresenceWords,
+    missing: Sequence[int],
+    *,
+    size: int | None,
+    end: dict[str, Any] | None,
 ) -> DeviceRow:
+    """Return a device out of its answers, its presence and the `end` of its last update."""
     numbers = ("records", "answers", "large", "fine", "corrected", "queue_ms", "prompt_ms", "decode_ms")
-    known = {key: row.get(key) or 0 for key in numbers} | {key: row.get(key) or "" for key in ("generation", "model")}
+    known = {key: row.get(key) or 0 for key in numbers}
     for key in ("last_ms", "tokens_per_s", "ttft_p50_ms", "ttft_p95_ms"):
         known[key] = row.get(key)
-    known |= {"device": name, "state": state, "failed": failed, "lost": missing[0], "told": missing[1], "bytes": size}
+    answered = row.get("generation") or ""
+    updated = end["runs"] or "" if end and (end["runs_ms"] or 0) >= (row.get("answered_ms") or 0) else ""
+    known |= {
+        "generation": said.generation or updated or answered,
+        "is_last_answer": bool(answered) and not (said.generation or updated),
+        "model": said.model or row.get("model") or "",
+        "failed": (end["reason"] or "-")[:32] if end and end["event"] != "update.committed" else "",
+    }
+    known |= {"device": name, "state": said.state, "lost": missing[0], "told": missing[1], "bytes": size}
     return msgspec.convert(known, DeviceRow)
 
 
@@ -318,14 +355,16 @@ def without_answers(device: DeviceRow) -> DeviceRow:
     )  # fmt: skip
 
 
-def _state(presence: str) -> str:
-    """Return the word that a presence message says; it comes from the network and may be anything."""
+def _presence(message: str) -> PresenceWords:
+    """Return what a presence message says; it comes from the network and may be anything."""
     try:
-        said = msgspec.json.decode(presence)
+        said = msgspec.json.decode(message)
     except (msgspec.DecodeError, RecursionError):
-        return "unreadable"
-    word = cast(dict[str, Any], said).get("state") if isinstance(said, dict) else None
-    return word[:32] if isinstance(word, str) else "unreadable"
+        return PresenceWords(state="unreadable")
+    fields = cast(dict[str, Any], said) if isinstance(said, dict) else {}
+    lengths = (("state", 32), ("generation", 64), ("model", 128))
+    words = {key: word[:most] for key, most in lengths if isinstance(word := fields.get(key), str)}
+    return PresenceWords(**{"state": "unreadable"} | words)
 
 
 def _event(row: dict[str, Any]) -> Event:

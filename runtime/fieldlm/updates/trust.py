@@ -178,16 +178,26 @@ class Trust:
 
 
 def _waits(known: Mapping[int, Offer], profile: str, *, above: int) -> str:
-    """Say why this device is not offered the newest release of all, in words for its operator; "" where it is."""
+    """Say why this device is not offered the newest release of all, in words for its operator; "" where it is.
+
+    How to offer it to all stands there only while nobody is offered it: what comes in waves is not to be hurried.
+    """
     seq = max(known, default=0)
     if seq <= above:
         return ""
     offer = known[seq]
     if offer.pulled:
         return f"release {seq} of {profile} was pulled: {offer.pulled}"
-    share = f"offered to {offer.share_ppm / 10_000:g} % of its devices and not to this one"
-    promote = f"fieldlm release promote {profile} --share 100 --to REPOSITORY"
-    return f"release {seq} of {profile} waits, {'paused' if offer.paused else share}; to all with: {promote}"
+    if offer.paused:
+        why = "paused by its publisher; this device's turn comes once that goes on"
+    elif offer.share_ppm:
+        share = f"offered to {offer.share_ppm / 10_000:g} % of its devices so far and not to this one"
+        why = f"{share}; its turn comes with a later wave of the rollout, or when its publisher offers it to more"
+    else:
+        start = "in waves with: fieldlm rollout start --to REPOSITORY"
+        promote = f"to all with: fieldlm release promote {profile} --share 100 --to REPOSITORY"
+        why = f"offered to none of its devices yet; {start}; {promote}"
+    return f"release {seq} of {profile} waits, {why}"
 
 
 def _today() -> str:
