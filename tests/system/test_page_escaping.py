@@ -10,8 +10,8 @@ from tests.support.sample_pages import pages
 ATTACK = "\"'><img src=x onerror=alert(1)><script>alert(1)</script></style></svg></title>{{ 7 * 7 }}&amp;"
 KNOWN = {
     "a", "b", "button", "circle", "code", "div", "form", "g", "h1", "h2", "header", "html", "i", "input", "label",
-    "link", "main", "meta", "option", "p", "path", "polyline", "rect", "script", "section", "select", "span", "style",
-    "svg", "table", "tbody", "td", "text", "th", "thead", "title", "tr",
+    "li", "link", "main", "meta", "option", "p", "path", "polyline", "rect", "script", "section", "select", "span",
+    "style", "svg", "table", "tbody", "td", "text", "th", "thead", "title", "tr", "ul",
 }  # fmt: skip
 PAGES = ("fleet", "device", "rollout", "running rollout", "report", "explain", "round", "rounds", "bench", "comparison")
 
