@@ -50,13 +50,17 @@ def main(argv: Sequence[str]) -> int:
     found = verify(bundle)
     report = found | {"signer": signer(bundle), "trusted": bool(args.key)}
     text = _text(report)
+    is_void = False
     if profile:
         overlay = calibration.confirm(bundle, profile, found["probes"])
-        report |= {"ok": report["ok"] and (None if overlay.is_void else overlay.holds), "overlay": overlay}
+        is_void = overlay.is_void and bool(report["ok"])
+        report |= {"ok": None if is_void else report["ok"] and overlay.holds, "overlay": overlay}
         text += f"\n{calibration.words(overlay)}"
         text += "" if overlay.is_void else f"\n  written to {calibration.overlay_path(bundle)}"
     terminal.show(report, text, as_json=args.json)
-    return {True: 0, False: 1, None: VOID}[report["ok"]]
+    if is_void:
+        return VOID
+    return 0 if report["ok"] else 1
 
 
 def verify(bundle: Bundle) -> dict[str, Any]:
