@@ -89,7 +89,7 @@ def _wait_for(where: str) -> None:
     is_told = False
     while not _is_there(where):
         if not is_told:
-            log.info(f"  {where} is no store yet; waiting for: fieldlm collect --store {where} (stop with Ctrl-C)")
+            log.info(f"  {where} is no store yet, stop with Ctrl-C; waiting for: fieldlm collect --store {where}")
         is_told = True
         _sleep(LOOK_S)
 
