@@ -60,7 +60,8 @@ COMMANDS_HEAD = """\
 # Commands
 
 `fieldlm COMMAND --help` says the same on a terminal. Every command ends with 0 when it is done, 1 when the answer is no
-(a gate failed, a device refused), 2 when its use or its input is wrong, 130 after Ctrl-C."""
+(a gate failed, a device refused), 2 when its use or its input is wrong, 75 when there is no answer
+now (`verify --on-device` on a busy machine), 130 after Ctrl-C."""
 REFUSED_HEAD = """\
 ## Refused by name
 

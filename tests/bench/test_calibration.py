@@ -1,12 +1,13 @@
 """A bundle is measured where it lies, held against its profile, and the better point of its frontier is named."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from fieldlm.bench import calibration
 from fieldlm.bench.calibration import (
     Figure,
     ForeseenPoint,
@@ -19,6 +20,7 @@ from fieldlm.bench.calibration import (
     points,
     words,
 )  # fmt: skip
+from fieldlm.bench.remarks import Remark
 from fieldlm.cli import verify
 from fieldlm.core.errors import BundleError
 from fieldlm.core.files import sha256_file
@@ -32,6 +34,22 @@ from tests.support import material
 
 FRONTIER = [{"bytes": size * 1_000_000, "predicted_kl": 1 / size} for size in (60, 70, 80, 93, 110, 140)]
 KNOWN = tuple(ForeseenPoint(bytes=size * 1_000_000) for size in (60, 80, 100, 120))
+
+
+def nothing(*_: object) -> list[Remark]:
+    return []
+
+
+def neighbours(*_: object) -> list[Remark]:
+    return [Remark("something waited for a processor 100 % of the time", voids=True)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Iterator[None]:
+    """Nothing is seen beside a measurement: what is judged here is right beside busy neighbours, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "findings", nothing)
+        yield
 
 
 def profile_with(**memory: float) -> Profile:
@@ -144,19 +162,46 @@ def test_without_a_search_the_candidates_are_the_points_and_a_strange_report_is_
             assert tuple(point.bytes for point in points(bundle)) == sizes
 
 
-def test_the_command_writes_beside_the_bundle_and_answers_no_when_the_device_is_slower(
-    searched: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {path.name: sha256_file(path) for path in searched.folder.iterdir()}
-    profile = tmp_path / "optimist.toml"
+def optimist(folder: Path) -> str:
+    """Write a profile that foresees more than any machine gives; return its path."""
+    profile = folder / "optimist.toml"
     profile.write_text(
         'inherits = "generic-x86-64-avx2"\nformat = "fieldlm.profile/1"\nid = "optimist"\ntitle = "An optimist"\n'
         f'[memory]\nread_gb_s = {{ value = {HOPEFUL}, kind = "policy", source = "a test" }}\n'
     )
-    assert verify.main([str(searched.folder), "--on-device", "--profile", str(profile), "--json"]) == 1
+    return str(profile)
+
+
+def test_the_command_writes_beside_the_bundle_and_answers_no_when_the_device_is_slower(
+    searched: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: sha256_file(path) for path in searched.folder.iterdir()}
+    assert verify.main([str(searched.folder), "--on-device", "--profile", optimist(tmp_path), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["probes"] == 1.0
     assert report["overlay"]["profile"] == "optimist"
     assert report["overlay"]["bundle"] == searched.id
     assert json.loads(overlay_path(searched).read_bytes()) == report["overlay"]
     assert {path.name: sha256_file(path) for path in searched.folder.iterdir()} == before
+
+
+def test_a_void_measurement_is_neither_judged_nor_written(
+    searched: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(searched.folder), "--on-device", "--profile", optimist(tmp_path)]
+    monkeypatch.setattr(calibration, "findings", neighbours)
+    overlay_path(searched).unlink(missing_ok=True)
+    assert verify.main(command) == 75
+    said = capsys.readouterr().out
+    assert "! void: something waited for a processor" in said
+    assert "run it again when the machine is quiet" in said
+    assert "foreseen, and its" not in said
+    assert "written to" not in said
+    assert not overlay_path(searched).exists()
+    # What an earlier, quiet run found stays.
+    overlay_path(searched).write_text("{}")
+    assert verify.main([*command, "--json"]) == 75
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is None
+    assert report["overlay"]["is_void"]
+    assert overlay_path(searched).read_text() == "{}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.core import terminal
+from fieldlm.core.errors import InputError
 from fieldlm.core.logs import RECENT, logger, to_terminal
 from fieldlm.core.wording import visible
 
@@ -97,3 +98,27 @@ def test_the_pace_of_a_resumed_run_is_its_own() -> None:
     assert told
     # One step in thirty seconds, and 117 to go; how long the process took meanwhile stands beside it.
     assert 3510 <= int(told[0]) < 7020
+
+
+@pytest.mark.parametrize(
+    ("given", "lacks"),
+    [
+        ("", "required: --to, what (one of show pull), whom; see: fieldlm release"),
+        ("--to here", "required: what (one of show pull), whom; see"),
+        ("show mine", "required: --to; see"),
+        ("show", "required: --to, whom; see"),
+        ("--to here nothing mine", "invalid choice"),
+    ],
+)
+def test_all_that_is_missing_is_said_at_once(given: str, lacks: str) -> None:
+    made = terminal.parser("release", "Show or pull.")
+    made.add_argument("what", choices=("show", "pull"))
+    made.add_argument("whom")
+    made.add_argument("--to", required=True)
+    with pytest.raises(InputError) as told:
+        made.parse_args(given.split())
+    assert lacks in str(told.value)
+    args = made.parse_args(["show", "mine", "--to", "here"])
+    assert (args.what, args.whom, args.to) == ("show", "mine", "here")
+    with pytest.raises(InputError, match="required: --to; see"):
+        made.parse_args(["show", "mine"])

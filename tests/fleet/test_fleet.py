@@ -15,6 +15,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.formats import block
 from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.parquet import Store
+from fieldlm_compiler.fleet import command
 from fieldlm_compiler.fleet.command import describe, main
 from fieldlm_compiler.fleet.observation import FleetSnapshot
 from fieldlm_compiler.fleet.page import fleet_page
@@ -306,3 +307,38 @@ def test_a_page_of_many_devices_shows_those_first_that_need_a_look(tmp_path: Pat
         drawn = fleet_page(look(store), "test")
     assert drawn.index(f"/{sick}") < min(drawn.index(f"/{name}") for name in names[:5] if name != sick)
     assert "and 50 more" in drawn
+
+
+def test_pages_that_are_served_wait_for_the_store_of_a_collector(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "store"
+    looks: list[float] = []
+
+    def a_look_later(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 1:  # a collector that has only just begun
+            folder.mkdir()
+            (folder / "store.db").touch()
+        if len(looks) == 2:
+            Store(folder).close()
+
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_sleep", a_look_later)
+    monkeypatch.setattr(Pages, "serve_forever", ctrl_c)
+    assert main(["--store", str(folder), "--serve", "--port", "0"]) == 0
+    assert len(looks) == 2
+    assert len([each for each in logged.messages if "waiting for: fieldlm collect" in each]) == 1
+    assert f"the fleet of {folder} is at http://" in capsys.readouterr().out
+    monkeypatch.setattr(command, "_sleep", ctrl_c)
+    assert main(["--store", str(tmp_path / "never"), "--serve", "--port", "0"]) == 0
+    with pytest.raises(InputError, match="is no store; fill one with"):
+        main(["--store", str(tmp_path / "never")])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is no store"):
+        main(["--store", str(tmp_path / "file"), "--serve"])

@@ -121,6 +121,39 @@ def test_a_file_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
         read(tmp_path, said("a", "b"), "no json", said("c", "d"), most=8)
 
 
+ASKED = {"messages": [{"role": "user", "content": "a"}]}
+
+
+@pytest.mark.parametrize(
+    ("lines", "lacks"),
+    [
+        ([{"prompt": "a", "completion": "b"}], "missing required field `messages`"),
+        ([ASKED, ASKED], "its last message is of the role user"),
+        (["no json"], "malformed"),
+        ([{"messages": []}], "it has no messages"),
+    ],
+)
+def test_lines_that_are_no_conversations_are_told_what_they_lack_before_tuning_as_before_evaluating(
+    lines: list[Any], lacks: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as told:
+        read(tmp_path, *lines)
+    with pytest.raises(InputError) as evaluated:
+        evaluate.read_examples(tmp_path / "train.jsonl")
+    assert str(told.value) == str(evaluated.value)
+    assert f"line 1 of {tmp_path / 'train.jsonl'} is no conversation with its answer at the end" in str(told.value)
+    assert lacks in str(told.value)
+
+
+def test_beside_what_is_too_long_the_first_line_that_is_no_conversation_is_told_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"1 too long \(line 1\).*; line 2 of .*field `messages`"):
+        read(tmp_path, said("a", "b"), {"prompt": "a", "completion": "b"}, most=8)
+
+
+def test_a_conversation_that_ends_with_a_question_is_left_out_for_it_has_no_answer(tmp_path: Path) -> None:
+    assert read(tmp_path, said("a", "b"), ASKED).dropped == {"no answer": 1}
+
+
 def test_where_something_is_left_out_its_first_line_is_named(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
     read(tmp_path, said("a", "b"), "no json", said("a", ""), {"messages": []})
     assert logged.messages == ["  train.jsonl: 1 no answer (line 3), 2 unreadable (first line 2) left out"]

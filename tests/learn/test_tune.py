@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
-from fieldlm_compiler.learn.tune import Lessons, TrainingRecipe, tune, with_adapter
+from fieldlm_compiler.learn.tune import Lessons, TrainingRecipe, main, tune, with_adapter
 from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss
 from fieldlm_compiler.learn.tuning.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tuning.tuning_state import ThreadChoice
@@ -159,6 +159,30 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_if_nothing_had_been
     assert tune(checkpoint, dataset, tmp_path / "stopped", recipe)["losses"] == whole["losses"]
     assert "going on after step" in logged.text
     assert not list(tmp_path.glob(".stopped*")), "what it took to go on is gone when it is done"
+
+
+def test_an_adapter_that_is_finished_is_not_tuned_again(
+    checkpoint: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "adapter"
+    command = [str(checkpoint), "--dataset", str(dataset), "--out", str(out), "--rank", "2", "--epochs", "1"]
+    assert main(command) == 0
+    mark = out / "mark"  # a folder that is written anew has none
+    mark.touch()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert f"{out} holds this adapter already" in capsys.readouterr().out
+    assert mark.exists()
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((out / "tune.json").read_bytes())
+    # Of another recipe, or of other data, it is another adapter.
+    assert main([*command, "--batch", "2"]) == 0
+    assert not mark.exists()
+    mark.touch()
+    rows = (dataset / "eval.jsonl").read_text().splitlines()
+    (dataset / "eval.jsonl").write_text("\n".join(rows[1:]) + "\n")
+    assert main([*command, "--batch", "2"]) == 0
+    assert not mark.exists()
 
 
 def test_threads_are_as_many_as_are_faster_now_and_that_is_looked_at_again() -> None:

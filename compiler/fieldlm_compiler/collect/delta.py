@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 import duckdb
 import pyarrow as pa
 
-from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError
+from fieldlm.core.errors import FieldlmError, InputError, MissingDependencyError, NotFoundError
 from fieldlm.core.extras import install_advice
 from fieldlm.core.files import held_lock, make_private_folder
 from fieldlm.formats.block import MAGIC, Block
@@ -399,7 +399,7 @@ class DeltaStore(Sink):
 
 def _open(uri: str, schema: Any, *, read_only: bool) -> DeltaTable:
     if read_only and not DeltaTable.is_deltatable(uri):
-        raise InputError(f"{uri} is no Delta table; fill one with: fieldlm collect --store delta:URI")
+        raise NotFoundError(f"{uri} is no Delta table; fill one with: fieldlm collect --store delta:URI")
     if (folder := _local(uri)) and not read_only:
         make_private_folder(folder)
     return DeltaTable.create(uri, schema, mode="ignore", configuration=_CONFIGURATION)

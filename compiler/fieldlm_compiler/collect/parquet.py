@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fieldlm.core.errors import InputError
+from fieldlm.core.errors import InputError, NotFoundError
 from fieldlm.core.files import disk_errors, held_lock, make_private, make_private_folder, sync_folder
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import SCHEMAS, Record, unpack
@@ -59,7 +59,7 @@ _HEAD = "device, epoch, stream, first, last, records, schema, body"
 class Store(Sink):
     """Parquet and DuckDB in a folder. Any number read with `read_only`; the one who writes holds `store.lock`.
 
-    Raises InputError when there is another writer.
+    Raises InputError when there is another writer, NotFoundError when there is nothing to read.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Store(Sink):
         self._erased_s = float("-inf")
         database = folder / "store.db"
         if read_only and not database.is_file():
-            raise InputError(f"{folder} is no store; fill one with: fieldlm collect --store {folder}")
+            raise NotFoundError(f"{folder} is no store; fill one with: fieldlm collect --store {folder}")
         with disk_errors(folder):
             make_private(database)
             make_private_folder(self.records_folder)

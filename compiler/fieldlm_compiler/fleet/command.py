@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.core import options, terminal
-from fieldlm.core.errors import InputError
+from fieldlm.core.errors import InputError, NotFoundError
+from fieldlm.core.logs import logger
 from fieldlm.core.urls import shown
 from fieldlm.core.wording import counted
 from fieldlm_compiler.collect.open import open_sink
@@ -15,6 +16,12 @@ from fieldlm_compiler.fleet.page import clock, share, size
 from fieldlm_compiler.fleet.request_tasks import tell_by
 from fieldlm_compiler.fleet.serve import HOST, Pages
 from fieldlm_compiler.fleet.view import DeviceRow, Event, FleetReport, TellTask, look, timeline
+
+log = logger(__name__)
+
+LOOK_S = 1.0
+"""How often it is looked for a store that is not there yet."""
+_sleep = time.sleep
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,15 +73,38 @@ def _export(where: str, url: str, since_h: float, *, as_json: bool) -> int:
 
 
 def _serve(where: str, port: int, tell: TellTask | None, *, as_json: bool) -> int:
-    with open_sink(where, read_only=True):
-        pass
-    with Pages(where, port, tell) as pages:
-        terminal.show({"url": pages.url}, f"the fleet of {where} is at {pages.url}, stop with Ctrl-C", as_json=as_json)
-        try:
+    try:
+        _wait_for(where)
+        with Pages(where, port, tell) as pages:
+            said = f"the fleet of {where} is at {pages.url}, stop with Ctrl-C"
+            terminal.show({"url": pages.url}, said, as_json=as_json)
             pages.serve_forever()
-        except KeyboardInterrupt:
-            return 0
+    except KeyboardInterrupt:
+        return 0
     return 0
+
+
+def _wait_for(where: str) -> None:
+    """Return as soon as there is a store: who collects may have been started at the same time."""
+    is_told = False
+    while not _is_there(where):
+        if not is_told:
+            log.info(f"  {where} is no store yet, stop with Ctrl-C; waiting for: fieldlm collect --store {where}")
+        is_told = True
+        _sleep(LOOK_S)
+
+
+def _is_there(where: str) -> bool:
+    database = Path(where) / "store.db"
+    if database.is_file() and not database.stat().st_size:
+        return False  # in a writer's first moment, who must have it alone
+    try:
+        with open_sink(where, read_only=True):
+            return True
+    except NotFoundError:
+        if Path(where).is_file():
+            raise
+        return False
 
 
 def describe(fleet: FleetReport) -> str:

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import msgspec
-
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.network.http_client import HttpClient, refusal, server_at
-from fieldlm_compiler.learn.tokenized import DatasetLine, numbered_lines
+from fieldlm_compiler.learn.tokenized import no_conversation, numbered_lines, read_conversation
 
 Messages = Sequence[dict[str, Any]]
 TOO_LONG = "context_length_exceeded"
@@ -176,15 +174,12 @@ def read_examples(path: Path) -> list[EvaluationItem]:
     questions: list[EvaluationItem] = []
     for number, line in numbered_lines(path):
         try:
-            row = msgspec.json.decode(line, type=DatasetLine)
+            row = read_conversation(line)
             questions.append(
                 EvaluationItem(_as_sent(row.messages[:-1]), said(row.messages[-1]), tuple(row.tools or ()))
             )
-        except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"line {number} of {path} is no conversation with its answer at the end ({error}); make the file "
-                "with: fieldlm dataset EXAMPLES --out DIR"
-            ) from error
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(no_conversation(number, path, error)) from error
     if not questions:
         raise InputError(
             f"{path} has no examples, so nothing can be counted; with few customers nobody is held out; "

@@ -73,6 +73,32 @@ class DatasetLine(msgspec.Struct, frozen=True, kw_only=True):
     task: Any = ""
 
 
+def read_conversation(line: bytes) -> DatasetLine:
+    """Return what a line says; raises ValueError, with what is missing, unless it is messages and their answer."""
+    try:
+        found = msgspec.json.decode(line, type=DatasetLine)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if not found.messages:
+        raise ValueError("it has no messages")
+    if not _ends_with_answer(found):
+        raise ValueError(f"its last message is of the role {found.messages[-1]['role']}; want assistant")
+    return found
+
+
+def no_conversation(number: int, path: Path, error: Exception) -> str:
+    """Return what a user is told of a line that is no example."""
+    return (
+        f"line {number} of {path} is no conversation with its answer at the end ({error}); make the file "
+        "with: fieldlm dataset EXAMPLES --out DIR"
+    )
+
+
+def _ends_with_answer(found: DatasetLine) -> bool:
+    # Some models' own names for the assistant are no OpenAI's; of these none is one.
+    return found.messages[-1].get("role") not in ("system", "developer", "user", "tool", "function")
+
+
 class _RejectedAnswer(msgspec.Struct):
     """A rejected answer that is a message."""
 
@@ -129,8 +155,7 @@ def read_examples(path: Path, checkpoint: Path, max_tokens: int, *, in_pairs: bo
     examples = tuple(each for _, each in read if isinstance(each, TokenizedExample))
     dropped = [(number, each) for number, each in read if isinstance(each, str)]
     if lines and not examples:
-        why = _reasons(dropped)
-        raise InputError(f"{path} holds no example for this model: {why}; at most {max_tokens} tokens (--max-tokens)")
+        raise InputError(_why_none(path, lines, dropped, max_tokens))
     if dropped:
         log.info(f"  {path.name}: {_reasons(dropped)} left out")
     unpaired: list[tuple[int, str]] = []
@@ -145,6 +170,22 @@ def read_examples(path: Path, checkpoint: Path, max_tokens: int, *, in_pairs: bo
     if unpaired:
         log.info(f"  {path.name}: of the rejected answers {_reasons(unpaired)} not used; the right ones are")
     return TokenizedSplit(examples=examples, dropped=_counted(dropped), unpaired=_counted(unpaired))
+
+
+def _why_none(
+    path: Path, lines: Sequence[tuple[int, bytes]], dropped: Sequence[tuple[int, str]], max_tokens: int
+) -> str:
+    """Say why none of the lines is an example, and what the first one lacks that is no conversation."""
+    wrong: list[str] = []
+    for number, line in lines:
+        try:
+            read_conversation(line)
+        except ValueError as error:
+            wrong.append(no_conversation(number, path, error))
+    if len(wrong) == len(lines):
+        return wrong[0]
+    said = f"{path} holds no example for this model: {_reasons(dropped)}; at most {max_tokens} tokens (--max-tokens)"
+    return "; ".join([said, *wrong[:1]])
 
 
 def _counted(reasons: Iterable[tuple[int, str]]) -> dict[str, int]:
@@ -191,6 +232,8 @@ class _Writer:
         found = _line(line)
         if found is None or not found.messages:
             return "unreadable"
+        if not _ends_with_answer(found):
+            return "no answer"
         made = self._example(found.messages, found.tools, max_tokens)
         return made if isinstance(made, str) else replace(made, task=str(found.task or ""))
 

@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, InputError
-from fieldlm.core.files import canonical_json, sha256_file, whole_folder, write_whole
+from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
 from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
 from fieldlm.formats.bundle import open_bundle
@@ -61,18 +63,14 @@ def tune(
     if start:
         _check_start(start, recipe)
     train, held_out = _splits(dataset, checkpoint, recipe)
-    base_sha256 = _base_sha256(checkpoint)
     # PyTorch takes seconds to import: what can be refused without it has been.
     with terminal.progress("import PyTorch"):
         prepare()
         import torch
 
     torch.manual_seed(recipe.seed)
-    sources = {"recipe": recipe.facts(), "base_sha256": base_sha256}
-    files = {"dataset": dataset / "train.jsonl", "blocks": blocks, "start": start and start / WEIGHTS}
-    # What is held out decides something where it may end the run, and only there.
-    files["held_out"] = dataset / "eval.jsonl" if recipe.patience else None
-    sources |= {f"{name}_sha256": sha256_file(path) for name, path in files.items() if path}
+    sources = _sources(checkpoint, dataset, recipe, start, blocks)
+    inputs_sha256 = _inputs_sha256(sources, dataset)
     with kept_memory():
         from fieldlm_compiler.learn.tuning.answer_loss import choose_loss
 
@@ -86,7 +84,8 @@ def tune(
     document = {
         "recipe": recipe.facts(),
         "dataset": _dataset_id(dataset),
-        "base_sha256": base_sha256,
+        "base_sha256": sources["base_sha256"],
+        "inputs_sha256": inputs_sha256,
         "start_sha256": sources.get("start_sha256", ""),
         "blocks": types,
         "packed": loss.is_packed,
@@ -99,6 +98,38 @@ def tune(
         write_whole(folder / "tune.json", canonical_json(document))
     run.forget()
     return document
+
+
+def finished(
+    checkpoint: Path, dataset: Path, out: Path, recipe: TrainingRecipe, *, start: Path | None, blocks: Path | None
+) -> dict[str, Any] | None:
+    """Return what tune.json in `out` holds where that adapter was tuned of exactly this; None where it was not."""
+    try:
+        known = msgspec.json.decode((out / "tune.json").read_bytes(), type=dict[str, Any])
+        # Adapters from before this was kept say nothing of it.
+        if "inputs_sha256" not in known or not (out / WEIGHTS).is_file():
+            return None
+        wanted = _inputs_sha256(_sources(checkpoint, dataset, recipe, start, blocks), dataset)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return known if known["inputs_sha256"] == wanted else None
+
+
+def _sources(
+    checkpoint: Path, dataset: Path, recipe: TrainingRecipe, start: Path | None, blocks: Path | None
+) -> dict[str, Any]:
+    """Return what a run is kept by: it goes on only for the same."""
+    files = {"dataset": dataset / "train.jsonl", "blocks": blocks, "start": start and start / WEIGHTS}
+    # What is held out decides something where it may end the run, and only there.
+    files["held_out"] = dataset / "eval.jsonl" if recipe.patience else None
+    digests = {f"{name}_sha256": sha256_file(path) for name, path in files.items() if path}
+    return {"recipe": recipe.facts(), "base_sha256": _base_sha256(checkpoint), **digests}
+
+
+def _inputs_sha256(sources: dict[str, Any], dataset: Path) -> str:
+    """Return what names all that tune.json tells of: what the run is made of, and what it is measured by."""
+    measured = {"dataset": _dataset_id(dataset), "eval_sha256": sha256_file(dataset / "eval.jsonl")}
+    return sha256_bytes(canonical_json({"sources": sources, "measured": measured}))
 
 
 def _load(
@@ -345,6 +376,13 @@ def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
     args = _parser().parse_args(argv)
     recipe = recipe_of(args)
+    if known := finished(args.checkpoint, args.dataset, args.out, recipe, start=args.start, blocks=args.blocks):
+        said = (
+            f"{args.out} holds this adapter already, tuned on the same data by the same recipe ({known['examples']} "
+            f"examples, {known['steps']} steps); name another --out to tune it anew"
+        )
+        terminal.show(known, said, as_json=args.json)
+        return 0
     document = tune(args.checkpoint, args.dataset, args.out, recipe, start=args.start, blocks=args.blocks)
     text = (
         f"{args.out}: {document['examples']} examples, {document['steps']} steps in {document['seconds']} s "

@@ -3,7 +3,8 @@
 Decoding reads every weight for each token, so a profile's memory bandwidth foresees tokens a second, and the header of
 the weights foresees memory. Both are measured here, briefly. What came out is the bundle's calibration overlay: a file
 beside the bundle, outside of its signature, which edits neither bundle nor profile. Further than `TOLERANCE` from what
-was foreseen, it names the point of the compiler's frontier that would give here what was expected of this one.
+was foreseen, it names the point of the compiler's frontier that would give here what was expected of this one. A void
+measurement, beside busy neighbours say, is neither judged nor written.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import msgspec
 
 from fieldlm.bench.bench import bench
 from fieldlm.bench.measure import Spec
-from fieldlm.bench.remarks import remarks
+from fieldlm.bench.remarks import findings
 from fieldlm.bench.result import Interval, Result
 from fieldlm.core.errors import BundleError
 from fieldlm.core.files import canonical_json, disk_errors, write_whole
@@ -72,7 +73,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
 
     `decode` is tokens/s with its 95 % interval, `memory_mb` weights, cache and buffers in megabytes (1e6 bytes),
     `serving_mb` the same as the profile would serve. `instead` is the point to take where this one is not what was
-    foreseen.
+    foreseen. One that `is_void` says nothing of the device.
     """
 
     format: str
@@ -91,6 +92,7 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth_percent: float
     instead: ForeseenPoint | None
     remarks: tuple[str, ...]
+    is_void: bool = False
 
     @property
     def holds(self) -> bool:
@@ -104,15 +106,16 @@ def overlay_path(bundle: Bundle) -> Path:
 
 
 def confirm(bundle: Bundle, profile: Profile, probes: float) -> Overlay:
-    """Measure `bundle` here, hold it against what `profile` foresees, and write the overlay beside it.
+    """Measure `bundle` here, hold it against what `profile` foresees, write the overlay beside it unless it is void.
 
     `probes` is the share of its probe questions that were answered as expected. Raises EngineError when it cannot be
     measured, InputError when the overlay cannot be written.
     """
     made = judge(bundle, profile, detect(), measure(bundle, profile), probes)
     path = overlay_path(bundle)
-    with disk_errors(path):
-        write_whole(path, canonical_json(made))
+    if not made.is_void:
+        with disk_errors(path):
+            write_whole(path, canonical_json(made))
     return made
 
 
@@ -151,6 +154,7 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
     )
     serving_mb = round((served or memory.measured) * memory.ratio, 1)
     budget_mb = float(profile.memory.model_budget_mb)
+    seen = findings(result, found)
     return Overlay(
         format=FORMAT,
         bundle=bundle.id,
@@ -167,7 +171,8 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
         read_gb_s=round(result.bandwidth.read_gb_s, 2),
         bandwidth_percent=round(result.bandwidth_percent.median, 1),
         instead=instead(points(bundle), bundle.need("base").stat().st_size, speed, serving_mb - budget_mb),
-        remarks=tuple(remarks(result, found)),
+        remarks=tuple(map(str, seen)),
+        is_void=any(each.voids for each in seen),
     )
 
 
@@ -241,6 +246,8 @@ def _beside(figure: Figure) -> str:
 
 
 def _verdict(overlay: Overlay) -> str:
+    if overlay.is_void:
+        return "no verdict, and nothing is written: the measurement is void; run it again when the machine is quiet"
     near = overlay.tokens_per_s.is_near and overlay.memory_mb.is_near and overlay.serving_mb <= overlay.budget_mb
     if near:
         return "✓ this device gives what was foreseen"

@@ -82,7 +82,7 @@ COMMANDS = {name: command for group in GROUPS.values() for name, command in grou
 
 
 def main(argv: Sequence[str] | None = None, *, on_loaded: Callable[[], object] = lambda: None) -> int:
-    """Run one subcommand and return the exit code: 0 done, 1 the answer is no, 2 wrong use or input.
+    """Run one subcommand and return the exit code: 0 done, 1 the answer is no, 2 wrong use or input, 75 no answer now.
 
     `on_loaded` is called when its modules are imported and its work begins.
     """

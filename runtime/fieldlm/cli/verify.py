@@ -17,10 +17,15 @@ from fieldlm.formats.profile import load_profile
 
 # All but one of the usual three: another processor may round one answer away.
 SHARE_NEEDED = 0.6
+VOID = 75
+"""The exit code, EX_TEMPFAIL, of a measurement that says nothing of this machine: run it again when it is quiet."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check every byte and the signature, load the bundle, ask its probes, print its gates; 1 when an answer is no."""
+    """Check every byte and the signature, load the bundle, ask its probes, print its gates.
+
+    Returns 1 when an answer is no, and `VOID` when there is none, for the measurement was void; then `ok` is None.
+    """
     parser = terminal.parser(
         "verify",
         "Check a bundle's bytes and signature, load it and ask its probe questions.",
@@ -45,11 +50,16 @@ def main(argv: Sequence[str]) -> int:
     found = verify(bundle)
     report = found | {"signer": signer(bundle), "trusted": bool(args.key)}
     text = _text(report)
+    is_void = False
     if profile:
         overlay = calibration.confirm(bundle, profile, found["probes"])
-        report |= {"ok": report["ok"] and overlay.holds, "overlay": overlay}
-        text += f"\n{calibration.words(overlay)}\n  written to {calibration.overlay_path(bundle)}"
+        is_void = overlay.is_void and bool(report["ok"])
+        report |= {"ok": None if is_void else report["ok"] and overlay.holds, "overlay": overlay}
+        text += f"\n{calibration.words(overlay)}"
+        text += "" if overlay.is_void else f"\n  written to {calibration.overlay_path(bundle)}"
     terminal.show(report, text, as_json=args.json)
+    if is_void:
+        return VOID
     return 0 if report["ok"] else 1
 
 

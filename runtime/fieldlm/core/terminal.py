@@ -36,10 +36,25 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) if is_said else action.help
 
 
+_REQUIRED = "the following arguments are required: "
+
+
+class _MissingError(InputError):
+    """Carries the names of what is required and was not given."""
+
+    def __init__(self, names: str) -> None:
+        super().__init__(names)
+        self.names = names.split(", ")
+
+
 class Parser(argparse.ArgumentParser):
     """Raises InputError where argparse would print its usage and exit: one line, or one document with --json."""
 
+    _is_probing = False
+
     def error(self, message: str) -> NoReturn:
+        if self._is_probing and message.startswith(_REQUIRED):
+            raise _MissingError(message.removeprefix(_REQUIRED))
         # It repeats what was typed, a URL with a password perhaps.
         told = " ".join(shown(word) if "://" in word else word for word in message.split(" "))
         raise InputError(f"{told}{self._meant(message)}; see: {self.prog} --help")
@@ -51,8 +66,38 @@ class Parser(argparse.ArgumentParser):
         return "".join(did_you_mean(flag, self._option_string_actions) for flag in flags[:1])
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Options may stand before, between and behind the other arguments."""
-        return self.parse_intermixed_args(*args, **kwargs)
+        """Options may stand before, between and behind the other arguments; all that is missing is said at once."""
+        self._is_probing = True
+        try:
+            return self.parse_intermixed_args(*args, **kwargs)
+        except _MissingError as missing:
+            names = [*missing.names, *self._missing_beside(missing.names, *args, **kwargs)]
+        finally:
+            self._is_probing = False
+        return self.error(_REQUIRED + ", ".join(map(self._with_choices, names)))
+
+    def _missing_beside(self, names: Sequence[str], *args: Any, **kwargs: Any) -> list[str]:
+        """Return what else is missing: argparse looks at options first, and at other arguments only then."""
+        options = [each for each in self._actions if each.required and each.option_strings]
+        for each in options:
+            each.required = False
+        try:
+            self.parse_intermixed_args(*args, **kwargs)
+        except _MissingError as missing:
+            return [name for name in missing.names if name not in names]
+        except InputError:
+            pass  # what else is wrong is told when nothing is missing
+        finally:
+            for each in options:
+                each.required = True
+        return []
+
+    def _with_choices(self, name: str) -> str:
+        """Return an argument's name, and what it may be where that is one of a few words."""
+        for each in self._actions:
+            if each.choices and not each.metavar and name in (each.dest, "/".join(each.option_strings)):
+                return f"{name} (one of {' '.join(map(str, each.choices))})"
+        return name
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         if _only_built.get():
