@@ -37,7 +37,8 @@ def arm() -> ArmMachine:
     return arm_machine()
 
 
-def passed(arm: ArmMachine, processor: str, room: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def tried(arm: ArmMachine, processor: str, room: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the tests of `room` on `processor`, without what the workshop's half shares."""
     files = [f"tests/{room}/{name}.py" for name in ROOMS[room]]
     plugins = ["-p", "tests.support.schedule", "-p", "tests.support.device_fixtures", "-p", "no:cacheprovider"]
     options = ["--noconftest", "-n0", "-q", "-k", OTHER_PROCESSES, f"--basetemp={folder / 'tests'}"]
@@ -49,7 +50,7 @@ def passed(arm: ArmMachine, processor: str, room: str, folder: Path) -> subproce
     [(name, room) for name in PROCESSORS for room in ROOMS if DEPTH > 1 or name == LEAST or room == "engines"],
 )
 def test_a_room_passes_its_tests_on(processor: str, room: str, arm: ArmMachine, tmp_path: Path) -> None:
-    done = passed(arm, processor, room, tmp_path)
+    done = tried(arm, processor, room, tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.search(r"^[1-9]\d* passed", done.stdout.splitlines()[-1]), done.stdout
 

@@ -56,14 +56,16 @@ class Router:
         raised = np.exp(scores - scores.max())
         return raised / raised.sum()
 
-    def task(self, text: str, *, least: float | None = None) -> str | None:
-        """Return the id of the task that `text` is, None where it is none that is known.
-
-        With `least` another chance than the router's own is what its best task has to have.
-        """
+    def best(self, text: str) -> tuple[str, float]:
+        """Return the id of the task that `text` is most likely, known or not, and its chance."""
         chances = self.chances(text)
         best = int(chances.argmax())
-        return self.tasks[best] if chances[best] >= (self.least if least is None else least) else None
+        return self.tasks[best], float(chances[best])
+
+    def task(self, text: str) -> str | None:
+        """Return the id of the task that `text` is, None where it is none that is known."""
+        task, chance = self.best(text)
+        return task if chance >= self.least else None
 
     def name(self, task: str) -> str:
         return dict(zip(self.tasks, self.names, strict=True)).get(task, task)

@@ -7,7 +7,7 @@ has the same adapter, after a restart, too.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,11 @@ def choose(
 def _task_of(router: Router, said: Sequence[str]) -> str | None:
     """Return the task of a conversation by what the user said in each turn, None where none is known."""
     later, clear = said[1:][-MOST_TURNS:], (1 + router.least) / 2
-    found = (router.task(text, least=clear) for text in reversed(later))
-    if (task := next((task for task in found if task is not None), None)) is not None:
-        return task
-    return next((task for text in (*said[:1], *later) if (task := router.task(text)) is not None), None)
+    best = cache(router.best)  # a turn may be looked at twice
+    for text in reversed(later):
+        if best(text)[1] >= clear:
+            return best(text)[0]
+    return next((task for task, chance in map(best, (*said[:1], *later)) if chance >= router.least), None)
 
 
 @lru_cache(maxsize=4)
