@@ -11,6 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from fieldlm.core.errors import EngineError
 from fieldlm.engines import Engine, SpecialTokens
 from fieldlm.engines.constraint import Grammars, Rule
 from fieldlm.engines.rules.json_schema import checked
@@ -173,6 +174,29 @@ def test_the_models_own_words_are_what_its_grammar_accepts(name: str, engine: st
     for token in ENGINES[engine].tokenize(found.spelt([GO])):
         guide.accept(token)
     assert guide.is_complete
+
+
+@pytest.mark.parametrize("name", ["minicpm5", "qwen3_coder", "glm47"])
+def test_a_text_never_loses_the_line_breaks_around_it(name: str) -> None:
+    """A reader takes one on each side for the spelling's own, so where a spelling has none a text has none there."""
+    found = format_of(template(name), ["<|im_end|>"])
+    schema = checked({"type": "object", "properties": {"to": TEXT | {"minLength": 1}}, "required": ["to"]})
+    calls = CallGrammar(found, said_tokens(ENGINES["texts"]), frozenset({256}))
+    compiled = GRAMMARS["texts"].compile(Rule("grammar", f"start: calls\n{calls.rules({'go': schema}, several=False)}"))
+    read: list[str] = []
+    for text in ("a", "a\nb", "\n", "\na", "a\n", "\n\n"):
+        guide, spelt = compiled.guide(), found.spelt([("go", {"to": text})])
+        try:
+            for token in spelt.encode():
+                guide.accept(token)
+        except EngineError:
+            continue
+        (call,) = CallReader(frozenset({"go"}), schemas={"go": schema}).push(spelt)
+        assert isinstance(call, Call)
+        assert json.loads(call.arguments) == {"to": text}
+        read.append(text)
+    assert read[:2] == ["a", "a\nb"]
+    assert len(read) == (6 if name == "qwen3_coder" else 2)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_nothing_is_lost_or_doubled_when_device_broker_and_collector_are_killed(
         assert all(device.last_line.startswith("drained") for device in devices)
     finally:
         for device in devices:
-            device.process.kill()
+            device.kill()
         collector.send_signal(signal.SIGTERM)
         assert collector.wait(30) == 0
 

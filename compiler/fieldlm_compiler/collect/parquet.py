@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fieldlm.core.errors import InputError, NotFoundError
 from fieldlm.core.files import disk_errors, held_lock, make_private, make_private_folder, sync_folder
+from fieldlm.core.sqlite import BUSY_S, connect, make_durable
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import SCHEMAS, Record, unpack
 from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
@@ -49,7 +50,6 @@ MERGE_FILES, MERGE_ROWS = 32, 1_000_000
 """So many files of fewer rows become one."""
 ERASE_EVERY_S = 30.0
 """What is forgotten cannot be seen from its commit on; the files that hold it are written anew so often at most."""
-BUSY_S = 30
 CHECKPOINT_MS = 200
 _SPARE = """SELECT device, epoch, stream FROM steps WHERE device = ? AND before = 0
     ORDER BY rowid DESC LIMIT -1 OFFSET ?"""
@@ -82,10 +82,9 @@ class Store(Sink):
             if self._is_writer:
                 opened.enter_context(self._hold())
             try:
-                self._db = sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
+                self._db = connect(database)
                 opened.callback(self._db.close)
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
+                make_durable(self._db)
                 self._db.execute("PRAGMA secure_delete = ON")
                 self._upgrade()
             except sqlite3.DatabaseError as error:

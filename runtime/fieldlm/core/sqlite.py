@@ -5,10 +5,12 @@ import sqlite3
 import time
 from pathlib import Path
 
+BUSY_S = 30
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open a file for any thread, with transactions begun by hand; waits half a minute for another process."""
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
@@ -17,8 +19,17 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
 
 
 def make_durable(database: sqlite3.Connection) -> None:
-    """Have each transaction on the disk before it is said to be done."""
-    database.execute("PRAGMA journal_mode = WAL")
+    """Have each transaction on the disk before it is said to be done; waits half a minute for another process."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait by itself for who makes the file, or opens it too, in this moment.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
     database.execute("PRAGMA synchronous = FULL")
 
 

@@ -18,6 +18,7 @@ Schema = Mapping[str, Any]
 
 _SLASH = re.compile(r"(?<!\\)((?:\\\\)*)/")  # one that no backslash escapes
 _ANYTHING_BUT = "/(.|\\n)*/ & ~/(.|\\n)*({})(.|\\n)*/"
+_UNFRAMED = r"/([^\n]((.|\n)*[^\n])?)?/"  # neither begun nor ended by a line break
 _TEXT_WORDS = frozenset({"type", "minLength", "maxLength", "pattern"})
 _SILENT = frozenset({"title", "description", "default", "example", "examples", "deprecated", "$comment"})
 _OBJECT_WORDS = frozenset({"type", "properties", "required", "additionalProperties", "$schema", "$id", "strict"})
@@ -110,7 +111,8 @@ class CallGrammar:
         said = _spoken(cast(Schema, schema))
         if style.name in ("xml", "pairs") and (text := _text_of(said)) is not None:
             self.texts.append((before, after))
-            return f"{self.literal(before)} {self._text(style, text, after)}"
+            is_framed = before.endswith("\n") and after.startswith("\n")
+            return f"{self.literal(before)} {self._text(style, text, after, may_break=is_framed)}"
         return " ".join(filter(None, (self.literal(before), self._value(style, said), self.literal(after))))
 
     def _value(self, style: ArgumentStyle, schema: Schema) -> str:
@@ -157,11 +159,16 @@ class CallGrammar:
             return _quoted(str(value))
         return _quoted(json.dumps(value, ensure_ascii=False))
 
-    def _text(self, style: ArgumentStyle, schema: Schema, after: str) -> str:
-        """Return a rule for a text as it is, which nobody may take for its own end, and what follows it."""
+    def _text(self, style: ArgumentStyle, schema: Schema, after: str, *, may_break: bool = True) -> str:
+        """Return a rule for a text as it is, which nobody may take for its own end, and what follows it.
+
+        Unless it `may_break`, no line break begins or ends it: a reader would take that for the spelling's own.
+        """
         if not schema.keys() <= _TEXT_WORDS:
             raise UnspeakableError(str(schema))
         rule = _ANYTHING_BUT.format("|".join(_slashed(re.escape(mark)) for mark in style.never))
+        if not may_break:
+            rule += f" & {_UNFRAMED}"
         least, most = schema.get("minLength", 0), schema.get("maxLength")
         if least or most is not None:
             if max(least, most or 0) > MOST_LENGTH:
