@@ -55,6 +55,38 @@ def test_a_policy_reaches_such_a_broker(
     assert message.topic == topics.policy_topic("shop")
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("publish new --to new-repository", "--announce"),
+        ("rollout start --to . --store new", "--broker"),
+        ("policy policy.toml", "--publish"),
+        ("logs kiosk-1", "--broker"),
+        ("update", "--broker"),
+        ("slots", "--broker"),
+    ],
+)
+def test_a_certificate_for_no_broker_is_refused(
+    command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("policy.toml").write_text('fleet = "shop"\nversion = 1\ntelemetry = "metrics"\n')
+    authority = Authority(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert main([*command.split(), "--broker-ca", authority.ca]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--broker-ca {authority.ca} is for a broker" in line
+    assert f"give {option}, too" in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["update", "slots", "logs", "rollback"])
+def test_a_broker_without_a_device_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--broker", "mqtt://127.0.0.1:1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--broker mqtt://127.0.0.1:1 reaches a device by its id" in line
+
+
 COMMANDS = [
     "collect --store new",
     "publish new --to new-repository",

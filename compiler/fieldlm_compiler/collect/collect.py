@@ -324,7 +324,7 @@ def main(argv: Sequence[str]) -> int:
     shards = parse_shards(args.shards)
     topics.parse_broker(args.broker)
     topics.collector_filters(args.fleet, shards)  # raises InputError for what is no name
-    identity = identity_of(args)
+    identity = identity_of(args, broker=args.broker)
     sealer = sealer_of(args.seal_text) if args.seal_text else None
     with open_sink(args.store, forget=args.forget) as store:
         if args.compact:

@@ -262,7 +262,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise InputError(f"{args.store} is no folder; say where the rollout is remembered: --memory FOLDER")
     if args.broker:
         parse_broker(args.broker)
-    args.identity = identity_of(args)
+    args.identity = identity_of(args, broker=args.broker)
     args.memory = args.memory or Path(args.store)
     return args
 

@@ -265,7 +265,7 @@ def _parse(argv: Sequence[str]) -> Any:
         raise InputError("name a bundle, or say --refresh to renew what was published")
     if args.announce:
         parse_broker(args.announce)
-    args.identity = identity_of(args)
+    args.identity = identity_of(args, broker=args.announce, option="--announce")
     return args
 
 

@@ -219,7 +219,10 @@ def cells(difference: Difference) -> tuple[str, ...]:
 
 
 HEAD = ("test", "A, tokens/s", "B, tokens/s", "B/A [95 %]", "#p (Holm)", "")
-KEY = "p is Holm's over all rows; each interval is of its row alone, not adjusted for how many there are."
+KEY = (
+    "B/A is of the geometric means, and may differ a little from that of the means shown. p is Holm's over all "
+    "rows; each interval is of its row alone, not adjusted for how many there are."
+)
 
 
 def notes(found: Comparison) -> list[str]:

@@ -22,9 +22,7 @@ METHOD = (
     "token, the first left out, for it comes with the prompt. The bandwidth is read by as many threads, just before "
     "each repetition; what decode uses of it are the bytes of weights, keys and values that a token has to read."
 )
-TESTED = (
-    f"Welch's test of the logarithms of the speeds, and the 95 % interval of the ratio of their geometric means; {KEY}"
-)
+TESTED = f"Welch's test of the logarithms of the speeds, and the 95 % interval of B/A. {KEY}"
 
 
 def check_target(path: Path) -> None:

@@ -76,19 +76,24 @@ def _measure(
 
     out = writer(args.output, sweep.asked) if args.output else None
     rows: list[dict[str, Any]] = []
-    for number, (bundle, spec) in enumerate(plans):
-        which = f", test {number + 1} of {len(plans)}" if len(plans) > 1 else ""
-        result = bench(bundle, msgspec.structs.replace(spec, bundle=str(bundle.folder)), which=which)
-        rows += (made := document(bundle, result, found))
+    remarked: list[str] = []
+    try:
+        for number, (bundle, spec) in enumerate(plans):
+            which = f", test {number + 1} of {len(plans)}" if len(plans) > 1 else ""
+            result = bench(bundle, msgspec.structs.replace(spec, bundle=str(bundle.folder)), which=which)
+            rows += (made := document(bundle, result, found))
+            if out:
+                out.rows(made)
+                remarked += [f"! {name_of(spec)}: {line}" for line in remarks(result, found)]
+            elif not args.json:
+                print(visible("\n" * bool(number) + describe(bundle, result, found)), flush=True)
         if out:
-            out.rows(made)
-            for line in remarks(result, found):
-                print(visible(f"! {name_of(spec)}: {line}"), file=sys.stderr, flush=True)
-        elif not args.json:
-            print(visible("\n" * bool(number) + describe(bundle, result, found)), flush=True)
-    if out:
-        out.end()
-    elif args.json:
+            out.end()
+    finally:
+        # Behind the table: on a terminal they would stand in its midst. Not lost where the run is stopped.
+        for line in remarked:
+            print(visible(line), file=sys.stderr, flush=True)
+    if args.json and not out:
         terminal.show(rows, "", as_json=True)
     if args.report:
         from fieldlm.bench.report import bench_markdown, bench_page, write_report

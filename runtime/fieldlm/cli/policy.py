@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     policy = _read(args.policy)
     if args.publish:
         topics.parse_broker(args.publish)
-    identity = identity_of(args)
+    identity = identity_of(args, broker=args.publish, option="--publish")
     key = load_or_create_key(args.key or keys_folder() / "policy.pem")
     try:
         message = sign_policy(policy, key)

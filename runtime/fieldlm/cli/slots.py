@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
     )
     remote.add_arguments(parser)
     args = parser.parse_args(argv)
+    remote.check_arguments(args)
     if args.device or args.url:
         status = msgspec.convert(remote.connect(args).do("slots"), SlotStatus)
         terminal.show(status, _page(status), as_json=args.json)

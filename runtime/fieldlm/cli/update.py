@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--repository", help="folder with a repository, a USB stick's say; or URL, without a server")
     parser.add_argument("--trust", help="root.json that vouches for the repository")
     args = parser.parse_args(argv)
+    remote.check_arguments(args)
     if args.device:
         result = ask_remote(args)
         terminal.show(result, describe(result), as_json=args.json)

@@ -20,7 +20,7 @@ from fieldlm.core.urls import shown
 from fieldlm.formats import command as wire
 from fieldlm.formats import topics
 from fieldlm.formats.command import Command, CommandResult, Verb
-from fieldlm.network.broker_identity import Identity, add_identity_options, identity_of
+from fieldlm.network.broker_identity import Identity, add_identity_options, identity_of, refuse_for_nothing
 from fieldlm.network.http_client import HttpClient, own_server
 
 if TYPE_CHECKING:
@@ -85,17 +85,25 @@ def add_arguments(parser: argparse.ArgumentParser, *, needs_device: bool = False
         parser.add_argument("--state", help="state folder of the device on this machine")
 
 
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise InputError for options that would do nothing."""
+    if args.broker and not args.device:
+        raise InputError(f"--broker {shown(args.broker)} reaches a device by its id, and none is named; name it, too")
+    refuse_for_nothing(args, broker=args.broker)
+
+
 def connect(args: argparse.Namespace) -> Remote:
     """Return the device that the arguments name.
 
     Raises UnavailableError when it is not found. Without a name it is the one on this machine, with its own key.
     """
     config = load_config({"keys": args.keys, "state": args.state})
+    check_arguments(args)
     if not args.device:
         return _local(config, args.url)
     if args.broker:
         topics.parse_broker(args.broker)
-        post = _over_mqtt(args.broker, args.fleet, args.device, identity_of(args))
+        post = _over_mqtt(args.broker, args.fleet, args.device, identity_of(args, broker=args.broker))
     elif "://" in args.device or args.device.startswith("unix:"):
         post = _over_http(_client(args.device))
     else:

@@ -42,10 +42,11 @@ def add_identity_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker-key", metavar="PEM", help="mqtts: the private key of that; as configured")
 
 
-def identity_of(args: argparse.Namespace) -> Identity:
+def identity_of(args: argparse.Namespace, *, broker: str | None, option: str = "--broker") -> Identity:
     """Return what the options or the settings say, tried before any work.
 
-    Raises ConfigError for a file that is not there, InputError for one that is no certificate or key.
+    Raises ConfigError for a file that is not there, InputError for one that is no certificate or key, and for options
+    where `option` names no `broker`: they would do nothing.
     """
     flags: Mapping[str, object] = {name: getattr(args, name) for name in NAMES}
     ca, cert, key = (str(value) for value in settings_alone(NAMES, flags).values())
@@ -57,4 +58,13 @@ def identity_of(args: argparse.Namespace) -> Identity:
             identity.context()
         except UnavailableError as error:
             raise InputError(f"{error}; want PEM files: --broker-ca, --broker-cert, --broker-key") from error
+    refuse_for_nothing(args, broker=broker, option=option)
     return identity
+
+
+def refuse_for_nothing(args: argparse.Namespace, *, broker: str | None, option: str = "--broker") -> None:
+    """Raise InputError for one of these options where `option` names no `broker`: it would do nothing."""
+    said = next((name for name in NAMES if getattr(args, name)), "")
+    if said and not broker:
+        name = f"--{said.replace('_', '-')} {getattr(args, said)}"
+        raise InputError(f"{name} is for a broker, and none is named; give {option}, too")
