@@ -268,7 +268,7 @@ class _Writer:
         except InputError:
             return "refused by the chat template"
         prompt = self._tokenizer.encode(asked)
-        tokens = self._continued(asked, prompt, whole.rstrip("\n"))
+        tokens = self._continued(asked, prompt, self._answered_at_once(asked, whole.rstrip("\n")))
         if tokens is None:
             return "ambiguous border"
         if self._control.issuperset(tokens[len(prompt) :]):
@@ -277,6 +277,19 @@ class _Writer:
             # Without the token that ends a turn a model never learns to stop.
             tokens += self._eos
         return "too long" if len(tokens) > max_tokens else TokenizedExample(tokens=(*tokens,), answer_at=len(prompt))
+
+    def _answered_at_once(self, asked: str, whole: str) -> str:
+        """Return `whole` with an empty thought before its answer where `asked` has begun one and `whole` shows none.
+
+        So R1's templates are: a prompt ends in `<think>`, and of an answer they write what stands behind the thought.
+        """
+        marks = self._template.marks
+        if marks is None or whole.startswith(asked) or not marks.is_open(asked):
+            return whole
+        before = asked.rstrip().removesuffix(marks.opens)
+        closed = marks.closed(asked)
+        closed = closed if closed.startswith(asked) else f"{asked}{marks.closes}{marks.space}"
+        return f"{closed}{whole[len(before) :]}" if whole.startswith(before) else whole
 
     def _continued(self, asked: str, prompt: list[int], whole: str) -> list[int] | None:
         """Return the tokens of `whole` that begin with `prompt`; None where its text goes on from another prompt."""
