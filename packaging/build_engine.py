@@ -3,8 +3,8 @@
 llama.cpp can hold its kernels once for each kind of processor, as libraries of which the best is loaded when it starts
 (`runtime/fieldlm/engines/llama_kernels.py`). Its source lists more kinds than devices have, and some that a compiler
 cannot build: GCC 12 miscompiles AMX tiles and knows no SME. So the list in its source is cut to the kinds named here,
-and what no device opens (the parts for its own programs, and for images) is not built at all. The wheel is kept in the
-user's cache under a name that tells what it was made of.
+and what no device opens (the parts for its own programs, and for images) is not built at all. `patches/` says what else
+is changed, and why. The wheel is kept in the user's cache under a name that tells what it was made of.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "packaging" / "requirements.lock"
+PATCHES = ROOT / "packaging" / "patches"
+"""What llama.cpp is built with beside its own source, by architecture; each says why, and what it measured."""
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """Debian's names of architectures → the kernel's."""
 KERNELS = {
@@ -84,7 +86,8 @@ def sources(given: argparse.Namespace) -> list[str | Path]:
 def engine_wheel(machine: str) -> Path:
     """Return the wheel for every processor of `machine`, built here unless it is in the cache."""
     requirement, options = pinned(), (*OPTIONS, *compiler_options(machine))
-    made_of = [requirement, *KERNELS[machine], *options, compiler_version(options)]
+    mended = [patch.read_text() for patch in patches(machine)]
+    made_of = [requirement, *KERNELS[machine], *options, compiler_version(options), *mended]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "fieldlm" / "engines"
     folder = cache / f"{machine}-{digest}"
@@ -110,6 +113,7 @@ def build(requirement: str, machine: str, options: Sequence[str], part: Path) ->
     (part / "source").mkdir()
     subprocess.run(["tar", "-xf", sdist, "-C", part / "source", "--strip-components=1"], check=True)
     cut(part / "source", KERNELS[machine])
+    mend(part / "source", patches(machine))
     print(f"compiling llama.cpp for {', '.join(KERNELS[machine])}; this takes several minutes, once", file=sys.stderr)
     run_pip(
         "wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", part, part / "source", CMAKE_ARGS=shlex.join(options)
@@ -132,6 +136,22 @@ def cut(source: Path, kernels: Sequence[str]) -> None:
     if count != 1:
         raise SystemExit(f"{path} does not say whether the common parts are built")
     path.write_text(text)
+
+
+def patches(machine: str) -> list[Path]:
+    """Return the patches for `machine` in their order."""
+    return sorted((PATCHES / machine).glob("*.patch"))
+
+
+def mend(source: Path, changes: Sequence[Path]) -> None:
+    """Apply the patches `changes` to the source in `source`; ends the program where one does not fit."""
+    # A repository that the cache may lie in has nothing to do with it.
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(source.resolve().parent)}
+    for change in changes:
+        command = ["git", "apply", change.resolve()]
+        done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{change.name} does not fit this llama.cpp; mend or remove it: {done.stderr.strip()}")
 
 
 def slim(wheel: Path) -> None:
