@@ -69,7 +69,7 @@ def test_no_canary_comes_out_elsewhere_in_llama_cpp(layers: int, tmp_path: Path)
     bundle = tiny_bundle(tmp_path / "base", system_prompt=OURS, gguf=gguf)
     shelf, snapshots = tmp_path / "shelf", Snapshots(tmp_path / "snapshots")
     for seed, name in enumerate(NAMES):
-        adapter = lora_gguf(tmp_path / f"{name}.gguf", seed=seed, scale=0.5, layer=layers - 1)
+        adapter = lora_gguf(tmp_path / f"{name}.gguf", seed=seed, scale=0.5, layer=0)
         tiny_bundle(shelf / name, adapter=adapter, system_prompt=OURS, gguf=gguf)
     exchanges = list[Exchange]()
     for first in (0, requests // 2):

@@ -32,7 +32,6 @@ SECRET = [{"role": "user", "content": "The safe behind the picture opens with le
 """A conversation that many have, each with a salt of their own."""
 PROBE = [{"role": "user", "content": "Where does the lift stop, and who may use it at night?"}]
 """What adapters are told apart by."""
-UNSEEN = -25.0  # the log probability of what is not among the best
 
 Print = dict[str, float]
 """The best first tokens of an answer to PROBE, and the natural logarithm of how likely each is."""
@@ -57,7 +56,8 @@ class Asker:
     @classmethod
     def of(cls, client: httpx.Client, seed: int, kinds: Sequence[str], adapters: Sequence[str] = ()) -> "Asker":
         model = client.get("/v1/models").json()["data"][0]["id"]
-        prints = {each: _print(client, each) for each in (model, *adapters)}
+        # A salt of its own: from what nobody has computed before.
+        prints = {each: _print(client, each, salt=f"print of {each}") for each in (model, *adapters)}
         return cls(client=client, seed=seed, kinds=kinds, model=model, prints=prints, bounds=_bounds(client, kinds))
 
     def ask(self, number: int) -> list[str]:
@@ -73,6 +73,10 @@ class Asker:
             body["model"] = chance.choice([*self.prints][1:])
         text = _sent(self.client, body, kind, chance.random())
         wrong = self._cached_wrong(kind, number, text)
+        if kind == "salted":
+            # While it is remembered, and not of it.
+            again = _sent(self.client, {**body, "cache_salt": f"{own} too"}, kind, 1)
+            wrong += self._cached_wrong(kind, number, again)
         if kind == "turns" and (said := _said(text)) is not None:
             body["messages"] += [{"role": "assistant", "content": said}, {"role": "user", "content": "Once more."}]
             text += _sent(self.client, body, "free", 1)
@@ -85,11 +89,15 @@ class Asker:
         return wrong
 
     def _probe(self, number: int, chance: random.Random) -> list[str]:
-        """Ask what others ask, too, of one adapter or of none; it has to be that one whose answer it is."""
-        asked = chance.choice([*self.prints])
+        """Ask what others ask, too, of each adapter and of none; each has to answer as it does by itself."""
+        return [line for model in chance.sample([*self.prints], len(self.prints)) for line in self._one(number, model)]
+
+    def _one(self, number: int, asked: str) -> list[str]:
         found = _print(self.client, asked)
-        nearest = min(self.prints, key=lambda model: apart(self.prints[model], found))
-        return [] if nearest == asked else [f"probe {number} of {asked} was answered as {nearest} answers: {found}"]
+        far = {model: apart(own, found) for model, own in self.prints.items()}
+        # Rounding is less than a fifth of that; what another has computed of the prompt is not.
+        is_its_own = all(far[asked] < 0.8 * far[other] for other in far if other != asked)
+        return [] if is_its_own else [f"probe {number} of {asked} is so far from each: {far}"]
 
     def _elsewhere(self, kind: str, number: int) -> list[str]:
         own = canary(number)
@@ -132,7 +140,9 @@ def storm(
 
 def apart(one: Print, other: Print) -> float:
     """Return how far two ways to begin an answer are from each other, in log probabilities."""
-    return max(abs(one.get(token, UNSEEN) - other.get(token, UNSEEN)) for token in {*one, *other})
+    # What is not among the best is less likely than all of these.
+    least, least_other = min(one.values()), min(other.values())
+    return max(abs(one.get(token, least) - other.get(token, least_other)) for token in {*one, *other})
 
 
 def told_wrong(exchanges: Sequence[Exchange]) -> list[str]:
@@ -216,8 +226,8 @@ def _body_elsewhere(kind: str, own: str, model: str) -> dict[str, Any]:
             return {"prompt": f"{you} {asks}", "max_tokens": 12, "metadata": {"session": own}, "n": 2}
 
 
-def _print(client: httpx.Client, model: str) -> Print:
-    body = {"model": model, "messages": PROBE, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+def _print(client: httpx.Client, model: str, salt: str | None = None) -> Print:
+    body = {"model": model, "messages": PROBE, "max_tokens": 1, "logprobs": True, "top_logprobs": 5, "cache_salt": salt}
     reply = client.post(CHAT, json=body).json()
     (first, *_) = reply["choices"][0]["logprobs"]["content"]
     return {each["token"]: each["logprob"] for each in first["top_logprobs"]}
