@@ -72,7 +72,7 @@ def test_what_changes_no_answer_passes(kind: type[Any]) -> None:
     [
         (ResponsesRequest, {"response_format": FORM}, "response_format"),
         (ChatRequest, {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}}, "text"),
-        (ChatRequest, {"guided_json": {}}, "guided_json"),
+        (ChatRequest, {"response_schema": {}}, "response_schema"),
         (ChatRequest, {"options": {}}, None),
         (ChatRequest, {"reasoning_format": "none"}, "reasoning_format"),
         (ChatRequest, {"max_output_tokens": 8}, "max_output_tokens"),

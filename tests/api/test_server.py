@@ -177,7 +177,7 @@ def test_stop_and_seed_are_honoured(kiosk: Kiosk) -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].function", "invalid_type"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
         ({"functions": [{}]}, "functions[0].name", "invalid_type"),
-        ({"guided_json": {}}, "guided_json", "unsupported_parameter"),
+        ({"response_schema": {}}, "response_schema", "unsupported_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"regex": "a", "grammar": 'root ::= "a"'}, "regex, grammar", "invalid_value"),
         ({"frequency_penalty": 3.0}, "frequency_penalty", "invalid_type"),

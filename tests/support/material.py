@@ -75,21 +75,22 @@ def tiny_bundle(
     confidence: bytes | None = None,
     template: str | None = None,
     renamed: Mapping[str, str] | None = None,
+    gguf: Path | None = None,
 ) -> Bundle:
     """Make a bundle of the small model in `folder`, signed by `key` or a throwaway one; `adapter` is a LoRA GGUF.
 
     `padding` bytes behind the last tensor give the weights another digest; `confidence` is its confidence.json. With
-    a `template` it is asked by that one, and tokens that are `renamed` are called otherwise.
+    a `template` it is asked by that one, and tokens that are `renamed` are called otherwise. `gguf` has other weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if renamed:
-        gguf = Gguf.read(smollm2_gguf())
-        gguf.map_texts("tokenizer.ggml.tokens", lambda tokens: [renamed.get(token, token) for token in tokens])
-        gguf.write(folder / "model.gguf")
+        other = Gguf.read(smollm2_gguf())
+        other.map_texts("tokenizer.ggml.tokens", lambda tokens: [renamed.get(token, token) for token in tokens])
+        other.write(folder / "model.gguf")
     elif padding:
         (folder / "model.gguf").write_bytes(smollm2_gguf().read_bytes() + bytes(padding))
     else:
-        link_or_copy(smollm2_gguf(), folder / "model.gguf")
+        link_or_copy(gguf or smollm2_gguf(), folder / "model.gguf")
     (folder / "template.jinja").write_text(template or chat_template(folder / "model.gguf"))
     files: list[tuple[str, Role]] = [("model.gguf", "base"), ("template.jinja", "template")]
     if adapter is not None:

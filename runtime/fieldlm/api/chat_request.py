@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import msgspec
 
-from fieldlm.api.forms.response_format import ResponseFormat, rule_of
+from fieldlm.api.forms.response_format import FormParams
 from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.parameters import checked
 from fieldlm.api.thoughts.wishes import Effort, ThinkingWish
@@ -30,7 +30,6 @@ from fieldlm.api.tools import (
     toolbox,
 )
 from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Schedule, Timings
-from fieldlm.engines.constraint import Kind, Rule
 from fieldlm.escalation.cascade import Verdict
 from fieldlm.escalation.policy import Wish
 from fieldlm.network.allowed_values import unknown_word
@@ -86,7 +85,7 @@ class Prediction(msgspec.Struct, frozen=True):
     content: str | list[TextPart]
 
 
-class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
+class CompletionParams(FormParams, frozen=True, kw_only=True):
     """What chat and plain completions have in common."""
 
     model: str | None = None
@@ -106,10 +105,7 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
     logit_bias: dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]] | None = None
-    response_format: ResponseFormat | None = None
     # What OpenAI's API has no word for.
-    regex: str | None = None
-    grammar: str | None = None
     deadline_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
     max_queue_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
     priority: Priority = "interactive"
@@ -129,24 +125,12 @@ class CompletionParams(msgspec.Struct, frozen=True, kw_only=True):
         if self.fallback is not None and self.on_miss is not None:
             message = "on_miss is the old name of fallback; send one of them"
             raise ApiError(400, message, param="on_miss", code="invalid_value")
-        if len(self.rules()) > 1:
-            names = ", ".join(self.rules())
-            raise ApiError(400, f"{names}: an answer follows one form", param=names, code="invalid_value")
+        self.refuse_several()
 
     @property
     def canned(self) -> Any:
         """The answer that stands in for one that fails, None for none."""
         return self.on_miss if self.fallback is None else self.fallback
-
-    def rules(self) -> dict[str, Rule]:
-        """Return what the answer has to look like, by the parameter that says so."""
-        kinds: tuple[Kind, ...] = ("regex", "grammar")
-        found: dict[str, Rule] = {kind: Rule(kind, text) for kind in kinds if (text := getattr(self, kind)) is not None}
-        format = self.response_format
-        if format is None or format.type == "text":
-            return found
-        schema = format.json_schema.schema if format.json_schema else format.schema
-        return {**found, "response_format": rule_of(format.type, schema, "response_format.json_schema.schema")}
 
     def of(self, whose: str) -> Self:
         """Return the request as one of the key `whose`, whose prompts are remembered for nobody else."""

@@ -158,9 +158,14 @@ def wanted_of(
         session=asked.label("session") or "",
         task=task,
         is_unknown=is_unknown,
-        can_be_told=asked.wanted().logprobs is None and asked.regex is None and asked.grammar is None,
+        can_be_told=asked.wanted().logprobs is None and _is_sayable(asked),
         due_s=None if asked.deadline_ms is None else came_s + asked.deadline_ms / 1000,
     )
+
+
+def _is_sayable(asked: CompletionParams) -> bool:
+    """Whether OpenAI has a word for the form that is asked for, if there is one."""
+    return all(rule.kind in JSON_KINDS for rule in asked.rules().values())
 
 
 def task_of(asked: CompletionParams, serving: Serving, question: str) -> tuple[str, bool]:

@@ -32,7 +32,7 @@ ELSEWHERE = "this endpoint does not take it"
 
 _REFUSED = {
     FORM: """
-        guided_json guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern
+        guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern
         guided_decoding_params structured_outputs structural_tag json_schema ebnf format text json_mode
         response_format regex grammar grammar_type grammar_triggers grammar_lazy
         response_schema response_mime_type json_object choices
@@ -90,9 +90,11 @@ _HARMLESS = """
     cache_prompt request_id rid timings_per_token return_progress stream_reasoning
     separate_reasoning include_reasoning kv_transfer_params mm_processor_kwargs data_parallel_rank
     disaggregated_params bootstrap_host bootstrap_port bootstrap_room provider usage extra_headers timeout
+    guided_decoding_backend
 """
 HARMLESS = frozenset(_HARMLESS.split())
-"""Parameters that change no word of an answer: who asks, what is billed or cached, how a large server is laid out."""
+"""Parameters that change no word of an answer: who asks, what is billed or cached, how a large server is laid out, and
+which compiler it takes for a form."""
 SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "background_options": ({},),
