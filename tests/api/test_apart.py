@@ -33,7 +33,7 @@ from tests.support.material import cut_gguf, lora_gguf, tiny_bundle
 from tests.support.waiting import wait_until
 
 WHOLE, CUT = scaled(48, most=1_000), scaled(64, most=10_000)
-"""Requests to the small model; and to its first two layers, which are fast enough for many."""
+"""Requests to the small model; and to its first two layers and 2048 tokens, which are fast enough for many."""
 BASE = "smollm2-135m-instruct"
 NAMES = ("left", "right")
 SAVE_S = 0.5  # between two snapshots
@@ -64,7 +64,7 @@ def test_what_is_remembered_of_a_prompt_is_read_in_answers_and_streams() -> None
 @pytest.mark.parametrize("layers", [30, 2], ids=["whole", "cut"])
 def test_no_canary_comes_out_elsewhere_in_llama_cpp(layers: int, tmp_path: Path) -> None:
     """Adapters, and snapshots of the model's own system prompt while all that is computed, and after a restart."""
-    gguf = None if layers == 30 else cut_gguf(tmp_path / "cut.gguf", layers=layers, kind=Q8_0)
+    gguf = None if layers == 30 else cut_gguf(tmp_path / "cut.gguf", layers=layers, kind=Q8_0, vocabulary=2048)
     requests = WHOLE if gguf is None else CUT
     bundle = tiny_bundle(tmp_path / "base", system_prompt=OURS, gguf=gguf)
     shelf, snapshots = tmp_path / "shelf", Snapshots(tmp_path / "snapshots")

@@ -149,3 +149,21 @@ def schemas() -> st.SearchStrategy[Any]:
     types = st.sampled_from(["object", "array", "string", "integer", "number", "boolean", "null", "thing"])
     keys = st.sampled_from(KEYWORDS)
     return st.dictionaries(keys, types | VALUE, max_size=4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": "x" * 100_000},
+        {"messages": [{"role": "x" * 100_000, "content": "Hi"}]},
+        {"priority": "x" * 100_000},
+        {"x" * 100_000 + "_grammar": "x"},
+        {"regex": "(" * 100_000},
+        {"keep_alive": "x" * 100_000},
+    ],
+    ids=["model", "role", "priority", "name", "regex", "keep_alive"],
+)
+def test_a_refusal_does_not_send_a_long_word_back(http: httpx.Client, wrong: dict[str, Any]) -> None:
+    reply = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1, **wrong})
+    assert reply.status_code in (400, 404)
+    assert len(reply.content) < 10_000

@@ -170,7 +170,7 @@ def test_stop_and_seed_are_honoured(kiosk: Kiosk) -> None:
         ({"temperature": 3}, "temperature", "invalid_type"),
         ({"top_p": -1}, "top_p", "invalid_type"),
         ({"max_tokens": 0}, "max_tokens", "invalid_type"),
-        ({"stop": ["a"] * 9}, "stop", "invalid_type"),
+        ({"stop": ["a"] * 17}, "stop", "invalid_type"),
         ({"metadata": {"session": 3}}, "metadata[...]", "invalid_type"),
         ({"n": 9}, "n", "invalid_type"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),

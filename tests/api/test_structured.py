@@ -202,6 +202,24 @@ def test_log_probabilities_come_with_each_token(kiosk: Kiosk) -> None:
     assert "".join(legacy["logprobs"]["tokens"]) == legacy["text"]
 
 
+def test_log_probabilities_end_where_a_stop_string_does(kiosk: Kiosk) -> None:
+    words = kiosk.ask(max_tokens=24).json()["choices"][0]["message"]["content"]
+    for stop in (words[len(words) // 2 :][:2], words[:1]):
+        cut = kiosk.ask(max_tokens=24, logprobs=True, stop=[stop]).json()["choices"][0]
+        text = cut["message"]["content"].encode()
+        pieces = [bytes(each["bytes"]) for each in cut["logprobs"]["content"]]
+        assert b"".join(pieces).startswith(text)
+        assert len(b"".join(pieces[:-1])) < max(1, len(text))
+        assert bool(pieces) is bool(text)
+
+
+def test_where_usage_is_wanted_each_chunk_has_the_field_and_the_last_its_value(kiosk: Kiosk) -> None:
+    used = [event["usage"] for event in kiosk.stream(stream_options={"include_usage": True})]
+    assert used[-1]["completion_tokens"] > 0
+    assert set(map(str, used[:-1])) == {"None"}
+    assert all("usage" not in event for event in kiosk.stream())
+
+
 def test_bias_and_penalties_reach_the_model(kiosk: Kiosk) -> None:
     first = kiosk.ask(logprobs=True, max_tokens=1).json()["choices"][0]["logprobs"]["content"][0]["token"]
     tokens = kiosk.ask(max_tokens=6, logit_bias={"5000": 100}).json()["choices"][0]["message"]["content"]

@@ -136,6 +136,36 @@ def test_choices_are_there_for_every_token_when_asked_for() -> None:
     assert not run(request(Sampling(max_tokens=1)), [1])[0].choices
 
 
+@pytest.mark.parametrize(
+    ("stop", "best", "text", "known"),
+    [
+        (("CD",), [1, 2, 3, 4], "AB", [1, 2]),
+        (("CD",), [1, 3, 5, STOP], "ACE", [1, 3, 5]),
+        (("CD",), [1, 3, STOP], "AC", [1, 3]),
+        (("A",), [1], "", []),
+        (("he end",), [11, 12], "T", [11]),
+        (("nd",), [13, 14, 12], "😀 e", [13, 14, 12]),
+        (("😀",), [1, 13, 14], "A", [1]),
+        (("B",), [10, 1, 10, 2], "A", [10, 1, 10]),
+    ],
+)
+def test_what_a_stop_string_takes_away_has_no_log_probability(
+    stop: tuple[str, ...], best: list[int], text: str, known: list[int]
+) -> None:
+    pieces = {10: b"", 11: b"The", 12: b" end", 13: b"\xf0\x9f", 14: b"\x98\x80"}
+    words = Words(lambda token: pieces.get(token, bytes([64 + token])), frozenset({STOP}))
+    answer = AnswerStream(prompt_tokens=2, wake=nothing)
+    asked = Request(answer, [9, 9], Sampling(logprobs=0, stop=stop), Schedule(), words=words, context=100)
+    chunks = run(asked, best)
+    assert said(chunks)[0] == text
+    assert [choice.token for chunk in chunks for choice in chunk.choices] == known
+    # Who reads along has never more of them than words.
+    for end in range(1, len(chunks)):
+        begun = [choice.token for chunk in chunks[:end] for choice in chunk.choices]
+        before = b"".join(words.piece(token) for token in begun[:-1])
+        assert "".join(chunk.text for chunk in chunks[:end]).encode().startswith(before)
+
+
 def test_max_tokens_and_stop_strings_hold_for_forced_tokens() -> None:
     forced = OneOf(((3, 4, 5, 6),))
     assert said(run(request(Sampling(max_tokens=3, constraint=forced)), [1])) == ("CDE", "length")

@@ -143,6 +143,30 @@ def test_a_compressed_body_is_refused_by_name(server: HttpServer) -> None:
     assert "gzip" in answer.json()["error"]["message"]
 
 
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(server: HttpServer) -> None:
+    expects = b"connection: close\r\nexpect: 100-continue\r\ncontent-length: 1000000000\r\n"
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\n" + expects + b"\r\n"
+    assert answers_to(server, [head]).partition(b"\r\n")[0].split()[1] == b"413"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_body(server: HttpServer) -> None:
+    assert httpx.post(f"{server.url}/echo", content=b"\xef\xbb\xbf{}").text == "<{}>"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"Host: evil\r\nHost: x", b"400"),
+        (b"Host: x\r\nX: y\r\nHOST: x", b"400"),
+        (b"Host: x\r\nTransfer-Encoding: gzip, chunked", b"501"),
+        (b"Host: x\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked", b"501"),
+    ],
+)
+def test_what_two_servers_may_understand_in_two_ways_is_refused(server: HttpServer, head: bytes, status: bytes) -> None:
+    said = answers_to(server, [b"POST /echo HTTP/1.1\r\n" + head + b"\r\n\r\n0\r\n\r\n"])
+    assert (said.count(b"HTTP/1.1 "), said.split()[1]) == (1, status)
+
+
 @pytest.mark.parametrize(
     ("said", "status"),
     [

@@ -82,6 +82,12 @@ class Gguf:
         head = _text(key) + struct.pack("<IIQ", 9, kind, len(changed))
         self.entries[key] = head + b"".join(_text(text) for text in changed)
 
+    def keep_numbers(self, key: str, count: int) -> None:
+        """Leave the first `count` of the array `key`, whose numbers have 4 bytes."""
+        values = 8 + len(key) + 4 + 12
+        raw = self.entries[key]
+        self.entries[key] = raw[: values - 8] + struct.pack("<Q", count) + raw[values : values + 4 * count]
+
     def rows(self, name: str) -> NDArray[np.uint8]:
         """Return the tensor as [rows, blocks of a row, bytes of a block]."""
         shape, kind, data = self.tensors[name]

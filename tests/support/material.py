@@ -129,8 +129,11 @@ def compiled_for(bundle: Bundle, profile: str, folder: Path) -> Path:
     return folder
 
 
-def cut_gguf(path: Path, *, layers: int, kind: int) -> Path:
-    """Write the first layers of the small model to `path`, in a ggml type that gguf can write; it talks nonsense."""
+def cut_gguf(path: Path, *, layers: int, kind: int, vocabulary: int | None = None) -> Path:
+    """Write the first layers of the small model to `path`, in a ggml type that gguf can write; it talks nonsense.
+
+    With a `vocabulary` of so many tokens, the first ones: most of the work on so small a model is choosing one.
+    """
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize, quantize
 
@@ -142,7 +145,16 @@ def cut_gguf(path: Path, *, layers: int, kind: int) -> Path:
         elif len(shape) == 2:
             floats = dequantize(data.reshape(shape[1], -1), GGMLQuantizationType(written))
             rows = quantize(floats, GGMLQuantizationType(kind)).view(np.uint8)
-            gguf.tensors[name] = (shape, kind, rows.reshape(-1))
+            kept = vocabulary if name == "token_embd.weight" else None
+            gguf.tensors[name] = ((shape[0], kept or shape[1]), kind, rows[:kept].reshape(-1))
+    if vocabulary is not None:
+        known = set[str]()
+        gguf.map_texts("tokenizer.ggml.tokens", lambda tokens: known.update(kept := tokens[:vocabulary]) or kept)
+        gguf.map_texts(
+            "tokenizer.ggml.merges", lambda pairs: [pair for pair in pairs if pair.replace(" ", "") in known]
+        )
+        gguf.keep_numbers("tokenizer.ggml.token_type", vocabulary)
+        gguf.set_number("llama.vocab_size", vocabulary)
     return gguf.write(path)
 
 

@@ -91,6 +91,8 @@ class Choices:
 
     def _event(self, turn: ResponseStream, *choices: dict[str, Any], **more: Any) -> bytes:
         head = self._shape.head(turn.exchange, self._shape.chunk_object)
+        if self._wants_usage:
+            head["usage"] = None  # OpenAI: all chunks have the field; who reads the last one alone waits for its value
         return as_event({**head, "choices": list(choices), **more})
 
     def _frame(self, turn: ResponseStream, index: int) -> tuple[bytes, bytes]:

@@ -38,7 +38,7 @@ from fieldlm.network.json_api import ApiError
 UNLIMITED = 1 << 20
 """Tokens, where a client wants no limit. The context ends an answer before."""
 MAX_TOKENS = 512
-MAX_STOPS = 4
+MAX_STOPS = 16  # OpenAI takes 4; who tells speakers apart by their names sends more
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
 

@@ -145,7 +145,7 @@ RANGES: dict[str, tuple[float, float]] = {
 class Chunk:
     """A piece of an answer: whole UTF-8 characters, and the tokens it took. The last chunk has an outcome.
 
-    `margins` has an entry a token: the gap between the two largest logits it was chosen from; `choices` too, if asked.
+    `margins` has an entry a token: the gap of the two largest logits. `choices`, if asked: those whose text has come.
     """
 
     text: str

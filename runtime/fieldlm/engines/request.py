@@ -8,12 +8,13 @@ import contextlib
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fieldlm.core.errors import FieldlmError, InputError
-from fieldlm.engines import Chunk, Guide, Outcome, Sampling, Schedule
+from fieldlm.engines import Chunk, Guide, Outcome, Sampling, Schedule, TokenChoice
 from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.engines.sampling import Floats, Pick, Sampler
 from fieldlm.engines.stop_text import Part, TextStream
@@ -71,6 +72,7 @@ class Request:
         self._text = TextStream(sampling.stop, sampling.preamble)
         self._new_text = ""
         self._picks: list[Pick] = []
+        self._held = _HeldChoices()
         self._chosen = 0
         self._undecided: list[Pick] = []
         """Free ones of which it is not known yet whether they are of the answer."""
@@ -225,8 +227,11 @@ class Request:
         self.count += 1
         self._sampler.note(token)
         self._picks.append(pick)
-        text, stopped = self._text.push(self._piece(token))
+        piece = self._piece(token)
+        text, stopped = self._text.push(piece)
         self._new_text += text
+        if pick.choice is not None:
+            self._held.add(pick.choice, piece)
         self._weigh(pick, part)
         if stopped or (self._guide is not None and self._guide.is_complete):
             return "stop"
@@ -260,7 +265,7 @@ class Request:
             text=text,
             tokens=tuple([pick.token for pick in picks]),
             margins=tuple([pick.margin for pick in picks]),
-            choices=tuple([pick.choice for pick in picks if pick.choice]),
+            choices=self._held.said(text, is_all=outcome is not None and not self._text.is_stopped),
             outcome=outcome,
             error=error,
         )
@@ -272,6 +277,29 @@ class Request:
         timings = self.answer.timings
         setattr(timings, self._phase, getattr(timings, self._phase) + now_s - self._since_s)
         self._phase, self._since_s = phase, now_s
+
+
+class _HeldChoices:
+    """How likely tokens were whose text is not said yet: what a stop string takes away is no part of the answer."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, bool, TokenChoice]] = deque()
+        self._known_bytes = self._said_bytes = 0
+
+    def add(self, choice: TokenChoice, piece: bytes) -> None:
+        """Take that of the next token, whose bytes are `piece`."""
+        self._waiting.append((self._known_bytes, not piece, choice))
+        self._known_bytes += len(piece)
+
+    def said(self, text: str, *, is_all: bool) -> tuple[TokenChoice, ...]:
+        """Return those of which `text` says something; all, where it is the last and no stop string ended it."""
+        if not (self._waiting or self._known_bytes):
+            return ()
+        self._said_bytes += len(text.encode())
+        found: list[TokenChoice] = []
+        while self._waiting and (is_all or self._waiting[0][0] < self._said_bytes + self._waiting[0][1]):
+            found.append(self._waiting.popleft()[2])
+        return tuple(found)
 
 
 def check_terms(terms: Schedule) -> None:

@@ -103,7 +103,8 @@ def check_sampling(sampling: Sampling, vocabulary: int) -> None:
         kind = int if isinstance(least, int) else (int, float)
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
             what = "a whole number" if kind is int else "a number"
-            raise InputError(f"{name} is {value!r}, want {what}, {least:g}–{most:g}")
+            bounds = f"{least}–{most}" if kind is int else f"{least:g}–{most:g}"
+            raise InputError(f"{name} is {value!r}, want {what}, {bounds}")
     _check_stops(sampling.stop)
     for token, bias in _pairs(sampling.logit_bias):
         if not 0 <= token < vocabulary:

@@ -56,6 +56,11 @@ class TextStream:
         """What the text so far ends in."""
         return "answer" if self._preamble is None else self._preamble.part
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string ended it."""
+        return self._stopped
+
     def push(self, piece: bytes) -> tuple[str, bool]:
         """Return the text that is now certain, and whether a stop string ended it; the stop string is left out."""
         if self._stopped:

@@ -179,7 +179,15 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, TOO_LONG)
             return
         found = dict(self.headers)
-        chunked = b"transfer-encoding" in found
+        if sum(name == b"host" for name, _ in self.headers) > 1:
+            # RFC 9112 §3.2. A proxy before this one may have believed another of them.
+            self._refuse(400, "this request has more than one Host")
+            return
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):
+            self._refuse(501, "of transfer codings this server knows chunked alone")
+            return
+        chunked = bool(codings)
         self._body_left = UNTIL_THE_PARSER_SAYS if chunked else int(found.get(b"content-length", 0))
         if parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # RFC 9110 §10.1.1: such a client would take it for its answer

@@ -1,5 +1,6 @@
 """JSON over HTTP: bodies of bounded size in; documents, events and errors in OpenAI's shape out."""
 
+from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ SIGN_OF_LIFE = "fieldlm.sign-of-life"
 With it is seen whether a client that has closed its half of the connection still reads the other one.
 """
 BODY_LIMIT = 4 << 20  # bytes; far more text than any context holds
+MOST_WORDS = (
+    2000  # characters of what is said of an error: a request's own words may be in it, and are not sent back whole
+)
 
 
 class ApiError(Exception):
@@ -37,7 +41,7 @@ class ApiError(Exception):
         retry_after_s: int | None = None,
         own: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= MOST_WORDS else f"{message[:MOST_WORDS]}…")
         self.status = status
         self.param = param
         self.code = code
@@ -59,15 +63,22 @@ async def read_body(request: Request) -> bytes:
         raise ApiError(415, f"a body in {coding} is not read; send it as it is", code="unsupported_encoding")
     pieces: list[bytes] = []
     size = 0
+    if int(request.headers.get("content-length", 0)) > BODY_LIMIT:
+        raise _too_large()  # who asked whether to send it need not
     try:
         async for piece in request.stream():
             size += len(piece)
             if size > BODY_LIMIT:
-                raise ApiError(413, f"the body is larger than {BODY_LIMIT} bytes", code="body_too_large")
+                raise _too_large()
             pieces.append(piece)
     except ClientDisconnect as error:
         raise ApiError(400, "the client left before its request was complete") from error
-    return b"".join(pieces)
+    # RFC 8259 §8.1: what some editors and shells put before a text is no part of it.
+    return b"".join(pieces).removeprefix(BOM_UTF8)
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"the body is larger than {BODY_LIMIT} bytes", code="body_too_large")
 
 
 def api_error(error: Exception) -> ApiError:

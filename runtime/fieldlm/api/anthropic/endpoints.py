@@ -25,7 +25,9 @@ def routes(api: Converses) -> list[BaseRoute]:
 
     async def messages(request: Request) -> Any:
         body = await read_body(request)
-        return await api.converse(request, parse(body, MessagesRequest).asked(), MessagesVoice(), len(body))
+        given = parse(body, MessagesRequest)
+        given.refuse_begun()
+        return await api.converse(request, given.asked(), MessagesVoice(), len(body))
 
     async def count(request: Request) -> Any:
         body = await read_body(request)

@@ -112,6 +112,11 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True):
             given["response_format"] = {"type": "json_schema", "json_schema": schema}
         return converted(given, ChatRequest)
 
+    def refuse_begun(self) -> None:
+        """Raise ApiError where the last message is the beginning of the answer, as this API has it."""
+        if self.messages[-1].role == "assistant":
+            raise _refused("messages", "an answer that has begun is not gone on with here; end with a user's message")
+
     def _messages(self) -> list[Plain]:
         system = _text(self.system, "system") if self.system else ""
         messages: list[Plain] = [{"role": "system", "content": system}] if system else []
