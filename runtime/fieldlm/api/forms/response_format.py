@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from fieldlm.engines.constraint import Rule
+from fieldlm.engines.rules.rule import Rule
 from fieldlm.network.json_api import ApiError
 
 
