@@ -26,7 +26,7 @@ from faker import Faker
 
 from benchmarks.redaction_texts import BARE, LOCALES, NAMED, SENTENCES
 from fieldlm.core.files import canonical_json, write_whole
-from fieldlm.telemetry.redaction import redact
+from fieldlm.telemetry.redaction.redact import redact
 
 EACH = 12
 """Texts for each template that a locale has, at least, so that every form of Faker's comes up."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fieldlm.blobs import sources
-from fieldlm.blobs.sources import WebSource
+from fieldlm.blobs.web_source import WebSource
 from fieldlm.core.errors import UnavailableError
 from fieldlm.updates.updater import Updater
 from tests.support.update_simulators import ServingSimulator, Site, make_site, small_bundle

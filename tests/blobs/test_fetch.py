@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.blobs.fetch import ByteReader, FolderSource, WebSource, fetch, open_source
+from fieldlm.blobs.fetch import ByteReader, FolderSource, fetch
 from fieldlm.blobs.sources import MissingFileError, PacedSource, TokenBucket, is_within
 from fieldlm.blobs.store import Blobs
+from fieldlm.blobs.web_source import WebSource, open_source
 from fieldlm.core.errors import NoSpaceError, TrustError, UnavailableError
 from fieldlm.core.files import CHUNK_BYTES
 from fieldlm.core.hours import parse_hours

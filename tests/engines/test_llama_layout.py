@@ -10,8 +10,9 @@ import pytest
 from fieldlm.core import extras
 from fieldlm.core.errors import BundleError, EngineError, MissingDependencyError, ProfileError
 from fieldlm.engines import EngineOptions, Sampling, onnx, open_engine
+from fieldlm.engines.binding.log import LOG_WARN
 from fieldlm.engines.llama import LlamaEngine
-from fieldlm.engines.llama_api import LOG_WARN, log
+from fieldlm.engines.llama_api import log
 from fieldlm.engines.llama_devices import ComputeDevice, check_offload, devices, promised
 from fieldlm.engines.llama_layout import ALL_LAYERS, F16, KV_TYPES, NO_LAYERS, Layout, layout_of
 from fieldlm.formats.bundle import Bundle, CacheTypes

@@ -63,6 +63,22 @@ PIECES: Any = st.sampled_from(
 )
 
 
+def test_the_ends_are_those_that_llama_cpp_finds_among_all_tokens(weights: LlamaWeights) -> None:
+    vocab = api.llama_model_get_vocab(weights.model)
+    ends = {token for token in range(weights.vocabulary) if api.llama_vocab_is_eog(vocab, token)}
+    assert ends
+    assert weights.ends() == ends
+
+
+@pytest.mark.parametrize("name", ["eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"])
+def test_a_plain_word_that_the_file_names_an_end_is_one(name: str, smollm2_gguf: Path, tmp_path: Path) -> None:
+    gguf = Gguf.read(smollm2_gguf)
+    gguf.set_number(f"tokenizer.ggml.{name}_token_id", 1000)
+    weights = LlamaWeights(gguf.write(tmp_path / "named.gguf"))
+    assert api.llama_vocab_is_eog(api.llama_model_get_vocab(weights.model), 1000)
+    assert 1000 in weights.ends()
+
+
 @given(st.lists(PIECES, max_size=12))
 @settings(max_examples=200, deadline=None)
 def test_the_ids_are_those_of_llama_cpp(weights: LlamaWeights, pieces: list[str]) -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from fieldlm.engines import Chunk, Outcome, Timings
 from fieldlm.engines.answer_stream import AnswerStream
-from fieldlm.escalation.cascade import Cascade, Consultation, Verdict
+from fieldlm.escalation.cascade import Cascade, Consultation
 from fieldlm.escalation.large_model import REMEMBERED, AskHandle
 from fieldlm.escalation.large_reply import LargeModelError, LargeReply
 from fieldlm.escalation.policy import EscalationRequest
+from fieldlm.escalation.verdict import Verdict
 from tests.support.pairs import Pair, Start, saying
 
 LONG_S = 60.0

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldlm.hardware.huge_pages import LARGE, added, huge_pages, mappings, move
+from fieldlm.hardware.huge_pages import LARGE, added, ask, huge_pages, mappings, move
+
+SMAPS = Path("/proc/self/smaps")
 
 
 def fresh(size: int) -> NDArray[np.uint32]:
@@ -56,6 +58,25 @@ def test_what_is_allocated_meanwhile_stays_what_it_was() -> None:
         numbers = fresh(LARGE * 2)
     for _ in range(20):
         assert numbers[LARGE // 4] == LARGE // 4
+
+
+def test_memory_that_was_asked_for_in_time_is_huge_where_the_system_lets_a_program_ask() -> None:
+    with huge_pages() as ask_for_huge:
+        memory = mmap.mmap(-1, 4 * LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        ask_for_huge()
+        numbers = np.frombuffer(memory, np.uint32)
+        numbers[:] = np.arange(LARGE, dtype=np.uint32)
+    assert (numbers == np.arange(LARGE, dtype=np.uint32)).all()
+    here = [(numbers.ctypes.data, numbers.ctypes.data + numbers.nbytes)]
+    assert is_advised(numbers.ctypes.data) == (ask(here) > 0), "unless the kernel takes no such advice"
+
+
+def is_advised(address: int) -> bool:
+    """Whether the mapping at `address` was asked to be in huge pages: "hg" among its flags."""
+    for begin, end, flags in re.findall(r"^(\w+)-(\w+) (?:.*\n)*?VmFlags: (.*)$", SMAPS.read_text(), re.MULTILINE):
+        if int(begin, 16) <= address < int(end, 16):
+            return "hg" in flags.split()
+    return False
 
 
 def test_memory_that_is_gone_is_no_error() -> None:

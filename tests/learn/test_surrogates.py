@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fieldlm.telemetry.redaction import redact
 from fieldlm.telemetry.redaction.patterns import is_card, is_iban
+from fieldlm.telemetry.redaction.redact import redact
 from fieldlm_compiler.learn.redacted.second_pass import again
 from fieldlm_compiler.learn.redacted.surrogates import PLACEHOLDER, Surrogates, surrogate
 from tests.learn.test_curate import fill, kept

@@ -6,7 +6,8 @@ import pytest
 from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 
-from fieldlm.network.bounded_http import cause_of, connections
+from fieldlm.network.bounded_http import connections
+from fieldlm.network.patience import cause_of
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://nobody.invalid/"])

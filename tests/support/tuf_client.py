@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import unquote
 
-from fieldlm.blobs.sources import ByteReader, WebSource
+from fieldlm.blobs.sources import ByteReader
+from fieldlm.blobs.web_source import WebSource
 from fieldlm.core.errors import FieldlmError
 from fieldlm.updates.trust import Trust
 

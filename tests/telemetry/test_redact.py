@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldlm.telemetry.redaction import redact, redact_messages
+from fieldlm.telemetry.redaction.redact import redact, redact_messages
 
 PERSONAL = [
     ("Hi, my name is Xiulan and I'd like a latte", "Hi, my name is <NAME> and I'd like a latte"),

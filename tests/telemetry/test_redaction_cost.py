@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fieldlm.telemetry import redaction
-from fieldlm.telemetry.redaction import redact
+from fieldlm.telemetry.redaction.redact import redact
 
 _parser = importlib.import_module("re._parser")
 REPEATS = {"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fieldlm.telemetry.redaction import redact
+from fieldlm.telemetry.redaction.redact import redact
 
 FOLDER = Path(__file__).with_name("redaction")
 KINDS = ("NAME", "ADDRESS", "PHONE", "EMAIL", "CARD", "IBAN", "KEY")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fieldlm.blobs.sources import WebSource
+from fieldlm.blobs.web_source import WebSource
 from fieldlm.core.errors import UnavailableError
 from fieldlm.hardware.clock import is_credible
 from fieldlm.updates.slots import Slots

@@ -7,7 +7,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from fieldlm.core.logs import logger
 from fieldlm.core.urls import shown
-from fieldlm.network.bounded_http import cause_of
+from fieldlm.network.patience import cause_of
 
 log = logger(__name__)
 

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,7 +27,6 @@ from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.dashboard import Leaves, Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
 from fieldlm.api.job import Job, note_confidence
-from fieldlm.api.large import LargeSide, wanted_of
 from fieldlm.api.models.admission import Admission
 from fieldlm.api.models.listing import ModelList
 from fieldlm.api.ollama.endpoints import Ollama
@@ -43,7 +42,6 @@ from fieldlm.api.tokens import endpoints as tokens
 from fieldlm.api.tools import Toolbox
 from fieldlm.core.errors import FieldlmError
 from fieldlm.engines import DEFAULT_TERMS
-from fieldlm.escalation.policy import Escalation
 from fieldlm.formats.kiosk import Kiosk
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.formats.router import question_of
@@ -58,6 +56,10 @@ from fieldlm.network.api_keys import Keys
 from fieldlm.network.auth import WHOSE, AuthMiddleware
 from fieldlm.network.cors import AllowedOrigins
 from fieldlm.network.json_api import ApiError, as_json, error_response, read_body
+
+if TYPE_CHECKING:
+    from fieldlm.api.large import LargeSide
+    from fieldlm.escalation.policy import Escalation
 
 
 def make_app(
@@ -75,7 +77,7 @@ def make_app(
     ids: ResponseIds | None = None,
     crashes: Callable[[], Mapping[str, int]] = dict,
     leaves: Callable[[], Leaves] | None = None,
-    large: Escalation | None = None,
+    large: "Escalation | None" = None,
     energy: EnergyMeter | None = None,
     kiosk: Kiosk | None = None,
     shadow: HearsRequests | None = None,
@@ -135,7 +137,7 @@ class _Api:
         pulse: ProgressMonitor,
         shelf: Shelf | None,
         ids: ResponseIds,
-        large: Escalation | None,
+        large: "Escalation | None",
         shadow: HearsRequests | None,
     ) -> None:
         self._pool = pool
@@ -285,10 +287,13 @@ class _Api:
         messages: list[dict[str, Any]],
         contract: OutputContract,
         toolbox: Toolbox | None,
-    ) -> LargeSide | None:
+    ) -> "LargeSide | None":
         """Return the request's way to the large model; None where there is no such model."""
         if self._large is None or not self.admission.is_own(serving):
             return None
+        # What asks a large model is imported only where there is one.
+        from fieldlm.api.large import LargeSide, wanted_of
+
         return LargeSide(
             escalation=self._large,
             wanted=wanted_of(asked, self._large, came_s, serving=serving, question=question_of(messages)),

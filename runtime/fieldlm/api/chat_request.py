@@ -30,8 +30,7 @@ from fieldlm.api.tools import (
     toolbox,
 )
 from fieldlm.engines import Constraint, Outcome, Priority, Sampling, Schedule, Timings
-from fieldlm.escalation.cascade import Verdict
-from fieldlm.escalation.policy import Wish
+from fieldlm.escalation.verdict import Verdict, Wish
 from fieldlm.network.allowed_values import unknown_word
 from fieldlm.network.json_api import ApiError
 

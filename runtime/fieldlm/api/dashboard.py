@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,13 +21,15 @@ from fieldlm.api.metrics import (
 )
 from fieldlm.api.models.listing import adapters_of, memory_mb, pool_readings
 from fieldlm.core.pages import stylesheet
-from fieldlm.escalation.policy import Escalation
 from fieldlm.formats.kiosk import Kiosk
 from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.hardware.governor import GOVERNOR
 from fieldlm.hardware.sensors import rss_mb, temperature_c
 from fieldlm.inference.model_pool import ModelPool
 from fieldlm.network.json_api import as_json
+
+if TYPE_CHECKING:
+    from fieldlm.escalation.policy import Escalation
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -58,7 +60,7 @@ class Panel:
         ready: Callable[[], str | None],
         crashes: Callable[[], Mapping[str, int]] = dict,
         leaves: Callable[[], Leaves] | None = None,
-        large: Escalation | None = None,
+        large: "Escalation | None" = None,
         *,
         energy: EnergyMeter | None = None,
         kiosk: Kiosk | None = None,

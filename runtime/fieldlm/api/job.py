@@ -3,11 +3,10 @@
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fieldlm.api.chat_request import CompletionParams, Exchange
 from fieldlm.api.completion_request import CompletionRequest, answer_of_nothing
-from fieldlm.api.large import LargeSide
 from fieldlm.api.output_contract import OutputContract
 from fieldlm.api.response_stream import AnswerFormat
 from fieldlm.engines import Constraint, RunningAnswer
@@ -18,6 +17,9 @@ from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.confidence import confidence, is_unsure
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.thoughts.thought_reader import OpenedThought, ThoughtFirst
+
+if TYPE_CHECKING:
+    from fieldlm.api.large import LargeSide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Job:
     """What the small model's answer is held to: the rule that was promised, maybe behind a thought."""
     is_open: bool = False
     """Whether the prompt has begun a thought, with which the small model's answer goes on."""
-    large: LargeSide | None = None
+    large: "LargeSide | None" = None
     """Its way to the large model; a prompt that is empty then is one that the small model cannot answer."""
 
     def start(self) -> list[RunningAnswer]:

@@ -9,22 +9,22 @@ from typing import Any, cast
 
 from fieldlm.api.chat_request import UNLIMITED, CompletionParams, Exchange
 from fieldlm.api.output_contract import JSON_KINDS, OutputContract
+from fieldlm.api.preparation import task_of
 from fieldlm.api.tools import Toolbox
 from fieldlm.engines import RunningAnswer
-from fieldlm.escalation.cascade import Cascade, Consultation, Verdict, spelt
+from fieldlm.escalation.cascade import Cascade, Consultation, spelt
 from fieldlm.escalation.energy_shares import EnergyShare
 from fieldlm.escalation.large_model import AskHandle
 from fieldlm.escalation.large_reply import LargeModelError, LargeReply
 from fieldlm.escalation.placeholders import Placeholders
 from fieldlm.escalation.policy import Escalation, EscalationRequest
+from fieldlm.escalation.verdict import Verdict
 from fieldlm.formats.record import LARGE
 from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.generations import Serving
-from fieldlm.inference.router import router_of
 
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
-MOST_TASK_CHARS = 64
 _SAMPLING = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop")
 
 
@@ -166,18 +166,6 @@ def wanted_of(
 def _is_sayable(asked: CompletionParams) -> bool:
     """Whether OpenAI has a word for the form that is asked for, if there is one."""
     return all(rule.kind in JSON_KINDS for rule in asked.rules().values())
-
-
-def task_of(asked: CompletionParams, serving: Serving, question: str) -> tuple[str, bool]:
-    """Return the task of a request: what the client calls it, or what the bundle's router takes `question` for.
-
-    Says too whether the router knows it for none.
-    """
-    task = (asked.label("task") or "")[:MOST_TASK_CHARS]
-    if task or (router := router_of(serving.bundle)) is None:
-        return task, False
-    found = router.task(question)
-    return found or "", found is None
 
 
 def large_body(asked: CompletionParams, messages: Sequence[dict[str, Any]], toolbox: Toolbox | None) -> dict[str, Any]:

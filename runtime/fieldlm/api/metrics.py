@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,11 +11,13 @@ from prometheus_client.registry import Collector
 
 from fieldlm.api.chat_request import Exchange
 from fieldlm.engines.answer_stream import chosen_per_s
-from fieldlm.escalation.policy import Escalation
 from fieldlm.hardware.energy import EnergyMeter
 from fieldlm.hardware.governor import Governor
 from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
+
+if TYPE_CHECKING:
+    from fieldlm.escalation.policy import Escalation
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -170,7 +173,7 @@ def energy_readings(meter: EnergyMeter) -> Iterable[Reading]:
     yield "fieldlm_energy_measured_seconds_total", "For how long it was measured.", labels, found.measured_s
 
 
-def ledger_readings(escalation: Escalation) -> Iterable[Reading]:
+def ledger_readings(escalation: "Escalation") -> Iterable[Reading]:
     """Yield what the ledger has counted since the start, by which of the two models; tasks are in the ledger alone."""
     says = {
         "calls": "Answers and attempts.",

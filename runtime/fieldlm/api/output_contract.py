@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,12 +13,16 @@ from fieldlm.api.chat_request import CompletionParams
 from fieldlm.api.tools import Toolbox
 from fieldlm.core.errors import InputError
 from fieldlm.engines import Engine, Outcome
-from fieldlm.engines.constraint import CompiledRule, NotCompiledError, Rule, grammars
+from fieldlm.engines.rules.grammars import grammars
+from fieldlm.engines.rules.rule import NotCompiledError, Rule
 from fieldlm.inference.call_formats import call_format, said_tokens
 from fieldlm.inference.chat_template import said_marks, thought_marks
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.thoughts.marks import ThoughtMarks
 from fieldlm.network.json_api import ApiError
+
+if TYPE_CHECKING:
+    from fieldlm.engines.constraint import CompiledRule
 
 JSON_KINDS = ("json_schema", "json_object")
 FORM_S = 30.0
@@ -30,7 +34,7 @@ RETRY_AFTER_S = 10
 class OutputContract:
     """What the answer to a request has to be."""
 
-    rule: CompiledRule | None = None
+    rule: "CompiledRule | None" = None
     toolbox: Toolbox | None = None
     is_formed: bool = False
     """Whether what is no call has a form: JSON there is an answer, and no call that nobody marked."""
@@ -41,7 +45,7 @@ class OutputContract:
     """Control tokens of calls, which are said as texts: a reader knows calls by them."""
     thoughts: ThoughtMarks | None = None
     """What the model thinks between before it answers."""
-    as_json: Callable[[], CompiledRule] | None = None
+    as_json: "Callable[[], CompiledRule] | None" = None
     """Makes the rule of an answer whose calls are in JSON, as a large model's are; None where `rule` is that."""
 
     def accepts(self, text: str) -> bool:
@@ -115,21 +119,21 @@ def _own_spelling(
     return rule
 
 
-def _known(engine: Engine, end_s: float, rule: Rule) -> CompiledRule:
+def _known(engine: Engine, end_s: float, rule: Rule) -> "CompiledRule":
     try:
         return grammars(engine).compile(rule, end_s)
     except NotCompiledError as error:
         raise ApiError(503, str(error), code="form_not_ready", retry_after_s=RETRY_AFTER_S) from error
 
 
-def _compiled(engine: Engine, param: str, rule: Rule, end_s: float = math.inf) -> CompiledRule:
+def _compiled(engine: Engine, param: str, rule: Rule, end_s: float = math.inf) -> "CompiledRule":
     try:
         return _known(engine, end_s, rule)
     except InputError as error:
         raise ApiError(400, f"{param}: {error}", param=param, code="invalid_value") from error
 
 
-def _canned(given: Any, rule: Rule | None, made: CompiledRule | None) -> str:
+def _canned(given: Any, rule: Rule | None, made: "CompiledRule | None") -> str:
     """Return the text of a canned answer; under a schema a string may be the JSON text, or a value itself."""
     texts = [given] if isinstance(given, str) else [json.dumps(given, ensure_ascii=False)]
     if rule is None or made is None:

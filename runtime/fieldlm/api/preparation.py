@@ -12,11 +12,15 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
+from fieldlm.api.chat_request import CompletionParams
 from fieldlm.engines import Engine
+from fieldlm.inference.generations import Serving
+from fieldlm.inference.router import router_of
 from fieldlm.network.json_api import ApiError
 
 AT_A_TIME = 2
 LONG_TEXT = 8192  # characters; more than this is not rendered or tokenised in the event loop
+MOST_TASK_CHARS = 64
 POLL_S = 0.2  # how often somebody looks whether the client is still there
 
 T = TypeVar("T")
@@ -84,3 +88,15 @@ def tokens_of(engine: Engine, text: str | Sequence[int], *, param: str, room: in
             code="context_length_exceeded",
         )
     return tokens
+
+
+def task_of(asked: CompletionParams, serving: Serving, question: str) -> tuple[str, bool]:
+    """Return the task of a request: what the client calls it, or what the bundle's router takes `question` for.
+
+    Says too whether the router knows it for none.
+    """
+    task = (asked.label("task") or "")[:MOST_TASK_CHARS]
+    if task or (router := router_of(serving.bundle)) is None:
+        return task, False
+    found = router.task(question)
+    return found or "", found is None

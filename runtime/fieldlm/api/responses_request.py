@@ -23,7 +23,7 @@ from fieldlm.api.tools import (
     toolbox,
 )
 from fieldlm.engines import Constraint, Sampling
-from fieldlm.engines.constraint import Rule
+from fieldlm.engines.rules.rule import Rule
 from fieldlm.network.json_api import ApiError
 
 LOGPROBS = "message.output_text.logprobs"

@@ -3,18 +3,21 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines.constraint import CompiledRule, Rule
 from fieldlm.engines.rules.json_schema import checked, loosened
+from fieldlm.engines.rules.rule import Rule
 from fieldlm.inference.call_formats import HERMES, CallFormat
 from fieldlm.inference.call_grammar import CallGrammar, UnspeakableError, json_rule
 from fieldlm.inference.call_spellings import MARKS
 from fieldlm.inference.tool_calls import OPEN, Plain
 from fieldlm.network.json_api import ApiError
+
+if TYPE_CHECKING:
+    from fieldlm.engines.constraint import CompiledRule
 
 ANYTHING: dict[str, Any] = {"type": "object"}
 _SLASH = re.compile(r"(?<!\\)((?:\\\\)*)/")  # one that no backslash escapes
@@ -134,7 +137,7 @@ class Toolbox:
     def rule(
         self,
         form: Rule | None,
-        compile: Callable[[Rule], CompiledRule],
+        compile: "Callable[[Rule], CompiledRule]",
         *,
         format: CallFormat = HERMES,
         said: tuple[tuple[int, str], ...] = (),
@@ -212,7 +215,7 @@ def _check(function: Function, declared: list[Tool], param: str) -> None:
         raise ApiError(400, f"{param}: two are called {function.name!r}", param=param, code="invalid_value")
 
 
-def _arguments(function: Function, compile: Callable[[Rule], CompiledRule]) -> dict[str, Any]:
+def _arguments(function: Function, compile: "Callable[[Rule], CompiledRule]") -> dict[str, Any]:
     """Return the schema of `function`'s arguments to hold a call to; who is not strict is held to what can be."""
     try:
         compile(_schema_rule(function.schema))

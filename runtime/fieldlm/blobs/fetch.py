@@ -22,8 +22,6 @@ from fieldlm.blobs.sources import (
     PacedSource,
     StoppedError,
     TokenBucket,
-    WebSource,
-    open_source,
 )
 from fieldlm.blobs.store import Blobs
 from fieldlm.blobs.tensor_chunks import borrow
@@ -40,9 +38,7 @@ __all__ = [
     "FolderSource",
     "MissingFileError",
     "Neighbours",
-    "WebSource",
     "fetch",
-    "open_source",
 ]  # fmt: skip
 
 RESERVE_BYTES = 64_000_000  # left free for the spool and the journal

@@ -1,24 +1,18 @@
-"""Repository sources (folder, web server), with a rate limit and hours in which they may be read."""
+"""Repository sources: a folder, or a web server (`web_source`), with a rate limit and the hours to read them in."""
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote, urlsplit
-from urllib.request import url2pathname
 
-import urllib3
-
-from fieldlm.core.errors import InputError, UnavailableError
+from fieldlm.core.errors import UnavailableError
 from fieldlm.core.hours import HourWindow
-from fieldlm.core.urls import credentials, shown
 from fieldlm.hardware.clock import is_set
-from fieldlm.network.bounded_http import MinimumRate, cause_of, connections
+from fieldlm.network.patience import MinimumRate, cause_of
 
-CONNECT_S, READ_S = 10.0, 30.0
 LEAST_BYTES, LEAST_WITHIN_S = 16 << 10, 60.0  # GPRS brings ten times as much; what is slower only holds the device
 SLICE_BYTES = 32 << 10  # read at a time under a cap, so that the line is never taken for longer than that
 LOOK_S = 20.0  # how often a closed window is looked at: the clock may be set at any time
@@ -54,6 +48,14 @@ class BlobSource(Protocol):
         ...
 
 
+class _Moving(Protocol):
+    """A source whose bytes are counted."""
+
+    name: str
+    moved: int
+    stop: threading.Event
+
+
 class ByteReader(Protocol):
     """Bytes on their way."""
 
@@ -62,24 +64,14 @@ class ByteReader(Protocol):
         ...
 
 
-def open_source(repository: str, stop: threading.Event | None = None) -> BlobSource:
-    """Open the repository at a folder, a file:// or an http(s):// address; nothing is read yet."""
-    scheme = urlsplit(repository).scheme
-    if scheme in ("http", "https"):
-        return WebSource(repository, stop)
-    if scheme == "file":
-        return FolderSource(Path(url2pathname(urlsplit(repository).path)), stop)
-    if scheme and "://" in repository:
-        raise InputError(
-            f"repository {shown(repository)!r} has an unknown scheme; want a folder, file://, http:// or https://"
-        )
-    return FolderSource(Path(repository), stop)
-
-
 def check_stop(source: BlobSource) -> None:
     """Raise StoppedError when who reads from `source` is told to stop; what has arrived stays."""
-    if source.stop.is_set():
-        raise StoppedError(f"reading {source.name} gives way to something more urgent; goes on later")
+    _check(source.stop, source.name)
+
+
+def _check(stop: threading.Event, name: str) -> None:
+    if stop.is_set():
+        raise StoppedError(f"reading {name} gives way to something more urgent; goes on later")
 
 
 class FolderSource:
@@ -105,76 +97,25 @@ class FolderSource:
             raise UnavailableError(f"{self.folder / path} cannot be read: {error.strerror or error}") from error
         with file:
             file.seek(start)
-            yield _Counted(self, file.read)
+            yield CountedReader(self, file.read)
 
 
-class WebSource:
-    """A repository behind a web server. Works, slower after an interruption, with one that ignores Range.
-
-    `headers` go with each request, to the server that `url` names and to no other that it sends us to.
-    """
+class CountedReader:
+    """A reader that fills each request and adds what it moved to its source; `errors` are how `read` breaks off."""
 
     def __init__(
-        self, url: str, stop: threading.Event | None = None, *, headers: Mapping[str, str] | None = None
+        self, source: "_Moving", read: Callable[[int], bytes], *, errors: tuple[type[Exception], ...] = (OSError,)
     ) -> None:
-        self.name = shown(url).rstrip("/")
-        self.moved = 0
-        self.has_ranges = True
-        self.stop = stop or threading.Event()
-        timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S)
-        self._pool = connections(tls=urlsplit(url).scheme == "https", timeout=timeout)
-        known = credentials(url)
-        self._headers = {**(urllib3.make_headers(basic_auth=known) if known else {}), **(headers or {})}
-
-    @contextmanager
-    def open(self, path: str, start: int = 0, stop: int | None = None) -> Generator[ByteReader]:
-        """Open bytes `start` to `stop` of the file."""
-        headers = {"Accept-Encoding": "identity", **self._headers}
-        if start or stop is not None:
-            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        url = f"{self.name}/{quote(path, safe='/%')}"  # names of TUF roles come quoted, and ours need none
-        try:
-            response = self._pool.request("GET", url, headers=headers, preload_content=False)
-        except urllib3.exceptions.HTTPError as error:
-            raise UnavailableError(f"{self.name} does not answer: {cause_of(error)}; try again later") from error
-        is_read = False
-        try:
-            reader = _Counted(self, lambda size: response.read1(size, decode_content=False))
-            self._settle(response, reader, path, start)
-            yield reader
-            is_read = not response.length_remaining
-        finally:
-            # A connection that was read to its end serves the next range, too.
-            response.release_conn() if is_read else response.close()
-
-    def _settle(self, response: urllib3.BaseHTTPResponse, reader: ByteReader, path: str, start: int) -> None:
-        if response.status in (403, 404, 410):
-            raise MissingFileError(f"{self.name} has no {path} ({response.status}); is it a repository?")
-        if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            return
-        if response.status != 200:
-            raise UnavailableError(f"{self.name} answers {response.status} for {path}; try again later")
-        self.has_ranges = start == 0 and self.has_ranges
-        while start > 0:
-            skipped = len(reader.read(min(start, 1 << 20)))
-            if not skipped:
-                raise UnavailableError(f"{self.name} ends {path} early; try again later")
-            start -= skipped
-
-
-class _Counted:
-    """A reader that fills each request and adds what it moved to its source."""
-
-    def __init__(self, source: FolderSource | WebSource, read: Callable[[int], bytes]) -> None:
         self._source = source
         self._read = read
+        self._errors = errors
         self._patience = MinimumRate(LEAST_BYTES, LEAST_WITHIN_S)
 
     def read(self, size: int) -> bytes:
         parts, left = list[bytes](), size
         try:
             while left:
-                check_stop(self._source)
+                _check(self._source.stop, self._source.name)
                 began_s = time.monotonic()
                 part = self._read(left)
                 if not part:
@@ -183,7 +124,7 @@ class _Counted:
                 self._patience.count(len(part), time.monotonic() - began_s)
                 parts.append(part)
                 left -= len(part)
-        except (OSError, urllib3.exceptions.HTTPError) as error:
+        except self._errors as error:
             raise UnavailableError(f"{self._source.name} broke off: {cause_of(error)}; try again later") from error
         return b"".join(parts)
 

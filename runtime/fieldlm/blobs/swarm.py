@@ -30,8 +30,9 @@ from fieldlm.core.errors import UnavailableError
 from fieldlm.core.logs import logger
 from fieldlm.core.tasks import Tasks
 from fieldlm.formats.release import blob_path
-from fieldlm.network.bounded_http import TricklingError, connections
+from fieldlm.network.bounded_http import connections
 from fieldlm.network.discovery import BLOCKED_S, nearest, register
+from fieldlm.network.patience import TricklingError
 
 log = logger(__name__)
 

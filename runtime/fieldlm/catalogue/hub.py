@@ -12,12 +12,14 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import urllib3
 
-from fieldlm.blobs.sources import CONNECT_S, READ_S, MissingFileError, WebSource
+from fieldlm.blobs.sources import MissingFileError
+from fieldlm.blobs.web_source import CONNECT_S, READ_S, WebSource
 from fieldlm.catalogue.download import download
 from fieldlm.catalogue.names import HUB
 from fieldlm.core.errors import InputError, UnavailableError
 from fieldlm.core.urls import shown
-from fieldlm.network.bounded_http import cause_of, connections
+from fieldlm.network.bounded_http import connections
+from fieldlm.network.patience import cause_of
 
 ENDPOINT = "https://huggingface.co"
 PREFERRED = ("Q4_K_M", "Q4_0")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fieldlm.cli.conversation import add_model, add_sampling, talk
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
-from fieldlm.network.http_client import KEY
+from fieldlm.network.api_keys import CLIENT_KEY
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     add_model(parser, nargs="?")
     parser.add_argument(
         "--url",
-        help=f"a running server (http, https or unix:/PATH; {KEY} has its key); else as configured",
+        help=f"a running server (http, https or unix:/PATH; {CLIENT_KEY} has its key); else as configured",
     )
     add_sampling(parser)
     args = parser.parse_args(argv)

@@ -96,12 +96,14 @@ def main(argv: Sequence[str] | None = None, *, on_loaded: Callable[[], object] =
         print(f"fieldlm {version('fieldlm')}")
         return 0
     from fieldlm.core import logs
+    from fieldlm.core.imports import no_garbage
     from fieldlm.hardware.processor import check_least
 
     logs.to_terminal()
     try:
         check_least()
-        command = load(args[0])
+        with no_garbage():
+            command = load(args[0])
         on_loaded()
         return command(args[1:])
     except FieldlmError as error:

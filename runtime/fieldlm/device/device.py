@@ -34,8 +34,6 @@ from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.local_models import LocalModels, OwnModel
 from fieldlm.device.startup import Start, context_of, exit_hung
 from fieldlm.engines import Engine
-from fieldlm.escalation.policy import Escalation
-from fieldlm.escalation.report import ledger_route
 from fieldlm.formats.bundle import NO_MODEL
 from fieldlm.formats.profile import Profile
 from fieldlm.formats.response_ids import ResponseIds
@@ -52,7 +50,6 @@ from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.forget import privacy_routes
 from fieldlm.telemetry.recorder import Recorder, id_key, load_salt
 from fieldlm.telemetry.spool import Spool
-from fieldlm.telemetry.sync import Sync
 from fieldlm.updates.freshness import staleness
 from fieldlm.updates.gates import check_prompt, compare
 from fieldlm.updates.hold import UpdateHold, busy_routes
@@ -65,7 +62,9 @@ from fieldlm.updates.slots import CRASH_FREE_S
 from fieldlm.updates.updater import Updater
 
 if TYPE_CHECKING:
+    from fieldlm.escalation.policy import Escalation
     from fieldlm.network.discovery import Announcer
+    from fieldlm.telemetry.sync import Sync
 
 log = logger(__name__)
 
@@ -103,6 +102,7 @@ class Device:
         self._parts = ExitStack()
         self._is_stopping = threading.Event()
         self._last_end = ""
+        self._large_routes = list[Route]()
         self._patience_end_s = time.monotonic() + READY_S
         try:
             self._wire(start)
@@ -164,7 +164,7 @@ class Device:
                 *privacy_routes(self.recorder),
                 command_route(self.commands),
                 Route("/v1/fieldlm/status", self._status),
-                *([ledger_route(self.large)] if self.large else []),
+                *self._large_routes,
             ],
             keys=door.keys,
             names=door.names,
@@ -192,9 +192,12 @@ class Device:
         )
         self._parts.callback(GOVERNOR.limit)
 
-    def _large(self, energy: EnergyMeter) -> Escalation | None:
+    def _large(self, energy: EnergyMeter) -> "Escalation | None":
         if not self.config.large:
             return None
+        from fieldlm.escalation.policy import Escalation
+        from fieldlm.escalation.report import ledger_route
+
         has_small = self.live.current.bundle.manifest.engine != NO_MODEL
         large = Escalation(
             self.config,
@@ -204,6 +207,7 @@ class Device:
             joules=energy.running_joules,
         )
         self._parts.callback(large.close)
+        self._large_routes.append(ledger_route(large))
         return large
 
     def _leaves(self) -> Leaves:
@@ -309,7 +313,10 @@ class Device:
             self.shadow.judge(said.id, said.text, is_liked=said.rating == "up")
         return self.recorder.feedback(said.id, said.rating, said.text)
 
-    def _sync(self) -> Sync:
+    def _sync(self) -> "Sync":
+        # What speaks MQTT is imported only where there is a broker.
+        from fieldlm.telemetry.sync import Sync
+
         sync = Sync(
             self.spool,
             broker_url=self.config.broker,

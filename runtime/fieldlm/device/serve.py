@@ -12,15 +12,17 @@ from fieldlm.catalogue.names import MODEL
 from fieldlm.core import terminal
 from fieldlm.core.config import Config, add_flags, load_config, named
 from fieldlm.core.files import act_as_owner
+from fieldlm.core.imports import no_garbage
 from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.local_models import LocalModels, named_models
 from fieldlm.device.startup import Start, detected_profile
 from fieldlm.formats.profile import load_profile
 
 JOURNAL = "slots.db"
-SWITCH_S = 0.00001
+SWITCH_S = 0.0005
 """Between two threads that want to run Python. Who loads wants it a thousand times, for microseconds; with the usual
-5 ms it would wait for the imports each time."""
+5 ms it would wait for the imports each time, and with much less than this both would do little else than change places.
+"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     beside = [*(each for each in others if each), *named_models(config.models)]
     local = LocalModels(beside, config, profile, own_name=own.name if own else "")
     config = named(config)  # writes: what can be refused has been
-    with _quick_switches():
+    with _quick_switches(), no_garbage():
         start = Start(config, profile, folder)
         # The server, hundreds of modules: this thread has nothing better to do while the other one loads.
         from fieldlm.device.device import Device

@@ -46,12 +46,9 @@ class Start:
         """The device's, since the first answer is asked for before there is one."""
         self._thread = ThreadPoolExecutor(1, "start")
         checked = self._thread.submit(self._check, folder)
-        # While files are read and hashed: what their engine needs. Who loads says what is missing.
-        with suppress(FieldlmError, ImportError):
-            from fieldlm.engines import engine_kind
-
-            bundle = open_bundle(folder, digests=False) if folder else self._slots.current()
-            engine_kind(bundle.manifest.engine).preload()
+        # While files are read and hashed: what their engine and their first answer need of Python.
+        with suppress(Exception):  # whatever is missing or broken, who loads says it
+            self._preload(folder)
         self._made = self._thread.submit(lambda: self._serve(checked.result()))
 
     def wait(self) -> tuple[Slots, "Generations", "UnreadyReason"]:
@@ -69,6 +66,22 @@ class Start:
         if not self._made.cancelled() and not self._made.exception():
             self._made.result()[0].close()
         self._slots.close()
+
+    def _preload(self, folder: Path | None) -> None:
+        """Do here what runs Python, so that hardly anything but C is left to the thread, which works beside this one.
+
+        Two threads that run Python wait for each other more than they work: imports beside a load took longer than
+        after it.
+        """
+        from fieldlm.engines import engine_kind
+        from fieldlm.inference.generations import canary_prompt
+        from fieldlm.inference.warmup import warm
+
+        assert warm, "imported"
+        bundle = open_bundle(folder, digests=False) if folder else self._slots.current()
+        engine_kind(bundle.manifest.engine).preload()
+        # Where the bundle lies from which it is served: the header of its weights is read once.
+        canary_prompt(self._slots.current())
 
     def _check(self, folder: Path | None) -> Bundle:
         if folder is not None:

@@ -17,22 +17,21 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, grammar_from
 from numpy.typing import NDArray
 
-from fieldlm.core.errors import EngineError, InputError, UnavailableError
+from fieldlm.core.errors import EngineError, InputError
 from fieldlm.core.tasks import PROCESS
 from fieldlm.engines import Engine
 from fieldlm.engines.rules.json_numbers import DigitTable, NumberBound
 from fieldlm.engines.rules.json_schema import check_repeats, checked, parts
+from fieldlm.engines.rules.rule import Kind, NotCompiledError, Rule
 from fieldlm.engines.rules.rule_cache import RuleCache
 
-Kind = Literal["json_schema", "json_object", "regex", "grammar"]
 Floats = NDArray[np.float32]
 
 MAX_RULE_CHARS = 256 << 10
@@ -42,26 +41,6 @@ MAX_COLONS = 5000  # of a grammar: each thing within another, in a schema inside
 STACK_BYTES = 64 << 20  # measured with llguidance 1.9: 3 KB a rule, 8 KB a $ref; taken as it is needed
 COMPILING = 2  # at a time: who asks for hard ones does not take every thread
 CACHED_BYTES = 1 << 20  # of rules' text per engine; compiled, a list of words takes about thirty times its text
-JSON_OBJECT = '{"type":"object"}'
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What an answer has to look like: a schema as JSON text, a regular expression, or a Lark or GBNF grammar."""
-
-    kind: Kind
-    text: str = JSON_OBJECT
-    json_after: str | None = None
-    """What an answer begins with before its JSON, whose numbers are bounded then; None where it is no JSON."""
-    texts: tuple[tuple[str, str], ...] = ()
-    """What stands before and behind texts in it that are no JSON."""
-    said: tuple[tuple[int, str], ...] = ()
-    """Control tokens that the answer says, and as what; see `Sampling.said`."""
-
-    @property
-    def json_begins(self) -> str | None:
-        """Behind what the JSON of an answer begins; None where there is none."""
-        return "" if self.kind in ("json_schema", "json_object") else self.json_after
 
 
 class TokenGuide:
@@ -114,10 +93,6 @@ class TokenGuide:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise EngineError(f"the constraint cannot go on: {_line(self._matcher.get_error())}")
-
-
-class NotCompiledError(UnavailableError):
-    """A rule is not compiled in the time that somebody has for it. Its compiler goes on: it may be there later."""
 
 
 class CompiledRule:

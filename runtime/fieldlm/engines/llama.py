@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from fieldlm.core.errors import EngineError, InputError
 from fieldlm.core.tasks import PROCESS, BackgroundTask
 from fieldlm.engines import DEFAULT_TERMS, EngineOptions, Sampling, Schedule
 from fieldlm.engines.answer_stream import AnswerStream
+from fieldlm.engines.binding.c_api import binding_version
 from fieldlm.engines.llama_api import Context, LlamaWeights, LoraAdapter, api
 from fieldlm.engines.llama_devices import check_offload, devices, promised
 from fieldlm.engines.llama_embed import PIECE, Embedding
@@ -29,7 +29,7 @@ from fieldlm.engines.request_queue import DeadlineTimer
 from fieldlm.engines.sampling import Floats, check_sampling
 from fieldlm.engines.sequences.batch_invariance import BatchInvariance, is_plain
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.gguf import check_adapter, read_header
+from fieldlm.formats.gguf import Header, check_adapter, read_header
 from fieldlm.hardware.cores import CoreWatch, fast_cores, home, stay
 from fieldlm.hardware.governor import Pace
 from fieldlm.hardware.huge_pages import stop_moving
@@ -79,23 +79,24 @@ class StallClock:
         return began_s is not None and time.monotonic() - began_s > limit_s
 
 
-def open(bundle: Bundle, options: EngineOptions) -> "LlamaEngine":
-    """Load the base weights of `bundle`; its adapter is loaded by who serves it."""
+def open(bundle: Bundle, options: EngineOptions, header: Header | None = None) -> "LlamaEngine":
+    """Load the base weights of `bundle`, whose header may be known; its adapter is loaded by who serves it."""
     # Past the manifest's context nobody has proved anything, whoever asks for more.
     context = min(options.context or DEFAULT_CONTEXT, bundle.manifest.model.context)
     layout = layout_of(options.profile, bundle.manifest.cache)
-    return LlamaEngine(bundle.need("base"), replace(options, context=context), layout=layout)
+    return LlamaEngine(bundle.need("base"), replace(options, context=context), layout=layout, header=header)
 
 
 class LlamaEngine:
     """An `Engine` on one GGUF file."""
 
-    def __init__(self, path: Path, options: EngineOptions, *, layout: Layout = DEFAULT_LAYOUT) -> None:
-        context = DEFAULT_CONTEXT if options.context is None else options.context
-        parallel = options.parallel
+    def __init__(
+        self, path: Path, options: EngineOptions, *, layout: Layout = DEFAULT_LAYOUT, header: Header | None = None
+    ) -> None:
+        context, parallel = DEFAULT_CONTEXT if options.context is None else options.context, options.parallel
         if not 1 <= parallel <= MAX_PARALLEL or context < 1:
             raise InputError(f"{parallel=} and {context=}: want 1 to {MAX_PARALLEL} answers of at least 1 token")
-        self._header = read_header(path)
+        self._header = header or read_header(path)
         context, parallel = servable(self._header, context=context, parallel=parallel)
         self._is_repeatable = options.repeatable
         layout = self._layout = layout.repeatable() if options.repeatable else layout
@@ -236,7 +237,7 @@ class LlamaEngine:
     def build(self) -> str:
         """See `Remembers.build`."""
         info: bytes = api.llama_print_system_info()
-        library = f"llama-cpp-python {version('llama-cpp-python')} {info.decode(errors='replace')}"
+        library = f"llama-cpp-python {binding_version()} {info.decode(errors='replace')}"
         return f"{library} {self.context} {self._layout.name}"
 
     def remembered(self, tokens: Sequence[int], *, adapter: str | None = None) -> tuple[list[int], bytes] | None:

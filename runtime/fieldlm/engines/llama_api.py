@@ -1,15 +1,14 @@
 """llama.cpp bindings: its C API with Python types, and nothing decided here.
 
-Only the low-level binding is used. What llama.cpp logs is not printed; the last complaint becomes the error's text.
+Only the low-level binding is used (`binding.c_api`). What llama.cpp logs is not printed; its complaint becomes the
+error's text (`binding.log`).
 """
 
 import ctypes
 import functools
 import os
-import re
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from fieldlm.core.errors import EngineError
 from fieldlm.core.interrupts import heeding_interrupts
 from fieldlm.engines import SEAM
+from fieldlm.engines.binding.c_api import load_binding
+from fieldlm.engines.binding.log import Log
 from fieldlm.engines.llama_kernels import load_kernels
 from fieldlm.engines.llama_layout import DEFAULT_LAYOUT, Layout
 from fieldlm.engines.prompt_lookup import MOST_ROWS
@@ -39,15 +40,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 check_processor()
 
-import llama_cpp.llama_cpp as untyped  # noqa: E402
-
-api = cast(Any, untyped)
+api = load_binding()
 Pointer = Any
 
-LOG_WARN, LOG_ERROR, LOG_CONTINUE = 3, 4, 5
-OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
-BUFFER = re.compile(r"(model|KV|compute|LoRA) buffer size = +([\d.]+) MiB")
-MIB = 1.048576  # megabytes (1e6 bytes)
 FLASH_ATTENTION = {
     None: api.LLAMA_FLASH_ATTN_TYPE_AUTO,
     False: api.LLAMA_FLASH_ATTN_TYPE_DISABLED,
@@ -55,47 +50,11 @@ FLASH_ATTENTION = {
 }
 ABORTED = 2
 NO_ROOM = 1
+NAMED_ENDS = (
+    api.llama_vocab_eos, api.llama_vocab_eot, api.llama_vocab_fim_pad, api.llama_vocab_fim_rep, api.llama_vocab_fim_sep
+)  # fmt: skip
 
-
-class _Log:
-    """llama.cpp's log of the whole process: buffer sizes are added up, complaints are kept until asked for."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._complaints: deque[str] = deque(maxlen=4)
-        self._sizes: dict[str, float] = {}
-        self.offloaded: tuple[int, int] | None = None
-        """Layers on a GPU and layers in all of the weights that were loaded last, as far as llama.cpp says."""
-        self.callback = api.llama_log_callback(self._line)
-
-    def _line(self, level: int, text: bytes, _: object) -> None:
-        line = text.decode(errors="replace").strip()
-        if level >= LOG_ERROR and level != LOG_CONTINUE and line:
-            self._complaints.append(line)
-        elif found := BUFFER.search(line):
-            self._sizes[found[1]] = self._sizes.get(found[1], 0.0) + float(found[2]) * MIB
-        elif found := OFFLOADED.search(line):
-            self.offloaded = (int(found[1]), int(found[2]))
-
-    @contextmanager
-    def listening(self) -> Generator[dict[str, float]]:
-        """Have the log for calls of one object; yields the sizes of the buffers that they tell of (1e6 bytes, by name).
-
-        Ctrl-C while a line is heard, which Python drops, is raised at the end.
-        """
-        with self._lock, heeding_interrupts():
-            self._complaints.clear()
-            self._sizes = {}
-            self.offloaded = None
-            yield self._sizes
-
-    def reason(self) -> str:
-        """Return why the last call failed: the first complaint is the cause, later ones are consequences."""
-        text = self._complaints[0] if self._complaints else "llama.cpp gives no reason"
-        return text.split(": ", 1)[-1] if text.startswith("llama_") else text
-
-
-log = _Log()
+log = Log(api)
 _backend = threading.Lock()
 
 
@@ -170,9 +129,8 @@ class LlamaWeights:
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if layout.is_mapped else api.LLAMA_LOAD_MODE_NONE
         params.n_gpu_layers = layout.gpu_layers
         params.use_extra_bufts = not built_with_amx()
-        with log.listening() as self.sizes:
-            with huge_pages():
-                self.model: Pointer = _load(path, params)
+        with huge_pages() as ask_for_huge, log.listening(ask_for_huge) as self.sizes:
+            self.model: Pointer = _load(path, params)
             if not self.model:
                 raise EngineError(f"{path} cannot be loaded: {log.reason()}")
             self.offloaded = log.offloaded
@@ -220,23 +178,37 @@ class LlamaWeights:
         """Whether the memory of a sequence can be cut at any position; a recurrent state cannot."""
         return not (api.llama_model_is_recurrent(self.model) or api.llama_model_is_hybrid(self.model))
 
+    @functools.cached_property
+    def _marked(self) -> dict[int, int]:
+        """The attributes of all tokens that are no plain text: the one look over the vocabulary that a start takes."""
+        if api.llama_vocab_type(self._vocab) == api.LLAMA_VOCAB_TYPE_NONE:
+            return {}
+        attributes = _keeping(api.llama_vocab_get_attr, ctypes.c_int, ctypes.c_void_p, ctypes.c_int32)
+        wanted = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED | api.LLAMA_TOKEN_ATTR_UNKNOWN
+        with self._held():
+            kinds = map(functools.partial(attributes, self._vocab), range(self.vocabulary))
+            return {token: kind for token, kind in enumerate(kinds) if kind & wanted}
+
     def ends(self) -> frozenset[int]:
-        """Return the tokens that end an answer; llama.cpp has to be asked for each."""
-        is_end = _keeping(api.llama_vocab_is_eog, ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32)
-        return frozenset(filter(functools.partial(is_end, self._vocab), range(self.vocabulary)))
+        """Return the tokens that end an answer.
+
+        llama.cpp makes control tokens of those that it knows by their text; the others are those that the file names.
+        """
+        text = ctypes.create_string_buffer(16)
+        has_eom = api.llama_model_meta_val_str(self.model, b"tokenizer.ggml.eom_token_id", text, len(text)) > 0
+        named = [function(self._vocab) for function in NAMED_ENDS] + ([int(text.value)] if has_eom else [])
+        return frozenset(token for token in (*self._marked, *named) if api.llama_vocab_is_eog(self._vocab, token))
 
     @functools.cached_property
     def _specials(self) -> SpecialTexts | None:
         """The tokens that are cut out here; None for a kind of tokenizer whose order nobody checked."""
         if api.llama_vocab_type(self._vocab) not in (api.LLAMA_VOCAB_TYPE_SPM, api.LLAMA_VOCAB_TYPE_BPE):
             return None
-        attributes = _keeping(api.llama_vocab_get_attr, ctypes.c_int, ctypes.c_void_p, ctypes.c_int32)
-        wanted = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED | api.LLAMA_TOKEN_ATTR_UNKNOWN
         with self._held():
-            found = [(i, kind) for i in range(self.vocabulary) if (kind := attributes(self._vocab, i)) & wanted]
             text, left, right = api.llama_vocab_get_text, api.LLAMA_TOKEN_ATTR_LSTRIP, api.LLAMA_TOKEN_ATTR_RSTRIP
             return SpecialTexts(
-                SpecialText(text(self._vocab, i), i, bool(kind & left), bool(kind & right)) for i, kind in found
+                SpecialText(text(self._vocab, token), token, bool(kind & left), bool(kind & right))
+                for token, kind in self._marked.items()
             )
 
     @functools.cached_property
@@ -368,7 +340,7 @@ class Context:
         strlen = ctypes.CDLL(None).strlen
         params.abort_callback = ctypes.cast(strlen, api.ggml_abort_callback)
         params.abort_callback_data = ctypes.addressof(self._flag)
-        with log.listening() as self.sizes:
+        with huge_pages() as ask_for_huge, log.listening(ask_for_huge) as self.sizes:
             self._context: Pointer = api.llama_init_from_model(weights.model, params)
             if not self._context:
                 raise EngineError(f"no context of {cells} tokens for this model: {log.reason()}")

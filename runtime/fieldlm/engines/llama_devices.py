@@ -5,11 +5,11 @@ nothing says so. So it is an error before the weights are read, and again when n
 """
 
 import ctypes
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from fieldlm.core.errors import EngineError, MissingDependencyError
 from fieldlm.core.extras import advice
+from fieldlm.engines.binding.c_api import binding_version
 from fieldlm.engines.llama_api import api, start_backend
 from fieldlm.engines.llama_kernels import library
 from fieldlm.formats.profile import Accelerator
@@ -77,8 +77,7 @@ def promised(gpu: Accelerator, seen: list[ComputeDevice], *, can_offload: bool |
         )
     build = f'CMAKE_ARGS="-D{flag}=on"'
     again = advice(
-        f"{build} pip install --force-reinstall --no-binary llama-cpp-python "
-        f"'llama-cpp-python=={version('llama-cpp-python')}'",
+        f"{build} pip install --force-reinstall --no-binary llama-cpp-python 'llama-cpp-python=={binding_version()}'",
         f"install a package that was built for it ({build} make deb CPU=native on a machine like it)",
     )
     raise MissingDependencyError(

@@ -6,9 +6,10 @@ A build for one machine has its kernels inside, and nothing is loaded here.
 import ctypes
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fieldlm.core.errors import EngineError
+from fieldlm.engines.binding.c_api import load_binding
 
 CPUINFO = Path("/proc/cpuinfo")
 CPU_DEVICE = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
@@ -51,9 +52,7 @@ def library() -> Any:
 
     llama-cpp-python opens ggml under another name, too, and that is a second ggml, with a list of devices of its own.
     """
-    from llama_cpp import llama_cpp
-
-    return cast(Any, llama_cpp)._lib
+    return load_binding()._lib
 
 
 def kernels_in(folder: Path) -> dict[str, int]:

@@ -48,7 +48,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
         self._sampling = sampling
-        self._rng = make_rng(sampling)
+        self._rng = None if _is_greedy(sampling) else make_rng(sampling)
         bias = dict(sampling.logit_bias)
         self._biased = np.array(list(bias), np.int64)
         self._bias = np.array(list(bias.values()), np.float32)
@@ -129,23 +129,25 @@ def _pairs(biases: object) -> tuple[tuple[int, float], ...]:
     return tuple(pairs)
 
 
-def make_rng(sampling: Sampling) -> np.random.Generator:
+def make_rng(sampling: Sampling) -> "np.random.Generator":
     """Return the random numbers of one answer: the same seed, also 0, gives the same ones."""
     return np.random.default_rng(None if sampling.seed is None else sampling.seed & (2**64 - 1))
 
 
-def choose(logits: Floats, sampling: Sampling, rng: np.random.Generator) -> tuple[int, float]:
+def choose(logits: Floats, sampling: Sampling, rng: "np.random.Generator | None") -> tuple[int, float]:
     """Return the chosen token and the gap between the two largest logits, at most CERTAIN.
 
-    Greedy at temperature 0. `logits` is left as it was. Raises EngineError when the model has computed NaN or infinity.
+    Greedy at temperature 0, which takes no `rng`. `logits` is left as it was. Raises EngineError when the model has
+    computed NaN or infinity.
     """
     best = int(logits.argmax())
     top = float(logits[best])
     if not math.isfinite(top):
         raise EngineError(f"the model's logits are not numbers ({top}); its weights are damaged")
     margin = min(top - _largest_beside(logits, best), CERTAIN)
-    if sampling.temperature <= 0 or sampling.top_k == 1:
+    if _is_greedy(sampling):
         return best, margin
+    assert rng is not None, "whoever draws has brought them"
     return _draw(logits, top, sampling, rng), margin
 
 
@@ -169,6 +171,10 @@ def logprob(logits: Floats, token: int) -> float:
     return min(0.0, float(logits[token] - top) - math.log(float(above.sum())))
 
 
+def _is_greedy(sampling: Sampling) -> bool:
+    return sampling.temperature <= 0 or sampling.top_k == 1
+
+
 def _penalises(sampling: Sampling) -> bool:
     return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repeat_penalty != 1)
 
@@ -189,7 +195,7 @@ def _largest_beside(logits: Floats, best: int) -> float:
     return second
 
 
-def _draw(logits: Floats, top: float, sampling: Sampling, rng: np.random.Generator) -> int:
+def _draw(logits: Floats, top: float, sampling: Sampling, rng: "np.random.Generator") -> int:
     tokens = np.flatnonzero(logits >= top - NEGLIGIBLE * sampling.temperature)
     if 0 < sampling.top_k < tokens.size:
         # Back in ascending order, so that the same seed gives the same text however the partition left them.

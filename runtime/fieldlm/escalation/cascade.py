@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Literal
 
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.logs import logger
@@ -19,26 +18,13 @@ from fieldlm.engines import Chunk, Outcome, RunningAnswer, Timings
 from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.escalation.large_model import AskHandle
 from fieldlm.escalation.large_reply import LargeModelError, LargeReply
+from fieldlm.escalation.verdict import Verdict, Who
 from fieldlm.inference.tool_calls import CLOSE, OPEN
 
 log = logger(__name__)
 
-Who = Literal["small", "large"]
 _OUTCOMES: dict[str, Outcome] = {"length": "length"}
 _REFUSED = "content_filter"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Who answered and why the large model did or did not, with what each of them computed; for record and ledger."""
-
-    by: Who
-    why: str = ""
-    """Why the large model was asked; empty where it was not."""
-    note: str = ""
-    """Why the answer is not the large model's although it was wanted."""
-    small: Timings | None = None
-    large: LargeReply | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

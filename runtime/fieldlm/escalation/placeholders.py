@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from fieldlm.telemetry.redaction import Numbered, Patterns, redact
 from fieldlm.telemetry.redaction.names import names_in
+from fieldlm.telemetry.redaction.numbered import Numbered
+from fieldlm.telemetry.redaction.put import Patterns
+from fieldlm.telemetry.redaction.redact import redact
 
 _TOLD = frozenset({"description", "title", "enum", "const", "default", "examples"})
 """Where a schema holds words and values, and not its own terms."""

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -21,19 +21,17 @@ from fieldlm.core.config import Config
 from fieldlm.core.errors import ConfigError
 from fieldlm.core.tasks import PROCESS, Tasks
 from fieldlm.engines import Outcome, Timings
-from fieldlm.escalation.cascade import Verdict, Who
 from fieldlm.escalation.energy_shares import EnergyShares
 from fieldlm.escalation.large_model import REMEMBERED, LargeModel, foreseen_s
 from fieldlm.escalation.ledger import Entry, Ledger, Prices, is_large
+from fieldlm.escalation.verdict import Verdict, Who, Wish
 from fieldlm.formats.record import LARGE
 from fieldlm.inference.confidence import confidence
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.model_pool import LATEST
 from fieldlm.telemetry.hard_examples import RecentAnswers
-from fieldlm.telemetry.redaction import Patterns
+from fieldlm.telemetry.redaction.put import Patterns
 
-Wish = Literal["auto", "never", "redacted", "always"]
-"""What a request says of the large model: the device decides, no, only without what identifies a person, yes."""
 FAILED: frozenset[Outcome] = frozenset({"error", "rejected", "preempted"})
 AT_ONCE = 128
 """Requests that wait for the large model at a time. Nobody queues for that: a deadline would pass meanwhile."""

@@ -3,17 +3,19 @@
 A token reads all weights, and a third of its time can go into looking their pages up: SmolLM2-135M Q8_0 on one thread
 took 12.8 ms of CPU a token, 8.9 ms in huge pages, 9.9 ms mapped from the file.
 
-Linux 6.1 and later move memory on request, whatever the system's setting for huge pages is; elsewhere it stays.
+Who asks before the memory is written to gets huge pages at once, where the system's setting lets a program ask, and a
+load is over sooner: SmolLM2's 148 MB were read in 120 ms instead of 162, and 40 ms of moving were saved. Linux 6.1 and
+later move on request what was written, whatever the setting is; elsewhere it stays.
 """
 
 import ctypes
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from fieldlm.core.tasks import PROCESS, Tasks
 
-MADV_COLLAPSE = 25
+MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
 LARGE = 16 << 20  # bytes; what is smaller is not weights
 
 _moves = Tasks(PROCESS)
@@ -22,10 +24,14 @@ Mapping = tuple[int, int]
 
 
 @contextmanager
-def huge_pages() -> Generator[None]:
-    """Move the large memory that was allocated in this block, when it is over and in a thread of its own."""
+def huge_pages() -> Generator[Callable[[], object]]:
+    """Have the large memory that is allocated in this block in huge pages.
+
+    What is yielded asks for them: called when the memory is there, and before it is written to. What is in small pages
+    all the same when the block is over is moved, in a thread of its own.
+    """
     before = mappings()
-    yield
+    yield lambda: ask(added(before, mappings()))
     if new := added(before, mappings()):
         _moves.start("huge-pages", lambda: move(new))
 
@@ -61,11 +67,20 @@ def added(before: Sequence[Mapping], after: Sequence[Mapping]) -> list[Mapping]:
     return [(begin, end) for begin, end in parts if end - begin >= LARGE]
 
 
+def ask(memory: Collection[Mapping]) -> float:
+    """Ask the kernel to fill `memory` with huge pages from now on; return the megabytes (1e6 bytes) it agreed to."""
+    return _advise(memory, MADV_HUGEPAGE)
+
+
 def move(memory: Collection[Mapping]) -> float:
     """Ask the kernel to move `memory`; return the megabytes (1e6 bytes) it agreed to.
 
     What cannot be moved, for want of free huge pages or of a kernel that can, stays as it is. So does what was freed.
     """
+    return _advise(memory, MADV_COLLAPSE)
+
+
+def _advise(memory: Collection[Mapping], advice: int) -> float:
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return sum(end - begin for begin, end in memory if not madvise(begin, end - begin, MADV_COLLAPSE)) / 1e6
+    return sum(end - begin for begin, end in memory if not madvise(begin, end - begin, advice)) / 1e6

@@ -393,6 +393,11 @@ def _drop_adapters(engine: Engine, names: Sequence[str]) -> None:
         engine.drop_adapter(name)
 
 
+def canary_prompt(bundle: Bundle) -> str:
+    """Return what `canary` asks; its template is compiled then, which takes no weights."""
+    return question(bundle, "Hello")
+
+
 def canary(serving: Serving) -> None:
     """Raise EngineError unless `serving` answers one token to its real system prompt, which is warm afterwards.
 
@@ -400,7 +405,7 @@ def canary(serving: Serving) -> None:
     """
     if serving.bundle.manifest.engine == NO_MODEL:
         return
-    prompt = serving.engine.tokenize(question(serving.bundle, "Hello"))
+    prompt = serving.engine.tokenize(canary_prompt(serving.bundle))
     answer = serving.engine.start(prompt, Sampling(max_tokens=1), adapter=serving.adapter)
     last = list(answer)[-1]
     if last.outcome not in ("stop", "length"):

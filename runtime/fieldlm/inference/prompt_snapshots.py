@@ -30,7 +30,7 @@ class Snapshots:
     def restore(self, serving: Serving) -> bool:
         """Give the engine what an earlier start has computed; False when there is nothing for exactly this engine."""
         engine = serving.engine
-        if not isinstance(engine, SupportsStateSnapshot):
+        if not isinstance(engine, SupportsStateSnapshot) or not any(self._folder.glob("*.kv")):
             return False
         found = read(self._path(serving, engine))
         return found is not None and engine.remember(*found, adapter=serving.adapter)

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.engines import Chunk, Engine, Outcome
-from fieldlm.engines.constraint import CompiledRule, Rule, grammars
+from fieldlm.engines.rules.grammars import grammars
+from fieldlm.engines.rules.rule import Rule
+
+if TYPE_CHECKING:
+    from fieldlm.engines.constraint import CompiledRule
 
 
 class IncompleteError(EngineError):
@@ -25,7 +29,7 @@ class IncompleteError(EngineError):
 class Form:
     """What an answer has to be."""
 
-    constraint: CompiledRule
+    constraint: "CompiledRule"
     decode: Callable[[str], Any]
 
     def read(self, chunks: list[Chunk]) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 from fieldlm.core.errors import ConfigError
 
 SHORTEST_KEY = 16
+CLIENT_KEY = "FIELDLM_API_KEY"
+"""The variable in which a client has its key."""
 
 
 class Keys:

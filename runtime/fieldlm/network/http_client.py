@@ -20,11 +20,12 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from fieldlm.core.config import NO_NETWORK, Config, load_config
 from fieldlm.core.errors import ConfigError, InputError, TrustError, UnavailableError
 from fieldlm.core.urls import shown
-from fieldlm.network.bounded_http import cause_of, connections
+from fieldlm.network.api_keys import CLIENT_KEY
+from fieldlm.network.bounded_http import connections
 from fieldlm.network.certificates import certificate_at, certificate_sha256
+from fieldlm.network.patience import cause_of
 
 EXAMPLE = "http://127.0.0.1:8080"
-KEY = "FIELDLM_API_KEY"
 CONNECT_S = 10.0
 ANSWER_S = 300.0
 AT_ONCE = 128
@@ -60,7 +61,7 @@ class HttpClient:
             self._pool = connections(tls=parts.scheme == "https", **self._how).connection_from_url(url)
         self._fingerprint = fingerprint
         self._streams = set[BaseHTTPResponse]()
-        given = os.environ.get(KEY, "").strip() if key is None else key
+        given = os.environ.get(CLIENT_KEY, "").strip() if key is None else key
         self._headers = {"authorization": f"Bearer {given}"} if given else {}
 
     def get(self, path: str) -> tuple[int, Any]:
@@ -164,7 +165,7 @@ class HttpClient:
         except msgspec.MsgspecError as error:
             raise UnavailableError(f"what answers at {self.url} is not fieldlm: {error}") from error
         if status == UNAUTHORIZED:
-            raise InputError(f"{refusal(document)}; put the key into {KEY}")
+            raise InputError(f"{refusal(document)}; put the key into {CLIENT_KEY}")
         return status, document
 
 

@@ -1,13 +1,16 @@
 """Telemetry alerts, what is wrong by name: it serves on meanwhile, and what is not named nobody looks for."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from fieldlm.core.wording import counted
 from fieldlm.hardware.clock import Clock
 from fieldlm.telemetry.spool import Health
-from fieldlm.telemetry.sync import SyncStatus
+
+if TYPE_CHECKING:
+    from fieldlm.telemetry.sync import SyncStatus
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +25,7 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-def troubles(spool: Health, sync: SyncStatus | None, clock: Clock) -> Iterator[Trouble]:
+def troubles(spool: Health, sync: "SyncStatus | None", clock: Clock) -> Iterator[Trouble]:
     """Yield everything that is wrong now."""
     if spool.problem:
         yield Trouble(

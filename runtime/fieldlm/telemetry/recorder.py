@@ -6,19 +6,17 @@ Beside single records go sketches of latency, and sums of how often somebody dis
 nothing of HTTP: whatever has the fields of `Exchange` can be recorded.
 """
 
-import functools
 import hashlib
 import hmac
 import os
-import re
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import msgspec
 
@@ -32,13 +30,21 @@ from fieldlm.telemetry import hard_examples
 from fieldlm.telemetry.effective_policy import EffectivePolicy
 from fieldlm.telemetry.prompt_context import EVENT, PromptContexts
 from fieldlm.telemetry.quantile_sketch import NOT_KNOWN, Summary, Sureness
-from fieldlm.telemetry.redaction import Numbered, Patterns, Put, plain, redact, redact_messages
-from fieldlm.telemetry.redaction.names import names_in
+from fieldlm.telemetry.recorded_text import (
+    TEXT_CHARS,
+    clip,
+    clip_all,
+    names_said,
+    redacted,
+    redacted_message,
+    redacted_text,
+    texts_in,
+)
+from fieldlm.telemetry.redaction.numbered import Numbered
+from fieldlm.telemetry.redaction.put import Patterns, Put, plain
 from fieldlm.telemetry.spool import Finish, Spool
 from fieldlm.telemetry.spool_database import RESPONSES, AnsweredResponse
 
-TEXT_CHARS = 16_384
-"""Longer texts lose their middle: both ends are kept."""
 PROMPT_CHARS = 65_536
 LABEL_CHARS = 128
 SUM_S = 300.0
@@ -200,7 +206,7 @@ class Recorder:
         has_text = bool(self._agreed(answered.consent) and correction) and mode in ("redacted", "full") and sampled
 
         def add(record: Record) -> Record:
-            text = _clip(_redacted(correction or "", mode, known.names, patterns, known.put))
+            text = clip(redacted_text(correction or "", mode, known.names, patterns, known.put))
             return msgspec.structs.replace(record, correction=text)
 
         self._append(
@@ -276,7 +282,7 @@ class Recorder:
         patterns = self.terms.patterns
 
         def add(record: Record) -> Record:
-            told = redact_messages(dict(context), patterns=patterns) if mode == "redacted" else dict(context)
+            told = redacted(dict(context), patterns=patterns) if mode == "redacted" else dict(context)
             text = msgspec.json.encode(told).decode()
             return msgspec.structs.replace(record, detail=record.detail | {"context": text})
 
@@ -343,10 +349,11 @@ class _Text:
     patterns: Patterns
 
     def added(self, record: Record) -> Record:
-        self.known.names = _names(self.exchange) if self.mode == "redacted" else frozenset()
+        if self.mode == "redacted":
+            self.known.names = names_said(self.exchange.messages, self.exchange.answer)
         self.known.put = Numbered()
         prompt, is_cut = self._prompt()
-        answer = _clip(_redacted(self.exchange.answer, self.mode, self.known.names, self.patterns, self.known.put))
+        answer = clip(redacted_text(self.exchange.answer, self.mode, self.known.names, self.patterns, self.known.put))
         detail = record.detail | ({"cut": "yes"} if is_cut or len(self.exchange.answer) > TEXT_CHARS else {})
         detail |= {"redacted": "yes"} if self.mode == "redacted" else {}
         return msgspec.structs.replace(record, prompt=prompt, answer=answer, detail=detail)
@@ -356,10 +363,10 @@ class _Text:
 
         Says too whether that, or a text's length, has cost anything of them.
         """
-        kept: list[Any] = [_clip_all(message) for message in self.exchange.messages]
-        is_cut = any(len(text) > TEXT_CHARS for text in _texts(self.exchange.messages))
+        kept: list[Any] = [clip_all(message) for message in self.exchange.messages]
+        is_cut = any(len(text) > TEXT_CHARS for text in texts_in(self.exchange.messages))
         if self.mode == "redacted":
-            kept = [_redact(message, self.known.names, self.patterns, self.known.put) for message in kept]
+            kept = [redacted_message(message, self.known.names, self.patterns, self.known.put) for message in kept]
         while len(text := msgspec.json.encode(kept).decode()) > PROMPT_CHARS and len(kept) > 1:
             del kept[1 if len(kept) > 2 else 0]
         return text, is_cut or len(kept) < len(self.exchange.messages)
@@ -385,59 +392,6 @@ def id_key(salt: bytes) -> bytes:
     return hmac.new(salt, b"response ids", hashlib.sha256).digest()[:KEY_BYTES]
 
 
-def _names(exchange: RecordedExchange) -> frozenset[str]:
-    """Return the names that the customer's own words and the answer hold; a system prompt names nobody."""
-    told = [text for m in exchange.messages if not _is_system(m) for text in _texts(m)]
-    return names_in("\n".join([*told, exchange.answer]))
-
-
-def _is_system(message: Any) -> bool:
-    return isinstance(message, dict) and cast(dict[str, Any], message).get("role") == "system"
-
-
-def _redacted(text: str, mode: Mode, names: frozenset[str], patterns: Patterns, put: Put) -> str:
-    return redact(text, names=names, patterns=patterns, put=put) if mode == "redacted" else text
-
-
-def _redact(message: Any, names: frozenset[str], patterns: Patterns, put: Put) -> Any:
-    if _is_system(message):
-        return _redact_system(msgspec.json.encode(message), tuple(patterns))
-    return redact_messages(message, names=names, patterns=patterns, put=put)
-
-
-@functools.lru_cache(maxsize=32)
-def _redact_system(message: bytes, patterns: tuple[re.Pattern[str], ...]) -> Any:
-    # The same few kilobytes stand in front of every request.
-    return redact_messages(msgspec.json.decode(message), patterns=patterns)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in cast(dict[str, Any], value).values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in cast(list[Any], value):
-            yield from _texts(item)
-
-
-def _clip_all(value: Any) -> Any:
-    if isinstance(value, str):
-        return _clip(value)
-    if isinstance(value, dict):
-        return {str(key): _clip_all(item) for key, item in cast(dict[Any, Any], value).items()}
-    return [_clip_all(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
-
-
-def _clip(text: str) -> str:
-    """Return `text` without lone surrogates, which no UTF-8 can hold, and without its middle when it is too long."""
-    text = text.encode("utf-8", "replace").decode()
-    if len(text) <= TEXT_CHARS:
-        return text
-    return f"{text[: TEXT_CHARS // 2]} … {text[-TEXT_CHARS // 2 :]}"
-
-
 def _label(text: str | None) -> str:
     return (text or "").encode("utf-8", "replace").decode()[:LABEL_CHARS]
 
@@ -447,4 +401,4 @@ def _ms(seconds: float | None) -> float:
 
 
 def _details(detail: dict[str, object]) -> dict[str, str]:
-    return {key: _clip(str(value)) for key, value in detail.items()}
+    return {key: clip(str(value)) for key, value in detail.items()}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic
 import msgspec
 
 from fieldlm.blobs.fetch import FetchPolicy, fetch
-from fieldlm.blobs.sources import BlobSource, StoppedError, open_source
+from fieldlm.blobs.sources import BlobSource, StoppedError
 from fieldlm.core.errors import BundleError, FieldlmError, InputError, NoSpaceError, TrustError, UnavailableError
 from fieldlm.core.files import write_whole
 from fieldlm.core.logs import logger
@@ -253,6 +253,9 @@ class Updater(Generic[Loaded]):
         repository = repository or self.repository or (pointer.repository if pointer else "")
         if not repository:
             raise InputError("no repository is configured; pass --repository or set FIELDLM_REPOSITORY")
+        # Who looks into a repository imports an HTTP client; until then a device has no use for one.
+        from fieldlm.blobs.web_source import open_source
+
         run.source = open_source(repository, self._way.is_wanted)
         with run.doing("check"):
             offered = self._offered(run.source)

@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable
 from typing import Any, cast
 
-from fieldlm.telemetry.redaction import Numbered, redact
 from fieldlm.telemetry.redaction.names import names_in
+from fieldlm.telemetry.redaction.numbered import Numbered
+from fieldlm.telemetry.redaction.redact import redact
 
 _PLACEHOLDER = re.compile(r"<[A-Z]{2,8}(?:_\d+)?>")
 _TEXTS = ("prompt", "answer", "correction")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from fieldlm.engines.constraint import Kind, Rule
+from fieldlm.engines.rules.rule import Kind, Rule
 from fieldlm.network.json_api import ApiError
 
 Schema = dict[str, Any] | str

@@ -6,17 +6,20 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
 from fieldlm.api.adapters import adapter_errors
 from fieldlm.core.errors import FieldlmError
 from fieldlm.engines import Schedule
-from fieldlm.escalation.policy import Escalation
 from fieldlm.inference.adapters import Chosen, Shelf, named
 from fieldlm.inference.generations import Release, Serving
 from fieldlm.inference.model_pool import LATEST, ModelPool, PooledModel, PoolFullError
 from fieldlm.network.json_api import ApiError
+
+if TYPE_CHECKING:
+    from fieldlm.escalation.policy import Escalation
 
 MAX_WAITING = 64  # requests beside those that run; a longer queue only makes answers late
 RETRY_AFTER_S = 2
@@ -27,7 +30,7 @@ LEFT_LOOK_S = 0.2  # how often somebody looks whether the client is still there
 class Admission:
     """Lets requests in, to the model that they name."""
 
-    def __init__(self, pool: ModelPool, shelf: Shelf | None, large: Escalation | None) -> None:
+    def __init__(self, pool: ModelPool, shelf: Shelf | None, large: "Escalation | None") -> None:
         self.pool = pool
         self._shelf = shelf
         self._large = large

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,18 +11,20 @@ from starlette.routing import Route
 from fieldlm.api.metrics import Reading
 from fieldlm.api.models.admission import Admission
 from fieldlm.core.errors import EngineError
-from fieldlm.escalation.policy import Escalation
 from fieldlm.formats.bundle import Manifest
 from fieldlm.inference.adapters import Shelf, name_of
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.model_pool import ModelPool, PooledModel
 from fieldlm.network.json_api import as_json
 
+if TYPE_CHECKING:
+    from fieldlm.escalation.policy import Escalation
+
 
 class ModelList:
     """What can be asked for by name."""
 
-    def __init__(self, admission: Admission, shelf: Shelf | None, large: Escalation | None) -> None:
+    def __init__(self, admission: Admission, shelf: Shelf | None, large: "Escalation | None") -> None:
         self._admission = admission
         self._pool = admission.pool
         self._shelf = shelf

@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.job import Job
-from fieldlm.api.large import task_of
 from fieldlm.api.metrics import Reading
 from fieldlm.api.output_contract import OutputContract, output_contract
-from fieldlm.api.preparation import tokens_of
+from fieldlm.api.preparation import task_of, tokens_of
 from fieldlm.api.response_stream import ResponseStream, StreamedChoice
 from fieldlm.api.thoughts.asked_prompt import AskedPrompt
 from fieldlm.core.errors import FieldlmError

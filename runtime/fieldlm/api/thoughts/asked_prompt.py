@@ -7,7 +7,7 @@ from fieldlm.api.output_contract import OutputContract
 from fieldlm.api.thoughts.wishes import ThinkingWish, Told
 from fieldlm.api.tools import Toolbox
 from fieldlm.engines import Constraint
-from fieldlm.engines.constraint import grammars
+from fieldlm.engines.rules.grammars import grammars
 from fieldlm.inference.chat_template import ChatTemplate, Message, render, template_of
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.thoughts.thought_bound import ThoughtBound

@@ -31,30 +31,32 @@ class LlamaKind:
         """See `EngineKind.open`. Where nobody says how long the context is, it is what memory allows."""
         from fieldlm.engines import llama
 
+        header = _kept_header(bundle.need("base"))
         try:
-            return llama.open(bundle, options)
+            return llama.open(bundle, options, header)
         except NoRoomError as error:
             if options.context is not None or error.context < LEAST_CONTEXT:
                 raise
             log.warning(
                 f"{bundle.manifest.model.name} gets {error.context} tokens of context: memory has no room for more"
             )
-            return llama.open(bundle, replace(options, context=error.context))
+            return llama.open(bundle, replace(options, context=error.context), header)
 
     def preload(self) -> None:
-        pass
+        from fieldlm.engines import llama
+
+        assert llama, "imported"
 
     def facts(self) -> EngineFacts:
-        import llama_cpp
-
-        from fieldlm.engines.llama_api import built_with_amx, log
+        from fieldlm.engines.binding.c_api import binding_version
+        from fieldlm.engines.llama_api import api, built_with_amx, log
         from fieldlm.engines.llama_devices import devices
 
         layers = log.offloaded[0] if log.offloaded else 0
         gpus = ", ".join(f"{d.name} ({d.description})" for d in devices() if d.name != "CPU")
         return EngineFacts(
-            version=f"llama-cpp-python-{llama_cpp.__version__}",
-            system=llama_cpp.llama_print_system_info().decode(),
+            version=f"llama-cpp-python-{binding_version()}",
+            system=api.llama_print_system_info().decode(),
             batch=PREFILL_ALONE,
             repacks=not built_with_amx(),
             gpu=gpus if layers else "",
@@ -89,6 +91,20 @@ class LlamaKind:
 
 
 KIND = LlamaKind()
+
+
+def _kept_header(path: Path) -> Header:
+    """Return the header of the weights at `path`, which is read once for the engine and for what its tokens are."""
+    try:
+        at = path.stat()
+    except OSError:
+        return read_header(path)  # which says what is wrong
+    return _header_at(path, at.st_ino, at.st_size, at.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _header_at(path: Path, _inode: int, _size: int, _modified_ns: int) -> Header:
+    return read_header(path)
 
 
 def _tensor_bytes(path: Path) -> int:
@@ -126,7 +142,7 @@ def _number(header: Header, key: str) -> int:
 
 @lru_cache(maxsize=8)
 def _from_gguf(base: Path, _bundle_id: str) -> SpecialTokens:
-    metadata = read_header(base).metadata
+    metadata = _kept_header(base).metadata
     tokens = metadata.get("tokenizer.ggml.tokens")
     kinds = metadata.get("tokenizer.ggml.token_type")
 

@@ -3,7 +3,7 @@
 import re
 
 from fieldlm.telemetry.redaction.first_names import NOT_NAMES
-from fieldlm.telemetry.redaction.wording import Put
+from fieldlm.telemetry.redaction.put import Put
 
 _KEY = re.compile(
     r"\b(?:sk|pk|rk)[-_][A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"

@@ -8,7 +8,8 @@ orders, versions or goods ("order 4155550132") is none.
 import re
 from collections.abc import Callable
 
-from fieldlm.telemetry.redaction.wording import CJK, ORDERED, Put
+from fieldlm.telemetry.redaction.put import Put
+from fieldlm.telemetry.redaction.wording import CJK, ORDERED
 
 _MONTHS = r"[^\W\d_]{3,14}"
 _A_DATE = (

@@ -11,8 +11,8 @@ import re
 from fieldlm.telemetry.redaction.capitals import CAP, OF, REQUEST, TAIL, UPPER, names_in_capitals
 from fieldlm.telemetry.redaction.first_names import FIRST_NAMES, NOT_NAMES, PARTICLES, PRODUCTS
 from fieldlm.telemetry.redaction.known_names import PLACE_BEFORE
+from fieldlm.telemetry.redaction.put import Put, plain
 from fieldlm.telemetry.redaction.scripts import is_unspaced, names_in_scripts
-from fieldlm.telemetry.redaction.wording import Put, plain
 
 _NAME = rf"([^\W\d_]{TAIL}(?: {OF}{CAP}){{0,2}})"
 # The name is only looked at, so that in "this is for Ada" the next search can start at "for".

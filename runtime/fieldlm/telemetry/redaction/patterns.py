@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from fieldlm.telemetry.redaction.credentials import mask_credentials, mask_pins
 from fieldlm.telemetry.redaction.identity import mask_bare_identity, mask_identity
+from fieldlm.telemetry.redaction.put import Put, plain
 from fieldlm.telemetry.redaction.streets import mask_streets
-from fieldlm.telemetry.redaction.wording import CJK, ORDERED, Put, plain
+from fieldlm.telemetry.redaction.wording import CJK, ORDERED
 
 _EMAIL = re.compile(r"\b\w[\w.+%'’&-]{0,63}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
 _OPEN, _CLOSE = r"\s?[\[({]\s?", r"\s?[\])}]\s?"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from fieldlm.telemetry.redaction.wording import Put
+from fieldlm.telemetry.redaction.put import Put
 
 _CAP = r"(?-i:[A-ZÀ-ÖØ-ÞŁŚŻŹĆŃŠŽČ])[\w'’.-]{0,24}"
 _OF = r"(?:(?:de|du|des|la|le|les|del|della|delle|dei|di|da|do|dos|das|san|santa|el|los|las) |l['’]|d['’])"

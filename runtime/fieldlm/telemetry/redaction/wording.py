@@ -1,10 +1,6 @@
-"""What the files of redaction share: how a placeholder is put, and words that say what a number counts."""
+"""What the files of redaction share: words that say what a number counts."""
 
 import re
-from collections.abc import Callable
-
-Put = Callable[[str, str], str]
-"""(kind, words) → the placeholder that stands for them."""
 
 CJK = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 """Chinese, Japanese and Korean put no space between a word and a number."""
@@ -18,8 +14,3 @@ ORDERED = re.compile(
     r"|[#№]\s?$",
     re.I,
 )
-
-
-def plain(kind: str, words: str) -> str:
-    """Put a placeholder without a number."""
-    return f"<{kind}>"
