@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import sha256_bytes
@@ -27,7 +28,7 @@ from fieldlm_compiler.rounds import learning
 from fieldlm_compiler.rounds.answers import examine, questions_of
 from fieldlm_compiler.rounds.gate import Pairs, chance, lost_and_gained, rejected
 from fieldlm_compiler.rounds.sealed import to_watch
-from fieldlm_compiler.rounds.state import Exact, GroupMatch, TaskMatch
+from fieldlm_compiler.rounds.state import ClassifierMatch, Exact, GroupMatch, TaskMatch
 from fieldlm_compiler.rounds.wish import RoundWish
 
 log = logger(__name__)
@@ -51,12 +52,22 @@ class TaskGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterChoice:
-    """The bundle that goes into the exam, the folders of its groups' adapters, what was compared and why."""
+    """The bundle that goes into the exam, the folders of its groups' adapters, what was compared and why.
+
+    `classifiers` and `classified` say the same of a classifier.
+    """
 
     bundle: Bundle
     folders: dict[str, Path] = field(default_factory=dict[str, Path])
     groups: list[GroupMatch] = field(default_factory=list[GroupMatch])
     chosen: str = ""
+    classifiers: list[ClassifierMatch] = field(default_factory=list[ClassifierMatch])
+    classified: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what round.json says of it."""
+        names = ("groups", "chosen", "classifiers", "classified")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

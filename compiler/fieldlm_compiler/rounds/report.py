@@ -39,6 +39,19 @@ def page(document: RoundDocument) -> str:
             for group in document.groups
             for task in group.tasks
         ],
+        classifiers=[
+            (
+                each.name,
+                each.answers or "–",
+                each.given,
+                each.right,
+                each.model_right,
+                f"{each.ms:.1f}",
+                f"{each.model_ms:.0f}",
+            )
+            for each in document.classifiers
+            if each.answers
+        ],
         preferred=_preferred(document.tune.get("preferences")),
         dropped=sorted(document.curated["dropped"].items()),
         sealed=sorted((document.sealed | document.redacted).items()),

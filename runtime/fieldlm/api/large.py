@@ -11,7 +11,7 @@ from fieldlm.api.chat_request import UNLIMITED, CompletionParams, Exchange
 from fieldlm.api.output_contract import JSON_KINDS, OutputContract
 from fieldlm.api.tools import Toolbox
 from fieldlm.engines import RunningAnswer
-from fieldlm.escalation.cascade import Cascade, Consultation, Verdict, spelt
+from fieldlm.escalation.cascade import Cascade, Consultation, Verdict
 from fieldlm.escalation.energy_shares import EnergyShare
 from fieldlm.escalation.large_model import AskHandle
 from fieldlm.escalation.large_reply import LargeModelError, LargeReply
@@ -22,6 +22,7 @@ from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.router import router_of
+from fieldlm.inference.tool_calls import spelt
 
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
 MOST_TASK_CHARS = 64
@@ -210,7 +211,7 @@ def fitted(reply: LargeReply, contract: OutputContract, toolbox: Toolbox | None,
     for call in calls:
         if call["name"] not in schemas:
             raise LargeModelError("the large model called a tool that there is not")
-        parts.append(spelt(call, _arguments(call["arguments"], schemas[call["name"]])))
+        parts.append(spelt(call["name"], _arguments(call["arguments"], schemas[call["name"]])))
     said = reply.text
     texts = [said]
     if contract.rule is not None and not calls:
