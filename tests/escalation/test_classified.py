@@ -1,9 +1,14 @@
 """A classifier beside a small model and a large one: it comes first, and what it is not sure of goes up."""
 
+import time
 from pathlib import Path
 
 import pytest
 
+from fieldlm.engines import Timings
+from fieldlm.escalation.cascade import Verdict
+from fieldlm.escalation.large_model import REMEMBERED
+from fieldlm.escalation.policy import EscalationRequest
 from fieldlm.formats.bundle import Bundle
 from tests.support.closed_bundles import DRINK, OTHER, TEA, with_classifier, word_classifier
 from tests.support.material import tiny_bundle
@@ -46,3 +51,14 @@ def test_without_the_large_one_it_stands_in(start: Start, bundle: Bundle) -> Non
 def test_what_it_knows_no_answer_to_is_the_models(start: Start, bundle: Bundle) -> None:
     pair = start(bundle=bundle)
     assert pair.ask(OTHER).json()["fieldlm"]["answered_by"] == "small"
+
+
+def test_nobody_is_asked_beside_it_however_near_a_deadline_is(start: Start, bundle: Bundle) -> None:
+    pair = start(bundle=bundle, hedge="yes")
+    slow = Verdict(by="small", small=Timings(queue_s=120.0))
+    for _ in range(REMEMBERED):
+        pair.escalation.count([slow], model="small", wanted=EscalationRequest(), is_failed=False)
+    assert pair.escalation.hedge(EscalationRequest(due_s=time.monotonic() + 60)) == "hedged"
+    answer = pair.ask(DRINK, max_tokens=24, deadline_ms=60_000).json()
+    assert answer["fieldlm"]["answered_by"] == "classifier"
+    assert not pair.large.asked

@@ -50,8 +50,9 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
     folder = tmp_path_factory.mktemp("closed")
     base_model(folder / "base")
     life = Life(folder, Usage(folder / "store"))
-    said = [each for task in ("order", "hours", "book") for each in take(task, 0, 65)]
-    life.usage.customers(random.Random(2).sample(said, len(said)), prefix="first")
+    said = [each for task in ("order", "hours", "book") for each in take(task, 0, 70)]
+    # Of these customers six to watch and more ask for each task.
+    life.usage.customers(random.Random(2).sample(said, len(said)), prefix="one")
     for name in ("best", "none"):
         life.run(name, "--from", "fresh", "--classifiers", name)
     return life

@@ -26,7 +26,7 @@ from fieldlm.formats.router import read_router
 from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.classifiers.closed_answers import classify_by, text_of
 from fieldlm_compiler.compile.named_adapters import NamedAdapter
-from fieldlm_compiler.learn.classifier import ClosedTask, OpenTask, closed_tasks, fit_classifier
+from fieldlm_compiler.learn.classifier import ClosedTask, FittedClassifier, OpenTask, closed_tasks, fit_classifier
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples
 from fieldlm_compiler.learn.task_edits.edits import read_edits
 from fieldlm_compiler.learn.tasks import TASKS, read_round
@@ -41,6 +41,8 @@ from fieldlm_compiler.verify.confidence import FITTED, TaskAnswer, fit, signals_
 log = logger(__name__)
 SURE = 0.95
 """Of what the classifier answers, so much has to be right of customers who were left out of its fit."""
+LEAST_SURE = 0.8
+"""Least probability of being right of each answer: below it the model is asked, however right the others are."""
 LEAST_WATCHED = 5
 """Fewer watched requests that it answers show nothing."""
 MOST_WATCHED = 200
@@ -122,19 +124,11 @@ class ClassifierTrial:
         def make(folder: Path) -> Ran:
             began_s = time.monotonic()
             try:
-                fitted = fit_classifier(self._trained(), closed)
+                classifier, why = calibrated(fit_classifier(self._trained(), closed))
             except InputError as error:
-                return Ran(value=str(error), seconds=time.monotonic() - began_s, peak_mb=0.0)
-            answers = [
-                TaskAnswer(right=right, signals=signals_of(dict.fromkeys(FITTED, logprob)))
-                for logprob, right in fitted.left_out
-            ]
-            found = msgspec.convert(fit(answers, of_each=0), Confidence)
-            at = found.threshold(SURE)
-            why = found.reason or ("" if at.share else f"it is nowhere right in {SURE:.0%}")
-            if not why:
-                sure = msgspec.structs.replace(found, signal=SIGNAL)
-                write_whole(folder / NAME, fitted.calibrated(sure, at.p).packed())
+                classifier, why = None, str(error)
+            if classifier is not None:
+                write_whole(folder / NAME, classifier.packed())
             return Ran(value=why, seconds=time.monotonic() - began_s, peak_mb=0.0)
 
         inputs = {"examples": sha256_file(self.of.clustered / EXAMPLES), "tasks": tasks, "sure": SURE}
@@ -204,6 +198,19 @@ class ClassifierTrial:
             stages=trial.stages,
             classifier=classifier,
         )
+
+
+def calibrated(fitted: FittedClassifier) -> tuple[Classifier | None, str]:
+    """Return the classifier that answers where SURE of its answers are right, or why there is none."""
+    answers = [
+        TaskAnswer(right=right, signals=signals_of(dict.fromkeys(FITTED, logprob)))
+        for logprob, right in fitted.left_out
+    ]
+    found = msgspec.convert(fit(answers, of_each=0), Confidence)
+    at = found.threshold(SURE)
+    if why := found.reason or ("" if at.share else f"it is nowhere right in {SURE:.0%}"):
+        return None, why
+    return fitted.calibrated(msgspec.structs.replace(found, signal=SIGNAL), max(at.p, LEAST_SURE)), ""
 
 
 def compare(

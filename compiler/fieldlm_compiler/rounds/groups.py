@@ -19,6 +19,7 @@ from fieldlm.formats import router
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.router import read_router
 from fieldlm.formats.task_adapters import MOST
+from fieldlm.inference.confidence import calibration_of
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.compile.named_adapters import AdapterGateError, NamedAdapter
 from fieldlm_compiler.learn.curated import CuratedExample, read_examples
@@ -67,7 +68,8 @@ class AdapterChoice:
     def facts(self) -> dict[str, Any]:
         """Return what round.json says of it."""
         names = ("groups", "chosen", "classifiers", "classified")
-        return {name: getattr(self, name) for name in names}
+        found = calibration_of(self.bundle)
+        return {name: getattr(self, name) for name in names} | {"sure": [*found.held] if found else []}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,8 @@ class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     """Where a classifier was tried beside the model: what came of it, by task."""
     classified: str = ""
     """What the bundle's classifier answers then, or why it has none."""
+    sure: list[tuple[float, int, int]] = []
+    """Of the bundle's calibration: p, how many watched answers had it, and how many of those were right."""
     edits: list[str] = []
     """What people made of the tasks that were found, in words."""
 

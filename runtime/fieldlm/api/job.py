@@ -59,7 +59,8 @@ class Job:
     def _begin(self, prompt: list[int], index: int) -> RunningAnswer:
         if self.large is None:
             return self._start(prompt, index)
-        return self.large.answer(partial(self._start, prompt, index) if prompt else None)
+        start = partial(self._start, prompt, index) if prompt else None
+        return self.large.answer(start, is_at_hand=self.closed is not None)
 
     def _start(self, prompt: list[int], index: int) -> RunningAnswer:
         if self.closed is not None:

@@ -47,8 +47,11 @@ class LargeSide:
     energy: EnergyShare | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def answer(self, start_small: Callable[[], RunningAnswer] | None) -> RunningAnswer:
-        """Begin one answer; `start_small` has the small model begin, None where it cannot answer this."""
+    def answer(self, start_small: Callable[[], RunningAnswer] | None, *, is_at_hand: bool = False) -> RunningAnswer:
+        """Begin one answer; `start_small` has the small model begin, None where it cannot answer this.
+
+        One that `is_at_hand` needs nobody to answer beside it.
+        """
         escalation, wanted = self.escalation, self.wanted
         first, why = escalation.first(wanted)
         if not escalation.has_small:
@@ -83,7 +86,7 @@ class LargeSide:
             withheld=withheld,
             start_small=start_small,
             on_decided=decided,
-            hedge=escalation.hedge(wanted) if first == "small" else "",
+            hedge=escalation.hedge(wanted) if first == "small" and not is_at_hand else "",
             can_stream=bool(self.asked.stream) and self.contract.rule is None and not escalation.must_redact(wanted),
         )
         return Cascade(terms, escalation.run)

@@ -79,7 +79,7 @@ def classified_stream(engine: Engine, prompt_tokens: int, text: str, p: float, *
     timings.cached_tokens = prompt_tokens
     # None of them was chosen, so that they say nothing of how fast the model is.
     timings.completion_tokens = timings.forced_tokens = len(engine.tokenize(text))
-    timings.decode_s = time.monotonic() - began_s
+    timings.prefill_s = time.monotonic() - began_s
     timings.classified = p
     made.put(Chunk(text=text, tokens=(), outcome="stop"))
     return made
