@@ -101,7 +101,7 @@ def _exchange(number: int) -> Any:
         id=f"chatcmpl-{number:016x}", generation="0123456789ab", model="SmolLM2", messages=messages,
         outcome="stop",
         answer='{"name":"order","arguments":{"items":[{"item":"latte","quantity":2}]}}', timings=timings,
-        used_fallback=False, context={}, confidence=0.93, is_unsure=False,
+        used_fallback=False, context={}, confidence=0.93, is_unsure=False, adapter="", answered_by="",
         started_wall_s=time.time(), duration_s=0.4, ttft_s=0.06, session=f"s{number // 3}", consent="c-1",
         route="local", prompt_tokens=120, completion_tokens=20,
     )  # fmt: skip

@@ -37,6 +37,14 @@ def test_what_was_written_is_read() -> None:
     assert read_confidence(canonical_json(MADE), what="it") == MADE
 
 
+def test_the_whole_curve_beside_a_teacher_goes_from_none_taken_to_all() -> None:
+    points = MADE.curve(0.9)
+    assert [(point.p, point.share) for point in points] == [(1.0, 0.0), (0.96, 0.3), (0.9, 0.7), (0.4, 0.9), (0.1, 1.0)]
+    assert [point.right for point in points] == pytest.approx([0.9, 0.93, 0.96, 0.88, 0.8])
+    with pytest.raises(InputError, match="teacher is 2"):
+        MADE.curve(2.0)
+
+
 def test_what_a_newer_minor_version_added_is_passed_by() -> None:
     newer = changed(format="fieldlm.confidence/1.3", by_task={"order": 0.4})
     assert read_confidence(newer, what="it") == msgspec.structs.replace(MADE, format="fieldlm.confidence/1.3")

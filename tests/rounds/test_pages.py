@@ -53,7 +53,8 @@ def test_a_refused_round_says_which_task_and_every_task_has_its_bars(browser: Br
     assert page.locator("h1").inner_text().startswith("Round 3 refused: 82% (180/220) before, 89% (195/220) now")
     assert "allergens" in page.locator("p.bad").inner_text()
     assert page.locator("svg.bar").count() == 3 * (1 + 4)
-    assert page.locator("svg.plot").count() == 1
+    assert page.locator("svg.plot").count() == 2, "the losses, and the calls that are saved"
+    assert page.get_by_text("answers 1 task of 2 where it is sure").is_visible()
     assert page.get_by_text("over a session's share").is_visible()
     page.close()
 

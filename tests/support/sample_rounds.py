@@ -6,7 +6,16 @@ from collections.abc import Callable
 from fieldlm_compiler.rounds.gate import PairedTest
 from fieldlm_compiler.rounds.overview import cells
 from fieldlm_compiler.rounds.report import page, rounds_page
-from fieldlm_compiler.rounds.state import FORMAT, Exact, GroupMatch, RoundDocument, TaskCost, TaskMatch, TaskRow
+from fieldlm_compiler.rounds.state import (
+    FORMAT,
+    ClassifierMatch,
+    Exact,
+    GroupMatch,
+    RoundDocument,
+    TaskCost,
+    TaskMatch,
+    TaskRow,
+)
 
 Spell = Callable[[str], str]
 SHARES = ((0.04, 0.62, 0.91), (0.3, 0.88, 0.93), (0.0, 0.0, 0.55), (0.1, 0.9, 0.7))
@@ -65,6 +74,9 @@ def sample_round(spell: Spell, number: int = 3) -> RoundDocument:
         tests=_tests(spell),
         groups=_groups(spell),
         chosen=spell("1 group of 2 with an adapter of its own, one for the rest"),
+        classifiers=_classifiers(spell),
+        classified=spell("answers 1 task of 2 where it is sure, p ≥ 0.96; 84 kB"),
+        sure=[(0.2, 20, 3), (0.6, 30, 18), (0.9, 60, 56), (0.98, 90, 90)],
     )  # fmt: skip
 
 
@@ -76,6 +88,16 @@ def _groups(spell: Spell) -> list[GroupMatch]:
         GroupMatch(id=spell("scenario-0"), name=spell("at the counter"), is_taken=True, reason=why, gained=8, p=0.0039,
                    tasks=[match]),
         GroupMatch(id="scenario-1", name="elsewhere", is_taken=False, reason=few),
+    ]  # fmt: skip
+
+
+def _classifiers(spell: Spell) -> list[ClassifierMatch]:
+    why = "taken: 3 answers; of 31 watched requests that it answers 31 right, 30 by the model; 0.3 ms, the model 212 ms"
+    opened = "its answers are open: 37 answers in 40 examples, and those that several customers gave make up 8% of them"
+    return [
+        ClassifierMatch(id=spell("task-1"), name=spell(NAMES[1]), is_taken=True, reason=spell(why), answers=3, given=31,
+                        right=31, model_right=30, ms=0.3, model_ms=212.0),
+        ClassifierMatch(id="task-0", name=spell(NAMES[0]), is_taken=False, reason=spell(opened)),
     ]  # fmt: skip
 
 

@@ -53,6 +53,7 @@ class Exchange:
     confidence: float | None = None
     is_unsure: bool | None = None
     adapter: str = ""
+    answered_by: str = ""
 
 
 TERMS = ("yes-7",)
@@ -85,6 +86,11 @@ def test_metrics_mode_keeps_numbers_and_writes_no_text_to_the_disk(tmp_path: Pat
 def test_which_of_several_adapters_answered_is_told(tmp_path: Path) -> None:
     (found,) = recorded(tmp_path, "metrics", Exchange(adapter="orders"))
     assert found.detail == {"adapter": "orders"}
+
+
+def test_that_a_classifier_answered_is_told(tmp_path: Path) -> None:
+    (found,) = recorded(tmp_path, "metrics", Exchange(answered_by="classifier"))
+    assert found.detail == {"answered_by": "classifier"}
 
 
 def test_metrics_mode_sends_no_text_either(tmp_path: Path) -> None:

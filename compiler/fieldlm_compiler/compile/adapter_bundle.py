@@ -34,7 +34,7 @@ from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.gates import Candidate, Fitted
 
 # The base bundle's own; an adapter changes the answers, so these are made anew.
-OWN = ("adapter", "probe", "report", "confidence", "router")
+OWN = ("adapter", "probe", "report", "confidence", "router", "classifier")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldlm.core.errors import GateError
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.core.logs import logger
-from fieldlm.formats import confidence, router
+from fieldlm.formats import classifier, confidence, router
 from fieldlm.formats.bundle import FORMAT, Bundle, Manifest, ModelInfo, Recipe
+from fieldlm.formats.classifier import read_classifier
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm.formats.router import read_router
 from fieldlm_compiler.checkpoints import merge as merging
@@ -46,9 +47,13 @@ class Wish:
     name: str = ""
     system_prompt: str | None = None
     request: SearchRequest = PRESETS
+    """With text, a task or limits the best type of every tensor is looked for."""
     licences: tuple[str, ...] = ()
+    """Those that a model may have; none allows all."""
     router: Path | None = None
     """What `fieldlm cluster` wrote of the tasks that the model is for."""
+    classifier: Path | None = None
+    """What `fieldlm round` fitted to tasks with few answers."""
     compare: bool = False
     """Make an adapter's merged form, too, and say what either costs."""
 
@@ -212,6 +217,9 @@ def finish(
     if wish.router is not None:
         read_router(wish.router)
         parts = [*parts, BundlePart(role="router", name=router.NAME, source=wish.router)]
+    if wish.classifier is not None:
+        read_classifier(wish.classifier)
+        parts = [*parts, BundlePart(role="classifier", name=classifier.NAME, source=wish.classifier)]
     found = proof.calibration(answers, stages)
     if found is not None:
         parts = [*parts, BundlePart(role="confidence", name=confidence.NAME, source=canonical_json(found))]

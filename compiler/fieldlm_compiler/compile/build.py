@@ -57,15 +57,13 @@ def compile_model(
     licences: Sequence[str] = (),
     compare: bool = False,
     router: Path | None = None,
+    classifier: Path | None = None,
 ) -> Bundle:
     """Compile `model` for `profile` into the bundle folder `out`, signed by `key`.
 
     With `merge`, that PEFT adapter is folded into the weights; with `adapter`, it becomes a small bundle of its own on
-    `base_bundle`, and so do several `adapters`, each for its tasks and the first for the rest. What varies from run to
-    run (times, speed, memory) is written to `out`.report.json. `work` keeps the finished stages; by default it is in
-    the user's cache. A `request` with text, a task or limits lets the compiler look for the best type of every tensor
-    itself. `licences` are those a model may have; none allows all. With `compare`, what an adapter costs apart and
-    merged is measured and said in the report. `router` is what `fieldlm cluster` wrote of the tasks.
+    `base_bundle`, and so do several `adapters`, each for its tasks and the first for the rest. What varies (times,
+    speed, memory) goes to `out`.report.json. `work` keeps finished stages; none: the user's cache. More: `Wish`.
 
     Raises InputError for what cannot be compiled, GateError when the result is not the model it was made from or too
     large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
@@ -90,6 +88,7 @@ def compile_model(
         licences=tuple(licences),
         compare=compare,
         router=router,
+        classifier=classifier,
     )
     stages = Stages(work)
     if apart and base_bundle:
@@ -197,6 +196,7 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         licences=args.licence_allow,
         compare=args.compare,
         router=args.router,
+        classifier=args.classifier,
     )
     return json.loads(report_path(out).read_bytes())
 
@@ -287,6 +287,10 @@ def _add_bundle(parser: terminal.Parser) -> None:
     parser.add_argument(
         "--router", type=options.existing_file, metavar="FILE", help="router.npz of fieldlm cluster: which task is what"
     )
+    parser.add_argument(
+        "--classifier", type=options.existing_file, metavar="FILE",
+        help="classifier.npz of a round's bundle: answers of tasks that have few",
+    )  # fmt: skip
     parser.add_argument(
         "--tasks", type=options.existing_file, metavar="FILE",
         help="tasks.json of fieldlm cluster: the scenarios that several --adapter may be for",

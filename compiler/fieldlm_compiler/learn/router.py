@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,57 +26,113 @@ LEAST = 2
 """Examples without which nothing is known of a task but that it is there."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedHead:
+    """A linear head over a router's features: `weights` [classes, PLACES] int8, `scales` and `biases` [classes].
+
+    `left_out` [examples, classes] are the scores that each example had while it, and its group, were left out, `loss`
+    the mean log loss of those.
+    """
+
+    weights: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
+    biases: npt.NDArray[np.float32]
+    left_out: Floats
+    loss: float
+
+
 def fit_router(
     texts: Sequence[str], tasks: Sequence[str], names: Mapping[str, str], *, unknown: float = UNKNOWN, seed: int = 0
 ) -> Router:
     """Return the router of `texts`, each of which is one of `tasks`; `names` are those of the tasks.
 
-    The threshold is the quantile `unknown` of the best chances that examples had when they were left out of the fit,
-    which ridge regression says without fitting anew (Allen 1974, Technometrics 16, 125). Raises InputError where there
-    is only one task.
+    The threshold is the quantile `unknown` of the best chances that examples had when they were left out of the fit.
+    Raises InputError where there is only one task.
+    """
+    ids = sorted(task for task, count in Counter(tasks).items() if task and count >= LEAST)
+    if len(ids) < 2:
+        raise InputError(f"a router needs two tasks with {LEAST} examples each; there are {len(ids)}")
+    places = {task: place for place, task in enumerate(ids)}
+    kept = drawn([i for i, task in enumerate(tasks) if task in places], seed)
+    head = fit_head([texts[i] for i in kept], [places[tasks[i]] for i in kept], len(ids))
+    return Router(
+        tasks=tuple(ids),
+        names=tuple(names.get(task, task) for task in ids),
+        weights=head.weights,
+        scales=head.scales,
+        biases=head.biases,
+        least=float(np.quantile(softmax(head.left_out).max(axis=1), unknown)),
+    )
+
+
+def drawn(rows: Sequence[int], seed: int = 0) -> list[int]:
+    """Return MOST of `rows`, in order: always the same ones."""
+    return sorted(rows[int(i)] for i in np.random.default_rng(seed).permutation(len(rows))[:MOST])
+
+
+def fit_head(
+    texts: Sequence[str],
+    classes: Sequence[int],
+    count: int,
+    *,
+    groups: Sequence[str] | None = None,
+    penalty: float = PENALTY,
+) -> FittedHead:
+    """Return the head that tells apart which of `count` classes each of `texts` is.
+
+    Ridge regression says without fitting anew what it would have said of an example that was left out (Allen 1974,
+    Technometrics 16, 125), and of all examples of one of `groups` together; none are given: each is its own.
     """
     from scipy.linalg import cho_factor, cho_solve
     from scipy.sparse import csr_matrix
     from threadpoolctl import threadpool_limits
 
-    ids = sorted(task for task, count in Counter(tasks).items() if task and count >= LEAST)
-    if len(ids) < 2:
-        raise InputError(f"a router needs two tasks with {LEAST} examples each; there are {len(ids)}")
-    places = {task: place for place, task in enumerate(ids)}
-    kept = [i for i, task in enumerate(tasks) if task in places]
-    kept = sorted(kept[int(i)] for i in np.random.default_rng(seed).permutation(len(kept))[:MOST])
-    found = [features(texts[i]) for i in kept]
+    found = [features(text) for text in texts]
     where, values = (np.concatenate([pair[part] for pair in found]) for part in (0, 1))
-    rows: Any = csr_matrix((values, where, np.cumsum([0, *(len(at) for at, _ in found)])), shape=(len(kept), PLACES))
-    wanted = np.array([places[tasks[i]] for i in kept])
-    targets = np.where(wanted[:, None] == np.arange(len(ids)), 1.0, -1.0)
+    size = len(texts)
+    rows: Any = csr_matrix((values, where, np.cumsum([0, *(len(at) for at, _ in found)])), shape=(size, PLACES))
+    wanted = np.array(classes)
+    targets = np.where(wanted[:, None] == np.arange(count), 1.0, -1.0)
     means = targets.mean(axis=0)
     with threadpool_limits(limits=1):
-        likeness = (rows @ rows.T).toarray() + PENALTY * np.eye(len(kept))
-        inverse: Floats = cho_solve(cho_factor(likeness), np.eye(len(kept)))
+        likeness = (rows @ rows.T).toarray() + penalty * np.eye(size)
+        inverse: Floats = cho_solve(cho_factor(likeness), np.eye(size))
         shares = inverse @ (targets - means)
-    left_out = targets - shares / np.diag(inverse)[:, None]
+        left_out = targets - _residuals(inverse, shares, groups)
     sharpness = min(SHARPNESS, key=lambda sharp: _loss(sharp * left_out, wanted))
     weights = (rows.T @ shares).T * sharpness
     scales = np.maximum(np.abs(weights).max(axis=1), 1e-9) / 127
-    return Router(
-        tasks=tuple(ids),
-        names=tuple(names.get(task, task) for task in ids),
+    return FittedHead(
         weights=np.round(weights / scales[:, None]).astype(np.int8),
         scales=scales.astype(np.float32),
         biases=(means * sharpness).astype(np.float32),
-        least=float(np.quantile(_softmax(sharpness * left_out).max(axis=1), unknown)),
+        left_out=sharpness * left_out,
+        loss=_loss(sharpness * left_out, wanted),
     )
 
 
-def _softmax(scores: Floats) -> Floats:
+def _residuals(inverse: Floats, shares: Floats, groups: Sequence[str] | None) -> Floats:
+    """Return by how much the scores of examples that were left out miss, by the inverse of the whole fit."""
+    if groups is None:
+        return shares / np.diag(inverse)[:, None]
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    missed = np.empty_like(shares)
+    for own in members.values():
+        missed[own] = np.linalg.solve(inverse[np.ix_(own, own)], shares[own])
+    return missed
+
+
+def softmax(scores: Floats) -> Floats:
+    """Return the chances that `scores` [examples, classes] mean."""
     raised = np.exp(scores - scores.max(axis=1, keepdims=True))
     return raised / raised.sum(axis=1, keepdims=True)
 
 
 def _loss(scores: Floats, wanted: npt.NDArray[np.int64]) -> float:
     """Return the mean log loss of `scores` [examples, tasks]."""
-    return float(-np.log(np.maximum(_softmax(scores)[np.arange(len(wanted)), wanted], 1e-12)).mean())
+    return float(-np.log(np.maximum(softmax(scores)[np.arange(len(wanted)), wanted], 1e-12)).mean())
 
 
 def write_router(path: Path, texts: Sequence[str], tasks: Sequence[str], names: Mapping[str, str]) -> bool:

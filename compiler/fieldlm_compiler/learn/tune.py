@@ -10,7 +10,7 @@ import json
 import math
 import time
 import warnings
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from fieldlm_compiler.learn.tuning.device_choice import choose_device, faster_on
 from fieldlm_compiler.learn.tuning.early_stopping import EarlyStopping
 from fieldlm_compiler.learn.tuning.lessons import Lessons, schedule
 from fieldlm_compiler.learn.tuning.recipe import ALL_LINEAR, USUAL, TrainingRecipe, add_recipe, recipe_of
+from fieldlm_compiler.learn.tuning.sweep import asked_for, recipes, sweep, swept, table
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
 
 if TYPE_CHECKING:
@@ -368,6 +369,14 @@ def _parser() -> terminal.Parser:
         metavar="BUNDLE|GGUF",
         help="learn to be merged and written in this file's types",
     )
+    parser.add_argument(
+        "--sweep",
+        type=swept,
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="tune with each of these values, such as rank=8,32, and keep what does best on eval.jsonl; repeat",
+    )
     add_recipe(parser)
     return parser
 
@@ -375,15 +384,15 @@ def _parser() -> terminal.Parser:
 def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
     args = _parser().parse_args(argv)
-    recipe = recipe_of(args)
-    if known := finished(args.checkpoint, args.dataset, args.out, recipe, start=args.start, blocks=args.blocks):
+    tried = recipes(recipe_of(args), args.sweep)
+    if known := _known(args, tried):
         said = (
             f"{args.out} holds this adapter already, tuned on the same data by the same recipe ({known['examples']} "
             f"examples, {known['steps']} steps); name another --out to tune it anew"
         )
         terminal.show(known, said, as_json=args.json)
         return 0
-    document = tune(args.checkpoint, args.dataset, args.out, recipe, start=args.start, blocks=args.blocks)
+    document = _tuned(args, tried)
     text = (
         f"{args.out}: {document['examples']} examples, {document['steps']} steps in {document['seconds']} s "
         f"({document['device']}, {document['precision']}), "
@@ -391,8 +400,32 @@ def main(argv: Sequence[str]) -> int:
     )
     if found := document["preferences"]:
         text += f"; {_preferred(found)}"
+    if args.sweep:
+        text = f"{table(document)}\n{text}"
     terminal.show(document, text, as_json=args.json)
     return 0
+
+
+def _known(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any] | None:
+    """Return what tune.json holds of an adapter that is there already, and was made of what is asked for."""
+    for recipe in tried:
+        known = finished(args.checkpoint, args.dataset, args.out, recipe, start=args.start, blocks=args.blocks)
+        if known and (not args.sweep or known.get("sweep", {}).get("asked") == asked_for(tried)):
+            return known
+    return None
+
+
+def _tuned(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any]:
+    held_out = args.dataset / "eval.jsonl"
+    if args.sweep and held_out.is_file() and not held_out.read_bytes().strip():
+        raise InputError(f"{held_out} has no examples, so --sweep cannot say which recipe is the best; hold some out")
+
+    def make(recipe: TrainingRecipe, out: Path) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"start": args.start, "blocks": args.blocks}
+        known = finished(args.checkpoint, args.dataset, out, recipe, **inputs)
+        return known or tune(args.checkpoint, args.dataset, out, recipe, **inputs)
+
+    return sweep(tried, args.out, make) if args.sweep else make(tried[0], args.out)
 
 
 def _preferred(found: dict[str, Any]) -> str:

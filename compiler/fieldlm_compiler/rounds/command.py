@@ -70,6 +70,7 @@ def _wish(args: argparse.Namespace, profile: Profile) -> "RoundWish":
         recipe=recipe_of(args),
         begin=args.begin,
         adapters=args.adapters,
+        classifiers=args.classifiers,
         eval_share=args.eval_share,
         teacher=args.teacher,
         check_labels=args.check_labels,
@@ -127,6 +128,10 @@ def _parser() -> terminal.Parser:
     parser.add_argument(
         "--adapters", choices=("one", "groups", "best"), default="one",
         help="one adapter for all tasks, one for each group of tasks as well, or those of groups that gain by it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classifiers", choices=("none", "best"), default="none",
+        help="best: tasks with few answers are answered by a classifier where it is sure and loses nothing",
     )  # fmt: skip
     parser.add_argument(
         "--enough", type=options.real(0, 1), default=ENOUGH, help="exact match from which the small model takes a task"

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import sha256_bytes
@@ -18,6 +19,7 @@ from fieldlm.formats import router
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.router import read_router
 from fieldlm.formats.task_adapters import MOST
+from fieldlm.inference.confidence import calibration_of
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.compile.named_adapters import AdapterGateError, NamedAdapter
 from fieldlm_compiler.learn.curated import CuratedExample, read_examples
@@ -27,7 +29,7 @@ from fieldlm_compiler.rounds import learning
 from fieldlm_compiler.rounds.answers import examine, questions_of
 from fieldlm_compiler.rounds.gate import Pairs, chance, lost_and_gained, rejected
 from fieldlm_compiler.rounds.sealed import to_watch
-from fieldlm_compiler.rounds.state import Exact, GroupMatch, TaskMatch
+from fieldlm_compiler.rounds.state import ClassifierMatch, Exact, GroupMatch, TaskMatch
 from fieldlm_compiler.rounds.wish import RoundWish
 
 log = logger(__name__)
@@ -51,12 +53,23 @@ class TaskGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterChoice:
-    """The bundle that goes into the exam, the folders of its groups' adapters, what was compared and why."""
+    """The bundle that goes into the exam, the folders of its groups' adapters, what was compared and why.
+
+    `classifiers` and `classified` say the same of a classifier.
+    """
 
     bundle: Bundle
     folders: dict[str, Path] = field(default_factory=dict[str, Path])
     groups: list[GroupMatch] = field(default_factory=list[GroupMatch])
     chosen: str = ""
+    classifiers: list[ClassifierMatch] = field(default_factory=list[ClassifierMatch])
+    classified: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what round.json says of it."""
+        names = ("groups", "chosen", "classifiers", "classified")
+        found = calibration_of(self.bundle)
+        return {name: getattr(self, name) for name in names} | {"sure": [*found.held] if found else []}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,6 +143,7 @@ def tuned_bundle(
     data: Path,
     clustered: Path,
     stages: Stages,
+    classifier: Path | None = None,
 ) -> Bundle:
     """Return the bundle of `adapters` on the quantised base, judged by the customers to watch.
 
@@ -161,6 +162,8 @@ def tuned_bundle(
     }
     if len(adapters) > 1:
         inputs["adapters"] = [[each.name, sha256_file(each.folder / WEIGHTS), each.tasks] for each in adapters]
+    if classifier:
+        inputs["classifier"] = sha256_file(classifier)
 
     def make(out: Path) -> Ran:
         return _timed(
@@ -177,6 +180,7 @@ def tuned_bundle(
                     work=wish.work,
                     request=_watched(data),
                     router=tells,
+                    classifier=classifier,
                 ).generation
             )
         )

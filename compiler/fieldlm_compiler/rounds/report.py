@@ -9,6 +9,7 @@ from fieldlm.core.charts import Scale, Svg
 from fieldlm.core.pages import render
 from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curated import CuratedExample
+from fieldlm_compiler.rounds import calls_saved
 from fieldlm_compiler.rounds.state import Exact, RoundDocument, TaskRow
 
 Bars = list[tuple[str, Svg, str]]
@@ -39,6 +40,22 @@ def page(document: RoundDocument) -> str:
             for group in document.groups
             for task in group.tasks
         ],
+        classifiers=[
+            (
+                each.name,
+                each.answers or "–",
+                each.given,
+                each.right,
+                each.model_right,
+                f"{each.ms:.1f}",
+                f"{each.model_ms:.0f}",
+            )
+            for each in document.classifiers
+            if each.answers
+        ],
+        saved=calls_saved.rows(document),
+        saved_head=calls_saved.HEAD,
+        saved_curve=calls_saved.curve(document),
         preferred=_preferred(document.tune.get("preferences")),
         dropped=sorted(document.curated["dropped"].items()),
         sealed=sorted((document.sealed | document.redacted).items()),

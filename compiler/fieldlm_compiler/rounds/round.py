@@ -41,6 +41,7 @@ from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.rounds import learning, traffic
 from fieldlm_compiler.rounds.answers import examine, questions_of
+from fieldlm_compiler.rounds.classifiers import ClassifierTrial
 from fieldlm_compiler.rounds.gate import EarlierTask, PairedTest, compare_tasks, compare_whole, reasons
 from fieldlm_compiler.rounds.groups import AdapterChoice, GroupTrial
 from fieldlm_compiler.rounds.report import page, redacted
@@ -199,9 +200,8 @@ class LearningRound:
             previous=exact(exams.previous) if exams.previous else None,
             this=exact(exams.this) if exams.this else None,
             tests=[] if exams.this is None else [whole, *tests],
-            groups=made.groups if made else [],
-            chosen=made.chosen if made else "",
             edits=[str(edit) for edit in learned.edits.edits],
+            **(made.facts() if made else {}),
         )  # fmt: skip
         return self._keep(document, learned, adapter=adapter, made=made, exams=exams, seen=looked.seen)
 
@@ -235,7 +235,7 @@ class LearningRound:
             clustered=clustered,
             stages=self.stages,
         )
-        return trial.choose(), ""
+        return ClassifierTrial(of=trial, chosen=trial.choose()).choose(), ""
 
     # ── what is there already ────────────────────────────────────────────────────────────────────────────────────
 

@@ -100,6 +100,25 @@ class GroupMatch(msgspec.Struct, frozen=True, kw_only=True):
     tasks: list[TaskMatch] = []
 
 
+class ClassifierMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """A task: whether the bundle's classifier answers it where it is sure, and why.
+
+    Of what customers to watch asked it answers `given`, `right` of those rightly and the model `model_right`; one takes
+    it `ms`, and the model `model_ms`. `answers` counts those of the task.
+    """
+
+    id: str
+    name: str
+    is_taken: bool
+    reason: str
+    answers: int = 0
+    given: int = 0
+    right: int = 0
+    model_right: int = 0
+    ms: float = 0.0
+    model_ms: float = 0.0
+
+
 class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What round.json holds."""
 
@@ -131,6 +150,12 @@ class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     """Where an adapter for each group of tasks was tried beside the one for all: what came of it."""
     chosen: str = ""
     """Which adapters the bundle has then, and why."""
+    classifiers: list[ClassifierMatch] = []
+    """Where a classifier was tried beside the model: what came of it, by task."""
+    classified: str = ""
+    """What the bundle's classifier answers then, or why it has none."""
+    sure: list[tuple[float, int, int]] = []
+    """Of the bundle's calibration: p, how many watched answers had it, and how many of those were right."""
     edits: list[str] = []
     """What people made of the tasks that were found, in words."""
 

@@ -11,6 +11,7 @@ from fieldlm.core import terminal
 from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.cluster import Task
 from fieldlm_compiler.learn.curated import CuratedExample
+from fieldlm_compiler.rounds import calls_saved
 from fieldlm_compiler.rounds.advice import advise
 from fieldlm_compiler.rounds.state import Exact, FinishedRound, RoundDocument, TaskCost, TaskRow
 from fieldlm_compiler.rounds.traffic import Traffic
@@ -89,6 +90,7 @@ def text(done: FinishedRound) -> str:
     lines += ["", f"  the whole: base {_spelt(document.base)}, before {_spelt(document.previous)}, "
               f"now {_spelt(document.this)}"]  # fmt: skip
     lines += groups_text(document)
+    lines += [*classifiers_text(document), *calls_saved.text(document)]
     lines += [f"  {_mark(test.verdict)} {test.name}: {test}: {test.verdict}" for test in document.tests]
     lines += [f"round {document.number} is {document.decision}" + "".join(f"\n  ✗ {why}" for why in document.reasons)]
     return "\n".join([*lines, f"  {done.folder / 'report.html'}"])
@@ -103,6 +105,16 @@ def groups_text(document: RoundDocument) -> list[str]:
         lines.append(f"    {'✓' if group.is_taken else '·'} {group.id} ({group.name}): {group.reason}")
         lines += [f"        {task.name}: one for all {task.one}, its own {task.own}" for task in group.tasks]
     return lines
+
+
+def classifiers_text(document: RoundDocument) -> list[str]:
+    """Return what is said of a classifier; nothing where none was tried."""
+    if not document.classified:
+        return []
+    rows = (
+        f"    {'✓' if each.is_taken else '·'} {each.id} ({each.name}): {each.reason}" for each in document.classifiers
+    )
+    return [f"  classifier: {document.classified}", *rows]
 
 
 def as_json(document: RoundDocument) -> dict[str, object]:

@@ -15,7 +15,8 @@ from fieldlm_compiler.rounds.advice import ENOUGH
 
 Begin = Literal["best", "last", "fresh"]
 Adapters = Literal["one", "groups", "best"]
-UNSAID: dict[str, Any] = {"check_labels": False, "adapters": "one", "held_out_from": None}
+Classifiers = Literal["none", "best"]
+UNSAID: dict[str, Any] = {"check_labels": False, "adapters": "one", "classifiers": "none", "held_out_from": None}
 """Options that rounds of earlier versions could not name, and what they are then: round.json leaves them out."""
 
 
@@ -39,6 +40,8 @@ class RoundWish:
     """Tune from the last accepted adapter, afresh, or both and take what is better on the customers to watch."""
     adapters: Adapters = "one"
     """Whether one adapter answers all tasks, or groups of tasks have their own: all, or those that gain by it."""
+    classifiers: Classifiers = "none"
+    """Whether a classifier answers tasks with few answers, where it loses nothing, in the model's place."""
     eval_share: float = EVAL_SHARE
     teacher: bool = False
     """Whether what the large model answered is a label where nobody corrected it."""
@@ -58,6 +61,7 @@ class RoundWish:
         unsaid = {
             "check_labels": self.check_labels,
             "adapters": self.adapters,
+            "classifiers": self.classifiers,
             "held_out_from": asdict(self.held_out_from) if self.held_out_from else None,
         }
         return {

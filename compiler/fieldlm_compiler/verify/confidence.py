@@ -46,14 +46,14 @@ def calibrate(answers: Sequence[TaskAnswer], *, what: str = "fit confidence") ->
     return call(fit, what=what)(answers=list(answers))
 
 
-def fit(answers: list[TaskAnswer]) -> dict[str, Any]:
-    """Fit to `answers`. The same ones give the same."""
+def fit(answers: list[TaskAnswer], *, of_each: int = FEWEST_OF_EACH) -> dict[str, Any]:
+    """Fit to `answers`, `of_each` right and wrong ones at least. The same ones give the same."""
     told = [answer for answer in answers if set(FITTED) <= set(answer.signals)]
     table, right = _table(told)
     found = Confidence(n=len(told), right=int(right.sum()))
     if len(told) >= FEWEST:
         found = _ranked(found, table, right)
-    reason = _unfit(found)
+    reason = _unfit(found, of_each)
     found = msgspec.structs.replace(found, reason=reason) if reason else _fitted(found, table, right)
     return cast(dict[str, Any], msgspec.to_builtins(found))
 
@@ -81,13 +81,13 @@ def _taken(at: Threshold) -> str:
     )
 
 
-def _unfit(found: Confidence) -> str:
+def _unfit(found: Confidence, of_each: int) -> str:
     """Return why nothing can be fitted; empty where it can."""
     wrong = found.n - found.right
     if found.n < FEWEST:
         return f"{found.n} answered examples, {FEWEST} are the fewest"
-    if min(found.right, wrong) < FEWEST_OF_EACH:
-        return f"{found.right} right and {wrong} wrong answers, {FEWEST_OF_EACH} of each are the fewest"
+    if min(found.right, wrong) < of_each:
+        return f"{found.right} right and {wrong} wrong answers, {of_each} of each are the fewest"
     return ""
 
 

@@ -23,6 +23,7 @@ from fieldlm.api.anthropic import endpoints as anthropic
 from fieldlm.api.chat_format import Choices
 from fieldlm.api.chat_request import Exchange, Feedback
 from fieldlm.api.choices import CHAT, CHAT_WITH_FUNCTIONS, COMPLETION, Prompt
+from fieldlm.api.classified.closed_request import closed_request
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.dashboard import Leaves, Panel
 from fieldlm.api.embeddings import EmbeddingRequest, embeddings
@@ -265,6 +266,7 @@ class _Api:
                 constraint=written.held_to(promised),
                 came_s=came_s,
                 is_open=written.is_open,
+                closed=closed_request(serving, asked, messages, toolbox, promised),
                 large=large,
             )
             return await self._answer(request, needs, job)

@@ -309,9 +309,9 @@ class Exchange:
     timings: Timings = field(default_factory=Timings)
     task: str = ""
     """The recurring task that it is: what the client calls it, or what the bundle's router takes it for."""
-    verdict: Verdict | None = None
-    """Which model answered, where there is a large one beside the small one."""
+    verdict: Verdict | None = None  # which model answered, where there is a large one beside the small one
     adapter: str = ""  # which one answered, of several in its bundle
+    answered_by: str = ""  # "classifier" where the bundle's own answered in the model's place
     reasoning_tokens: int = 0
     """How many of its tokens were thought; the thought itself is not told."""
     used_fallback: bool = False

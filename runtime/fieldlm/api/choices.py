@@ -74,6 +74,8 @@ def own_fields(exchange: Exchange) -> dict[str, Any]:
     if (verdict := exchange.verdict) is not None:
         own |= {"answered_by": verdict.by, **({"task": exchange.task} if exchange.task else {})}
         own |= {name: text for name, text in (("escalation", verdict.why), ("not_large", verdict.note)) if text}
+    if exchange.answered_by:
+        own["answered_by"] = exchange.answered_by
     return {**own, "used_fallback": True, "text": exchange.answer} if exchange.used_fallback else own
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fieldlm.api.chat_request import CompletionParams, Exchange
+from fieldlm.api.classified.closed_request import ClosedRequest
 from fieldlm.api.completion_request import CompletionRequest, answer_of_nothing
 from fieldlm.api.output_contract import OutputContract
 from fieldlm.api.response_stream import AnswerFormat
@@ -14,6 +15,7 @@ from fieldlm.formats.record import LARGE
 from fieldlm.formats.response_ids import ResponseIds
 from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import as_served
+from fieldlm.inference.classifiers.closed_answers import CLASSIFIER
 from fieldlm.inference.confidence import confidence, is_unsure
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.thoughts.thought_reader import OpenedThought, ThoughtFirst
@@ -39,6 +41,8 @@ class Job:
     """What the small model's answer is held to: the rule that was promised, maybe behind a thought."""
     is_open: bool = False
     """Whether the prompt has begun a thought, with which the small model's answer goes on."""
+    closed: ClosedRequest | None = None
+    """What the bundle's classifier answers in the model's place."""
     large: "LargeSide | None" = None
     """Its way to the large model; a prompt that is empty then is one that the small model cannot answer."""
 
@@ -57,9 +61,12 @@ class Job:
     def _begin(self, prompt: list[int], index: int) -> RunningAnswer:
         if self.large is None:
             return self._start(prompt, index)
-        return self.large.answer(partial(self._start, prompt, index) if prompt else None)
+        start = partial(self._start, prompt, index) if prompt else None
+        return self.large.answer(start, is_at_hand=self.closed is not None)
 
     def _start(self, prompt: list[int], index: int) -> RunningAnswer:
+        if self.closed is not None:
+            return self.closed.start(prompt)
         promise, marks = self.promise, self.promise.thoughts
         sampling = replace(
             self.asked.wanted(self.constraint, index),
@@ -110,5 +117,7 @@ def note_confidence(ended: Exchange, serving: Serving) -> None:
         ended.adapter = ""
         ended.is_unsure = is_unsure(serving, verdict.small) if verdict.small is not None else None
         return
+    if ended.timings.classified is not None:
+        ended.adapter, ended.answered_by = "", CLASSIFIER
     ended.is_unsure = is_unsure(serving, ended.timings)
     ended.confidence = confidence(serving, ended.timings) if ended.outcome == "stop" else None

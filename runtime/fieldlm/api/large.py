@@ -12,7 +12,7 @@ from fieldlm.api.output_contract import JSON_KINDS, OutputContract
 from fieldlm.api.preparation import task_of
 from fieldlm.api.tools import Toolbox
 from fieldlm.engines import RunningAnswer
-from fieldlm.escalation.cascade import Cascade, Consultation, spelt
+from fieldlm.escalation.cascade import Cascade, Consultation
 from fieldlm.escalation.energy_shares import EnergyShare
 from fieldlm.escalation.large_model import AskHandle
 from fieldlm.escalation.large_reply import LargeModelError, LargeReply
@@ -23,6 +23,7 @@ from fieldlm.formats.record import LARGE
 from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.generations import Serving
+from fieldlm.inference.tool_calls import spelt
 
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
 _SAMPLING = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop")
@@ -46,8 +47,11 @@ class LargeSide:
     energy: EnergyShare | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def answer(self, start_small: Callable[[], RunningAnswer] | None) -> RunningAnswer:
-        """Begin one answer; `start_small` has the small model begin, None where it cannot answer this."""
+    def answer(self, start_small: Callable[[], RunningAnswer] | None, *, is_at_hand: bool = False) -> RunningAnswer:
+        """Begin one answer; `start_small` has the small model begin, None where it cannot answer this.
+
+        One that `is_at_hand` needs nobody to answer beside it.
+        """
         escalation, wanted = self.escalation, self.wanted
         first, why = escalation.first(wanted)
         if not escalation.has_small:
@@ -82,7 +86,7 @@ class LargeSide:
             withheld=withheld,
             start_small=start_small,
             on_decided=decided,
-            hedge=escalation.hedge(wanted) if first == "small" else "",
+            hedge=escalation.hedge(wanted) if first == "small" and not is_at_hand else "",
             can_stream=bool(self.asked.stream) and self.contract.rule is None and not escalation.must_redact(wanted),
         )
         return Cascade(terms, escalation.run)
@@ -203,7 +207,7 @@ def fitted(reply: LargeReply, contract: OutputContract, toolbox: Toolbox | None,
     for call in calls:
         if call["name"] not in schemas:
             raise LargeModelError("the large model called a tool that there is not")
-        parts.append(spelt(call, _arguments(call["arguments"], schemas[call["name"]])))
+        parts.append(spelt(call["name"], _arguments(call["arguments"], schemas[call["name"]])))
     said = reply.text
     texts = [said]
     if contract.rule is not None and not calls:

@@ -61,7 +61,7 @@ class Metrics:
         self._requests = Counter("fieldlm_requests", "Ended answers.", ["outcome", "generation"], registry=here)
         self._answers = Counter(
             "fieldlm_answers",
-            "Ended answers by who gave them, and why it was not the small model.",
+            "Ended answers by who gave them (small, large, classifier), and why it was not the small model.",
             ["by", "why"],
             registry=here,
         )
@@ -82,7 +82,7 @@ class Metrics:
             self._adapters.labels(_label(exchange.adapter, self._adapter_names)).inc()
         is_large = exchange.verdict is not None and exchange.verdict.by == "large"
         by, why = (exchange.verdict.by, exchange.verdict.why) if exchange.verdict else ("small", "")
-        self._answers.labels(by, why).inc()
+        self._answers.labels(exchange.answered_by or by, why).inc()
         if exchange.ttft_s is not None:
             self._ttft.observe(exchange.ttft_s)
         if is_large:  # its times are the network's, and say nothing of this device

@@ -163,10 +163,9 @@ class Timings:
     The latter is told by `free_tokens` alone, chosen out of several behind any `preamble`, the one that ends an answer
     too. `margin` is their mean gap between the two largest logits there, `min_margin` the least; `min_logprob` and
     `mean_logprob` are of their natural log probabilities by the model itself. Low means unsure; without a token, none.
-
-    Of the tokens that were drafted, those that were accepted are in the answer. `forced_tokens` of the answer had no
-    rival in its form: they are read like a prompt, and say nothing of speed. `batch_size` is the mean number of
-    answers that had a sequence while this one was written, itself among them: what its speed can be compared by.
+    Of `drafted_tokens` the accepted ones are in the answer. `forced_tokens` of it had no rival in its form: they are
+    read like a prompt, and say nothing of speed. `batch_size` is the mean number of answers that had a sequence
+    meanwhile, itself too: what its speed can be compared by. `classified` is how likely a classifier's is right.
     """
 
     prompt_tokens: int = 0
@@ -184,6 +183,7 @@ class Timings:
     accepted_tokens: int = 0
     forced_tokens: int = 0
     batch_size: float = 1.0
+    classified: float | None = None
 
     def chose(self, margin: float, logprob: float) -> None:
         """Count one free token."""

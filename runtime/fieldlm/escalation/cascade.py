@@ -6,7 +6,6 @@ Hedged, both are asked at once and the first whole answer that is not in doubt i
 What a client has been told cannot be taken back: a large answer that breaks off after its first words is an error.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.escalation.large_model import AskHandle
 from fieldlm.escalation.large_reply import LargeModelError, LargeReply
 from fieldlm.escalation.verdict import Verdict, Who
-from fieldlm.inference.tool_calls import CLOSE, OPEN
 
 log = logger(__name__)
 
@@ -286,9 +284,3 @@ class Cascade:
     def _take_time(self, timings: Timings) -> None:
         for each in fields(timings):
             setattr(self.timings, each.name, getattr(timings, each.name))
-
-
-def spelt(call: dict[str, str], arguments: object) -> str:
-    """Return a call as the text that the small models of this project say."""
-    body = f'{{"name": {json.dumps(call["name"])}, "arguments": {json.dumps(arguments, ensure_ascii=False)}}}'
-    return f"{OPEN}\n{body}\n{CLOSE}"

@@ -26,6 +26,7 @@ from fieldlm.escalation.large_model import REMEMBERED, LargeModel, foreseen_s
 from fieldlm.escalation.ledger import Entry, Ledger, Prices, is_large
 from fieldlm.escalation.verdict import Verdict, Who, Wish
 from fieldlm.formats.record import LARGE
+from fieldlm.inference.classifiers.closed_answers import CLASSIFIER
 from fieldlm.inference.confidence import confidence
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.model_pool import LATEST
@@ -199,6 +200,7 @@ class Escalation:
     ) -> None:
         """Write into the ledger what the answers to one request took; `response` is its id."""
         by_small = [verdict.small for verdict in verdicts if verdict.by == "small" and verdict.small is not None]
+        by_small = [small for small in by_small if small.classified is None]  # that is no measure of the model
         took_s = [small.prefill_s + small.decode_s for small in by_small]
         entries = [entry for verdict in verdicts for entry in self._entries(verdict, model, wanted.task, is_failed)]
         said = next(
@@ -288,7 +290,7 @@ class Escalation:
             saved = self.prices.of(small.prompt_tokens, small.completion_tokens) if verdict.by == "small" else 0.0
             found.append(
                 Entry(
-                    model=model,
+                    model=model if small.classified is None else CLASSIFIER,
                     task=task,
                     why="replaced" if verdict.by == "large" else verdict.why and "stood in",
                     failed=is_failed and verdict.by == "small",

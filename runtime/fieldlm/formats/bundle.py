@@ -8,6 +8,7 @@
       probe.json                  role probe        prompts with the answers a healthy copy gives
       confidence.json             role confidence   how sure an answer has to be to be right (`formats/confidence.py`)
       router.npz                  role router       which task a request is (`formats/router.py`)
+      classifier.npz              role classifier   answers of closed sets, without the model (`formats/classifier.py`)
       report.json                 role report       candidates, gates, timings
       manifest.sig  manifest.json
 
@@ -42,7 +43,7 @@ NO_MODEL = "none"
 SOURCE_GATE = "mean-kl"
 """The gate of weights that were held against a source model's: how far their next word's distribution is from its."""
 
-Role = Literal["base", "adapter", "tokenizer", "template", "probe", "report", "confidence", "router"]
+Role = Literal["base", "adapter", "tokenizer", "template", "probe", "report", "confidence", "router", "classifier"]
 """What this version writes. A file with another role is kept and passed by."""
 
 

@@ -35,6 +35,17 @@ class Threshold(msgspec.Struct, frozen=True, kw_only=True):
     wrong: float
 
 
+class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What comes of taking answers of confidence `p` or more: `share` of all stay, and `right` of all are right.
+
+    The others are answered by somebody else, and are right in the share of theirs that is known.
+    """
+
+    p: float
+    share: float
+    right: float
+
+
 class Confidence(Growing, frozen=True, kw_only=True):
     """How a `signal` becomes p(right), and how far that can be believed.
 
@@ -85,9 +96,7 @@ class Confidence(Growing, frozen=True, kw_only=True):
         With `teacher`, the share that the one who gets the rest answers rightly, `accuracy` is that of both together.
         Where it cannot be reached `p` is 1, which no answer has. Raises InputError for what is no share.
         """
-        for name, share in (("accuracy", accuracy), ("teacher", teacher)):
-            if share is not None and not 0 <= share <= 1:
-                raise InputError(f"{name} is {share:g}, want a share from 0 to 1, such as 0.95")
+        _check_shares(accuracy=accuracy, teacher=teacher)
         best, taken, right = self._at(1.0, 0, 0), 0, 0
         for p, answers, correct in sorted(self.held, reverse=True):
             taken, right = taken + answers, right + correct
@@ -95,6 +104,20 @@ class Confidence(Growing, frozen=True, kw_only=True):
             if right + helped >= accuracy * (taken if teacher is None else self.n) - 1e-9:
                 best = self._at(p, taken, right)
         return best
+
+    def curve(self, teacher: float) -> list[CurvePoint]:
+        """Return what comes of every threshold, from none that is taken to all, beside a `teacher`.
+
+        That is the share of their answers which are right, whoever gets the rest. Raises InputError for what is no
+        share.
+        """
+        _check_shares(teacher=teacher)
+        points, taken, right = [CurvePoint(p=1.0, share=0.0, right=teacher)], 0, 0
+        for p, answers, correct in sorted(self.held, reverse=True):
+            taken, right = taken + answers, right + correct
+            together = (right + teacher * (self.n - taken)) / self.n
+            points.append(CurvePoint(p=p, share=taken / self.n, right=together))
+        return points
 
     def _at(self, p: float, taken: int, right: int) -> Threshold:
         return Threshold(
@@ -122,6 +145,12 @@ def read_confidence(data: bytes, *, what: str) -> Confidence:
     if len(found.quantiles) == 1 or any(one > other for one, other in pairwise(found.quantiles)):
         raise BundleError(f"{what} has quantiles that do not rise; compile the bundle again")
     return found
+
+
+def _check_shares(**shares: float | None) -> None:
+    for name, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise InputError(f"{name} is {share:g}, want a share from 0 to 1, such as 0.95")
 
 
 def _wilson_low(right: int, count: int) -> float:

@@ -45,6 +45,8 @@ def confidence(serving: Serving, timings: Timings) -> float | None:
 
 def confidence_by(bundle: Bundle, timings: Timings, adapter: str = "") -> float | None:
     """Return `confidence` for an answer of `bundle` and its `adapter`, where there is no `Serving`."""
+    if timings.classified is not None:  # a classifier has its own calibration
+        return timings.classified
     calibration = calibration_of(bundle, adapter)
     value = _value(calibration, timings)
     return None if calibration is None or value is None else calibration.p(value)
@@ -52,6 +54,8 @@ def confidence_by(bundle: Bundle, timings: Timings, adapter: str = "") -> float 
 
 def is_unsure(serving: Serving, timings: Timings) -> bool | None:
     """Say whether an answer is among the least sure that the bundle gives; None where it does not know."""
+    if timings.classified is not None:  # it says nothing where it is unsure
+        return False
     calibration = calibration_of(serving.bundle, serving.task_adapter)
     value = _value(calibration, timings)
     if calibration is None or value is None or (low := calibration.quantile(UNSURE)) is None:

@@ -26,6 +26,7 @@ from fieldlm.engines import (
 from fieldlm.formats.bundle import NO_MODEL, Bundle, Manifest
 from fieldlm.hardware.heap import trim
 from fieldlm.inference.chat_template import question
+from fieldlm.inference.classifiers.closed_answers import classifier_of
 from fieldlm.inference.router import router_of
 
 DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
@@ -370,11 +371,12 @@ class _Evicted:
 def load_adapters(engine: Engine, bundle: Bundle, key: str) -> dict[str, str]:
     """Load all adapters of `bundle`; return what the engine calls each by its name in the bundle, the default first.
 
-    The default is called `key`, others `key:NAME`. Raises EngineError, or BundleError for a router that cannot be read
-    though several adapters need it; none of them is loaded then.
+    The default is called `key`, others `key:NAME`. Raises EngineError, or BundleError for a classifier that cannot be
+    read, or a router that several adapters need; none of them is loaded then.
     """
     if bundle.manifest.task_adapters:
         router_of(bundle)  # here and not at the first request, which must not fail or wait for it
+    classifier_of(bundle)
     loaded: dict[str, str] = {}
     try:
         for name, path in bundle.adapter_paths.items():

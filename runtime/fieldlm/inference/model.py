@@ -4,6 +4,7 @@
 """
 
 import os
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from fieldlm.engines import (
     Timings,
     open_engine,
 )
+from fieldlm.engines.constraint import CompiledRule
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.call_options import SamplingOptions, check_profile, check_schedule, conversation, sampling_of
 from fieldlm.inference.chat_template import Message, render, said_marks, thought_marks
+from fieldlm.inference.classifiers.closed_answers import classified_stream, classify
 from fieldlm.inference.confidence import confidence_by
 from fieldlm.inference.generations import load_adapters
 from fieldlm.inference.router import task_adapter_of
@@ -45,7 +48,7 @@ class Answer:
 
     `thought` is what a model that thinks wrote before the text; its tokens are among the others. `confidence` is how
     likely it is right; None where it was cut, or its bundle was not calibrated to a task. `adapter` is which one gave
-    it, where its bundle has several.
+    it, where its bundle has several; `is_classified` says that no model did, but the bundle's classifier.
     """
 
     text: str
@@ -56,6 +59,7 @@ class Answer:
     confidence: float | None = None
     thought: str = ""
     adapter: str = ""
+    is_classified: bool = False
 
 
 class Model:
@@ -222,7 +226,8 @@ class Model:
     ) -> RunningAnswer:
         """Queue an answer; who asked reads it, once. One that nobody holds any more is cancelled.
 
-        Where the bundle has several adapters, the one for the conversation's task answers.
+        Where the bundle has several adapters, the one for the conversation's task answers; where its classifier is sure
+        of the answer, that is it.
         Raises EngineError in a process that was forked from the one that opened the model.
         """
         if os.getpid() != self._process:
@@ -240,10 +245,26 @@ class Model:
             said=(*sampled.said, *said_marks(self.bundle, self.engine)),
             preamble=ThoughtFirst(marks, is_open) if marks and sampled.constraint is None else sampled.preamble,
         )
+        if (closed := self._closed(conversation(messages), sampled, prompt)) is not None:
+            return _Held(closed, "")
         chosen = task_adapter_of(self.bundle, conversation(messages)) if self.task_adapters else ""
         adapter = self.task_adapters.get(chosen, self.adapter)
         answer = self.engine.start(self.engine.tokenize(prompt), sampled, adapter=adapter, terms=terms)
         return _Held(OpenedThought(answer, marks) if marks and is_open else answer, chosen)
+
+    def _closed(self, messages: Sequence[Message], sampled: Sampling, prompt: str) -> RunningAnswer | None:
+        """Return what the bundle's classifier answers, if it does and that is what `sampled` asks for."""
+        began_s = time.monotonic()
+        if sampled.logprobs is not None or sampled.logit_bias or (found := classify(self.bundle, messages)) is None:
+            return None
+        text, form_ = found.answer.text, sampled.constraint
+        if found.answer.calls or any(stop in text for stop in sampled.stop):
+            return None
+        if form_ is not None and not (isinstance(form_, CompiledRule) and form_.accepts(text)):
+            return None
+        if len(self.engine.tokenize(text)) > sampled.max_tokens:
+            return None
+        return classified_stream(self.engine, len(self.engine.tokenize(prompt)), text, found.p, began_s=began_s)
 
 
 def _opened(source: object, trusted: frozenset[str]) -> Bundle:
@@ -302,4 +323,5 @@ def answer_of(bundle: Bundle, generation: RunningAnswer, chunks: Sequence[Chunk]
         generation=bundle.generation,
         confidence=confidence_by(bundle, generation.timings, adapter) if last.outcome == "stop" else None,
         adapter=adapter,
+        is_classified=generation.timings.classified is not None,
     )

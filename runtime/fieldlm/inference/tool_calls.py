@@ -30,6 +30,12 @@ class Call:
         return {"index": index, "id": f"call_{secrets.token_hex(8)}", "type": "function", "function": function}
 
 
+def spelt(name: str, arguments: object) -> str:
+    """Return a call as the text that the small models of this project say."""
+    body = f'{{"name": {json.dumps(name)}, "arguments": {json.dumps(arguments, ensure_ascii=False)}}}'
+    return f"{OPEN}\n{body}\n{CLOSE}"
+
+
 class CallReader:
     """The text of one answer as it comes, parted into what is said and what is called.
 

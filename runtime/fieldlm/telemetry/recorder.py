@@ -102,6 +102,8 @@ class RecordedExchange(Protocol):
     @property
     def adapter(self) -> str: ...
     @property
+    def answered_by(self) -> str: ...
+    @property
     def used_fallback(self) -> bool: ...
     @property
     def prompt_tokens(self) -> int: ...
@@ -144,9 +146,7 @@ class Recorder:
 
     def exchange(self, exchange: RecordedExchange) -> None:
         """Record one exchange; its text only with consent, in mode `redacted` or `full`."""
-        mode = self.terms.mode
-        consent = self._agreed(exchange.consent)
-        session = self._hash(exchange.session)
+        mode, consent, session = self.terms.mode, self._agreed(exchange.consent), self._hash(exchange.session)
         least = exchange.timings.min_logprob
         sure = Sureness(exchange.confidence, self._recent.rank(f"{exchange.generation}:{exchange.adapter}", least))
         answered = AnsweredResponse(generation=exchange.generation, session=session, consent=consent)
@@ -160,13 +160,12 @@ class Recorder:
             route=exchange.route or "",
             used_fallback=exchange.used_fallback,
         )
-        detail = {"hard": ",".join(hard)} if hard else {}
-        if exchange.adapter:
-            detail["adapter"] = exchange.adapter
+        told = (("hard", ",".join(hard)), ("adapter", exchange.adapter), ("answered_by", exchange.answered_by))
+        detail = {name: word for name, word in told if word}
         if hard or has_text:
             # Of the others their sums travel: in a record of 16 bytes two more numbers are a third.
-            told = {"min_logprob": least, "confidence": sure.confidence}
-            detail |= {name: f"{value:.3g}" for name, value in told.items() if value is not None}
+            sureness = {"min_logprob": least, "confidence": sure.confidence}
+            detail |= {name: f"{value:.3g}" for name, value in sureness.items() if value is not None}
         if has_text and exchange.context:
             detail["context"] = self._tell(exchange.context, mode)
         self._append(

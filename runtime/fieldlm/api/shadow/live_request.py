@@ -13,6 +13,7 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from fieldlm.api.classified.closed_request import closed_request
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.job import Job
 from fieldlm.api.metrics import Reading
@@ -130,6 +131,8 @@ class LiveRequest:
         written = AskedPrompt.of(candidate, asked, asked.conversation_so_far(), toolbox)
         prompt = tokens_of(engine, written.text(), param="messages", room=1)
         sampling = replace(asked.wanted(written.held_to(contract)), said=contract.said)
+        if (closed := closed_request(candidate, asked, self._job.messages, toolbox, contract)) is not None:
+            return contract, closed.start(prompt)
         terms = Schedule(priority="batch", cache_salt=asked.cache_salt or "")
         answer = engine.start(prompt, sampling, adapter=candidate.adapter, terms=terms)
         if written.is_open and contract.thoughts:

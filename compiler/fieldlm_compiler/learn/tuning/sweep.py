@@ -1,0 +1,135 @@
+"""A sweep: an adapter for each combination of some values of the recipe, and the one that does best is kept.
+
+Each is tuned as it would be alone, and lies beside until the sweep has ended, so that one that was stopped goes on. The
+best has the greatest share of held-out answers right to the token, as a mean over tasks; of equals the one with the
+lowest loss, and then the first (`early_stopping` judges passes alike).
+"""
+
+import math
+import shutil
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fieldlm.core import options, terminal
+from fieldlm.core.errors import InputError
+from fieldlm.core.files import canonical_json, whole_folder, write_whole
+from fieldlm.core.logs import logger
+from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe
+
+log = logger(__name__)
+VALUES: Mapping[str, Callable[[str], Any]] = {
+    "rank": options.whole(1, 4096),
+    "epochs": options.real(0, 10_000, above=True),
+    "batch": options.whole(1, 65_536),
+    "learning-rate": options.real(0, 1, above=True),
+    "seed": options.whole(*options.SEED),
+}
+"""What can be swept: the flags of `fieldlm tune`, and how one value of each is read."""
+MOST = 64
+HEAD = ("recipe", "right to the token", "loss", "seconds", "")
+Swept = tuple[str, tuple[Any, ...]]
+Make = Callable[[TrainingRecipe, Path], dict[str, Any]]
+
+
+def swept(text: str) -> Swept:
+    """Read `NAME=VALUE,VALUE`; raises ArgumentTypeError with what is wrong in it."""
+    name, _, values = text.partition("=")
+    if name not in VALUES:
+        near = terminal.did_you_mean(name, VALUES)
+        raise ArgumentTypeError(f"{text!r}: want one of {', '.join(VALUES)}, as in rank=8,32{near}")
+    try:
+        read = tuple(dict.fromkeys(VALUES[name](value) for value in values.split(",")))
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{text!r}: {error}") from error
+    return name, read
+
+
+def recipes(recipe: TrainingRecipe, asked: Sequence[Swept]) -> list[TrainingRecipe]:
+    """Return `recipe` with every combination of the values that are `asked` for; alpha stays twice the rank.
+
+    Raises InputError for a name that is asked for twice, and for too many combinations.
+    """
+    names = [name for name, _ in asked]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"--sweep {twice} is there twice; name all its values at once: --sweep {twice}=VALUE,VALUE")
+    count = math.prod(len(values) for _, values in asked)
+    if count > MOST:
+        raise InputError(f"--sweep asks for {count} adapters, {MOST} are the most; name fewer values")
+    found: list[TrainingRecipe] = []
+    for values in product(*(values for _, values in asked)):
+        given = {name.replace("-", "_"): value for name, value in zip(names, values, strict=True)}
+        found.append(replace(recipe, **given | ({"alpha": 2 * given["rank"]} if "rank" in given else {})))
+    return found
+
+
+def asked_for(tried: Sequence[TrainingRecipe]) -> list[dict[str, Any]]:
+    """Return what tune.json says was tried."""
+    return [recipe.facts() for recipe in tried]
+
+
+def sweep(tried: Sequence[TrainingRecipe], out: Path, make: Make) -> dict[str, Any]:
+    """Have `make` tune an adapter of each recipe into a folder, and write the best one to `out`.
+
+    Returns what its tune.json holds then, with all of them under `sweep`. Raises InputError where nothing is held out,
+    so that none is the best.
+    """
+    place = out.with_name(f".{out.name}.sweep")
+    place.mkdir(parents=True, exist_ok=True)
+    made: list[dict[str, Any]] = []
+    for number, recipe in enumerate(tried):
+        log.info(f"▸ {number + 1} of {len(tried)}: {_differing(recipe, tried)}")
+        made.append(make(recipe, place / f"{number:02d}"))
+        if made[-1]["eval_loss_after"] is None:
+            raise InputError("nothing is held out in eval.jsonl, so no recipe can be shown to be better than another")
+    best = max(range(len(made)), key=lambda at: (*_worth(made[at]), -at))
+    rows = [
+        {
+            "recipe": _differing(recipe, tried),
+            "exact_match": _exact(document),
+            "loss": document["eval_loss_after"],
+            "seconds": document["seconds"],
+            "is_taken": at == best,
+        }
+        for at, (recipe, document) in enumerate(zip(tried, made, strict=True))
+    ]
+    document = made[best] | {"sweep": {"asked": asked_for(tried), "trials": rows}}
+    with whole_folder(out) as folder:
+        shutil.copytree(place / f"{best:02d}", folder, dirs_exist_ok=True)
+        write_whole(folder / "tune.json", canonical_json(document))
+    shutil.rmtree(place, ignore_errors=True)
+    return document
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """Return the trials of a sweep for a terminal."""
+    rows = [
+        (
+            each["recipe"],
+            "–" if each["exact_match"] is None else f"{each['exact_match']:.1%}",
+            f"{each['loss']:.4f}",
+            f"{each['seconds']:.0f}",
+            "← taken" if each["is_taken"] else "",
+        )
+        for each in document["sweep"]["trials"]
+    ]
+    return terminal.table(rows, HEAD)
+
+
+def _differing(recipe: TrainingRecipe, tried: Sequence[TrainingRecipe]) -> str:
+    """Return by which values a recipe differs from others, as flags."""
+    names = [name for name in VALUES if len({getattr(each, name.replace("-", "_")) for each in tried}) > 1]
+    return " ".join(f"--{name} {getattr(recipe, name.replace('-', '_')):g}" for name in names) or "the only one"
+
+
+def _exact(document: Mapping[str, Any]) -> float | None:
+    found: Mapping[str, Sequence[int]] = document["eval_exact_after"]
+    return sum(right / total for right, total in found.values()) / len(found) if found else None
+
+
+def _worth(document: Mapping[str, Any]) -> tuple[float, float]:
+    loss: float = document["eval_loss_after"]
+    return _exact(document) or 0.0, -loss if math.isfinite(loss) else -math.inf

@@ -1,0 +1,1 @@
+"""Answers of closed sets, given without the language model where a bundle's classifier is sure."""

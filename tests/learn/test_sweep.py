@@ -1,0 +1,135 @@
+"""A sweep tunes each combination of values as it would be tuned alone, and keeps the best on what is held out."""
+
+import json
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fieldlm.core.errors import InputError
+from fieldlm_compiler.learn.tune import TrainingRecipe, main
+from fieldlm_compiler.learn.tuning.sweep import MOST, recipes, sweep, swept
+from tests.support import tiny_models
+
+USUAL = TrainingRecipe()
+
+
+def test_every_combination_is_tried_and_alpha_follows_the_rank() -> None:
+    found = recipes(USUAL, [swept("rank=8,32"), swept("learning-rate=1e-3,3e-4,1e-3")])
+    assert [(each.rank, each.alpha, each.learning_rate) for each in found] == [
+        (8, 16, 1e-3), (8, 16, 3e-4), (32, 64, 1e-3), (32, 64, 3e-4)
+    ]  # fmt: skip
+    assert {each.epochs for each in found} == {USUAL.epochs}
+    assert recipes(USUAL, []) == [USUAL]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("rank", "rank"),
+        ("rank=", "whole number"),
+        ("rank=8,many", "'many'; want a whole number"),
+        ("ranks=8", "did you mean 'rank'"),
+        ("precision=float32", "want one of rank, epochs, batch, learning-rate, seed"),
+        ("epochs=0", "more than 0"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_with_what_can(text: str, why: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=why):
+        swept(text)
+
+
+def test_a_name_twice_and_too_many_adapters_are_refused() -> None:
+    with pytest.raises(InputError, match="--sweep rank is there twice"):
+        recipes(USUAL, [swept("rank=8"), swept("rank=16")])
+    seeds = ",".join(map(str, range(MOST + 1)))
+    with pytest.raises(InputError, match=f"asks for {MOST + 1} adapters, {MOST} are the most"):
+        recipes(USUAL, [swept(f"seed={seeds}")])
+
+
+FOUND: dict[int, dict[str, Any]] = {
+    4: {"eval_exact_after": {"a": (9, 10), "b": (0, 10)}, "eval_loss_after": 0.1, "seconds": 1.0},
+    8: {"eval_exact_after": {"a": (6, 10), "b": (6, 10)}, "eval_loss_after": 0.4, "seconds": 2.0},
+    16: {"eval_exact_after": {"a": (5, 10), "b": (7, 10)}, "eval_loss_after": 0.3, "seconds": 3.0},
+    32: {"eval_exact_after": {"a": (5, 10), "b": (7, 10)}, "eval_loss_after": 0.3, "seconds": 4.0},
+}
+
+
+def fake(recipe: TrainingRecipe, out: Path) -> dict[str, Any]:
+    out.mkdir(parents=True)
+    (out / "weights").write_text(str(recipe.rank))
+    return FOUND[recipe.rank]
+
+
+def test_the_best_over_tasks_is_kept_of_equals_the_one_of_less_loss_and_then_the_first(tmp_path: Path) -> None:
+    document = sweep(recipes(USUAL, [swept("rank=4,8,16,32")]), tmp_path / "adapter", fake)
+    assert (tmp_path / "adapter" / "weights").read_text() == "16"
+    assert [each["is_taken"] for each in document["sweep"]["trials"]] == [False, False, True, False]
+    assert [each["recipe"] for each in document["sweep"]["trials"]] == [f"--rank {rank}" for rank in (4, 8, 16, 32)]
+    assert json.loads((tmp_path / "adapter" / "tune.json").read_bytes())["sweep"]["trials"][1]["exact_match"] == 0.6
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"], "nothing is left beside"
+
+
+def test_one_that_was_stopped_goes_on_with_those_that_are_missing(tmp_path: Path) -> None:
+    tried = recipes(USUAL, [swept("rank=4,8")])
+    made: list[int] = []
+
+    def make(recipe: TrainingRecipe, out: Path) -> dict[str, Any]:
+        if out.exists():  # what `fieldlm tune` does with an adapter that is there
+            return FOUND[recipe.rank]
+        if made == [4]:
+            made.append(0)
+            raise KeyboardInterrupt
+        made.append(recipe.rank)
+        return fake(recipe, out)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tried, tmp_path / "adapter", make)
+    assert not (tmp_path / "adapter").exists()
+    sweep(tried, tmp_path / "adapter", make)
+    assert made == [4, 0, 8]
+    assert (tmp_path / "adapter" / "weights").read_text() == "8"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    tiny_models.tiny_llama(folder / "checkpoint")
+    rows = [
+        {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]}
+        for said, answer in (("tea", "yes"), ("bill", "no"), ("cake", "yes"), ("pay", "no"))
+    ]
+    (folder / "data").mkdir()
+    for name in ("train", "eval"):
+        tiny_models.write_lines(folder / "data" / f"{name}.jsonl", rows)
+    return folder
+
+
+def command(folder: Path, out: str, *more: str) -> list[str]:
+    asked = [str(folder / "checkpoint"), "--dataset", str(folder / "data"), "--out", str(folder / out)]
+    return [*asked, "--precision", "float32", "--epochs", "8", *more]
+
+
+def test_what_learns_is_taken_and_asked_again_it_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = command(folder, "adapter", "--sweep", "learning-rate=1e-9,1e-2", "--json")
+    assert main(asked) == 0
+    document = json.loads(capsys.readouterr().out)
+    first, second = document["sweep"]["trials"]
+    assert (first["is_taken"], second["is_taken"]) == (False, True)
+    assert second["loss"] < first["loss"]
+    assert document["recipe"]["learning_rate"] == 1e-2
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out) == document
+    assert main(command(folder, "adapter", "--learning-rate", "1e-2")) == 0
+    assert "holds this adapter already" in capsys.readouterr().out
+
+
+def test_where_nothing_is_held_out_nothing_is_tuned(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes((folder / "data" / "train.jsonl").read_bytes())
+    (tmp_path / "eval.jsonl").write_text("\n")
+    asked = [str(folder / "checkpoint"), "--dataset", str(tmp_path), "--out", str(tmp_path / "other")]
+    with pytest.raises(InputError, match=r"eval\.jsonl has no examples, so --sweep cannot say"):
+        main([*asked, "--sweep", "rank=2,4"])
+    assert not (tmp_path / "other").exists()
