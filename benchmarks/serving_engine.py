@@ -41,7 +41,7 @@ def memory(job: Job) -> list[Figure]:
     more = [a - b for a, b in zip(ours, theirs, strict=True)]
     return [
         Figure(
-            what="resident memory above llama-server's", value=interval(more), bound=100.0, at_least=False, unit="MB",
+            what="resident memory above llama-server's", value=interval(more), bound=60.0, at_least=False, unit="MB",
             ours=tuple(ours), theirs=tuple(theirs),
         )
     ]  # fmt: skip
@@ -59,7 +59,7 @@ def start(job: Job) -> list[Figure]:
             return server.ready_s
 
     mine, other = alternate(job, [ours, theirs])
-    return [ratio("process start to ready / llama-server", mine, other, 1.0, at_least=False)]
+    return [ratio("process start to ready / llama-server", mine, other, 1.5, at_least=False)]
 
 
 def stop(job: Job) -> list[Figure]:
@@ -133,7 +133,7 @@ def adapters(job: Job) -> list[Figure]:
     return [
         ratio("memory of 8 adapters / 8 merged models", series(ours, "mb"), series(theirs, "mb"), 0.25, at_least=False),
         Figure(what="adapter switch, p50", value=switch, bound=5.0, at_least=False, unit="ms", ours=switch.samples),
-        ratio("decode with an adapter / merged", series(ours, "tokens_s"), series(theirs, "tokens_s"), 0.8),
+        ratio("decode with an adapter / merged", series(ours, "tokens_s"), series(theirs, "tokens_s"), 0.9),
     ]
 
 
