@@ -42,9 +42,9 @@ def prediction(job: Job) -> list[Figure]:
         return [(prompt, Sampling(max_tokens=bodies[0]["max_tokens"], constraint=rule)) for prompt in prompts]
 
     rows: list[tuple[str, Callable[[int], list[Asked]], float]] = [
-        ("copying", copies(0.0), 1.5),
+        ("copying", copies(0.0), 2.0),
         ("copying, temperature 0.7", copies(0.7), 1.2),
-        ("free text", free, 0.95),
+        ("free text", free, 0.98),
         (f"{job.calls.name} calls", calls, 0.95),
     ]
     try:
