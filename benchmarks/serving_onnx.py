@@ -24,8 +24,8 @@ import sys, time
 import onnxruntime_genai as genai
 folder, tokens = sys.argv[1], int(sys.argv[2])
 model = genai.Model(folder)
-best = 0.0
-for _ in range(3):
+spent_s = 0.0
+for turn in range(3):
     wanted = genai.GeneratorParams(model)
     wanted.set_search_options(max_length=tokens + 8, min_length=tokens + 8, do_sample=False)
     generator = genai.Generator(model, wanted)
@@ -34,8 +34,8 @@ for _ in range(3):
     started_s = time.perf_counter()
     for _ in range(tokens):
         generator.generate_next_token()
-    best = max(best, tokens / (time.perf_counter() - started_s))
-print(best)
+    spent_s += (time.perf_counter() - started_s) * (turn > 0)
+print(2 * tokens / spent_s)
 """
 
 
