@@ -281,7 +281,7 @@ class OnnxEngine:
     def _step(self, request: _OnnxRequest) -> None:
         """Compute one piece of what `request` knows already, and say what follows from the last one."""
         options = ort.RunOptions()
-        # Its default. Where it is not said, onnxruntime's Python looks for it by an exception, 2 % of a small model's step.
+        # Its default. Unless it is said, onnxruntime asks by an exception at each run: 2 % of a small model's step.
         options.add_run_config_entry("gpu_graph_id", "0")
         self._computing = (request, options)
         try:
