@@ -126,3 +126,19 @@ def test_a_cgroup_limits_the_cores(tmp_path: Path, quota: str, cores: int) -> No
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text(quota)
     assert physical_cores(tmp_path, {0, 1, 2, 3}) == cores
+
+
+def test_texts_are_picked_in_any_order_and_of_the_whole_vocabulary(gguf: Path) -> None:
+    tokens = read_header(gguf).metadata["tokenizer.ggml.tokens"]
+    assert tokens.pick([2, 0, 2]) == ["ü", "<s>", "ü"]
+    assert tokens.pick([]) == []
+    for beyond in (3, -1):
+        with pytest.raises(IndexError):
+            tokens.pick([0, beyond])
+
+
+def test_a_header_without_its_vocabulary_says_all_else(gguf: Path) -> None:
+    header = read_header(gguf)
+    small = header.without_vocabulary()
+    assert set(header.metadata) - set(small.metadata) == {"tokenizer.ggml.tokens"}
+    assert (small.tensors, small.places, small.architecture) == (header.tensors, header.places, "llama")

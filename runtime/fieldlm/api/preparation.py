@@ -76,7 +76,9 @@ def tokens_of(engine: Engine, text: str | Sequence[int], *, param: str, room: in
     What is too long for certain is refused before it is tokenised.
     """
     most = engine.context - room
-    least = engine.least_tokens(text) if isinstance(text, str) else 0
+    # A token has a byte at least. Who is asked for the first time what it has at most looks at the whole vocabulary.
+    is_long = isinstance(text, str) and len(text.encode(errors="replace")) > most
+    least = engine.least_tokens(text) if isinstance(text, str) and is_long else 0
     count = f"at least {least}" if least > most else ""
     tokens = ([] if count else engine.tokenize(text)) if isinstance(text, str) else list(text)
     if count or len(tokens) > most:

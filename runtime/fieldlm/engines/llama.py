@@ -96,7 +96,7 @@ class LlamaEngine:
         context, parallel = DEFAULT_CONTEXT if options.context is None else options.context, options.parallel
         if not 1 <= parallel <= MAX_PARALLEL or context < 1:
             raise InputError(f"{parallel=} and {context=}: want 1 to {MAX_PARALLEL} answers of at least 1 token")
-        self._header = header or read_header(path)
+        self._header = (header or read_header(path)).without_vocabulary()
         context, parallel = servable(self._header, context=context, parallel=parallel)
         self._is_repeatable = options.repeatable
         layout = self._layout = layout.repeatable() if options.repeatable else layout

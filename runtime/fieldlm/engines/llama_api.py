@@ -217,7 +217,8 @@ class LlamaWeights:
         if self._specials is None or self._specials.shrinks:
             return TokenLength()
         with self._held():
-            texts: list[bytes] = [api.llama_vocab_get_text(self._vocab, token) for token in range(self.vocabulary)]
+            text = _keeping(api.llama_vocab_get_text, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32)
+            texts = [text(self._vocab, token) for token in range(self.vocabulary)]
         # A byte is a character of its own here, and in SentencePiece a space has three bytes: never too short.
         longest = max(map(len, texts))
         if api.llama_vocab_type(self._vocab) == api.LLAMA_VOCAB_TYPE_SPM:

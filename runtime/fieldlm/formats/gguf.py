@@ -5,8 +5,9 @@ container (metadata, tensor names, shapes, types and places) and nothing of what
 """
 
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,10 +62,17 @@ class Strings:
         return self._count
 
     def __getitem__(self, index: int) -> str:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        at = after_strings(self._data, 0, index)
-        return self._data[at + 8 : after_strings(self._data, at, 1)].decode(errors="replace")
+        return self.pick([index])[0]
+
+    def pick(self, indices: Sequence[int]) -> list[str]:
+        """Return the texts at `indices`, in one walk: the special tokens of a large vocabulary stand at its end."""
+        found, at, place = dict[int, str](), 0, 0
+        for index in sorted(set(indices)):
+            if not 0 <= index < self._count:
+                raise IndexError(index)
+            at, place = after_strings(self._data, at, index - place), index
+            found[index] = self._data[at + 8 : after_strings(self._data, at, 1)].decode(errors="replace")
+        return [found[index] for index in indices]
 
 
 def after_strings(data: bytes, at: int, count: int) -> int:
@@ -93,6 +101,11 @@ class Header:
     @property
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture", ""))
+
+    def without_vocabulary(self) -> "Header":
+        """Return it without what it says of tokens: two megabytes, or twenty, which who computes need not keep."""
+        kept = {key: value for key, value in self.metadata.items() if not key.startswith("tokenizer.")}
+        return replace(self, metadata=kept)
 
     @property
     def weight_bytes(self) -> int:

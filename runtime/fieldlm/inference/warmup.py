@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fieldlm.core.errors import FieldlmError
 from fieldlm.core.logs import logger
 from fieldlm.core.tasks import PROCESS, Tasks
+from fieldlm.hardware.heap import trim
 from fieldlm.inference.generations import Generations, canary
 from fieldlm.inference.prompt_snapshots import Snapshots
 
@@ -34,6 +35,7 @@ def warm(live: Generations, snapshots: Snapshots | None = None, tasks: Tasks | N
                 state[0] = None
                 if snapshots is not None and not is_restored:
                     snapshots.save(serving)
+            trim()  # what was there for the load alone, files' headers among it
         except FieldlmError as error:
             if state[0] is not None:
                 state[0] = str(error)

@@ -31,7 +31,7 @@ class LlamaKind:
         """See `EngineKind.open`. Where nobody says how long the context is, it is what memory allows."""
         from fieldlm.engines import llama
 
-        header = _kept_header(bundle.need("base"))
+        header = _shared_header(bundle.need("base"))
         try:
             return llama.open(bundle, options, header)
         except NoRoomError as error:
@@ -93,18 +93,25 @@ class LlamaKind:
 KIND = LlamaKind()
 
 
-def _kept_header(path: Path) -> Header:
-    """Return the header of the weights at `path`, which is read once for the engine and for what its tokens are."""
+_shared = dict[tuple[Path, int, int, int], Header]()
+
+
+def _shared_header(path: Path) -> Header:
+    """Return the header of the weights at `path`, which the engine and the special tokens are made of at a start.
+
+    Whoever is first reads it and leaves it for the other: it is megabytes, and nobody keeps it.
+    """
     try:
         at = path.stat()
     except OSError:
         return read_header(path)  # which says what is wrong
-    return _header_at(path, at.st_ino, at.st_size, at.st_mtime_ns)
-
-
-@lru_cache(maxsize=1)
-def _header_at(path: Path, _inode: int, _size: int, _modified_ns: int) -> Header:
-    return read_header(path)
+    key = (path, at.st_ino, at.st_size, at.st_mtime_ns)
+    if (found := _shared.pop(key, None)) is not None:
+        return found
+    found = read_header(path)
+    _shared.clear()
+    _shared[key] = found
+    return found
 
 
 def _tensor_bytes(path: Path) -> int:
@@ -142,7 +149,7 @@ def _number(header: Header, key: str) -> int:
 
 @lru_cache(maxsize=8)
 def _from_gguf(base: Path, _bundle_id: str) -> SpecialTokens:
-    metadata = _kept_header(base).metadata
+    metadata = _shared_header(base).metadata
     tokens = metadata.get("tokenizer.ggml.tokens")
     kinds = metadata.get("tokenizer.ggml.token_type")
 
@@ -157,5 +164,5 @@ def _from_gguf(base: Path, _bundle_id: str) -> SpecialTokens:
         bos=text("bos"),
         eos=text("eos"),
         adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", default)),
-        control=tuple(tokens[i] for i in control) if isinstance(tokens, Strings) else (),
+        control=tuple(tokens.pick(control)) if isinstance(tokens, Strings) else (),
     )
