@@ -153,6 +153,21 @@ def test_stop_and_seed_are_honoured(kiosk: Kiosk) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("/chat/completions", "nothing is at /chat/completions; it is at /v1/chat/completions"),
+        ("/models", "nothing is at /models; it is at /v1/models"),
+        ("/v1/v1/completions", "nothing is at /v1/v1/completions; it is at /v1/completions"),
+        ("/v1/metrics", "nothing is at /v1/metrics; it is at /metrics"),
+        ("/completion", "nothing is at /completion"),
+    ],
+)
+def test_who_asks_beside_it_is_told_where_it_is(kiosk: Kiosk, path: str, line: str) -> None:
+    reply = kiosk.client.post(path, json={})
+    assert (reply.status_code, reply.json()["error"]["message"]) == (404, line)
+
+
+@pytest.mark.parametrize(
     ("change", "param", "code"),
     [
         ({"messages": "Hello"}, "messages", "invalid_type"),

@@ -92,15 +92,24 @@ def api_error(error: Exception) -> ApiError:
     return ApiError(500, str(error) if isinstance(error, FieldlmError) else "internal error", code="internal")
 
 
-async def error_response(_: Request, error: Exception) -> Response:
+async def error_response(request: Request, error: Exception) -> Response:
     """Answer every error in OpenAI's shape."""
     named = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    error = api_error(error)
+    is_elsewhere = isinstance(error, HTTPException) and error.status_code == 404
+    error = api_error(error) if not is_elsewhere else ApiError(404, _not_here(request), code="http_error")
     response = as_json(error.document(), status=error.status)
     response.headers.update(named)
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(error.retry_after_s)
     return response
+
+
+def _not_here(request: Request) -> str:
+    """Say that nothing is at the path of `request`, and where it is that was meant, with `/v1` or without."""
+    path = request.url.path
+    known = {getattr(route, "path", "") for route in getattr(request.scope.get("app"), "routes", ())}
+    meant = next((other for other in (f"/v1{path}", path.removeprefix("/v1")) if other in known), None)
+    return f"nothing is at {path[:100]}" + (f"; it is at {meant}" if meant else "")
 
 
 def worded(
