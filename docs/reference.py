@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DEVICE = ROOT / "runtime/fieldlm"
 PLAIN = {"Str": "text", "Bool": "true or false", "Any": "anything", "Raw": "anything"}
 WIRE = (
-    "bundle", "task_adapters", "probe", "confidence", "release", "record", "block", "topics", "policy", "command",
-    "profile", "growth", "kiosk", "shadow",
+    "bundle", "task_adapters", "probe", "confidence", "classifier", "release", "record", "block", "topics", "policy",
+    "command", "profile", "growth", "kiosk", "shadow",
 )  # fmt: skip
 """The modules of `fieldlm.formats` that say what other programs read and write."""
 BODY = re.compile(r'"""((?:POST|PUT) /[^\s,:]+)')

@@ -31,7 +31,7 @@ def test_every_combination_is_tried_and_alpha_follows_the_rank() -> None:
         ("rank=", "whole number"),
         ("rank=8,many", "'many'; want a whole number"),
         ("ranks=8", "did you mean 'rank'"),
-        ("precision=float32", "want one of rank, epochs, batch, learning-rate, seed"),
+        ("precision=float32", "names: rank, epochs, batch, learning-rate, seed"),
         ("epochs=0", "more than 0"),
     ],
 )

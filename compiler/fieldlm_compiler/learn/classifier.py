@@ -29,8 +29,6 @@ LEAST_OF_ANSWER, LEAST_CUSTOMERS = 3, 2
 MOST_ANSWERS = 64
 """Of a task."""
 MOST_CONTEXTS = 64
-PENALTIES = (1.0, 0.3)
-"""Of the ridge regression: the one with the least loss on customers who were left out is taken."""
 LEAST_CHANCE = 1e-12
 _Key = tuple[str, bool, str]
 
@@ -91,9 +89,9 @@ def fit_classifier(examples: Sequence[CuratedExample], closed: Sequence[ClosedTa
     classes = [places.get(_key(each), len(answers)) for each in asked]
     if len(set(classes)) < 2:
         raise InputError("there is one answer to everything, or no question; a classifier has nothing to tell apart")
-    texts, customers = [each.utterance for each in asked], [each.session for each in asked]
-    heads = (fit_head(texts, classes, len(answers) + 1, groups=customers, penalty=each) for each in PENALTIES)
-    head = min(heads, key=lambda each: each.loss)
+    head = fit_head(
+        [each.utterance for each in asked], classes, len(answers) + 1, groups=[each.session for each in asked]
+    )
     chances = softmax(head.left_out)
     left_out: list[tuple[float, bool]] = []
     for example, best, chance in zip(asked, chances.argmax(axis=1).tolist(), chances.max(axis=1).tolist(), strict=True):

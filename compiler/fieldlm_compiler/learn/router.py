@@ -30,15 +30,13 @@ LEAST = 2
 class FittedHead:
     """A linear head over a router's features: `weights` [classes, PLACES] int8, `scales` and `biases` [classes].
 
-    `left_out` [examples, classes] are the scores that each example had while it, and its group, were left out, `loss`
-    the mean log loss of those.
+    `left_out` [examples, classes] are the scores that each example had while it, and its group, were left out.
     """
 
     weights: npt.NDArray[np.int8]
     scales: npt.NDArray[np.float32]
     biases: npt.NDArray[np.float32]
     left_out: Floats
-    loss: float
 
 
 def fit_router(
@@ -71,12 +69,7 @@ def drawn(rows: Sequence[int], seed: int = 0) -> list[int]:
 
 
 def fit_head(
-    texts: Sequence[str],
-    classes: Sequence[int],
-    count: int,
-    *,
-    groups: Sequence[str] | None = None,
-    penalty: float = PENALTY,
+    texts: Sequence[str], classes: Sequence[int], count: int, *, groups: Sequence[str] | None = None
 ) -> FittedHead:
     """Return the head that tells apart which of `count` classes each of `texts` is.
 
@@ -95,7 +88,7 @@ def fit_head(
     targets = np.where(wanted[:, None] == np.arange(count), 1.0, -1.0)
     means = targets.mean(axis=0)
     with threadpool_limits(limits=1):
-        likeness = (rows @ rows.T).toarray() + penalty * np.eye(size)
+        likeness = (rows @ rows.T).toarray() + PENALTY * np.eye(size)
         inverse: Floats = cho_solve(cho_factor(likeness), np.eye(size))
         shares = inverse @ (targets - means)
         left_out = targets - _residuals(inverse, shares, groups)
@@ -107,7 +100,6 @@ def fit_head(
         scales=scales.astype(np.float32),
         biases=(means * sharpness).astype(np.float32),
         left_out=sharpness * left_out,
-        loss=_loss(sharpness * left_out, wanted),
     )
 
 

@@ -40,7 +40,7 @@ def swept(text: str) -> Swept:
     name, _, values = text.partition("=")
     if name not in VALUES:
         near = terminal.did_you_mean(name, VALUES)
-        raise ArgumentTypeError(f"{text!r}: want one of {', '.join(VALUES)}, as in rank=8,32{near}")
+        raise ArgumentTypeError(f"{text!r}; want a name with values, as rank=8,32; names: {', '.join(VALUES)}{near}")
     try:
         read = tuple(dict.fromkeys(VALUES[name](value) for value in values.split(",")))
     except ArgumentTypeError as error:
