@@ -3,6 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Plain PyPI brings gigabytes of CUDA with it; with access to PyTorch's own CPU index, add it here.
 TORCH ?= torch==2.13.0
+# The llama.cpp that `make wheels` or `make deb` built for every processor is taken as it is; with CMAKE_ARGS of yours it
+# is built as they say.
+ifeq ($(origin CMAKE_ARGS),undefined)
+ENGINE = $$($(BIN)/python packaging/build_engine.py --built)
+endif
 # GCC before 13 miscompiles llama.cpp's set-up of AMX tiles; without them its other fast kernels are used.
 ifeq ($(shell uname -m),x86_64)
 NO_AMX := $(shell flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; \
@@ -100,7 +105,7 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install $(TORCH)
-	$(BIN)/pip install -e '.[broker,llama,onnx]' -e './compiler[delta,kafka,otlp,ray]' --group dev
+	$(BIN)/pip install $(ENGINE) -e '.[broker,llama,onnx]' -e './compiler[delta,kafka,otlp,ray]' --group dev
 	touch $@
 
 clean:

@@ -52,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build the wheel, or take the one that was built of the same, and print its path."""
     arguments = argparse.ArgumentParser(description="Build llama-cpp-python for every processor of an architecture.")
     add_options(arguments)
-    print(engine_wheel(arguments.parse_args(argv).arch))
+    arguments.add_argument(
+        "--built", action="store_true", help="build nothing; print the options with which pip takes one that is built"
+    )
+    given = arguments.parse_args(argv)
+    print(*built_options(given.arch) if given.built else [engine_wheel(given.arch)])
     return 0
 
 
@@ -83,14 +87,27 @@ def sources(given: argparse.Namespace) -> list[str | Path]:
     return ["--no-cache-dir"]
 
 
-def engine_wheel(machine: str) -> Path:
-    """Return the wheel for every processor of `machine`, built here unless it is in the cache."""
+def built_options(machine: str) -> list[str]:
+    """Return the options with which pip takes the wheel for `machine` that is in the cache; none where none is."""
+    try:
+        return ["--find-links", str(engine_wheel(machine, builds=False).parent)]
+    except (OSError, KeyError):  # not built; no compiler, by which it is named; a machine that has none
+        return []
+
+
+def engine_wheel(machine: str, *, builds: bool = True) -> Path:
+    """Return the wheel for every processor of `machine`; without `builds` raises FileNotFoundError unless it is built.
+
+    It is in the cache from then on.
+    """
     requirement, options = pinned(), (*OPTIONS, *compiler_options(machine))
     mended = [patch.read_text() for patch in patches(machine)]
     made_of = [requirement, *KERNELS[machine], *options, compiler_version(options), *mended]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "fieldlm" / "engines"
     folder = cache / f"{machine}-{digest}"
+    if not (builds or folder.exists()):
+        raise FileNotFoundError(folder)
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -208,6 +225,13 @@ def compiler_options(machine: str) -> tuple[str, ...]:
         )
     named = (f"-DCMAKE_{language}_COMPILER={name}" for language, name in compilers.items())
     return ("-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={machine}", *named)
+
+
+def tool(machine: str, name: str) -> str:
+    """Return how `cc` or another tool is called here that makes programs for `machine`; ends where there is none."""
+    compiler_options(machine)
+    is_native = machine == platform.machine()
+    return name if is_native else f"{machine}-linux-gnu-{'gcc' if name == 'cc' else name}"
 
 
 def compiler_version(options: Iterable[str]) -> str:
