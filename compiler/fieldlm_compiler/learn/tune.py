@@ -284,7 +284,14 @@ def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
     device = choose_device(recipe.device)
     dtype = getattr(torch, faster_on(device) if recipe.precision == "auto" else recipe.precision)
     targets = ALL_LINEAR if ALL_LINEAR in recipe.targets else list(recipe.targets)
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        use_rslora=recipe.kind == "rslora",
+        use_dora=recipe.kind == "dora",
+    )
     with warnings.catch_warnings():
         # peft 0.21 still asks transformers by a name that 5.23 has deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -310,6 +317,9 @@ def _check_start(folder: Path, recipe: TrainingRecipe) -> None:
             f"{folder} has rank {config.get('r')} and alpha {config.get('lora_alpha')}, asked for are {recipe.rank} "
             f"and {recipe.alpha}; go on with --rank {config.get('r')}, or begin afresh"
         )
+    kind = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
+    if kind != recipe.kind:
+        raise InputError(f"{folder} is of kind {kind}, asked for is {recipe.kind}; go on with --lora {kind}")
 
 
 def _begin_at(model: Any, folder: Path) -> None:

@@ -37,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             f"--eval-share {args.eval_share:g} holds out nobody or everybody; want more than 0, less than 1"
         )
+    if args.lora == "dora":
+        raise InputError("a round's adapter stays beside its base, and DoRA can only be merged: --lora lora or rslora")
     profile = load_profile(args.profile) if args.profile else detect().best
     check_named(args.base)
     open_sink(args.store, read_only=True).close()

@@ -41,21 +41,35 @@ class TrainingRecipe:
     """Of the preference loss (`preference_loss`) on examples with a rejected answer; at 0 those are not read."""
     patience: int = 0
     """Passes without a better one on the held-out examples after which it ends (`early_stopping`); 0: all are made."""
+    kind: str = "lora"
+    """Of LoRA: lora; rslora, whose scale falls with the root of the rank, so that large ranks learn as well
+    (Kalajdzievski 2023, arXiv:2312.03732); dora, which has a magnitude for every output (Liu et al. 2024,
+    arXiv:2402.09353)."""
 
     def facts(self) -> dict[str, Any]:
         """Return the recipe as tune.json and round.json hold it, and as what was made by it is kept by."""
         facts = asdict(self) | {"targets": list(self.targets)}
         # Recipes from before there was a choice have no such keys, which is the same.
-        return {name: value for name, value in facts.items() if value or name not in ("preference_weight", "patience")}
+        unsaid = {"preference_weight": 0.0, "patience": 0, "kind": "lora"}
+        return {name: value for name, value in facts.items() if name not in unsaid or value != unsaid[name]}
 
 
 USUAL = TrainingRecipe()
+
+
+def alpha_of(rank: int, kind: str) -> int:
+    """Return the alpha with which an adapter of `rank` has a scale of 2: rsLoRA's has it at the usual rank, 16."""
+    return 8 if kind == "rslora" else 2 * rank
 
 
 def add_recipe(parser: terminal.Parser) -> None:
     """Add the flags that `recipe_of` reads."""
     of = TrainingRecipe
     parser.add_argument("--rank", type=options.whole(1, 4096), default=of.rank, help="LoRA rank")
+    parser.add_argument(
+        "--lora", choices=("lora", "rslora", "dora"), default=of.kind,
+        help="rslora: a scale for large ranks; dora: a magnitude for every output, to be merged",
+    )  # fmt: skip
     parser.add_argument(
         "--epochs", type=options.real(0, 10_000, above=True), default=of.epochs, help="passes over the examples"
     )
@@ -90,7 +104,7 @@ def recipe_of(args: argparse.Namespace) -> TrainingRecipe:
     """Return the recipe that the flags of `tune` and `round` ask for."""
     return TrainingRecipe(
         rank=args.rank,
-        alpha=2 * args.rank,
+        alpha=alpha_of(args.rank, args.lora),
         epochs=args.epochs,
         batch=args.batch,
         learning_rate=args.learning_rate,
@@ -100,4 +114,5 @@ def recipe_of(args: argparse.Namespace) -> TrainingRecipe:
         device=args.device,
         preference_weight=PREFERENCE_WEIGHT if args.preferences else 0.0,
         patience=args.patience,
+        kind=args.lora,
     )

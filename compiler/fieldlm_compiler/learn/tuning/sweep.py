@@ -18,7 +18,7 @@ from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder, write_whole
 from fieldlm.core.logs import logger
-from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe
+from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe, alpha_of
 
 log = logger(__name__)
 VALUES: Mapping[str, Callable[[str], Any]] = {
@@ -49,7 +49,7 @@ def swept(text: str) -> Swept:
 
 
 def recipes(recipe: TrainingRecipe, asked: Sequence[Swept]) -> list[TrainingRecipe]:
-    """Return `recipe` with every combination of the values that are `asked` for; alpha stays twice the rank.
+    """Return `recipe` with every combination of the values that are `asked` for; alpha follows the rank.
 
     Raises InputError for a name that is asked for twice, and for too many combinations.
     """
@@ -62,7 +62,9 @@ def recipes(recipe: TrainingRecipe, asked: Sequence[Swept]) -> list[TrainingReci
     found: list[TrainingRecipe] = []
     for values in product(*(values for _, values in asked)):
         given = {name.replace("-", "_"): value for name, value in zip(names, values, strict=True)}
-        found.append(replace(recipe, **given | ({"alpha": 2 * given["rank"]} if "rank" in given else {})))
+        found.append(
+            replace(recipe, **given | ({"alpha": alpha_of(given["rank"], recipe.kind)} if "rank" in given else {}))
+        )
     return found
 
 
