@@ -1,10 +1,10 @@
 """Build dist/fieldlm_VERSION_ARCH.deb: the light half as a virtual environment at its final path, /opt/fieldlm.
 
-The stages, in order: install, slim, link_libraries, finish, add_debian_files, pack. Run it with the Python of the
-project's own environment: the package then carries the very versions that the tests ran with, and needs the same Python
-minor on the device, or brings it (`own_python.py`). llama.cpp in it is for every processor of the architecture
-(`build_engine.py`), or as it is built for this one. Knows nothing of what fieldlm does; `packaging/deb/` holds what is
-Debian's.
+The stages, in order: install, slim, make_small (numpy), link_libraries, strip, finish, add_debian_files, pack. Run it
+with the Python of the project's own environment: the package then carries the very versions that the tests ran with,
+and needs the same Python minor on the device, or brings it (`own_python.py`). llama.cpp in it is for every processor of
+the architecture (`build_engine.py`), or as it is built for this one. Knows nothing of what fieldlm does;
+`packaging/deb/` holds what is Debian's.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import build_engine
+import compact
 import debian
 import own_python
+import small_numpy
 
 ROOT = Path(__file__).resolve().parents[1]
 DEB = ROOT / "packaging" / "deb"
@@ -37,6 +39,20 @@ CPU_FLAGS = {
     "AMX_INT8": "amx_int8", "NEON": "asimd", "FP16_VA": "asimdhp", "DOTPROD": "asimddp", "MATMUL_INT8": "i8mm",
     "SVE": "sve", "SVE2": "sve2", "SME": "sme",
 }  # fmt: skip
+UNUSED = (
+    "bin", "include", "lib",  # the llama-cpp-python wheel spills its CMake install tree here
+    "llama_cpp/server",  # its own server, for which it needs more
+    "cffi", "pycparser", "pycparser-*.dist-info",  # cryptography opens _cffi_backend alone
+    "zeroconf/**/*.so",  # the same modules compiled: 3 MB for a packet now and then
+    "urllib3/contrib/emscripten",  # for browsers
+    "**/tests", "**/test_data", "**/test_*.py", "**/conftest.py", "numpy/**/include", "**/*.pyi", "**/*.pxd", "**/*.a",
+    "*.dist-info/direct_url.json", "*.dist-info/RECORD", "*.dist-info/REQUESTED",
+)  # fmt: skip
+"""What no device needs, and what names the build machine's paths, as patterns."""
+WITH_SOURCES = ("fieldlm", "zeroconf", "shtab")
+"""Modules that lie there as they were written, too: ours, for who reads a traceback; others, by their licence."""
+ZIP = "modules.zip"
+"""What lies beside the packages that have more than modules; a .pth of its name has Python look into it."""
 LAUNCHER = """\
 #!/opt/fieldlm/bin/python3 -I
 import sys
@@ -63,13 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     packages = home / "lib" / f"python{MINOR}" / "site-packages"
     install(packages, options)
     slim(packages)
+    flags = cpu_flags(packages) if given.cpu == "native" else []
+    small_numpy.make_small(packages, given.arch, work)
     link_libraries(packages / "llama_cpp" / "lib")
+    compact.strip(packages, given.arch)
     finish(home, packages)
     architecture = ARCHITECTURES[given.arch]
     if given.with_python:
         own_python.bring(home, packages, work, architecture)
-        compiled(home / "python", home)
-    flags = cpu_flags(packages) if given.cpu == "native" else []
+        gather_python(home)
     (home / "cpu-flags").write_text(" ".join(flags) + "\n")
     add_debian_files(work)
     print(pack(work, given.out.resolve(), architecture, brings_python=given.with_python))
@@ -96,13 +114,9 @@ def install(packages: Path, options: Sequence[str | Path]) -> None:
 
 def slim(packages: Path) -> None:
     """Remove what no device needs: headers, tests, stubs, a second copy of llama.cpp, and the build machine's paths."""
-    for name in ("bin", "include", "lib"):  # the llama-cpp-python wheel spills its CMake install tree here
-        shutil.rmtree(packages / name, ignore_errors=True)
-    for folder in [*packages.rglob("tests"), *packages.glob("numpy/**/include")]:
-        shutil.rmtree(folder)
-    for pattern in ("*.pyi", "*.a", "*.dist-info/direct_url.json", "*.dist-info/RECORD", "*.dist-info/REQUESTED"):
-        for path in packages.rglob(pattern):
-            path.unlink()
+    for pattern in UNUSED:
+        for path in list(packages.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def link_libraries(folder: Path) -> None:
@@ -117,10 +131,22 @@ def link_libraries(folder: Path) -> None:
 def finish(home: Path, packages: Path) -> None:
     """Make `home` a virtual environment of Debian's own Python, compiled, with the command in its bin folder."""
     compiled(packages, home)
+    compact.keep_compiled(packages, WITH_SOURCES)
+    compact.gather(packages, compact.plain(packages), packages / ZIP, int(source_date()))
+    (packages / ZIP).with_suffix(".pth").write_text(f"{ZIP}\n")
     (home / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {MINOR}\n")
     (home / "bin").mkdir()
     (home / "bin" / "python3").symlink_to(f"/usr/bin/python{MINOR}")
     (home / "bin" / "fieldlm").write_text(LAUNCHER)
+
+
+def gather_python(home: Path) -> None:
+    """Compile the modules of the Python that `home` brings, and put them into the zip file that it looks into first."""
+    modules = home / "python" / "lib" / f"python{MINOR}"
+    compiled(modules, home)
+    compact.keep_compiled(modules)
+    names = {path.name for path in modules.iterdir()} - set(own_python.LANDMARKS)
+    compact.gather(modules, names, modules.parent / f"python{MINOR.replace('.', '')}.zip", int(source_date()))
 
 
 def compiled(folder: Path, home: Path) -> None:

@@ -24,8 +24,13 @@ SHARED = re.compile(r"\.so[.\d]*$")
 NEEDED = re.compile(r"\(NEEDED\).*\[(.+)\]$", re.MULTILINE)
 LOADER = re.compile(r"ld-linux[\w.-]*\.so\.\d")
 LIBC_VERSION = re.compile(rb"release version (\d+)\.(\d+)")
-LEFT_OUT = ("ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tkinter", "turtledemo")
+LEFT_OUT = (
+    "antigravity.py", "distutils", "doctest.py", "ensurepip", "idlelib", "lib2to3", "pydoc.py", "pydoc_data", "test",
+    "tkinter", "turtle.py", "turtledemo", "unittest", "venv", "xmlrpc",
+)  # fmt: skip
 """Of Python's modules: what no device needs."""
+LANDMARKS = ("os.pyc", "lib-dynload")
+"""By what Python finds that its modules are there; all others may lie in a zip file."""
 LEFT_OUT_LIBRARIES = re.compile(r"(_curses|_dbm|_test|_tkinter|_xx|nis|ossaudiodev|readline|xx)")
 WRAPPER = """\
 #!/bin/sh
@@ -42,9 +47,7 @@ def bring(home: Path, packages: Path, work: Path, architecture: str) -> None:
     with tarfile.open(tree) as archive:
         take_python(archive, own)
         loader = take_libraries(archive, own, packages)
-        for member in archive:
-            if member.isfile() and re.fullmatch(r"\./usr/share/doc/[^/]+/copyright", member.name):
-                write(archive, member, own / member.name.removeprefix("./usr/"))
+        take_licences(archive, own)
     tree.unlink()
     check_libc(own / "lib")
     python = f"python{debian.MINOR}"
@@ -110,6 +113,19 @@ def take_libraries(archive: tarfile.TarFile, own: Path, packages: Path) -> str:
             wanted |= needed([path])
         taken |= missing
     return loader
+
+
+def take_licences(archive: tarfile.TarFile, own: Path) -> None:
+    """Write the licences of all that is in the archive, each text once."""
+    written: dict[bytes, Path] = {}
+    for member in archive:
+        if member.isfile() and re.fullmatch(r"\./usr/share/doc/[^/]+/copyright", member.name):
+            path = own / member.name.removeprefix("./usr/")
+            write(archive, member, path)
+            same = written.setdefault(path.read_bytes(), path)
+            if same != path:
+                path.unlink()
+                path.symlink_to(Path("..", same.parent.name, same.name))
 
 
 def shared(folder: Path) -> Iterator[Path]:

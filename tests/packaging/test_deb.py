@@ -11,6 +11,7 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm_compiler.repository.publish import publish
 from tests.support.debian_root import Machine
 from tests.support.material import compiled_for, lora_gguf, tiny_bundle
+from tests.support.packed import EVERY_HELP, EVERY_MODULE
 from tests.support.served_process import ask, free_port, serving, updated
 
 UNIT = "/usr/lib/systemd/system/fieldlm.service"
@@ -20,6 +21,16 @@ MOST_EXPOSED = 4.5  # systemd's measure, 0 to 10; the rest is what GPUs and serv
 def test_the_command_works_for_any_user(machine: Machine) -> None:
     assert machine.run("setpriv", "--reuid=nobody", "--clear-groups", "fieldlm", "--version").startswith("fieldlm ")
     assert "raspberry" in machine.run("fieldlm", "profiles").lower()
+
+
+def test_every_module_imports_and_every_command_says_what_it_can(machine: Machine) -> None:
+    for script in (EVERY_MODULE, EVERY_HELP):
+        assert machine.run("/opt/fieldlm/bin/python3", "-I", "-c", script) == ""
+
+
+def test_it_takes_70_mb(machine: Machine) -> None:
+    size_kib = int(machine.run("dpkg-query", "--show", "--showformat=${Installed-Size}", "fieldlm"))
+    assert size_kib * 1024 <= 70e6
 
 
 def test_the_compiler_commands_say_what_to_install(machine: Machine) -> None:

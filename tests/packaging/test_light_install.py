@@ -9,6 +9,7 @@ import pytest
 
 from fieldlm.formats.bundle import Bundle
 from tests.support.debian_root import ROOT
+from tests.support.packed import EVERY_HELP, EVERY_MODULE
 from tests.support.served_process import ask, free_port, serving
 
 
@@ -42,20 +43,13 @@ def test_it_brings_no_training_libraries(device: Path) -> None:
 
 
 def test_its_parts_import_without_the_other_half(device: Path) -> None:
-    script = (
-        "import importlib, pkgutil, fieldlm\n"
-        "names = [each.name for each in pkgutil.walk_packages(fieldlm.__path__, 'fieldlm.')]\n"
-        "assert len(names) > 100, names\n"
-        "for name in names:\n"
-        "    try:\n"
-        "        importlib.import_module(name)\n"
-        "    except ModuleNotFoundError as error:\n"
-        "        if error.name not in ('onnxruntime', 'tokenizers', 'iotcore'):  # the extras `onnx` and `broker`\n"
-        "            raise\n"
-    )
     # llama_cpp/_utils.py holds two files open until the end.
     warnings = ["-W", "error", "-W", "ignore::ResourceWarning"]
-    assert said([device / "python", "-I", *warnings, "-c", script]) == ""
+    assert said([device / "python", "-I", *warnings, "-c", EVERY_MODULE]) == ""
+
+
+def test_every_command_says_what_it_can(device: Path) -> None:
+    assert said([device / "python", "-I", "-c", EVERY_HELP]) == ""
 
 
 def test_the_command_says_its_version_and_knows_the_boards(device: Path) -> None:

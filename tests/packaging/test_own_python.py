@@ -10,12 +10,14 @@ import pytest
 
 from fieldlm.formats.bundle import Bundle
 from tests.support.debian_root import ROOT, Machine, clean_machine
+from tests.support.packed import EVERY_HELP, EVERY_MODULE
 
 GONE = (
     "usr/bin/python3*",
     "usr/lib/python3*",
     *(f"usr/lib/*-linux-gnu/lib{name}.so*" for name in ("stdc++", "gomp", "ffi", "sqlite3")),
 )
+MULTIPLY = "import numpy; a = numpy.arange(6.0).reshape(2, 3); print((a @ numpy.arange(6.0).reshape(3, 2)).tolist())"
 IMPORTS = "import ctypes, sqlite3, ssl, numpy, llama_cpp, cryptography.fernet"
 
 
@@ -62,6 +64,32 @@ def test_it_answers_for_any_user(bare_machine: Machine, bundle: Bundle) -> None:
     bare_machine.run("install", "-d", "-o", "nobody", "/tmp/home")
     assert bare_machine.run(*nobody, "fieldlm", "--version").startswith("fieldlm ")
     assert bare_machine.run(*nobody, "fieldlm", "run", "/tmp/bundle", "Hello").strip()
+
+
+def test_it_takes_90_mb(bare_machine: Machine) -> None:
+    size_kib = int(bare_machine.run("dpkg-query", "--show", "--showformat=${Installed-Size}", "fieldlm"))
+    assert size_kib * 1024 <= 90e6
+
+
+def test_every_module_imports_and_every_command_says_what_it_can(bare_machine: Machine) -> None:
+    for script in (EVERY_MODULE, EVERY_HELP):
+        assert bare_machine.run("/opt/fieldlm/bin/python3", "-I", "-c", script) == ""
+
+
+def test_numpy_multiplies_and_says_what_it_has_not(bare_machine: Machine) -> None:
+    assert bare_machine.run("/opt/fieldlm/bin/python3", "-I", "-c", MULTIPLY) == "[[10.0, 13.0], [28.0, 40.0]]\n"
+    said = bare_machine.run(
+        "sh", "-c", "/opt/fieldlm/bin/python3 -I -c 'import numpy; numpy.linalg.inv([[2]])' 2>&1 || :"
+    )
+    assert "numpy.linalg has no inv here: the package of fieldlm brings numpy without LAPACK" in said
+
+
+def test_a_traceback_shows_our_lines_and_names_those_of_others(bare_machine: Machine) -> None:
+    script = "import msgspec, starlette.routing as r; from fieldlm.core.config import Config; r.Mount('x')"
+    said = bare_machine.run("sh", "-c", f'/opt/fieldlm/bin/python3 -I -c "{script}" 2>&1 || :')
+    assert "/opt/fieldlm/lib/" in said
+    assert "starlette/routing.py" in said
+    assert "AssertionError: Routed paths must start with '/'" in said
 
 
 def test_whatever_it_loads_is_its_own(bare_machine: Machine) -> None:

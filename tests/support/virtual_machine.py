@@ -22,7 +22,7 @@ from tests.support.served_process import free_port
 
 HOST = "10.0.2.2"
 """The machine that runs the test, as the guest calls it."""
-PATIENCE_S = 1800.0  # a guard against waiting for ever; without KVM a boot takes minutes
+PATIENCE_S = 3600.0  # a guard against waiting for ever; without KVM a boot takes minutes
 LOOK_S = 0.5
 KVM_FAULT = "KVM internal error"
 """What QEMU says where KVM cannot run firmware, as within some other virtual machines; then it does without KVM."""

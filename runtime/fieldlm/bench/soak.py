@@ -99,9 +99,12 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
             return None
         hours, speeds = (np.asarray(column) for column in zip(*self.speeds, strict=True))
         hours = hours / 60
-        slope, start = np.polyfit(hours, speeds, 1)
+        # Least squares by hand: a package for devices has no LAPACK, by which numpy does it.
+        apart = hours - hours.mean()
+        slope = (apart * speeds).sum() / (apart**2).sum()
+        start = speeds.mean() - slope * hours.mean()
         spread = float(np.sqrt(((speeds - slope * hours - start) ** 2).sum() / (len(speeds) - 2)))
-        reach = quantile(len(speeds) - 2) * spread / float(np.sqrt(((hours - hours.mean()) ** 2).sum()))
+        reach = quantile(len(speeds) - 2) * spread / float(np.sqrt((apart**2).sum()))
         scale = 100 / float(start)
         return float(slope) * scale, (float(slope) - reach) * scale, (float(slope) + reach) * scale
 
