@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from itertools import product
 
+import msgspec
 import pytest
 
 from fieldlm.core.errors import InputError
@@ -11,6 +12,7 @@ from fieldlm.formats.classifier import SIGNAL
 from fieldlm.formats.confidence import Confidence
 from fieldlm_compiler.learn.classifier import ClosedTask, OpenTask, closed_tasks, fit_classifier
 from fieldlm_compiler.learn.curated import CuratedExample
+from fieldlm_compiler.learn.router import FittedHead, fit_head
 
 POLITE = ("please {}", "{}", "could you {}", "{} now", "i want you to {}", "just {}", "{} for me", "hey {}")
 LIGHTS = {
@@ -67,6 +69,39 @@ def test_what_one_customer_alone_answered_is_no_answer_of_many() -> None:
     own = [example("lights", 7, f"my light {number}", '{"secret": 1}') for number in range(6)]
     found = closed_tasks([*lights(), *own], ["lights"])
     assert [len(each.answers) for each in found if isinstance(each, ClosedTask)] == [4]
+
+
+def unnamed(number: int, said: str, answer: str, *, device: str) -> CuratedExample:
+    """Return what somebody said who gave no session, which curation then calls by its response."""
+    return msgspec.structs.replace(
+        example("lights", number, said, answer), session=f"lights-{number}", response=f"lights-{number}", device=device
+    )
+
+
+def test_a_device_that_names_no_sessions_is_one_customer() -> None:
+    secret = '{"to": "12 Mill Lane, flat 3, Ada\'s home"}'
+    home = [unnamed(5000 + number, f"bring it home {number}", secret, device="kiosk-1") for number in range(20)]
+    (alone,) = closed_tasks(home, ["lights"])
+    assert isinstance(alone, OpenTask)
+    found = closed_tasks([*lights(), *home[:9]], ["lights"])
+    assert [len(each.answers) for each in found if isinstance(each, ClosedTask)] == [4]
+    (of_two,) = closed_tasks([*home, unnamed(6000, "bring it", secret, device="kiosk-2")], ["lights"])
+    assert isinstance(of_two, ClosedTask), "two devices are two customers"
+
+
+def test_who_names_no_session_is_left_out_of_the_fit_as_one_customer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def fit(texts: list[str], classes: list[int], count: int, *, groups: list[str]) -> FittedHead:
+        seen.append(groups)
+        return fit_head(texts, classes, count, groups=groups)
+
+    monkeypatch.setattr("fieldlm_compiler.learn.classifier.fit_head", fit)
+    said = [
+        unnamed(6000 + at, each.utterance, each.answer, device=f"kiosk-{at % 3}") for at, each in enumerate(EXAMPLES)
+    ]
+    fit_classifier(said, [CLOSED])
+    assert set(seen[0]) == {"kiosk-0", "kiosk-1", "kiosk-2"}
 
 
 def test_questions_that_go_on_from_something_make_a_task_open() -> None:

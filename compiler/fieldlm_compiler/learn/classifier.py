@@ -25,7 +25,10 @@ COVERED = 0.9
 LEAST_EXAMPLES = 16
 """Of a task."""
 LEAST_OF_ANSWER, LEAST_CUSTOMERS = 3, 2
-"""Examples of an answer, and customers who gave it: what one alone said does not travel in a bundle."""
+"""Examples of an answer, and customers who gave it: what one alone said does not travel in a bundle.
+
+Who names no session is not told from others of that device: all of them count as one (`CuratedExample.voter`).
+"""
 MOST_ANSWERS = 64
 """Of a task."""
 MOST_CONTEXTS = 64
@@ -90,7 +93,7 @@ def fit_classifier(examples: Sequence[CuratedExample], closed: Sequence[ClosedTa
     if len(set(classes)) < 2:
         raise InputError("there is one answer to everything, or no question; a classifier has nothing to tell apart")
     head = fit_head(
-        [each.utterance for each in asked], classes, len(answers) + 1, groups=[each.session for each in asked]
+        [each.utterance for each in asked], classes, len(answers) + 1, groups=[each.voter for each in asked]
     )
     chances = softmax(head.left_out)
     left_out: list[tuple[float, bool]] = []
@@ -117,7 +120,7 @@ def _looked_at(task: str, examples: Sequence[CuratedExample]) -> ClosedTask | Op
     often = [
         those
         for those in said.values()
-        if len(those) >= LEAST_OF_ANSWER and len({each.session for each in those}) >= LEAST_CUSTOMERS
+        if len(those) >= LEAST_OF_ANSWER and len({each.voter for each in those}) >= LEAST_CUSTOMERS
     ]
     often.sort(key=lambda those: (-len(those), _key(those[0])))
     covered = sum(map(len, often))
