@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from fieldlm.core.errors import InputError
-from fieldlm.formats.classifier import SIGNAL
+from fieldlm.formats.classifier import SIGNAL, ClosedCall, context_key
 from fieldlm.formats.confidence import Confidence
-from fieldlm_compiler.learn.classifier import ClosedTask, OpenTask, closed_tasks, fit_classifier
+from fieldlm.telemetry.redaction.redact import redact
+from fieldlm_compiler.learn.classifier import ClosedTask, OpenTask, as_heard, closed_tasks, fit_classifier
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.router import FittedHead, fit_head
 
@@ -124,10 +125,37 @@ def test_calls_are_answers_as_well() -> None:
     (found,) = closed_tasks(called, ["go"])
     assert isinstance(found, ClosedTask)
     (answer,) = found.answers
-    assert answer.calls == ({"name": "go", "arguments": {"to": "dock"}},)
+    assert answer.calls == (ClosedCall(name="go", arguments={"to": "dock"}),)
     fitted = fit_classifier([*called, *lights()], [found])
     assert len(fitted.contexts) == 1
     assert all(right for _, right in fitted.left_out)
+
+
+def behind(prompt: str) -> list[CuratedExample]:
+    """Return all examples as they were asked behind a system prompt."""
+    system = [{"role": "system", "content": prompt}]
+    return [msgspec.structs.replace(each, messages=[*system, *each.messages]) for each in EXAMPLES]
+
+
+OWN = "Serve the kitchen. Whoever wants more writes to ada.novak@example.com."
+
+
+def test_the_bundles_own_prompt_that_devices_told_redacted_is_the_one_that_they_have() -> None:
+    assert redact(OWN) != OWN
+    for recorded in (behind(redact(OWN)), behind(OWN), EXAMPLES):
+        fitted = fit_classifier(recorded, [CLOSED], system_prompt=OWN)
+        assert fitted.contexts == (context_key([{"role": "system", "content": OWN}], ()),)
+    heard = as_heard(behind(redact(OWN))[0].messages, OWN)
+    assert heard == behind(OWN)[0].messages
+
+
+def test_behind_another_prompt_than_its_examples_there_is_no_classifier_that_says_nothing() -> None:
+    with pytest.raises(InputError, match="other system prompts than the bundle's own"):
+        fit_classifier(behind("Sing."), [CLOSED], system_prompt=OWN)
+    with pytest.raises(InputError, match="redacted, or is rare"):
+        fit_classifier(behind(redact(OWN)), [CLOSED])
+    sung = fit_classifier(behind("Sing."), [CLOSED])
+    assert sung.contexts == (context_key([{"role": "system", "content": "Sing."}], ()),), "clients send it themselves"
 
 
 def test_it_answers_in_other_words_and_tells_what_else_is_asked() -> None:

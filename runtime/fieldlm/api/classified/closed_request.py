@@ -66,7 +66,7 @@ def _wants_more(asked: CompletionParams) -> bool:
 
 def _reply(answer: ClosedAnswer) -> LargeReply:
     calls = {
-        number: {"name": str(call["name"]), "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+        number: {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
         for number, call in enumerate(answer.calls)
     }
     return LargeReply(text=answer.text, calls=calls, outcome="stop")
