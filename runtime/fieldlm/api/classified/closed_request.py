@@ -64,4 +64,4 @@ def _wants_more(asked: CompletionParams) -> bool:
 
 
 def _calls(answer: ClosedAnswer) -> list[tuple[str, str]]:
-    return [(str(call["name"]), json.dumps(call["arguments"], ensure_ascii=False)) for call in answer.calls]
+    return [(call.name, json.dumps(call.arguments, ensure_ascii=False)) for call in answer.calls]
