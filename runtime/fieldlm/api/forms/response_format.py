@@ -109,8 +109,8 @@ def rule_of(kind: Literal["json_object", "json_schema"], schema: dict[str, Any] 
 def _says(value: Any, name: str) -> bool:
     """Whether `value` of the parameter `name` asks for a form, if only for one that cannot be.
 
-    To llama.cpp's server an empty `grammar` is none; `ebnf` is read as it is. An empty regex asks for an empty answer, an
-    empty schema for any JSON.
+    To llama.cpp's server an empty `grammar` is none; `ebnf` is read as it is. An empty regex asks for an empty answer,
+    an empty schema for any JSON.
     """
     return value is not None and value is not False and not (value == "" and name in ("grammar", "ebnf"))
 
