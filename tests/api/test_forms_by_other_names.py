@@ -76,7 +76,15 @@ def test_two_names_of_one_form_are_one() -> None:
 
 
 def test_what_is_empty_asks_for_no_form(http: httpx.Client) -> None:
-    nothing = {"grammar": "", "regex": "", "guided_choice": [], "guided_json": None, "ebnf": "", "json_schema": None}
+    nothing = {
+        "grammar": "",
+        "regex": None,
+        "guided_choice": None,
+        "guided_json": None,
+        "ebnf": "",
+        "json_schema": None,
+    }
+    assert asked_for(nothing).rules() == {}
     asked = {**PATHS["/v1/completions"], **nothing, "max_tokens": 3}
     assert http.post("/v1/completions", json=asked).status_code == 200
     for body in (
@@ -87,12 +95,22 @@ def test_what_is_empty_asks_for_no_form(http: httpx.Client) -> None:
         assert len(asked_for(body).rules()) == 1, "any JSON"
 
 
+def test_an_empty_regex_is_the_form_of_an_empty_answer(http: httpx.Client) -> None:
+    for given in ({"regex": ""}, {"guided_regex": ""}, {"structured_outputs": {"regex": ""}}):
+        reply = http.post("/v1/chat/completions", json={**PATHS["/v1/chat/completions"], **given})
+        assert (reply.status_code, said("/v1/chat/completions", reply.json())) == (200, ""), given
+
+
 @pytest.mark.parametrize(
     ("given", "name"),
     [
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
-        ({"structured_outputs": {"choice": []}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": [], "regex": "a"}}, "structured_outputs.choice"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"structured_outputs": {"json": ""}}, "structured_outputs.json"),
+        ({"guided_json": ""}, "guided_json"),
         ({"structured_outputs": {"choices": ["a"]}}, "structured_outputs"),
         ({"structured_outputs": "json"}, "structured_outputs"),
         ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice[1]"),
@@ -122,6 +140,8 @@ def test_a_form_that_cannot_be_followed_is_named_as_it_was_called(http: httpx.Cl
         {"guided_regex": "("},
         {"structured_outputs": {"grammar": "no"}},
         {"json_schema": {"type": "hiccup"}},
+        {"guided_grammar": ""},
+        {"structured_outputs": {"grammar": ""}},
     ):
         reply = http.post("/v1/chat/completions", json={**PATHS["/v1/chat/completions"], **given})
         name = "structured_outputs.grammar" if "structured_outputs" in given else next(iter(given))

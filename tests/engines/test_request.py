@@ -1,5 +1,6 @@
 """One answer's way through an engine, with logits made by hand: what is said when, and how it ends."""
 
+import codecs
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -147,12 +148,20 @@ def test_choices_are_there_for_every_token_when_asked_for() -> None:
         (("nd",), [13, 14, 12], "😀 e", [13, 14, 12]),
         (("😀",), [1, 13, 14], "A", [1]),
         (("B",), [10, 1, 10, 2], "A", [10, 1, 10]),
+        # A byte that is no UTF-8 is said as U+FFFD, which has three.
+        (("CDE",), [15, 15, 15, 15, 6, 7, 3, 4, 5], "\ufffd" * 4 + "FG", [15, 15, 15, 15, 6, 7]),
+        (("CD",), [13, 1, 3, 4], "\ufffdA", [13, 1]),  # the half of a character, and no other half
+        (("A",), [13, 1], "\ufffd", [13]),
+        (("\ufffd",), [1, 15, 2], "A", [1]),
+        (("A",), [13, 13, 14, 1], "\ufffd😀", [13, 13, 14]),
+        (("😀",), [13, 13, 14, 1], "\ufffd", [13]),
+        (("C",), [13, 10, 14, 10, 3], "😀", [13, 10, 14, 10]),
     ],
 )
 def test_what_a_stop_string_takes_away_has_no_log_probability(
     stop: tuple[str, ...], best: list[int], text: str, known: list[int]
 ) -> None:
-    pieces = {10: b"", 11: b"The", 12: b" end", 13: b"\xf0\x9f", 14: b"\x98\x80"}
+    pieces = {10: b"", 11: b"The", 12: b" end", 13: b"\xf0\x9f", 14: b"\x98\x80", 15: b"\xff"}
     words = Words(lambda token: pieces.get(token, bytes([64 + token])), frozenset({STOP}))
     answer = AnswerStream(prompt_tokens=2, wake=nothing)
     asked = Request(answer, [9, 9], Sampling(logprobs=0, stop=stop), Schedule(), words=words, context=100)
@@ -162,8 +171,8 @@ def test_what_a_stop_string_takes_away_has_no_log_probability(
     # Who reads along has never more of them than words.
     for end in range(1, len(chunks)):
         begun = [choice.token for chunk in chunks[:end] for choice in chunk.choices]
-        before = b"".join(words.piece(token) for token in begun[:-1])
-        assert "".join(chunk.text for chunk in chunks[:end]).encode().startswith(before)
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        assert "".join(chunk.text for chunk in chunks[:end]).startswith(decode(b"".join(map(words.piece, begun[:-1]))))
 
 
 def test_max_tokens_and_stop_strings_hold_for_forced_tokens() -> None:

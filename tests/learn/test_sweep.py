@@ -48,6 +48,28 @@ def test_a_name_twice_and_too_many_adapters_are_refused() -> None:
         recipes(USUAL, [swept(f"seed={seeds}")])
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--seed 12345678", "--seed 12345679"],
+        ["--rank 8", "--rank 16"],
+        ["--learning-rate 0.00123456", "--learning-rate 0.001234561"],
+        ["--epochs 2", "--epochs 2.5"],
+        ["--learning-rate 1e-05", "--learning-rate 0.0003"],
+    ],
+)
+def test_each_recipe_is_called_by_flags_that_make_it(flags: list[str], tmp_path: Path) -> None:
+    name = flags[0].split()[0].removeprefix("--")
+    tried = recipes(USUAL, [swept(f"{name}={','.join(flag.split()[1] for flag in flags)}")])
+
+    def make(recipe: TrainingRecipe, out: Path) -> dict[str, Any]:
+        out.mkdir()
+        return FOUND[8]
+
+    document = sweep(tried, tmp_path / "adapter", make)
+    assert [each["recipe"] for each in document["sweep"]["trials"]] == flags
+
+
 FOUND: dict[int, dict[str, Any]] = {
     4: {"eval_exact_after": {"a": (9, 10), "b": (0, 10)}, "eval_loss_after": 0.1, "seconds": 1.0},
     8: {"eval_exact_after": {"a": (6, 10), "b": (6, 10)}, "eval_loss_after": 0.4, "seconds": 2.0},

@@ -233,7 +233,7 @@ class Request:
         self._picks.append(pick)
         self._new_text += text
         if pick.choice is not None:
-            self._held.add(pick.choice, piece)
+            self._held.add(pick.choice, self._text.begins_at, is_empty=not piece)
         self._weigh(pick, part)
         if stopped or (self._guide is not None and self._guide.is_complete):
             return "stop"
@@ -285,22 +285,22 @@ class _HeldChoices:
     """How likely tokens were whose text is not said yet: what a stop string takes away is no part of the answer."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[int, bool, TokenChoice]] = deque()
-        self._known_bytes = self._said_bytes = 0
+        self._waiting: deque[tuple[int, TokenChoice]] = deque()
+        self._said = 0
 
-    def add(self, choice: TokenChoice, piece: bytes) -> None:
-        """Take that of the next token, whose bytes are `piece`."""
-        self._waiting.append((self._known_bytes, not piece, choice))
-        self._known_bytes += len(piece)
+    def add(self, choice: TokenChoice, begins_at: int, *, is_empty: bool) -> None:
+        """Take that of the next token, whose first byte is of character `begins_at` of the text.
+
+        Characters are counted as they were decoded: what is no UTF-8 has another number of bytes when it is said.
+        """
+        self._waiting.append((begins_at - is_empty, choice))
 
     def said(self, text: str, *, is_all: bool) -> tuple[TokenChoice, ...]:
         """Return those of which `text` says something; all, where it is the last and no stop string ended it."""
-        if not (self._waiting or self._known_bytes):
-            return ()
-        self._said_bytes += len(text.encode())
+        self._said += len(text)
         found: list[TokenChoice] = []
-        while self._waiting and (is_all or self._waiting[0][0] < self._said_bytes + self._waiting[0][1]):
-            found.append(self._waiting.popleft()[2])
+        while self._waiting and (is_all or self._waiting[0][0] < self._said):
+            found.append(self._waiting.popleft()[1])
         return tuple(found)
 
 

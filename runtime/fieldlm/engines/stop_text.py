@@ -48,6 +48,9 @@ class TextStream:
         """Who knows where the answer begins; None once it has begun."""
         self._held = ""
         self._stopped = False
+        self._count = 0
+        self.begins_at = 0
+        """Which character of the text, counted from 0, the first byte of the last piece is of."""
         self._is_inside = False
         """Whether the bytes so far end within a character."""
 
@@ -67,10 +70,20 @@ class TextStream:
             return "", True
         if not self._is_inside and piece.isascii():
             text = piece.decode("ascii")
+            self.begins_at = self._count
+            self._count += len(text)
             return self._settle(text) if self._stop or self._preamble else (text, False)
-        text = self._decoder.decode(piece)
+        return self._settle(self._decode(piece))
+
+    def _decode(self, piece: bytes) -> str:
+        # The first byte may end a character, continue one or show that what came before is none, and becomes U+FFFD.
+        first = self._decoder.decode(piece[:1])
+        is_open = bool(self._decoder.getstate()[0])
+        self.begins_at = self._count + len(first) - (0 if is_open else 1)
+        text = first + self._decoder.decode(piece[1:])
         self._is_inside = bool(self._decoder.getstate()[0])
-        return self._settle(text)
+        self._count += len(text)
+        return text
 
     def finish(self, *, is_cut: bool = False) -> str:
         """Return what was held back, now that nothing follows.

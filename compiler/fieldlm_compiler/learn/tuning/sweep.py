@@ -124,7 +124,12 @@ def table(document: Mapping[str, Any]) -> str:
 def _differing(recipe: TrainingRecipe, tried: Sequence[TrainingRecipe]) -> str:
     """Return by which values a recipe differs from others, as flags."""
     names = [name for name in VALUES if len({getattr(each, name.replace("-", "_")) for each in tried}) > 1]
-    return " ".join(f"--{name} {getattr(recipe, name.replace('-', '_')):g}" for name in names) or "the only one"
+    return " ".join(f"--{name} {_written(getattr(recipe, name.replace('-', '_')))}" for name in names) or "the only one"
+
+
+def _written(value: float) -> str:
+    """Return a value as a flag takes it, with all its digits: two that differ never look alike."""
+    return f"{value}".removesuffix(".0")
 
 
 def _exact(document: Mapping[str, Any]) -> float | None:

@@ -54,7 +54,9 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 raise ApiError(400, f"{where}: not supported", param=where, code="unsupported_parameter")
         given = {name: getattr(self, name) for name in _RULES}
         found = {
-            f"{_VLLM}.{name}": _RULES[name](value, f"{_VLLM}.{name}") for name, value in given.items() if _says(value)
+            where: _RULES[name](value, where)
+            for name, value in given.items()
+            if _says(value, where := f"{_VLLM}.{name}")
         }
         if not found:
             what = f"{_VLLM} has no form; want one of {', '.join(_RULES)}"
@@ -80,7 +82,7 @@ class FormParams(msgspec.Struct, frozen=True, kw_only=True):
     def rules(self) -> dict[str, Rule]:
         """Return what the answer has to look like, by the parameter that says so."""
         given = {name: getattr(self, name) for name in _NAMES}
-        found = {name: _RULES[_NAMES[name]](value, name) for name, value in given.items() if _says(value)}
+        found = {name: _RULES[_NAMES[name]](value, name) for name, value in given.items() if _says(value, name)}
         if self.structured_outputs is not None:
             found |= self.structured_outputs.rules()
         format = self.response_format
@@ -104,9 +106,13 @@ def rule_of(kind: Literal["json_object", "json_schema"], schema: dict[str, Any] 
     return Rule("json_object") if schema is None else Rule("json_schema", msgspec.json.encode(schema).decode())
 
 
-def _says(value: Any) -> bool:
-    """Whether `value` asks for a form: what is empty does not, but for a schema, under which all JSON is valid."""
-    return bool(value) or value == {}
+def _says(value: Any, name: str) -> bool:
+    """Whether `value` of the parameter `name` asks for a form, if only for one that cannot be.
+
+    To llama.cpp's server an empty `grammar` is none; `ebnf` is read as it is. An empty regex asks for an empty answer,
+    an empty schema for any JSON.
+    """
+    return value is not None and value is not False and not (value == "" and name in ("grammar", "ebnf"))
 
 
 def _text(kind: Kind) -> Callable[[str, str], Rule]:
@@ -123,7 +129,10 @@ def _json(schema: Schema, name: str) -> Rule:
     return rule_of("json_schema", schema, name)
 
 
-def _choice(choices: list[str], _: str) -> Rule:
+def _choice(choices: list[str], name: str) -> Rule:
+    if not choices:
+        what = f"{name} is empty, so no answer can be one of its texts; name some, or leave it out"
+        raise ApiError(400, what, param=name, code="invalid_value")
     return Rule("regex", "|".join(_SPECIAL.sub(r"\\\1", choice) for choice in choices))
 
 
