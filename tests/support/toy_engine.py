@@ -105,7 +105,7 @@ class ToyKind:
     def open(self, bundle: Bundle, options: EngineOptions) -> ToyEngine:
         return ToyEngine(bundle.need("base"))
 
-    def preload(self) -> None: ...
+    def preload(self, bundle: Bundle) -> None: ...
 
     def facts(self) -> EngineFacts:
         return EngineFacts(version=f"torch-{torch.__version__}", system=sys.platform)

@@ -79,9 +79,8 @@ class Start:
 
         assert warm, "imported"
         bundle = open_bundle(folder, digests=False) if folder else self._slots.current()
-        engine_kind(bundle.manifest.engine).preload()
-        # Where the bundle lies from which it is served: the header of its weights is read once.
-        canary_prompt(self._slots.current())
+        engine_kind(bundle.manifest.engine).preload(bundle)
+        canary_prompt(bundle)
 
     def _check(self, folder: Path | None) -> Bundle:
         if folder is not None:

@@ -392,7 +392,7 @@ class EngineKind(Protocol):
         """Load `bundle`; see `open_engine`. Raises ModuleNotFoundError when the library is not installed."""
         ...
 
-    def preload(self) -> None:
+    def preload(self, bundle: Bundle) -> None:
         """Import the library and have it look at the machine, while files are read. Raises ImportError, EngineError."""
         ...
 

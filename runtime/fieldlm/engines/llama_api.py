@@ -129,7 +129,8 @@ class LlamaWeights:
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if layout.is_mapped else api.LLAMA_LOAD_MODE_NONE
         params.n_gpu_layers = layout.gpu_layers
         params.use_extra_bufts = not built_with_amx()
-        with huge_pages() as ask_for_huge, log.listening(ask_for_huge) as self.sizes:
+        # The log first: what others load while this waits for it is not this one's memory.
+        with log.listening() as self.sizes, huge_pages() as log.on_buffer:
             self.model: Pointer = _load(path, params)
             if not self.model:
                 raise EngineError(f"{path} cannot be loaded: {log.reason()}")

@@ -26,7 +26,7 @@ class Log:
         self._lock = threading.Lock()
         self._complaints: deque[str] = deque(maxlen=4)
         self._sizes: dict[str, float] = {}
-        self._on_buffer: Callable[[], object] = _nothing
+        self.on_buffer: Callable[[], object] = _nothing
         self.offloaded: tuple[int, int] | None = None
         """Layers on a GPU and layers in all of the weights that were loaded last, as far as llama.cpp says."""
         self.callback = api.llama_log_callback(self._line)
@@ -37,26 +37,26 @@ class Log:
             self._complaints.append(line)
         elif found := BUFFER.search(line):
             self._sizes[found[1]] = self._sizes.get(found[1], 0.0) + float(found[2]) * MIB
-            self._on_buffer()
+            self.on_buffer()
         elif found := OFFLOADED.search(line):
             self.offloaded = (int(found[1]), int(found[2]))
 
     @contextmanager
-    def listening(self, on_buffer: Callable[[], object] = _nothing) -> Generator[dict[str, float]]:
+    def listening(self) -> Generator[dict[str, float]]:
         """Have the log for calls of one object; yields the sizes of the buffers that they tell of (1e6 bytes, by name).
 
-        `on_buffer` is called for each of them: llama.cpp tells of a buffer for weights when its memory is there, and
-        before it writes to it. Ctrl-C while a line is heard, which Python drops, is raised at the end.
+        `on_buffer`, where it is set meanwhile, is called for each of them: llama.cpp tells of a buffer for weights when
+        its memory is there, and before it writes to it. Ctrl-C while a line is heard, which Python drops, is raised at
+        the end.
         """
         with self._lock, heeding_interrupts():
             self._complaints.clear()
             self._sizes = {}
             self.offloaded = None
-            self._on_buffer = on_buffer
             try:
                 yield self._sizes
             finally:
-                self._on_buffer = _nothing
+                self.on_buffer = _nothing
 
     def reason(self) -> str:
         """Return why the last call failed: the first complaint is the cause, later ones are consequences."""

@@ -31,7 +31,8 @@ class LlamaKind:
         """See `EngineKind.open`. Where nobody says how long the context is, it is what memory allows."""
         from fieldlm.engines import llama
 
-        header = _shared_header(bundle.need("base"))
+        header = _header_of(bundle.need("base"))
+        _preloaded.clear()
         try:
             return llama.open(bundle, options, header)
         except NoRoomError as error:
@@ -42,10 +43,12 @@ class LlamaKind:
             )
             return llama.open(bundle, replace(options, context=error.context), header)
 
-    def preload(self) -> None:
+    def preload(self, bundle: Bundle) -> None:
         from fieldlm.engines import llama, llama_api
 
         assert llama, "imported"
+        path = bundle.need("base")
+        _preloaded[_file(path)] = read_header(path)
         llama_api.start_backend()
 
     def facts(self) -> EngineFacts:
@@ -94,25 +97,21 @@ class LlamaKind:
 KIND = LlamaKind()
 
 
-_shared = dict[tuple[Path, int, int, int], Header]()
+_preloaded = dict[tuple[int, int, int, int], Header]()
+"""The header of the weights that are loaded next, by the file. It is megabytes, and gone once they are loaded."""
 
 
-def _shared_header(path: Path) -> Header:
-    """Return the header of the weights at `path`, which the engine and the special tokens are made of at a start.
+def _header_of(path: Path) -> Header:
+    return _preloaded.get(_file(path)) or read_header(path)
 
-    Whoever is first reads it and leaves it for the other: it is megabytes, and nobody keeps it.
-    """
+
+def _file(path: Path) -> tuple[int, int, int, int]:
+    """Return what tells the file at `path` from others, by whatever name; all 0 where there is none."""
     try:
         at = path.stat()
     except OSError:
-        return read_header(path)  # which says what is wrong
-    key = (path, at.st_ino, at.st_size, at.st_mtime_ns)
-    if (found := _shared.pop(key, None)) is not None:
-        return found
-    found = read_header(path)
-    _shared.clear()
-    _shared[key] = found
-    return found
+        return 0, 0, 0, 0
+    return at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns
 
 
 def _tensor_bytes(path: Path) -> int:
@@ -150,7 +149,7 @@ def _number(header: Header, key: str) -> int:
 
 @lru_cache(maxsize=8)
 def _from_gguf(base: Path, _bundle_id: str) -> SpecialTokens:
-    metadata = _shared_header(base).metadata
+    metadata = _header_of(base).metadata
     tokens = metadata.get("tokenizer.ggml.tokens")
     kinds = metadata.get("tokenizer.ggml.token_type")
 

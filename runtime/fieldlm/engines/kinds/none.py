@@ -74,7 +74,7 @@ class NoModelKind:
     def open(self, bundle: Bundle, options: EngineOptions) -> NoModel:
         return NoModel()
 
-    def preload(self) -> None: ...
+    def preload(self, bundle: Bundle) -> None: ...
 
     def facts(self) -> EngineFacts:
         return EngineFacts(version=NO_MODEL)

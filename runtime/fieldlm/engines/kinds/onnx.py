@@ -20,7 +20,7 @@ class OnnxKind:
 
         return onnx.open(bundle, options)
 
-    def preload(self) -> None:
+    def preload(self, bundle: Bundle) -> None:
         pass
 
     def facts(self) -> EngineFacts:
