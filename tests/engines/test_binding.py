@@ -44,9 +44,11 @@ def test_the_package_is_whole_for_whoever_imports_it_after_the_binding() -> None
 
 def test_who_listens_hears_of_each_buffer_when_it_is_there() -> None:
     log, heard = Log(api), list[str]()
-    with log.listening(lambda: heard.append("a buffer")) as sizes:
+    with log.listening() as sizes:
+        log.on_buffer = lambda: heard.append("a buffer")
         log.callback(2, b"load_tensors:          CPU model buffer size =   136.40 MiB\n", None)
         log.callback(1, b"create_tensor: loading tensor output.weight\n", None)
         log.callback(2, b"llama_kv_cache:        CPU KV buffer size =    45.00 MiB\n", None)
-    assert heard == ["a buffer", "a buffer"]
+    log.callback(2, b"load_tensors:          CPU model buffer size =   136.40 MiB\n", None)
+    assert heard == ["a buffer", "a buffer"], "and of none when it is over"
     assert [round(sizes[name]) for name in ("model", "KV")] == [143, 47]
