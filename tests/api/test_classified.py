@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -89,10 +90,35 @@ def test_a_form_that_its_answer_has_not_is_the_models_to_fill(server: ApiServer)
 
 
 @pytest.mark.parametrize(
-    "more", [{"n": 2}, {"logprobs": True}, {"stop": ["drink"]}, {"max_tokens": 2}, {"logit_bias": {"5": 1}}]
+    "more",
+    [
+        {"n": 2},
+        {"logprobs": True},
+        {"stop": ["drink"]},
+        {"max_tokens": 2},
+        {"logit_bias": {"5": 1}},
+        {"metadata": {"task": "booking"}},
+    ],
 )
 def test_who_asks_for_more_than_the_answer_has_the_model(server: ApiServer, more: dict[str, Any]) -> None:
     assert not is_classified(ask(server, DRINK, **more))
+
+
+def test_who_calls_its_task_by_its_name_has_the_classifier(server: ApiServer) -> None:
+    assert is_classified(ask(server, DRINK, metadata={"task": "t1"}))
+
+
+def test_who_tells_the_chat_template_something_else_has_the_model(tmp_path: Path) -> None:
+    template = (
+        "{{ language }}{{ enable_thinking }}"
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    bundle = with_classifier(tiny_bundle(tmp_path / "bundle", template=template), word_classifier())
+    with api_server(bundle) as made:
+        for told, is_own in (({}, True), ({"enable_thinking": False}, True), ({"language": "de"}, False)):
+            assert is_classified(ask(made, DRINK, chat_template_kwargs=told)) is is_own, told
+        assert is_classified(ask(made, DRINK, reasoning_effort="none"))
 
 
 def test_another_api_and_the_metrics_say_it_too(server: ApiServer) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from fieldlm.core.errors import BundleError
-from fieldlm.engines import Sampling
+from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.classifier import NAME
-from fieldlm.inference.classifiers.closed_answers import classifier_of, classify, text_of
+from fieldlm.inference.classifiers.closed_answers import classify, text_of
+from fieldlm.inference.generations import Generations
 from fieldlm.inference.model import Model
 from fieldlm.updates.gates import is_same_model
 from tests.support.closed_bundles import BILL, DRINK, OTHER, TEA, TOOL, with_classifier, with_files, word_classifier
@@ -69,6 +70,22 @@ def test_what_the_router_knows_no_task_for_is_not_classified(tmp_path: Path) -> 
     assert classify(made, asked(DRINK)) is None
 
 
+def test_what_the_router_takes_for_another_task_is_not_classified(tmp_path: Path) -> None:
+    takes_tea_for_weather = word_router({"t2": "bill", "t3": DRINK}, least=0.5)
+    made = with_classifier(tiny_bundle(tmp_path / "bundle"), word_classifier(), takes_tea_for_weather)
+    assert classify(made, asked(BILL)) is not None
+    assert classify(made, asked(DRINK)) is None
+
+
+def test_who_calls_a_request_by_another_task_has_the_model(tmp_path: Path, bundle: Bundle) -> None:
+    for task, is_own in (("", True), ("t1", True), ("t2", False), ("booking", False)):
+        assert (classify(bundle, asked(DRINK), task=task) is not None) is is_own, task
+    router = word_router({"t1": DRINK, "t2": "bill"}, least=0.5)
+    made = with_classifier(tiny_bundle(tmp_path / "bundle"), word_classifier(), router)
+    for task, is_own in ((router.name("t1"), True), (router.name("t2"), False), ("booking", False)):
+        assert (classify(made, asked(DRINK), task=task) is not None) is is_own, task
+
+
 def test_a_program_gets_its_answer_with_its_confidence_and_is_told(model: Model) -> None:
     answer = model.chat(DRINK, FEW)
     assert (answer.text, answer.outcome, answer.is_classified) == (TEA, "stop", True)
@@ -103,7 +120,27 @@ def test_a_damaged_one_is_refused_before_anything_is_asked(tmp_path: Path) -> No
         Model.open(made, context=512, threads=1, parallel=1)
 
 
+def test_one_that_a_server_loads_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    made = with_files(tiny_bundle(tmp_path / "bundle"), {NAME: ("classifier", b"damaged")})
+    with pytest.raises(BundleError, match="no classifier"):
+        Generations(made, EngineOptions(context=512, threads=1, parallel=1))
+
+
+def test_it_is_read_once_however_many_models_are_asked_in_turn(tmp_path: Path) -> None:
+    router = word_router({"t1": DRINK, "t2": "bill"}, least=0.5)
+    served = [
+        with_classifier(tiny_bundle(tmp_path / str(number)), word_classifier(least=0.8 + number / 100), router)
+        for number in range(6)
+    ]
+    for bundle in served:
+        assert classify(bundle, asked(DRINK)) is not None
+        for role in ("classifier", "router"):
+            bundle.need(role).write_bytes(b"damaged")
+    for bundle in served:
+        assert classify(bundle, asked(DRINK)) is not None
+
+
 def test_a_bundle_with_another_classifier_is_another_model_to_an_update(bundle: Bundle, tmp_path: Path) -> None:
     plain = tiny_bundle(tmp_path / "bundle")
-    assert classifier_of(plain) is None
+    assert plain.classifier is None
     assert not is_same_model(bundle.manifest, plain.manifest)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from fieldlm.formats.bundle import open_bundle
-from fieldlm.inference.classifiers.closed_answers import classifier_of, classify
+from fieldlm.inference.classifiers.closed_answers import classify
 from fieldlm_compiler.rounds.classifiers import LEAST_WATCHED, WatchedAnswer, compare
 from fieldlm_compiler.rounds.state import read_rounds
 from tests.rounds.test_rounds import Life, take
@@ -62,7 +62,7 @@ def test_tasks_with_one_answer_each_get_a_classifier_and_the_bundle_has_it(life:
     told = life.told["best"]
     assert told.code == 0, told.answer["reasons"]
     bundle = open_bundle(life.rounds / "0001" / "bundle")
-    made = classifier_of(bundle)
+    made = bundle.classifier
     assert made is not None, told.answer["classified"]
     taken = {each["id"] for each in told.answer["classifiers"] if each["is_taken"]}
     assert made.tasks == taken
@@ -87,4 +87,4 @@ def test_the_report_and_the_terminal_say_what_came_of_it(life: Life) -> None:
 def test_what_was_made_for_one_choice_is_not_made_again_for_the_other(life: Life) -> None:
     tuned = [{name for name in life.told[run].stages if name.startswith("tune-")} for run in ("best", "none")]
     assert tuned[0] == tuned[1]
-    assert classifier_of(open_bundle(life.rounds / "0002" / "bundle")) is None
+    assert open_bundle(life.rounds / "0002" / "bundle").classifier is None

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from fieldlm.core.files import canonical_json
 from fieldlm.formats.bundle import open_bundle
+from fieldlm.formats.confidence import Confidence
 from fieldlm.inference.router import task_adapter_of
 from fieldlm_compiler.learn.curated import CuratedExample
-from fieldlm_compiler.rounds.groups import ALL, TaskGroup, compared
+from fieldlm_compiler.rounds.groups import ALL, TaskGroup, compared, sure_of
 from fieldlm_compiler.rounds.state import GroupMatch, read_rounds
 from tests.rounds.test_rounds import Life, take
+from tests.support.material import tiny_bundle
+from tests.support.task_bundles import loras, several
 from tests.support.usage import Usage, base_model
 
 GROUPS = [
@@ -57,6 +61,20 @@ def test_who_asks_for_an_adapter_for_each_group_gets_it() -> None:
     found = match({"t1": 10, "t2": 10, "t3": 5}, {"t1": 2, "t2": 4, "t3": 5}, always=True)
     assert [each.is_taken for each in found.values()] == [True, True]
     assert found["s1"].reason.startswith("taken as asked for: 20 watched examples, 0 gained, 14 lost")
+
+
+def calibration(*held: tuple[float, int, int], n: int = 0, right: int = 0) -> bytes:
+    return canonical_json(Confidence(held=held, n=n or sum(row[1] for row in held), right=right))
+
+
+def test_what_a_bundle_is_sure_of_counts_the_answers_of_all_its_adapters(tmp_path: Path) -> None:
+    own = {ALL: calibration((0.5, 10, 5), (0.9, 20, 19)), "tea": calibration((0.9, 30, 30)), "bill": calibration(n=4)}
+    made = several(tmp_path / "bundle", loras(tmp_path / "loras", *own), confidence=own)
+    assert sure_of(made) == [(0.0, 4, 0), (0.5, 10, 5), (0.9, 50, 49)]
+    alone = tiny_bundle(tmp_path / "alone", confidence=calibration((0.9, 30, 30)))
+    assert sure_of(alone) == [(0.9, 30, 30)]
+    assert sure_of(tiny_bundle(tmp_path / "unfit", confidence=calibration(n=4))) == []
+    assert sure_of(tiny_bundle(tmp_path / "none")) == []
 
 
 @pytest.fixture(scope="module")

@@ -68,8 +68,25 @@ class AdapterChoice:
     def facts(self) -> dict[str, Any]:
         """Return what round.json says of it."""
         names = ("groups", "chosen", "classifiers", "classified")
-        found = calibration_of(self.bundle)
-        return {name: getattr(self, name) for name in names} | {"sure": [*found.held] if found else []}
+        return {name: getattr(self, name) for name in names} | {"sure": sure_of(self.bundle)}
+
+
+def sure_of(bundle: Bundle) -> list[tuple[float, int, int]]:
+    """Return rows (p, answers, right), rising by p, of the calibrations of all adapters of `bundle` together.
+
+    Each was made on the requests that the router gives to its adapter. Answers of one that could not be calibrated are
+    sure of nothing: they have p 0. Nothing where none is calibrated.
+    """
+    names = [each.name for each in bundle.manifest.task_adapters] or [""]
+    found = [each for each in (calibration_of(bundle, name) for name in names) if each]
+    if not any(each.held for each in found):
+        return []
+    answers, right = Counter[float](), Counter[float]()
+    for each in found:
+        for p, count, correct in each.held or ((0.0, each.n, each.right),):
+            answers[p] += count
+            right[p] += correct
+    return [(p, answers[p], right[p]) for p in sorted(answers) if answers[p]]
 
 
 @dataclass(frozen=True, kw_only=True)

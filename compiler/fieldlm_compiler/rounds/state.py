@@ -155,7 +155,8 @@ class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     classified: str = ""
     """What the bundle's classifier answers then, or why it has none."""
     sure: list[tuple[float, int, int]] = []
-    """Of the bundle's calibration: p, how many watched answers had it, and how many of those were right."""
+    """Of the calibrations of the bundle's adapters: p, how many watched answers had it, and how many of those were
+    right. What a classifier answers is counted as the model answered it."""
     edits: list[str] = []
     """What people made of the tasks that were found, in words."""
 

@@ -15,7 +15,6 @@ from starlette.requests import Request
 from fieldlm.api.chat_request import CompletionParams
 from fieldlm.engines import Engine
 from fieldlm.inference.generations import Serving
-from fieldlm.inference.router import router_of
 from fieldlm.network.json_api import ApiError
 
 AT_A_TIME = 2
@@ -98,7 +97,7 @@ def task_of(asked: CompletionParams, serving: Serving, question: str) -> tuple[s
     Says too whether the router knows it for none.
     """
     task = (asked.label("task") or "")[:MOST_TASK_CHARS]
-    if task or (router := router_of(serving.bundle)) is None:
+    if task or (router := serving.bundle.router) is None:
         return task, False
     found = router.task(question)
     return found or "", found is None

@@ -18,8 +18,9 @@ fetches only the rest. The same inputs and toolchain give the same bytes: times 
 """
 
 import math
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -29,6 +30,10 @@ from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, write_
 from fieldlm.core.signing import Signature, check_signature, sign
 from fieldlm.formats.growth import Growing, check_understood, is_readable
 from fieldlm.formats.task_adapters import TaskAdapter, check_task_adapters
+
+if TYPE_CHECKING:
+    from fieldlm.formats.classifier import Classifier
+    from fieldlm.formats.router import Router
 
 FORMAT = "fieldlm.bundle/1"
 MANIFEST = "manifest.json"
@@ -182,8 +187,11 @@ class Manifest(Growing, frozen=True, kw_only=True):
         return self.engine, sorted(file.sha256 for file in self.files if file.role in ("base", "tokenizer"))
 
 
-class Bundle(msgspec.Struct, frozen=True, kw_only=True):
-    """A manifest and the folder it was read from. `id` is the SHA-256 of the manifest's bytes."""
+class Bundle(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """A manifest and the folder it was read from. `id` is the SHA-256 of the manifest's bytes.
+
+    What is read of it when it is loaded it holds itself, so that no request waits for a file or fails by it.
+    """
 
     folder: Path
     id: str
@@ -198,6 +206,22 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of the first file with `role`, or None."""
         file = self.manifest.file(role)
         return self.folder / file.path if file else None
+
+    @cached_property
+    def router(self) -> "Router | None":
+        """Its router, None where it has none; raises BundleError where that is damaged."""
+        from fieldlm.formats.router import read_router
+
+        path = self.path("router")
+        return None if path is None else read_router(path)
+
+    @cached_property
+    def classifier(self) -> "Classifier | None":
+        """Its classifier, None where it has none; raises BundleError where that is damaged."""
+        from fieldlm.formats.classifier import read_classifier
+
+        path = self.path("classifier")
+        return None if path is None else read_classifier(path)
 
     @property
     def adapter_paths(self) -> dict[str, Path]:

@@ -26,8 +26,6 @@ from fieldlm.engines import (
 from fieldlm.formats.bundle import NO_MODEL, Bundle, Manifest
 from fieldlm.hardware.heap import trim
 from fieldlm.inference.chat_template import question
-from fieldlm.inference.classifiers.closed_answers import classifier_of
-from fieldlm.inference.router import router_of
 
 DRAIN_S = 300.0  # for running answers to end; the longest on the slowest board takes less
 LOOK_S = 0.02
@@ -276,6 +274,7 @@ class Generations:
             engine.close()
 
     def _load(self, bundle: Bundle) -> Serving:
+        _read_beside(bundle)
         base = self._hold_base(bundle)
         if not bundle.adapter_paths:
             return base
@@ -372,11 +371,9 @@ def load_adapters(engine: Engine, bundle: Bundle, key: str) -> dict[str, str]:
     """Load all adapters of `bundle`; return what the engine calls each by its name in the bundle, the default first.
 
     The default is called `key`, others `key:NAME`. Raises EngineError, or BundleError for a classifier that cannot be
-    read, or a router that several adapters need; none of them is loaded then.
+    read, or a router that it or several adapters need; none of them is loaded then.
     """
-    if bundle.manifest.task_adapters:
-        router_of(bundle)  # here and not at the first request, which must not fail or wait for it
-    classifier_of(bundle)
+    _read_beside(bundle)
     loaded: dict[str, str] = {}
     try:
         for name, path in bundle.adapter_paths.items():
@@ -388,6 +385,12 @@ def load_adapters(engine: Engine, bundle: Bundle, key: str) -> dict[str, str]:
             _drop_adapters(engine, list(loaded.values()))
         raise
     return loaded
+
+
+def _read_beside(bundle: Bundle) -> None:
+    """Read what is asked before the model, here and not at the first request, which must not fail or wait for it."""
+    if bundle.classifier is not None or bundle.manifest.task_adapters:
+        _ = bundle.router
 
 
 def _drop_adapters(engine: Engine, names: Sequence[str]) -> None:

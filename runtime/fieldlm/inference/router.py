@@ -7,22 +7,15 @@ has the same adapter, after a restart, too.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 from fieldlm.formats.bundle import Bundle
-from fieldlm.formats.router import Router, questions_of, read_router
+from fieldlm.formats.router import Router, questions_of
 from fieldlm.formats.task_adapters import TaskAdapter, task_map
 
 MOST_TURNS = 16
 """The newest turns that may change a conversation's adapter; each takes about 0.2 ms to look at."""
-
-
-def router_of(bundle: Bundle) -> Router | None:
-    """Return the bundle's router, None where it has none; raises BundleError where that is damaged."""
-    path = bundle.path("router")
-    return None if path is None else _read(bundle.id, path)
 
 
 def task_adapter_of(bundle: Bundle, messages: Sequence[Mapping[str, Any]], *, task: str = "") -> str:
@@ -31,7 +24,7 @@ def task_adapter_of(bundle: Bundle, messages: Sequence[Mapping[str, Any]], *, ta
     `task` is what the client calls its task, by id or name, which counts more than what the router takes it for.
     """
     several = bundle.manifest.task_adapters
-    router = router_of(bundle) if several else None
+    router = bundle.router if several else None
     return choose(several, router, messages, task=task) if router is not None else ""
 
 
@@ -52,8 +45,3 @@ def _task_of(router: Router, said: Sequence[str]) -> str | None:
         if best(text)[1] >= clear:
             return best(text)[0]
     return next((task for task, chance in map(best, (*said[:1], *later)) if chance >= router.least), None)
-
-
-@lru_cache(maxsize=4)
-def _read(_bundle_id: str, path: Path) -> Router:
-    return read_router(path)

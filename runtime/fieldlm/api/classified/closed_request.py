@@ -1,6 +1,7 @@
 """A request whose answer is one of few: what the bundle's classifier says, in the form that was asked for.
 
-Who asks for more than an answer (several, their tokens' probabilities, a thought) or names an adapter has the model.
+Who asks for more than an answer (several, their tokens' probabilities, a thought), tells the chat template something
+else, names an adapter, or calls the task by another name has the model.
 """
 
 import json
@@ -17,6 +18,7 @@ from fieldlm.formats.classifier import ClosedAnswer
 from fieldlm.inference.adapters import Chosen
 from fieldlm.inference.classifiers.closed_answers import classified_stream, classify
 from fieldlm.inference.generations import Serving
+from fieldlm.inference.thoughts.marks import SWITCHES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ def closed_request(
     began_s = time.monotonic()
     if isinstance(serving, Chosen) or _wants_more(asked):
         return None
-    found = classify(serving.bundle, messages, toolbox.plain if toolbox else ())
+    tools = toolbox.plain if toolbox else ()
+    found = classify(serving.bundle, messages, tools, task=asked.label("task") or "")
     if found is None:
         return None
     try:
@@ -59,8 +62,9 @@ def closed_request(
 
 def _wants_more(asked: CompletionParams) -> bool:
     wish = asked.thinking()
-    is_about_thoughts = wish is not None and bool(wish.wants or wish.most)
-    return (asked.n or 1) > 1 or asked.wanted().logprobs is not None or bool(asked.logit_bias) or is_about_thoughts
+    # Another variable of the template may change what is asked; that no thought is wanted does not.
+    tells_more = wish is not None and bool(wish.wants or wish.most or set(wish.variables) - set(SWITCHES))
+    return (asked.n or 1) > 1 or asked.wanted().logprobs is not None or bool(asked.logit_bias) or tells_more
 
 
 def _calls(answer: ClosedAnswer) -> list[tuple[str, str]]:

@@ -1,13 +1,12 @@
 """A bundle's classifier: whether it answers a request, and what an answer of its looks like beside the model's.
 
-It answers a question that is asked for itself, behind a system prompt and beside tools that it was fitted to, of a task
-that the bundle's router knows where there is one. All else is the language model's.
+It answers a question that is asked for itself, behind a system prompt and beside tools that it was fitted to, where
+the bundle's router, if there is one, takes it for the same task, and so does the client that says which it is. All else
+is the language model's.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from fieldlm.engines import Chunk, Engine
@@ -19,32 +18,27 @@ from fieldlm.formats.classifier import (
     ClosedAnswer,
     context_key,
     only_question,
-    read_classifier,
 )
 from fieldlm.formats.router import Router
 from fieldlm.inference.chat_template import as_served
-from fieldlm.inference.router import router_of
 from fieldlm.inference.tool_calls import spelt
 
 CLASSIFIER = "classifier"
 """Who gave an answer that no language model gave."""
 
 
-def classifier_of(bundle: Bundle) -> Classifier | None:
-    """Return the bundle's classifier, None where it has none; raises BundleError where that is damaged."""
-    path = bundle.path("classifier")
-    return None if path is None else _read(bundle.id, path)
-
-
 def classify(
-    bundle: Bundle, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    bundle: Bundle, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), *, task: str = ""
 ) -> ClassifiedRequest | None:
-    """Return the answer to a conversation beside `tools`; None where the language model has to give it."""
-    classifier = classifier_of(bundle)
+    """Return the answer to a conversation beside `tools`; None where the language model has to give it.
+
+    `task` is what the client calls its task, by id or name; "" where it does not say.
+    """
+    classifier = bundle.classifier
     if classifier is None:
         return None
     served = as_served([dict(message) for message in messages], bundle.manifest.system_prompt)
-    return classify_by(classifier, router_of(bundle), served, tools)
+    return classify_by(classifier, bundle.router, served, tools, task=task)
 
 
 def classify_by(
@@ -52,14 +46,18 @@ def classify_by(
     router: Router | None,
     served: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    task: str = "",
 ) -> ClassifiedRequest | None:
     """Return `classify` of a conversation with its system prompt; `router` is the bundle's, where it has one."""
     question = only_question(served)
     if not question or context_key(served, tools) not in classifier.facts.contexts:
         return None
-    if router is not None and router.task(question) is None:
+    found = classifier.classify(question)
+    if found is None or (router is not None and router.task(question) != found.answer.task):
         return None
-    return classifier.classify(question)
+    own = found.answer.task
+    return found if task in ("", own, own if router is None else router.name(own)) else None
 
 
 def text_of(answer: ClosedAnswer) -> str:
@@ -83,8 +81,3 @@ def classified_stream(engine: Engine, prompt_tokens: int, text: str, p: float, *
     timings.classified = p
     made.put(Chunk(text=text, tokens=(), outcome="stop"))
     return made
-
-
-@lru_cache(maxsize=4)
-def _read(_bundle_id: str, path: Path) -> Classifier:
-    return read_classifier(path)
