@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.tune import TrainingRecipe, main
+from fieldlm_compiler.learn.tuning.recipe import add_recipe, recipe_of
 from fieldlm_compiler.learn.tuning.sweep import MOST, recipes, sweep, swept
 from tests.support import tiny_models
 
@@ -68,6 +70,33 @@ def test_each_recipe_is_called_by_flags_that_make_it(flags: list[str], tmp_path:
 
     document = sweep(tried, tmp_path / "adapter", make)
     assert [each["recipe"] for each in document["sweep"]["trials"]] == flags
+
+
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [
+        ("--rank 16", "rank=8,32"),
+        ("--epochs 2", "epochs=1,2"),
+        ("--batch 4", "batch=8"),
+        ("--learning-rate 0.001", "learning-rate=0.01,0.001"),
+        ("--seed 0", "seed=0,1"),
+    ],
+)
+def test_a_flag_beside_a_sweep_of_it_is_refused(flag: str, values: str, tmp_path: Path) -> None:
+    asked = [str(tmp_path), "--dataset", str(tmp_path), "--out", str(tmp_path / "adapter"), *flag.split()]
+    with pytest.raises(InputError, match=f"^{flag} does nothing beside --sweep {values}; leave one of them out"):
+        main([*asked, "--sweep", values])
+
+
+def test_without_a_flag_its_value_is_the_recipes_and_the_help_says_it() -> None:
+    parser = terminal.parser("tune", "Tune.")
+    add_recipe(parser)
+    assert recipe_of(parser.parse_args([])) == USUAL
+    given = recipe_of(parser.parse_args(["--rank=8", "--epochs=3", "--batch=4", "--learning-rate=1e-4", "--seed=5"]))
+    assert given == TrainingRecipe(rank=8, alpha=16, epochs=3, batch=4, learning_rate=1e-4, seed=5)
+    told = " ".join(parser.format_help().split())
+    for words in ("rank (default: 16)", "(default: 2.0)", "step (default: 8)", "(default: 0.001)", "(default: 0)"):
+        assert words in told
 
 
 FOUND: dict[int, dict[str, Any]] = {

@@ -33,7 +33,7 @@ from fieldlm_compiler.learn.tuning.device_choice import choose_device, faster_on
 from fieldlm_compiler.learn.tuning.early_stopping import EarlyStopping
 from fieldlm_compiler.learn.tuning.lessons import Lessons, schedule
 from fieldlm_compiler.learn.tuning.recipe import ALL_LINEAR, USUAL, TrainingRecipe, add_recipe, recipe_of
-from fieldlm_compiler.learn.tuning.sweep import asked_for, recipes, sweep, swept, table
+from fieldlm_compiler.learn.tuning.sweep import asked_for, recipes, refuse_both, sweep, swept, table
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
 
 if TYPE_CHECKING:
@@ -394,6 +394,7 @@ def _parser() -> terminal.Parser:
 def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
     args = _parser().parse_args(argv)
+    refuse_both(args, args.sweep)
     tried = recipes(recipe_of(args), args.sweep)
     if known := _known(args, tried):
         said = (
