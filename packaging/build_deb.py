@@ -99,17 +99,24 @@ def install(packages: Path, options: Sequence[str | Path]) -> None:
 
     `options` are pip's, and say for which processors.
     """
-    pip = [sys.executable, "-m", "pip"]
-    installed = subprocess.run([*pip, "freeze", "--exclude-editable"], check=True, capture_output=True, text=True)
     packages.mkdir(parents=True)
     constraints, wheels = packages / "constraints.txt", packages / "wheels"
-    constraints.write_text(installed.stdout)
+    constraints.write_text(installed_versions(sys.executable))
     # Apart: of another machine pip takes wheels only.
     build_engine.run_pip("wheel", "--no-deps", "--wheel-dir", wheels, ROOT)
     (half,) = wheels.glob("fieldlm-*.whl")
     build_engine.run_pip("install", "--no-compile", "--target", packages, "--constraint", constraints, *options, half)
     constraints.unlink()
     shutil.rmtree(wheels)
+
+
+def installed_versions(python: str | Path) -> str:
+    """Return the versions that are installed for `python`, a line each, and never the file that one came from.
+
+    That file may be gone, or be for this machine alone.
+    """
+    command = [sys.executable, "-m", "pip", "--python", python, "list", "--exclude-editable", "--format=freeze"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def slim(packages: Path) -> None:

@@ -339,6 +339,33 @@ def test_a_stop_string_ends_the_answer_and_no_thought(served: ApiServer) -> None
     assert "</think>" not in choice["message"]["content"]
 
 
+FORCED = {
+    "tools": [{"type": "function", "function": {"name": "w", "parameters": {"type": "object", "properties": {}}}}],
+    "tool_choice": "required",
+}
+
+
+def test_what_is_forced_behind_a_thought_is_no_part_of_it(served: ApiServer) -> None:
+    """It comes in one piece with the mark that ends the thought."""
+    for more in (FORCED, {"regex": "all of this is forced"}):
+        asked = {**ASKED, "enable_thinking": True, "thinking_token_budget": 4, **more}
+        whole = post(served, "/v1/chat/completions", **asked).json()
+        used, message = whole["usage"], whole["choices"][0]["message"]
+        thought = used["completion_tokens_details"]["reasoning_tokens"]
+        least = len(served.engine.tokenize('{"name": "w", "arguments": {}}')) if "tools" in more else 4
+        assert message["content"] == (None if "tools" in more else "all of this is forced")
+        assert 4 <= thought <= used["completion_tokens"] - least
+
+
+def test_the_mark_of_an_empty_thought_is_no_answer(served: ApiServer) -> None:
+    asked = {**ASKED, "enable_thinking": True, "thinking_token_budget": 0, "max_tokens": 12, "logprobs": True}
+    whole = post(served, "/v1/chat/completions", **asked).json()
+    (choice,), used = whole["choices"], whole["usage"]
+    said = b"".join(bytes(each["bytes"]) for each in choice["logprobs"]["content"])
+    assert said.strip() == choice["message"]["content"].encode().strip()
+    assert used["completion_tokens_details"]["reasoning_tokens"] > 0
+
+
 def test_how_sure_the_model_was_says_its_answer_alone(served: ApiServer) -> None:
     goes_on = {str(token): -100 for token in served.engine.stop_tokens}
     used = post(served, "/v1/chat/completions", **ASKED, logit_bias=goes_on).json()["usage"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldlm.blobs import sources
+from fieldlm.blobs import sources, web_source
 from fieldlm.blobs.web_source import WebSource
 from fieldlm.core.errors import UnavailableError
 from fieldlm.updates.updater import Updater
@@ -99,7 +99,7 @@ def test_a_repository_that_trickles_for_ever_is_given_up_and_a_better_one_is_tak
     site: Site, start: Start, monkeypatch: pytest.MonkeyPatch, handler: type[Trickle], step: str
 ) -> None:
     monkeypatch.setattr(sources, "LEAST_WITHIN_S", 0.3)
-    monkeypatch.setattr(sources, "READ_S", 0.5)
+    monkeypatch.setattr(web_source, "READ_S", 0.5)
     updater = site.updater()
     result = updater.check_and_update(repository=start(handler))
     assert (result.outcome, result.reason) == ("failed", "link")

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,9 +10,9 @@ import openai
 import pytest
 
 from fieldlm.catalogue.opening import no_model
-from fieldlm.formats.bundle import open_bundle
+from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.telemetry.hard_examples import FEWEST
-from tests.support.pairs import Start, refuse, saying
+from tests.support.pairs import Start, pair, refuse, saying
 
 SCHEMA = {
     "type": "object",
@@ -196,9 +197,10 @@ def test_the_budget_of_a_day_ends(start: Start) -> None:
     assert by == ["large", "large", "small", "small"]  # 18 tokens each
 
 
-def test_a_budget_that_is_spent_stays_spent_over_a_restart(start: Start) -> None:
+def test_a_budget_that_is_spent_stays_spent_over_a_restart(tmp_path: Path, tiny_one: Bundle) -> None:
     def by() -> str:  # each starts anew on the same ledger, and does not know the large one's name yet
-        return start(when="always", daily_tokens="10").ask().json()["fieldlm"]["answered_by"]
+        with pair(tiny_one, tmp_path, {}, {"when": "always", "daily_tokens": "10"}) as started:
+            return started.ask().json()["fieldlm"]["answered_by"]
 
     assert [by(), by()] == ["large", "small"]
 

@@ -1,12 +1,23 @@
 """The classifier's file, and when it says something: the same on a device as where it was fitted."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from fieldlm.core.errors import BundleError
-from fieldlm.formats.classifier import Classifier, context_key, only_question, read_classifier
+from fieldlm.core.files import canonical_json
+from fieldlm.formats.classifier import (
+    Classifier,
+    ClosedCall,
+    context_key,
+    only_question,
+    read_classifier,
+)
 from fieldlm.formats.router import Router
 from tests.support.closed_bundles import BILL, DRINK, OTHER, PAY, TEA, TOOL, word_classifier
 
@@ -18,7 +29,7 @@ def test_a_request_has_the_answer_whose_words_it_has_and_another_one_has_none() 
     assert (drink.answer.text, drink.answer.task) == (TEA, "t1")
     assert drink.p == pytest.approx(0.97, abs=0.03)
     assert bill is not None
-    assert bill.answer.calls == (PAY,)
+    assert bill.answer.calls == (ClosedCall(**PAY),)
     assert made.guess(OTHER)[0] is None
     assert made.classify(OTHER) is None
     assert made.tasks == {"t1", "t2"}
@@ -76,6 +87,36 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
         read_classifier(path)
     with pytest.raises(BundleError, match="no classifier"):
         read_classifier(tmp_path / "absent.npz")
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"task": "t1", "calls": [{"function": "go"}]},
+        {"task": "t1", "calls": [{"name": "go"}]},
+        {"task": "t1", "calls": [{"name": "", "arguments": {}}]},
+        {"task": "t1", "calls": [{"name": "go", "arguments": "home"}]},
+        {"task": "t1"},
+    ],
+)
+def test_an_answer_that_nobody_can_be_given_is_refused_when_it_is_loaded(
+    tmp_path: Path, damaged: dict[str, Any]
+) -> None:
+    path, made = tmp_path / "classifier.npz", word_classifier()
+    facts = json.loads(canonical_json(made.facts))
+    facts["answers"][0] = damaged
+    head, told = made.head, np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    np.savez(path, weights=head.weights, scales=head.scales, biases=head.biases, facts=told)
+    with pytest.raises(BundleError, match="no classifier"):
+        read_classifier(path)
+
+
+def test_numbers_that_are_none_are_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    path, made = tmp_path / "classifier.npz", word_classifier()
+    for biases in (made.head.biases * np.nan, made.head.biases.astype(str)):
+        path.write_bytes(Classifier(facts=made.facts, head=replace(made.head, biases=biases)).packed())
+        with pytest.raises(BundleError, match="no numbers"):
+            read_classifier(path)
 
 
 def test_one_of_a_later_format_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ import json
 from collections.abc import Iterator
 from itertools import product
 
+import msgspec
 import pytest
 
 from fieldlm.core.errors import InputError
-from fieldlm.formats.classifier import SIGNAL
+from fieldlm.formats.classifier import SIGNAL, ClosedCall, context_key
 from fieldlm.formats.confidence import Confidence
-from fieldlm_compiler.learn.classifier import ClosedTask, OpenTask, closed_tasks, fit_classifier
+from fieldlm.telemetry.redaction.redact import redact
+from fieldlm_compiler.learn.classifier import ClosedTask, OpenTask, as_heard, closed_tasks, fit_classifier
 from fieldlm_compiler.learn.curated import CuratedExample
+from fieldlm_compiler.learn.router import FittedHead, fit_head
 
 POLITE = ("please {}", "{}", "could you {}", "{} now", "i want you to {}", "just {}", "{} for me", "hey {}")
 LIGHTS = {
@@ -69,6 +72,39 @@ def test_what_one_customer_alone_answered_is_no_answer_of_many() -> None:
     assert [len(each.answers) for each in found if isinstance(each, ClosedTask)] == [4]
 
 
+def unnamed(number: int, said: str, answer: str, *, device: str) -> CuratedExample:
+    """Return what somebody said who gave no session, which curation then calls by its response."""
+    return msgspec.structs.replace(
+        example("lights", number, said, answer), session=f"lights-{number}", response=f"lights-{number}", device=device
+    )
+
+
+def test_a_device_that_names_no_sessions_is_one_customer() -> None:
+    secret = '{"to": "12 Mill Lane, flat 3, Ada\'s home"}'
+    home = [unnamed(5000 + number, f"bring it home {number}", secret, device="kiosk-1") for number in range(20)]
+    (alone,) = closed_tasks(home, ["lights"])
+    assert isinstance(alone, OpenTask)
+    found = closed_tasks([*lights(), *home[:9]], ["lights"])
+    assert [len(each.answers) for each in found if isinstance(each, ClosedTask)] == [4]
+    (of_two,) = closed_tasks([*home, unnamed(6000, "bring it", secret, device="kiosk-2")], ["lights"])
+    assert isinstance(of_two, ClosedTask), "two devices are two customers"
+
+
+def test_who_names_no_session_is_left_out_of_the_fit_as_one_customer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def fit(texts: list[str], classes: list[int], count: int, *, groups: list[str]) -> FittedHead:
+        seen.append(groups)
+        return fit_head(texts, classes, count, groups=groups)
+
+    monkeypatch.setattr("fieldlm_compiler.learn.classifier.fit_head", fit)
+    said = [
+        unnamed(6000 + at, each.utterance, each.answer, device=f"kiosk-{at % 3}") for at, each in enumerate(EXAMPLES)
+    ]
+    fit_classifier(said, [CLOSED])
+    assert set(seen[0]) == {"kiosk-0", "kiosk-1", "kiosk-2"}
+
+
 def test_questions_that_go_on_from_something_make_a_task_open() -> None:
     said = [example("lights", number, "yes", '{"room": "attic"}', before="light?") for number in range(20)]
     (found,) = closed_tasks([*lights(), *said], ["lights"])
@@ -89,10 +125,37 @@ def test_calls_are_answers_as_well() -> None:
     (found,) = closed_tasks(called, ["go"])
     assert isinstance(found, ClosedTask)
     (answer,) = found.answers
-    assert answer.calls == ({"name": "go", "arguments": {"to": "dock"}},)
+    assert answer.calls == (ClosedCall(name="go", arguments={"to": "dock"}),)
     fitted = fit_classifier([*called, *lights()], [found])
     assert len(fitted.contexts) == 1
     assert all(right for _, right in fitted.left_out)
+
+
+def behind(prompt: str) -> list[CuratedExample]:
+    """Return all examples as they were asked behind a system prompt."""
+    system = [{"role": "system", "content": prompt}]
+    return [msgspec.structs.replace(each, messages=[*system, *each.messages]) for each in EXAMPLES]
+
+
+OWN = "Serve the kitchen. Whoever wants more writes to ada.novak@example.com."
+
+
+def test_the_bundles_own_prompt_that_devices_told_redacted_is_the_one_that_they_have() -> None:
+    assert redact(OWN) != OWN
+    for recorded in (behind(redact(OWN)), behind(OWN), EXAMPLES):
+        fitted = fit_classifier(recorded, [CLOSED], system_prompt=OWN)
+        assert fitted.contexts == (context_key([{"role": "system", "content": OWN}], ()),)
+    heard = as_heard(behind(redact(OWN))[0].messages, OWN)
+    assert heard == behind(OWN)[0].messages
+
+
+def test_behind_another_prompt_than_its_examples_there_is_no_classifier_that_says_nothing() -> None:
+    with pytest.raises(InputError, match="other system prompts than the bundle's own"):
+        fit_classifier(behind("Sing."), [CLOSED], system_prompt=OWN)
+    with pytest.raises(InputError, match="redacted, or is rare"):
+        fit_classifier(behind(redact(OWN)), [CLOSED])
+    sung = fit_classifier(behind("Sing."), [CLOSED])
+    assert sung.contexts == (context_key([{"role": "system", "content": "Sing."}], ()),), "clients send it themselves"
 
 
 def test_it_answers_in_other_words_and_tells_what_else_is_asked() -> None:

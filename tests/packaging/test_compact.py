@@ -6,6 +6,7 @@ import os
 import py_compile
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,21 @@ def test_a_date_before_1980_is_the_first_that_a_zip_file_knows(compact: Any, tmp
     (tmp_path / "alone.pyc").write_bytes(b"")
     compact.gather(tmp_path, ["alone.pyc"], tmp_path / "modules.zip", 0)
     assert (tmp_path / "modules.zip").exists()
+
+
+def test_what_was_installed_from_a_file_is_asked_for_by_its_version(tmp_path: Path) -> None:
+    wheel = tmp_path / "plain-1.5-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("plain.py", "")
+        archive.writestr("plain-1.5.dist-info/METADATA", "Metadata-Version: 2.1\nName: plain\nVersion: 1.5\n")
+        archive.writestr("plain-1.5.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("plain-1.5.dist-info/RECORD", "")
+    python = tmp_path / "device/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "device"], check=True)
+    into = [sys.executable, "-m", "pip", "--python", python, "install", "-qq", "--no-index", "--no-deps"]
+    subprocess.run([*into, wheel], check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys, build_deb; print(build_deb.installed_versions(sys.argv[1]))", python],
+        cwd=ROOT / "packaging", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.split() == ["plain==1.5"]

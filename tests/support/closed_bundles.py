@@ -15,6 +15,7 @@ from fieldlm.formats.classifier import (
     Classifier,
     ClassifierFacts,
     ClosedAnswer,
+    ClosedCall,
     context_key,
     head_of,
 )
@@ -34,13 +35,14 @@ TOOL: dict[str, Any] = {
         },
     },
 }
-TEA, PAY = '{"drink": "tea"}', {"name": "pay", "arguments": {"how": "card"}}
+TEA = '{"drink": "tea"}'
+PAY: dict[str, Any] = {"name": "pay", "arguments": {"how": "card"}}
 DRINK, BILL, OTHER = "tea", "bill", "what is the weather"
 """What the classifier knows an answer to, twice, and what it knows none to."""
 SURE = Confidence(signal=SIGNAL, steps=((-2.0, 0.1), (-0.5, 0.5), (-0.2, 0.97)), n=100, right=90)
 ANSWERS = (
     ("tea", ClosedAnswer(task="t1", text=TEA)),
-    ("bill", ClosedAnswer(task="t2", calls=(PAY,))),
+    ("bill", ClosedAnswer(task="t2", calls=(ClosedCall(**PAY),))),
 )
 
 

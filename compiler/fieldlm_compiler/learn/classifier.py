@@ -5,17 +5,29 @@ label, or one function whose arguments are few. What else is asked, and every ra
 """
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fieldlm.core.errors import InputError
 from fieldlm.core.wording import counted
-from fieldlm.formats.classifier import Classifier, ClassifierFacts, ClosedAnswer, context_key, head_of, only_question
+from fieldlm.formats.classifier import (
+    SYSTEM,
+    Classifier,
+    ClassifierFacts,
+    ClosedAnswer,
+    ClosedCall,
+    context_key,
+    head_of,
+    only_question,
+)
 from fieldlm.formats.confidence import Confidence
+from fieldlm.inference.chat_template import Message, as_served
 from fieldlm_compiler.learn.agreement import answer_key
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.router import FittedHead, drawn, fit_head, softmax
@@ -25,11 +37,15 @@ COVERED = 0.9
 LEAST_EXAMPLES = 16
 """Of a task."""
 LEAST_OF_ANSWER, LEAST_CUSTOMERS = 3, 2
-"""Examples of an answer, and customers who gave it: what one alone said does not travel in a bundle."""
+"""Examples of an answer, and customers who gave it: what one alone said does not travel in a bundle.
+
+Who names no session is not told from others of that device: all of them count as one (`CuratedExample.voter`).
+"""
 MOST_ANSWERS = 64
 """Of a task."""
 MOST_CONTEXTS = 64
 LEAST_CHANCE = 1e-12
+_HIDDEN = re.compile(r"<[A-Z]+(?:_\d+)?>")
 _Key = tuple[str, bool, str]
 
 
@@ -77,10 +93,24 @@ def closed_tasks(examples: Iterable[CuratedExample], tasks: Iterable[str]) -> li
     return [_looked_at(task, of[task]) for task in tasks]
 
 
-def fit_classifier(examples: Sequence[CuratedExample], closed: Sequence[ClosedTask]) -> FittedClassifier:
-    """Return the classifier of the `closed` tasks, fitted to all of `examples`.
+def as_heard(messages: Sequence[Message], system_prompt: str | None) -> list[Message]:
+    """Return a recorded conversation as a device hears it whose bundle has `system_prompt`, or none of its own.
 
-    Raises InputError where there is nothing to tell apart.
+    Where a device told it redacted, the bundle's own prompt was, too, and stands for itself here.
+    """
+    heard = as_served([dict(message) for message in messages], system_prompt)
+    systems = _systems(heard)
+    if not system_prompt or systems == [system_prompt] or systems != [_redacted(system_prompt)]:
+        return heard
+    return [each | {"content": system_prompt} if each.get("role") in SYSTEM else each for each in heard]
+
+
+def fit_classifier(
+    examples: Sequence[CuratedExample], closed: Sequence[ClosedTask], *, system_prompt: str | None = None
+) -> FittedClassifier:
+    """Return the classifier of the `closed` tasks, fitted to all of `examples`, for a bundle with `system_prompt`.
+
+    Raises InputError where there is nothing to tell apart, or where it would say nothing on a device.
     """
     answers = tuple(answer for task in closed for answer in task.answers)
     places = {_key_of(answer): place for place, answer in enumerate(answers)}
@@ -90,7 +120,7 @@ def fit_classifier(examples: Sequence[CuratedExample], closed: Sequence[ClosedTa
     if len(set(classes)) < 2:
         raise InputError("there is one answer to everything, or no question; a classifier has nothing to tell apart")
     head = fit_head(
-        [each.utterance for each in asked], classes, len(answers) + 1, groups=[each.session for each in asked]
+        [each.utterance for each in asked], classes, len(answers) + 1, groups=[each.voter for each in asked]
     )
     chances = softmax(head.left_out)
     left_out: list[tuple[float, bool]] = []
@@ -99,9 +129,40 @@ def fit_classifier(examples: Sequence[CuratedExample], closed: Sequence[ClosedTa
             is_right = _key_of(answers[best])[1:] == _key(example)[1:]
             left_out.append((float(np.log(max(chance, LEAST_CHANCE))), is_right))
     own = {task.id for task in closed}
-    contexts = Counter(context_key(each.messages, each.tools) for each in asked if each.task in own)
-    often = [context for context, count in contexts.most_common(MOST_CONTEXTS) if count >= LEAST_OF_ANSWER]
-    return FittedClassifier(head=head, answers=answers, contexts=tuple(sorted(often)), left_out=tuple(left_out))
+    contexts = _contexts([each for each in asked if each.task in own], system_prompt)
+    return FittedClassifier(head=head, answers=answers, contexts=contexts, left_out=tuple(left_out))
+
+
+def _contexts(asked: Sequence[CuratedExample], system_prompt: str | None) -> tuple[str, ...]:
+    """Return digests of what stands around `asked` on a device, sorted; raises InputError where it is something else.
+
+    Another prompt with something hidden is one that no device has: its digest would let nothing through.
+    """
+    behind: defaultdict[bool, Counter[str]] = defaultdict(Counter)
+    for each in asked:
+        heard = as_heard(each.messages, system_prompt)
+        is_own = _systems(heard) == ([system_prompt] if system_prompt else [])
+        if is_own or not any(map(_HIDDEN.search, _systems(heard))):
+            behind[is_own][context_key(heard, each.tools)] += 1
+    often = (behind[True] + behind[False]).most_common(MOST_CONTEXTS)
+    taken = {context for context, count in often if count >= LEAST_OF_ANSWER}
+    if system_prompt and not taken & behind[True].keys():
+        raise InputError("its examples have other system prompts than the bundle's own, behind which it says nothing")
+    if not taken:
+        raise InputError("no system prompt of its examples is known as devices have it: each is redacted, or is rare")
+    return tuple(sorted(taken))
+
+
+def _systems(messages: Sequence[Message]) -> list[str]:
+    return [str(each.get("content") or "") for each in messages if each.get("role") in SYSTEM]
+
+
+@lru_cache(maxsize=4)
+def _redacted(system_prompt: str) -> str:
+    """Return a system prompt as a device in mode "redacted" records it."""
+    from fieldlm.telemetry.redaction.redact import redact
+
+    return redact(system_prompt)
 
 
 def _looked_at(task: str, examples: Sequence[CuratedExample]) -> ClosedTask | OpenTask:
@@ -113,11 +174,12 @@ def _looked_at(task: str, examples: Sequence[CuratedExample]) -> ClosedTask | Op
         return OpenTask(id=task, why=f"{count - len(asked)} of {count} examples have turns before the question")
     said: defaultdict[_Key, list[CuratedExample]] = defaultdict(list)
     for each in asked:
-        said[_key(each)].append(each)
+        if all(isinstance(call["function"]["arguments"], dict) for call in each.tool_calls):
+            said[_key(each)].append(each)
     often = [
         those
         for those in said.values()
-        if len(those) >= LEAST_OF_ANSWER and len({each.session for each in those}) >= LEAST_CUSTOMERS
+        if len(those) >= LEAST_OF_ANSWER and len({each.voter for each in those}) >= LEAST_CUSTOMERS
     ]
     often.sort(key=lambda those: (-len(those), _key(those[0])))
     covered = sum(map(len, often))
@@ -140,9 +202,9 @@ def _answer(said: Sequence[CuratedExample]) -> ClosedAnswer:
     return ClosedAnswer(task=example.task, calls=tuple(_call(call) for call in example.tool_calls))
 
 
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+def _call(call: Mapping[str, Any]) -> ClosedCall:
     function: dict[str, Any] = call["function"]
-    return {"name": function["name"], "arguments": function["arguments"]}
+    return ClosedCall(name=function["name"], arguments=function["arguments"])
 
 
 def _key(example: CuratedExample) -> _Key:
@@ -153,5 +215,5 @@ def _key(example: CuratedExample) -> _Key:
 def _key_of(answer: ClosedAnswer) -> _Key:
     if not answer.calls:
         return answer.task, False, answer_key(answer.text)
-    calls = [{"name": call["name"], "arguments": call["arguments"]} for call in answer.calls]
+    calls = [{"name": call.name, "arguments": call.arguments} for call in answer.calls]
     return answer.task, True, answer_key(json.dumps(calls[0] if len(calls) == 1 else calls))

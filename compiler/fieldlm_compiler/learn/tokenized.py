@@ -279,17 +279,24 @@ class _Writer:
         return "too long" if len(tokens) > max_tokens else TokenizedExample(tokens=(*tokens,), answer_at=len(prompt))
 
     def _answered_at_once(self, asked: str, whole: str) -> str:
-        """Return `whole` with an empty thought before its answer where `asked` has begun one and `whole` shows none.
+        """Return `whole` so that it goes on from `asked` where that has begun a thought and `whole` has none in it.
 
         So R1's templates are: a prompt ends in `<think>`, and of an answer they write what stands behind the thought.
+        GLM's write the end of the thought before it.
         """
         marks = self._template.marks
         if marks is None or whole.startswith(asked) or not marks.is_open(asked):
             return whole
         before = asked.rstrip().removesuffix(marks.opens)
+        if not whole.startswith(before):
+            return whole
+        answer = whole[len(before) :]
+        rest = answer.removeprefix(marks.opens).lstrip()
+        if rest.startswith(marks.closes):
+            return asked + rest
         closed = marks.closed(asked)
         closed = closed if closed.startswith(asked) else f"{asked}{marks.closes}{marks.space}"
-        return f"{closed}{whole[len(before) :]}" if whole.startswith(before) else whole
+        return closed + answer
 
     def _continued(self, asked: str, prompt: list[int], whole: str) -> list[int] | None:
         """Return the tokens of `whole` that begin with `prompt`; None where its text goes on from another prompt."""

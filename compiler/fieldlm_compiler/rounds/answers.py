@@ -14,6 +14,7 @@ from fieldlm.inference.chat_template import Message
 from fieldlm.inference.classifiers.closed_answers import classify, text_of
 from fieldlm.inference.generations import load_adapters
 from fieldlm.inference.router import task_adapter_of
+from fieldlm_compiler.learn.classifier import as_heard
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.evaluate import same_json
 from fieldlm_compiler.learn.shapes import spoken
@@ -88,11 +89,12 @@ def _answered(bundle: Path, profile: Profile, questions: Sequence[HeldOutQuestio
     loaded = load_adapters(engine, opened, ADAPTER)
     first = next(iter(loaded.values()), None)
     exam = Exam(opened, engine)
-    for question in questions:
+    asked = [as_heard(question.messages, opened.manifest.system_prompt) for question in questions]
+    for question, said in zip(questions, asked, strict=True):
         began_s = time.monotonic()
         # As on a device: the classifier where the bundle has one that is sure, else the model, with the adapter of
         # several that the router would take.
-        if (found := classify(opened, question.messages, question.tools)) is not None:
+        if (found := classify(opened, said, question.tools)) is not None:
             yield is_right(text_of(found.answer), question), time.monotonic() - began_s
             continue
         try:

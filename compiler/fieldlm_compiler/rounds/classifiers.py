@@ -23,10 +23,16 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.formats.classifier import NAME, SIGNAL, ClassifiedRequest, Classifier, read_classifier
 from fieldlm.formats.confidence import Confidence
 from fieldlm.formats.router import read_router
-from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.classifiers.closed_answers import classify_by, text_of
 from fieldlm_compiler.compile.named_adapters import NamedAdapter
-from fieldlm_compiler.learn.classifier import ClosedTask, FittedClassifier, OpenTask, closed_tasks, fit_classifier
+from fieldlm_compiler.learn.classifier import (
+    ClosedTask,
+    FittedClassifier,
+    OpenTask,
+    as_heard,
+    closed_tasks,
+    fit_classifier,
+)
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples
 from fieldlm_compiler.learn.task_edits.edits import read_edits
 from fieldlm_compiler.learn.tasks import TASKS, read_round
@@ -101,6 +107,10 @@ class ClassifierTrial:
         tasks = read_round(self.of.clustered / TASKS).tasks
         return {task.id: task.name for task in tasks if not edits.leaves_out(task.id)}
 
+    @property
+    def _system_prompt(self) -> str | None:
+        return self.of.one.manifest.system_prompt
+
     def _examples(self) -> list[CuratedExample]:
         every = read_examples(self.of.clustered)
         return [each for each in every if each.split == "train" and each.label_source != "none"]
@@ -124,14 +134,19 @@ class ClassifierTrial:
         def make(folder: Path) -> Ran:
             began_s = time.monotonic()
             try:
-                classifier, why = calibrated(fit_classifier(self._trained(), closed))
+                classifier, why = calibrated(fit_classifier(self._trained(), closed, system_prompt=self._system_prompt))
             except InputError as error:
                 classifier, why = None, str(error)
             if classifier is not None:
                 write_whole(folder / NAME, classifier.packed())
             return Ran(value=why, seconds=time.monotonic() - began_s, peak_mb=0.0)
 
-        inputs = {"examples": sha256_file(self.of.clustered / EXAMPLES), "tasks": tasks, "sure": SURE}
+        inputs = {
+            "examples": sha256_file(self.of.clustered / EXAMPLES),
+            "tasks": tasks,
+            "sure": SURE,
+            "system_prompt": self._system_prompt,
+        }
         folder, made = self.of.stages.run("classifier", inputs, make)
         return (None, made.value) if made.value else (folder / NAME, "")
 
@@ -171,9 +186,9 @@ class ClassifierTrial:
         """Return what `classifier` answers to each of `asked`, as on a device, and how many seconds one takes."""
         path = self.of.clustered / router.NAME
         tells = read_router(path) if path.exists() else None
-        system = self.of.one.manifest.system_prompt
+        heard = [as_heard(each.messages, self._system_prompt) for each in asked]
         began_s = time.monotonic()
-        found = [classify_by(classifier, tells, as_served(each.messages, system), each.tools) for each in asked]
+        found = [classify_by(classifier, tells, said, each.tools) for each, said in zip(asked, heard, strict=True)]
         return found, (time.monotonic() - began_s) / max(1, len(asked))
 
     def _watched(self) -> list[CuratedExample]:

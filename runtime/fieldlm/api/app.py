@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -145,6 +146,8 @@ class _Api:
         self.admission = Admission(pool, shelf, large)
         self.listed = ModelList(self.admission, shelf, large)
         self._large = large
+        if large is not None:
+            import_module("fieldlm.api.large")  # else the first request waits for it, and all that run beside
         self._shadow = shadow
         self._ids = ids
         self._pulse = pulse

@@ -1,13 +1,13 @@
 """The large model, as the API sees it: a request in OpenAI's words for it, and its reply in those of this device."""
 
 import json
-import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from fieldlm.api.chat_request import UNLIMITED, CompletionParams, Exchange
+from fieldlm.api.forms.fitted import MisfitError, fitted
 from fieldlm.api.output_contract import JSON_KINDS, OutputContract
 from fieldlm.api.preparation import task_of
 from fieldlm.api.tools import Toolbox
@@ -23,9 +23,7 @@ from fieldlm.formats.record import LARGE
 from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.generations import Serving
-from fieldlm.inference.tool_calls import spelt
 
-_FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
 _SAMPLING = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop")
 
 
@@ -148,7 +146,12 @@ class LargeSide:
     def _fit(self, reply: LargeReply) -> str:
         if reply.outcome == "length" and self.contract.rule is not None and self.escalation.has_small:
             raise LargeModelError("the large model's answer was cut off, and has not the form that was asked for")
-        return fitted(reply, self.contract, self.toolbox, self.asked)
+        calls = [(call["name"], call["arguments"]) for _, call in sorted(reply.calls.items())]
+        is_cut = reply.outcome == "length"
+        try:
+            return fitted(reply.text, calls, self.contract, self.toolbox, self.asked, is_cut=is_cut)
+        except MisfitError as error:
+            raise LargeModelError(f"the large model {error}") from error
 
 
 def wanted_of(
@@ -192,83 +195,6 @@ def large_body(asked: CompletionParams, messages: Sequence[dict[str, Any]], tool
         body["tool_choice"] = "required" if toolbox.must else "auto"
         body["parallel_tool_calls"] = toolbox.several
     return body
-
-
-def fitted(reply: LargeReply, contract: OutputContract, toolbox: Toolbox | None, asked: CompletionParams) -> str:
-    """Return the reply as the small model would have spelt it: JSON with its keys in the schema's order, calls as text.
-
-    Raises LargeModelError where it is not what was asked for.
-    """
-    calls = [reply.calls[place] for place in sorted(reply.calls)]
-    if calls and toolbox is None:
-        raise LargeModelError("the large model called a tool, and there is none")
-    schemas = {tool.function.name: tool.function.schema for tool in toolbox.tools} if toolbox else {}
-    parts: list[str] = []
-    for call in calls:
-        if call["name"] not in schemas:
-            raise LargeModelError("the large model called a tool that there is not")
-        parts.append(spelt(call["name"], _arguments(call["arguments"], schemas[call["name"]])))
-    said = reply.text
-    texts = [said]
-    if contract.rule is not None and not calls:
-        texts = [said, *_spellings(said, asked)]
-    elif contract.rule is not None:
-        texts = [""]  # what is said beside a call has no place in the form
-    for text in texts:
-        whole = text + "\n".join(parts)
-        if contract.rule is None or reply.outcome == "length" or contract.accepts(whole):
-            return whole
-    raise LargeModelError("the large model's answer has not the form that was asked for")
-
-
-def _spellings(text: str, asked: CompletionParams) -> list[str]:
-    """Return other ways to write the same answer: without a fence around it, JSON with its keys in order."""
-    fence = _FENCE.match(text)
-    plain = (fence[1] if fence else text).strip()
-    found = [plain]
-    for rule in asked.rules().values():
-        if rule.kind not in JSON_KINDS:
-            continue
-        try:
-            value = json.loads(plain)
-        except (ValueError, RecursionError):
-            continue
-        schema = json.loads(rule.text) if rule.kind == "json_schema" else {}
-        for ordered in (value, _ordered(value, schema, schema)):
-            found += [json.dumps(ordered, ensure_ascii=False), json.dumps(ordered, ensure_ascii=False, indent=2)]
-    return found
-
-
-def _arguments(text: str, schema: dict[str, Any]) -> Any:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        raise LargeModelError("the large model's call has arguments that are no JSON") from error
-    if not isinstance(value, dict):
-        raise LargeModelError("the large model's call has arguments that are no object")
-    return _ordered(value, schema, schema)
-
-
-def _ordered(value: Any, schema: Any, root: dict[str, Any]) -> Any:
-    """Return `value` with its keys in the order in which `schema` names them, which is the order of the small model's.
-
-    JSON has no order of keys (RFC 8259 §4); a grammar has one.
-    """
-    described = cast(dict[str, Any], schema) if isinstance(schema, dict) else {}
-    reference = described.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#/"):
-        target: Any = root
-        for part in reference[2:].split("/"):
-            target = cast(dict[str, Any], target).get(part, {}) if isinstance(target, dict) else {}
-        return _ordered(value, target, root) if target is not schema else value
-    if isinstance(value, list):
-        return [_ordered(item, described.get("items"), root) for item in cast(list[Any], value)]
-    if not isinstance(value, dict):
-        return value
-    items = cast(dict[str, Any], value)
-    properties = cast(dict[str, Any], described.get("properties") or {})
-    keys = [key for key in properties if key in items] + [key for key in items if key not in properties]
-    return {key: _ordered(items[key], properties.get(key), root) for key in keys}
 
 
 def _as_sent(message: dict[str, Any], index: int) -> dict[str, Any]:

@@ -80,12 +80,12 @@ class StreamedChoice:
                 texts.append(chunk.text)
                 choices += chunk.choices
                 continue
-            was_inside = reader.is_inside
+            was_inside, had_opened = reader.is_inside, reader.has_opened
             pieces = [reader.push(chunk.text)]
             self._undecided.append(chunk)
             if chunk.outcome is not None:
                 pieces.append(reader.finish(is_cut=chunk.outcome != "stop"))
-            if was_inside or reader.is_inside or pieces[0][0]:
+            if was_inside or reader.is_inside or pieces[0][0] or had_opened != reader.has_opened:
                 self.reasoning_tokens += sum(len(each.tokens) for each in self._undecided)
                 self._undecided.clear()
             elif reader.has_ended:

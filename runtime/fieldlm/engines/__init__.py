@@ -393,7 +393,7 @@ class EngineKind(Protocol):
         ...
 
     def preload(self) -> None:
-        """Import the library, which takes its time, while files are read. Raises ImportError."""
+        """Import the library and have it look at the machine, while files are read. Raises ImportError, EngineError."""
         ...
 
     def facts(self) -> EngineFacts:

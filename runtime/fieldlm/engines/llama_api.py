@@ -341,7 +341,7 @@ class Context:
         strlen = ctypes.CDLL(None).strlen
         params.abort_callback = ctypes.cast(strlen, api.ggml_abort_callback)
         params.abort_callback_data = ctypes.addressof(self._flag)
-        with huge_pages() as ask_for_huge, log.listening(ask_for_huge) as self.sizes:
+        with log.listening() as self.sizes:
             self._context: Pointer = api.llama_init_from_model(weights.model, params)
             if not self._context:
                 raise EngineError(f"no context of {cells} tokens for this model: {log.reason()}")

@@ -226,9 +226,11 @@ class Request:
             self._enter("decode_s")
         self.count += 1
         self._sampler.note(token)
-        self._picks.append(pick)
         piece = self._piece(token)
         text, stopped = self._text.push(piece)
+        if part != "answer" and self._text.part == "answer":
+            self._hand_over()  # no chunk is in part thought and in part answer: who counts tokens counts chunks
+        self._picks.append(pick)
         self._new_text += text
         if pick.choice is not None:
             self._held.add(pick.choice, self._text.begins_at, is_empty=not piece)

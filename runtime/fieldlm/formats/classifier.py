@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -32,16 +32,25 @@ FORMAT = "fieldlm.classifier/1"
 NAME = "classifier.npz"
 SIGNAL = "logprob"
 """What its calibration is made on: the log probability of the class that it takes a request for."""
+SYSTEM = ("system", "developer")
+"""The roles of system prompts."""
 ELSE = ""
 """What the head calls the class of everything else."""
 
 
+class ClosedCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a tool, which has its `name`."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    arguments: dict[str, Any]
+
+
 class ClosedAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer of a task: its text, or the calls that it makes, each with `name` and `arguments`."""
+    """One answer of a task: its text, or the calls that it makes."""
 
     task: str
     text: str = ""
-    calls: tuple[dict[str, Any], ...] = ()
+    calls: tuple[ClosedCall, ...] = ()
 
 
 class ClassifierFacts(Growing, frozen=True, kw_only=True):
@@ -110,7 +119,7 @@ def context_key(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[s
 
     Behind another one the same words may want another answer.
     """
-    systems = [str(each.get("content") or "") for each in messages if each.get("role") in ("system", "developer")]
+    systems = [str(each.get("content") or "") for each in messages if each.get("role") in SYSTEM]
     names = sorted(str((tool.get("function") or {}).get("name")) for tool in tools)
     return hashlib.sha256(canonical_json([systems, names])).hexdigest()[:16]
 
@@ -120,7 +129,7 @@ def only_question(messages: Sequence[Mapping[str, Any]]) -> str:
 
     What was said before may change what an answer has to be, and a classifier does not read it.
     """
-    said = [each for each in messages if each.get("role") not in ("system", "developer")]
+    said = [each for each in messages if each.get("role") not in SYSTEM]
     if len(said) != 1 or said[0].get("role") != "user":
         return ""
     text = said[0].get("content")
@@ -147,6 +156,10 @@ def read_classifier(path: Path) -> Classifier:
     shapes = (weights.shape, scales.shape, biases.shape)
     if count < 2 or shapes != ((count, PLACES), (count,), (count,)) or weights.dtype != np.int8:
         raise BundleError(f"{path} is no classifier: its parts have the shapes {shapes} for {count - 1} answers")
+    if not all(part.dtype.kind == "f" and np.isfinite(part).all() for part in (scales, biases)):
+        raise BundleError(f"{path} is no classifier: its scales or biases are no numbers; make it again")
+    if silent := [number for number, each in enumerate(facts.answers) if not (each.text or each.calls)]:
+        raise BundleError(f"{path} is no classifier: its answer {silent[0]} says nothing; make it again")
     return Classifier(facts=facts, head=head_of(weights, scales, biases))
 
 

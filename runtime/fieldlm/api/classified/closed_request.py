@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fieldlm.api.chat_request import CompletionParams
-from fieldlm.api.large import fitted
+from fieldlm.api.forms.fitted import MisfitError, fitted
 from fieldlm.api.output_contract import OutputContract
 from fieldlm.api.tools import Toolbox
 from fieldlm.engines import RunningAnswer
-from fieldlm.escalation.large_reply import LargeModelError, LargeReply
 from fieldlm.formats.classifier import ClosedAnswer
 from fieldlm.inference.adapters import Chosen
 from fieldlm.inference.classifiers.closed_answers import classified_stream, classify
@@ -50,8 +49,8 @@ def closed_request(
         return None
     try:
         # It has to be what was asked for as much as what comes from elsewhere.
-        text = fitted(_reply(found.answer), contract, toolbox, asked)
-    except LargeModelError:
+        text = fitted(found.answer.text, _calls(found.answer), contract, toolbox, asked)
+    except MisfitError:
         return None
     sampling = asked.wanted()
     is_cut = any(stop in text for stop in sampling.stop) or len(serving.engine.tokenize(text)) > sampling.max_tokens
@@ -64,9 +63,5 @@ def _wants_more(asked: CompletionParams) -> bool:
     return (asked.n or 1) > 1 or asked.wanted().logprobs is not None or bool(asked.logit_bias) or is_about_thoughts
 
 
-def _reply(answer: ClosedAnswer) -> LargeReply:
-    calls = {
-        number: {"name": str(call["name"]), "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
-        for number, call in enumerate(answer.calls)
-    }
-    return LargeReply(text=answer.text, calls=calls, outcome="stop")
+def _calls(answer: ClosedAnswer) -> list[tuple[str, str]]:
+    return [(call.name, json.dumps(call.arguments, ensure_ascii=False)) for call in answer.calls]

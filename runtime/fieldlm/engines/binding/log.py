@@ -45,8 +45,8 @@ class Log:
     def listening(self, on_buffer: Callable[[], object] = _nothing) -> Generator[dict[str, float]]:
         """Have the log for calls of one object; yields the sizes of the buffers that they tell of (1e6 bytes, by name).
 
-        `on_buffer` is called for each of them: llama.cpp tells of weights and of its cache when their memory is there,
-        and before it writes to it. Ctrl-C while a line is heard, which Python drops, is raised at the end.
+        `on_buffer` is called for each of them: llama.cpp tells of a buffer for weights when its memory is there, and
+        before it writes to it. Ctrl-C while a line is heard, which Python drops, is raised at the end.
         """
         with self._lock, heeding_interrupts():
             self._complaints.clear()

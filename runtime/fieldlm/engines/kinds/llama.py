@@ -43,9 +43,10 @@ class LlamaKind:
             return llama.open(bundle, replace(options, context=error.context), header)
 
     def preload(self) -> None:
-        from fieldlm.engines import llama
+        from fieldlm.engines import llama, llama_api
 
         assert llama, "imported"
+        llama_api.start_backend()
 
     def facts(self) -> EngineFacts:
         from fieldlm.engines.binding.c_api import binding_version

@@ -64,7 +64,7 @@ def classify_by(
 
 def text_of(answer: ClosedAnswer) -> str:
     """Return an answer as a small model would say it: its text, and its calls."""
-    calls = (spelt(str(call["name"]), call["arguments"]) for call in answer.calls)
+    calls = (spelt(call.name, call.arguments) for call in answer.calls)
     return answer.text + "\n".join(calls)
 
 

@@ -25,7 +25,9 @@ class ThoughtReader:
         """What a thought ends in so far, if nothing but space."""
         self._before = ""
         """What parts the next thought from one before it."""
-        self._has_opened = self._has_thought = False
+        self._has_thought = False
+        self.has_opened = False
+        """Whether there was a thought, if only an empty one."""
         self.is_inside = False
         """Whether what comes next is thought."""
         self.has_ended = False
@@ -62,7 +64,7 @@ class ThoughtReader:
             else:
                 self.has_ended = True
         held, self._held = self._held, ""
-        return thought, held.lstrip() if self._has_opened else held
+        return thought, held.lstrip() if self.has_opened else held
 
     def finish(self, *, is_cut: bool = False) -> tuple[str, str]:
         """Return what was held back, now that nothing follows; of one that `is_cut`, no beginning of a mark."""
@@ -73,11 +75,11 @@ class ThoughtReader:
         if self.is_inside:
             return "" if is_cut else self._think(held), ""
         is_mark = is_cut and len(held.strip()) > 1
-        return "", "" if is_mark or (self._has_opened and not held.strip()) else held
+        return "", "" if is_mark or (self.has_opened and not held.strip()) else held
 
     def _open(self, rest: str) -> None:
         self._held, self._space = rest, ""
-        self._has_opened, self.is_inside, self._has_thought = True, True, False
+        self.has_opened, self.is_inside, self._has_thought = True, True, False
 
     def _inside(self) -> tuple[str, bool]:
         """Take what is thought off what is held, and whether the thought has ended with it."""
