@@ -177,10 +177,28 @@ def test_what_learns_is_taken_and_asked_again_it_is_there(folder: Path, capsys: 
     assert "holds this adapter already" in capsys.readouterr().out
 
 
-def test_where_nothing_is_held_out_nothing_is_tuned(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_bytes((folder / "data" / "train.jsonl").read_bytes())
-    (tmp_path / "eval.jsonl").write_text("\n")
-    asked = [str(folder / "checkpoint"), "--dataset", str(tmp_path), "--out", str(tmp_path / "other")]
-    with pytest.raises(InputError, match=r"eval\.jsonl has no examples, so --sweep cannot say"):
-        main([*asked, "--sweep", "rank=2,4"])
-    assert not (tmp_path / "other").exists()
+TOO_LONG = {"messages": [{"role": "user", "content": "tea " * 300}, {"role": "assistant", "content": "yes"}]}
+NO_ANSWER = {"messages": [{"role": "user", "content": "tea"}]}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "why"),
+    [
+        ([], r"eval\.jsonl has no examples, so --sweep cannot say"),
+        ([TOO_LONG, TOO_LONG], r"eval\.jsonl holds no example for this model: 2 too long .*--max-tokens"),
+        ([NO_ANSWER], r"line 1 of .*eval\.jsonl is no conversation with its answer at the end"),
+        (None, r"eval\.jsonl does not exist"),
+    ],
+)
+def test_where_nothing_is_held_out_nothing_is_tuned(
+    held_out: list[Any] | None, why: str, folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_bytes((folder / "data" / "train.jsonl").read_bytes())
+    if held_out is not None:
+        tiny_models.write_lines(data / "eval.jsonl", held_out)
+    asked = [str(folder / "checkpoint"), "--dataset", str(data), "--out", str(tmp_path / "other")]
+    with pytest.raises(InputError, match=why):
+        main([*asked, "--sweep", "rank=2,4", "--max-tokens", "64"])
+    assert [path.name for path in tmp_path.iterdir()] == ["data"], "nothing is begun"

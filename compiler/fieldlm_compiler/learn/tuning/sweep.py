@@ -18,6 +18,7 @@ from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder, write_whole
 from fieldlm.core.logs import logger
+from fieldlm_compiler.learn.tokenized import read_examples
 from fieldlm_compiler.learn.tuning.recipe import SWEPT, TrainingRecipe, alpha_of, field_of
 
 log = logger(__name__)
@@ -67,6 +68,12 @@ def refuse_both(args: Namespace, asked: Sequence[Swept]) -> None:
             listed = ",".join(map(_written, values))
             what = f"--{name} {_written(given)} does nothing beside --sweep {name}={listed}"
             raise InputError(f"{what}; leave one of them out")
+
+
+def check_held_out(path: Path, checkpoint: Path, max_tokens: int) -> None:
+    """Raise InputError unless `path` holds an example for this model: without one no recipe is the best."""
+    if not read_examples(path, checkpoint, max_tokens).examples:
+        raise InputError(f"{path} has no examples, so --sweep cannot say which recipe is the best; hold some out")
 
 
 def asked_for(tried: Sequence[TrainingRecipe]) -> list[dict[str, Any]]:
