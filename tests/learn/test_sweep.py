@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.tune import TrainingRecipe, main
+from fieldlm_compiler.learn.tuning.recipe import add_recipe, recipe_of
 from fieldlm_compiler.learn.tuning.sweep import MOST, recipes, sweep, swept
 from tests.support import tiny_models
 
@@ -68,6 +70,33 @@ def test_each_recipe_is_called_by_flags_that_make_it(flags: list[str], tmp_path:
 
     document = sweep(tried, tmp_path / "adapter", make)
     assert [each["recipe"] for each in document["sweep"]["trials"]] == flags
+
+
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [
+        ("--rank 16", "rank=8,32"),
+        ("--epochs 2", "epochs=1,2"),
+        ("--batch 4", "batch=8"),
+        ("--learning-rate 0.001", "learning-rate=0.01,0.001"),
+        ("--seed 0", "seed=0,1"),
+    ],
+)
+def test_a_flag_beside_a_sweep_of_it_is_refused(flag: str, values: str, tmp_path: Path) -> None:
+    asked = [str(tmp_path), "--dataset", str(tmp_path), "--out", str(tmp_path / "adapter"), *flag.split()]
+    with pytest.raises(InputError, match=f"^{flag} does nothing beside --sweep {values}; leave one of them out"):
+        main([*asked, "--sweep", values])
+
+
+def test_without_a_flag_its_value_is_the_recipes_and_the_help_says_it() -> None:
+    parser = terminal.parser("tune", "Tune.")
+    add_recipe(parser)
+    assert recipe_of(parser.parse_args([])) == USUAL
+    given = recipe_of(parser.parse_args(["--rank=8", "--epochs=3", "--batch=4", "--learning-rate=1e-4", "--seed=5"]))
+    assert given == TrainingRecipe(rank=8, alpha=16, epochs=3, batch=4, learning_rate=1e-4, seed=5)
+    told = " ".join(parser.format_help().split())
+    for words in ("rank (default: 16)", "(default: 2.0)", "step (default: 8)", "(default: 0.001)", "(default: 0)"):
+        assert words in told
 
 
 FOUND: dict[int, dict[str, Any]] = {
@@ -148,10 +177,28 @@ def test_what_learns_is_taken_and_asked_again_it_is_there(folder: Path, capsys: 
     assert "holds this adapter already" in capsys.readouterr().out
 
 
-def test_where_nothing_is_held_out_nothing_is_tuned(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_bytes((folder / "data" / "train.jsonl").read_bytes())
-    (tmp_path / "eval.jsonl").write_text("\n")
-    asked = [str(folder / "checkpoint"), "--dataset", str(tmp_path), "--out", str(tmp_path / "other")]
-    with pytest.raises(InputError, match=r"eval\.jsonl has no examples, so --sweep cannot say"):
-        main([*asked, "--sweep", "rank=2,4"])
-    assert not (tmp_path / "other").exists()
+TOO_LONG = {"messages": [{"role": "user", "content": "tea " * 300}, {"role": "assistant", "content": "yes"}]}
+NO_ANSWER = {"messages": [{"role": "user", "content": "tea"}]}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "why"),
+    [
+        ([], r"eval\.jsonl has no examples, so --sweep cannot say"),
+        ([TOO_LONG, TOO_LONG], r"eval\.jsonl holds no example for this model: 2 too long .*--max-tokens"),
+        ([NO_ANSWER], r"line 1 of .*eval\.jsonl is no conversation with its answer at the end"),
+        (None, r"eval\.jsonl does not exist"),
+    ],
+)
+def test_where_nothing_is_held_out_nothing_is_tuned(
+    held_out: list[Any] | None, why: str, folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_bytes((folder / "data" / "train.jsonl").read_bytes())
+    if held_out is not None:
+        tiny_models.write_lines(data / "eval.jsonl", held_out)
+    asked = [str(folder / "checkpoint"), "--dataset", str(data), "--out", str(tmp_path / "other")]
+    with pytest.raises(InputError, match=why):
+        main([*asked, "--sweep", "rank=2,4", "--max-tokens", "64"])
+    assert [path.name for path in tmp_path.iterdir()] == ["data"], "nothing is begun"

@@ -33,7 +33,7 @@ from fieldlm_compiler.learn.tuning.device_choice import choose_device, faster_on
 from fieldlm_compiler.learn.tuning.early_stopping import EarlyStopping
 from fieldlm_compiler.learn.tuning.lessons import Lessons, schedule
 from fieldlm_compiler.learn.tuning.recipe import ALL_LINEAR, USUAL, TrainingRecipe, add_recipe, recipe_of
-from fieldlm_compiler.learn.tuning.sweep import asked_for, recipes, sweep, swept, table
+from fieldlm_compiler.learn.tuning.sweep import asked_for, check_held_out, recipes, refuse_both, sweep, swept, table
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
 
 if TYPE_CHECKING:
@@ -394,6 +394,7 @@ def _parser() -> terminal.Parser:
 def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
     args = _parser().parse_args(argv)
+    refuse_both(args, args.sweep)
     tried = recipes(recipe_of(args), args.sweep)
     if known := _known(args, tried):
         said = (
@@ -426,9 +427,8 @@ def _known(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any] |
 
 
 def _tuned(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any]:
-    held_out = args.dataset / "eval.jsonl"
-    if args.sweep and held_out.is_file() and not held_out.read_bytes().strip():
-        raise InputError(f"{held_out} has no examples, so --sweep cannot say which recipe is the best; hold some out")
+    if args.sweep:
+        check_held_out(args.dataset / "eval.jsonl", args.checkpoint, args.max_tokens)
 
     def make(recipe: TrainingRecipe, out: Path) -> dict[str, Any]:
         inputs: dict[str, Any] = {"start": args.start, "blocks": args.blocks}

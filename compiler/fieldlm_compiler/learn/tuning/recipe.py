@@ -1,6 +1,7 @@
 """The recipe of a tuning: its values, and the flags of `fieldlm tune` and `fieldlm round` that set them."""
 
 import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,28 +63,38 @@ def alpha_of(rank: int, kind: str) -> int:
     return 8 if kind == "rslora" else 2 * rank
 
 
+SWEPT: Mapping[str, Callable[[str], Any]] = {
+    "rank": options.whole(1, 4096),
+    "epochs": options.real(0, 10_000, above=True),
+    "batch": options.whole(1, 65_536),
+    "learning-rate": options.real(0, 1, above=True),
+    "seed": options.whole(*options.SEED),
+}
+"""Flags of which `--sweep` may name several values, and how one value is read; None where none was given."""
+_SAID = {
+    "rank": "LoRA rank",
+    "epochs": "passes over the examples",
+    "batch": "examples a step",
+    "learning-rate": "peak learning rate",
+    "seed": "order of examples and first weights",
+}
+
+
 def add_recipe(parser: terminal.Parser) -> None:
     """Add the flags that `recipe_of` reads."""
     of = TrainingRecipe
-    parser.add_argument("--rank", type=options.whole(1, 4096), default=of.rank, help="LoRA rank")
+    for name, read in SWEPT.items():
+        usual = getattr(of, field_of(name))
+        # Without a default, so that one that was given beside a sweep of it is seen.
+        parser.add_argument(f"--{name}", type=read, help=f"{_SAID[name]} (default: {usual})")
     parser.add_argument(
         "--lora", choices=("lora", "rslora", "dora"), default=of.kind,
         help="rslora: a scale for large ranks; dora: a magnitude for every output, to be merged",
     )  # fmt: skip
     parser.add_argument(
-        "--epochs", type=options.real(0, 10_000, above=True), default=of.epochs, help="passes over the examples"
-    )
-    parser.add_argument("--batch", type=options.whole(1, 65_536), default=of.batch, help="examples a step")
-    parser.add_argument(
-        "--learning-rate", type=options.real(0, 1, above=True), default=of.learning_rate, help="peak learning rate"
-    )
-    parser.add_argument(
         "--max-tokens", type=options.whole(1, options.CONTEXT[1]), default=of.max_tokens,
         help="longer examples are left out",
     )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=options.whole(*options.SEED), default=of.seed, help="order of examples and first weights"
-    )
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the base")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     parser.add_argument(
@@ -100,16 +111,18 @@ def add_recipe(parser: terminal.Parser) -> None:
     )
 
 
+def field_of(name: str) -> str:
+    """Return what the flag `name` is called in a recipe."""
+    return name.replace("-", "_")
+
+
 def recipe_of(args: argparse.Namespace) -> TrainingRecipe:
     """Return the recipe that the flags of `tune` and `round` ask for."""
+    given = {field: value for name in SWEPT if (value := getattr(args, field := field_of(name))) is not None}
     return TrainingRecipe(
-        rank=args.rank,
-        alpha=alpha_of(args.rank, args.lora),
-        epochs=args.epochs,
-        batch=args.batch,
-        learning_rate=args.learning_rate,
+        **given,
+        alpha=alpha_of(given.get("rank", USUAL.rank), args.lora),
         max_tokens=args.max_tokens,
-        seed=args.seed,
         precision=args.precision,
         device=args.device,
         preference_weight=PREFERENCE_WEIGHT if args.preferences else 0.0,

@@ -7,28 +7,21 @@ lowest loss, and then the first (`early_stopping` judges passes alike).
 
 import math
 import shutil
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fieldlm.core import options, terminal
+from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder, write_whole
 from fieldlm.core.logs import logger
-from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe, alpha_of
+from fieldlm_compiler.learn.tokenized import read_examples
+from fieldlm_compiler.learn.tuning.recipe import SWEPT, TrainingRecipe, alpha_of, field_of
 
 log = logger(__name__)
-VALUES: Mapping[str, Callable[[str], Any]] = {
-    "rank": options.whole(1, 4096),
-    "epochs": options.real(0, 10_000, above=True),
-    "batch": options.whole(1, 65_536),
-    "learning-rate": options.real(0, 1, above=True),
-    "seed": options.whole(*options.SEED),
-}
-"""What can be swept: the flags of `fieldlm tune`, and how one value of each is read."""
 MOST = 64
 HEAD = ("recipe", "right to the token", "loss", "seconds", "")
 Swept = tuple[str, tuple[Any, ...]]
@@ -38,11 +31,11 @@ Make = Callable[[TrainingRecipe, Path], dict[str, Any]]
 def swept(text: str) -> Swept:
     """Read `NAME=VALUE,VALUE`; raises ArgumentTypeError with what is wrong in it."""
     name, _, values = text.partition("=")
-    if name not in VALUES:
-        near = terminal.did_you_mean(name, VALUES)
-        raise ArgumentTypeError(f"{text!r}; want a name with values, as rank=8,32; names: {', '.join(VALUES)}{near}")
+    if name not in SWEPT:
+        near = terminal.did_you_mean(name, SWEPT)
+        raise ArgumentTypeError(f"{text!r}; want a name with values, as rank=8,32; names: {', '.join(SWEPT)}{near}")
     try:
-        read = tuple(dict.fromkeys(VALUES[name](value) for value in values.split(",")))
+        read = tuple(dict.fromkeys(SWEPT[name](value) for value in values.split(",")))
     except ArgumentTypeError as error:
         raise ArgumentTypeError(f"{text!r}: {error}") from error
     return name, read
@@ -61,11 +54,26 @@ def recipes(recipe: TrainingRecipe, asked: Sequence[Swept]) -> list[TrainingReci
         raise InputError(f"--sweep asks for {count} adapters, {MOST} are the most; name fewer values")
     found: list[TrainingRecipe] = []
     for values in product(*(values for _, values in asked)):
-        given = {name.replace("-", "_"): value for name, value in zip(names, values, strict=True)}
+        given = {field_of(name): value for name, value in zip(names, values, strict=True)}
         found.append(
             replace(recipe, **given | ({"alpha": alpha_of(given["rank"], recipe.kind)} if "rank" in given else {}))
         )
     return found
+
+
+def refuse_both(args: Namespace, asked: Sequence[Swept]) -> None:
+    """Raise InputError where a flag is given beside a sweep of it: one of the two would do nothing."""
+    for name, values in asked:
+        if (given := getattr(args, field_of(name))) is not None:
+            listed = ",".join(map(_written, values))
+            what = f"--{name} {_written(given)} does nothing beside --sweep {name}={listed}"
+            raise InputError(f"{what}; leave one of them out")
+
+
+def check_held_out(path: Path, checkpoint: Path, max_tokens: int) -> None:
+    """Raise InputError unless `path` holds an example for this model: without one no recipe is the best."""
+    if not read_examples(path, checkpoint, max_tokens).examples:
+        raise InputError(f"{path} has no examples, so --sweep cannot say which recipe is the best; hold some out")
 
 
 def asked_for(tried: Sequence[TrainingRecipe]) -> list[dict[str, Any]]:
@@ -123,8 +131,8 @@ def table(document: Mapping[str, Any]) -> str:
 
 def _differing(recipe: TrainingRecipe, tried: Sequence[TrainingRecipe]) -> str:
     """Return by which values a recipe differs from others, as flags."""
-    names = [name for name in VALUES if len({getattr(each, name.replace("-", "_")) for each in tried}) > 1]
-    return " ".join(f"--{name} {_written(getattr(recipe, name.replace('-', '_')))}" for name in names) or "the only one"
+    names = [name for name in SWEPT if len({getattr(each, field_of(name)) for each in tried}) > 1]
+    return " ".join(f"--{name} {_written(getattr(recipe, field_of(name)))}" for name in names) or "the only one"
 
 
 def _written(value: float) -> str:
