@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.support import material
 from tests.support.debian_root import MIRROR, ROOT, Machine
+from tests.support.packed import EVERY_HELP, EVERY_MODULE, MULTIPLY
 
 SUITE = "bullseye"
 """A Debian whose C library is 2.31, which is Ubuntu 20.04's."""
@@ -19,12 +20,16 @@ def test_the_arm64_package_answers_where_the_c_library_is_old_and_no_python_is(t
     command = [sys.executable, ROOT / "packaging/build_deb.py", "--with-python", "--arch", "arm64"]
     subprocess.run([*command, "--work", tmp_path / "work", "--out", tmp_path], check=True)
     (deb,) = tmp_path.glob("fieldlm_*_arm64_with-python.deb")
+    assert int(subprocess.check_output(["dpkg-deb", "--field", deb, "Installed-Size"])) * 1024 <= 90e6
     machine = Machine(old_root(tmp_path / "root"))
     subprocess.run(["dpkg-deb", "--extract", deb, machine.root], check=True)
     bundle = material.compiled_for(material.tiny_bundle(tmp_path / "tiny"), "generic-aarch64", tmp_path / "bundle")
     shutil.copytree(bundle, machine.root / "tmp/bundle")
     assert machine.run("uname", "-m") == "aarch64\n"
     assert machine.run("fieldlm", "--version").startswith("fieldlm ")
+    for script in (EVERY_MODULE, EVERY_HELP):
+        assert machine.run("/opt/fieldlm/bin/python3", "-I", "-c", script) == ""
+    assert machine.run("/opt/fieldlm/bin/python3", "-I", "-c", MULTIPLY) == "[[10.0, 13.0], [28.0, 40.0]]\n"
     assert machine.run("fieldlm", "run", "/tmp/bundle", "Hello").strip()
 
 

@@ -10,14 +10,13 @@ import pytest
 
 from fieldlm.formats.bundle import Bundle
 from tests.support.debian_root import ROOT, Machine, clean_machine
-from tests.support.packed import EVERY_HELP, EVERY_MODULE
+from tests.support.packed import EVERY_HELP, EVERY_MODULE, MULTIPLY
 
 GONE = (
     "usr/bin/python3*",
     "usr/lib/python3*",
     *(f"usr/lib/*-linux-gnu/lib{name}.so*" for name in ("stdc++", "gomp", "ffi", "sqlite3")),
 )
-MULTIPLY = "import numpy; a = numpy.arange(6.0).reshape(2, 3); print((a @ numpy.arange(6.0).reshape(3, 2)).tolist())"
 IMPORTS = "import ctypes, sqlite3, ssl, numpy, llama_cpp, cryptography.fernet"
 
 

@@ -27,3 +27,5 @@ for name, (module, _) in COMMANDS.items():
     assert (code, said.getvalue().startswith('usage: fieldlm ' + name)) == (0, True), (name, code, said.getvalue())
 """
 """Has every subcommand of the device half say what it can."""
+MULTIPLY = "import numpy; a = numpy.arange(6.0).reshape(2, 3); print((a @ numpy.arange(6.0).reshape(3, 2)).tolist())"
+"""Prints [[10.0, 13.0], [28.0, 40.0]]."""
