@@ -49,6 +49,6 @@ def test_who_listens_hears_of_each_buffer_when_it_is_there() -> None:
         log.callback(2, b"load_tensors:          CPU model buffer size =   136.40 MiB\n", None)
         log.callback(1, b"create_tensor: loading tensor output.weight\n", None)
         log.callback(2, b"llama_kv_cache:        CPU KV buffer size =    45.00 MiB\n", None)
+    assert [round(sizes[name]) for name in ("model", "KV")] == [143, 47]
     log.callback(2, b"load_tensors:          CPU model buffer size =   136.40 MiB\n", None)
     assert heard == ["a buffer", "a buffer"], "and of none when it is over"
-    assert [round(sizes[name]) for name in ("model", "KV")] == [143, 47]
