@@ -58,9 +58,11 @@ def tune(
     to be merged and written in that file's types, and computes in float32. A run that was interrupted goes on where it
     was at most `keep_every_s` before, when it is asked for the same again.
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
-    Raises InputError when a file is missing, no example is left or `start` is of another shape, and
-    MissingDependencyError when PyTorch does not see the device that is asked for.
+    Raises InputError when a file is missing, no example is left, `start` is of another shape or DoRA is to learn
+    `blocks`, and MissingDependencyError when PyTorch does not see the device that is asked for.
     """
+    if blocks and recipe.kind == "dora":
+        raise InputError("--quant-aware cannot train DoRA's magnitudes; leave it out, or --lora dora")
     if start:
         _check_start(start, recipe)
     train, held_out = _splits(dataset, checkpoint, recipe)
