@@ -143,6 +143,15 @@ def test_what_is_no_gguf_is_refused_before_any_work(made: Made, dataset: Path) -
         main([*words, "--quant-aware", "none.gguf"])
 
 
+def test_dora_for_blocks_is_refused_before_any_work(
+    made: Made, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fieldlm_compiler.learn.tune.prepare", lambda: pytest.fail("it begins to load PyTorch"))
+    words = [str(made.base), "--dataset", str(dataset), "--out", str(tmp_path / "a"), "--lora", "dora"]
+    with pytest.raises(InputError, match=r"^--quant-aware cannot train DoRA's magnitudes; leave it out"):
+        main([*words, "--quant-aware", str(made.blocks)])
+
+
 def test_preferences_are_learned_through_the_blocks(made: Made, tmp_path: Path) -> None:
     rows = [
         row | {"rejected": {"role": "assistant", "content": f"no {row['messages'][0]['content']}"}}

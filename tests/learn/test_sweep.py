@@ -9,6 +9,7 @@ import pytest
 
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
+from fieldlm_compiler.learn import tune
 from fieldlm_compiler.learn.tune import TrainingRecipe, main
 from fieldlm_compiler.learn.tuning.recipe import add_recipe, recipe_of
 from fieldlm_compiler.learn.tuning.sweep import MOST, recipes, sweep, swept
@@ -162,7 +163,9 @@ def command(folder: Path, out: str, *more: str) -> list[str]:
     return [*asked, "--precision", "float32", "--epochs", "8", *more]
 
 
-def test_what_learns_is_taken_and_asked_again_it_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_learns_is_taken_and_asked_again_it_is_there(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = command(folder, "adapter", "--sweep", "learning-rate=1e-9,1e-2", "--json")
     assert main(asked) == 0
     document = json.loads(capsys.readouterr().out)
@@ -175,6 +178,24 @@ def test_what_learns_is_taken_and_asked_again_it_is_there(folder: Path, capsys: 
     assert json.loads(capsys.readouterr().out) == document
     assert main(command(folder, "adapter", "--learning-rate", "1e-2")) == 0
     assert "holds this adapter already" in capsys.readouterr().out
+    read: list[Path] = []
+
+    def base_sha256(checkpoint: Path) -> str:
+        read.append(checkpoint)
+        return weights_sha256(checkpoint)
+
+    def stopped(*_: Any, **__: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    weights_sha256 = tune._base_sha256  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(tune, "_base_sha256", base_sha256)
+    monkeypatch.setattr(tune, "tune", stopped)
+    assert main(asked) == 0
+    assert len(read) == 1, "the weights are read once, whichever recipe was taken"
+    for more in (["--sweep", "learning-rate=1e-9,1e-2,1e-1"], ["--learning-rate", "2e-2"]):
+        with pytest.raises(KeyboardInterrupt):
+            main(command(folder, "adapter", *more))
+    assert len(read) == 1, "what tune.json knows to be another is not compared"
 
 
 TOO_LONG = {"messages": [{"role": "user", "content": "tea " * 300}, {"role": "assistant", "content": "yes"}]}

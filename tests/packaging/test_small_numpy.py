@@ -54,6 +54,8 @@ for kind, n, k, m in itertools.product('fdFD', sizes, sizes, sizes):
 assert np.array_equal(np.zeros((2, 0)) @ np.zeros((0, 3)), np.zeros((2, 3)))
 assert np.isnan(np.array([[np.nan, 1]]) @ np.ones((2, 1))).all()
 assert np.linalg.norm([3.0, 4.0]) == 5
+assert np.allclose(np.cov([[1.0, 2.0, 3.0], [1.0, 2.0, 4.0]]), [[1.0, 1.5], [1.5, 7 / 3]])
+assert np.isclose(np.corrcoef([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])[0, 1], -1)
 held = {line.split()[-1] for line in open('/proc/self/maps') if 'blas' in line}
 print(tried, np.__file__, *held)
 """
@@ -110,10 +112,62 @@ def test_a_numpy_with_another_library_keeps_its_own(
     assert (tmp_path / "numpy.libs").exists()
 
 
+LEFT_OUT = r"(fft|polynomial|testing|f2py|distutils|matlib)\b"
+LACKING = re.compile(
+    rf"""
+    \b(np|numpy)\.(linalg\.(?!norm\b|LinAlgError\b)|polyfit\b|poly\b|poly1d\b|roots\b|matrix\b|asmatrix\b|bmat\b|{LEFT_OUT})
+    | \bimport\s+numpy\.(linalg\b|{LEFT_OUT})
+    | \bfrom\s+numpy\.({LEFT_OUT})
+    | \bfrom\s+numpy\.linalg\S*\s+import\s+(?!norm\s*$)
+    | \bfrom\s+numpy\s+import\b[^\n(]*(\([^)]*)?\b(linalg|polyfit|poly|poly1d|roots|matrix|asmatrix|bmat|{LEFT_OUT})\b
+    | \.multivariate_normal\b
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+"""What ends in numpy.linalg's LAPACK or in a part that is left out; `cov`, `corrcoef`, `kron` and `einsum` do not."""
+
+
 def test_the_device_half_calls_nothing_that_a_packages_numpy_lacks() -> None:
-    lacking = re.compile(r"\b(np|numpy)\.(linalg\.(?!norm\b)|polyfit|roots|fft|polynomial|testing|f2py)")
-    calling = [path for path in (ROOT / "runtime").rglob("*.py") if lacking.search(path.read_text())]
+    calling = [path for path in (ROOT / "runtime").rglob("*.py") if LACKING.search(path.read_text())]
     assert calling == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "np.linalg.solve(a, b)",
+        "numpy.linalg.svd(a)",
+        "from numpy.linalg import solve",
+        "from numpy.linalg import norm, solve",
+        "from numpy import linalg",
+        "from numpy import array, linalg as la",
+        "from numpy import (\n    array,\n    linalg,\n)",
+        "from numpy import polyfit",
+        "import numpy.linalg as la",
+        "import numpy.fft",
+        "from numpy.fft import rfft",
+        "from numpy.polynomial.polynomial import polyval",
+        "np.polyfit(x, y, 1)",
+        "np.roots(a)",
+        "np.poly(a)",
+        "np.poly1d(a).r",
+        "np.matrix(a).I",
+        "np.fft.fft(a)",
+        "np.testing.assert_equal(a, b)",
+        "rng.multivariate_normal(mean, cov)",
+    ],
+)
+def test_a_call_that_a_packages_numpy_lacks_is_seen(code: str) -> None:
+    assert LACKING.search(code)
+
+
+def test_what_a_packages_numpy_has_may_be_called() -> None:
+    for code in (
+        "np.linalg.norm(a)", "from numpy.linalg import norm", "except np.linalg.LinAlgError:", "np.polyval(a, 2)",
+        "np.corrcoef(a, b)", "np.cov(a)", "from numpy.typing import NDArray",
+        "from numpy import array, float32\nlinalg = 1",
+    ):  # fmt: skip
+        assert not LACKING.search(code), code
 
 
 def drawn(letter: str, *shape: int) -> NDArray[Any]:

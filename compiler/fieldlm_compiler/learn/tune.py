@@ -33,7 +33,7 @@ from fieldlm_compiler.learn.tuning.device_choice import choose_device, faster_on
 from fieldlm_compiler.learn.tuning.early_stopping import EarlyStopping
 from fieldlm_compiler.learn.tuning.lessons import Lessons, schedule
 from fieldlm_compiler.learn.tuning.recipe import ALL_LINEAR, USUAL, TrainingRecipe, add_recipe, recipe_of
-from fieldlm_compiler.learn.tuning.sweep import asked_for, check_held_out, recipes, refuse_both, sweep, swept, table
+from fieldlm_compiler.learn.tuning.sweep import check_held_out, is_best_of, recipes, refuse_both, sweep, swept, table
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
 
 if TYPE_CHECKING:
@@ -58,9 +58,11 @@ def tune(
     to be merged and written in that file's types, and computes in float32. A run that was interrupted goes on where it
     was at most `keep_every_s` before, when it is asked for the same again.
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
-    Raises InputError when a file is missing, no example is left or `start` is of another shape, and
-    MissingDependencyError when PyTorch does not see the device that is asked for.
+    Raises InputError when a file is missing, no example is left, `start` is of another shape or DoRA is to learn
+    `blocks`, and MissingDependencyError when PyTorch does not see the device that is asked for.
     """
+    if blocks and recipe.kind == "dora":
+        raise InputError("--quant-aware cannot train DoRA's magnitudes; leave it out, or --lora dora")
     if start:
         _check_start(start, recipe)
     train, held_out = _splits(dataset, checkpoint, recipe)
@@ -108,7 +110,7 @@ def finished(
     try:
         known = msgspec.json.decode((out / "tune.json").read_bytes(), type=dict[str, Any])
         # Adapters from before this was kept say nothing of it.
-        if "inputs_sha256" not in known or not (out / WEIGHTS).is_file():
+        if "inputs_sha256" not in known or known.get("recipe") != recipe.facts() or not (out / WEIGHTS).is_file():
             return None
         wanted = _inputs_sha256(_sources(checkpoint, dataset, recipe, start, blocks), dataset)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -419,11 +421,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _known(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any] | None:
     """Return what tune.json holds of an adapter that is there already, and was made of what is asked for."""
-    for recipe in tried:
-        known = finished(args.checkpoint, args.dataset, args.out, recipe, start=args.start, blocks=args.blocks)
-        if known and (not args.sweep or known.get("sweep", {}).get("asked") == asked_for(tried)):
-            return known
-    return None
+    if args.sweep and not is_best_of(tried, args.out):
+        return None
+    inputs: dict[str, Any] = {"start": args.start, "blocks": args.blocks}
+    each = (finished(args.checkpoint, args.dataset, args.out, recipe, **inputs) for recipe in tried)
+    return next(filter(None, each), None)
 
 
 def _tuned(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any]:

@@ -23,9 +23,8 @@ SIGN_OF_LIFE = "fieldlm.sign-of-life"
 With it is seen whether a client that has closed its half of the connection still reads the other one.
 """
 BODY_LIMIT = 4 << 20  # bytes; far more text than any context holds
-MOST_WORDS = (
-    2000  # characters of what is said of an error: a request's own words may be in it, and are not sent back whole
-)
+MOST_MESSAGE_CHARS = 2000
+"""Of what is said of an error: a request's own words may be in it, and are not sent back whole."""
 
 
 class ApiError(Exception):
@@ -41,7 +40,7 @@ class ApiError(Exception):
         retry_after_s: int | None = None,
         own: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(message if len(message) <= MOST_WORDS else f"{message[:MOST_WORDS]}…")
+        super().__init__(message if len(message) <= MOST_MESSAGE_CHARS else f"{message[:MOST_MESSAGE_CHARS]}…")
         self.status = status
         self.param = param
         self.code = code

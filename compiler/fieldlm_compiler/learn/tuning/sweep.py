@@ -14,6 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, whole_folder, write_whole
@@ -79,6 +81,14 @@ def check_held_out(path: Path, checkpoint: Path, max_tokens: int) -> None:
 def asked_for(tried: Sequence[TrainingRecipe]) -> list[dict[str, Any]]:
     """Return what tune.json says was tried."""
     return [recipe.facts() for recipe in tried]
+
+
+def is_best_of(tried: Sequence[TrainingRecipe], out: Path) -> bool:
+    """Whether the adapter in `out` says that a sweep over just these recipes took it."""
+    try:
+        return msgspec.json.decode((out / "tune.json").read_bytes())["sweep"]["asked"] == asked_for(tried)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError):
+        return False
 
 
 def sweep(tried: Sequence[TrainingRecipe], out: Path, make: Make) -> dict[str, Any]:
