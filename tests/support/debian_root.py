@@ -54,7 +54,7 @@ class Machine:
         raise AssertionError(f"{command} does not run in {self.root}")
 
     def enter(self) -> list[str]:
-        return ["unshare", "--mount", "sh", "-ec", ENTER, str(self.root)]
+        return ["unshare", "--mount", "--uts", "sh", "-ec", ENTER, str(self.root)]
 
     def has(self, package: str) -> bool:
         command = ["dpkg-query", f"--admindir={self.root / 'var/lib/dpkg'}", "--show", package]

@@ -80,9 +80,9 @@ def serving(bundle: Path, state: Path, **flags: str) -> Generator[tuple[Device, 
 
 def soon(holds: Callable[[], bool]) -> bool:
     deadline_s = time.monotonic() + 60
-    while not holds() and time.monotonic() < deadline_s:
+    while not (held := holds()) and time.monotonic() < deadline_s:
         time.sleep(0.02)
-    return holds()
+    return held
 
 
 def names(port: int) -> list[str]:

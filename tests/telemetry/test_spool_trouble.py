@@ -33,9 +33,9 @@ def disk(request: pytest.FixtureRequest) -> Generator[Disk]:
 
 def soon(holds: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 30
-    while not holds() and time.monotonic() < deadline:
+    while not (held := holds()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return holds()
+    return held
 
 
 def refuse_with(error: type[apsw.Error]) -> Callable[[Call], None]:
@@ -65,6 +65,7 @@ def test_a_disk_that_refuses_is_named_and_nothing_is_lost_when_it_comes_back(
         assert not spool.flush(0.3)
         assert soon(lambda: spool.health().problem == name)
         assert soon(lambda: spool.health().waiting == 48)
+        assert {spool.health().problem for _ in range(2000)} == {name}, "also while it is tried again"
         disk.refuse = accept
         assert spool.flush(30)
         assert spool.health().problem == ""

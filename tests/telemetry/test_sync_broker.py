@@ -38,9 +38,9 @@ QUICK = Timing(ack_s=1.0, linger_s=0.05, backoff_base_s=0.05, backoff_cap_s=0.3)
 
 def soon(holds: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     deadline = time.monotonic() + timeout_s
-    while not holds() and time.monotonic() < deadline:
+    while not (held := holds()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return holds()
+    return held
 
 
 @contextmanager

@@ -46,6 +46,7 @@ GROUP_S = 0.25
 HANG_S = 1.0
 """A disk that has not done what it was asked for so long is said to hang."""
 CLOSE_S = 20.0  # for the last group; systemd ends a service that takes 30 s
+_NOTHING_TO_THIN = "no stream has enough records to thin"
 RETRY_S = 1.0
 """A disk that refuses will refuse again in a millisecond."""
 _DISK_ERRORS = {errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EROFS: "read-only"}
@@ -339,37 +340,39 @@ class Spool:
         return crowded or self._is_critical or self._closing or self._awaited > self._settled
 
     def _keep(self, group: Sequence[Record], lost: dict[str, int]) -> Sequence[Record]:
-        """Commit `group` slice by slice; returns the records that the disk would not take now."""
+        """Commit `group` slice by slice, and have nothing wrong only then; returns what the disk would not take now."""
         done = 0
         try:
             with self._disk:
                 database = self._opened()
                 done, untold = self._resolve(database)
-                lost = _sum(lost, untold)
-                self._problem = self._detail = ""
+                lost, is_full = _sum(lost, untold), False
                 for part in database.slices(group[done:]):
                     database.make_room()
                     self._doubt = _Doubt(secrets.token_hex(8), len(part), lost)
-                    self._keep_slice(database, part, self._doubt)
+                    is_full |= not self._keep_slice(database, part, self._doubt)
                     self._doubt = None
                     done, lost = done + len(part), {}
+                self._problem, self._detail = ("spool-full", _NOTHING_TO_THIN) if is_full else ("", "")
         except (sqlite3.DatabaseError, OSError) as error:
             with self._signal:
                 self._lost = _sum(self._lost, {} if self._doubt else lost)
             self._refused(error)
         return group[done:]
 
-    def _keep_slice(self, database: Database, part: Sequence[Packed], doubt: "_Doubt") -> None:
+    def _keep_slice(self, database: Database, part: Sequence[Packed], doubt: "_Doubt") -> bool:
+        """Commit `part`, or give it up for what no later try would mend; False where the spool has no room for it."""
         if database.is_too_large(part):
             self._give_up("too-large", doubt)
-            return
+            return True
         try:
             database.insert(part, doubt.token, doubt.lost, self._device)
         except sqlite3.DatabaseError as error:
             if _code(error) != sqlite3.SQLITE_FULL or not database.is_crowded():
                 raise
             self._give_up("spool-full", doubt)
-            self._problem, self._detail = "spool-full", "no stream has enough records to thin"
+            return False
+        return True
 
     def _give_up(self, reason: str, doubt: "_Doubt") -> None:
         with self._signal:

@@ -81,4 +81,4 @@ def _plain(text: str, names: frozenset[str], patterns: Patterns, put: Put, *, is
     return text if clean == seen else clean
 
 
-_PLACEHOLDER = re.compile(r"<[A-Z]+(?:_\d+)?>")
+_PLACEHOLDER = re.compile(r"<[A-Z]{1,64}(?:_\d{1,9})?>")
