@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldlm.catalogue.opening import open_model
-from fieldlm.control.remote import connect
+from fieldlm.control.remote import add_arguments, connect
 from fieldlm.core.errors import BundleError, FieldlmError, InputError, TrustError
 from fieldlm.core.files import cache_root, link_or_copy
 from fieldlm.formats.bundle import Bundle
@@ -173,7 +173,9 @@ def test_a_served_file_says_that_it_is_unproved_and_is_there_at_the_next_start(g
             assert ask(url, "Say hello.")
             assert httpx.get(f"{url}/v1/fieldlm/status", trust_env=False).json()["proved"] is False
             assert "unproved" in said("ps", "--url", url)[0]
-            device = connect(Namespace(device="", url=url, state=str(tmp_path / "state"), keys=str(tmp_path / "keys")))
+            add_arguments(parser := ArgumentParser())
+            here = ["--url", url, "--state", str(tmp_path / "state"), "--keys", str(tmp_path / "keys")]
+            device = connect(parser.parse_args(here))
             with pytest.raises(FieldlmError, match="is unproved: no update could go back to it"):
                 device.do("adopt", {"owner": OWNER, "repository": "https://example.org/models"})
         gguf.unlink(missing_ok=True)
