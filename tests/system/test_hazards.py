@@ -204,7 +204,7 @@ def test_a_card_that_was_copied(bundle: Path, tmp_path: Path, monkeypatch: pytes
 def test_a_broker_that_takes_everything_and_passes_nothing_on(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "Sync", functools.partial(Sync, timing=QUICK))
+    monkeypatch.setattr("fieldlm.telemetry.sync.Sync", functools.partial(Sync, timing=QUICK))
     broker = EmbeddedBroker(port=0, folder=tmp_path / "broker")
     broker.start()
     try:
