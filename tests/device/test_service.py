@@ -131,24 +131,14 @@ device.close()
 """
 READY_PACKAGES = {
     *("anyio", "click", "cryptography", "fieldlm", "h11", "httptools", "idna", "jinja2", "llama_cpp", "markupsafe"),
-    *("msgspec", "numpy", "sniffio", "starlette", "typing_extensions", "uvicorn", "uvloop"),
+    *("msgspec", "numpy", "prometheus_client", "sniffio", "starlette", "typing_extensions", "uvicorn", "uvloop"),
     *("websockets", "wsproto"),
     "cython_runtime",  # what modules that Cython made have in common
 }
 """Of other people's, what may be imported before a device is ready. Each takes time from every start."""
 AT_FIRST_USE = {
-    # Forms, a large model, a broker, a repository, texts to redact, a reader of metrics: not every device has them.
-    *(
-        "diskcache",
-        "ifaddr",
-        "llguidance",
-        "paho",
-        "prometheus_client",
-        "securesystemslib",
-        "tuf",
-        "urllib3",
-        "zeroconf",
-    ),
+    # Forms, the large model, brokers, repositories, texts that are redacted: not every device has them.
+    *("diskcache", "ifaddr", "llguidance", "paho", "securesystemslib", "tuf", "urllib3", "zeroconf"),
     *("llama_cpp.llama", "fieldlm.blobs.web_source", "fieldlm.engines.constraint", "fieldlm.escalation.policy"),
     *("fieldlm.network.http_client", "fieldlm.network.mqtt", "fieldlm.telemetry.sync"),
     *("fieldlm.telemetry.redaction.names", "fieldlm.telemetry.redaction.redact", "fieldlm.updates.trust"),

@@ -19,16 +19,7 @@ KINDS = ("lora", "rslora", "dora")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("kinds")
-    tiny_models.tiny_llama(folder / "checkpoint")
-    rows = [
-        {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]}
-        for said, answer in (("tea", "yes"), ("bill", "no"), ("cake", "yes"), ("pay", "no"))
-    ]
-    (folder / "data").mkdir()
-    for name in ("train", "eval"):
-        tiny_models.write_lines(folder / "data" / f"{name}.jsonl", rows)
-    return folder
+    return tiny_models.to_tune(tmp_path_factory.mktemp("kinds"))
 
 
 @pytest.fixture(scope="module")

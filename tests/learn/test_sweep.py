@@ -146,16 +146,7 @@ def test_one_that_was_stopped_goes_on_with_those_that_are_missing(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep")
-    tiny_models.tiny_llama(folder / "checkpoint")
-    rows = [
-        {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]}
-        for said, answer in (("tea", "yes"), ("bill", "no"), ("cake", "yes"), ("pay", "no"))
-    ]
-    (folder / "data").mkdir()
-    for name in ("train", "eval"):
-        tiny_models.write_lines(folder / "data" / f"{name}.jsonl", rows)
-    return folder
+    return tiny_models.to_tune(tmp_path_factory.mktemp("sweep"))
 
 
 def command(folder: Path, out: str, *more: str) -> list[str]:

@@ -1,7 +1,6 @@
 """What a package's modules become: compiled, in a zip file that is the same from the same files, imported as before."""
 
 import compileall
-import importlib
 import os
 import py_compile
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.debian_root import ROOT
+from tests.support.packed import packaging_module
 
 FILES = {
     "alone.py": "",
@@ -28,11 +28,7 @@ FILES = {
 @pytest.fixture(scope="module")
 def compact() -> Any:
     """Return the module that packs modules."""
-    sys.path.insert(0, str(ROOT / "packaging"))
-    try:
-        return importlib.import_module("compact")
-    finally:
-        sys.path.remove(str(ROOT / "packaging"))
+    return packaging_module("compact")
 
 
 def packed(compact: Any, folder: Path) -> Path:

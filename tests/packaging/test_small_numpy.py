@@ -1,7 +1,6 @@
 """A package's numpy multiplies with a BLAS of its own: what it gives is right, however the numbers lie in memory."""
 
 import ctypes
-import importlib
 import itertools
 import os
 import platform
@@ -17,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.support.debian_root import ROOT
+from tests.support.packed import packaging_module
 
 TYPES: dict[str, Any] = {"s": np.float32, "d": np.float64, "c": np.complex64, "z": np.complex128}
 ROWS, COLUMNS = 101, 102
@@ -64,11 +64,7 @@ print(tried, np.__file__, *held)
 @pytest.fixture(scope="module")
 def small_numpy() -> Any:
     """Return the module that makes numpy small."""
-    sys.path.insert(0, str(ROOT / "packaging"))
-    try:
-        return importlib.import_module("small_numpy")
-    finally:
-        sys.path.remove(str(ROOT / "packaging"))
+    return packaging_module("small_numpy")
 
 
 @pytest.fixture(scope="module")

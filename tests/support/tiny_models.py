@@ -126,6 +126,19 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def to_tune(folder: Path) -> Path:
+    """Make a checkpoint and four examples of yes and no, to learn and held out, in `folder`."""
+    tiny_llama(folder / "checkpoint")
+    rows = [
+        {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]}
+        for said, answer in (("tea", "yes"), ("bill", "no"), ("cake", "yes"), ("pay", "no"))
+    ]
+    (folder / "data").mkdir()
+    for name in ("train", "eval"):
+        write_lines(folder / "data" / f"{name}.jsonl", rows)
+    return folder
+
+
 def teach(folder: Path, rows: list[dict[str, Any]], steps: int = 100, learning_rate: float = 3e-3) -> Path:
     """Train the model in `folder` until it knows some of the answers of `rows` by heart."""
     import torch

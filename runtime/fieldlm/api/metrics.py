@@ -1,17 +1,13 @@
-"""Prometheus metrics: counted when an answer has ended, never while one is computed.
+"""Prometheus metrics: counted when an answer has ended, never while one is computed."""
 
-What writes them in Prometheus's words brings a web server and more, and is imported when somebody asks for them.
-"""
-
-import itertools
-import math
-import threading
-import time
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from fieldlm.api.chat_request import Exchange
 from fieldlm.engines.answer_stream import chosen_per_s
@@ -21,8 +17,6 @@ from fieldlm.hardware.limits import LIVE
 from fieldlm.hardware.sensors import peak_rss_mb, rss_mb, temperature_c
 
 if TYPE_CHECKING:
-    from prometheus_client.core import Metric
-
     from fieldlm.escalation.policy import Escalation
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,105 +32,62 @@ Reading = tuple[str, str, dict[str, str], float]
 """A gauge's name, or a counter's that ends with _total, what it says, its labels and its value."""
 
 
-class Counter:
-    """A number that grows, for each choice of its labels. Safe from any thread."""
-
-    def __init__(self, name: str, says: str, labels: Sequence[str] = ()) -> None:
-        self._name, self._says, self._labels = name, says, tuple(labels)
-        self._counts: dict[tuple[str, ...], float] = {}
-        self._since_s: dict[tuple[str, ...], float] = {}
-        self._lock = threading.Lock()
-
-    def count(self, *labels: str, by: float = 1) -> None:
-        with self._lock:
-            self._since_s.setdefault(labels, time.time())
-            self._counts[labels] = self._counts.get(labels, 0.0) + by
-
-    def family(self) -> "Metric":
-        """Return it in Prometheus's words."""
-        from prometheus_client.core import CounterMetricFamily
-
-        family = CounterMetricFamily(self._name, self._says, labels=self._labels)
-        with self._lock:
-            for labels, value in self._counts.items():
-                family.add_metric(labels, value, created=self._since_s[labels])
-        return family
-
-
-class Histogram:
-    """How many values lie at or below each of some bounds, and their sum. Safe from any thread."""
-
-    def __init__(self, name: str, says: str, *, buckets: Sequence[float]) -> None:
-        self._name, self._says = name, says
-        self._bounds = (*buckets, math.inf)
-        self._counts, self._sum, self._since_s = [0] * len(self._bounds), 0.0, time.time()
-        self._lock = threading.Lock()
-
-    def observe(self, value: float) -> None:
-        with self._lock:
-            self._counts[bisect_left(self._bounds, value)] += 1
-            self._sum += value
-
-    def family(self) -> "Metric":
-        """Return it in Prometheus's words."""
-        from prometheus_client.core import HistogramMetricFamily
-        from prometheus_client.utils import floatToGoString
-
-        with self._lock:
-            counts, total = list(itertools.accumulate(self._counts)), self._sum
-        buckets = [(floatToGoString(bound), float(count)) for bound, count in zip(self._bounds, counts, strict=True)]
-        family = HistogramMetricFamily(self._name, self._says, buckets=buckets, sum_value=total)
-        family.add_sample(f"{self._name}_created", {}, self._since_s)
-        return family
-
-
 class Metrics:
     """Counters and histograms of ended answers, and gauges that are read when somebody asks."""
 
     def __init__(self, readings: Callable[[], Iterable[Reading]]) -> None:
-        self._readings = readings
+        here = self._registry = CollectorRegistry()
+        here.register(_Gauges(readings))
         self._generations, self._adapter_names = set[str](), set[str]()
-        self._ttft = Histogram("fieldlm_ttft_seconds", "From the request to its first token.", buckets=SECONDS)
-        self._queue = Histogram("fieldlm_queue_seconds", "Waiting for a turn.", buckets=SECONDS)
+        self._ttft = Histogram(
+            "fieldlm_ttft_seconds", "From the request to its first token.", buckets=SECONDS, registry=here
+        )
+        self._queue = Histogram("fieldlm_queue_seconds", "Waiting for a turn.", buckets=SECONDS, registry=here)
         self._token = Histogram(
             "fieldlm_inter_token_seconds",
             "Time between two tokens that were chosen, not forced by a form: the mean of each answer.",
             buckets=TOKEN_SECONDS,
+            registry=here,
         )
         self._confidence = Histogram(
             "fieldlm_confidence",
             "How likely answers are right, where their generation was calibrated.",
             buckets=CONFIDENCES,
+            registry=here,
         )
-        self._tokens = Counter("fieldlm_tokens", "Tokens read, reused, written, drafted and accepted.", ["kind"])
-        self._requests = Counter("fieldlm_requests", "Ended answers.", ["outcome", "generation"])
+        self._tokens = Counter(
+            "fieldlm_tokens", "Tokens read, reused, written, drafted and accepted.", ["kind"], registry=here
+        )
+        self._requests = Counter("fieldlm_requests", "Ended answers.", ["outcome", "generation"], registry=here)
         self._answers = Counter(
             "fieldlm_answers",
             "Ended answers by who gave them (small, large, classifier), and why it was not the small model.",
             ["by", "why"],
+            registry=here,
         )
         self._adapters = Counter(
             "fieldlm_adapter_answers",
             "Ended answers by the adapter that gave them, where a bundle has several.",
             ["adapter"],
+            registry=here,
         )
-        self._statuses = Counter("fieldlm_http_responses", "Responses by HTTP status.", ["status"])
+        self._statuses = Counter("fieldlm_http_responses", "Responses by HTTP status.", ["status"], registry=here)
         self._recent: deque[dict[str, float | None]] = deque(maxlen=RECENT)
 
     def exchange(self, exchange: Exchange) -> None:
         """Count one answer that has ended."""
         timings = exchange.timings
-        self._requests.count(exchange.outcome, _label(exchange.generation, self._generations))
+        self._requests.labels(exchange.outcome, _label(exchange.generation, self._generations)).inc()
         if exchange.adapter:
-            self._adapters.count(_label(exchange.adapter, self._adapter_names))
+            self._adapters.labels(_label(exchange.adapter, self._adapter_names)).inc()
         is_large = exchange.verdict is not None and exchange.verdict.by == "large"
         by, why = (exchange.verdict.by, exchange.verdict.why) if exchange.verdict else ("small", "")
-        self._answers.count(exchange.answered_by or by, why)
+        self._answers.labels(exchange.answered_by or by, why).inc()
         if exchange.ttft_s is not None:
             self._ttft.observe(exchange.ttft_s)
         if is_large:  # its times are the network's, and say nothing of this device
             for kind, count in (("prompt", timings.prompt_tokens), ("completion", timings.completion_tokens)):
-                self._tokens.count(f"large_{kind}", by=count)
+                self._tokens.labels(f"large_{kind}").inc(count)
             return
         self._queue.observe(timings.queue_s)
         if (speed := chosen_per_s(timings)) is not None:
@@ -150,12 +101,12 @@ class Metrics:
             ("drafted", timings.drafted_tokens),
             ("accepted", timings.accepted_tokens),
         ):
-            self._tokens.count(kind, by=count)
+            self._tokens.labels(kind).inc(count)
         self._recent.append(_point(exchange))
 
     def status(self, status: int) -> None:
         """Count one HTTP response."""
-        self._statuses.count(str(status))
+        self._statuses.labels(str(status)).inc()
 
     def recent(self) -> list[dict[str, float | None]]:
         """Return time, speed and wait of the last answers, oldest first."""
@@ -163,17 +114,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return everything as Prometheus reads it."""
-        from prometheus_client import generate_latest
-
-        return generate_latest(cast(Any, self))  # which it asks for what a registry is asked
-
-    def collect(self) -> "Iterable[Metric]":
-        """Yield everything, the gauges as they are now, in Prometheus's words."""
-        yield from _gauges(self._readings())
-        histograms = (self._ttft, self._queue, self._token, self._confidence)
-        counters = (self._tokens, self._requests, self._answers, self._adapters, self._statuses)
-        for counted in (*histograms, *counters):
-            yield counted.family()
+        return generate_latest(self._registry)
 
 
 def _label(name: str, known: set[str]) -> str:
@@ -194,15 +135,23 @@ def _point(exchange: Exchange) -> dict[str, float | None]:
     }
 
 
-def _gauges(readings: Iterable[Reading]) -> "Iterable[Metric]":
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+class _Gauges(Collector):
+    """Reads what is true now when Prometheus asks."""
 
-    families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-    for name, says, labels, value in readings:
-        kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-        family = families.setdefault(name, kind(name, says, labels=list(labels)))
-        family.add_metric(list(labels.values()), value)
-    return families.values()
+    def __init__(self, readings: Callable[[], Iterable[Reading]]) -> None:
+        self._readings = readings
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is read while the registry is put together."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for name, says, labels, value in self._readings():
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = families.setdefault(name, kind(name, says, labels=list(labels)))
+            family.add_metric(list(labels.values()), value)
+        return families.values()
 
 
 def process_readings(root: Path = LIVE) -> Iterable[Reading]:
