@@ -134,6 +134,7 @@ def adapters(job: Job) -> list[Figure]:
         ratio("memory of 8 adapters / 8 merged models", series(ours, "mb"), series(theirs, "mb"), 0.25, at_least=False),
         Figure(what="adapter switch, p50", value=switch, bound=5.0, at_least=False, unit="ms", ours=switch.samples),
         ratio("decode with an adapter / merged", series(ours, "tokens_s"), series(theirs, "tokens_s"), 0.9),
+        ratio("4 answers, 4 adapters / 4 of a merged model", series(ours, "four_s"), series(theirs, "four_s"), 0.8),
     ]
 
 
@@ -183,6 +184,27 @@ def _speed(engine: Engine, pool: Sequence[int], tokens: int, adapter: str | None
     return (generation.timings.completion_tokens - 1) / generation.timings.decode_s
 
 
+def _speed_of_four(folder: Path, adapter: Path | None, threads: int, tokens: int) -> float:
+    """Return the tokens a second of four answers at a time, each with an adapter of its own, or all with none."""
+    bundle, options = (
+        open_bundle(folder, digests=False),
+        EngineOptions(threads=threads or None, context=512, parallel=4),
+    )
+    engine = open_engine(bundle, options)
+    names = [f"adapter-{i}" for i in range(4)] if adapter else [None] * 4
+    for name in filter(None, names):
+        engine.load_adapter(name, adapter or folder)
+    pool, speeds = _pool(engine), list[float]()
+    for _ in range(3):
+        started_s = time.monotonic()
+        answers = [engine.start(random.choices(pool, k=4), Sampling(max_tokens=tokens), adapter=name) for name in names]
+        for answer in answers:
+            _finish(answer)
+        speeds.append(sum(answer.timings.completion_tokens for answer in answers) / (time.monotonic() - started_s))
+    engine.close()
+    return float(np.median(speeds))
+
+
 def _answer_ms(engine: Engine, pool: Sequence[int], adapter: str) -> float:
     started_s = time.monotonic()
     _finish(engine.start(random.choices(pool, k=2), Sampling(max_tokens=1), adapter=adapter))
@@ -205,7 +227,8 @@ def measure_adapters(folder: Path, adapter: Path, threads: int, tokens: int) -> 
         stay.append(_answer_ms(engine, pool, names[i % ADAPTERS]))
     found = {"mb": rss_mb(), "tokens_s": float(np.median(speeds))}
     engine.close()
-    return {**found, "switch_ms": float(np.median(change) - np.median(stay))}
+    four_s = _speed_of_four(folder, adapter, threads, tokens)
+    return {**found, "switch_ms": float(np.median(change) - np.median(stay)), "four_s": four_s}
 
 
 def measure_merged(folder: Path, threads: int, tokens: int) -> dict[str, Any]:
@@ -217,7 +240,7 @@ def measure_merged(folder: Path, threads: int, tokens: int) -> dict[str, Any]:
     found = {"mb": rss_mb(), "tokens_s": float(np.median(speeds))}
     for engine in engines:
         engine.close()
-    return found
+    return {**found, "four_s": _speed_of_four(folder, None, threads, tokens)}
 
 
 def main(argv: Sequence[str]) -> int:

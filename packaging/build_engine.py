@@ -26,7 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "packaging" / "requirements.lock"
 PATCHES = ROOT / "packaging" / "patches"
-"""What llama.cpp is built with beside its own source, by architecture; each says why, and what it measured."""
+"""What llama.cpp is built with beside its own source, for `every` architecture and for one; each says why, and what it
+measured."""
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """Debian's names of architectures → the kernel's."""
 KERNELS = {
@@ -157,7 +158,7 @@ def cut(source: Path, kernels: Sequence[str]) -> None:
 
 def patches(machine: str) -> list[Path]:
     """Return the patches for `machine` in their order."""
-    return sorted((PATCHES / machine).glob("*.patch"))
+    return [patch for folder in ("every", machine) for patch in sorted((PATCHES / folder).glob("*.patch"))]
 
 
 def mend(source: Path, changes: Sequence[Path]) -> None:

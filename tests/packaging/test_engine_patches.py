@@ -21,13 +21,19 @@ def mend(source: Path, patch: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
 
 
-def before_and_after(patch: str) -> tuple[str, str]:
-    """Return a file in which the one hunk of `patch` fits, and what it becomes."""
-    first, hunk = re.findall(r"^@@ -(\d+),.*?@@.*?\n(.*)", patch, re.MULTILINE | re.DOTALL)[0]
-    lines = hunk.splitlines(keepends=True)
-    head = "\n" * (int(first) - 1)
-    old, new = ("".join(line[1:] for line in lines if line[0] in f" {sign}") for sign in "-+")
-    return head + old, head + new
+def before_and_after(patch: str) -> dict[str, tuple[str, str]]:
+    """Return by name a file in which the hunks of `patch` fit, and what it becomes."""
+    files = dict[str, tuple[str, str]]()
+    for part in re.split(r"(?m)^--- .*\n\+\+\+ b/", patch)[1:]:
+        name, _, hunks = part.partition("\n")
+        old = new = ""
+        for first, hunk in re.findall(r"^@@ -(\d+),.*?@@.*?\n(.*?)(?=^@@ |\Z)", hunks, re.MULTILINE | re.DOTALL):
+            gap = "".join(f"line {number}\n" for number in range(old.count("\n") + 1, int(first)))
+            lines = hunk.splitlines(keepends=True)
+            was, becomes = ("".join(line[1:] for line in lines if line[0] in f" {sign}") for sign in "-+")
+            old, new = old + gap + was, new + gap + becomes
+        files[name] = (old, new)
+    return files
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda path: path.stem)
@@ -35,13 +41,15 @@ def before_and_after(patch: str) -> tuple[str, str]:
 def test_a_patch_is_applied_wherever_the_cache_lies(patch: Path, is_in_a_repository: bool, tmp_path: Path) -> None:
     if is_in_a_repository:
         subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    old, new = before_and_after(patch.read_text())
-    name = re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.MULTILINE)[0]
-    file = tmp_path / "source" / name
-    file.parent.mkdir(parents=True)
-    file.write_text(old)
+    files = before_and_after(patch.read_text())
+    assert files
+    for name, (old, _) in files.items():
+        file = tmp_path / "source" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(old)
     assert mend(tmp_path / "source", patch).returncode == 0
-    assert file.read_text() == new != old
+    for name, (old, new) in files.items():
+        assert (tmp_path / "source" / name).read_text() == new != old
 
 
 def test_a_patch_that_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fieldlm.core.errors import EngineError
 from fieldlm.core.interrupts import heeding_interrupts
 from fieldlm.engines import SEAM
+from fieldlm.engines.binding import calls
 from fieldlm.engines.binding.c_api import load_binding
 from fieldlm.engines.binding.log import Log
 from fieldlm.engines.llama_kernels import load_kernels
@@ -53,6 +54,8 @@ NO_ROOM = 1
 NAMED_ENDS = (
     api.llama_vocab_eos, api.llama_vocab_eot, api.llama_vocab_fim_pad, api.llama_vocab_fim_rep, api.llama_vocab_fim_sep
 )  # fmt: skip
+UNKNOWN = object()
+"""Adapters that are no single one."""
 
 log = Log(api)
 _backend = threading.Lock()
@@ -99,19 +102,6 @@ def built_with_amx() -> bool:
     64 bytes), and the first prompt ends the process. No board of ours has AMX, so such a build does without repacking.
     """
     return b"AMX_INT8 = 1" in api.llama_print_system_info()
-
-
-def _keeping(function: Any, result: Any, *arguments: Any) -> Callable[..., Any]:
-    """Return `function` so that it keeps Python's lock, which a microsecond's call would only lose to who waits."""
-    return ctypes.PYFUNCTYPE(result, *arguments)(ctypes.cast(function, ctypes.c_void_p).value or 0)
-
-
-def _row_of() -> Callable[[Pointer, int], int]:
-    """Return llama_get_logits_ith as a function to an address. On a GPU it waits for the decode: others run then."""
-    if api.llama_supports_gpu_offload():
-        function = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
-        return function(ctypes.cast(api.llama_get_logits_ith, ctypes.c_void_p).value or 0)
-    return _keeping(api.llama_get_logits_ith, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 
 
 class LlamaWeights:
@@ -184,7 +174,7 @@ class LlamaWeights:
         """The attributes of all tokens that are no plain text: the one look over the vocabulary that a start takes."""
         if api.llama_vocab_type(self._vocab) == api.LLAMA_VOCAB_TYPE_NONE:
             return {}
-        attributes = _keeping(api.llama_vocab_get_attr, ctypes.c_int, ctypes.c_void_p, ctypes.c_int32)
+        attributes = calls.keeping(api.llama_vocab_get_attr, ctypes.c_int, ctypes.c_void_p, ctypes.c_int32)
         wanted = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_USER_DEFINED | api.LLAMA_TOKEN_ATTR_UNKNOWN
         with self._held():
             kinds = map(functools.partial(attributes, self._vocab), range(self.vocabulary))
@@ -218,7 +208,7 @@ class LlamaWeights:
         if self._specials is None or self._specials.shrinks:
             return TokenLength()
         with self._held():
-            text = _keeping(api.llama_vocab_get_text, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32)
+            text = calls.keeping(api.llama_vocab_get_text, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32)
             texts = [text(self._vocab, token) for token in range(self.vocabulary)]
         # A byte is a character of its own here, and in SentencePiece a space has three bytes: never too short.
         longest = max(map(len, texts))
@@ -296,15 +286,17 @@ class Batch:
     def clear(self) -> None:
         self.count = self.struct.n_tokens = 0
 
-    def add(self, tokens: Sequence[int], *, sequence: int, position: int, want_last: bool) -> int:
+    def add(
+        self, tokens: Sequence[int], *, sequence: int, position: int, want_last: bool, want_all: bool = False
+    ) -> int:
         """Append `tokens` at `position` of `sequence`; return the row of the last one."""
         count = len(tokens)
         start, end = self.count, self.count + count
         self._token[start:end] = tokens
         self._position[start:end] = range(position, position + count)
         self._sequence[start:end] = [sequence] * count
-        self._wanted[start:end] = [0] * count
-        self._wanted[end - 1] = want_last
+        self._wanted[start:end] = [want_all] * count
+        self._wanted[end - 1] = want_last or want_all
         self.count = self.struct.n_tokens = end
         return end - 1
 
@@ -349,11 +341,14 @@ class Context:
         weights.hold()
         self._most = self._now = threads, prefill_threads
         self._memory: Pointer = api.llama_get_memory(self._context)
-        self._row_of = _row_of()
+        self._row_of = calls.row_of(api)
         self._row_type = ctypes.c_float * weights.vocabulary
         self._rows: dict[int, Floats] = {}
-        self._adapter: LoraAdapter | None = None
+        self._adapter: object = None
         self._has_own_cells = layout.has_own_cells
+        self._by_sequence = calls.adapters_by_sequence(api)
+        self.mixes_adapters: bool = self._by_sequence(self._context, None, 0) == 0
+        """Whether one decode computes sequences with different adapters."""
 
     def close(self) -> None:
         api.llama_free(self._context)
@@ -399,6 +394,17 @@ class Context:
             handles = (api.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
             api.llama_set_adapters_lora(self._context, handles, 1, (ctypes.c_float * 1)(1.0))
         self._adapter = adapter
+
+    def use_by_sequence(self, adapters: Mapping[int, LoraAdapter | None]) -> None:
+        """Switch on for the next decode, all of whose rows are wanted, the adapter of each sequence; others have none.
+
+        Only where `mixes_adapters`.
+        """
+        handles = (api.llama_adapter_lora_p_ctypes * (1 + max(adapters)))()
+        for sequence, adapter in adapters.items():
+            handles[sequence] = adapter.handle if adapter else None
+        self._by_sequence(self._context, handles, len(handles))
+        self._adapter = UNKNOWN
 
     def cut(self, sequence: int, position: int = 0) -> bool:
         """Forget `sequence` from `position` on; False when this memory cannot be cut there."""

@@ -17,6 +17,7 @@ from fieldlm.engines.memory_plan import PREFILL_ALONE
 from fieldlm.engines.prompt_lookup import Costs, common_prefix
 from fieldlm.engines.request_queue import RequestQueue
 from fieldlm.engines.sequences.batch_invariance import BatchInvariance
+from fieldlm.engines.sequences.mixing import MIXED, Group, mixed
 from fieldlm.engines.sequences.slots import BatchSpan, LlamaRequest, Slot
 from fieldlm.hardware.governor import Pace
 
@@ -42,7 +43,8 @@ class LlamaScheduler:
         self._prefill = prefill
         self._batch = Batch(prefill + sequences)
         self._adapter: LoraAdapter | None = None
-        self._turns = FairShare[tuple[LoraAdapter | None, int | None]]()
+        self._is_mixed = False
+        self._turns = FairShare[Group]()
         self._invariance = invariance
         self._step = 0
         self._prefilling: tuple[LlamaRequest, ...] = ()
@@ -230,17 +232,22 @@ class LlamaScheduler:
             self._costs.forget()
 
     def _turn(self) -> list[Slot]:
-        """Return the slots of the next step: all slots of one adapter; a slot that must run alone comes alone."""
-        groups: dict[tuple[LoraAdapter | None, int | None], list[Slot]] = {}
+        """Return the slots of the next step: all slots of one adapter; a slot that must run alone comes alone.
+
+        Where llama.cpp can mix adapters, all answers that are being written come together.
+        """
+        groups: dict[Group, list[Slot]] = {}
         for slot in self._slots:
             if slot.request is not None:
                 is_alone = slot.request.terms.alone or self._is_strict(slot.adapter)
                 groups.setdefault((slot.adapter, slot.sequence if is_alone else None), []).append(slot)
         if not groups:
             return []
+        if len(groups) > 1 and self._context.mixes_adapters:
+            groups = mixed(groups)
         ways = {group: all(slot.request and slot.request.is_batch for slot in slots) for group, slots in groups.items()}
         group = self._turns.next(ways)
-        self._adapter = group[0]
+        self._adapter, self._is_mixed = group[0], group == MIXED
         return groups[group]
 
     def _compute(self, slots: Sequence[Slot]) -> None:
@@ -248,7 +255,10 @@ class LlamaScheduler:
         parts = self._pack(slots)
         if self._prefilling and any(request.terminal_outcome() for request in self._prefilling):
             return
-        self._context.use(self._adapter)
+        if self._is_mixed:
+            self._context.use_by_sequence({slot.sequence: slot.adapter for slot in slots})
+        else:
+            self._context.use(self._adapter)
         if not self._hand_over():
             return
         rows, began_s = self._rows_of_one(parts), time.monotonic()
@@ -287,6 +297,9 @@ class LlamaScheduler:
     def _pack(self, slots: Sequence[Slot]) -> list[BatchSpan]:
         """Fill the batch: a token of every answer being written, then what is longer, the most urgent first."""
         self._batch.clear()
+        if self._is_mixed:
+            self._prefilling = ()
+            return [self._part(slot, len(slot.pending)) for slot in slots]
         if len(slots) == 1 and (draft := self._draft(slots[0])):
             return [self._part_with(slots[0], draft)]
         parts: list[BatchSpan] = []
@@ -339,6 +352,7 @@ class LlamaScheduler:
             sequence=slot.sequence,
             position=len(slot.tokens),
             want_last=count == len(slot.pending),
+            want_all=self._is_mixed,
         )
         return BatchSpan(slot, slot.request, count, row)
 
