@@ -35,7 +35,7 @@ def write_adapter(base: Path, path: Path, rank: int) -> Path:
     for name, tensor in header.tensors.items():
         if name.startswith("blk.") and len(tensor.shape) == 2:
             for half, shape in (("a", (rank, tensor.shape[0])), ("b", (tensor.shape[1], rank))):
-                writer.add_tensor(f"{name}.lora_{half}", rng.normal(0, 0.03, shape).astype(np.float16))
+                writer.add_tensor(f"{name}.lora_{half}", rng.normal(0, 0.08, shape).astype(np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
