@@ -142,12 +142,17 @@ class VirtualMachine:
     def console(self) -> str:
         return self.console_file.read_text(errors="replace")
 
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = 300) -> tuple[int, Any]:
         """Return status and document; status 0 while nobody answers."""
         headers = {"authorization": f"Bearer {self._key}"}
         try:
             answer = httpx.request(
-                method, f"http://127.0.0.1:{self.port}{path}", json=body, headers=headers, timeout=300, trust_env=False
+                method,
+                f"http://127.0.0.1:{self.port}{path}",
+                json=body,
+                headers=headers,
+                timeout=timeout_s,
+                trust_env=False,
             )
             return answer.status_code, answer.json() if answer.content else None
         except (httpx.HTTPError, ValueError):
@@ -175,4 +180,5 @@ class VirtualMachine:
             time.sleep(LOOK_S)
 
     def wait_ready(self) -> None:
-        self.wait_until("ready", lambda: self.ask("GET", "/ready")[0] == 200)
+        # QEMU takes a connection for a guest that does not run, too.
+        self.wait_until("ready", lambda: self.ask("GET", "/ready", timeout_s=30)[0] == 200)
