@@ -74,6 +74,7 @@ class Generations:
         self._is_held = self._is_asleep = asleep
         self._is_draining = False
         self._is_closed = False
+        _read_beside(bundle)
         self._current = self._stand_in(bundle, None) if asleep else self.load(bundle)
         if asleep:
             self._loaded.append(self._current)
@@ -370,8 +371,8 @@ class _Evicted:
 def load_adapters(engine: Engine, bundle: Bundle, key: str) -> dict[str, str]:
     """Load all adapters of `bundle`; return what the engine calls each by its name in the bundle, the default first.
 
-    The default is called `key`, others `key:NAME`. Raises EngineError, or BundleError for a classifier that cannot be
-    read, or a router that it or several adapters need; none of them is loaded then.
+    The default is called `key`, others `key:NAME`. Raises EngineError, or BundleError for a classifier or a router that
+    cannot be read; none of them is loaded then.
     """
     _read_beside(bundle)
     loaded: dict[str, str] = {}
@@ -389,8 +390,7 @@ def load_adapters(engine: Engine, bundle: Bundle, key: str) -> dict[str, str]:
 
 def _read_beside(bundle: Bundle) -> None:
     """Read what is asked before the model, here and not at the first request, which must not fail or wait for it."""
-    if bundle.classifier is not None or bundle.manifest.task_adapters:
-        _ = bundle.router
+    _ = bundle.classifier, bundle.router
 
 
 def _drop_adapters(engine: Engine, names: Sequence[str]) -> None:
