@@ -41,10 +41,17 @@ class Serving:
     adapter: str | None
     name: str = ""
     """What requests call it by; "" for the name that its bundle has."""
+    is_beside: bool = False
+    """Whether it is beside the device's own model, so that updates, adapters and a large model do not concern it."""
     task_adapters: Mapping[str, str] = field(default_factory=dict[str, str])
     """Where the bundle has several adapters: by their names there, what the engine calls each."""
     task_adapter: str = ""
     """Which of them `adapter` is, where a request's task, or the request, has chosen."""
+
+    @property
+    def called(self) -> str:
+        """The model's name as a request spells it."""
+        return self.name or self.bundle.manifest.model.name
 
     @property
     def is_asleep(self) -> bool:
@@ -55,16 +62,24 @@ class Serving:
 class Generations:
     """The generation that answers, those that still finish, and one that may be loaded beside. Safe from any thread.
 
-    It can sleep: nothing is loaded then, and requests wait until it wakes. With `asleep` it begins so.
+    It can sleep: nothing is loaded then, and requests wait until it wakes. With `asleep` it begins so. `name` is what
+    requests call it by, "" for its bundle's; `is_beside` says that it is not the device's own model.
     """
 
     def __init__(
-        self, bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS, *, name: str = "", asleep: bool = False
+        self,
+        bundle: Bundle,
+        options: EngineOptions = DEFAULT_OPTIONS,
+        *,
+        name: str = "",
+        asleep: bool = False,
+        is_beside: bool = False,
     ) -> None:
         self.parallel = options.parallel
         self.used_s = time.monotonic()
         """When a request last began or ended here."""
         self._name = name
+        self._is_beside = is_beside
         self._options = options
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -229,6 +244,7 @@ class Generations:
                 engine=_Evicted(before.engine.context, before.engine.stop_tokens),
                 adapter=before.adapter,
                 name=self._name,
+                is_beside=self._is_beside,
                 task_adapters=before.task_adapters,
             )
         context = min(self._options.context or bundle.manifest.model.context, bundle.manifest.model.context)
@@ -237,6 +253,7 @@ class Generations:
             engine=_Evicted(context, frozenset()),
             adapter=None,
             name=self._name,
+            is_beside=self._is_beside,
             task_adapters={each.name: each.name for each in bundle.manifest.task_adapters},
         )
 
@@ -286,6 +303,7 @@ class Generations:
                 engine=base.engine,
                 adapter=next(iter(loaded.values())),
                 name=self._name,
+                is_beside=self._is_beside,
                 task_adapters=loaded if bundle.manifest.task_adapters else {},
             )
             with self._lock:
@@ -306,7 +324,7 @@ class Generations:
             return self._hold(bundle, engine)
 
     def _hold(self, bundle: Bundle, engine: Engine) -> Serving:
-        serving = Serving(bundle=bundle, engine=engine, adapter=None, name=self._name)
+        serving = Serving(bundle=bundle, engine=engine, adapter=None, name=self._name, is_beside=self._is_beside)
         self._loaded.append(serving)
         return serving
 
