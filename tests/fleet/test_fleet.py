@@ -186,6 +186,20 @@ def test_corrections_are_counted_where_their_words_are_not(tmp_path: Path) -> No
     assert [each.text for each in events] == ["corrected", "corrected=no"]
 
 
+def test_tokens_that_a_form_forced_are_no_speed(tmp_path: Path) -> None:
+    """They are read as a prompt is; what else a device may say of their number is not believed."""
+    forced = [msgspec.structs.replace(each, detail={"forced": "10"}) for each in answers("kiosk-1", 9)]
+    read = [msgspec.structs.replace(each, detail={"forced": "21"}) for each in answers("kiosk-1", 9, first=10)]
+    junk = [{"forced": "many"}, {"forced": "-1000"}, {}]
+    odd = [msgspec.structs.replace(each, detail=junk[at % 3]) for at, each in enumerate(answers("kiosk-2", 9))]
+    with Store(tmp_path) as store:
+        fill(store, [*forced, *read], odd)
+        fleet, snapshot = look(store), FleetSnapshot.read(store, since_ms=0)
+    assert [device.tokens_per_s for device in fleet.devices] == [pytest.approx(25.0), pytest.approx(50.0)]
+    vitals = [snapshot.answered[device][0].vitals for device in ("kiosk-1", "kiosk-2")]
+    assert [each.tokens_per_s for each in vitals] == [pytest.approx(25.0), pytest.approx(50.0)]
+
+
 def test_what_a_large_model_answered_is_counted_and_says_nothing_of_the_generation(tmp_path: Path) -> None:
     own = answers("kiosk-1", 9)
     slow = {"route": "large", "model": "big-1", "duration_ms": 9000.0, "ttft_ms": 5000.0, "outcome": "error"}
