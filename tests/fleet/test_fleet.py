@@ -2,14 +2,12 @@
 
 import http.client
 import random
-import shutil
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from fieldlm.core.errors import InputError
 from fieldlm.formats import block
@@ -21,6 +19,7 @@ from fieldlm_compiler.fleet.observation import FleetSnapshot
 from fieldlm_compiler.fleet.page import fleet_page
 from fieldlm_compiler.fleet.serve import Pages
 from fieldlm_compiler.fleet.view import look, timeline
+from tests.support.fleet_pages import served
 
 ATTACK = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 DESK, PHONE = (1280, 900), (390, 844)
@@ -246,22 +245,8 @@ def test_wrong_use_is_said_in_a_line(folder: Path, argv: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    with Pages(str(folder), 0) as pages:
-        thread = threading.Thread(target=pages.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield pages.url
-        pages.shutdown()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium, "these tests need Chromium; run: apt-get install chromium"
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield made
-        made.close()
+    with served(folder) as found:
+        yield found
 
 
 @pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])
