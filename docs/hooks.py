@@ -23,7 +23,8 @@ OUTSIDE = {
     "project/adaptors.md": "packaging/adaptors/README.md",
 }
 """Pages of the site by the files that they are; those stand where one looks for them in a checkout."""
-LINK = re.compile(r"\[([^\]\[]+)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?\)")
+LINK = re.compile(r"""\[([^\]\[]+)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?(?: "(reference/[^"#]+)(#[^"]+)?")?\)""")
+"""A link, whose title may be the page of the reference that it leads to on the site: in a checkout there is none."""
 FENCE = re.compile(r"^```(bash|python) (run|serve)$", re.MULTILINE)
 
 
@@ -50,7 +51,9 @@ def for_site(markdown: str, page: str) -> str:
     source = OUTSIDE.get(page, f"docs/{page}")
 
     def linked(match: re.Match[str]) -> str:
-        words, path, anchor = match[1], match[2], match[3] or ""
+        words, path, anchor, made, part = match[1], match[2], match[3] or "", match[4], match[5] or ""
+        if made:
+            return f"[{words}]({os.path.relpath(made, posixpath.dirname(page) or '.')}{part})"
         if not path:
             return match[0]
         wanted = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))

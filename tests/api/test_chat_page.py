@@ -16,7 +16,7 @@ from fieldlm.engines import EngineOptions
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
-from tests.support.browser import DESK, NARROW, chromium, faults, overflow, unreachable
+from tests.support.browser import DESK, NARROW, faults, overflow, unreachable
 
 PATIENCE_MS = 60_000
 CHAT = "**/v1/chat/completions"
@@ -33,12 +33,6 @@ MARKDOWN = """# Coffee
 print("a < b & c")
 ```
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.api_keys import Keys
 from fieldlm.network.http_server import listening
-from tests.support.browser import chromium, overflow
+from tests.support.browser import overflow
 
 KEY = "a-key-of-fair-length"
 PATIENCE_MS = 60_000
@@ -34,12 +34,6 @@ def live(base_bundle: Bundle) -> Iterator[Generations]:
 def url(live: Generations) -> Iterator[str]:
     with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
         yield server.url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(params=[KIOSK, LOW, PHONE], ids=["kiosk", "low", "phone"])

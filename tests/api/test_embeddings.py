@@ -10,29 +10,13 @@ import numpy as np
 import openai
 import pytest
 
-from fieldlm.api.app import make_app
-from fieldlm.engines import EngineOptions, Sampling
+from fieldlm.engines import Sampling
 from fieldlm.engines.llama import LlamaEngine
-from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
-from fieldlm.network.http_server import listening
 from tests.support.material import lora_gguf
 
 MODEL = "smollm2-135m-instruct"
 TEXTS = ["The cat sleeps on the warm sofa.", "A kitten naps on the couch.", "Interest rates rose again in March."]
-
-
-@pytest.fixture(scope="module")
-def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def url(live: Generations) -> Iterator[str]:
-    with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
-        yield server.url
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,13 @@ from fieldlm.formats.kiosk import Kiosk, load_kiosk
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
 from fieldlm.network.pin import FREE_TRIES, digest_pin
-from tests.support.browser import DESK, NARROW, chromium, faults, overflow, unreachable
+from tests.support.browser import DESK, NARROW, faults, overflow, unreachable
 
 PATIENCE_MS = 60_000
 PIN = "4711"
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs/examples/kiosk.toml"
 LOGO = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle cx="4" cy="4" r="4" fill="#0b4f6b"/></svg>'
 SCREEN = (1024, 600)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

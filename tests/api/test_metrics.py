@@ -1,6 +1,5 @@
 """What a monitor is told, as Prometheus reads it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -11,21 +10,13 @@ from docs import reference
 from fieldlm.api.app import make_app
 from fieldlm.api.chat_request import Exchange
 from fieldlm.api.metrics import Metrics, process_readings
-from fieldlm.engines import EngineOptions, Timings
-from fieldlm.formats.bundle import Bundle
+from fieldlm.engines import Timings
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
 
 HELLO = [{"role": "user", "content": "Hello"}]
 CHAT = "/v1/chat/completions"
 PATIENCE_S = 60
-
-
-@pytest.fixture(scope="module")
-def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
-    yield made
-    made.close()
 
 
 def samples(url: str) -> dict[tuple[str, str], float]:

@@ -1,4 +1,4 @@
-"""Several models in one server: by name and alias, in the memory of fewer, asleep and awake, kept and let go."""
+"""Several models in one server: by name, in the memory of fewer, asleep and awake, kept and let go."""
 
 import functools
 import threading
@@ -143,15 +143,14 @@ def site(
         keep.callback(live.close)
         others = [
             PooledModel(
-                Generations(three.bundles[name], OPTIONS, name=name, asleep=True),
+                Generations(three.bundles[name], OPTIONS, name=name, asleep=True, is_beside=True),
                 name=name,
-                aliases=[f"{name}-alias"],
                 need_mb=three.need_mb,
                 check=lambda folder=three.bundles[name].folder: open_bundle(folder),
             )
             for name in (BETA, GAMMA)
         ]
-        own = PooledModel(live, aliases=["mine"], need_mb=three.need_mb)
+        own = PooledModel(live, need_mb=three.need_mb)
         pool = ModelPool(own, others, budget_mb=holds * three.need_mb, sleep_after_s=sleep_after_s)
         keep.callback(pool.close)
         pool.pin(pinned)
@@ -161,16 +160,16 @@ def site(
             yield made
 
 
-def test_each_is_asked_by_its_name_and_its_alias_and_loaded_when_it_is_asked(three: Material) -> None:
+def test_each_is_asked_by_its_name_and_loaded_when_it_is_asked(three: Material) -> None:
     with site(three) as served:
         assert served.states() == {OWN: "awake", BETA: "asleep", GAMMA: "asleep"}
         asked, answer = three.first(OWN)
-        assert served.said(None, asked) == served.said("mine", asked) == answer
+        assert served.said(None, asked) == served.said(OWN, asked) == answer
         assert served.is_right(BETA)
         assert served.states() == {OWN: "awake", BETA: "awake", GAMMA: "asleep"}
         asked, answer = three.first(GAMMA)
         assert served.http.post("/v1/chat/completions", json=body("delta:latest", asked)).status_code == 404
-        given = served.http.post("/v1/chat/completions", json=body("gamma-alias:latest", asked)).json()
+        given = served.http.post("/v1/chat/completions", json=body(f"{GAMMA}:latest", asked)).json()
         assert (given["model"], given["choices"][0]["message"]["content"]) == (GAMMA, answer)
         assert served.awake() == set(NAMES)
 

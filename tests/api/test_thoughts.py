@@ -19,12 +19,12 @@ from fieldlm.api.choices import CHAT
 from fieldlm.api.ollama.requests import OllamaChat, OllamaGenerate
 from fieldlm.api.ollama.responses import OllamaVoice
 from fieldlm.api.output_contract import OutputContract
-from fieldlm.api.response_stream import AnswerFormat, ResponseStream
+from fieldlm.api.response_stream import AnswerFormat, ResponseStream, StreamedChoice
 from fieldlm.api.responses_format import ResponseVoice
 from fieldlm.api.responses_request import ResponsesRequest
 from fieldlm.api.thoughts.wishes import ThinkingWish, Told
 from fieldlm.api.tools import Function, Tool, toolbox
-from fieldlm.engines import Chunk
+from fieldlm.engines import Chunk, TokenChoice
 from fieldlm.engines.answer_stream import AnswerStream
 from fieldlm.inference.thoughts.marks import KNOWN
 from fieldlm.network.json_api import ApiError
@@ -366,9 +366,24 @@ def test_the_mark_of_an_empty_thought_is_no_answer(served: ApiServer) -> None:
     assert used["completion_tokens_details"]["reasoning_tokens"] > 0
 
 
+def test_space_between_a_thought_and_its_answer_is_in_no_log_probability() -> None:
+    words = ["<think>", "hm", "</think>", "\n\n", " ", "Yes", "\n", "sir"]
+    contract = OutputContract(thoughts=KNOWN[0], vocabulary=[word.encode() for word in words])
+    for said, want in ((words, words[5:]), (words[3:], words[3:])):
+        choice = StreamedChoice(0, AnswerStream(prompt_tokens=3, wake=lambda: None), contract)
+        for token in map(words.index, said):
+            how_likely = TokenChoice(token=token, logprob=-1.0)
+            choice.take([Chunk(text=words[token], tokens=(token,), choices=(how_likely,))])
+        assert [words[each.token] for each in choice.whole.tokens] == want
+        assert choice.whole.text == "".join(want)
+
+
 def test_how_sure_the_model_was_says_its_answer_alone(served: ApiServer) -> None:
     goes_on = {str(token): -100 for token in served.engine.stop_tokens}
-    used = post(served, "/v1/chat/completions", **ASKED, logit_bias=goes_on).json()["usage"]
+    whole = post(served, "/v1/chat/completions", **ASKED, logit_bias=goes_on, logprobs=True).json()
+    (choice,), used = whole["choices"], whole["usage"]
     thought = used["completion_tokens_details"]["reasoning_tokens"]
     assert 0 < thought < used["completion_tokens"]
-    assert served.exchanges[-1].timings.free_tokens == used["completion_tokens"] - thought
+    # Nothing is forced and no token ends it: what is left is the answer and space before it, which is of neither.
+    told = len(choice["logprobs"]["content"])
+    assert 0 < served.exchanges[-1].timings.free_tokens == told <= used["completion_tokens"] - thought

@@ -14,7 +14,7 @@ from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.http_server import listening
 from tests.api.test_chat_page import PATIENCE_MS, ask, says, streamed, whole
-from tests.support.browser import DESK, NARROW, chromium, faults, overflow, unreachable
+from tests.support.browser import DESK, NARROW, faults, overflow, unreachable
 
 THOUGHT = "They ask <b>when</b>.\n\n  So: nine."
 HELD = """() => { const real = window.fetch; window.fetch = async (where, how) => {
@@ -23,12 +23,6 @@ HELD = """() => { const real = window.fetch; window.fetch = async (where, how) =
     window.end = () => to.close(); }});
   return new Response(body); }; }"""
 """Lets the test say when each piece of an answer comes."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
-from fieldlm.formats import block
-from fieldlm.formats.block import Block
-from fieldlm.formats.record import Record
 from fieldlm_compiler.collect import delta
 from fieldlm_compiler.collect.collect import Collector
 from fieldlm_compiler.collect.delta import DeltaStore
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.collect.sink import Policy, Sink
-from tests.support.sink_process import made
+from tests.support.sink_process import blocks, forget, made, seqs
 from tests.support.waiting import wait_until
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 SECRET = "my sister's flat in Leith"
-
-
-def blocks(*parts: Sequence[Record]) -> list[Block]:
-    return [block.parse(block.encode(part)) for part in parts]
-
-
-def seqs(sink: Sink) -> list[int]:
-    return [row["seq"] for row in sink.query("SELECT seq FROM records ORDER BY seq")]
-
-
-def forget(session: str, *, device: str = "kiosk-1", seq: int = 1) -> list[Record]:
-    return [Record(device=device, epoch=7, stream="fb", seq=seq, kind="forget", session=session)]
 
 
 @pytest.mark.parametrize("policy", ["text", "rows"])

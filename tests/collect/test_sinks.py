@@ -5,7 +5,7 @@ import random
 import shutil
 import sqlite3
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from confluent_kafka import KafkaError, Producer
 
 from fieldlm.core.errors import FieldlmError, InputError
 from fieldlm.formats import block
-from fieldlm.formats.block import Block
-from fieldlm.formats.record import Record, WireError
+from fieldlm.formats.record import WireError
 from fieldlm_compiler.collect import kafka as kafka_sink
 from fieldlm_compiler.collect import sink as sinks
 from fieldlm_compiler.collect.delta import DeltaStore
@@ -24,7 +23,7 @@ from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.collect.sink import MOST_EPOCHS, Policy, Sink, without
 from tests.support.kafka_cluster import Cluster, cluster
-from tests.support.sink_process import KEY, append_for_ever, forkserver, made
+from tests.support.sink_process import KEY, append_for_ever, blocks, forget, forkserver, made, seqs
 
 KILLS = 12
 MAGIC = b"\x28\xb5\x2f\xfd"
@@ -42,18 +41,6 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "kafka":
         return f"kafka:{request.getfixturevalue('kafka').new_topic()}"
     return f"{'delta:' if request.param == 'delta' else ''}{tmp_path / 'store'}"
-
-
-def blocks(*parts: Sequence[Record]) -> list[Block]:
-    return [block.parse(block.encode(part)) for part in parts]
-
-
-def seqs(sink: Sink) -> list[int]:
-    return [row["seq"] for row in sink.query("SELECT seq FROM records ORDER BY seq")]
-
-
-def forget(session: str, *, device: str = "kiosk-1", seq: int = 1) -> list[Record]:
-    return [Record(device=device, epoch=7, stream="fb", seq=seq, kind="forget", session=session)]
 
 
 def test_what_comes_twice_overlaps_or_has_to_wait_is_stored_once(where: str) -> None:

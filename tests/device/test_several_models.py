@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,19 @@ def shown(port: int, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, 
     return {row["id"]: row["fieldlm"] for row in listed}
 
 
+def told(port: int) -> set[tuple[str, str]]:
+    """Return which models the metrics and the status name, and where."""
+    import httpx
+
+    url = f"http://127.0.0.1:{port}"
+    found = set(re.findall(r'^(fieldlm_model_awake|fieldlm_generation_info){.*model="([^"]*)"', httpx.get(
+        f"{url}/metrics").text, re.MULTILINE))  # fmt: skip
+    for path in ("/status", "/v1/fieldlm/status"):
+        assert httpx.get(url + path).json()["model"] == "mine", path
+    assert {row["name"] for row in httpx.get(f"{url}/api/tags").json()["models"]} >= {"mine:latest"}
+    return found
+
+
 def said(port: int, model: str) -> tuple[int, Any]:
     import httpx
 
@@ -77,24 +91,28 @@ def test_bundles_files_and_folders_are_served_side_by_side_and_again_after_a_kil
     with serving(port, *models, "--state", state, "--models-mb", "400", "--pinned", "mine") as child:
         rows = shown(port, capsys)
         names = set(rows)
-        third = (names - {OWN, "second"}).pop()
+        third = (names - {"mine", "second"}).pop()
         assert len(names) == 3
-        assert (rows[OWN]["state"], rows[OWN]["pinned"], rows[OWN]["aliases"]) == ("awake", True, ["mine"])
+        assert (rows["mine"]["state"], rows["mine"]["pinned"], rows["mine"]["aliases"]) == ("awake", True, [OWN])
         assert (rows["second"]["state"], rows[third]["state"]) == ("asleep", "asleep")
         status, answer = said(port, "second")
         assert (status, answer["model"]) == (200, "second")
         assert said(port, third)[0] == 200
         rows = shown(port, capsys)
-        assert (rows[OWN]["state"], rows["second"]["state"], rows[third]["state"]) == ("awake", "asleep", "awake")
-        assert said(port, "mine")[1]["model"] == OWN
+        assert (rows["mine"]["state"], rows["second"]["state"], rows[third]["state"]) == ("awake", "asleep", "awake")
+        assert {said(port, name)[1]["model"] for name in ("mine", OWN, "")} == {"mine"}, "by its bundle's name as well"
+        assert told(port) == {("fieldlm_model_awake", "mine"), ("fieldlm_model_awake", "second"),
+            ("fieldlm_model_awake", third), ("fieldlm_generation_info", "mine")}  # fmt: skip
         assert ps.main(["--url", f"http://127.0.0.1:{port}"]) == 0
         table = capsys.readouterr().out
-        assert all(word in table for word in (OWN, "second", third, "asleep", "pinned", "never")), table
+        assert all(word in table for word in ("mine", "second", third, "asleep", "pinned", "never")), table
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
     with serving(port, *models, "--state", state, "--models-mb", "400"):
         rows = shown(port, capsys)
-        assert {name: row["state"] for name, row in rows.items()} == {OWN: "awake", "second": "asleep", third: "asleep"}
+        assert {name: row["state"] for name, row in rows.items()} == {
+            "mine": "awake", "second": "asleep", third: "asleep"
+        }  # fmt: skip
         assert said(port, "second")[0] == 200
 
 

@@ -40,7 +40,8 @@ CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 INSTALL = re.compile(r"\b(?:pip|pipx|uv tool|uv pip) install ([^`\n]+)")
 NAMED = ("-r", "--requirement", "-c", "--constraint", "-f", "--find-links", "-i", "--index-url", "--group")
 """Options of pip that a word belongs to."""
-LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
+LINK = re.compile(r"""\]\((?![a-z]+:)([^)\s]+)(?: "([^"]*)")?\)""")
+"""Where a link leads, and its title: the page of the reference that it leads to on the site."""
 
 
 @cache
@@ -109,22 +110,23 @@ def test_the_reference_has_every_format_field_by_field() -> None:
 
 @pytest.mark.parametrize("page", WRITTEN)
 def test_every_link_of_a_page_in_a_checkout_leads_somewhere(page: str) -> None:
-    for link in LINK.findall(CODE.sub("", WRITTEN[page])):
+    for link, title in LINK.findall(CODE.sub("", WRITTEN[page])):
         path, _, anchor = link.partition("#")
         target = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
-        made = target.removeprefix("docs/") in reference.PAGES
-        assert made != (ROOT / target).exists(), link
-        if anchor:
-            text = generated(target.removeprefix("docs/")) if made else (ROOT / target).read_text()
-            assert anchor in anchors(text), link
+        assert (ROOT / target).exists(), f"{link} is not there in a checkout that nothing was built in"
+        assert {anchor} <= {"", *(anchors((ROOT / target).read_text()) if anchor else ())}, link
+        made, _, part = title.partition("#")
+        assert {made} <= {"", *reference.PAGES}, title
+        assert {part} <= {"", *(anchors(generated(made)) if part else ())}, title
 
 
 def test_every_link_of_the_site_leads_to_a_page_and_its_heading() -> None:
     pages = site()
     for page, text in pages.items():
-        for link in LINK.findall(CODE.sub("", text)):
+        for link, title in LINK.findall(CODE.sub("", text)):
             path, _, anchor = link.partition("#")
             target = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
+            assert not title, f"{page} → {link}"
             assert target in pages, f"{page} → {link}"
             assert {anchor} <= {"", *anchors(pages[target])}, f"{page} → {link}"
 

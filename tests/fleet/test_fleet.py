@@ -2,14 +2,12 @@
 
 import http.client
 import random
-import shutil
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from fieldlm.core.errors import InputError
 from fieldlm.formats import block
@@ -21,6 +19,7 @@ from fieldlm_compiler.fleet.observation import FleetSnapshot
 from fieldlm_compiler.fleet.page import fleet_page
 from fieldlm_compiler.fleet.serve import Pages
 from fieldlm_compiler.fleet.view import look, timeline
+from tests.support.fleet_pages import served
 
 ATTACK = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 DESK, PHONE = (1280, 900), (390, 844)
@@ -186,6 +185,20 @@ def test_corrections_are_counted_where_their_words_are_not(tmp_path: Path) -> No
     assert [each.text for each in events] == ["corrected", "corrected=no"]
 
 
+def test_tokens_that_a_form_forced_are_no_speed(tmp_path: Path) -> None:
+    """They are read as a prompt is; what else a device may say of their number is not believed."""
+    forced = [msgspec.structs.replace(each, detail={"forced": "10"}) for each in answers("kiosk-1", 9)]
+    read = [msgspec.structs.replace(each, detail={"forced": "21"}) for each in answers("kiosk-1", 9, first=10)]
+    junk = [{"forced": "many"}, {"forced": "-1000"}, {}]
+    odd = [msgspec.structs.replace(each, detail=junk[at % 3]) for at, each in enumerate(answers("kiosk-2", 9))]
+    with Store(tmp_path) as store:
+        fill(store, [*forced, *read], odd)
+        fleet, snapshot = look(store), FleetSnapshot.read(store, since_ms=0)
+    assert [device.tokens_per_s for device in fleet.devices] == [pytest.approx(25.0), pytest.approx(50.0)]
+    vitals = [snapshot.answered[device][0].vitals for device in ("kiosk-1", "kiosk-2")]
+    assert [each.tokens_per_s for each in vitals] == [pytest.approx(25.0), pytest.approx(50.0)]
+
+
 def test_what_a_large_model_answered_is_counted_and_says_nothing_of_the_generation(tmp_path: Path) -> None:
     own = answers("kiosk-1", 9)
     slow = {"route": "large", "model": "big-1", "duration_ms": 9000.0, "ttft_ms": 5000.0, "outcome": "error"}
@@ -232,22 +245,8 @@ def test_wrong_use_is_said_in_a_line(folder: Path, argv: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    with Pages(str(folder), 0) as pages:
-        thread = threading.Thread(target=pages.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield pages.url
-        pages.shutdown()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium, "these tests need Chromium; run: apt-get install chromium"
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield made
-        made.close()
+    with served(folder) as found:
+        yield found
 
 
 @pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])

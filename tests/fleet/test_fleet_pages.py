@@ -2,10 +2,8 @@
 
 import http.client
 import json
-import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,10 @@ from fieldlm_compiler.collect.parquet import Store
 from fieldlm_compiler.fleet.command import main
 from fieldlm_compiler.fleet.page import Asked
 from fieldlm_compiler.fleet.request_tasks import tell_by
-from fieldlm_compiler.fleet.serve import Pages
 from fieldlm_compiler.fleet.view import Selection, TellTask, look
 from fieldlm_compiler.learn.router import write_router
-from tests.support.browser import DESK, NARROW, chromium, faults, overflow, unreachable
+from tests.support.browser import DESK, NARROW, faults, overflow, unreachable
+from tests.support.fleet_pages import served
 
 HOUR_MS = 3_600_000
 OLD, NEW = "a1b2c3d4e5f6", "ffff00001111"
@@ -89,26 +87,10 @@ def tell(tmp_path_factory: pytest.TempPathFactory) -> TellTask:
     return tell_by(path)
 
 
-@contextmanager
-def served(folder: Path, tell: TellTask | None = None) -> Generator[str]:
-    with Pages(str(folder), 0, tell) as pages:
-        thread = threading.Thread(target=pages.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield pages.url
-        pages.shutdown()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def url(folder: Path, tell: TellTask) -> Iterator[str]:
     with served(folder, tell) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -58,6 +58,28 @@ def test_what_is_no_router_is_refused(tmp_path: Path) -> None:
         read_router(tmp_path / "absent.npz")
 
 
+def test_a_router_that_could_answer_nothing_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    path, made = tmp_path / "router.npz", router()
+    for damaged in (
+        replace(made, biases=made.biases * np.nan),
+        replace(made, scales=made.scales.astype(str)),
+        replace(made, least=float("nan")),
+        replace(made, names=made.names[:1]),
+    ):
+        path.write_bytes(damaged.packed())
+        with pytest.raises(BundleError, match="no router"):
+            read_router(path)
+    np.save(path.with_suffix(".npy"), made.biases)
+    with pytest.raises(BundleError, match="no router: it is one array alone"):
+        read_router(path.with_suffix(".npy"))
+    packed = bytearray(made.packed())
+    for place in (packed.index(b"PK\x01\x02") + 10, 8):  # a method of compression that nobody knows, in both headers
+        packed[place] = 99
+    path.write_bytes(packed)
+    with pytest.raises(BundleError, match="no router"):
+        read_router(path)
+
+
 def test_features_are_the_same_in_every_process_and_of_length_one() -> None:
     places, values = features("Two teas, please: two!")
     assert places.tolist() == sorted(set(places.tolist()))

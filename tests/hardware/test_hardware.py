@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fieldlm.cli import profiles
 from fieldlm.cli.detect import main
 from fieldlm.core.errors import ProfileError
 from fieldlm.formats.profile import load_profile, profile_names
@@ -163,6 +164,11 @@ def shown(capsys: pytest.CaptureFixture[str], name: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def profiled(capsys: pytest.CaptureFixture[str], name: str) -> list[str]:
+    assert profiles.main([name]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
 def test_detect_prints_the_profile_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, "pi-5-8gb")
     assert lines[0].startswith("rpi5-8gb  Raspberry Pi 5, 8 GB or more  (confidence high")
@@ -187,7 +193,21 @@ def test_a_machine_that_no_profile_names_is_told_why_those_of_its_name_do_not_fi
     assert main(["--sysroot", str(materialise(machine, tmp_path))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "ruled out: rpi5-4gb: /proc/meminfo has 2969 MB; the profile is for 3500 to 4400 MB" in lines
-    assert [line for line in lines if line.startswith("takes")] == ["takes from the machine: 4 threads, models 1900 MB"]
+    (taken,) = (line for line in lines if line.startswith("takes"))
+    own = "takes from the machine: cpu.decode_threads 4, memory.model_budget_mb 1900; "
+    assert taken.startswith(own)
+    profile, _, numbers = taken.removeprefix(own).partition(" itself says ")
+    told = [line.split() for line in profiled(capsys, profile) if line.startswith(("cpu.decode_th", "memory.model_b"))]
+    assert [value for _, value, *_ in told] == [f"{number}*" for number in numbers.split(", ")]
+    assert "* each machine has its own, which `fieldlm detect` says there" in profiled(capsys, profile)[-1]
+
+
+def test_a_machine_whose_profile_leaves_nothing_open_has_one_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one with a GPU, too, that llama.cpp computes on: its memory is what counts."""
+    for machine in ("pi-5-8gb", "laptop-nvidia-rtx4060"):
+        lines = shown(capsys, machine)
+        assert not [line for line in lines if line.startswith("takes")], machine
+        assert not [line for line in profiled(capsys, lines[0].split()[0]) if "*" in line], machine
 
 
 def test_detect_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,6 +216,7 @@ def test_detect_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> 
     assert document["profile"] == "rpi5-16gb"
     assert document["facts"]["isa"] == ["neon", "dotprod", "fp16"]
     assert [each["name"] for each in document["idle"]] == ["Hailo", "VideoCore"]
+    assert document["taken"] == {}
 
 
 def test_a_profile_that_leaves_cores_and_memory_open_takes_the_machines() -> None:

@@ -126,6 +126,17 @@ def test_one_that_a_server_loads_is_refused_before_the_model_is_loaded(tmp_path:
         Generations(made, EngineOptions(context=512, threads=1, parallel=1))
 
 
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_damaged_router_is_found_when_a_bundle_is_opened_though_nothing_else_needs_it(
+    tmp_path: Path, asleep: bool
+) -> None:
+    made = with_files(tiny_bundle(tmp_path / "bundle"), {"router.npz": ("router", b"damaged")})
+    with pytest.raises(BundleError, match=r"router.npz is no router"):
+        Generations(made, EngineOptions(context=512, threads=1, parallel=1), asleep=asleep)
+    with pytest.raises(BundleError, match=r"router.npz is no router"):
+        Model.open(made, context=512, threads=1, parallel=1)
+
+
 def test_it_is_read_once_however_many_models_are_asked_in_turn(tmp_path: Path) -> None:
     router = word_router({"t1": DRINK, "t2": "bill"}, least=0.5)
     served = [

@@ -139,6 +139,28 @@ def test_what_is_pinned_is_loaded_at_once(base_bundle: Bundle) -> None:
         assert awake(pool) == [pool.own.name, "third"]
 
 
+def test_a_name_of_the_owners_comes_before_its_bundles_for_the_first_as_for_the_others(base_bundle: Bundle) -> None:
+    plain = base_bundle.manifest.model.name
+    live = Generations(base_bundle, OPTIONS, name="mine", asleep=True)
+    beside = Generations(base_bundle, OPTIONS, name="yours", asleep=True, is_beside=True)
+    first, second = PooledModel(live), PooledModel(beside, name="yours")
+    pool = ModelPool(first, [second])
+    try:
+        assert [model.name for model in pool.models] == ["mine", "yours"]
+        assert pool.find("mine") is pool.find(plain) is pool.find(f"{plain}:latest") is first
+        assert [pool.described(model)["aliases"] for model in pool.models] == [[plain], []]
+        assert pool.find("yours") is second
+    finally:
+        pool.close()
+        live.close()
+    third = Generations(base_bundle, OPTIONS, name=plain, asleep=True, is_beside=True)
+    pool = ModelPool(first, [PooledModel(third, name=plain)])
+    try:
+        assert pool.find(plain) is pool.models[1], "who is called so comes before whose bundle is"
+    finally:
+        pool.close()
+
+
 def test_two_of_one_name_and_a_pin_of_nobody_are_refused(base_bundle: Bundle) -> None:
     with pytest.raises(ConflictError, match="two models are called 'second'"), pool_of(base_bundle, "second", "second"):
         pass

@@ -59,7 +59,8 @@ Steps = list[tuple[str, float]]
 THOUGHT: Steps = [("<think>", UNSURE), ("hm", UNSURE), ("</think>", UNSURE)]
 ENDED: Steps = [("", SURE)]
 WEIGHED: dict[str, tuple[Steps, bool, int]] = {
-    "a thought first": ([*THOUGHT, ("\n\n", SURE), ("Yes", SURE), *ENDED], False, 3),
+    "a thought first": ([*THOUGHT, ("\n\n", UNSURE), (" ", UNSURE), ("Yes", SURE), *ENDED], False, 2),
+    "space before an answer without one": ([("\n\n", SURE), ("Yes", SURE), *ENDED], False, 3),
     "two": ([*THOUGHT, ("\n", UNSURE), *THOUGHT, ("Yes", SURE), *ENDED], False, 2),
     "marks in pieces": (
         [("<", UNSURE), ("think>", UNSURE), ("a</th", UNSURE), ("ink>", UNSURE), ("Yes", SURE), *ENDED], False, 2,

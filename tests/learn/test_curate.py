@@ -122,6 +122,48 @@ def test_a_customer_is_in_one_split_with_everything_they_said(tmp_path: Path) ->
     assert all((e.split == "eval") == (share_of(e.session) < 0.3) for e in found)
 
 
+def test_what_a_device_says_without_a_session_is_on_one_side_as_one_customer(tmp_path: Path) -> None:
+    for device in (f"d{number}" for number in range(40)):
+        common = [{"device": device, "response": f"{device}-{number}"} for number in range(5)]
+        generations = [each | {"session": "", "said": f"tea {each['response']}"} for each in common]
+        fill(tmp_path / "store", generations, [each | {"rating": "up"} for each in common])
+    document = curate(tmp_path / "store", tmp_path / "out", eval_share=0.3, consents=TERMS)
+    found = read_examples(tmp_path / "out")
+    held, trained = ({e.device for e in found if e.split == split} for split in ("eval", "train"))
+    assert held
+    assert trained
+    assert not held & trained
+    assert (document["customers"], document["parted_by"]) == (40, "customer")
+
+
+@pytest.mark.parametrize("wall_ms", [0, 1_790_000_000_000])
+def test_where_nobody_is_known_the_newest_are_held_out_and_one_line_says_so(
+    wall_ms: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    # What is said day by day is one example, that of the last day: it is not what all of the newest are.
+    said = [f"light {number % 40}" for number in range(400)]
+    generations = [
+        {"session": "", "said": each, "answer": "ok", "wall_ms": wall_ms and wall_ms + at}
+        for at, each in enumerate(said)
+    ]
+    fill(tmp_path / "store", generations, [{"response": f"r{n}", "rating": "up"} for n in range(1, 401)])
+    asked = [str(tmp_path / "store"), "--consent", "yes", "--out", str(tmp_path / "out")]
+    assert main(asked) == 0
+    assert "40 examples of 1 customer (36 train, 4 eval)" in capsys.readouterr().out
+    assert "names who asks (metadata.session)" in caplog.text
+    assert "the newest answers are held out" in caplog.text
+    assert {e.utterance for e in read_examples(tmp_path / "out") if e.split == "eval"} == set(said[-4:])
+    folder = dataset(tmp_path / "out", tmp_path / "sets")
+    card = json.loads((folder / "card.json").read_bytes())
+    assert (card["customers"], card["customers_in_both"]) == ({"train": 1, "eval": 1}, 1)
+    assert "who asked may be on both sides" in (folder / "card.md").read_text()
+    if wall_ms:
+        assert main([*asked, "--held-out-from", "0.5"]) == 0
+        assert "(20 train, 20 eval)" in capsys.readouterr().out
+    assert main([*asked, "--eval-share", "0"]) == 0
+    assert "(40 train, 0 eval)" in capsys.readouterr().out, "who asks for no exam gets none"
+
+
 def test_the_same_store_gives_the_same_bytes_and_counts_add_up(tmp_path: Path) -> None:
     fill(
         tmp_path / "store",

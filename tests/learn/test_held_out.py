@@ -40,6 +40,13 @@ def test_what_is_trained_on_is_older_than_the_time_and_customers_stay_whole() ->
     ]  # fmt: skip
 
 
+def test_a_device_without_sessions_is_one_customer_by_time_as_well() -> None:
+    said = [example(f"r{at}", at) for at in (10, 90)]
+    said = [msgspec.structs.replace(each, response=each.session, device="d") for each in said]
+    kept, _ = hold_out_newest(said, HeldOutFrom(at_ms=80))
+    assert [(each.at_ms, each.split) for each in kept] == [(10, "train")]
+
+
 def test_a_share_is_the_newest_part_of_what_has_a_time() -> None:
     said = [example(f"s{at}", at) for at in range(100, 200)] + [example("clockless", 0)]
     kept, at_ms = hold_out_newest(said, HeldOutFrom(share=0.2))

@@ -1,7 +1,6 @@
 """Which names a server answers to where no key is asked: a page that had its own name resolve to it is none of ours."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -11,24 +10,9 @@ from fieldlm.api.app import make_app
 from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import ConfigError
 from fieldlm.device.listeners import ListenSettings
-from fieldlm.engines import EngineOptions
-from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.generations import Generations
 from fieldlm.network.discovery import Announcer
 from fieldlm.network.http_server import listening
-
-
-@pytest.fixture(scope="module")
-def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def url(live: Generations) -> Iterator[str]:
-    with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
-        yield server.url
 
 
 def settings_of(tmp_path: Path, **flags: object) -> Config:

@@ -8,7 +8,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ from fieldlm.core.config import Config, load_config
 from fieldlm.core.errors import ConfigError, InputError
 from fieldlm.device.listeners import ListenSettings
 from fieldlm.device.systemd import heartbeat
-from fieldlm.engines import EngineOptions, Sampling
-from fieldlm.formats.bundle import Bundle
+from fieldlm.engines import Sampling
 from fieldlm.inference.engine_watchdog import ProgressMonitor
 from fieldlm.inference.generations import Generations
 from fieldlm.network.api_keys import Keys
@@ -42,19 +41,6 @@ KEY = "a-key-of-fair-length"
 HELLO = [{"role": "user", "content": "Hello"}]
 CHAT = "/v1/chat/completions"
 PATIENCE_S = 60
-
-
-@pytest.fixture(scope="module")
-def live(base_bundle: Bundle) -> Iterator[Generations]:
-    made = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def url(live: Generations) -> Iterator[str]:
-    with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
-        yield server.url
 
 
 def key_file(folder: Path, text: str, mode: int = 0o600) -> Path:

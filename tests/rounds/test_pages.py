@@ -1,13 +1,11 @@
 """The pages of rounds in a real Chromium: readable on a telephone and on a desk."""
 
 import json
-import shutil
-from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from fieldlm.cli.main import main
 from fieldlm_compiler.learn.curated import CuratedExample
@@ -16,16 +14,6 @@ from fieldlm_compiler.rounds.report import in_service, losses, page, redacted, t
 from fieldlm_compiler.rounds.state import FinishedRound
 from fieldlm_compiler.rounds.table import as_json, text
 from tests.support.sample_rounds import round_pages, sample_round
-
-
-@pytest.fixture(scope="module")
-def browser() -> Generator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium, "these tests need Chromium; run: apt-get install chromium"
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield made
-        made.close()
 
 
 def shown(browser: Browser, folder: Path, name: str, width: int) -> Page:

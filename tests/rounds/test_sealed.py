@@ -9,7 +9,7 @@ import msgspec
 
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.curate import curate
-from fieldlm_compiler.learn.curated import CuratedExample, read_examples
+from fieldlm_compiler.learn.curated import CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.quality.held_out import HeldOutFrom
 from fieldlm_compiler.rounds.sealed import EarlierRounds, Sealed, earlier, seal, to_watch, words
 from fieldlm_compiler.rounds.state import FinishedRound
@@ -153,3 +153,58 @@ def test_customers_of_earlier_rounds_are_known_by_what_they_were_used_for(tmp_pa
     assert before.held_customers == sessions(examples, "eval")
     assert before.trained_customers == sessions(examples, "train")
     assert earlier([refused]).trained_customers == frozenset(), "what was refused has taught nobody"
+
+
+def say(made: Usage, words: list[str]) -> None:
+    """Let a device say something for people of whom it names nobody."""
+    made.customers([(each, "order") for each in words], prefix="", each=1, session="")
+
+
+def rounds_of(*folders: Path) -> list[FinishedRound]:
+    return [FinishedRound(folder=folder, document=sample_round(str, 1)) for folder in folders]
+
+
+def test_a_device_that_names_nobody_is_watched_or_not_with_all_it_says(tmp_path: Path) -> None:
+    for device in range(30):
+        say(Usage(tmp_path / "store", f"d{device}"), [f"tea {device} {at}" for at in range(5)])
+    learned = [e for e in found(tmp_path / "store", tmp_path / "one") if e.split == "train"]
+    watched = {example.device for example in learned if to_watch(example)}
+    assert watched
+    assert not watched & {example.device for example in learned if not to_watch(example)}
+
+
+def test_who_an_older_version_had_on_both_sides_keeps_its_exam_and_is_trained_on(tmp_path: Path) -> None:
+    """Versions before parted what a device said without a session answer by answer."""
+    store, old = tmp_path / "store", tmp_path / "0001/examples"
+    devices = [Usage(store, f"d{at}") for at in range(40)]
+    for at, device in enumerate(devices):
+        say(device, [f"tea {at} {number}" for number in range(4)])
+    before = [
+        msgspec.structs.replace(example, split="eval" if at % 4 == 0 else "train")
+        for at, example in enumerate(found(store, old))
+    ]
+    write_examples(old / "examples.jsonl", before)
+    for at, device in enumerate(devices):
+        say(device, [f"rice {at}"])
+    current = found(store, tmp_path / "now")
+    assert {e.split for e in current if e.utterance.startswith("rice")} == {"train", "eval"}, "this test shows nothing"
+    then = sealed(store, current, earlier(rounds_of(tmp_path / "0001")))
+    held = {example.utterance for example in then.examples if example.split == "eval"}
+    assert held == {example.utterance for example in before if example.split == "eval"}
+    near = then.counts.get("near copies of what is held out", 0)
+    assert len(then.examples) + near == len(current), "nothing else is lost"
+
+
+def test_where_nobody_is_known_the_exam_grows_and_what_was_trained_on_stays_so(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    made = Usage(store)
+    say(made, [f"tea {at}" for at in range(20)])
+    first = found(store, tmp_path / "0001/examples")
+    held, trained = ({e.utterance for e in first if e.split == split} for split in ("eval", "train"))
+    assert held == {f"tea {at}" for at in range(14, 20)}
+    say(made, [*(f"rice {at}" for at in range(12)), "tea 0", "tea 19"])
+    then = sealed(store, found(store, tmp_path / "two"), earlier(rounds_of(tmp_path / "0001")))
+    now = {e.utterance: e.split for e in then.examples}
+    assert now.keys() == {*(f"tea {at}" for at in range(20)), *(f"rice {at}" for at in range(12))}
+    assert {said for said in held | trained if now[said] == "eval"} == held
+    assert {said for said in now if said.startswith("rice") and now[said] == "eval"}, "the newest judge as well"

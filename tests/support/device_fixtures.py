@@ -2,12 +2,18 @@
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fieldlm.core.logs import TREE
 from fieldlm.formats.bundle import Bundle
 from tests.support import material
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from fieldlm.inference.generations import Generations
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +24,34 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def base_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return material.tiny_bundle(tmp_path_factory.mktemp("bundle") / "base")
+
+
+@pytest.fixture(scope="module")
+def live(base_bundle: Bundle) -> Generator["Generations"]:
+    from fieldlm.engines import EngineOptions
+    from fieldlm.inference.generations import Generations
+
+    made = Generations(base_bundle, EngineOptions(threads=1, context=256, parallel=2))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def url(live: "Generations") -> Generator[str]:
+    """Where `live` is served, to anybody."""
+    from fieldlm.api.app import make_app
+    from fieldlm.network.http_server import listening
+
+    with listening(make_app(live, lambda _: None, ready=lambda: None)) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Generator["Browser"]:
+    from tests.support.browser import chromium  # not on every machine that runs tests
+
+    with chromium() as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,12 +1,18 @@
-"""A collector's half of a sink, to be killed at any moment: appends block after block, and tells what is committed."""
+"""A collector's half of a sink, to be killed at any moment: appends block after block, and tells what is committed.
+
+And what tests of sinks append, and look at.
+"""
 
 import multiprocessing
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from fieldlm.formats import block
+from fieldlm.formats.block import Block
 from fieldlm.formats.record import Record
 from fieldlm_compiler.collect.open import open_sink
+from fieldlm_compiler.collect.sink import Sink
 
 KEY = ("kiosk-1", 7, "gen")
 BLOCK_RECORDS = 10
@@ -23,6 +29,18 @@ def made(first: int, last: int, **fields: Any) -> list[Record]:
         Record(device=device, epoch=epoch, stream="gen", seq=seq, kind="generation", **fields)
         for seq in range(first, last + 1)
     ]
+
+
+def blocks(*parts: Sequence[Record]) -> list[Block]:
+    return [block.parse(block.encode(part)) for part in parts]
+
+
+def seqs(sink: Sink) -> list[int]:
+    return [row["seq"] for row in sink.query("SELECT seq FROM records ORDER BY seq")]
+
+
+def forget(session: str, *, device: str = "kiosk-1", seq: int = 1) -> list[Record]:
+    return [Record(device=device, epoch=7, stream="fb", seq=seq, kind="forget", session=session)]
 
 
 def append_for_ever(where: str, pipe: Connection) -> None:

@@ -72,6 +72,7 @@ class Usage:
         self.folder = folder
         self._common: dict[str, Any] = {"device": device, "epoch": 1}
         self._seq = {"gen": 0, "fb": 0}
+        self._ids = "chatcmpl-" if device == "kiosk-1" else f"chatcmpl-{device}-"
 
     def customers(
         self,
@@ -93,7 +94,7 @@ class Usage:
             messages = [{"role": "user", "content": words}]
             plain: dict[str, Any] = {
                 "stream": "gen", "kind": "generation", "seq": self._next("gen"), "session": f"{prefix}{at // each}",
-                "response": f"chatcmpl-{self._seq['gen']}", "consent": CONSENT, "outcome": "stop",
+                "response": f"{self._ids}{self._seq['gen']}", "consent": CONSENT, "outcome": "stop",
                 "prompt": json.dumps(messages), "answer": call("music"), "prompt_tokens": 30, "completion_tokens": 8,
                 "wall_ms": 1_790_000_000_000 + self._seq["gen"], "generation": "0123456789ab",
             }  # fmt: skip

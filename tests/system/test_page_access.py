@@ -1,22 +1,15 @@
 """Every page that the workshop draws, by axe-core: light and dark, on a desk and 320 pixels wide, and by keyboard."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Route
 
-from tests.support.browser import DESK, NARROW, chromium, faults, overflow, unreachable
+from tests.support.browser import DESK, NARROW, faults, overflow, unreachable
 from tests.support.sample_pages import pages
 
 PAGES = ("fleet", "device", "rollout", "running rollout", "report", "explain", "round", "rounds", "bench", "comparison")
 WHERE = "http://pages.test"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

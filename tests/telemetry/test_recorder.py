@@ -24,6 +24,7 @@ class Timings:
     queue_s: float = 0.0014
     margin: float = 1.2345
     min_logprob: float | None = None
+    forced_tokens: int = 0
 
 
 @dataclass
@@ -86,6 +87,11 @@ def test_metrics_mode_keeps_numbers_and_writes_no_text_to_the_disk(tmp_path: Pat
 def test_which_of_several_adapters_answered_is_told(tmp_path: Path) -> None:
     (found,) = recorded(tmp_path, "metrics", Exchange(adapter="orders"))
     assert found.detail == {"adapter": "orders"}
+
+
+def test_how_many_tokens_a_form_forced_is_told(tmp_path: Path) -> None:
+    (found,) = recorded(tmp_path, "metrics", Exchange(timings=Timings(forced_tokens=9)))
+    assert found.detail == {"forced": "9"}
 
 
 def test_that_a_classifier_answered_is_told(tmp_path: Path) -> None:

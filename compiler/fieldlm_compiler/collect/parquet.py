@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fieldlm.core.errors import InputError, NotFoundError
 from fieldlm.core.files import disk_errors, held_lock, make_private, make_private_folder, sync_folder
-from fieldlm.core.sqlite import BUSY_S, connect, make_durable
+from fieldlm.core.sqlite import BUSY_S, connect, make_durable, transaction
 from fieldlm.formats.block import Block
 from fieldlm.formats.record import SCHEMAS, Record, unpack
 from fieldlm_compiler.collect.arrow import arrow_table, schema, sessions_table, without_forgotten
@@ -365,15 +365,8 @@ class Store(Sink):
 
     @contextlib.contextmanager
     def _transaction(self) -> Generator[None]:
-        with self._lock, disk_errors(self.folder):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._lock, disk_errors(self.folder), transaction(self._db):
+            yield
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -36,6 +36,8 @@ KEY = ("device", "epoch", "stream", "seq")
 UNKNOWN = "unknown schema"
 CORRECTED = "(correction <> '' OR coalesce(detail['corrected'] = 'yes', false))"
 """SQL: whether feedback is a correction. Its words may not be there: no consent, mode `metrics`, too old, sealed."""
+STEPS = "greatest(completion_tokens - 1 - greatest(coalesce(try_cast(detail['forced'] AS BIGINT), 0), 0), 0)"
+"""SQL: how many tokens of an answer were generated one by one, behind the first; what a form forced was read."""
 MOST_DEVICES = 1_000_000
 MOST_EPOCHS = 256
 """Streams of one device of which a hello said something and no record ever came; older ones are forgotten."""

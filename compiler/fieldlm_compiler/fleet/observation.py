@@ -8,18 +8,18 @@ from typing import Any
 import msgspec
 
 from fieldlm.formats.shadow import ShadowFigures, read_figures
-from fieldlm_compiler.collect.sink import Sink, as_dict
+from fieldlm_compiler.collect.sink import STEPS, Sink, as_dict
 from fieldlm_compiler.fleet.shadows import ShadowSums, add_up
 from fieldlm_compiler.fleet.waves import DeviceVitals, Group, Trouble, judge
 
 LEAST_ANSWERS = 8  # of a device, before it is judged by them; one that is used less is fine while it is heard of
 AWAY = ("lost", "stopped")
 
-ANSWERS = """
-SELECT device, generation, wall_ms >= {since_ms} AS is_since, count(*) AS answers,
+ANSWERS = f"""
+SELECT device, generation, wall_ms >= {{since_ms}} AS is_since, count(*) AS answers,
     avg(CASE WHEN outcome = 'error' THEN 1.0 ELSE 0.0 END) AS errors,
-    coalesce(median((completion_tokens - 1) * 1000.0 / nullif(duration_ms - ttft_ms, 0))
-        FILTER (WHERE completion_tokens > 1), 0) AS tokens_per_s
+    coalesce(median({STEPS} * 1000.0 / nullif(duration_ms - ttft_ms, 0))
+        FILTER (WHERE {STEPS} > 0), 0) AS tokens_per_s
 FROM records WHERE stream = 'gen' AND route <> 'large' GROUP BY ALL"""
 """What a large model beside the device's own answered says nothing of a generation: its speed is the network's."""
 FAILED = """

@@ -13,7 +13,7 @@ import msgspec
 from fieldlm.core.errors import InputError
 from fieldlm.core.wording import counted
 from fieldlm.formats.topics import check_name
-from fieldlm_compiler.collect.sink import CORRECTED, Sink, as_dict
+from fieldlm_compiler.collect.sink import CORRECTED, STEPS, Sink, as_dict
 
 FINE = ("stop", "length")
 """Outcomes of an answer that came without an error; whether it was right, only people say."""
@@ -33,7 +33,7 @@ WITH {_CHOSEN}, wrong AS (
     SELECT DISTINCT device, response, true AS is_wrong FROM records
     WHERE kind = 'feedback' AND response <> '' AND ({CORRECTED} OR rating = 'down')
 ), answers AS (
-    SELECT r.*, r.duration_ms - r.ttft_ms AS decode_ms, w.is_wrong
+    SELECT r.*, r.duration_ms - r.ttft_ms AS decode_ms, {STEPS} AS steps, w.is_wrong
     FROM chosen r LEFT JOIN wrong w USING (device, response) WHERE r.kind = 'generation' AND r.route <> 'large'
 ), handed AS (
     SELECT device, generation, count(*) AS large FROM chosen WHERE kind = 'generation' AND route = 'large' GROUP BY ALL
@@ -53,9 +53,9 @@ FROM chosen r LEFT JOIN (
     SELECT device, arg_max(generation, wall_ms) AS generation, arg_max(model, wall_ms) AS model,
         max(wall_ms) AS answered_ms, count(*) AS answers,
         count(*) FILTER (outcome IN {FINE}) AS fine, count(*) FILTER (is_wrong) AS corrected,
-        -- The first token is there when the others begin.
-        sum(greatest(completion_tokens - 1, 0)) FILTER (decode_ms > 0)
-            / nullif(sum(decode_ms) FILTER (decode_ms > 0), 0) * 1000 AS tokens_per_s,
+        -- The first token is there when the others begin; what a form forced took a prompt's time, not theirs.
+        sum(steps) FILTER (decode_ms > 0)
+            / nullif(sum(decode_ms) FILTER (decode_ms > 0 AND steps > 0), 0) * 1000 AS tokens_per_s,
         quantile_cont(ttft_ms, 0.5) FILTER (ttft_ms > 0) AS ttft_p50_ms,
         quantile_cont(ttft_ms, 0.95) FILTER (ttft_ms > 0) AS ttft_p95_ms,
         sum(queue_ms) AS queue_ms, sum(greatest(ttft_ms - queue_ms, 0)) AS prompt_ms,

@@ -11,9 +11,10 @@ Beside a correction stays what it corrected (`rejected`), under the same terms, 
 stand-ins, and gone with its line: preferences are learned from both.
 Text counts under the terms that the workshop names, and under no others. On a prompt the majority of customers decides
 (`agreement`). A customer is in `train` or in `eval` with everything they said, so that no held-out sentence has a
-sibling in training. What a device redacted is redacted again with this version's rules, and people and numbers in
-placeholders get stand-ins (`redacted`), the same all through an example. What stood around the messages, the bundle's
-system prompt and the tools, belongs to an example.
+sibling in training; all that a device says without a session is one customer's (`quality/held_out.py`). What a device
+redacted is redacted again with this version's rules, and people and numbers in placeholders get stand-ins (`redacted`),
+the same all through an example. What stood around the messages, the bundle's system prompt and the tools, belongs to an
+example.
 """
 
 import hashlib
@@ -29,13 +30,23 @@ import msgspec
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
 from fieldlm.inference.chat_template import Message, as_served
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn import teacher
 from fieldlm_compiler.learn.agreement import agree, answer_key
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, write_examples
-from fieldlm_compiler.learn.quality.held_out import NEWER, HeldOutFrom, as_date, held_out_from, hold_out_newest
+from fieldlm_compiler.learn.quality.held_out import (
+    NEWER,
+    HeldOutFrom,
+    alone,
+    as_date,
+    held_out_from,
+    hold_out_alone,
+    hold_out_newest,
+    is_nobody_known,
+)
 from fieldlm_compiler.learn.quality.refusals import is_refusal
 from fieldlm_compiler.learn.redacted.second_pass import again
 from fieldlm_compiler.learn.redacted.surrogates import Surrogates, kinds_in
@@ -44,6 +55,7 @@ from fieldlm_compiler.learn.shapes import spoken
 if TYPE_CHECKING:
     from fieldlm_compiler.learn.quality.renamed import Renaming
 
+log = logger(__name__)
 FORMAT = "fieldlm.curate/1"
 EVAL_SHARE = 0.1
 Dropped = Literal[
@@ -107,7 +119,7 @@ def curate(
     judged = [judge(again(row), consents=consents, eval_share=eval_share, labels=labels) for row in rows]
     dropped: Counter[str] = Counter(found for found in judged if isinstance(found, str))
     given = [example for example in judged if isinstance(example, CuratedExample)]
-    found = _checked(given, dropped, since, labels) if given else _Checked()
+    found = _checked(given, dropped, since, labels, eval_share) if given else _Checked()
     examples = [_in_pairs(_with_surrogates(_rated(example, found.said))) for example in found.kept]
     left_out = {why: count for why, count in sorted(dropped.items()) if count}
     document = {
@@ -116,10 +128,11 @@ def curate(
         "examples": len(examples),
         "train": sum(example.split == "train" for example in examples),
         "eval": sum(example.split == "eval" for example in examples),
-        "customers": len({example.session for example in examples}),
+        "customers": len({example.voter for example in examples}),
         "labels": dict(Counter(example.label_source for example in examples)),
         "pairs": sum(bool(example.rejected) for example in examples),
         "consents": sorted(consents),
+        "parted_by": "time" if found.is_by_time else "customer",
         "held_out_from": as_date(found.since_ms) if found.since_ms else None,
         "disputed": found.contradictions.total(),
         "contradictions": [
@@ -134,6 +147,11 @@ def curate(
         document["teacher"] = teacher.report([e for e in given if e.label_source != "none"], found.said)
     if not examples:
         raise InputError(_no_example(store, rows, consents, left_out))
+    if found.is_by_time:
+        log.warning(
+            f"! no device of {store} names who asks (metadata.session) and all would be on one side, so the newest "
+            "answers are held out: the same people may be trained on and held out"
+        )
     write_examples(out / EXAMPLES, examples)
     write_whole(out / "curate.json", canonical_json(document), private=True)
     return document
@@ -148,17 +166,18 @@ class _Checked:
     contradictions: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
     renamed: "list[Renaming]" = field(default_factory=list["Renaming"])
     since_ms: int = 0
+    is_by_time: bool = False
 
 
 def _checked(
-    given: Sequence[CuratedExample], dropped: Counter[str], since: HeldOutFrom | None, labels: Labels
+    given: Sequence[CuratedExample], dropped: Counter[str], since: HeldOutFrom | None, labels: Labels, share: float
 ) -> _Checked:
     """Hold examples against each other; why some are left out is counted in `dropped`."""
     from fieldlm_compiler.learn.quality.near_copies import parted
 
-    made = _Checked()
-    found = list(given)
-    if since is not None:
+    made = _Checked(is_by_time=bool(share or since) and is_nobody_known(given))
+    found = alone(given) if made.is_by_time else list(given)
+    if since is not None and not made.is_by_time:
         found, made.since_ms = hold_out_newest(found, since)
         dropped[NEWER] += len(given) - len(found)
     if labels.checked:
@@ -167,12 +186,18 @@ def _checked(
     agreed = agree(labelled)
     dropped.update(agreed.lost)
     made.contradictions, made.said = agreed.contradictions, teacher.answers_of(labelled)
-    kept = {id(example) for example in agreed.kept}
+    # After the vote, for it takes what was said last: of words that are said day by day the newest alone are left.
+    parted_now: Sequence[CuratedExample] = agreed.kept
+    if made.is_by_time:
+        parted_now, made.since_ms = hold_out_alone(agreed.kept, since, share)
+    kept = {id(example): now for example, now in zip(agreed.kept, parted_now, strict=True)}
     if labels.checked:
-        doubted = _doubted(agreed.kept)
-        kept -= doubted
+        doubted = _doubted(parted_now)
+        kept = {which: now for which, now in kept.items() if id(now) not in doubted}
         dropped["label in doubt"] += len(doubted)
-    left = [example for example in found if example.label_source == "none" or id(example) in kept]
+    left = [
+        kept.get(id(example), example) for example in found if example.label_source == "none" or id(example) in kept
+    ]
     made.kept = parted(left)
     dropped["near copy of a held-out prompt"] += len(left) - len(made.kept)
     return made
@@ -270,15 +295,14 @@ def judge(
     said = spoken("" if source == "none" else row["correction"] or row["answer"], context.tools)
     if not messages or said is None:
         return "unreadable"
-    session = row["session"] or row["response"]
     rejected, rejected_calls = _rejected(row, source, context.tools)
-    return CuratedExample(
+    made = CuratedExample(
         messages=as_served(messages, context.system),
         answer=said[0],
         label_source=source or "none",
-        session=session,
+        session=row["session"] or row["response"],
         response=row["response"],
-        split="eval" if share_of(session) < eval_share else "train",
+        split="train",
         consent=row["consent"],
         generation=row["generation"],
         device=row["device"],
@@ -288,6 +312,7 @@ def judge(
         rejected=rejected,
         rejected_calls=rejected_calls,
     )
+    return msgspec.structs.replace(made, split="eval") if share_of(made.customer) < eval_share else made
 
 
 def _rejected(row: dict[str, Any], source: str | None, tools: Sequence[Message]) -> tuple[str, list[Message]]:
@@ -345,9 +370,9 @@ def _context(row: dict[str, Any]) -> _Context | None:
         return None
 
 
-def share_of(session: str) -> float:
+def share_of(customer: str) -> float:
     """Return where a customer falls between 0 and 1, the same for ever."""
-    return int.from_bytes(hashlib.sha256(session.encode()).digest()[:8]) / 2**64
+    return int.from_bytes(hashlib.sha256(customer.encode()).digest()[:8]) / 2**64
 
 
 def _messages(prompt: str) -> list[dict[str, Any]]:

@@ -46,6 +46,8 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the large model's answers to this prompt that say the same, where the label is its."""
     redacted: list[str] = []
     """What a device, or the second pass, has hidden in it, and stand-ins stand for: "name", "phone"."""
+    is_alone: bool = False
+    """Whether it was parted from the others by its time alone: nobody is known, and all would be on one side."""
 
     @property
     def prompt_key(self) -> str:
@@ -60,9 +62,19 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
         return any(PLACEHOLDER.search(str(message.get("content") or "")) for message in said)
 
     @property
+    def names_nobody(self) -> bool:
+        """Whether its device gave no session; `session` is the answer's own id then."""
+        return self.session == self.response
+
+    @property
     def voter(self) -> str:
         """Whose label it is; who gives no session speaks for the device, however often."""
-        return self.session if self.session != self.response else self.device or self.response
+        return self.session if not self.names_nobody else self.device or self.response
+
+    @property
+    def customer(self) -> str:
+        """Who is on one side with all they said, trained on, watched or held out: the voter, if people are parted."""
+        return self.response if self.is_alone else self.voter
 
     @property
     def is_correction(self) -> bool:

@@ -2,7 +2,8 @@
 
 out/<first 16 digits of the content's SHA-256>/
   train.jsonl  eval.jsonl   {"v": 1, "messages": […, {"role": "assistant", …}], "tools": […], "task": …, "session": …}
-                            and "rejected": {"role": "assistant", …}, the answer that a person corrected
+                            and "rejected": {"role": "assistant", …}, the answer that a person corrected,
+                            and "customer": …, the device that speaks where no session is known
   dataset.json              counts, tasks, consents, and the generations whose answers it holds
   card.md  card.json        the data card: splits, balance, terms, what was dropped and why
 """
@@ -23,7 +24,7 @@ from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
 from fieldlm.inference.chat_template import Message
 from fieldlm_compiler.learn.curated import CuratedExample, read_examples
-from fieldlm_compiler.learn.quality.card import JSON, MARKDOWN, card, markdown
+from fieldlm_compiler.learn.quality.card import JSON, MARKDOWN, card, customer_of, markdown
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
 from fieldlm_compiler.learn.task_edits.view import named, show, tasks_of
 from fieldlm_compiler.learn.tasks import TASKS, Round, read_round
@@ -126,7 +127,7 @@ def _write(out: Path, lines: dict[str, bytes], about: dict[str, Any], origin: di
         "sha256": digest,
         "train": len(rows["train"]),
         "eval": len(rows["eval"]),
-        "customers": len({row["session"] for row in both}),
+        "customers": len({customer_of(row) for row in both}),
         "tasks": _counted(row["task"] for row in both if row["task"]),
         "pairs": {split: sum("rejected" in row for row in rows[split]) for split in SPLITS},
         **about,
@@ -147,6 +148,7 @@ def _line(example: CuratedExample) -> bytes:
     line: dict[str, Any] = {"v": VERSION, "messages": [*example.messages, right]}
     line |= {"tools": example.tools} if example.tools else {}
     line |= {"rejected": _message(example.rejected, example.rejected_calls)} if example.rejected else {}
+    line |= {"customer": example.voter} if example.names_nobody else {}
     return msgspec.json.encode(line | {"task": example.task, "session": example.session}) + b"\n"
 
 

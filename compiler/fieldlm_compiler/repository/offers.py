@@ -12,7 +12,7 @@ from fieldlm.core.errors import InputError
 from fieldlm.core.files import disk_errors
 from fieldlm.formats.release import Offer, Release, parse_release, release_path, role_name
 from fieldlm_compiler.repository.metadata import Keyring, RepositoryMetadata, publish_lock, read_offered
-from fieldlm_compiler.repository.publish import add_release, add_shadow_options, in_shadow, make_offer
+from fieldlm_compiler.repository.publish import add_offer_options, add_release, in_shadow, make_offer
 
 
 class Offered(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,21 +159,7 @@ def _parse(argv: Sequence[str]) -> Any:
         "--to", type=options.existing_folder, required=True, metavar="REPOSITORY", help="the repository"
     )
     parser.add_argument("--keys", metavar="DIR", help="the publisher's keys; default: as configured")
-    parser.add_argument(
-        "--share",
-        type=options.real(0, 100),
-        default=100.0,
-        metavar="PERCENT",
-        help="promote: percent of the profile's devices",
-    )
-    parser.add_argument(
-        "--spread",
-        type=options.real(0, 31_536_000),
-        default=0.0,
-        metavar="SECONDS",
-        help="promote: seconds to stagger the start over",
-    )
-    add_shadow_options(parser, what="promote: ")
+    add_offer_options(parser, what="promote: ")
     parser.add_argument("--reason", default="", help="pull: why, for people")
     return parser.parse_args(argv)
 

@@ -237,21 +237,7 @@ def _parse(argv: Sequence[str]) -> Any:
         "--min-seq", type=options.whole(0), help="devices that take this release never go back below that one"
     )
     parser.add_argument("--notes", default="", help="a line for people")
-    parser.add_argument(
-        "--share",
-        type=options.real(0, 100),
-        default=100.0,
-        metavar="PERCENT",
-        help="percent of the profile's devices, to begin with",
-    )
-    parser.add_argument(
-        "--spread",
-        type=options.real(0, 31_536_000),
-        default=0.0,
-        metavar="SECONDS",
-        help="seconds to stagger the start over",
-    )
-    add_shadow_options(parser)
+    add_offer_options(parser)
     parser.add_argument(
         "--announce", default="", metavar="mqtt[s]://[USER:PASSWORD@]HOST", help="tell the devices through this broker"
     )
@@ -323,6 +309,25 @@ def in_shadow(offer: Offer, requests: int | None, hours: float | None) -> Offer:
         raise InputError(f"--shadow-hours {hours:g} belongs to no period; say how many requests: --shadow REQUESTS")
     shadow_s = offer.shadow_s if hours is None else round(3600 * hours)
     return msgspec.structs.replace(offer, shadow=requests, shadow_s=shadow_s)
+
+
+def add_offer_options(parser: argparse.ArgumentParser, *, what: str = "") -> None:
+    """Add `--share`, `--spread`, and what `add_shadow_options` adds; `what` says to what they belong."""
+    parser.add_argument(
+        "--share",
+        type=options.real(0, 100),
+        default=100.0,
+        metavar="PERCENT",
+        help=f"{what}percent of the profile's devices, to begin with",
+    )
+    parser.add_argument(
+        "--spread",
+        type=options.real(0, 31_536_000),
+        default=0.0,
+        metavar="SECONDS",
+        help=f"{what}seconds to stagger the start over",
+    )
+    add_shadow_options(parser, what=what)
 
 
 def add_shadow_options(parser: argparse.ArgumentParser, *, what: str = "") -> None:

@@ -69,18 +69,17 @@ def tasks(examples: Path, rounds: Sequence[FinishedRound], edits: TaskEdits, sta
 def dataset_of(clustered: Path, stages: Stages) -> Path:
     """Return the data set of the training customers, a part of whom it has as `eval`, to watch the training with.
 
-    What is held out for the exam is not in it, nor a task that people left out. Raises InputError when nothing is
-    left to train on.
+    What is held out for the exam is not in it, nor a task that people left out. Where all would be watched, nobody is.
+    Raises InputError when nothing is left to train on.
     """
 
     def make(folder: Path) -> Ran:
         edits = read_edits(clustered)
         learned = [e for e in read_examples(clustered) if e.split == "train" and not edits.leaves_out(e.task)]
+        parted = [msgspec.structs.replace(each, split="eval") if to_watch(each) else each for each in learned]
         with TemporaryDirectory(prefix="fieldlm-") as aside:
-            write_examples(
-                Path(aside) / EXAMPLES,
-                [msgspec.structs.replace(each, split="eval") if to_watch(each) else each for each in learned],
-            )
+            is_any_left = any(each.split == "train" for each in parted)
+            write_examples(Path(aside) / EXAMPLES, parted if is_any_left else learned)
             for name in (TASKS, EDITS):
                 if (clustered / name).is_file():
                     shutil.copyfile(clustered / name, Path(aside) / name)

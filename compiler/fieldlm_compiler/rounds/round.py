@@ -299,8 +299,9 @@ class LearningRound:
             "teacher": wish.teacher,
             "check_labels": wish.check_labels,
             "held_out_from": wish.facts().get("held_out_from"),
-            # Examples that an older version left have no rejected answers.
+            # Examples that an older version left have no rejected answers, or part what one device said.
             "has_rejected": True,
+            "by_voter": True,
             "system_prompt": wish.system_prompt,
             "earlier": [sha256_file(each.examples / EXAMPLES) + each.document.decision for each in self.rounds],
         }

@@ -3,7 +3,9 @@
 `curate` splits by customer, for ever. A later round may still have the words of a held-out customer from another mouth:
 people vote on a prompt, and another one may have the last word. Such an example stays with the customer it was held out
 of, with the answer that people agree on now. Words that an accepted round was trained on are no exam any more, whoever
-says them. A part of the training customers is kept to watch the training with, so that nothing is chosen by the exam.
+says them. All that a device says without a session is one customer's; where earlier rounds parted it answer by answer,
+as older versions did, what was held out stays so, and the rest of that device is trained on. A part of the training
+customers is kept to watch the training with, so that nothing is chosen by the exam.
 
 Rehearsal: what the last accepted round was trained on stays in, as long as its words are in the store and nobody has
 corrected them since, also where `curate` passes it over because somebody has too large a share of what there is now.
@@ -45,6 +47,8 @@ class EarlierRounds:
     rehearsed: list[CuratedExample]
     held_customers: frozenset[str] = frozenset()
     trained_customers: frozenset[str] = frozenset()
+    taught_devices: frozenset[str] = frozenset()
+    """Devices that were trained on by what they gave no session for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,7 @@ def earlier(rounds: list[FinishedRound]) -> EarlierRounds:
     trained: set[str] = set()
     held_customers: set[str] = set()
     trained_customers: set[str] = set()
+    taught: set[str] = set()
     last = last_accepted(rounds)
     rehearsed: list[CuratedExample] = []
     for each in rounds:
@@ -68,19 +73,21 @@ def earlier(rounds: list[FinishedRound]) -> EarlierRounds:
         for example in examples:
             if example.split == "eval":
                 held.setdefault(words(example), example)
-                held_customers.add(example.session)
+                held_customers.add(example.customer)
         learned = [example for example in examples if example.split == "train"]
+        taught.update(example.voter for example in learned if example.names_nobody)
         if each.is_accepted:
             trained.update(map(words, learned))
-            trained_customers.update(example.session for example in learned)
+            trained_customers.update(example.customer for example in learned)
         if last and each.number == last.number:
             rehearsed = learned
     return EarlierRounds(
         held=held,
         trained=frozenset(trained - held.keys()),
         rehearsed=rehearsed,
-        held_customers=frozenset(held_customers),
+        held_customers=frozenset(held_customers - taught),
         trained_customers=frozenset(trained_customers - held_customers),
+        taught_devices=frozenset(taught),
     )
 
 
@@ -99,15 +106,15 @@ def seal(
     counts: Counter[str] = Counter()
     alive = _alive(store, [example.response for example in (*before.held.values(), *before.rehearsed)])
     kept: list[CuratedExample] = []
-    for example in current:
+    for example in (_as_taught(each, before) for each in current):
         said = words(example)
         old = before.held.get(said)
         # Held out by time, a customer would come over to training when the time moves on.
-        is_held = example.split == "eval" or example.session in before.held_customers
+        is_held = example.split == "eval" or bool({example.customer, example.voter} & before.held_customers)
         if old is not None and old.response in alive:
             counts["held out before, stays so"] += example.response != old.response
             kept.append(_as_held_out(example, old))
-        elif is_held and (said in before.trained or example.session in before.trained_customers):
+        elif is_held and (said in before.trained or example.customer in before.trained_customers):
             counts["held out, but trained on before"] += 1
         elif is_held:
             counts["new words of who was held out before"] += example.split == "train"
@@ -129,9 +136,29 @@ def seal(
     return Sealed(examples=kept_apart, counts={why: count for why, count in counts.items() if count})
 
 
+def _as_taught(example: CuratedExample, before: EarlierRounds) -> CuratedExample:
+    """Return the example, to be trained on where it can judge nothing any more.
+
+    That is one of a device without sessions that was trained on; or, of those that stand each for itself, one whose
+    words were.
+    """
+    if example.is_alone:
+        is_taught = words(example) in before.trained
+    else:
+        is_taught = example.names_nobody and example.voter in before.taught_devices
+    return msgspec.structs.replace(example, split="train") if is_taught else example
+
+
 def _as_held_out(example: CuratedExample, old: CuratedExample) -> CuratedExample:
     """Return the example as that of the customer whose words `old` were, without what another one's device answered."""
-    made = msgspec.structs.replace(example, session=old.session, response=old.response, split="eval")
+    made = msgspec.structs.replace(
+        example,
+        session=old.session,
+        response=old.response,
+        device=old.device,
+        is_alone=old.is_alone,
+        split="eval",
+    )
     return made if example.response == old.response else msgspec.structs.replace(made, rejected="", rejected_calls=[])
 
 
@@ -147,7 +174,7 @@ def words(example: CuratedExample) -> str:
 
 def to_watch(example: CuratedExample) -> bool:
     """Say whether the customer of a training example is one to watch with, the same for ever."""
-    return share_of(f"watch {example.session}") < WATCH
+    return share_of(f"watch {example.customer}") < WATCH
 
 
 def _alive(store: Sink, responses: Iterable[str]) -> dict[str, str]:

@@ -100,7 +100,7 @@ class Panel:
         with self._live.lease() as serving:
             manifest = serving.bundle.manifest
             document: dict[str, Any] = {
-                "model": manifest.model.name,
+                "model": serving.called,
                 "generation": serving.bundle.generation,
                 "engine": manifest.engine,
                 "quant": manifest.recipe.quant,
@@ -154,7 +154,7 @@ class Panel:
             manifest = serving.bundle.manifest
             labels = {
                 "generation": serving.bundle.generation,
-                "model": manifest.model.name,
+                "model": serving.called,
                 "engine": manifest.engine,
                 "quant": manifest.recipe.quant,
             }

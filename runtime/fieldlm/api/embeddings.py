@@ -14,7 +14,6 @@ from fieldlm.api.models.keep_alive import keep_seconds
 from fieldlm.api.preparation import Preparation, texts_of, tokens_of
 from fieldlm.engines import Schedule, SupportsEmbeddings
 from fieldlm.engines.sampling import Floats
-from fieldlm.inference.adapters import name_of
 from fieldlm.inference.generations import Serving
 from fieldlm.network.json_api import ApiError
 
@@ -91,7 +90,7 @@ async def embeddings(
     return {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": spell(v)} for i, v in enumerate(vectors)],
-        "model": name_of(serving),
+        "model": serving.called,
         "usage": {"prompt_tokens": count, "total_tokens": count},
         "fieldlm": {
             "generation": serving.bundle.generation,

@@ -13,7 +13,6 @@ from fieldlm.api.response_stream import AnswerFormat
 from fieldlm.engines import Constraint, RunningAnswer
 from fieldlm.formats.record import LARGE
 from fieldlm.formats.response_ids import ResponseIds
-from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.classifiers.closed_answers import CLASSIFIER
 from fieldlm.inference.confidence import confidence, is_unsure
@@ -96,7 +95,7 @@ class Job:
         made = Exchange(
             id=ids.next(self.voice.prefix),
             generation=self.serving.bundle.generation,
-            model=name_of(self.serving),
+            model=self.serving.called,
             adapter=self.serving.task_adapter,
             messages=self.messages,
             context=self.context(),

@@ -20,7 +20,6 @@ from fieldlm.escalation.placeholders import Placeholders
 from fieldlm.escalation.policy import Escalation, EscalationRequest
 from fieldlm.escalation.verdict import Verdict
 from fieldlm.formats.record import LARGE
-from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import as_served
 from fieldlm.inference.generations import Serving
 
@@ -108,7 +107,7 @@ class LargeSide:
         is_failed = exchange.outcome not in ("stop", "length")
         self.escalation.count(
             verdicts,
-            model=name_of(self.serving),
+            model=self.serving.called,
             wanted=self.wanted,
             is_failed=is_failed,
             response=exchange.id,

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
+from itertools import dropwhile
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -89,11 +90,17 @@ class StreamedChoice:
                 self.reasoning_tokens += sum(len(each.tokens) for each in self._undecided)
                 self._undecided.clear()
             elif reader.has_ended:
-                choices += [choice for each in self._undecided for choice in each.choices]
+                late = [choice for each in self._undecided for choice in each.choices]
+                choices += dropwhile(self._is_space, late) if reader.has_opened else late
                 self._undecided.clear()
             thoughts += [thought for thought, _ in pieces]
             texts += [text for _, text in pieces]
         return "".join(thoughts), "".join(texts), choices
+
+    def _is_space(self, choice: TokenChoice) -> bool:
+        """Say whether a token is nothing but space, which belongs to no answer behind a thought."""
+        vocabulary = self._promise.vocabulary
+        return vocabulary is not None and not vocabulary[choice.token].strip()
 
     @property
     def uses_fallback(self) -> bool:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from fieldlm.core import options, terminal
 from fieldlm.core.wording import counted
-from fieldlm.hardware.detect import Detection, detect
+from fieldlm.formats.profile import load_profile
+from fieldlm.hardware.detect import Detection, detect, left_open
 from fieldlm.hardware.limits import LIVE
 
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
             "confidence": found.confidence,
             "matches": found.matches,
             "ruled_out": found.ruled_out,
+            "taken": {name: value for name, (value, _) in _taken(found).items()},
             "idle": found.idle,
             "facts": found.facts,
         },
@@ -35,6 +37,19 @@ def main(argv: Sequence[str]) -> int:
         as_json=args.json,
     )
     return 0
+
+
+def _taken(found: Detection) -> dict[str, tuple[int, int]]:
+    """Return what this machine has of its own, by the names that `fieldlm profiles` has, and what its profile says."""
+    best, plain = found.best, load_profile(found.best.id)
+    names = left_open(plain) if found.facts["cores"] else ()
+    values = {
+        "cpu.decode_threads": (best.cpu.decode_threads, plain.cpu.decode_threads),
+        "memory.model_budget_mb": (best.memory.model_budget_mb, plain.memory.model_budget_mb),
+        "gguf.context": (best.gguf.context, plain.gguf.context),
+        "runtime.parallel": (best.runtime.parallel, plain.runtime.parallel),
+    }
+    return {name: pair for name, pair in values.items() if name in names or pair[0] != pair[1]}
 
 
 def _describe(found: Detection) -> str:
@@ -49,9 +64,10 @@ def _describe(found: Detection) -> str:
         f"machine: {facts['cpu_name'] or facts['arch']}, {counted(facts['cores'], 'core')}, {facts['memory_mb']} MB"
         + "".join(f", {word}" for word in ("virtual", "container") if facts[word])
     )
-    if found.best.memory.total_mb is None and facts["cores"]:
-        threads, budget_mb = found.best.cpu.decode_threads, found.best.memory.model_budget_mb
-        lines.append(f"takes from the machine: {counted(threads, 'thread')}, models {budget_mb} MB")
+    if taken := _taken(found):
+        own = ", ".join(f"{name} {value}" for name, (value, _) in taken.items())
+        plain = ", ".join(str(value) for _, value in taken.values())
+        lines.append(f"takes from the machine: {own}; {found.best.id} itself says {plain}")
     lines += [f"idle: {each.name} ({each.kind}); it takes {each.use}" for each in found.idle]
     lines.append(f"next: fieldlm profiles {found.best.id}")
     return "\n".join(lines)

@@ -8,8 +8,9 @@ import msgspec
 from fieldlm.core import terminal
 from fieldlm.formats.profile import Profile, load_profile, profile_names, profile_sha256
 from fieldlm.formats.profile_lint import cautions, lint
+from fieldlm.hardware.detect import left_open
 
-OPEN = "where a profile has no number of cores or size of memory, detect takes threads or budget from the machine"
+OPEN = "each machine has its own, which `fieldlm detect` says there; here it is what one has that nothing is known of"
 SECTIONS = ("cpu", "memory", "power", "thermal", "gguf", "onnx", "runtime", "expect")
 
 
@@ -51,19 +52,32 @@ def document(profile: Profile) -> dict[str, Any]:
 def overview(profiles: Sequence[Profile]) -> str:
     """Return one row for each profile."""
     rows = [
-        (p.id, p.title, p.cpu.decode_threads, p.memory.model_budget_mb, p.gguf.default_quant, " ".join(p.engines))
+        (
+            p.id,
+            p.title,
+            _marked(p, "cpu.decode_threads", p.cpu.decode_threads),
+            _marked(p, "memory.model_budget_mb", p.memory.model_budget_mb),
+            p.gguf.default_quant,
+            " ".join(p.engines),
+        )
         for p in profiles
     ]
     table = terminal.table(rows, ["profile", "device", "threads", "budget MB", "quant", "engines"])
-    open_too = any(p.cpu.cores is None or p.memory.total_mb is None for p in profiles)
-    return table + (f"\n{OPEN}" if open_too else "")
+    return table + (f"\n* {OPEN}" if any(map(left_open, profiles)) else "")
+
+
+def _marked(profile: Profile, name: str, value: object) -> str:
+    return f"{value}{'*' if name in left_open(profile) else ''}"
 
 
 def describe(profile: Profile) -> str:
     """Return everything the profile says; every number with its kind and source."""
     parts = [
         f"{profile.id}  {profile.title}\nsha256 {profile_sha256(profile)}",
-        terminal.table(list(settings_of(profile)), ["setting", "value", "kind", "source"]),
+        terminal.table(
+            [(name, _marked(profile, name, value), *rest) for name, value, *rest in settings_of(profile)],
+            ["setting", "value", "kind", "source"],
+        ),
     ]
     if profile.accelerators:
         rows = [(a.kind, a.name, "yes" if a.used else "not yet", a.source) for a in profile.accelerators]
@@ -78,6 +92,8 @@ def describe(profile: Profile) -> str:
         ]
         header = ["published for", "quant", "how", "prefill/s", "decode/s", "source"]
         parts.append(terminal.table(references, header))
+    if left_open(profile):
+        parts.append(f"* {OPEN}")
     return "\n\n".join(parts)
 
 

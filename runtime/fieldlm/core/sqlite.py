@@ -3,6 +3,8 @@
 import os
 import sqlite3
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 BUSY_S = 30
@@ -31,6 +33,19 @@ def make_durable(database: sqlite3.Connection) -> None:
                 raise
             time.sleep(0.01)
     database.execute("PRAGMA synchronous = FULL")
+
+
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Generator[None]:
+    """Write all that the block changes, or nothing of it where it fails; no other process writes meanwhile."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
 
 
 def is_damage(error: BaseException) -> bool:

@@ -366,7 +366,7 @@ class Device:
 
     @property
     def _model(self) -> str:
-        return self.live.current.bundle.manifest.model.name
+        return self.pool.own.name
 
     def _heat_c(self) -> float | None:
         return temperature_c(zones=self.profile.thermal.zones)

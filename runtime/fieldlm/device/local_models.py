@@ -71,14 +71,13 @@ def models_in(folder: Path) -> list[Path]:
 class LocalModels:
     """The local models of one device, opened and checked before anything is loaded."""
 
-    def __init__(self, models: Sequence[NamedModel], config: Config, profile: Profile, *, own_name: str = "") -> None:
-        """Open all of them; `own_name` is what the device's own model is to be called as well.
+    def __init__(self, models: Sequence[NamedModel], config: Config, profile: Profile) -> None:
+        """Open all of them.
 
         Raises what `open_model` raises, and BundleError for one that is for another kind of device.
         """
         self._config = config
         self._profile = profile
-        self._own_name = own_name
         self._bundles: list[tuple[str, Bundle]] = []
         for model in models:
             bundle = model.open()
@@ -93,13 +92,11 @@ class LocalModels:
         from fieldlm.inference.model_pool import ModelPool, PooledModel, foreseen_mb
 
         config, own = self._config, live.current.bundle
-        aliases = [self._own_name] if self._own_name else []
         if not self._bundles and not config.sleep_after:
-            return ModelPool(PooledModel(live, aliases=aliases))
+            return ModelPool.alone(live)
         options = options_for(config, self._profile, own)
         first = PooledModel(
             live,
-            aliases=aliases,
             need_mb=foreseen_mb(own, options),
             prepare=self._prepare(config.state / "kv"),
         )
@@ -124,7 +121,7 @@ class LocalModels:
         own = bundle.manifest.model.name
         options = options_for(self._config, self._profile, bundle)
         return PooledModel(
-            Generations(bundle, options, name=name or own, asleep=True),
+            Generations(bundle, options, name=name or own, asleep=True, is_beside=True),
             name=name or own,
             need_mb=foreseen_mb(bundle, options),
             prepare=self._prepare(self._config.state / "kv" / bundle.generation),

@@ -46,10 +46,10 @@ def main(argv: Sequence[str]) -> int:
     # A device that is told what it is does not look.
     profile = told or detected_profile(config, folder)
     beside = [*(each for each in others if each), *named_models(config.models)]
-    local = LocalModels(beside, config, profile, own_name=own.name if own else "")
+    local = LocalModels(beside, config, profile)
     config = named(config)  # writes: what can be refused has been
     with _quick_switches(), no_garbage():
-        start = Start(config, profile, folder)
+        start = Start(config, profile, folder, name=own.name if own else "")
         # The server, hundreds of modules: this thread has nothing better to do while the other one loads.
         from fieldlm.device.device import Device
 

@@ -34,13 +34,17 @@ HANG = 75
 
 
 class Start:
-    """A device's slots and what it serves of them, in a thread of its own until `wait` returns them."""
+    """A device's slots and what it serves of them, in a thread of its own until `wait` returns them.
 
-    def __init__(self, config: Config, profile: Profile, folder: Path | None) -> None:
+    `name` is what requests call its model by, "" for what the bundle calls it.
+    """
+
+    def __init__(self, config: Config, profile: Profile, folder: Path | None, *, name: str = "") -> None:
         if folder is not None:
             check_profile(folder, profile)
         self._config = config
         self._profile = profile
+        self._name = name
         self._slots = Slots(config.state)
         self.tasks = Tasks()
         """The device's, since the first answer is asked for before there is one."""
@@ -127,7 +131,7 @@ class Start:
     def _open(self, bundle: Bundle) -> "Generations":
         from fieldlm.inference.generations import Generations
 
-        return Generations(bundle, options_for(self._config, self._profile, bundle))
+        return Generations(bundle, options_for(self._config, self._profile, bundle), name=self._name)
 
 
 def options_for(config: Config, profile: Profile, bundle: Bundle) -> "EngineOptions":

@@ -76,6 +76,7 @@ class Request:
         self._chosen = 0
         self._undecided: list[Pick] = []
         """Free ones of which it is not known yet whether they are of the answer."""
+        self._had_preamble = False
 
     @property
     def is_batch(self) -> bool:
@@ -218,7 +219,7 @@ class Request:
         """Take one token into the answer; return how it ends the answer, if it does."""
         token, part = pick.token, self._text.part
         if token in self._stop_tokens:
-            self._weigh(pick, part)
+            self._weigh(pick, part, is_space=False)
             return "stop"
         if self._guide is not None:
             self._guide.accept(token)
@@ -234,19 +235,23 @@ class Request:
         self._new_text += text
         if pick.choice is not None:
             self._held.add(pick.choice, self._text.begins_at, is_empty=not piece)
-        self._weigh(pick, part)
+        self._weigh(pick, part, is_space=not piece.strip())
         if stopped or (self._guide is not None and self._guide.is_complete):
             return "stop"
         return "length" if self.count >= self._limit else None
 
-    def _weigh(self, pick: Pick, before: Part) -> None:
+    def _weigh(self, pick: Pick, before: Part, *, is_space: bool) -> None:
         """Count how sure the model was of `pick`, once it is known to be of the answer; `before` it the text ended so.
 
-        Tokens of a thought say nothing of the answer, and those of a mark are of the thought.
+        Tokens of a thought say nothing of the answer; those of a mark are of the thought, and space behind it is of
+        neither.
         """
         now = self._text.part
         if "preamble" in (before, now):
             self._undecided.clear()
+            self._had_preamble = True
+            return
+        if is_space and self._had_preamble and now == "undecided":
             return
         if pick.is_free:
             self._undecided.append(pick)

@@ -13,8 +13,6 @@ A device without this version passes the file by, and its language model answers
 import hashlib
 import io
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ from fieldlm.core.errors import BundleError
 from fieldlm.core.files import canonical_json
 from fieldlm.formats.confidence import Confidence, read_confidence
 from fieldlm.formats.growth import Growing, check_understood, is_readable
-from fieldlm.formats.router import Router
+from fieldlm.formats.router import Router, check_head, read_arrays
 
 FORMAT = "fieldlm.classifier/1"
 NAME = "classifier.npz"
@@ -138,29 +136,21 @@ def only_question(messages: Sequence[Mapping[str, Any]]) -> str:
 
 def read_classifier(path: Path) -> Classifier:
     """Load a file that `Classifier.packed` made; raises BundleError for what is none."""
-    import numpy as np
-
-    from fieldlm.formats.router import PLACES
-
+    found = read_arrays(path, ("weights", "scales", "biases", "facts"), what="classifier")
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
-            weights, scales, biases = found["weights"], found["scales"], found["biases"]
-            facts = msgspec.json.decode(found["facts"].tobytes(), type=ClassifierFacts)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError) as error:
+        facts = msgspec.json.decode(found["facts"].tobytes(), type=ClassifierFacts)
+    except msgspec.MsgspecError as error:
         raise BundleError(f"{path} is no classifier: {error}") from error
     if not is_readable(facts.format, FORMAT):
         raise BundleError(f"{path} has format {facts.format!r}, this version reads {FORMAT!r}; update fieldlm")
     check_understood(facts, what=str(path), error=BundleError)
     read_confidence(msgspec.json.encode(facts.confidence), what=str(path))
-    count = len(facts.answers) + 1
-    shapes = (weights.shape, scales.shape, biases.shape)
-    if count < 2 or shapes != ((count, PLACES), (count,), (count,)) or weights.dtype != np.int8:
-        raise BundleError(f"{path} is no classifier: its parts have the shapes {shapes} for {count - 1} answers")
-    if not all(part.dtype.kind == "f" and np.isfinite(part).all() for part in (scales, biases)):
-        raise BundleError(f"{path} is no classifier: its scales or biases are no numbers; make it again")
+    if not facts.answers:
+        raise BundleError(f"{path} is no classifier: it has no answers; make it again")
+    check_head(found, len(facts.answers) + 1, what=f"{path} is no classifier")
     if silent := [number for number, each in enumerate(facts.answers) if not (each.text or each.calls)]:
         raise BundleError(f"{path} is no classifier: its answer {silent[0]} says nothing; make it again")
-    return Classifier(facts=facts, head=head_of(weights, scales, biases))
+    return Classifier(facts=facts, head=head_of(found["weights"], found["scales"], found["biases"]))
 
 
 def head_of(weights: Any, scales: Any, biases: Any) -> Router:

@@ -104,23 +104,41 @@ def read_router(path: Path) -> Router:
     """Load a file that `Router.packed` made; raises BundleError for what is none."""
     import numpy as np
 
+    found = read_arrays(path, ("tasks", "names", "weights", "scales", "biases", "least"), what="router")
+    tasks, names = (tuple(map(str, found[part].ravel())) for part in ("tasks", "names"))
+    check_head(found, len(tasks), what=f"{path} is no router")
+    least = found["least"]
+    if len(names) != len(tasks) or least.shape != () or least.dtype.kind != "f" or not np.isfinite(least):
+        raise BundleError(f"{path} is no router: its names or its threshold do not fit; make it again")
+    weights, scales, biases = (found[part] for part in ("weights", "scales", "biases"))
+    return Router(tasks=tasks, names=names, weights=weights, scales=scales, biases=biases, least=float(least))
+
+
+def read_arrays(path: Path, names: Sequence[str], *, what: str) -> "dict[str, npt.NDArray[Any]]":
+    """Return the arrays `names` of an .npz file; raises BundleError where it is no `what` that holds them."""
+    import numpy as np
+
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
-            router = Router(
-                tasks=tuple(map(str, found["tasks"])),
-                names=tuple(map(str, found["names"])),
-                weights=found["weights"],
-                scales=found["scales"],
-                biases=found["biases"],
-                least=float(found["least"]),
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BundleError(f"{path} is no router: {error}") from error
-    count = len(router.tasks)
-    shapes = (router.weights.shape, router.scales.shape, router.biases.shape, len(router.names))
-    if not count or shapes != ((count, PLACES), (count,), (count,), count) or router.weights.dtype != np.int8:
-        raise BundleError(f"{path} is no router: its parts have the shapes {shapes}")
-    return router
+        found: Any = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if not hasattr(found, "files"):
+            raise ValueError("it is one array alone")
+        with found:
+            return {name: np.asarray(found[name]) for name in names}
+    # What zipfile and numpy raise for bytes that are damaged, and for compression and headers that they do not know.
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise BundleError(f"{path} is no {what}: {error}; fetch or make it again") from error
+
+
+def check_head(found: "Mapping[str, npt.NDArray[Any]]", count: int, *, what: str) -> None:
+    """Raise BundleError, beginning with `what`, unless these are the weights, scales and biases of `count` classes."""
+    import numpy as np
+
+    weights, scales, biases = (found[part] for part in ("weights", "scales", "biases"))
+    shapes = (weights.shape, scales.shape, biases.shape)
+    if not count or shapes != ((count, PLACES), (count,), (count,)) or weights.dtype != np.int8:
+        raise BundleError(f"{what}: its parts have the shapes {shapes} for {count} classes; make it again")
+    if not all(part.dtype.kind == "f" and np.isfinite(part).all() for part in (scales, biases)):
+        raise BundleError(f"{what}: its scales or biases are no numbers; make it again")
 
 
 def features(text: str) -> "tuple[npt.NDArray[np.int64], Floats]":

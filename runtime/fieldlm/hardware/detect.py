@@ -102,8 +102,8 @@ def detect(root: Path = LIVE, *, made_for: str = "") -> Detection:
 def as_large_as(profile: Profile, facts: Facts) -> Profile:
     """Return `profile` with what it leaves open taken from this machine.
 
-    Without a number of cores that is threads and instructions, without a size of memory the budget. Whoever decodes
-    gives way to neighbours, so all fast cores may be used. What computes on a GPU leaves nothing open.
+    Without a number of cores that is threads and instructions, without a size of memory the budget (`left_open`).
+    Whoever decodes gives way to neighbours, so all fast cores may be used. What computes on a GPU leaves nothing open.
     """
     if not facts.cores or any(each.used for each in profile.accelerators):
         return profile
@@ -117,6 +117,14 @@ def as_large_as(profile: Profile, facts: Facts) -> Profile:
         spare_mb = _rounded(SPARE * max(0, min(facts.memory_total_mb - memory.reserve_mb, facts.memory_mb)))
         memory = msgspec.structs.replace(memory, model_budget_mb=spare_mb or memory.model_budget_mb)
     return _with_room(msgspec.structs.replace(profile, cpu=cpu, memory=memory))
+
+
+def left_open(profile: Profile) -> tuple[str, ...]:
+    """Return the settings whose values in the file are for a machine that nobody knows; each has its own."""
+    if any(each.used for each in profile.accelerators):
+        return ()
+    threads = ("cpu.decode_threads",) if profile.cpu.cores is None else ()
+    return (*threads, "memory.model_budget_mb") if profile.memory.total_mb is None else threads
 
 
 def _rounded(mb: float) -> int:

@@ -94,13 +94,13 @@ class Shelf:
 def _load(name: str, bundle: Bundle, serving: Serving) -> Chosen:
     path = bundle.path("adapter")
     if path is None or bundle.manifest.base != serving.bundle.manifest.base:
-        raise InputError(f"{name!r} is no adapter for {serving.bundle.manifest.model.name} as it runs here")
+        raise InputError(f"{name!r} is no adapter for {serving.called} as it runs here")
     key = f"{name}@{bundle.generation}"
     try:
         serving.engine.load_adapter(key, path)
     except FieldlmError as error:
         raise InputError(f"{name!r} cannot be loaded: {error}") from error
-    label = f"{serving.bundle.manifest.model.name}:{name}"
+    label = f"{serving.called}:{name}"
     return Chosen(bundle=bundle, engine=serving.engine, adapter=key, name=label)
 
 
@@ -123,15 +123,10 @@ def named(serving: Serving, adapter: str) -> Chosen | None:
         bundle=serving.bundle,
         engine=serving.engine,
         adapter=serving.task_adapters[adapter],
-        name=f"{serving.bundle.manifest.model.name}:{adapter}",
+        name=f"{serving.called}:{adapter}",
         task_adapters=serving.task_adapters,
         task_adapter=adapter,
     )
-
-
-def name_of(serving: Serving) -> str:
-    """Return the model's name as a request spells it."""
-    return serving.name or serving.bundle.manifest.model.name
 
 
 def _free(chosen: Chosen) -> None:

@@ -41,10 +41,17 @@ class Serving:
     adapter: str | None
     name: str = ""
     """What requests call it by; "" for the name that its bundle has."""
+    is_beside: bool = False
+    """Whether it is beside the device's own model, so that updates, adapters and a large model do not concern it."""
     task_adapters: Mapping[str, str] = field(default_factory=dict[str, str])
     """Where the bundle has several adapters: by their names there, what the engine calls each."""
     task_adapter: str = ""
     """Which of them `adapter` is, where a request's task, or the request, has chosen."""
+
+    @property
+    def called(self) -> str:
+        """The model's name as a request spells it."""
+        return self.name or self.bundle.manifest.model.name
 
     @property
     def is_asleep(self) -> bool:
@@ -55,16 +62,24 @@ class Serving:
 class Generations:
     """The generation that answers, those that still finish, and one that may be loaded beside. Safe from any thread.
 
-    It can sleep: nothing is loaded then, and requests wait until it wakes. With `asleep` it begins so.
+    It can sleep: nothing is loaded then, and requests wait until it wakes. With `asleep` it begins so. `name` is what
+    requests call it by, "" for its bundle's; `is_beside` says that it is not the device's own model.
     """
 
     def __init__(
-        self, bundle: Bundle, options: EngineOptions = DEFAULT_OPTIONS, *, name: str = "", asleep: bool = False
+        self,
+        bundle: Bundle,
+        options: EngineOptions = DEFAULT_OPTIONS,
+        *,
+        name: str = "",
+        asleep: bool = False,
+        is_beside: bool = False,
     ) -> None:
         self.parallel = options.parallel
         self.used_s = time.monotonic()
         """When a request last began or ended here."""
         self._name = name
+        self._is_beside = is_beside
         self._options = options
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -74,6 +89,7 @@ class Generations:
         self._is_held = self._is_asleep = asleep
         self._is_draining = False
         self._is_closed = False
+        _read_beside(bundle)
         self._current = self._stand_in(bundle, None) if asleep else self.load(bundle)
         if asleep:
             self._loaded.append(self._current)
@@ -228,6 +244,7 @@ class Generations:
                 engine=_Evicted(before.engine.context, before.engine.stop_tokens),
                 adapter=before.adapter,
                 name=self._name,
+                is_beside=self._is_beside,
                 task_adapters=before.task_adapters,
             )
         context = min(self._options.context or bundle.manifest.model.context, bundle.manifest.model.context)
@@ -236,6 +253,7 @@ class Generations:
             engine=_Evicted(context, frozenset()),
             adapter=None,
             name=self._name,
+            is_beside=self._is_beside,
             task_adapters={each.name: each.name for each in bundle.manifest.task_adapters},
         )
 
@@ -285,6 +303,7 @@ class Generations:
                 engine=base.engine,
                 adapter=next(iter(loaded.values())),
                 name=self._name,
+                is_beside=self._is_beside,
                 task_adapters=loaded if bundle.manifest.task_adapters else {},
             )
             with self._lock:
@@ -305,7 +324,7 @@ class Generations:
             return self._hold(bundle, engine)
 
     def _hold(self, bundle: Bundle, engine: Engine) -> Serving:
-        serving = Serving(bundle=bundle, engine=engine, adapter=None, name=self._name)
+        serving = Serving(bundle=bundle, engine=engine, adapter=None, name=self._name, is_beside=self._is_beside)
         self._loaded.append(serving)
         return serving
 
@@ -370,8 +389,8 @@ class _Evicted:
 def load_adapters(engine: Engine, bundle: Bundle, key: str) -> dict[str, str]:
     """Load all adapters of `bundle`; return what the engine calls each by its name in the bundle, the default first.
 
-    The default is called `key`, others `key:NAME`. Raises EngineError, or BundleError for a classifier that cannot be
-    read, or a router that it or several adapters need; none of them is loaded then.
+    The default is called `key`, others `key:NAME`. Raises EngineError, or BundleError for a classifier or a router that
+    cannot be read; none of them is loaded then.
     """
     _read_beside(bundle)
     loaded: dict[str, str] = {}
@@ -389,8 +408,7 @@ def load_adapters(engine: Engine, bundle: Bundle, key: str) -> dict[str, str]:
 
 def _read_beside(bundle: Bundle) -> None:
     """Read what is asked before the model, here and not at the first request, which must not fail or wait for it."""
-    if bundle.classifier is not None or bundle.manifest.task_adapters:
-        _ = bundle.router
+    _ = bundle.classifier, bundle.router
 
 
 def _drop_adapters(engine: Engine, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ at least those that waited for it before it can go again: no model starves, whoe
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
@@ -59,7 +59,6 @@ class PooledModel:
         live: Generations,
         *,
         name: str = "",
-        aliases: Iterable[str] = (),
         need_mb: float = 0.0,
         prepare: Callable[[Serving], None] = _nothing,
         check: Callable[[], object] | None = None,
@@ -70,7 +69,6 @@ class PooledModel:
         """
         self.live = live
         self.own_name = name
-        self.aliases = frozenset(aliases)
         self.need_mb = need_mb
         self.is_pinned = False
         """By the owner: it stays whatever is asked for."""
@@ -87,11 +85,16 @@ class PooledModel:
 
     @property
     def name(self) -> str:
-        return self.own_name or self.live.current.bundle.manifest.model.name
+        return self.own_name or self.live.current.called
+
+    @property
+    def bundle_name(self) -> str:
+        """What its bundle calls it."""
+        return self.live.current.bundle.manifest.model.name
 
     def is_called(self, name: str) -> bool:
         """Whether a request may call it so. The generation of the device's own model changes with an update."""
-        known = {self.name, self.live.current.bundle.generation, *self.aliases}
+        known = {self.name, self.live.current.bundle.generation}
         return name in known or name.removesuffix(LATEST) in known
 
     @property
@@ -149,8 +152,15 @@ class ModelPool:
         return cls(PooledModel(live))
 
     def find(self, name: str) -> PooledModel | None:
-        """Return the model of that name, alias or generation."""
-        return next((model for model in self.models if model.is_called(name)), None)
+        """Return the model of that name or generation, else the first whose bundle is called so."""
+        found = (model for model in self.models if model.is_called(name))
+        by_bundle = (model for model in self.models if model.bundle_name in (name, name.removesuffix(LATEST)))
+        return next(found, None) or next(by_bundle, None)
+
+    def aliases(self, model: PooledModel) -> list[str]:
+        """Return what `model` may be called beside its name: as its bundle is, where no other one is called so."""
+        name = model.bundle_name
+        return [name] if name != model.name and self.find(name) is model else []
 
     def pin(self, names: Sequence[str]) -> None:
         """Load the models of these names and keep them, whatever is asked for; they are loaded in the background.
@@ -232,7 +242,7 @@ class ModelPool:
         return {
             "state": model.state,
             "pinned": model.is_pinned,
-            "aliases": sorted(model.aliases),
+            "aliases": self.aliases(model),
             "needs_mb": round(model.need_mb, 1),
             "idle_s": round(model.idle_s, 1),
             "expires_s": None if expires_s is None else round(expires_s, 1),
@@ -250,10 +260,9 @@ class ModelPool:
     def _check_names(self) -> None:
         seen: dict[str, PooledModel] = {}
         for model in self.models:
-            for name in {model.name, *model.aliases}:
-                if name in seen:
-                    raise ConflictError(f"two models are called {name!r}; give one another name: NAME=MODEL")
-                seen[name] = model
+            if model.name in seen:
+                raise ConflictError(f"two models are called {model.name!r}; give one another name: NAME=MODEL")
+            seen[model.name] = model
 
     def _kept_s(self, model: PooledModel) -> float:
         if self.is_alone or model.is_pinned:

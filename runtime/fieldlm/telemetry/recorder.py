@@ -57,6 +57,8 @@ class RecordedTimings(Protocol):
     @property
     def cached_tokens(self) -> int: ...
     @property
+    def forced_tokens(self) -> int: ...
+    @property
     def queue_s(self) -> float: ...
     @property
     def margin(self) -> float: ...
@@ -160,7 +162,14 @@ class Recorder:
             route=exchange.route or "",
             used_fallback=exchange.used_fallback,
         )
-        told = (("hard", ",".join(hard)), ("adapter", exchange.adapter), ("answered_by", exchange.answered_by))
+        # Who reckons how fast it was written leaves out what a form forced: that was read.
+        forced = str(exchange.timings.forced_tokens or "")
+        told = (
+            ("hard", ",".join(hard)),
+            ("adapter", exchange.adapter),
+            ("answered_by", exchange.answered_by),
+            ("forced", forced),
+        )
         detail = {name: word for name, word in told if word}
         if hard or has_text:
             # Of the others their sums travel: in a record of 16 bytes two more numbers are a third.

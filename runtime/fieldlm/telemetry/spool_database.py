@@ -4,18 +4,17 @@ Every change is one transaction (WAL, synchronous=FULL). Database and log togeth
 near, the stream that is furthest above its quota is thinned, and a `drop` record says what went. Knows no threads.
 """
 
-import contextlib
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from fieldlm.core.files import sync_folder
-from fieldlm.core.sqlite import check, connect, make_durable
+from fieldlm.core.sqlite import check, connect, make_durable, transaction
 from fieldlm.formats.record import STREAMS, Record, WireError, pack, unpack
 
 RESPONSES = 4096
@@ -90,7 +89,7 @@ class Database:
         make_durable(self._db)
         # What is deleted is overwritten: a text that was forgotten must not lie on in a free page.
         self._db.execute("PRAGMA secure_delete = ON")
-        with self._transaction():
+        with transaction(self._db):
             pass  # A disk that cannot be written says so here, before the whole file is read.
         check(self._db)
         self._page_bytes = self._pragma("page_size")
@@ -106,7 +105,7 @@ class Database:
     def _begin_epoch(self) -> None:
         # 63 bits, because SQLite and Parquet know signed integers only.
         fresh = str(secrets.randbits(63))
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', ?)", (fresh,))
             self._db.executemany("INSERT OR IGNORE INTO streams VALUES (?, 0, 0)", [(stream,) for stream in STREAMS])
             if self._machine and self._machine != self.note("machine"):
@@ -124,7 +123,7 @@ class Database:
     def begin_anew(self) -> None:
         """Begin a new epoch: somebody has numbers of this one that were never given out here."""
         fresh = secrets.randbits(63)
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(fresh),))
         self.epoch = fresh
 
@@ -180,14 +179,14 @@ class Database:
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def write_note(self, name: str, value: str) -> None:
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def commit(self, epoch: int, stream: str, upto: int) -> int:
         """Delete what the collector has stored; returns how many."""
         if epoch != self.epoch:
             return 0
-        with self._transaction():
+        with transaction(self._db):
             deleted = self._db.execute("DELETE FROM records WHERE stream = ? AND seq <= ?", (stream, upto)).rowcount
             self._db.execute(
                 "UPDATE streams SET committed = max(committed, min(last, ?)) WHERE stream = ?", (upto, stream)
@@ -196,7 +195,7 @@ class Database:
 
     def insert(self, part: Sequence[Packed], token: str, lost: Mapping[str, int], device: str) -> None:
         """Commit one of `slices`, and a drop record for each reason of `lost`; `has_slice` then knows the token."""
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('slice', ?)", (token,))
             drops = [_drop(device, reason=reason, count=str(count)) for reason, count in lost.items()]
             self._insert([*part, *((record, pack(record)) for record in drops)])
@@ -352,7 +351,7 @@ class Database:
     def _remove(
         self, stream: str, seqs: Sequence[int], device: str, *, reason: str, note: tuple[str, str] | None = None
     ) -> None:
-        with self._transaction():
+        with transaction(self._db):
             self._delete(stream, seqs, device, reason=reason)
             if note:
                 self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", note)
@@ -364,17 +363,6 @@ class Database:
         self._db.executemany("DELETE FROM records WHERE stream = ? AND seq = ?", [(stream, seq) for seq in seqs])
         self._insert([(told, pack(told))])
         self._count(reason, len(seqs))
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Generator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
 
 class _Old(NamedTuple):

@@ -17,7 +17,7 @@ import msgspec
 from fieldlm.core.errors import InputError, NoSpaceError
 from fieldlm.core.files import disk_errors, make_folder
 from fieldlm.core.logs import logger
-from fieldlm.core.sqlite import check, connect, connect_read_only, is_damage, make_durable, set_aside
+from fieldlm.core.sqlite import check, connect, connect_read_only, is_damage, make_durable, set_aside, transaction
 
 log = logger(__name__)
 
@@ -90,16 +90,10 @@ class Journal:
     @contextmanager
     def step(self, step: str, bundle: str = "", detail: str = "") -> Generator[None]:
         """Write one line, and with it everything the block changes: all of it is on the disk afterwards, or none."""
-        with self._lock, _refusals():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                row = (int(time.time() * 1000), step, bundle, detail)
-                self._db.execute("INSERT INTO step (wall_ms, step, bundle, detail) VALUES (?, ?, ?, ?)", row)
-                yield
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+        with self._lock, _refusals(), transaction(self._db):
+            row = (int(time.time() * 1000), step, bundle, detail)
+            self._db.execute("INSERT INTO step (wall_ms, step, bundle, detail) VALUES (?, ?, ?, ?)", row)
+            yield
         self._on_step(step)
 
     def slot(self, name: str) -> str:
@@ -140,8 +134,7 @@ class Journal:
 
     def note(self, name: str, value: str) -> None:
         """Set what changes often, without a line of its own."""
-        with self._lock, _refusals(), self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._lock, _refusals(), transaction(self._db):
             self.set(name, value)
 
     def forget_releases(self) -> None:

@@ -23,7 +23,7 @@ def card(dataset: Mapping[str, Any], lines: Mapping[str, Sequence[Line]], origin
 
     train, held = lines["train"], lines["eval"]
     of = {split: Counter(str(line["task"]) for line in lines[split]) for split in lines}
-    customers = {split: {str(line["session"]) for line in lines[split]} for split in lines}
+    customers = {split: {customer_of(line) for line in lines[split]} for split in lines}
     names: Mapping[str, str] = origin.get("names", {})
     texts = [[conversation(line["messages"][:-1]) for line in side] for side in (held, train)]
     answers = [[_answer(line) for line in side] for side in (held, train)]
@@ -59,6 +59,11 @@ def card(dataset: Mapping[str, Any], lines: Mapping[str, Sequence[Line]], origin
     }
 
 
+def customer_of(line: Line) -> str:
+    """Return whose a line is: the device's where it gave no session, which older versions did not write."""
+    return str(line.get("customer", line["session"]))
+
+
 def markdown(facts: Mapping[str, Any]) -> str:
     """Return the card as people read it."""
     examples, customers = facts["examples"], facts["customers"]
@@ -89,10 +94,13 @@ def markdown(facts: Mapping[str, Any]) -> str:
 
 def _about_splits(facts: Mapping[str, Any]) -> str:
     since = facts.get("held_out_from")
+    both = facts["customers_in_both"]
     told = ["Customers are parted by a digest of their id, for ever: each is on one side with all they said."]
+    if both:
+        told = ["Some devices name nobody, and their answers are parted one by one: who asked may be on both sides."]
     told += [f"What was said from {since} on is held out as well; nothing in training is newer."] if since else []
     told += [
-        f"On both sides: {facts['customers_in_both']}.",
+        f"On both sides: {both}.",
         "Held-out prompts with a near copy in training (Jaccard index of runs of four letters 0.8 or more): "
         f"{facts['near_copies_across']}, with the same answer {facts['near_copies_with_the_same_answer']}.",
     ]

@@ -2,6 +2,9 @@
 
 Customers stay whole. Who spoke first from that time on is held out; what a training customer says from then on is left
 out, for it may neither train nor judge. Examples whose device had no clock stay where their customer is.
+
+Who gives no session speaks for the device. Where nobody gives one and there are so few devices that all are on one
+side, nothing could be trained on or judged; then each answer stands for itself, and the newest are held out.
 """
 
 import math
@@ -61,11 +64,37 @@ def hold_out_newest(examples: Sequence[CuratedExample], since: HeldOutFrom) -> t
     first_ms: dict[str, int] = {}
     for example in examples:
         if example.at_ms:
-            first_ms[example.session] = min(example.at_ms, first_ms.get(example.session, example.at_ms))
+            first_ms[example.customer] = min(example.at_ms, first_ms.get(example.customer, example.at_ms))
     kept: list[CuratedExample] = []
     for example in examples:
-        if example.split == "train" and first_ms.get(example.session, 0) >= at_ms:
+        if example.split == "train" and first_ms.get(example.customer, 0) >= at_ms:
             kept.append(msgspec.structs.replace(example, split="eval"))
         elif example.split == "eval" or example.at_ms < at_ms:
             kept.append(example)
     return kept, at_ms
+
+
+def is_nobody_known(examples: Sequence[CuratedExample]) -> bool:
+    """Say whether no labelled example names a session, and their devices are all on one side."""
+    labelled = [example for example in examples if example.label_source != "none"]
+    sides = {example.split for example in labelled}
+    return len(labelled) > 1 and len(sides) == 1 and all(example.names_nobody for example in labelled)
+
+
+def alone(examples: Sequence[CuratedExample]) -> list[CuratedExample]:
+    """Return the examples each for itself, all to be trained on."""
+    return [msgspec.structs.replace(example, split="train", is_alone=True) for example in examples]
+
+
+def hold_out_alone(
+    examples: Sequence[CuratedExample], since: HeldOutFrom | None, share: float
+) -> tuple[list[CuratedExample], int]:
+    """Return examples that stand each for itself with the newest held out, in their order; and from when on, in ms.
+
+    Without `since` it is the newest `share` of them, or the last ones where no device had a clock, and 0 is returned.
+    """
+    if since is not None:
+        return hold_out_newest(examples, since)
+    order = sorted(range(len(examples)), key=lambda at: (examples[at].at_ms, at))
+    held = set(order[min(len(order) - 1, math.ceil(len(order) * (1 - share))) :])
+    return [msgspec.structs.replace(each, split="eval") if at in held else each for at, each in enumerate(examples)], 0

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from fieldlm.api.adapters import adapter_errors
 from fieldlm.core.errors import FieldlmError
 from fieldlm.engines import Schedule
-from fieldlm.inference.adapters import Chosen, Shelf, named
+from fieldlm.inference.adapters import Shelf, named
 from fieldlm.inference.generations import Release, Serving
 from fieldlm.inference.model_pool import LATEST, ModelPool, PooledModel, PoolFullError
 from fieldlm.network.json_api import ApiError
@@ -61,7 +61,7 @@ class Admission:
         if not name or (self._large is not None and self._large.is_named(name)):
             return own, None
         base, _, adapter = name.rpartition(":")
-        is_own = bool(base) and own.is_called(base)
+        is_own = bool(base) and self.pool.find(base) is own
         is_inside = is_own and any(each.name == adapter for each in own.live.current.bundle.manifest.task_adapters)
         shelf = self._shelf if is_own else None
         is_adapter = name.endswith(LATEST) and (is_inside or (shelf is not None and shelf.has(adapter)))
@@ -91,7 +91,7 @@ class Admission:
 
     def is_own(self, serving: Serving) -> bool:
         """Whether `serving` is of the device's own model, which updates, adapters and the large model concern."""
-        return not serving.name or isinstance(serving, Chosen)
+        return not serving.is_beside
 
     def _released(self, model: PooledModel) -> None:
         if model.is_leaving:

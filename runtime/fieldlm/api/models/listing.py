@@ -12,7 +12,7 @@ from fieldlm.api.metrics import Reading
 from fieldlm.api.models.admission import Admission
 from fieldlm.core.errors import EngineError
 from fieldlm.formats.bundle import Manifest
-from fieldlm.inference.adapters import Shelf, name_of
+from fieldlm.inference.adapters import Shelf
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.model_pool import ModelPool, PooledModel
 from fieldlm.network.json_api import as_json
@@ -80,7 +80,7 @@ class ModelList:
             "requests": self._admission.running(model),
             **self._pool.described(model),
         }
-        name, created = name_of(serving), self._started_wall_s
+        name, created = serving.called, self._started_wall_s
         return {"id": name, "object": "model", "created": created, "owned_by": "fieldlm", "fieldlm": own}
 
 

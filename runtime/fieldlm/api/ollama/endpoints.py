@@ -18,7 +18,6 @@ from fieldlm.api.ollama.requests import OllamaChat, OllamaEmbed, OllamaGenerate,
 from fieldlm.api.ollama.responses import Document, OllamaVoice, refusal, stamp
 from fieldlm.api.response_stream import AnswerFormat
 from fieldlm.formats.bundle import MANIFEST
-from fieldlm.inference.adapters import name_of
 from fieldlm.inference.chat_template import thought_marks
 from fieldlm.inference.generations import Serving
 from fieldlm.inference.model_pool import LATEST
@@ -149,7 +148,7 @@ async def _withheld(_: Request) -> Response:
 
 
 def _described(serving: Serving) -> Document:
-    bundle, name = serving.bundle, name_of(serving)
+    bundle, name = serving.bundle, serving.called
     tagged = name if ":" in name else name + LATEST
     return {
         "name": tagged,

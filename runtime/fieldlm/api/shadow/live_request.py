@@ -58,7 +58,7 @@ class LiveRequest:
         """Return what can be asked again: a conversation, answered once, by the device's own model, which had time."""
         verdict = turn.exchange.verdict
         is_small = verdict is None or verdict.by != "large"
-        is_own = is_small and not job.serving.name and not isinstance(job.serving, Chosen)
+        is_own = is_small and not job.serving.is_beside and not isinstance(job.serving, Chosen)
         is_one = len(turn.answers) == 1 and not isinstance(job.asked, CompletionRequest)
         return LiveRequest(job, turn) if is_own and is_one and turn.exchange.outcome in ENDED else None
 
