@@ -19,6 +19,7 @@ from fieldlm_compiler.learn.tuning.families import find_without
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.rounds.bases import AskedBase, NamedBase, facts_of, open_bases, weigh
 from fieldlm_compiler.rounds.state import BaseMatch, RoundDocument, read_rounds
+from fieldlm_compiler.rounds.table import text
 from fieldlm_compiler.rounds.wish import RoundWish
 from tests.rounds.test_rounds import Life, Told, take
 from tests.support import tiny_models
@@ -83,7 +84,9 @@ def test_every_base_has_its_reason_with_the_figures() -> None:
     assert found["large"].reason == (
         "not taken, for middle is smaller and not shown to be worse: 20 of 20 watched examples right"
     )
-    assert found["small"].reason.startswith("worse beyond chance at the whole, tea: 12 of 20 watched examples right")
+    assert found["small"].reason.startswith(
+        "worse beyond chance, in the whole and “tea”: 12 of 20 watched examples right"
+    )
     assert [(task.name, str(task.right), task.lost) for task in found["small"].tasks] == [
         ("tea", "20% (2/10)", 8), ("bill", "100% (10/10)", 0),
     ]  # fmt: skip
@@ -182,16 +185,21 @@ class Choosing(Life):
         return self.run(name)
 
 
+def _another(model: Path, folder: Path) -> None:
+    """Write the same weights as another model: what it is made of tells a model, and what it is called."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {"note": folder.name}))
+
+
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Choosing:
     folder = tmp_path_factory.mktemp("bases")
     licensed(base_model(folder / "taught"))
-    # The same weights in another model's clothes, which is all that a base of its own is known by.
-    twin = shutil.copytree(folder / "taught", folder / "twin")
-    config = json.loads((twin / "config.json").read_bytes())
-    (twin / "config.json").write_text(json.dumps(config | {"note": "another one"}))
+    _another(folder / "taught", folder / "twin")
     licensed(tiny_models.tiny_llama(folder / "blank", hidden=32, num_hidden_layers=1))
-    tiny_models.tiny_llama(folder / "unlicensed", seed=9)
+    _another(folder / "taught", folder / "unlicensed")
+    (folder / "unlicensed" / "README.md").unlink()
     (folder / "half").mkdir()
     (folder / "half" / "config.json").write_text("{}")
     life = Choosing(folder, Usage(folder / "store"))
@@ -208,7 +216,7 @@ def test_what_fits_is_tried_and_a_smaller_one_that_is_worse_is_not_taken(life: C
     matches = {Path(each["name"]).name: each for each in told.answer["base_choice"]["bases"]}
     assert "its licence is not known" in matches["unlicensed"]["reason"]
     assert "has no tokenizer.json" in matches["half"]["reason"]
-    assert matches["blank"]["reason"].startswith("worse beyond chance at the whole")
+    assert matches["blank"]["reason"].startswith("worse beyond chance, in the whole")
     taught = matches["taught"]
     assert taught["is_taken"]
     assert taught["reason"] == told.answer["base_choice"]["chosen"]
@@ -231,8 +239,12 @@ def test_the_base_is_chosen_by_customers_to_watch_alone(life: Choosing) -> None:
     assert first.document.base.total == len(first.held_out())
 
 
-def test_the_table_stands_in_the_report_and_in_the_terminal(life: Choosing, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_stands_in_the_report_and_in_the_terminal(life: Choosing) -> None:
     (first, second) = read_rounds(life.rounds)
+    said = text(first).splitlines()
+    head = next(line for line in said if "ms/answer" in line)
+    assert {row.id for row in first.document.tasks} <= set(head.split())
+    assert sum("mit" in line and "Q8_0" in line for line in said) == 2, "a row for each that was tried"
     choice = first.document.base_choice
     assert not isinstance(choice, msgspec.UnsetType)
     page = (first.folder / "report.html").read_text()

@@ -145,7 +145,9 @@ class BaseTrial:
         """
         known = {each.name: each.checkpoint for each in self.named if each.checkpoint}
         if not self.wish.bases:
-            return self._tuned(*next(iter(known.items()))), UNSET
+            only = self._tuned(*next(iter(known.items())))
+            _note(self._ships(only))
+            return only, UNSET
         log.info(f"▸ {counted(len(self.named), 'base')} to choose from")
         matches = self._looked_at()
         tried = self._tried(matches, known)
@@ -157,17 +159,19 @@ class BaseTrial:
             return tried[name], BaseChoice(chosen=f"{name}: no bundle was made of any", bases=[*matches.values()])
         name, said = self._weighed(matches, tried)
         for match in matches.values():
-            log.info(f"  {match.name}: {match.reason}")
-        ships = self._ships(tried[name], matches[name])
-        if ships:
-            log.info(f"  note: {ships}")
+            if match.right:
+                log.info(f"  {match.name}: {match.reason}")
+        _note(ships := self._ships(tried[name]))
         return tried[name], BaseChoice(chosen=said, ships=ships, bases=[*matches.values()])
 
     def _looked_at(self) -> dict[str, BaseMatch]:
         """Return what is known of the bases, by their names; one that is left out has its reason."""
         families = {each.checkpoint.architecture for each in self.named if each.checkpoint}
         untaught = without_trainer(sorted(families))
-        return {each.name: self._facts(each.name, each.checkpoint, each.why, untaught) for each in self.named}
+        found = {each.name: self._facts(each.name, each.checkpoint, each.why, untaught) for each in self.named}
+        for match in found.values():
+            log.info(f"  {match.name}: {f'left out: {match.reason}' if match.reason else _foreseen(match)}")
+        return found
 
     def _facts(self, name: str, checkpoint: Checkpoint | None, why: str, untaught: set[str]) -> BaseMatch:
         if checkpoint is None:
@@ -199,7 +203,6 @@ class BaseTrial:
         tried: dict[str, TunedBase] = {}
         for name, match in matches.items():
             if match.reason:
-                log.info(f"  {name}: left out: {match.reason}")
                 continue
             log.info(f"▸ {name}")
             try:
@@ -254,22 +257,21 @@ class BaseTrial:
         names = {task.id: task.name for task in tasks if not edits.leaves_out(task.id)}
         watched = draw_watched(labelled(self.clustered), ([task] for task in names), MOST_WATCHED)
         had = self._on_devices()
-        has = {file.sha256 for file in had.manifest.files} if had else set[str]()
         asked: list[AskedBase] = []
         for name, found in tried.items():
             if found.one is None:
                 continue
             right, ms = self._asked(found.one, watched, name)
-            files = found.one.manifest.files
+            size = _bytes_beside(found.one, None)
             match = msgspec.structs.replace(
                 matches[name],
                 began_at=found.tuned["began_at"],
                 quant=found.one.manifest.recipe.quant,
-                bundle_mb=round(sum(file.size for file in files) / MB, 3),
-                update_mb=round(sum(file.size for file in files if file.sha256 not in has) / MB, 3),
+                bundle_mb=round(size / MB, 3),
+                update_mb=round(_bytes_beside(found.one, had) / MB, 3),
                 ms=round(ms, 1),
             )
-            asked.append(AskedBase(match=match, size=sum(file.size for file in files), right=right))
+            asked.append(AskedBase(match=match, size=size, right=right))
         taken, weighed = weigh(asked, watched, names)
         matches |= {match.name: match for match in weighed}
         return taken, matches[taken].reason
@@ -288,15 +290,42 @@ class BaseTrial:
         folder = self.previous.bundle if self.previous else self.wish.base_bundle
         return open_bundle(folder, digests=False) if folder else None
 
-    def _ships(self, found: TunedBase, match: BaseMatch) -> str:
-        """Say what devices with another base have to fetch; "" where they have this one, or none."""
+    def _ships(self, found: TunedBase) -> str:
+        """Say what devices with another base have to fetch, which is more than an adapter; "" where they have this one.
+
+        And where nothing is known of what they have.
+        """
         had, weights = self._on_devices(), found.base.manifest.file("base")
-        if had is None or weights is None or weights.sha256 in {file.sha256 for file in had.manifest.files}:
+        if had is None or found.one is None or weights is None or weights.sha256 in _digests(had):
             return ""
         return (
-            f"devices have another base, {had.manifest.model.name}: an update to {match.name} fetches a whole new one, "
-            f"{match.update_mb:,.1f} MB"
+            f"devices have another base, {had.manifest.model.name}: an update to {found.wish.base} fetches a whole new "
+            f"one, {_bytes_beside(found.one, had) / MB:,.1f} MB"
         )
+
+
+def _note(said: str) -> None:
+    if said:
+        log.info(f"  note: {said}")
+
+
+def _digests(bundle: Bundle | None) -> set[str]:
+    return {file.sha256 for file in bundle.manifest.files} if bundle else set()
+
+
+def _bytes_beside(bundle: Bundle, had: Bundle | None) -> int:
+    """Return how many bytes of `bundle` a device fetches that has the files of `had`."""
+    has = _digests(had)
+    return sum(file.size for file in bundle.manifest.files if file.sha256 not in has)
+
+
+def _foreseen(match: BaseMatch) -> str:
+    """Say what a base that is tried is, and what it will be on the device."""
+    speed = "" if match.tokens_per_s is None else f", {match.tokens_per_s:,.0f} tokens/s"
+    return (
+        f"{match.licence}, {match.family} of {match.parameters / 1e6:,.0f} M parameters; foreseen as {match.quant}: "
+        f"{match.weights_mb:,.1f} MB of weights, served in {match.memory_mb:,.0f} MB{speed}"
+    )
 
 
 def weigh(
@@ -309,7 +338,7 @@ def weigh(
     """
     best = min(asked, key=lambda each: (-sum(each.right), each.size))
     seen = {example.task for example in watched}
-    parts = {WHOLE: "the whole", **{task: name for task, name in names.items() if task in seen}}
+    parts = {WHOLE: "the whole"} | {task: name for task, name in names.items() if task in seen}
     counts = {
         (each.match.name, part): lost_and_gained(_pairs(best, each, watched, part)) for each in asked for part in parts
     }
@@ -318,7 +347,10 @@ def weigh(
     held = {key for key in chances if key[0] != best.match.name and (key[1] == WHOLE or len(parts) > 2)}
     alarms = {key for key in rejected({key: chances[key] for key in held}) if counts[key][0] > counts[key][1]}
     worse = {
-        each.match.name: [words for part, words in parts.items() if (each.match.name, part) in alarms] for each in asked
+        each.match.name: [
+            f"“{words}”" if part else words for part, words in parts.items() if (each.match.name, part) in alarms
+        ]
+        for each in asked
     }
     is_telling = 0.5 ** len(watched) <= LEVEL
     good = [each for each in asked if not worse[each.match.name]]
@@ -355,7 +387,7 @@ def _verdict(
     if each is taken:
         return "taken, the smallest that is not worse beyond chance"
     if worse:
-        return f"worse beyond chance at {', '.join(worse)}"
+        return f"worse beyond chance, in {' and '.join(worse)}"
     return f"not taken, for {taken.match.name} is smaller and not shown to be worse"
 
 
