@@ -219,7 +219,7 @@ def test_what_fits_is_tried_and_a_smaller_one_that_is_worse_is_not_taken(life: C
     assert matches["blank"]["reason"].startswith("worse beyond chance, in the whole")
     taught = matches["taught"]
     assert taught["is_taken"]
-    assert taught["reason"] == told.answer["base_choice"]["chosen"]
+    assert told.answer["base_choice"]["chosen"] == f"{taught['name']}: {taught['reason']}"
     assert taught["licence"] == "mit"
     assert taught["ms"] > 0
     assert taught["update_mb"] == taught["bundle_mb"] > matches["blank"]["bundle_mb"]

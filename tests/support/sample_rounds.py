@@ -88,7 +88,9 @@ def sample_round(spell: Spell, number: int = 3) -> RoundDocument:
 def _bases(spell: Spell) -> BaseChoice:
     def tried(name: str, right: int, mb: float, **more: Any) -> BaseMatch:
         tasks = [
-            BaseTask(id=f"task-{at}", name=spell(NAMES[at]), right=Exact(right=right - 40 * at, total=60 - 20 * at))
+            BaseTask(
+                id=f"task-{at}", name=spell(NAMES[at]), right=Exact(right=12 if at else right - 12, total=60 - 20 * at)
+            )
             for at in range(2)
         ]
         return BaseMatch(
@@ -99,7 +101,7 @@ def _bases(spell: Spell) -> BaseChoice:
 
     why = spell("taken, the smallest that is not worse beyond chance: 52 of 100 watched examples right")
     return BaseChoice(
-        chosen=why,
+        chosen=f"smollm2: {why}",
         ships=spell("devices have another base, smollm: an update to smollm2 fetches a whole new base, 154.6 MB"),
         bases=[
             tried("smollm2", 52, 145.0, is_taken=True, reason=why),

@@ -274,7 +274,7 @@ class BaseTrial:
             asked.append(AskedBase(match=match, size=size, right=right))
         taken, weighed = weigh(asked, watched, names)
         matches |= {match.name: match for match in weighed}
-        return taken, matches[taken].reason
+        return taken, f"{taken}: {matches[taken].reason}"
 
     def _asked(self, bundle: Bundle, watched: Sequence[CuratedExample], name: str) -> tuple[list[bool], float]:
         """Return which of the watched examples `bundle` answers right, and how many ms one takes here."""

@@ -107,7 +107,7 @@ def _parser() -> terminal.Parser:
         "Make the next generation of what came home; exit code 1 when it is not better and the one before stays.",
         "fieldlm round store --base smollm2 --consent kiosk-2026 --out rounds",
         "fieldlm round store --base smollm2 --consent yes --out rounds --publish repo",
-        "fieldlm round store --base smollm2 --base hf:Qwen/Qwen3-0.6B --consent yes --out rounds",
+        "fieldlm round store --base smollm2 --base mymodel --consent yes --out rounds",
     )
     parser.add_argument("store", help="what `fieldlm collect` filled: FOLDER, delta:URI or kafka:BROKERS/TOPIC")
     parser.add_argument(

@@ -78,10 +78,11 @@ def _bases(document: RoundDocument) -> dict[str, Any] | None:
         "ships": choice.ships,
         "price_head": [name if at in (0, 1, 2, 3) else f"#{name}" for at, name in enumerate(BASE_HEAD)],
         "prices": [base_cells(each)[: len(BASE_HEAD)] for each in tried],
-        "task_head": ["task", *(f"#{each.name}" for each in tried)],
+        # The names of bases are as long as people make them: they are in cells that break, and in no heading.
         "tasks": [
-            (row[0].name, *(str(task.right) for task in row))
+            (task.name, each.name, str(task.right), task.gained, task.lost)
             for row in zip(*(each.tasks for each in tried), strict=True)
+            for each, task in zip(tried, row, strict=True)
         ],
         "reasons": [f"{each.name}: {each.reason}" for each in choice.bases],
     }

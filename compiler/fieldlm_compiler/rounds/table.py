@@ -130,7 +130,8 @@ def bases_text(document: RoundDocument) -> list[str]:
 def base_cells(each: BaseMatch) -> list[str]:
     """Return a base that was tried as a row under BASE_HEAD and a column for each task."""
     figures = (each.ms, each.bundle_mb, each.update_mb, each.memory_mb, each.tokens_per_s)
-    right, *tasks = (str(found.right) for found in (each, *each.tasks))
+    counts = [found.right or Exact(right=0, total=0) for found in (each, *each.tasks)]
+    right, *tasks = (f"{found.right}/{found.total}" for found in counts)
     return [
         each.name, each.licence, each.quant, "last" if each.began_at == "last" else "afresh",
         *("–" if figure is None else f"{figure:,.1f}" for figure in figures), right, *tasks,
