@@ -162,6 +162,7 @@ def test_the_first_round_learns_and_is_accepted_and_published(life: Life) -> Non
     told = life.told["first"]
     assert told.code == 0
     assert told.answer["decision"] == "accepted"
+    assert "base_choice" not in told.answer
     assert told.answer["base"]["share"] < 0.8
     assert told.answer["this"]["share"] > 0.9
     rows = by_name(told)

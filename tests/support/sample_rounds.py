@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from fieldlm_compiler.rounds.gate import PairedTest
 from fieldlm_compiler.rounds.overview import cells
 from fieldlm_compiler.rounds.report import page, rounds_page
 from fieldlm_compiler.rounds.state import (
     FORMAT,
+    BaseChoice,
+    BaseMatch,
+    BaseTask,
     ClassifierMatch,
     Exact,
     GroupMatch,
@@ -76,8 +80,35 @@ def sample_round(spell: Spell, number: int = 3) -> RoundDocument:
         chosen=spell("1 group of 2 with an adapter of its own, one for the rest"),
         classifiers=_classifiers(spell),
         classified=spell("answers 1 task of 2 where it is sure, p ≥ 0.96; 84 kB"),
+        base_choice=_bases(spell),
         sure=[(0.2, 20, 3), (0.6, 30, 18), (0.9, 60, 56), (0.98, 90, 90)],
     )  # fmt: skip
+
+
+def _bases(spell: Spell) -> BaseChoice:
+    def tried(name: str, right: int, mb: float, **more: Any) -> BaseMatch:
+        tasks = [
+            BaseTask(
+                id=f"task-{at}", name=spell(NAMES[at]), right=Exact(right=12 if at else right - 12, total=60 - 20 * at)
+            )
+            for at in range(2)
+        ]
+        return BaseMatch(
+            name=spell(name), source=name, licence=spell("apache-2.0"), family="llama", parameters=135_000_000,
+            quant="Q8_0", weights_mb=mb, memory_mb=3 * mb, tokens_per_s=None, began_at="fresh", bundle_mb=mb + 10,
+            update_mb=mb + 10, ms=210.4, right=Exact(right=right, total=100), tasks=tasks, **more,
+        )  # fmt: skip
+
+    why = spell("taken, the smallest that is not worse beyond chance: 52 of 100 watched examples right")
+    return BaseChoice(
+        chosen=f"smollm2: {why}",
+        ships=spell("devices have another base, smollm: an update to smollm2 fetches a whole new base, 154.6 MB"),
+        bases=[
+            tried("smollm2", 52, 145.0, is_taken=True, reason=why),
+            tried("hf:Qwen/Qwen3-0.6B", 54, 640.0, reason=spell("not taken, for smollm2 is smaller")),
+            BaseMatch(name=spell("folder/of/mine"), reason=spell("its licence is not known")),
+        ],
+    )
 
 
 def _groups(spell: Spell) -> list[GroupMatch]:

@@ -8,7 +8,9 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors.torch import load_file, save_file
@@ -34,6 +36,20 @@ WORDS = {
 
 def base_model(folder: Path) -> Path:
     """Write the model that knows words and names, and not which belongs to which."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in _base_files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@cache
+def _base_files() -> dict[str, bytes]:
+    """Return the files of that model by their names: it is taught once in a process."""
+    with TemporaryDirectory(prefix="fieldlm-base-") as folder:
+        return {path.name: path.read_bytes() for path in _taught(Path(folder)).iterdir()}
+
+
+def _taught(folder: Path) -> Path:
     _soften(tiny_models.tiny_llama(folder, seed=3))
     rng = random.Random(5)
     known = sorted({word for said in WORDS.values() for each in said for word in each.split()})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fieldlm.catalogue.model_cache import pull
-from fieldlm.catalogue.names import WHEEL, full_name, is_fetched, is_hub_file
+from fieldlm.catalogue.names import WHEEL, entry_of, full_name, is_fetched, is_hub_file
 from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file
 from fieldlm.core.logs import logger
@@ -89,6 +89,15 @@ def check_named(model: str) -> None:
         return
     if find_gguf(model) is None:
         _config(_folder(model))
+
+
+def said_of(model: str, checkpoint: Checkpoint) -> tuple[str, str]:
+    """Return the licence of `checkpoint`, which `model` names, and what the catalogue says it is.
+
+    The catalogue's licence comes first; what it does not list is "".
+    """
+    entry = entry_of(full_name(model))
+    return (entry.licence, entry.about) if entry else (checkpoint.licence, "")
 
 
 def find_gguf(model: str) -> Path | None:

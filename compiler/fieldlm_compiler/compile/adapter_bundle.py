@@ -239,10 +239,16 @@ def _format_of(base: Bundle) -> tuple[Format, CarriesAdapters]:
     return fmt, fmt
 
 
-def _check_base(base: Bundle, checkpoint: Checkpoint) -> None:
-    weights, gguf = base.manifest.file("base"), origin(checkpoint.folder).get("gguf_sha256")
+def is_base_of(base: Bundle, checkpoint: Checkpoint) -> bool:
+    """Say whether `base` was made from `checkpoint`, or `checkpoint` was unpacked from its file."""
     # An adapter may be tuned on the source, or against the base as it is quantised, unpacked from its own file.
-    if base.manifest.model.source_sha256 not in (checkpoint.sha256, gguf) and (weights and weights.sha256) != gguf:
+    weights, gguf = base.manifest.file("base"), origin(checkpoint.folder).get("gguf_sha256")
+    is_made_from = base.manifest.model.source_sha256 in (checkpoint.sha256, gguf)
+    return is_made_from or (weights and weights.sha256) == gguf
+
+
+def _check_base(base: Bundle, checkpoint: Checkpoint) -> None:
+    if not is_base_of(base, checkpoint):
         raise InputError(
             f"{base.folder} was made from {base.manifest.model.source} ({base.manifest.model.source_sha256[:12]}…), "
             f"not from {checkpoint.source} ({checkpoint.sha256[:12]}…); compile a base from the model it was tuned on"

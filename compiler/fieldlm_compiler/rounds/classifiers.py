@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from fieldlm.core.errors import GateError, InputError
-from fieldlm.core.files import sha256_bytes, sha256_file, write_whole
+from fieldlm.core.files import sha256_file, write_whole
 from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
 from fieldlm.formats import router
@@ -33,14 +33,14 @@ from fieldlm_compiler.learn.classifier import (
     closed_tasks,
     fit_classifier,
 )
-from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples
+from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample
 from fieldlm_compiler.learn.task_edits.edits import read_edits
 from fieldlm_compiler.learn.tasks import TASKS, read_round
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.rounds import learning
 from fieldlm_compiler.rounds.answers import answer_seconds, examine, is_right, questions_of
 from fieldlm_compiler.rounds.groups import ALL, AdapterChoice, GroupTrial
-from fieldlm_compiler.rounds.sealed import to_watch
+from fieldlm_compiler.rounds.sealed import draw_watched, labelled, to_watch
 from fieldlm_compiler.rounds.state import ClassifierMatch
 from fieldlm_compiler.verify.confidence import FITTED, TaskAnswer, fit, signals_of
 
@@ -111,12 +111,8 @@ class ClassifierTrial:
     def _system_prompt(self) -> str | None:
         return self.of.one.manifest.system_prompt
 
-    def _examples(self) -> list[CuratedExample]:
-        every = read_examples(self.of.clustered)
-        return [each for each in every if each.split == "train" and each.label_source != "none"]
-
     def _trained(self) -> list[CuratedExample]:
-        return [each for each in self._examples() if not to_watch(each)]
+        return [each for each in labelled(self.of.clustered) if not to_watch(each)]
 
     def _without(self, matches: Sequence[ClassifierMatch], why: str) -> AdapterChoice:
         left = [msgspec.structs.replace(each, is_taken=False) for each in matches]
@@ -193,10 +189,7 @@ class ClassifierTrial:
 
     def _watched(self) -> list[CuratedExample]:
         """Return what customers to watch asked, of each task a draw that is always the same."""
-        order = sorted(filter(to_watch, self._examples()), key=lambda each: sha256_bytes(each.response.encode()))
-        return [
-            example for task in self._names for example in [each for each in order if each.task == task][:MOST_WATCHED]
-        ]
+        return draw_watched(labelled(self.of.clustered), ([task] for task in self._names), MOST_WATCHED)
 
     def _bundle(self, classifier: Path) -> Bundle:
         """Return the chosen bundle with `classifier`."""

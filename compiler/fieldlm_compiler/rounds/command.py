@@ -40,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     if args.lora == "dora":
         raise InputError("a round's adapter stays beside its base, and DoRA can only be merged: --lora lora or rslora")
     profile = load_profile(args.profile) if args.profile else detect().best
-    check_named(args.base)
+    for base in args.base:
+        check_named(base)
     open_sink(args.store, read_only=True).close()
     maker = LearningRound(_wish(args, profile))
     maker.check()
@@ -58,9 +59,11 @@ def main(argv: Sequence[str]) -> int:
 def _wish(args: argparse.Namespace, profile: Profile) -> "RoundWish":
     from fieldlm_compiler.rounds.wish import RoundWish
 
+    base, *others = dict.fromkeys(args.base)
     return RoundWish(
         store=args.store,
-        base=args.base,
+        base=base,
+        bases=tuple(others),
         profile=profile,
         out=args.out,
         key=load_or_create_key(keys_folder(args.keys) / "signing.pem"),
@@ -104,9 +107,13 @@ def _parser() -> terminal.Parser:
         "Make the next generation of what came home; exit code 1 when it is not better and the one before stays.",
         "fieldlm round store --base smollm2 --consent kiosk-2026 --out rounds",
         "fieldlm round store --base smollm2 --consent yes --out rounds --publish repo",
+        "fieldlm round store --base smollm2 --base mymodel --consent yes --out rounds",
     )
     parser.add_argument("store", help="what `fieldlm collect` filled: FOLDER, delta:URI or kafka:BROKERS/TOPIC")
-    parser.add_argument("--base", required=True, metavar="MODEL", help="the model that is tuned: folder, .gguf or name")
+    parser.add_argument(
+        "--base", action="append", required=True, metavar="MODEL",
+        help="the model that is tuned: folder, .gguf or name; of several, the smallest that answers as well; repeat",
+    )  # fmt: skip
     parser.add_argument("--out", type=options.new_folder, required=True, help="folder of all rounds")
     parser.add_argument(
         "--consent", action="append", default=[], metavar="TERM", help="a term of consent that allows training; repeat"

@@ -9,14 +9,15 @@ without a single task that is worse, one round in twenty is refused by mistake a
 examples is never proof of anything (2⁻⁴ > 0.05), so all earlier tasks are tested together, too.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import msgspec
 
 MARGIN = 0.01
 LEVEL = 0.05
 WHOLE, TOGETHER = "", "together"
+Name = TypeVar("Name", bound=Hashable)
 Verdict = Literal["better", "held", "worse", "too few to tell", "let go"]
 
 
@@ -103,7 +104,7 @@ def chance(ones: int, others: int) -> float:
     return float(binomtest(ones, ones + others, alternative="greater").pvalue) if ones + others else 1.0
 
 
-def rejected(chances: Mapping[str, float], level: float = LEVEL) -> set[str]:
+def rejected(chances: Mapping[Name, float], level: float = LEVEL) -> set[Name]:
     """Return the names of the tests that chance does not explain, by Benjamini and Hochberg's step-up rule."""
     ranked = sorted(chances, key=chances.__getitem__)
     last = max((at for at, name in enumerate(ranked, 1) if chances[name] <= level * at / len(ranked)), default=0)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.core.errors import InputError
-from fieldlm.core.files import sha256_bytes
 from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
 from fieldlm.formats import router
@@ -22,13 +21,13 @@ from fieldlm.formats.task_adapters import MOST
 from fieldlm.inference.confidence import calibration_of
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.compile.named_adapters import AdapterGateError, NamedAdapter
-from fieldlm_compiler.learn.curated import CuratedExample, read_examples
+from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.tasks import TASKS, read_round
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.rounds import learning
 from fieldlm_compiler.rounds.answers import examine, questions_of
 from fieldlm_compiler.rounds.gate import Pairs, chance, lost_and_gained, rejected
-from fieldlm_compiler.rounds.sealed import to_watch
+from fieldlm_compiler.rounds.sealed import draw_watched, labelled, to_watch
 from fieldlm_compiler.rounds.state import ClassifierMatch, Exact, GroupMatch, TaskMatch
 from fieldlm_compiler.rounds.wish import RoundWish
 
@@ -165,7 +164,7 @@ class GroupTrial:
         groups = [group for group in groups if group[2]]
         if len(groups) < 2:
             groups = [(task, name, [task]) for task, name in names.items()]
-        trained = Counter(each.task for each in self._examples() if not to_watch(each))
+        trained = Counter(each.task for each in labelled(self.clustered) if not to_watch(each))
         found = [
             TaskGroup(
                 id=group,
@@ -179,11 +178,6 @@ class GroupTrial:
         taken = enough[: MOST - 1] if len(found) > 1 else []
         why = f"too few examples for an adapter of its own, want {LEAST_TRAINED}"
         return taken, [_left(each, f"{each.trained}: {why}") for each in found if each not in taken]
-
-    def _examples(self) -> list[CuratedExample]:
-        """Return the labelled examples of the customers who are trained on, or watched."""
-        every = read_examples(self.clustered)
-        return [each for each in every if each.split == "train" and each.label_source != "none"]
 
     def _tuned(self, group: TaskGroup) -> Path:
         """Return the adapter of a group, which goes on from the one for all."""
@@ -218,12 +212,7 @@ class GroupTrial:
 
     def _watched(self, groups: Mapping[str, TaskGroup]) -> list[CuratedExample]:
         """Return what customers to watch asked of `groups`, of each a draw that is always the same."""
-        order = sorted(filter(to_watch, self._examples()), key=lambda each: sha256_bytes(each.response.encode()))
-        return [
-            example
-            for group in groups.values()
-            for example in [each for each in order if each.task in group.names][:MOST_WATCHED]
-        ]
+        return draw_watched(labelled(self.clustered), (group.names for group in groups.values()), MOST_WATCHED)
 
 
 def compared(

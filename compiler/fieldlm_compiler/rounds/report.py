@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import UnsetType
+
 from fieldlm.core import charts
 from fieldlm.core.charts import Scale, Svg
 from fieldlm.core.pages import render
@@ -11,6 +13,7 @@ from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.rounds import calls_saved
 from fieldlm_compiler.rounds.state import Exact, RoundDocument, TaskRow
+from fieldlm_compiler.rounds.table import BASE_HEAD, base_cells
 
 Bars = list[tuple[str, Svg, str]]
 MOST_POINTS, MOST_TICKS = 300, 12
@@ -53,6 +56,7 @@ def page(document: RoundDocument) -> str:
             for each in document.classifiers
             if each.answers
         ],
+        bases=_bases(document),
         saved=calls_saved.rows(document),
         saved_head=calls_saved.HEAD,
         saved_curve=calls_saved.curve(document),
@@ -61,6 +65,27 @@ def page(document: RoundDocument) -> str:
         sealed=sorted((document.sealed | document.redacted).items()),
         stages=[(stage["stage"], f"{stage['seconds']:.1f}") for stage in document.stages],
     )
+
+
+def _bases(document: RoundDocument) -> dict[str, Any] | None:
+    """Return what is said of the bases that were weighed, with a table of prices and one of tasks; None for one."""
+    choice = document.base_choice
+    if isinstance(choice, UnsetType):
+        return None
+    tried = [each for each in choice.bases if each.right]
+    return {
+        "chosen": choice.chosen,
+        "ships": choice.ships,
+        "price_head": [name if at in (0, 1, 2, 3) else f"#{name}" for at, name in enumerate(BASE_HEAD)],
+        "prices": [base_cells(each)[: len(BASE_HEAD)] for each in tried],
+        # The names of bases are as long as people make them: they are in cells that break, and in no heading.
+        "tasks": [
+            (task.name, each.name, str(task.right), task.gained, task.lost)
+            for row in zip(*(each.tasks for each in tried), strict=True)
+            for each, task in zip(tried, row, strict=True)
+        ],
+        "reasons": [f"{each.name}: {each.reason}" for each in choice.bases],
+    }
 
 
 def _preferred(found: dict[str, Any] | None) -> str:

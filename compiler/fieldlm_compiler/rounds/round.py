@@ -3,6 +3,8 @@
     store ─ curate ─ seal ─ cluster ─┬─ dataset ─ tune ─ compile ─┬─ gate ─ rounds/NNNN
                                      └─ held out ─ exam of base, previous and new bundle
 
+Of several bases each that may do is tuned and compiled; `bases` says with which the round goes on.
+
 A round that is interrupted leaves nothing but its finished stages, and goes on from there when it is asked for again.
 """
 
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fieldlm.core import terminal
-from fieldlm.core.errors import GateError, InputError
+from fieldlm.core.errors import InputError
 from fieldlm.core.files import (
     canonical_json,
     held_lock,
@@ -29,9 +31,7 @@ from fieldlm.core.files import (
 )
 from fieldlm.core.logs import logger
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from fieldlm_compiler.collect.open import open_sink
-from fieldlm_compiler.compile.named_adapters import NamedAdapter
 from fieldlm_compiler.learn.agreement import answer_key
 from fieldlm_compiler.learn.cluster import TASKS
 from fieldlm_compiler.learn.curate import Labels, curate
@@ -41,6 +41,7 @@ from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.stages import Stages
 from fieldlm_compiler.rounds import learning, traffic
 from fieldlm_compiler.rounds.answers import examine, questions_of
+from fieldlm_compiler.rounds.bases import BaseTrial, NamedBase, TunedBase, facts_of, open_bases
 from fieldlm_compiler.rounds.classifiers import ClassifierTrial
 from fieldlm_compiler.rounds.gate import EarlierTask, PairedTest, compare_tasks, compare_whole, reasons
 from fieldlm_compiler.rounds.groups import AdapterChoice, GroupTrial
@@ -140,10 +141,10 @@ class LearningRound:
         make_private_folder(self.wish.out / WORK)
         with held_lock(self.wish.out / WORK / "lock", f"another round runs in {self.wish.out}; wait for it"):
             self._read_rounds()  # another may have ended while this one began
-            checkpoint = open_checkpoint(self.wish.base, self.compiling)
+            named = open_bases(self.wish, self.compiling)
             looked = self._look()
             edits = read_edits(self.wish.out)
-            wanted = self._wanted(checkpoint) | {"task_edits": edits.deciding_digest}
+            wanted = self._wanted(named) | {"task_edits": edits.deciding_digest}
             if self._is_made_of(wanted | {"store": looked.digest}):
                 return self._nothing_new()
             _say(f"round {self.number}: what came home")
@@ -155,24 +156,25 @@ class LearningRound:
             }
             if self._is_made_of({name: value for name, value in made_of.items() if name != "store"}):
                 return self._nothing_new()
-            return self._make(checkpoint, looked, learned, made_of)
+            return self._make(named, looked, learned, made_of)
 
     def _make(
-        self, checkpoint: Checkpoint, looked: _Looked, learned: _Learned, made_of: dict[str, Any]
+        self, named: Sequence[NamedBase], looked: _Looked, learned: _Learned, made_of: dict[str, Any]
     ) -> FinishedRound:
         """Tune, compile, ask and decide."""
-        _say("the base")
-        base = learning.base_bundle(self.wish, checkpoint, self.stages)
-        _say("tune")
-        adapter, tuned = learning.adapter(self.wish, checkpoint, learned.dataset, self._start(checkpoint), self.stages)
-        made, trouble = self._compiled(checkpoint, base, adapter, learned)
+        data, clustered, stages = learned.dataset, learned.clustered, self.stages
+        found, choice = BaseTrial(
+            wish=self.wish, named=named, previous=self.previous, data=data, clustered=clustered, stages=stages
+        ).choose()
+        made_of = made_of | found.facts()
+        made = self._compiled(found, learned)
         bundle = made.bundle if made else None
         _say(f"exam on {len(learned.held)} held-out examples")
-        exams = self._exams(base, bundle, learned.held)
+        exams = self._exams(found.base, bundle, learned.held)
         with terminal.progress("look at the requests"), open_sink(self.wish.store, read_only=True) as sink:
             requests = traffic.look(sink, learned.all, self.wish.consents)
         whole, tests = self._judge(learned.held, exams)
-        why = [trouble] if exams.this is None else reasons(tests, whole)
+        why = [found.trouble] if exams.this is None else reasons(tests, whole)
         table = rows(
             learned.all, learned.clustered / TASKS, requests, learned.held, exams,
             enough=self.wish.enough, is_accepted=not why,
@@ -191,7 +193,7 @@ class LearningRound:
             sealed=msgspec.json.decode((learned.examples / "sealed.json").read_bytes()),
             redacted=redacted(learned.all),
             dataset=msgspec.json.decode((learned.dataset / "dataset.json").read_bytes()),
-            tune=tuned,
+            tune=found.tuned,
             requests={
                 "looked at": requests.requests, "without words": requests.unread, "of no known task": requests.unknown
             },
@@ -201,51 +203,34 @@ class LearningRound:
             this=exact(exams.this) if exams.this else None,
             tests=[] if exams.this is None else [whole, *tests],
             edits=[str(edit) for edit in learned.edits.edits],
+            base_choice=choice,
             **(made.facts() if made else {}),
         )  # fmt: skip
-        return self._keep(document, learned, adapter=adapter, made=made, exams=exams, seen=looked.seen)
+        return self._keep(document, learned, adapter=found.adapter, made=made, exams=exams, seen=looked.seen)
 
-    def _compiled(
-        self, checkpoint: Checkpoint, base: Bundle, adapter: Path, learned: _Learned
-    ) -> tuple[AdapterChoice | None, str]:
-        """Return the bundle for the exam and how its adapters were chosen, or why there is none."""
-        _say("compile")
-        wish, data, clustered = self.wish, learned.dataset, learned.clustered
-        try:
-            one = learning.tuned_bundle(
-                wish,
-                checkpoint,
-                base,
-                adapters=[NamedAdapter(folder=adapter)],
-                data=data,
-                clustered=clustered,
-                stages=self.stages,
-            )
-        except GateError as error:
-            return None, f"no bundle was made of the adapter: {error}"
-        if wish.adapters != "one":
+    def _compiled(self, found: TunedBase, learned: _Learned) -> AdapterChoice | None:
+        """Return the bundle for the exam and how its adapters were chosen; None where none was made."""
+        if found.one is None:
+            return None
+        if self.wish.adapters != "one":
             _say("an adapter for each group of tasks")
         trial = GroupTrial(
-            wish=wish,
-            checkpoint=checkpoint,
-            base=base,
-            one=one,
-            folder=adapter,
-            data=data,
-            clustered=clustered,
+            wish=found.wish,
+            checkpoint=found.checkpoint,
+            base=found.base,
+            one=found.one,
+            folder=found.adapter,
+            data=learned.dataset,
+            clustered=learned.clustered,
             stages=self.stages,
         )
-        return ClassifierTrial(of=trial, chosen=trial.choose()).choose(), ""
+        return ClassifierTrial(of=trial, chosen=trial.choose()).choose()
 
     # ── what is there already ────────────────────────────────────────────────────────────────────────────────────
 
-    def _wanted(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _wanted(self, named: Sequence[NamedBase]) -> dict[str, Any]:
         base = self.wish.base_bundle
-        return self.wish.facts() | {
-            "base": checkpoint.source,
-            "base_sha256": checkpoint.sha256,
-            "base_bundle": open_bundle(base).id if base else None,
-        }
+        return self.wish.facts() | facts_of(named) | {"base_bundle": open_bundle(base).id if base else None}
 
     def _is_made_of(self, made_of: dict[str, Any]) -> bool:
         """Say whether the last round was made of this."""
@@ -258,13 +243,6 @@ class LearningRound:
     def _nothing_new(self) -> FinishedRound:
         log.info(f"  nothing is new since round {self.rounds[-1].number}")
         return self.rounds[-1]
-
-    def _start(self, checkpoint: Checkpoint) -> Path | None:
-        """Return the adapter that tuning may go on from: the last accepted one, if it is of the same base."""
-        if self.previous and self.previous.document.made_of["base_sha256"] != checkpoint.sha256:
-            log.info(f"  note: round {self.previous.number} tuned another base; this one begins afresh")
-            return None
-        return self.previous.adapter if self.previous else None
 
     # ── the stages ───────────────────────────────────────────────────────────────────────────────────────────────
 

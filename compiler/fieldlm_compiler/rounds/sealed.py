@@ -17,10 +17,12 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from fieldlm.core.files import sha256_bytes
 from fieldlm.inference.chat_template import as_served
 from fieldlm_compiler.collect.sink import Sink
 from fieldlm_compiler.learn.agreement import answer_key, prompt_key
@@ -175,6 +177,19 @@ def words(example: CuratedExample) -> str:
 def to_watch(example: CuratedExample) -> bool:
     """Say whether the customer of a training example is one to watch with, the same for ever."""
     return share_of(f"watch {example.customer}") < WATCH
+
+
+def labelled(folder: Path) -> list[CuratedExample]:
+    """Return the labelled examples in `folder` of the customers who are trained on, or watched."""
+    return [each for each in read_examples(folder) if each.split == "train" and each.label_source != "none"]
+
+
+def draw_watched(
+    examples: Iterable[CuratedExample], groups: Iterable[Collection[str]], most: int
+) -> list[CuratedExample]:
+    """Return what customers to watch asked, of each of `groups` of tasks `most` in a draw that is always the same."""
+    order = sorted(filter(to_watch, examples), key=lambda each: sha256_bytes(each.response.encode()))
+    return [example for tasks in groups for example in [each for each in order if each.task in tasks][:most]]
 
 
 def _alive(store: Sink, responses: Iterable[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.evaluate import Score
@@ -119,6 +120,60 @@ class ClassifierMatch(msgspec.Struct, frozen=True, kw_only=True):
     model_ms: float = 0.0
 
 
+class BaseTask(msgspec.Struct, frozen=True, kw_only=True):
+    """One task, as customers to watch had it answered by a base that was tried.
+
+    `lost` and `gained` count its examples beside the base that answers most.
+    """
+
+    id: str
+    name: str
+    right: Exact
+    lost: int = 0
+    gained: int = 0
+
+
+class BaseMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """A base that a round could tune: what is known of it, its price, what it answered, and whether it is taken.
+
+    Megabytes are 1e6 bytes. Foreseen on the device are `weights_mb`, `memory_mb` as it is served, and `tokens_per_s`,
+    None where nothing says it. `bundle_mb` is what its bundle has, `update_mb` what of it a device fetches, `ms` what
+    an answer takes here. One that was not tried has none of these, nor answers. `lost`, `gained` and `p` are of the
+    whole, beside the base that answers most.
+    """
+
+    name: str
+    reason: str
+    is_taken: bool = False
+    source: str = ""
+    licence: str = ""
+    about: str = ""
+    family: str = ""
+    parameters: int = 0
+    quant: str = ""
+    weights_mb: float | None = None
+    memory_mb: float | None = None
+    tokens_per_s: float | None = None
+    began_at: str = ""
+    """Whether its adapter was tuned from the last accepted one or afresh."""
+    bundle_mb: float | None = None
+    update_mb: float | None = None
+    ms: float | None = None
+    right: Exact | None = None
+    lost: int = 0
+    gained: int = 0
+    p: float = 1.0
+    tasks: list[BaseTask] = []
+
+
+class BaseChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of several bases a round tuned: why, and what an update to another one `ships`, in words."""
+
+    chosen: str
+    bases: list[BaseMatch]
+    ships: str = ""
+
+
 class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What round.json holds."""
 
@@ -159,6 +214,8 @@ class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     right. What a classifier answers is counted as the model answered it."""
     edits: list[str] = []
     """What people made of the tasks that were found, in words."""
+    base_choice: BaseChoice | UnsetType = UNSET
+    """Where several bases were named: which one this round tuned. A round of one does not say it."""
 
 
 class HeldOut(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
+from msgspec import UnsetType
 
 from fieldlm.core import terminal
 from fieldlm.core.wording import counted
@@ -13,10 +14,24 @@ from fieldlm_compiler.learn.cluster import Task
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.rounds import calls_saved
 from fieldlm_compiler.rounds.advice import advise
-from fieldlm_compiler.rounds.state import Exact, FinishedRound, RoundDocument, TaskCost, TaskRow
+from fieldlm_compiler.rounds.state import BaseMatch, Exact, FinishedRound, RoundDocument, TaskCost, TaskRow
 from fieldlm_compiler.rounds.traffic import Traffic
 
 HEAD = ("task", "name", "share", "examples", "calls", "tokens in/out", "small/large/up", "base", "before", "now", "who")
+
+BASE_HEAD = (
+    "base",
+    "licence",
+    "as",
+    "tuned from",
+    "ms/answer",
+    "bundle MB",
+    "update MB",
+    "memory MB",
+    "tokens/s",
+    "right",
+)
+"""Memory and tokens a second are foreseen on the device, ms are of an answer here."""
 
 
 class _Asked(Protocol):
@@ -89,11 +104,38 @@ def text(done: FinishedRound) -> str:
     lines += [f"  by hand: {edit}" for edit in document.edits]
     lines += ["", f"  the whole: base {_spelt(document.base)}, before {_spelt(document.previous)}, "
               f"now {_spelt(document.this)}"]  # fmt: skip
-    lines += groups_text(document)
+    lines += [*bases_text(document), *groups_text(document)]
     lines += [*classifiers_text(document), *calls_saved.text(document)]
     lines += [f"  {_mark(test.verdict)} {test.name}: {test}: {test.verdict}" for test in document.tests]
     lines += [f"round {document.number} is {document.decision}" + "".join(f"\n  ✗ {why}" for why in document.reasons)]
     return "\n".join([*lines, f"  {done.folder / 'report.html'}"])
+
+
+def bases_text(document: RoundDocument) -> list[str]:
+    """Return what is said of the bases that were weighed; nothing where there was one."""
+    choice = document.base_choice
+    if isinstance(choice, UnsetType):
+        return []
+    tried = [each for each in choice.bases if each.right]
+    # Every one that was tried answered the same tasks.
+    tasks = tried[0].tasks if tried else []
+    rows_of = [base_cells(each) for each in tried]
+    lines = [f"  base: {choice.chosen}", *([f"  note: {choice.ships}"] if choice.ships else [])]
+    if tried:
+        drawn = terminal.table(rows_of, [*BASE_HEAD, *(task.id for task in tasks)])
+        lines += [f"    {line}" for line in drawn.splitlines()]
+    return [*lines, *(f"    {'✓' if each.is_taken else '·'} {each.name}: {each.reason}" for each in choice.bases)]
+
+
+def base_cells(each: BaseMatch) -> list[str]:
+    """Return a base that was tried as a row under BASE_HEAD and a column for each task."""
+    figures = (each.ms, each.bundle_mb, each.update_mb, each.memory_mb, each.tokens_per_s)
+    counts = [found.right or Exact(right=0, total=0) for found in (each, *each.tasks)]
+    right, *tasks = (f"{found.right}/{found.total}" for found in counts)
+    return [
+        each.name, each.licence, each.quant, "last" if each.began_at == "last" else "afresh",
+        *("–" if figure is None else f"{figure:,.1f}" for figure in figures), right, *tasks,
+    ]  # fmt: skip
 
 
 def groups_text(document: RoundDocument) -> list[str]:

@@ -16,7 +16,13 @@ from fieldlm_compiler.rounds.advice import ENOUGH
 Begin = Literal["best", "last", "fresh"]
 Adapters = Literal["one", "groups", "best"]
 Classifiers = Literal["none", "best"]
-UNSAID: dict[str, Any] = {"check_labels": False, "adapters": "one", "classifiers": "none", "held_out_from": None}
+UNSAID: dict[str, Any] = {
+    "check_labels": False,
+    "adapters": "one",
+    "classifiers": "none",
+    "held_out_from": None,
+    "bases": None,
+}
 """Options that rounds of earlier versions could not name, and what they are then: round.json leaves them out."""
 
 
@@ -30,6 +36,8 @@ class RoundWish:
     out: Path
     key: Ed25519PrivateKey
     consents: tuple[str, ...]
+    bases: tuple[str, ...] = ()
+    """Others that are weighed against `base`; none: there is no choice."""
     base_bundle: Path | None = None
     """The base as devices have it; none: it is compiled."""
     quants: tuple[str, ...] = ()

@@ -176,15 +176,15 @@ def judge(bundle: Bundle, profile: Profile, found: Detection, result: Result, pr
     )
 
 
-def foreseen_tokens_per_s(profile: Profile, bandwidth: Bandwidth, read: Reading) -> float | None:
+def foreseen_tokens_per_s(profile: Profile, bandwidth: Bandwidth | None, read: Reading) -> float | None:
     """Return tokens a second by the bytes of a token and the bandwidth that decoding reaches.
 
     Where the profile names no bandwidth that somebody reached, it is the middle of its band of what was measured here;
-    None where it has no band either.
+    None where it has no band either, or where nothing was measured.
     """
     expect = profile.expect
     gb_s = profile.memory.read_gb_s
-    if gb_s is None and expect.bandwidth_percent_low and expect.bandwidth_percent_high:
+    if gb_s is None and bandwidth and expect.bandwidth_percent_low and expect.bandwidth_percent_high:
         gb_s = bandwidth.read_gb_s * (expect.bandwidth_percent_low + expect.bandwidth_percent_high) / 200
     return None if gb_s is None else round(gb_s * 1e9 / read.at_depth(GEN_TOKENS / 2), 2)
 
