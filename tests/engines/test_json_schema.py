@@ -1,8 +1,10 @@
 """What of JSON Schema is honoured, put into another word, or refused; and that what is written ends."""
 
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines import Engine, EngineOptions, Sampling, open_engine
+from fieldlm.engines import Engine, EngineOptions, Sampling, Schedule, open_engine
 from fieldlm.engines.constraint import (
     CACHED_BYTES,
     COMPILING,
@@ -272,3 +274,21 @@ def test_what_would_take_a_compiler_minutes_is_refused(known: Grammars) -> None:
     text = " & ".join(f"/(.|\\n)*a{i}(.|\\n)*/" for i in range(MAX_ANDS + 2))
     with pytest.raises(InputError, match=f"{MAX_ANDS + 1} times &, want at most {MAX_ANDS}"):
         known.compile(Rule("grammar", f"start: T\nT: {text}"))
+
+
+def test_a_closed_engine_is_gone_with_its_vocabulary_and_forms_and_the_collector_is_not_needed(
+    base_bundle: Bundle,
+) -> None:
+    gc.disable()
+    try:
+        engine = open_engine(base_bundle, EngineOptions(threads=1, context=128, parallel=1))
+        forms = grammars(engine)
+        sampling = Sampling(max_tokens=9, constraint=forms.compile(Rule("regex", "yes|no")))
+        assert list(engine.start([1, 2, 3], sampling, terms=Schedule(deadline_s=60)))[-1].outcome
+        left = [weakref.ref(engine), weakref.ref(forms)]
+        engine.close()
+        del engine, forms, sampling
+        # The engine's thread may still be letting go.
+        wait_until(lambda: [each() for each in left] == [None, None])
+    finally:
+        gc.enable()

@@ -1,6 +1,5 @@
 import gc
 import threading
-import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +8,8 @@ import pytest
 
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.engines import Chunk, EngineOptions, RunningAnswer, Sampling, Schedule
-from fieldlm.engines.constraint import grammars
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.engines.llama_api import Context, LlamaWeights, api
-from fieldlm.engines.rules.rule import Rule
 from tests.support.material import lora_gguf
 from tests.support.waiting import wait_until
 
@@ -404,24 +401,6 @@ def test_closing_gives_the_weights_back_at_once_and_the_collector_is_not_needed(
         assert not weights.is_loaded
         with pytest.raises(EngineError, match="closed"):
             weights.tokenize("Hello")
-    finally:
-        gc.enable()
-
-
-def test_a_closed_engine_is_gone_with_its_vocabulary_and_forms_and_the_collector_is_not_needed(
-    smollm2_gguf: Path,
-) -> None:
-    gc.disable()
-    try:
-        engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=128, parallel=1))
-        forms = grammars(engine)
-        sampling = Sampling(max_tokens=9, constraint=forms.compile(Rule("regex", "yes|no")))
-        assert list(engine.start([1, 2, 3], sampling, terms=Schedule(deadline_s=60)))[-1].outcome
-        left = [weakref.ref(engine), weakref.ref(forms)]
-        engine.close()
-        del engine, forms, sampling
-        # The engine's thread may still be letting go.
-        wait_until(lambda: [each() for each in left] == [None, None])
     finally:
         gc.enable()
 
