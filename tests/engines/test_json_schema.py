@@ -24,7 +24,7 @@ from fieldlm.engines.constraint import (
     grammars,
 )
 from fieldlm.engines.rules.json_numbers import DIGITS, EXPONENT_DIGITS, DigitTable, NumberBound
-from fieldlm.engines.rules.json_schema import MAX_PATTERNS, checked, loosened
+from fieldlm.engines.rules.json_schema import MAX_OPTIONAL, MAX_PATTERNS, checked, loosened
 from fieldlm.formats.bundle import Bundle
 from tests.support.waiting import wait_until
 
@@ -171,6 +171,16 @@ def test_what_frameworks_write_is_taken_for_what_it_says(
 def test_what_cannot_be_honoured_is_refused_when_it_is_compiled(known: Grammars, schema: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         compiled(known, schema)
+
+
+def test_as_many_keys_as_may_be_left_out_are_followed_to_the_end(known: Grammars) -> None:
+    most = {f"k{number}": {"type": "string"} for number in range(MAX_OPTIONAL)}
+    assert compiled(known, {"type": "object", "properties": most}).accepts(f'{{"k{MAX_OPTIONAL - 1}": "a"}}')
+    within: Any = {"type": "array", "items": {"type": "object", "properties": {**most, "more": {}, "needed": {}}}}
+    with pytest.raises(InputError, match=f"has {MAX_OPTIONAL + 2} keys that may be left out"):
+        compiled(known, within)
+    within["items"]["required"] = ["more", "needed"]
+    assert compiled(known, within).accepts('[{"more": 1, "needed": 2}]')
 
 
 def test_who_does_not_insist_loses_what_cannot_be_honoured_and_no_more() -> None:
