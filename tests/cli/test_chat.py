@@ -221,6 +221,7 @@ def test_ps_shows_what_is_served(url: str, base_bundle: Bundle, capsys: pytest.C
     ("answer", "line"),
     [
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>", "is not fieldlm"),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 9000\r\n\r\n" + b"[" * 9000, "is not fieldlm"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n[]", "gives no reason"),
         (b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": [', "broke off"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: {}\n", "broke off"),

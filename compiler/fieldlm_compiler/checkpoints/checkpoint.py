@@ -215,7 +215,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} begins with a byte order mark, which transformers does not read; save it without")
     try:
         config = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}; fetch the model again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object; fetch the model again")
@@ -245,7 +245,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, RecursionError) as error:
             raise InputError(f"{index} is not an index of weights; fetch the model again") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
@@ -282,7 +282,7 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
             raise InputError(f"{path} is cut short at {size} bytes; fetch it again")
         try:
             header = cast(dict[str, dict[str, Any]], json.loads(file.read(length)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not a safetensors file: {error}; fetch it again") from error
     header.pop("__metadata__", None)
     for name, each in header.items():

@@ -146,7 +146,16 @@ def read_classifier(path: Path) -> Classifier:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
             weights, scales, biases = found["weights"], found["scales"], found["biases"]
             facts = msgspec.json.decode(found["facts"].tobytes(), type=ClassifierFacts)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        msgspec.MsgspecError,
+        RecursionError,
+    ) as error:
         raise BundleError(f"{path} is no classifier: {error}") from error
     if not is_readable(facts.format, FORMAT):
         raise BundleError(f"{path} has format {facts.format!r}, this version reads {FORMAT!r}; update fieldlm")
