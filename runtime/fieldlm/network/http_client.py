@@ -107,7 +107,7 @@ class HttpClient:
                 # Of a line without a field before its colon nothing is meant but that somebody is there.
                 if field == "data" and data:
                     event = msgspec.json.decode(data, type=dict[str, Any])
-                    if "error" in event:
+                    if event.get("error"):
                         raise UnavailableError(refusal(event))
                     yield event
         except (HTTPError, msgspec.MsgspecError, RecursionError) as error:
