@@ -9,7 +9,7 @@ import codecs
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -152,11 +152,11 @@ def _read(folder: Path, *, source: str) -> Checkpoint:
     _check_readable(folder, config)
     parameters = count_parameters(folder)
     known_as = origin(folder)
-    architectures = config.get("architectures") or ["none"]
+    architecture = next(iter(config.get("architectures") or ["none"]))
     known = llama_toolchain.supported_architectures(llama_toolchain.llama_converter())
-    if architectures[0] not in known:
+    if architecture not in known:
         raise InputError(
-            f"{folder} is a {architectures[0]}, which llama.cpp {llama_toolchain.version('llama-cpp-python')} "
+            f"{folder} is a {architecture}, which llama.cpp {llama_toolchain.version('llama-cpp-python')} "
             f"cannot convert; it knows {len(known)} architectures, among them LlamaForCausalLM and Qwen3ForCausalLM"
         )
     return Checkpoint(
@@ -171,8 +171,24 @@ def _read(folder: Path, *, source: str) -> Checkpoint:
     )
 
 
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in cast(list[object], value))
+
+
+_WANTED: dict[str, tuple[Callable[[object], bool], str]] = {
+    "architectures": (_is_list_of_names, "list of names"),
+    "model_type": (lambda value: isinstance(value, str), "name"),
+    "quantization_config": (lambda value: isinstance(value, dict), "object"),
+}
+
+
 def _check_readable(folder: Path, config: dict[str, Any]) -> None:
-    """Raise InputError for what would be found out after minutes of work: packed weights, no tokenizer."""
+    """Raise InputError for what would be found out after minutes of work: packed weights, no tokenizer, odd values."""
+    for key, (is_right, wanted) in _WANTED.items():
+        if config.get(key) is not None and not is_right(config[key]):
+            raise InputError(
+                f"{folder / 'config.json'}: {key} is {config[key]!r:.60}, no {wanted}; fetch the model again"
+            )
     packed = cast(dict[str, Any], config.get("quantization_config") or {}).get("quant_method")
     if packed in PACKED:
         raise InputError(
