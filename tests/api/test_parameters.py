@@ -93,6 +93,7 @@ def test_what_changes_no_answer_passes(kind: type[Any]) -> None:
             "generationConfig.responseSchema",
         ),  # Google's
         (ChatRequest, {"generation_config": {"temperature": 0.5}}, "generation_config.temperature"),
+        (ChatRequest, {"tool_config": {"function_calling_config": {"mode": "ANY"}}}, "tool_config"),  # Google's
         (ChatRequest, {"trace": {"steps": 3, "user": "a"}}, None),
         (ChatRequest, {"topP": 0.5}, "topP"),
         (ChatRequest, {"logitBias": {"1": 1}}, "logitBias"),

@@ -76,7 +76,7 @@ _REFUSED = {
     """,
     ABSENT: """
         audio moderation web_search_options context_management max_tool_calls access_programs
-        watermark plugins transforms route models bot_id file_ids search_parameters
+        watermark plugins transforms route models bot_id file_ids search_parameters mcp_servers container tool_config
     """,
     ELSEWHERE: """
         messages input prompt instructions functions function_call tools tool_choice parallel_tool_calls include
