@@ -263,3 +263,15 @@ def test_every_background_thread_of_the_device_half_has_a_supervisor() -> None:
     raw = re.compile(r"threading\.(Thread|Timer)\(|_thread\.start_new")
     wrong = [name_of(p) for p in DEVICE.rglob("*.py") if p != DEVICE / "core/tasks.py" and raw.search(p.read_text())]
     assert not wrong, "Tasks.start of fieldlm.core.tasks names it, joins it and counts its crashes"
+
+
+def test_who_reads_json_that_may_be_anything_expects_that_it_nests_without_end() -> None:
+    wrong: list[str] = []
+    for path in SOURCES:
+        for node in ast.walk(parsed(path)):
+            caught = ast.unparse(node.type) if isinstance(node, ast.ExceptHandler) and node.type else ""
+            if re.search(r"msgspec\.(MsgspecError|DecodeError)", caught) and not re.search(
+                r"RecursionError|_MALFORMED", caught
+            ):
+                wrong.append(f"{name_of(path)}:{getattr(node, 'lineno', 0)}")
+    assert not wrong, "msgspec raises RecursionError for it, which is none of its own"

@@ -183,6 +183,7 @@ def test_a_stop_sequence_ends_an_answer(kiosk: Kiosk) -> None:
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "runs at Anthropic's"),
         ({"tools": [LIGHT], "tool_choice": {"type": "tool", "name": "door"}}, "tool_choice names none of tools"),
         ({"guided_json": {"type": "object"}}, "guided_json: use response_format"),
+        ({"mcp_servers": [{"type": "url", "url": "https://tools.example"}]}, "mcp_servers: not supported"),
         ({"messages": [*HELLO, {"role": "assistant", "content": "{"}]}, "messages: an answer that has begun"),
     ],
 )

@@ -1,5 +1,6 @@
 """Every name that another server knows: honoured, refused by name, or in the table of the harmless ones."""
 
+import difflib
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ from fieldlm.api.anthropic.requests import MessagesRequest
 from fieldlm.api.chat_request import ChatRequest, CompletionParams, parse
 from fieldlm.api.completion_request import CompletionRequest
 from fieldlm.api.embeddings import EmbeddingRequest
-from fieldlm.api.parameters import HARMLESS, REFUSED, SAYS_NOTHING
+from fieldlm.api.parameters import COMPARED, HARMLESS, REFUSED, SAYS_NOTHING
 from fieldlm.api.responses_request import ResponsesRequest
 from fieldlm.network.allowed_values import words_at
 from fieldlm.network.json_api import ApiError
@@ -83,12 +84,43 @@ def test_what_changes_no_answer_passes(kind: type[Any]) -> None:
         (ChatRequest, {"my_top_p": 0.5}, "my_top_p"),
         (CompletionRequest, {"tools": [{}]}, "tools"),
         (ResponsesRequest, {"messages": [{}]}, "messages"),
+        (ChatRequest, {"output_config": {"format": FORM}}, "output_config"),  # Anthropic's
+        (ChatRequest, {"nvext": {"guided_json": SCHEMA}}, "nvext.guided_json"),  # NVIDIA's
+        (CompletionRequest, {"nvext": {"annotations": ["llm_metrics"], "guided_json": None}}, None),
+        (
+            ResponsesRequest,
+            {"generationConfig": {"responseSchema": SCHEMA}},
+            "generationConfig.responseSchema",
+        ),  # Google's
+        (ChatRequest, {"generation_config": {"temperature": 0.5}}, "generation_config.temperature"),
+        (ChatRequest, {"tool_config": {"function_calling_config": {"mode": "ANY"}}}, "tool_config"),  # Google's
+        (ChatRequest, {"trace": {"steps": 3, "user": "a"}}, None),
+        (ChatRequest, {"topP": 0.5}, "topP"),
+        (ChatRequest, {"logitBias": {"1": 1}}, "logitBias"),
+        (ChatRequest, {"parallelToolCalls": True}, None),
+        (ChatRequest, {"temprature": 0}, None),
+        (ChatRequest, {"temprature": 0.5}, "temprature"),
+        (ChatRequest, {"mesages": [{}]}, "mesages"),
+        (CompletionRequest, {"prompts": ["a"]}, "prompts"),
     ],
 )
 def test_a_form_a_length_or_a_choice_under_another_name_is_not_dropped(
     kind: type[Any], given: dict[str, Any], name: str | None
 ) -> None:
     assert refused(kind, **given) == name
+
+
+def test_a_great_many_unknown_names_are_not_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+
+    def close(word: str, known: Any, n: int, cutoff: float) -> list[str]:
+        compared.append(word)
+        return []
+
+    monkeypatch.setattr(difflib, "get_close_matches", close)
+    assert refused(ChatRequest, **{f"field_of_{number}": 1 for number in range(1000)}, **{"x" * 1000: 1}) is None
+    assert 0 < len(compared) <= COMPARED
+    assert max(map(len, compared)) <= COMPARED
 
 
 def test_a_completion_has_the_form_that_is_asked_for() -> None:

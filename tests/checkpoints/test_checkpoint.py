@@ -92,6 +92,11 @@ def test_a_broken_or_missing_configuration(copy: Path) -> None:
         ({"max_position_embeddings": -5}, "max_position_embeddings is -5, no number of tokens"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"is quantised already \(gptq\), .*; name the model"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"is quantised already \(bitsandbytes\)"),
+        ({"quantization_config": "gptq"}, "quantization_config is 'gptq', no object"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', no list of names"),
+        ({"architectures": {"0": "LlamaForCausalLM"}}, "architectures is .*, no list of names"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architectures is .*, no list of names"),
+        ({"model_type": 7}, "model_type is 7, no name"),
     ],
 )
 def test_a_configuration_that_cannot_be_worked_with(changed: dict[str, object], message: str, copy: Path) -> None:

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +35,7 @@ FAST = ["--threads", "1", "--context", "512"]
 FIELDLM = [sys.executable, "-c", "import sys; from fieldlm.cli.main import main; sys.exit(main())"]
 ENDLESS = "Repeat the word tea for ever: tea tea tea tea tea tea"
 PATIENCE_S = 120
+LENGTH = re.compile(rb"content-length: (\d+)\r\n(?:.+\r\n)*\r\n", re.I)
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +222,7 @@ def test_ps_shows_what_is_served(url: str, base_bundle: Bundle, capsys: pytest.C
     ("answer", "line"),
     [
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>", "is not fieldlm"),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 9000\r\n\r\n" + b"[" * 9000, "is not fieldlm"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n[]", "gives no reason"),
         (b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": [', "broke off"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: {}\n", "broke off"),
@@ -228,21 +230,49 @@ def test_ps_shows_what_is_served(url: str, base_bundle: Bundle, capsys: pytest.C
     ],
 )
 def test_a_strangers_answer_is_one_clear_line(answer: bytes, line: str) -> None:
+    with stranger(answer) as url, pytest.raises(FieldlmError, match=line):
+        list(HttpClient(url).events("/v1/chat/completions", {}))
+
+
+@contextmanager
+def stranger(answer: bytes) -> Generator[str]:
+    """Somebody who gives one request this answer, whatever it was."""
     with socket.create_server(("127.0.0.1", 0)) as door:
 
         def serve() -> None:
             client, _ = door.accept()
             asked = b""
             with client:
-                while not asked.endswith(b"{}"):  # what is not read when the socket closes resets the connection
+                # What is not read when the socket closes resets the connection.
+                while not (found := LENGTH.search(asked)) or len(asked) < found.end() + int(found[1]):
                     asked += client.recv(65536)
                 client.sendall(answer)
 
         server = threading.Thread(target=serve)
         server.start()
-        with pytest.raises(FieldlmError, match=line):
-            list(HttpClient(f"http://127.0.0.1:{door.getsockname()[1]}").events("/v1/chat/completions", {}))
+        yield f"http://127.0.0.1:{door.getsockname()[1]}"
         server.join()
+
+
+def test_a_strangers_words_neither_draw_on_the_terminal_nor_end_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = json.dumps({"error": {"message": "\x1b[2Jask http://me:Open5esame@host"}}).encode()
+    type_in(monkeypatch, "Hello")
+    with stranger(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)) as url:
+        assert main(["--url", url]) == 1
+    assert capsys.readouterr().err == "! \\x1b[2Jask http://host\n"
+    events = [
+        {"choices": [{"delta": {"role": "assistant", "content": None}}], "error": None},
+        {"choices": [{"delta": {"content": "Tea"}}]},
+        {"choices": [{"delta": None, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {}},
+    ]
+    stream = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events) + b"data: [DONE]\n\n"
+    type_in(monkeypatch, "Hello")
+    with stranger(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + stream) as url:
+        assert main(["--url", url]) == 0
+    assert capsys.readouterr().out == "Tea\n"
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(url: str) -> None:

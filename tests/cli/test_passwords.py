@@ -22,6 +22,8 @@ COMMANDS = [
     "doctor --broker", "ps --url", "ledger --url", "chat --url", "bench --url", "slots --url",
     "slots kiosk --broker", "update --state FOLDER --trust FILE --repository", "policy POLICY --publish",
     "evaluate LINES --url", "bench --compare A B --url", "pull", "config --url",
+    "rm", "serve", "publish FOLDER --to", "collect --show --store delta:STORE --store", "compile --out OUT",
+    "release show --repository", "curate", "verify", "detect --sysroot", "update --state", "unpack",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fieldlm.core.urls import shown, shown_all
+from fieldlm.core.urls import shown, shown_all, shown_in
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,16 @@ def test_a_password_is_left_out(given: str, told: str) -> None:
 )  # fmt: skip
 def test_what_has_no_password_is_shown_as_it_is(text: str) -> None:
     assert shown(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("there is no file http:/u:p@h/model.gguf", "there is no file http:/h/model.gguf"),
+        ("'ftp://u:p/q@h' is a URL; see: https://example.com/a@b", "'ftp://h' is a URL; see: https://example.com/a@b"),
+        ("from a://u:p@b to c://u:p@d: refused", "from a://b to c://d: refused"),
+        ("write to ana@example.com: at 10:30, 3/4 is done", "write to ana@example.com: at 10:30, 3/4 is done"),
+    ],
+)
+def test_in_a_message_every_url_is_shown_without_its_password(text: str, said: str) -> None:
+    assert shown_in(text) == said

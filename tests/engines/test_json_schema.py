@@ -1,8 +1,10 @@
 """What of JSON Schema is honoured, put into another word, or refused; and that what is written ends."""
 
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from fieldlm.core.errors import InputError
-from fieldlm.engines import Engine, EngineOptions, Sampling, open_engine
+from fieldlm.engines import Engine, EngineOptions, Sampling, Schedule, open_engine
 from fieldlm.engines.constraint import (
     CACHED_BYTES,
     COMPILING,
@@ -22,7 +24,7 @@ from fieldlm.engines.constraint import (
     grammars,
 )
 from fieldlm.engines.rules.json_numbers import DIGITS, EXPONENT_DIGITS, DigitTable, NumberBound
-from fieldlm.engines.rules.json_schema import MAX_PATTERNS, checked, loosened
+from fieldlm.engines.rules.json_schema import MAX_OPTIONAL, MAX_PATTERNS, checked, loosened
 from fieldlm.formats.bundle import Bundle
 from tests.support.waiting import wait_until
 
@@ -171,6 +173,16 @@ def test_what_cannot_be_honoured_is_refused_when_it_is_compiled(known: Grammars,
         compiled(known, schema)
 
 
+def test_as_many_keys_as_may_be_left_out_are_followed_to_the_end(known: Grammars) -> None:
+    most = {f"k{number}": {"type": "string"} for number in range(MAX_OPTIONAL)}
+    assert compiled(known, {"type": "object", "properties": most}).accepts(f'{{"k{MAX_OPTIONAL - 1}": "a"}}')
+    within: Any = {"type": "array", "items": {"type": "object", "properties": {**most, "more": {}, "needed": {}}}}
+    with pytest.raises(InputError, match=f"has {MAX_OPTIONAL + 2} keys that may be left out"):
+        compiled(known, within)
+    within["items"]["required"] = ["more", "needed"]
+    assert compiled(known, within).accepts('[{"more": 1, "needed": 2}]')
+
+
 def test_who_does_not_insist_loses_what_cannot_be_honoured_and_no_more() -> None:
     schema = {"type": "object", "properties": {"a": {"const": 1, "not": {}}, "b": {"enum": [BIG]}}, "required": ["a"]}
     kept = {"a": {"const": 1}, "b": {}}
@@ -224,7 +236,7 @@ def test_what_is_kept_is_bounded_by_what_it_holds(known: Grammars) -> None:
     assert known.compile(large(0)) is first
     for mark in range(1, 8):
         known.compile(large(mark))
-        assert known.compile.bytes <= CACHED_BYTES
+        assert known.kept.bytes <= CACHED_BYTES
     assert known.compile(large(7)) is known.compile(large(7))
     assert known.compile(large(0)) is not first
 
@@ -272,3 +284,21 @@ def test_what_would_take_a_compiler_minutes_is_refused(known: Grammars) -> None:
     text = " & ".join(f"/(.|\\n)*a{i}(.|\\n)*/" for i in range(MAX_ANDS + 2))
     with pytest.raises(InputError, match=f"{MAX_ANDS + 1} times &, want at most {MAX_ANDS}"):
         known.compile(Rule("grammar", f"start: T\nT: {text}"))
+
+
+def test_a_closed_engine_is_gone_with_its_vocabulary_and_forms_and_the_collector_is_not_needed(
+    base_bundle: Bundle,
+) -> None:
+    gc.disable()
+    try:
+        engine = open_engine(base_bundle, EngineOptions(threads=1, context=128, parallel=1))
+        forms = grammars(engine)
+        sampling = Sampling(max_tokens=9, constraint=forms.compile(Rule("regex", "yes|no")))
+        assert list(engine.start([1, 2, 3], sampling, terms=Schedule(deadline_s=60)))[-1].outcome
+        left = [weakref.ref(engine), weakref.ref(forms)]
+        engine.close()
+        del engine, forms, sampling
+        # The engine's thread may still be letting go.
+        wait_until(lambda: [each() for each in left] == [None, None])
+    finally:
+        gc.enable()

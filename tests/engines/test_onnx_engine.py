@@ -1,7 +1,9 @@
 """The ONNX engine: many answers side by side, each as if it were alone, and every end has its name."""
 
+import gc
 import shutil
 import threading
+import weakref
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 
 from fieldlm.core.errors import EngineError, InputError
-from fieldlm.engines import Chunk, Engine, EngineOptions, Sampling, TokenChoice, memory_plan, open_engine
+from fieldlm.engines import Chunk, Engine, EngineOptions, Sampling, Schedule, TokenChoice, memory_plan, open_engine
 from fieldlm.engines.onnx import METADATA, OnnxEngine, open_graph
 from fieldlm.engines.sampling import choose, make_rng
 from fieldlm.engines.stop_text import TextStream
 from tests.support import onnx_models
+from tests.support.waiting import wait_until
 
 QUESTIONS = ("Where is the lift?", "Turn the light on, please. " * 12, "7 × 8 = ")
 GREEDY = Sampling(max_tokens=24)
@@ -188,6 +191,20 @@ def test_closing_cancels_what_runs() -> None:
     assert [list(one)[-1].outcome for one in running] == ["cancelled", "cancelled"]
     with pytest.raises(EngineError, match="closed"):
         engine.start([65], GREEDY)
+
+
+def test_a_closed_engine_is_gone_and_the_collector_is_not_needed() -> None:
+    folder = onnx_models.fp32("llama").folder
+    gc.disable()
+    try:
+        engine = open_graph(folder / "model.onnx", folder / "tokenizer.json", EngineOptions(threads=1, parallel=1))
+        assert list(engine.start([65], Sampling(max_tokens=2), terms=Schedule(deadline_s=60)))[-1].outcome
+        left = weakref.ref(engine)
+        engine.close()
+        del engine
+        wait_until(lambda: left() is None)
+    finally:
+        gc.enable()
 
 
 def test_caches_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

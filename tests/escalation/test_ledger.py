@@ -12,7 +12,7 @@ import pytest
 
 from fieldlm.core.sqlite import connect, connect_read_only
 from fieldlm.escalation.energy_shares import EnergyShares
-from fieldlm.escalation.ledger import Entry, Ledger, Prices, day_before, today
+from fieldlm.escalation.ledger import MOST_TASKS, OTHERS, Entry, Ledger, Prices, day_before, today
 
 CALL = Entry(model="big", why="unsure", prompt_tokens=10, completion_tokens=5, seconds=0.5, cost=0.25)
 
@@ -41,6 +41,20 @@ def test_it_goes_on_where_it_was_and_knows_what_was_spent_today(tmp_path: Path) 
     assert again.tokens_today("bert") == 0
     assert again.rows(days=1)[0]["calls"] == 2
     again.close()
+
+
+def test_a_day_has_rows_for_no_more_tasks_than_a_bound_whatever_clients_call_theirs(tmp_path: Path) -> None:
+    for _ in range(2):
+        ledger = Ledger(tmp_path / "ledger.db")
+        ledger.add(Entry(model="small", task=f"task {number}", prompt_tokens=1) for number in range(2 * MOST_TASKS))
+        ledger.close()
+    ledger = Ledger(tmp_path / "ledger.db")
+    rows = {row["task"]: row["calls"] for row in ledger.rows(days=1)}
+    ledger.close()
+    assert len(rows) == MOST_TASKS + 1
+    assert rows["task 0"] == 2
+    assert rows[OTHERS] == 2 * MOST_TASKS
+    assert sum(rows.values()) == 4 * MOST_TASKS
 
 
 def written(path: Path) -> float:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from datetime import time as time_of_day
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 import msgspec
@@ -18,7 +20,7 @@ from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
 from fieldlm.inference.async_model import AsyncModel
 from fieldlm.inference.model import Model
-from fieldlm.inference.structured import IncompleteError
+from fieldlm.inference.structured import IncompleteError, form
 
 ASKED = "Two coffees, please"
 HOT = Sampling(temperature=2.0, seed=7)
@@ -64,6 +66,39 @@ def test_every_kind_of_type_comes_back_as_its_own_object(model: Model) -> None:
         assert model.call(Grip, ASKED, sampling)["hand"] in ("left", "right")
         answer: Any = model.call({"enum": ["yes", "no"]}, ASKED, sampling)
         assert answer in ("yes", "no")
+
+
+class Visit(msgspec.Struct):
+    at: datetime
+    span: timedelta
+    again: list[datetime] | None
+
+
+class Slot(BaseModel):
+    at: datetime
+    span: timedelta
+
+
+TIMES = [datetime, time_of_day, timedelta, date, list[timedelta], dict[str, time_of_day], Visit, Slot]
+NAIVE = [Annotated[datetime, msgspec.Meta(tz=False)], Annotated[datetime, msgspec.Meta(tz=True)]]
+
+
+@pytest.mark.parametrize("kind", [*TIMES, *NAIVE])
+def test_a_time_is_written_as_its_type_reads_it(model: Model, kind: Any) -> None:
+    compiled = form(model.engine, kind)
+    for seed in range(3):
+        sampling = Sampling(temperature=2.0, seed=seed, max_tokens=300)
+        try:
+            model.call(kind, ASKED, sampling)
+        except IncompleteError as error:  # a list or a dict need not end
+            assert error.outcome == "length", error  # noqa: PT017
+    assert not compiled.constraint.accepts('"Two coffees at 3.50"')
+
+
+def test_a_type_without_a_schema_is_refused_in_one_line(model: Model) -> None:
+    with pytest.raises(InputError, match="has no JSON schema") as caught:
+        model.call(complex, ASKED)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,9 @@ def test_the_latest_feedback_counts_and_a_rating_does_not_undo_a_correction(tmp_
         ({"outcome": "length"}, "not finished"),
         ({"prompt": "no json"}, "unreadable"),
         ({"prompt": '[{"role":"assistant","content":"x"}]'}, "unreadable"),
+        ({"prompt": "[" * 100_000}, "unreadable"),
+        ({"prompt": '[{"role":' + '{"a":' * 5_000 + "1" + "}" * 5_000 + "}]"}, "unreadable"),
+        ({"digest": "1234", "context": '{"tools":' + "[" * 100_000}, "context lost"),
     ],
 )
 def test_what_is_no_example_says_why(change: dict[str, str], why: str) -> None:

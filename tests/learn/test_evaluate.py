@@ -14,6 +14,7 @@ from fieldlm.network.http_client import HttpClient
 from fieldlm.network.http_server import listening
 from fieldlm_compiler.learn import evaluate
 from fieldlm_compiler.learn.evaluate import EvaluationItem, Reply, Score, main, read_examples, said, same_json, score
+from fieldlm_compiler.verify.task import is_same
 from tests.inference.test_thoughts import OPENED, QWEN3
 from tests.support.material import tiny_bundle
 
@@ -45,6 +46,14 @@ def test_white_space_and_key_order_do_not_count() -> None:
 @pytest.mark.parametrize("answer", ['{"a":[2],"b":"1"}', '{"a":[2]}', 'Sure: {"a":[2],"b":1}', "", '{"a":[2],"b":1'])
 def test_anything_else_is_wrong(answer: str) -> None:
     assert not same_json(answer, '{"a":[2],"b":1}')
+
+
+def test_what_nests_without_end_is_compared_as_text() -> None:
+    deep = "[" * 100_000
+    assert same_json(deep, f" {deep}")
+    assert not same_json(deep, "[]")
+    assert is_same(deep, f" {deep}")
+    assert not is_same(deep, "[]")
 
 
 def test_a_score_says_its_share_and_interval() -> None:

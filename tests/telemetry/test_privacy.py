@@ -28,6 +28,8 @@ def test_a_customer_is_forgotten_over_http(tmp_path: Path) -> None:
             assert [r.kind for r in spool.pending("fb", 0, 9)] == ["forget"]
             for wrong in ({}, {"session": ""}, {"session": 7}):
                 assert client.post("/v1/fieldlm/forget", content=json.dumps(wrong)).status_code == 400
+            for wrong in ("[" * 100_000, '{"a":' * 100_000):
+                assert client.post("/v1/fieldlm/forget", content=wrong).status_code == 400
 
 
 def test_settings_become_a_policy_and_certificates(tmp_path: Path) -> None:

@@ -183,6 +183,17 @@ def test_long_texts_lose_their_middle_and_long_conversations_their_beginning(tmp
     assert len(found.answer) == TEXT_CHARS + 3
 
 
+def test_what_is_cut_through_was_redacted_before(tmp_path: Path) -> None:
+    before = TEXT_CHARS // 2 - 10
+    for said in ("kx7.tester@mail.example.com", "4111 1111 1111 1111", "GB29 NWBK 6016 1331 9268 19"):
+        text = f"{'tea ' * (before // 4)}  {said} {'tea ' * TEXT_CHARS}"
+        messages = [{"role": "user", "content": text}, {"role": "user", "content": [{"type": "text", "text": text}]}]
+        (found,) = recorded(tmp_path / said[:4], "redacted", Exchange(messages=messages, answer=text))
+        assert said[:6] not in found.prompt
+        assert said[:6] not in found.answer
+        assert len(json.loads(found.prompt)[0]["content"]) == TEXT_CHARS + 3
+
+
 def test_times_of_one_boot_compare_by_the_monotonic_clock(tmp_path: Path) -> None:
     (found,) = recorded(tmp_path, "metrics", Exchange(started_wall_s=time.time() - 5))
     age_ms = time.monotonic() * 1000 - found.mono_ms

@@ -134,3 +134,35 @@ def test_what_names_a_person_or_a_machine_by_its_form_goes(text: str, wanted: st
 )  # fmt: skip
 def test_what_only_looks_like_it_stays(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("card: 4111\u00a01111\u00a01111\u00a01111", "card: <CARD>"),
+        ("card: 4111\u202f1111\u202f1111\u202f1111", "card: <CARD>"),
+        ("4111  1111 - 1111_1111", "<CARD>"),
+        ("\u0664\u0661\u0661\u0661 " + "\u0661\u0661\u0661\u0661 " * 3, "<CARD> "),
+        ("IBAN FR14\u00a02004\u00a01010\u00a00505\u00a00001\u00a03M02\u00a0606", "IBAN <IBAN>"),
+        ("call 415\u2011555\u20110199", "call <PHONE>"),
+        ("\u202a+49\u2009151\u200923456789\u202c", "<PHONE>"),
+        ("SSN 078\u201005\u20101120", "SSN <ID>"),
+        ("anna.keller\u200e@mail.example.com", "<EMAIL>"),
+        ("Hauptstra\u00dfe\u00a05, please", "<ADDRESS>, please"),
+        ("my name is Zoe\u0308 Mu\u0308ller", "my name is <NAME>"),
+        ("for\u00a0Ahmed\u00a0Patel", "for <NAME>"),
+        ("I'm \uff38iulan", "I'm <NAME>"),
+        ('{"note": "4111\u00a01111\u00a01111\u00a01111"}', '{"note": "<CARD>"}'),
+        ("ticket AB\u201012", "ticket <CUSTOM>"),
+    ],
+)
+def test_what_looks_like_plain_characters_is_read_as_these(text: str, wanted: str) -> None:
+    assert redact(text, patterns=(re.compile(r"AB-\d+"),)) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["zwei\u00a0Lattes \u2013 bitte", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0645", "\U0001f469\u200d\U0001f373"],
+)
+def test_a_text_that_holds_nothing_stays_byte_for_byte(text: str) -> None:
+    assert redact(text) == text

@@ -57,3 +57,10 @@ def test_a_model_writes_its_own_text_behind_prompts_of_any_length(tiny: Checkpoi
     assert [window[: len(start)] for window, start in zip(windows, (long[-16:], short) * 2, strict=True)] == [
         long[-16:], short, long[-16:], short,
     ]  # fmt: skip
+
+
+def test_a_line_that_nests_without_end_is_one_line_that_names_it(tiny: Checkpoint, tmp_path: Path) -> None:
+    path = lines(tmp_path / "deep.jsonl", conversation("a", "b"))
+    path.write_text(path.read_text() + "[" * 100_000 + "\n")
+    with pytest.raises(InputError, match=r"deep\.jsonl line 2 is not JSON"):
+        read_task(path, tiny, said, [2])

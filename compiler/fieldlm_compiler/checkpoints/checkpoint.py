@@ -9,7 +9,7 @@ import codecs
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -161,11 +161,11 @@ def _read(folder: Path, *, source: str) -> Checkpoint:
     _check_readable(folder, config)
     parameters = count_parameters(folder)
     known_as = origin(folder)
-    architectures = config.get("architectures") or ["none"]
+    architecture = next(iter(config.get("architectures") or ["none"]))
     known = llama_toolchain.supported_architectures(llama_toolchain.llama_converter())
-    if architectures[0] not in known:
+    if architecture not in known:
         raise InputError(
-            f"{folder} is a {architectures[0]}, which llama.cpp {llama_toolchain.version('llama-cpp-python')} "
+            f"{folder} is a {architecture}, which llama.cpp {llama_toolchain.version('llama-cpp-python')} "
             f"cannot convert; it knows {len(known)} architectures, among them LlamaForCausalLM and Qwen3ForCausalLM"
         )
     return Checkpoint(
@@ -180,8 +180,24 @@ def _read(folder: Path, *, source: str) -> Checkpoint:
     )
 
 
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in cast(list[object], value))
+
+
+_WANTED: dict[str, tuple[Callable[[object], bool], str]] = {
+    "architectures": (_is_list_of_names, "list of names"),
+    "model_type": (lambda value: isinstance(value, str), "name"),
+    "quantization_config": (lambda value: isinstance(value, dict), "object"),
+}
+
+
 def _check_readable(folder: Path, config: dict[str, Any]) -> None:
-    """Raise InputError for what would be found out after minutes of work: packed weights, no tokenizer."""
+    """Raise InputError for what would be found out after minutes of work: packed weights, no tokenizer, odd values."""
+    for key, (is_right, wanted) in _WANTED.items():
+        if config.get(key) is not None and not is_right(config[key]):
+            raise InputError(
+                f"{folder / 'config.json'}: {key} is {config[key]!r:.60}, no {wanted}; fetch the model again"
+            )
     packed = cast(dict[str, Any], config.get("quantization_config") or {}).get("quant_method")
     if packed in PACKED:
         raise InputError(
@@ -224,7 +240,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} begins with a byte order mark, which transformers does not read; save it without")
     try:
         config = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}; fetch the model again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object; fetch the model again")
@@ -254,7 +270,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, RecursionError) as error:
             raise InputError(f"{index} is not an index of weights; fetch the model again") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
@@ -291,7 +307,7 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
             raise InputError(f"{path} is cut short at {size} bytes; fetch it again")
         try:
             header = cast(dict[str, dict[str, Any]], json.loads(file.read(length)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not a safetensors file: {error}; fetch it again") from error
     header.pop("__metadata__", None)
     for name, each in header.items():

@@ -182,7 +182,7 @@ def _json(folder: Path, name: str, missing: dict[str, Any] | None = None) -> dic
         raise InputError(f"{folder} has no {name}; name the folder that peft's save_pretrained wrote")
     try:
         said = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(said, dict):
         raise InputError(f"{path} is no JSON object; save the adapter again")
@@ -202,7 +202,7 @@ def _note_other_base(folder: Path, config: dict[str, Any], checkpoint: Checkpoin
     named = str(config.get("base_model_name_or_path") or "")
     try:
         found = json.loads((Path(named) / "config.json").read_bytes())["model_type"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         parts = set(re.split(r"[^a-z]+", Path(named).name.lower()))
         found = next((each for each in FAMILIES if each in parts), None)
         is_other = found is not None and not checkpoint.architecture.startswith(found)

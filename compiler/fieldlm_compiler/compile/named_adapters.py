@@ -104,7 +104,7 @@ def _known(router: Router, tasks: Path | None) -> dict[str, tuple[str, ...]]:
     if tasks is not None:
         try:
             read = msgspec.json.decode(tasks.read_bytes(), type=_Tasks)
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, RecursionError) as error:
             raise InputError(f"{tasks} is no tasks file: {error}; name the tasks.json of fieldlm cluster") from error
         if not is_readable(read.format, FORMAT):
             raise InputError(f"{tasks} is of format {read.format}, known is {FORMAT}; update fieldlm-compiler")
@@ -159,6 +159,6 @@ def _asked(line: bytes) -> list[Mapping[str, Any]]:
     """Return the conversation of a line without its answer; nothing where it is none, which `read_task` refuses."""
     try:
         messages = msgspec.json.decode(line, type=dict[str, Any]).get("messages")
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return []
     return messages[:-1] if isinstance(messages, list) and all(isinstance(each, dict) for each in messages) else []

@@ -261,7 +261,7 @@ def read(path: Path) -> State:
         state = msgspec.json.decode(path.read_bytes(), type=State)
     except FileNotFoundError as error:
         raise InputError(f"{path} is no rollout; begin one with: fieldlm rollout start --to REPOSITORY") from error
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if state.format != FORMAT:
         raise InputError(f"{path} has format {state.format!r}, this version reads {FORMAT!r}")

@@ -145,7 +145,7 @@ def _is_of(releases: Mapping[str, int], bundle: str, seq: str | None) -> bool:
 def _presence(state: str) -> Presence | None:
     try:
         return msgspec.json.decode(state, type=Presence)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
 
 

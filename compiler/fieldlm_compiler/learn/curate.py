@@ -366,7 +366,7 @@ def _context(row: dict[str, Any]) -> _Context | None:
         return _Context()
     try:
         return msgspec.json.decode(row["context"], type=_Context) if row["context"] else None
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
 
 
@@ -378,7 +378,7 @@ def share_of(customer: str) -> float:
 def _messages(prompt: str) -> list[dict[str, Any]]:
     try:
         messages = msgspec.json.decode(prompt, type=list[dict[str, Any]])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return []
     return messages if messages and messages[-1].get("role") in ("user", "tool") else []
 

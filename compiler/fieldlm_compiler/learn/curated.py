@@ -99,7 +99,7 @@ def read_examples(path: Path) -> list[CuratedExample]:
 def _example(line: bytes, place: str) -> CuratedExample:
     try:
         return msgspec.json.decode(line, type=CuratedExample)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise InputError(f"{place} is no example of fieldlm curate: {error}") from error
 
 

@@ -91,7 +91,7 @@ def _lines_of(folder: Path, gone: frozenset[str]) -> int:
 def _document(path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; remove it or make it again") from error
 
 

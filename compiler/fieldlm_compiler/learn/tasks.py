@@ -109,7 +109,7 @@ def read_round(path: Path) -> Round:
         return Round()
     try:
         return msgspec.json.decode(path.read_bytes(), type=Round)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise InputError(f"{path} is no tasks file: {error}; remove it to number the tasks anew") from error
 
 

@@ -113,7 +113,7 @@ def finished(
         if "inputs_sha256" not in known or known.get("recipe") != recipe.facts() or not (out / WEIGHTS).is_file():
             return None
         wanted = _inputs_sha256(_sources(checkpoint, dataset, recipe, start, blocks), dataset)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
     return known if known["inputs_sha256"] == wanted else None
 

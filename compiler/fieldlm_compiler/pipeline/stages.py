@@ -122,7 +122,7 @@ def _finished(path: Path) -> Made | None:
             stat = (path / name).stat()
             if (stat.st_size, stat.st_mtime_ns) != (size, mtime_ns):
                 return None
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return None
     return msgspec.structs.replace(made, cached=True)
 

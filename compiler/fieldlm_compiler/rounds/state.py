@@ -275,7 +275,7 @@ def _rounds(folder: Path) -> Iterator[FinishedRound]:
     for path in sorted(folder.glob(f"[0-9][0-9][0-9][0-9]/{DOCUMENT}")):
         try:
             document = msgspec.json.decode(path.read_bytes(), type=RoundDocument)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise InputError(f"{path} is no round of this version: {error}; move its folder away") from error
         if document.format != FORMAT:
             raise InputError(f"{path} is of format {document.format}, known is {FORMAT}; update fieldlm-compiler")

@@ -217,7 +217,7 @@ def _example(row: dict[str, Any]) -> CuratedExample | None:
     """Return a request as an example of what was asked and said; None where its words are not there."""
     try:
         messages = msgspec.json.decode(row["prompt"], type=list[dict[str, Any]]) if row["prompt"] else []
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         messages = []
     if not messages:
         return None

@@ -97,9 +97,9 @@ def is_same(answer: str, wanted: str, opening: str = "") -> bool:
     answer = answer.strip().removeprefix(opening.strip()).strip()
     try:
         expected = json.loads(wanted)
-    except ValueError:
+    except (ValueError, RecursionError):
         return answer == wanted.strip()
     try:
         return json.loads(answer) == expected
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

@@ -2,11 +2,12 @@
 
 A parameter is honoured (it is a field of its request), refused by name, or harmless: it stands in one of these tables.
 An answer must not go out free because its caller meant another server, or longer, or chosen in another way. So a name
-that nobody here knows is refused too where it speaks of a form, a length or a choice; any other changes no answer.
+that nobody here knows is refused too where it speaks of a form, a length or a choice, is one of ours spelt otherwise,
+or holds one of those in what it says (NVIDIA's `nvext`, Google's `generationConfig`); any other changes no answer.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from functools import cache
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ _REFUSED = {
         guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern
         guided_decoding_params structured_outputs structural_tag json_schema ebnf format text json_mode
         response_format regex grammar grammar_type grammar_triggers grammar_lazy
-        response_schema response_mime_type json_object choices
+        response_schema response_mime_type json_object choices output_config
     """,
     LENGTH: """
         max_tokens max_completion_tokens max_output_tokens max_new_tokens max_gen_len max_length max_tokens_to_sample
@@ -75,7 +76,7 @@ _REFUSED = {
     """,
     ABSENT: """
         audio moderation web_search_options context_management max_tool_calls access_programs
-        watermark plugins transforms route models bot_id file_ids search_parameters
+        watermark plugins transforms route models bot_id file_ids search_parameters mcp_servers container tool_config
     """,
     ELSEWHERE: """
         messages input prompt instructions functions function_call tools tool_choice parallel_tool_calls include
@@ -133,6 +134,12 @@ _TELLING = re.compile(
 )
 """What stands in a name that speaks of an answer's form, its length, or how its words are chosen."""
 
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+NEAR = 0.85
+"""From which likeness on (difflib's ratio) a name is one of ours with a letter wrong."""
+COMPARED = 32
+"""So many unknown names, of so many characters, are looked at for that: it takes time, and a client may send more."""
+
 _FLOAT = re.compile(rb"-?[0-9]+(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
 
 
@@ -146,10 +153,11 @@ def checked(body: bytes, kind: type) -> bytes:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body  # what is wrong with it is said by who reads it
     fields = _whole_by_name(kind)
-    for name in given.keys() - fields.keys() - HARMLESS:
-        if _says_something(name, given):
-            why = REFUSED.get(name) or f"nobody here knows it; {FORM}, or {LENGTH}"
-            raise ApiError(400, f"{name[:64]}: {why}", param=name[:64], code="unsupported_parameter")
+    for count, name in enumerate(given.keys() - fields.keys() - HARMLESS):
+        refusal = _refusal(name, msgspec.json.decode(given[name]), fields, may_compare=count < COMPARED)
+        if refusal is not None:
+            where, why = refusal
+            raise ApiError(400, f"{where[:64]}: {why}", param=where[:64], code="unsupported_parameter")
     numbers = {
         name: msgspec.Raw(b"%d" % whole)
         for name in given
@@ -182,9 +190,38 @@ def _whole(number: msgspec.Raw) -> int | None:
     return int(value) if value.is_integer() else None
 
 
-def _says_something(name: str, given: Mapping[str, msgspec.Raw]) -> bool:
-    if name not in REFUSED and not _TELLING.search(name.lower()):
-        return False
-    value = msgspec.json.decode(given[name])
+def _refusal(name: str, value: Any, fields: Collection[str], *, may_compare: bool) -> tuple[str, str] | None:
+    """Return which name is refused, `name` or one within its `value`, and why; None where no answer changes by it."""
+    known = _snake_case(name)
+    if known in REFUSED or _TELLING.search(known):
+        if not _says_something(known, value):
+            return None
+        ours = f"use {known}" if known in fields else f"nobody here knows it; {FORM}, or {LENGTH}"
+        return name, REFUSED.get(known, ours)
+    meant = known if known in fields else _near(known, fields) if may_compare else ""
+    if meant and _says_something(meant, value):
+        return name, f"use {meant}"
+    if isinstance(value, dict):
+        for inner, said in cast(dict[str, Any], value).items():
+            known = _snake_case(inner)
+            if _TELLING.search(known) and (known in REFUSED or known in fields) and _says_something(known, said):
+                return f"{name}.{inner}", f"{REFUSED.get(known, f'use {known}')}, and not within another parameter"
+    return None
+
+
+def _near(name: str, fields: Collection[str]) -> str:
+    """Return the one of `fields` that `name` is with a letter wrong; an empty text where there is none."""
+    if len(name) > COMPARED:
+        return ""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, fields, n=1, cutoff=NEAR)), "")
+
+
+def _snake_case(name: str) -> str:
+    return _HUMP.sub("_", name).lower()
+
+
+def _says_something(name: str, value: Any) -> bool:
     is_empty_form = value == {} and REFUSED.get(name, FORM) == FORM  # a schema that any JSON is valid under
     return (bool(value) or is_empty_form) and value not in SAYS_NOTHING.get(name, ())

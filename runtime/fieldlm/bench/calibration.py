@@ -206,7 +206,7 @@ def points(bundle: Bundle) -> tuple[ForeseenPoint, ...]:
         return ()
     try:
         report = msgspec.json.decode(path.read_bytes(), type=_Report)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise BundleError(f"{path} is not a compiler's report: {error}") from error
     return tuple(sorted(report.search.frontier if report.search else report.candidates, key=lambda point: point.bytes))
 

@@ -140,7 +140,7 @@ def read_rows(path: Path) -> list[ResultRow]:
             found = msgspec.json.decode(data, type=list[ResultRow])
         else:
             found = [msgspec.json.decode(line, type=ResultRow) for line in data.splitlines() if line.strip()]
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no result of -o json or -o jsonl: {error}") from error
     if not found:
         raise InputError(f"{path} has no results; write it with: fieldlm bench MODEL -o json")

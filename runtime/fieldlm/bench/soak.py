@@ -132,7 +132,7 @@ def open_soak(path: Path, head: SoakHead, *, is_seed_said: bool = True) -> list[
     try:
         begun = msgspec.json.decode(lines[0], type=SoakHead)
         windows = [msgspec.json.decode(line, type=SoakWindow) for line in lines[1:]]
-    except (msgspec.MsgspecError, IndexError) as error:
+    except (msgspec.MsgspecError, RecursionError, IndexError) as error:
         raise InputError(f"{path} is no file of a soak: {error}; name another") from error
     if not is_seed_said:
         begun = msgspec.structs.replace(begun, spec=msgspec.structs.replace(begun.spec, seed=head.spec.seed))

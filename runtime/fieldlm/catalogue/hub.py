@@ -116,7 +116,7 @@ def _files(repository: str, revision: str) -> list[HubFile]:
         raise UnavailableError(f"the hub {shown(endpoint)} answers {response.status} for {repository}; try again later")
     try:
         return msgspec.json.decode(body, type=list[HubFile])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise UnavailableError(f"what {shown(endpoint)} answers is no list of files: {error}; is it a hub?") from error
 
 

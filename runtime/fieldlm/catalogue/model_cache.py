@@ -145,7 +145,7 @@ def _keep(aside: Path, source: str, file: Path, sha256: str) -> FetchedModel:
 def _read(path: Path) -> FetchedModel | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=FetchedModel)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return None  # a fetch brings it again
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fieldlm.catalogue.names import MODEL
 from fieldlm.core import options, terminal
 from fieldlm.core.errors import FieldlmError, InputError, UnavailableError
+from fieldlm.core.urls import shown_in
 from fieldlm.core.wording import counted, visible
 from fieldlm.engines import RANGES, Outcome, Sampling
 
@@ -150,9 +151,9 @@ def over_http(server: "HttpClient") -> Say:
         if sampling.seed is not None:
             body["seed"] = sampling.seed
         for event in server.events("/v1/chat/completions", body):
-            deltas = [choice["delta"] for choice in event["choices"]]
-            thought = "".join(delta.get("reasoning_content", "") for delta in deltas)
-            text = "".join(delta.get("content", "") for delta in deltas)
+            deltas = [choice.get("delta") or {} for choice in event.get("choices") or []]
+            thought = "".join(delta.get("reasoning_content") or "" for delta in deltas)
+            text = "".join(delta.get("content") or "" for delta in deltas)
             if own := event.get("fieldlm"):
                 tokens, decode_s = own["usage"]["completion_tokens"], own["timings"]["decode_ms"] / 1000
                 yield Piece(thought=thought, text=text, outcome=own["outcome"], tokens=tokens, decode_s=decode_s)
@@ -227,7 +228,7 @@ class Conversation:
         try:
             self.last = write_out(self.say(self.messages, self.sampling), quiet=self.as_json)
         except FieldlmError as error:
-            print(f"! {error}", file=sys.stderr, flush=True)
+            print(visible(shown_in(f"! {error}")), file=sys.stderr, flush=True)  # it may be a stranger's words
             self.answers.append({"question": line, "error": str(error)})
             self.messages.pop()
             return

@@ -165,10 +165,11 @@ def is_here(module: str) -> bool:
 
 def _fail(args: Sequence[str], kind: str, message: str, exit_code: int) -> int:
     from fieldlm.core import terminal
+    from fieldlm.core.urls import shown_in
     from fieldlm.core.wording import visible
 
-    # What a foreign library says may have several lines.
-    message = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    # What a foreign library says may have several lines, and a password in a URL that it was given.
+    message = shown_in(" ".join(line.strip() for line in message.splitlines() if line.strip()))
     if "--json" in args:
         terminal.show({"error": {"kind": kind, "message": message, "exit_code": exit_code}}, "", as_json=True)
     print(visible(f"fieldlm {args[0]}: {message}"), file=sys.stderr)

@@ -59,5 +59,5 @@ def _read(path: Path) -> Policy:
         text = path.read_bytes()
     try:
         return msgspec.toml.decode(text, type=Policy)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path} is no policy: {error}") from error

@@ -140,7 +140,7 @@ def _state(answer: tuple[int, Any]) -> UpdateState:
     status, document = answer
     try:
         return msgspec.convert(document, UpdateState)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         if 400 <= status < 500:
             raise InputError(f"the server refuses: {refusal(document)}") from error
         raise UnavailableError(f"the server answers {status} and no update state; is it fieldlm?") from error

@@ -150,7 +150,7 @@ def read_owner(state: Path) -> Owner | None:
     try:
         owner = msgspec.json.decode(path.read_bytes(), type=Owner)
         return owner if owner.id else None
-    except (OSError, msgspec.MsgspecError, ValueError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise InputError(f"{path} should hold the owner's public key: {error}; correct or remove it") from error
 
 

@@ -149,7 +149,7 @@ def _over_http(client: HttpClient) -> Post:
         status, answer = client.request("POST", wire.PATH, message)
         try:
             return msgspec.json.decode(answer, type=CommandResult)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise UnavailableError(
                 f"{client.url} answers {status}, but is no fieldlm device of this version: {error}"
             ) from error

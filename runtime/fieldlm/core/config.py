@@ -279,7 +279,7 @@ def _kept_name(state: Path) -> tuple[str, str]:
         kept = msgspec.json.decode(path.read_bytes(), type=dict[str, str])["device"]
     except FileNotFoundError:
         return "", "the first start makes one"
-    except (OSError, msgspec.MsgspecError, KeyError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError, KeyError) as error:
         raise ConfigError(f"{path} should hold this device's name: {error}; correct or remove it") from error
     return str(_checked("device", kept, str(path), check.device)), str(path)
 

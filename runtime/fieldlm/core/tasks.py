@@ -77,6 +77,7 @@ class BackgroundTask:
                     return
                 wait_s = min(2 * wait_s, MOST_RESTART_S)
         finally:
+            self._run = _nothing  # who keeps a task that is over keeps nothing of what it worked on
             self._owner.ended(self)
 
 
@@ -141,6 +142,10 @@ class Tasks:
 
 PROCESS = Tasks()
 """What belongs to no device: an engine's threads, which begin and end with it, and the limits of single calls."""
+
+
+def _nothing() -> None:
+    pass
 
 
 def _told(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from typing import cast
 from urllib.parse import unquote, urlsplit
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{1,2}")
+_URL = re.compile(r"""\b[A-Za-z][A-Za-z0-9+.-]{0,31}:/{1,2}[^\s'"]+""")
 _PLACE_END = re.compile(r"[/?#]")
 _BRACKETS = re.compile(r"\[[^\]]*\]")  # an address of IPv6, which has colons
 _NO_PORT = re.compile(r":(?!\d{0,5}$)")
@@ -32,6 +33,11 @@ def shown(url: str) -> str:
         return head + rest[len(user) + 1 :] if head.endswith("//") or ":" in user else url
     # What looks like HOST:PORT with another port than digits is USER:PASSWORD, up to the slash in the password.
     return head + rest.rpartition("@")[2] if _NO_PORT.search(_BRACKETS.sub("", place)) else url
+
+
+def shown_in(text: str) -> str:
+    """Return a message with every URL in it as `shown` has it: also where somebody else's words quote one."""
+    return _URL.sub(lambda found: shown(found[0]), text)
 
 
 def shown_all(value: object) -> object:

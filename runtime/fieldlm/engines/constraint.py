@@ -12,6 +12,7 @@ and data sets spell it, and what is not the model's choice is not computed.
 
 import contextlib
 import json
+import math
 import threading
 import time
 import weakref
@@ -136,15 +137,17 @@ class Grammars:
             TokenizerWrapper(words), n_vocab=len(self.vocabulary), eos_token=words.special_token_ids
         )
         self._digits = DigitTable(self.vocabulary)
-        self.compile = RuleCache(self._compile, size=lambda rule: len(rule.text), most_bytes=CACHED_BYTES)
+        self.kept = RuleCache[Rule, CompiledRule](size=lambda rule: len(rule.text), most_bytes=CACHED_BYTES)
         self._running: dict[Rule, Future[CompiledRule]] = {}
         self._lock = threading.Lock()
 
-    def _compile(self, rule: Rule, end_s: float) -> CompiledRule:
+    def compile(self, rule: Rule, end_s: float = math.inf) -> CompiledRule:
         """Return `rule` ready to be followed; raises InputError that says what in it cannot be honoured.
 
         Raises NotCompiledError when that is not known at `end_s`, of the monotonic clock.
         """
+        if (known := self.kept.get(rule)) is not None:
+            return known
         try:
             return self._begun(rule, end_s).result(_left_s(end_s))
         except TimeoutError as error:
@@ -171,7 +174,7 @@ class Grammars:
 
         def run() -> None:
             try:
-                done.set_result(self.compile.keep(rule, self._compile_here(rule)))
+                done.set_result(self.kept.keep(rule, self._compile_here(rule)))
             except BaseException as error:
                 done.set_exception(error)
             finally:

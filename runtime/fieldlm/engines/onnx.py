@@ -347,7 +347,7 @@ def _read_graph(session: ort.InferenceSession, model: Path) -> Graph:
     metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
     try:
         graph = msgspec.json.decode(metadata[METADATA], type=Graph)
-    except (KeyError, msgspec.MsgspecError) as error:
+    except (KeyError, msgspec.MsgspecError, RecursionError) as error:
         raise EngineError(f"{model} does not say {METADATA} ({error}); make it with fieldlm compile") from error
     if graph.format != FORMAT:
         raise EngineError(f"{model} follows {graph.format!r}, this version runs {FORMAT!r}; update fieldlm")

@@ -32,6 +32,9 @@ COUNTS = frozenset({"calls", "failed", "prompt_tokens", "completion_tokens", "li
 KEPT_DAYS = 400
 WRITE_S = 5.0
 """How long answers of the small model wait for company before the disk is woken; the large one's do not wait."""
+MOST_TASKS = 500
+"""A day has rows for so many tasks; what clients call otherwise is counted as OTHERS, or they would fill the disk."""
+OTHERS = "(others)"
 LARGE_TODAY = "large\0"
 SMALL = frozenset({"", "replaced", "stood in"})
 """Reasons for which a small model is in the ledger; all others are the large one's."""
@@ -90,6 +93,7 @@ class Ledger:
         self._pending: Counter[tuple[tuple[str, ...], str]] = Counter()
         self._today: Counter[str] = Counter()
         self._all: dict[str, Counter[str]] = {"small": Counter(), "large": Counter()}
+        self._tasks: set[str] = set()
         self._day = today()
         self._written_s = time.monotonic()
         self._has_complained = False
@@ -97,6 +101,7 @@ class Ledger:
             make_private(path)
         self._database = self._open()
         for row in self.rows(days=1):
+            self._tasks.add(str(row["task"]))
             self._today[LARGE_TODAY] += is_large(row["why"]) * int(row["prompt_tokens"] + row["completion_tokens"])
 
     def add(self, entries: Iterable[Entry], *, session: str = "") -> None:
@@ -106,7 +111,7 @@ class Ledger:
             costs = False
             for entry in entries:
                 costs |= bool(entry.cost) or is_large(entry.why)
-                key = (self._day, entry.task, entry.model, entry.why)
+                key = (self._day, self._task(entry.task), entry.model, entry.why)
                 values = (entry.is_call, entry.failed, *(getattr(entry, name) for name in COLUMNS[2:]))
                 for name, value in zip(COLUMNS, values, strict=True):
                     self._pending[key, name] += value  # pyright: ignore[reportArgumentType]
@@ -185,6 +190,15 @@ class Ledger:
         if (day := today()) != self._day:
             self._day = day
             self._today.clear()
+            self._tasks.clear()
+
+    def _task(self, task: str) -> str:
+        """Return what a task is counted as today. The caller holds the lock."""
+        if task not in self._tasks:
+            if len(self._tasks) >= MOST_TASKS:
+                return OTHERS
+            self._tasks.add(task)
+        return task
 
     def _write(self) -> None:
         with self._file:

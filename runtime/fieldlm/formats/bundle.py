@@ -248,7 +248,7 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
     """Read manifest bytes that may come from anywhere; raises BundleError with the field that is wrong."""
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleError(f"{what} is not a bundle manifest: {error}") from error
     if not is_readable(manifest.format, FORMAT):
         raise BundleError(f"{what} has format {manifest.format!r}, this version reads {FORMAT!r}; update fieldlm")
@@ -316,5 +316,5 @@ def check_file(path: Path, file: File, *, digests: bool = True) -> None:
 def _signature(folder: Path) -> Signature:
     try:
         return msgspec.json.decode((folder / SIGNATURE).read_bytes(), type=Signature)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise BundleError(f"{folder / SIGNATURE} cannot be read: {error}; compile the bundle again") from error

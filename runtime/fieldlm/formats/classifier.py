@@ -139,7 +139,7 @@ def read_classifier(path: Path) -> Classifier:
     found = read_arrays(path, ("weights", "scales", "biases", "facts"), what="classifier")
     try:
         facts = msgspec.json.decode(found["facts"].tobytes(), type=ClassifierFacts)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleError(f"{path} is no classifier: {error}") from error
     if not is_readable(facts.format, FORMAT):
         raise BundleError(f"{path} has format {facts.format!r}, this version reads {FORMAT!r}; update fieldlm")

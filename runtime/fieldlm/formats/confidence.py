@@ -133,7 +133,7 @@ def read_confidence(data: bytes, *, what: str) -> Confidence:
     """Read a confidence.json; raises BundleError with what is wrong in it. What a minor version added is ignored."""
     try:
         found = msgspec.json.decode(data, type=Confidence)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleError(f"{what} is no calibration: {error}") from error
     if not is_readable(found.format, FORMAT):
         raise BundleError(f"{what} has format {found.format!r}, this version reads {FORMAT!r}; update fieldlm")

@@ -36,7 +36,7 @@ def load_probes(path: Path) -> tuple[Probe, ...]:
     """Read the probes at `path`; raises BundleError when there are none or they are damaged."""
     try:
         probes = msgspec.json.decode(path.read_bytes(), type=Probes).prompts
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}; fetch or compile the bundle again") from error
     if not probes:
         raise BundleError(f"{path} holds no prompts; fetch or compile the bundle again")

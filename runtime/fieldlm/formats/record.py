@@ -97,7 +97,7 @@ def unpack(row: bytes, *, device: str, epoch: int, stream: str, seq: int) -> Rec
         if isinstance(schema, int) and schema > newest:
             schema, values = newest, values[: len(SCHEMAS[newest])]
         fields = dict(zip(SCHEMAS[schema], values, strict=True))
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+    except (msgspec.MsgspecError, RecursionError, KeyError, TypeError, ValueError) as error:
         raise WireError(f"a stored record cannot be read: {error}") from error
     return make(fields | {"device": device, "epoch": epoch, "stream": stream, "seq": seq})
 

@@ -210,7 +210,7 @@ def parse_release(data: bytes, *, what: str) -> Release:
     """Read a release that may come from anywhere; raises BundleError with the field that is wrong."""
     try:
         release = msgspec.json.decode(data, type=Release)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleError(f"{what} is not a release: {error}") from error
     if not is_readable(release.format, FORMAT):
         raise BundleError(f"{what} has format {release.format!r}, this version reads {FORMAT!r}; update fieldlm")

@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
+from msgspec import inspect
 
 from fieldlm.core.errors import EngineError, InputError
 from fieldlm.engines import Chunk, Engine, Outcome
 from fieldlm.engines.rules.grammars import grammars
 from fieldlm.engines.rules.rule import Rule
+from fieldlm.engines.rules.schema_dialects import DATE, DAYS_AND_TIME, TIME_OF_DAY
 
 if TYPE_CHECKING:
     from fieldlm.engines.constraint import CompiledRule
+
+
+WITHOUT_ZONE = {"date-time": f"^{DATE}T{TIME_OF_DAY}$", "time": f"^{TIME_OF_DAY}$"}
 
 
 class IncompleteError(EngineError):
@@ -65,9 +70,45 @@ def _schema(kind: Any) -> tuple[Any, Callable[[str], Any], Callable[[Any], bool]
         schema = _without_sets(kind.model_json_schema())
         return schema, kind.model_validate_json, lambda given: isinstance(given, kind)
     try:
-        return _without_sets(msgspec.json.schema(kind)), msgspec.json.Decoder(kind).decode, lambda it: _is_of(it, kind)
+        schema, info = msgspec.json.schema(kind), inspect.type_info(kind)
+        _say_times(info, schema, schema.get("$defs", {}), set())
+        return _without_sets(schema), msgspec.json.Decoder(kind).decode, lambda it: _is_of(it, kind)
     except TypeError as error:
-        raise InputError(f"{kind!r} has no JSON schema: {error}") from error
+        raise InputError(f"{kind!r} has no JSON schema: {str(error).splitlines()[0]}") from error
+
+
+def _say_times(info: inspect.Type, schema: dict[str, Any], defined: Mapping[str, Any], seen: set[str]) -> None:
+    """Write into msgspec's `schema` what its decoder asks of times: of one without `tz` it says no more than a text."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        if name in seen:
+            return
+        seen.add(name)
+        schema = defined[name]
+    match info:
+        case inspect.DateTimeType(tz=tz) | inspect.TimeType(tz=tz):
+            name = "date-time" if isinstance(info, inspect.DateTimeType) else "time"
+            schema |= {"pattern": WITHOUT_ZONE[name]} if tz is False else {"format": name}
+        case inspect.TimeDeltaType():
+            del schema["format"]
+            schema["pattern"] = f"^{DAYS_AND_TIME}$"
+        case inspect.UnionType(types=types) if "anyOf" in schema:
+            for one, part in zip(types, schema["anyOf"], strict=False):
+                _say_times(one, part, defined, seen)
+        case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item) if "items" in schema:
+            _say_times(item, schema["items"], defined, seen)
+        case inspect.DictType(value_type=value) if "additionalProperties" in schema:
+            _say_times(value, schema["additionalProperties"], defined, seen)
+        case (
+            inspect.StructType(fields=fields)
+            | inspect.DataclassType(fields=fields)
+            | inspect.TypedDictType(fields=fields)
+        ):
+            for field in fields:
+                if field.encode_name in schema.get("properties", {}):
+                    _say_times(field.type, schema["properties"][field.encode_name], defined, seen)
+        case _:
+            pass
 
 
 def _is_of(given: Any, kind: Any) -> bool:

@@ -107,10 +107,10 @@ class HttpClient:
                 # Of a line without a field before its colon nothing is meant but that somebody is there.
                 if field == "data" and data:
                     event = msgspec.json.decode(data, type=dict[str, Any])
-                    if "error" in event:
+                    if event.get("error"):
                         raise UnavailableError(refusal(event))
                     yield event
-        except (HTTPError, msgspec.MsgspecError) as error:
+        except (HTTPError, msgspec.MsgspecError, RecursionError) as error:
             raise UnavailableError(f"the answer of {self.url} broke off: {cause_of(error)}") from error
         finally:
             self._streams.discard(response)
@@ -162,7 +162,7 @@ class HttpClient:
     def _document(self, status: int, data: bytes) -> tuple[int, Any]:
         try:
             document = msgspec.json.decode(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise UnavailableError(f"what answers at {self.url} is not fieldlm: {error}") from error
         if status == UNAUTHORIZED:
             raise InputError(f"{refusal(document)}; put the key into {CLIENT_KEY}")

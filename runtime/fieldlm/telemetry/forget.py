@@ -21,7 +21,7 @@ def privacy_routes(recorder: Recorder) -> list[Route]:
     async def forget(request: Request) -> Response:
         try:
             asked = msgspec.json.decode(await read_body(request), type=_Forget)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise ApiError(400, f'want {{"session": "…"}}: {error}', code="invalid_value") from error
         if not asked.session:
             raise ApiError(400, "session is empty", param="session", code="invalid_value")

@@ -6,7 +6,7 @@ and never on a device that tells numbers alone.
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import msgspec
@@ -71,18 +71,34 @@ def texts_in(value: Any) -> Iterator[str]:
             yield from texts_in(item)
 
 
+def clean_all(value: Any) -> Any:
+    """Return a JSON value with all its texts as UTF-8 can hold them: without lone surrogates."""
+    return _each(value, _clean)
+
+
 def clip_all(value: Any) -> Any:
     """Return a JSON value with all its texts clipped."""
+    return _each(value, clip)
+
+
+def _each(value: Any, made: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return clip(value)
+        return made(value)
     if isinstance(value, dict):
-        return {str(key): clip_all(item) for key, item in cast(dict[Any, Any], value).items()}
-    return [clip_all(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
+        return {str(key): _each(item, made) for key, item in cast(dict[Any, Any], value).items()}
+    return [_each(item, made) for item in cast(list[Any], value)] if isinstance(value, list) else value
 
 
 def clip(text: str) -> str:
-    """Return `text` without lone surrogates, which no UTF-8 can hold, and without its middle when it is too long."""
-    text = text.encode("utf-8", "replace").decode()
+    """Return `text` as `_clean` has it, and without its middle when it is too long.
+
+    What is to be redacted is redacted before: half a number at the cut looks like none.
+    """
+    text = _clean(text)
     if len(text) <= TEXT_CHARS:
         return text
     return f"{text[: TEXT_CHARS // 2]} … {text[-TEXT_CHARS // 2 :]}"
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

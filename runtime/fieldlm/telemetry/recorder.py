@@ -32,6 +32,7 @@ from fieldlm.telemetry.prompt_context import EVENT, PromptContexts
 from fieldlm.telemetry.quantile_sketch import NOT_KNOWN, Summary, Sureness
 from fieldlm.telemetry.recorded_text import (
     TEXT_CHARS,
+    clean_all,
     clip,
     clip_all,
     names_said,
@@ -371,10 +372,11 @@ class _Text:
 
         Says too whether that, or a text's length, has cost anything of them.
         """
-        kept: list[Any] = [clip_all(message) for message in self.exchange.messages]
+        kept: list[Any] = [clean_all(message) for message in self.exchange.messages]
         is_cut = any(len(text) > TEXT_CHARS for text in texts_in(self.exchange.messages))
         if self.mode == "redacted":
             kept = [redacted_message(message, self.known.names, self.patterns, self.known.put) for message in kept]
+        kept = [clip_all(message) for message in kept]
         while len(text := msgspec.json.encode(kept).decode()) > PROMPT_CHARS and len(kept) > 1:
             del kept[1 if len(kept) > 2 else 0]
         return text, is_cut or len(kept) < len(self.exchange.messages)

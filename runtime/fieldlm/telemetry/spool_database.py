@@ -377,7 +377,7 @@ class _Old(NamedTuple):
 def _is_drop(row: bytes) -> bool:
     try:
         fields: list[Any] = msgspec.msgpack.decode(row, type=list[Any])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return False
     return fields[1:2] == ["drop"]
 

@@ -36,7 +36,7 @@ def staleness(metadata: Path) -> tuple[str, str]:
     try:
         signed = msgspec.json.decode((metadata / "timestamp.json").read_bytes(), type=_Timestamp).signed
         renewed = signed.expires - timedelta(days=signed.days)
-    except (OSError, msgspec.MsgspecError, OverflowError):
+    except (OSError, msgspec.MsgspecError, RecursionError, OverflowError):
         return "", ""  # nothing was seen yet; what is damaged, the next look at the repository replaces
     age, now = datetime.fromtimestamp(now_s, UTC) - renewed, datetime.fromtimestamp(now_s, UTC)
     if not is_credible(now_s) or age < timedelta(days=signed.days) / 2:

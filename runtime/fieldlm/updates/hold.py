@@ -59,7 +59,7 @@ def busy_routes(busy: UpdateHold) -> list[Route]:
     async def put(request: Request) -> Response:
         try:
             word = msgspec.json.decode(await read_body(request), type=HoldRequest)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise ApiError(400, f'want {{"for_s": SECONDS}}: {error}', code="invalid_value") from error
         if not 0 < word.for_s <= MOST_S:
             raise ApiError(400, f"for_s is {word.for_s:g}; want more than 0 and at most {MOST_S:g}", param="for_s")

@@ -44,7 +44,7 @@ def _folder(body: bytes) -> str:
     """Return the folder that the body of a request names; "" for none. No address: nobody sends a device elsewhere."""
     try:
         wish = msgspec.json.decode(body or b"{}", type=_Wish)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ApiError(400, f"the body cannot be read: {error}", code="invalid_value") from error
     if wish.repository and not Path(wish.repository).is_dir():
         raise ApiError(400, f"{shown(wish.repository)[:200]!r} is no folder on this device", param="repository")

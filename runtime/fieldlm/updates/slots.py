@@ -215,7 +215,7 @@ class Slots:
         data = self.blobs.path(release.bundle).read_bytes()
         try:
             signature = msgspec.json.decode(self.blobs.path(release.signature.sha256).read_bytes(), type=Signature)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise TrustError(f"{what} has no readable signature: {error}; publish it again") from error
         check_signature(data, signature, trusted=frozenset({release.signer}), what=what)
         bundle = Bundle(

@@ -444,6 +444,6 @@ def read_pointer(hint: bytes | None) -> Pointer | None:
         return None
     try:
         return msgspec.json.decode(hint, type=Pointer)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         log.warning(f"a release pointer cannot be read ({error}); looking at the repository instead")
         return None

@@ -137,7 +137,7 @@ def read_edits(folder: Path) -> TaskEdits:
         return TaskEdits()
     try:
         found = msgspec.json.decode(path.read_bytes(), type=_File)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise InputError(f"{path} holds no edits of tasks: {error}; remove it to begin anew") from error
     if found.format != FORMAT:
         raise InputError(f"{path} is of format {found.format}, known is {FORMAT}; update fieldlm-compiler")

@@ -87,7 +87,7 @@ def is_best_of(tried: Sequence[TrainingRecipe], out: Path) -> bool:
     """Whether the adapter in `out` says that a sweep over just these recipes took it."""
     try:
         return msgspec.json.decode((out / "tune.json").read_bytes())["sweep"]["asked"] == asked_for(tried)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError):
+    except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError, LookupError, TypeError):
         return False
 
 

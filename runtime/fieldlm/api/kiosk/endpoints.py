@@ -64,7 +64,7 @@ def _unlock(gate: PinGate) -> Callable[[Request], Any]:
     async def unlock(request: Request) -> Response:
         try:
             given = msgspec.json.decode(await read_body(request), type=_Try).pin
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise ApiError(400, f'want {{"pin": "…"}}: {error}', code="invalid_json") from error
         caller = network_of(request.client.host) if request.client else ""
         # A thread computes the digest: it takes as long as several words of an answer.

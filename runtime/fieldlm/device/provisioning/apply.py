@@ -131,7 +131,7 @@ def _read_note(root: Path) -> Applied | None:
     """Return the note of a run that was cut short; one that cannot be read is none: what it was of is done again."""
     try:
         return msgspec.json.decode((root / NOTE).read_bytes(), type=Applied)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return None
 
 

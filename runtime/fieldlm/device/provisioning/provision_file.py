@@ -65,7 +65,7 @@ def read_provision(path: Path, existing: Path | None = None) -> Provision:
     """
     try:
         document = msgspec.toml.decode(read_text(path), type=_Document)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise InputError(f"{path} cannot be used: {error}") from error
     try:
         _check_names(document)
@@ -167,7 +167,7 @@ def _check_settings(found: Provision, path: Path, existing: Path | None) -> None
         try:
             _write_private(aside, settings_text(found, Path(folder), before).encode())
             ListenSettings.of(load_config(env={"HOME": folder}, file=aside))
-        except (msgspec.MsgspecError, TypeError, FieldlmError) as error:
+        except (msgspec.MsgspecError, RecursionError, TypeError, FieldlmError) as error:
             message = str(error).replace(str(aside), str(path)).replace(f"{folder}/", "[keys] ")
             raise ConfigError(message if str(path) in message else f"{path}: {message}") from error
 

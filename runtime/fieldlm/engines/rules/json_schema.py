@@ -11,6 +11,9 @@ from fieldlm.engines.rules.schema_dialects import EXACT, plain
 MAX_DEPTH = 48  # schemas within schemas
 MAX_PARTS = 5000  # schemas in all: each may refer to the next, and a compiler goes down into all of them
 MAX_PATTERNS = 100  # of keys: each is held apart from all others, 200 take four seconds and 1000 minutes
+MAX_OPTIONAL = (
+    450  # keys of an object that may be left out: beyond 499 the compiler gives up in the middle of an answer
+)
 MAX_COUNT = 100_000  # of characters or items a keyword may ask for; a grammar unrolls some of them
 MAX_REPEATS = 1_000_000  # product of the counts in a regular expression, which its automaton would unroll
 MULTIPLES = (
@@ -176,10 +179,18 @@ def _inexact(value: Any) -> Iterator[int | float]:
 
 
 def _check_keys(schema: Schema, where: str) -> None:
-    """Raise InputError for a count of keys that is not held: of those without a name, one may come twice."""
+    """Raise InputError for more keys than can be followed, and for a count of them that is not held.
+
+    Of those without a name, one may come twice.
+    """
     least = schema.get("minProperties")
     properties = cast(Schema, schema.get("properties", {}))
     sure = len(set(_names(schema)) & set(properties))
+    if (optional := len(properties) - sure) > MAX_OPTIONAL:
+        raise InputError(
+            f"the schema's keyword 'properties' at {where} has {optional} keys that may be left out, want at most "
+            f"{MAX_OPTIONAL}; name them in required, or ask for less at a time"
+        )
     is_open = schema.get("additionalProperties") is not False or "patternProperties" in schema
     if isinstance(least, int | float) and least > sure + 1 and is_open:
         raise InputError(

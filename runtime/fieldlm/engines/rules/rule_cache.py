@@ -1,6 +1,5 @@
 """Cache of compiled rules, bounded by what they hold: many small ones, or a few large ones."""
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,21 +12,19 @@ Value = TypeVar("Value")
 class RuleCache(Generic[Key, Value]):
     """Keeps what was made last, `most_bytes` at most and yet always the last one. Safe from any thread."""
 
-    def __init__(self, make: Callable[[Key, float], Value], *, size: Callable[[Key], int], most_bytes: int) -> None:
-        self._make = make
+    def __init__(self, *, size: Callable[[Key], int], most_bytes: int) -> None:
         self._size = size
         self._most_bytes = most_bytes
         self._made: OrderedDict[Key, Value] = OrderedDict()
         self._lock = threading.Lock()
         self.bytes = 0
 
-    def __call__(self, key: Key, end_s: float = math.inf) -> Value:
-        """Return what is made of `key`, kept or new; raises what making it raises, which has until `end_s`."""
+    def get(self, key: Key) -> Value | None:
+        """Return what was made of `key`; None where it is not kept."""
         with self._lock:
             if key in self._made:
                 self._made.move_to_end(key)
-                return self._made[key]
-        return self.keep(key, self._make(key, end_s))
+            return self._made.get(key)
 
     def keep(self, key: Key, made: Value) -> Value:
         """Keep what was made of `key`, and return it."""

@@ -12,7 +12,6 @@ from fieldlm.core.errors import InputError
 
 MOST_LEVELS = 100  # schemas and what lies between them; a walk that comes later says which schema is too deep
 EXACT = 2**53 - 1  # the compiler reads numbers as doubles, and what is beyond comes out as another one
-DURATION_CHARS = 32
 
 # fmt: off
 COMPILED_FORMATS = frozenset((
@@ -32,7 +31,15 @@ _DAY = (
     "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
 )
 DATE = f"(?:{_YEAR}-{_DAY}|{_LEAP}-02-29)"
-TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?(?:[zZ]|[+\\-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+TIME_OF_DAY = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?"
+TIME = f"{TIME_OF_DAY}(?:[zZ]|[+\\-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+_TIME_SPAN = "T(?:#H(?:#M(?:#S)?)?|#M(?:#S)?|#S)"
+_SPAN = f"(?:P(?:#W|{_TIME_SPAN}|(?:#Y(?:#M(?:#D)?)?|#M(?:#D)?|#D)(?:{_TIME_SPAN})?))"
+_COUNT = "[0-9]" + "[0-9]?" * 5  # not {1,6}: counts within an expression are multiplied (`check_repeats`)
+DURATION = _SPAN.replace("#", _COUNT)
+"""RFC 3339's, of no more digits than Python's timedelta takes."""
+DAYS_AND_TIME = f"(?:P(?:{_TIME_SPAN}|#D(?:{_TIME_SPAN})?))".replace("#", _COUNT)
+"""What msgspec reads of it: how long a year or a month is depends on which."""
 BASE64 = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 BASE64_URL = "(?:[A-Za-z0-9_\\-]{4})*(?:[A-Za-z0-9_\\-]{2}(?:==)?|[A-Za-z0-9_\\-]{3}=?)?"
 # Without hyphens in a row: a label with two in its third and fourth place is punycode, which has rules of its own. As a
@@ -45,6 +52,7 @@ FORMATS = {
     "date": DATE,
     "time": TIME,
     "date-time": f"{DATE}[tT]{TIME}",
+    "duration": DURATION,
     "decimal": "-?[0-9]{1,16}(?:\\.[0-9]{1,16})?",
     "byte": BASE64,
 }
@@ -164,8 +172,6 @@ def _format(schema: Schema) -> None:
         _spell(schema, FORMATS[name])
         if name == "hostname":
             schema["maxLength"] = min(schema.get("maxLength", HOSTNAME_CHARS), HOSTNAME_CHARS)
-    elif name == "duration":
-        schema["maxLength"] = min(schema.get("maxLength", DURATION_CHARS), DURATION_CHARS)
     elif name in SILENT_FORMATS or (name not in COMPILED_FORMATS and "pattern" in schema):
         del schema["format"]
 

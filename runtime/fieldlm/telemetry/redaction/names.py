@@ -13,6 +13,7 @@ from fieldlm.telemetry.redaction.first_names import FIRST_NAMES, NOT_NAMES, PART
 from fieldlm.telemetry.redaction.known_names import PLACE_BEFORE
 from fieldlm.telemetry.redaction.put import Put, plain
 from fieldlm.telemetry.redaction.scripts import is_unspaced, names_in_scripts
+from fieldlm.telemetry.redaction.seen import as_seen
 
 _NAME = rf"([^\W\d_]{TAIL}(?: {OF}{CAP}){{0,2}})"
 # The name is only looked at, so that in "this is for Ada" the next search can start at "for".
@@ -104,6 +105,7 @@ _LOOKED_UP = re.compile(
 
 def names_in(text: str) -> frozenset[str]:
     """Return the words of personal names in `text`, in lower case."""
+    text = as_seen(text)
     found = _found(text)
     if found and _PRODUCTS.search(text):
         found = _found(_PRODUCTS.sub("·", text))

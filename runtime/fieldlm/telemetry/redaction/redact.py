@@ -8,6 +8,7 @@ from typing import Any, cast
 from fieldlm.telemetry.redaction.names import hide, names_in
 from fieldlm.telemetry.redaction.patterns import mask, names_an_order
 from fieldlm.telemetry.redaction.put import Patterns, Put, plain
+from fieldlm.telemetry.redaction.seen import as_seen
 
 _PERSONAL_KEYS = {
     "customer": "NAME", "customer_name": "NAME", "first_name": "NAME", "last_name": "NAME", "full_name": "NAME",
@@ -17,8 +18,6 @@ _PERSONAL_KEYS = {
     "license_plate": "ID", "licence_plate": "ID", "birthday": "DATE", "birth_date": "DATE", "date_of_birth": "DATE",
     "dob": "DATE", "iban": "IBAN", "card_number": "CARD",
 }  # fmt: skip
-_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
-_UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
 
 def redact(text: str, *, names: Iterable[str] = (), patterns: Patterns = (), put: Put = plain) -> str:
@@ -73,12 +72,16 @@ def _dump(value: Any, *, like: str) -> str:
 
 
 def _plain(text: str, names: frozenset[str], patterns: Patterns, put: Put, *, is_number: bool = False) -> str:
+    text = _custom(text, patterns, put)
+    seen = as_seen(text)
+    clean = hide(mask(_custom(seen, patterns, put), put, bare=not is_number), names, put)
+    return text if clean == seen else clean
+
+
+def _custom(text: str, patterns: Patterns, put: Put) -> str:
     for pattern in patterns:
         text = pattern.sub(lambda match: match[0] and put("CUSTOM", match[0]), text)
-    # What is written wide, or with marks that nobody sees inside, is read as what it looks like.
-    seen = text if text.isascii() else text.translate(_WIDE).translate(_UNSEEN)
-    clean = hide(mask(seen, put, bare=not is_number), names, put)
-    return text if clean == seen else clean
+    return text
 
 
 _PLACEHOLDER = re.compile(r"<[A-Z]{1,64}(?:_\d{1,9})?>")
