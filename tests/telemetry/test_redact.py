@@ -166,3 +166,17 @@ def test_what_looks_like_plain_characters_is_read_as_these(text: str, wanted: st
 )
 def test_a_text_that_holds_nothing_stays_byte_for_byte(text: str) -> None:
     assert redact(text) == text
+
+
+def test_an_identifier_that_is_a_key_goes_and_a_word_stays() -> None:
+    said = {"ana@example.com": "tea", "+1 (415) 555-0199": {"grace": 1, "AB-7": 2}, "order 4155550132": 3, "rose": 4}
+    clean = {"<EMAIL>": "tea", "<PHONE>": {"grace": 1, "<CUSTOM>": 2}, "order 4155550132": 3, "rose": 4}
+    patterns = (re.compile(r"AB-\d+"),)
+    assert json.loads(redact(json.dumps(said), patterns=patterns)) == clean
+    assert redact_messages([said], patterns=patterns) == [clean]
+
+
+@pytest.mark.parametrize("letter", ["\u0130", "\u0131", "\u017f", "\u212a"])
+def test_letters_that_a_pattern_takes_for_latin_break_nothing(letter: str) -> None:
+    assert redact(f"kod AB12 {letter}STANBULDA 17") == f"kod AB12 {letter}STANBULDA 17"
+    assert redact(f"{letter} IBAN AB12 {letter}STANBULDA, ana@example.com").endswith("<EMAIL>")

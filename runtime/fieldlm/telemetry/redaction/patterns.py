@@ -124,6 +124,8 @@ def is_iban(compact: str) -> bool:
 
 
 def _has_checksum(compact: str) -> bool:
+    if not compact.isascii():  # whatever the case, [A-Z] has a dotted capital I, too
+        return False
     return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
 
 

@@ -20,6 +20,10 @@ _PERSONAL_KEYS = {
 }  # fmt: skip
 
 
+LEAST_DIGITS = 7
+"""A number of fewer digits reaches nobody."""
+
+
 def redact(text: str, *, names: Iterable[str] = (), patterns: Patterns = (), put: Put = plain) -> str:
     """Return `text` with placeholders; `names` are names already known, for example from the same conversation.
 
@@ -44,7 +48,7 @@ def redact_messages(messages: Any, *, names: Iterable[str] = (), patterns: Patte
 def _value(value: Any, names: frozenset[str], patterns: Patterns, put: Put, key: str = "") -> Any:
     if isinstance(value, dict):
         items = cast(dict[str, Any], value).items()
-        return {k: v if k == "role" else _value(v, names, patterns, put, k) for k, v in items}
+        return {_key(k, patterns, put): v if k == "role" else _value(v, names, patterns, put, k) for k, v in items}
     if isinstance(value, list):
         return [_value(item, names, patterns, put, key) for item in cast(list[Any], value)]
     if isinstance(value, str):
@@ -55,6 +59,16 @@ def _value(value: Any, names: frozenset[str], patterns: Patterns, put: Put, key:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**6:
         return _number(value, patterns, key, put)
     return value
+
+
+def _key(key: str, patterns: Patterns, put: Put) -> str:
+    """Return a key without what identifies a person by its form: who keeps notes by address or number has it there.
+
+    A name is no reason: arguments are called by words that are names, too.
+    """
+    if "@" not in key and sum(map(str.isdigit, key)) < LEAST_DIGITS:
+        return _custom(key, patterns, put)
+    return _plain(key, frozenset(), patterns, put, is_number=True)
 
 
 def _number(value: int, patterns: Patterns, key: str, put: Put) -> Any:
