@@ -25,7 +25,7 @@ RANK = 16
 LONG_PROMPT = 2000  # tokens
 STOPS = 100  # of each kind; a 99th percentile needs as many
 SWITCHES = 60
-SHORT = Sampling(max_tokens=2)
+SHORT = Sampling(max_tokens=2, ignore_eos=True)
 
 
 def memory(job: Job) -> list[Figure]:
@@ -179,7 +179,7 @@ def _finish(generation: RunningAnswer) -> str | None:
 
 
 def _speed(engine: Engine, pool: Sequence[int], tokens: int, adapter: str | None) -> float:
-    generation = engine.start(random.choices(pool, k=4), Sampling(max_tokens=tokens), adapter=adapter)
+    generation = engine.start(random.choices(pool, k=4), Sampling(max_tokens=tokens, ignore_eos=True), adapter=adapter)
     _finish(generation)
     return (generation.timings.completion_tokens - 1) / generation.timings.decode_s
 
@@ -197,7 +197,10 @@ def _speed_of_four(folder: Path, adapter: Path | None, threads: int, tokens: int
     pool, speeds = _pool(engine), list[float]()
     for _ in range(3):
         started_s = time.monotonic()
-        answers = [engine.start(random.choices(pool, k=4), Sampling(max_tokens=tokens), adapter=name) for name in names]
+        answers = [
+            engine.start(random.choices(pool, k=4), Sampling(max_tokens=tokens, ignore_eos=True), adapter=name)
+            for name in names
+        ]
         for answer in answers:
             _finish(answer)
         speeds.append(sum(answer.timings.completion_tokens for answer in answers) / (time.monotonic() - started_s))
@@ -207,7 +210,7 @@ def _speed_of_four(folder: Path, adapter: Path | None, threads: int, tokens: int
 
 def _answer_ms(engine: Engine, pool: Sequence[int], adapter: str) -> float:
     started_s = time.monotonic()
-    _finish(engine.start(random.choices(pool, k=2), Sampling(max_tokens=1), adapter=adapter))
+    _finish(engine.start(random.choices(pool, k=2), Sampling(max_tokens=1, ignore_eos=True), adapter=adapter))
     return 1000 * (time.monotonic() - started_s)
 
 
