@@ -237,7 +237,7 @@ def test_only_the_bad_chunk_is_fetched_again(shop: Shop, tmp_path: Path) -> None
     assert shop.blobs.holds(shop.base.sha256, BASE_BYTES)
 
 
-def test_a_chunk_that_the_disk_forgot_is_fetched_again(shop: Shop) -> None:
+def test_a_chunk_that_the_disk_forgot_of_a_killed_fetch_is_fetched_again(shop: Shop) -> None:
     _fetch_and_die(shop, after=3)
     part = next((shop.blobs.folder / "fetch").glob("*.part"))
     with part.open("r+b") as file:

@@ -56,7 +56,7 @@ PROMPTS = (
     "<|im_start|>user\nCount to ten.<|im_end|>\n<|im_start|>assistant\n",
 )
 OTHER_PROCESSES = "not kill"
-"""Leaves out the tests that begin processes of their own, which would be this machine's."""
+"""Leaves out, by their names, the tests that begin processes of their own, which would be this machine's."""
 
 
 @pytest.fixture(scope="module")
