@@ -17,8 +17,8 @@ from fieldlm.bench.result import interval
 from fieldlm.core.errors import EngineError
 from fieldlm.engines import Engine, EngineOptions, RunningAnswer, Sampling, Schedule, open_engine
 from fieldlm.formats.bundle import open_bundle
-from fieldlm.formats.gguf import read_header
 from fieldlm.hardware.sensors import rss_mb
+from tests.support.adapter_steps import write_adapter
 
 ADAPTERS = 8
 RANK = 16
@@ -118,7 +118,8 @@ def adapters(job: Job) -> list[Figure]:
     """Eight adapters on one base, against eight merged models: each side in a process of its own."""
     path = job.setting.folder / f"adapter-r{RANK}.gguf"
     if not path.exists():
-        write_adapter(job.setting.gguf, path)
+        # A merged model has the base's own shape and speed.
+        write_adapter(job.setting.gguf, path, rank=RANK, spread=0.002)
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
     for turn in job.each_round():
@@ -146,27 +147,6 @@ def _child(kind: str, setting: Setting, adapter: Path, tokens: int) -> dict[str,
     if done.returncode != 0:
         raise EngineError(f"{kind}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
     return json.loads(done.stdout)
-
-
-def write_adapter(base: Path, path: Path) -> None:
-    """Write a random LoRA over all linear layers of `base`; a merged model has the base's own shape and speed."""
-    from gguf import GGUFWriter
-
-    header, rng = read_header(base), np.random.default_rng(0)
-    part = path.with_suffix(".part")
-    writer = GGUFWriter(part, header.architecture)
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(RANK))
-    for name, tensor in header.tensors.items():
-        if name.startswith("blk.") and len(tensor.shape) == 2:
-            for half, shape in (("a", (RANK, tensor.shape[0])), ("b", (tensor.shape[1], RANK))):
-                writer.add_tensor(f"{name}.lora_{half}", rng.normal(0, 0.002, shape).astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    part.replace(path)
 
 
 def _pool(engine: Engine) -> list[int]:

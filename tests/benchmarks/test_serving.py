@@ -12,7 +12,6 @@ import pytest
 
 from benchmarks import serving
 from benchmarks.serving_calls import LONGEST, kiosk, snips
-from benchmarks.serving_engine import write_adapter
 from benchmarks.serving_rows import Figure, ratio
 from benchmarks.serving_sides import chat
 from fieldlm.bench.result import interval
@@ -21,6 +20,7 @@ from fieldlm.core.files import canonical_json
 from fieldlm.engines import EngineOptions, Sampling
 from fieldlm.engines.llama import LlamaEngine
 from fieldlm.formats.bundle import Bundle
+from tests.support.adapter_steps import write_adapter
 
 ORDER = {"item": "tea", "size": "small", "takeaway": True, "note": ""}
 CALL = {"name": "PlayMusic", "arguments": {"artist": "Nina Simone"}}
@@ -139,7 +139,7 @@ def test_an_answer_that_fails_in_its_middle_is_no_answer() -> None:
 
 
 def test_the_adapter_of_the_benchmark_loads_and_changes_all_layers(smollm2_gguf: Path, tmp_path: Path) -> None:
-    write_adapter(smollm2_gguf, tmp_path / "adapter.gguf")
+    write_adapter(smollm2_gguf, tmp_path / "adapter.gguf", rank=16, spread=0.002)
     engine = LlamaEngine(smollm2_gguf, EngineOptions(threads=1, context=64, parallel=1))
     try:
         engine.load_adapter("it", tmp_path / "adapter.gguf")

@@ -18,29 +18,31 @@ from fieldlm.formats.gguf import read_header
 
 RANKS = (16, 8, 5)
 """What kernels take as vectors of 16, of 8, and number by number."""
+NOTICEABLE = 0.08
 PROMPTS = ([340, 506, 28], [1019, 30], [57, 253, 905, 288], [441, 2])
 NEXT = ([260, 905], [340], [28, 28], [506])
 LOOKED_AT = slice(0, 49152, 997)
 
 
-def write_adapter(base: Path, path: Path, rank: int) -> Path:
-    """Write a random LoRA over all linear layers of `base` in 16-bit floats, with noticeable effect."""
+def write_adapter(base: Path, path: Path, *, rank: int, spread: float) -> Path:
+    """Write a random LoRA over all linear layers of `base` in 16-bit floats, normal with that standard deviation."""
     from gguf import GGUFWriter
 
     header, rng = read_header(base), np.random.default_rng(rank)
-    writer = GGUFWriter(path, header.architecture)
+    part = path.with_suffix(".part")
+    writer = GGUFWriter(part, header.architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(rank))
     for name, tensor in header.tensors.items():
         if name.startswith("blk.") and len(tensor.shape) == 2:
             for half, shape in (("a", (rank, tensor.shape[0])), ("b", (tensor.shape[1], rank))):
-                writer.add_tensor(f"{name}.lora_{half}", rng.normal(0, 0.08, shape).astype(np.float16))
+                writer.add_tensor(f"{name}.lora_{half}", rng.normal(0, spread, shape).astype(np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return part.replace(path)
 
 
 def read(
@@ -63,7 +65,7 @@ def take_back(context: Context, starts: Sequence[int]) -> None:
 
 def main(path: Path, folder: Path) -> None:
     weights = LlamaWeights(path)
-    files = [write_adapter(path, folder / f"{rank}.gguf", rank) for rank in RANKS]
+    files = [write_adapter(path, folder / f"{rank}.gguf", rank=rank, spread=NOTICEABLE) for rank in RANKS]
     adapters = [*(LoraAdapter(weights, file) for file in files), None]
     context = Context(weights, cells=256, sequences=4, batch=64, ubatch=64, threads=2, prefill_threads=2)
     batch, starts = Batch(64), [len(prompt) for prompt in PROMPTS]

@@ -7,7 +7,7 @@ people never stop asking would otherwise never end.
 from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
-STEPS = 8  # a switch makes llama.cpp plan its memory again, so it is paid once for several tokens
+STEPS = 8  # pip's llama.cpp plans its memory again at a switch, so it is paid once for several tokens
 STEPS_BEHIND = 2  # of those who give way, as long as somebody waits for an answer meanwhile
 STEPS_AHEAD = 16  # of the others before that: it costs them an eighth of their speed
 
