@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(command, check=True)
     (built,) = folder.glob("fieldlm_*.deb")
     return built
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the libraries in the wheel for every processor."""
+    command = [sys.executable, ROOT / "packaging/build_engine.py"]
+    wheel = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    folder = tmp_path_factory.mktemp("engine")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder / "llama_cpp/lib"
 
 
 @pytest.fixture(scope="session")

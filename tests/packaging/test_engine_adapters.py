@@ -4,26 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 # Activations are rounded to 8 bits: what differs in a last digit differs by some hundredths behind 30 layers.
 CLOSE = 0.15
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the libraries in the wheel for every processor."""
-    command = [sys.executable, ROOT / "packaging/build_engine.py"]
-    wheel = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    folder = tmp_path_factory.mktemp("engine")
-    zipfile.ZipFile(wheel).extractall(folder)
-    return folder / "llama_cpp/lib"
 
 
 def steps(engine: Path, model: Path, **environment: str) -> dict[str, Any]:
