@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from fieldlm.core.errors import InputError
+from fieldlm.telemetry.redaction.redact import redact
+from fieldlm_compiler.demo.kiosk import strangers
 from fieldlm_compiler.learn.curate import curate
 from fieldlm_compiler.learn.curated import read_examples
 from fieldlm_compiler.learn.redacted import name_finder
@@ -68,6 +70,12 @@ def test_a_name_that_no_list_has_is_found_by_what_stands_around_it(text: str, na
 )
 def test_works_places_goods_and_other_languages_name_nobody(text: str) -> None:
     assert words(text) == []
+
+
+def test_in_a_cafe_that_it_was_not_made_of_one_request_in_two_hundred_is_touched_at_most() -> None:
+    said_there = [utterance.text for customer in strangers(800) for utterance in customer.utterances]
+    touched = [text for text in map(redact, said_there) if found_names(text)]
+    assert len(touched) <= len(said_there) / 200, touched
 
 
 def test_a_person_has_one_number_in_prompt_answer_and_correction() -> None:

@@ -2,7 +2,8 @@
 
 `name_weights.bin` holds a weight for each bucket (signed 8-bit integers), `name_weights.json` how they were made, their
 digest and the two thresholds: a word is a person's name from `begin` on, beside one that is from `go_on` on. Whole
-numbers alone are added, so that every machine finds the same. `python -m benchmarks.name_finder` makes both files.
+numbers alone are added, so that every machine finds the same. `python -m benchmarks.name_finder` makes both files;
+docs/explanation/privacy.md says of what, and how much it finds.
 
 It reads scripts that are written with spaces. A text that asks for works, artists or places ("play …") names nobody.
 """
@@ -46,7 +47,7 @@ def found_names(text: str, *, never: Collection[str] = (), weights: NameWeights 
     """Return where persons are named in `text`, as (start, end) in characters, word by word.
 
     `never` are words, in folded case, that name nobody here: what the assistant's own menu and tools are called.
-    The time grows with the text's length, by about 5 ms a kilobyte.
+    The time grows with the text's length, by about 4 ms a kilobyte.
     """
     if is_lookup(text):
         return []
