@@ -33,7 +33,7 @@ from benchmarks.name_finder_texts import GOODS, LANGUAGES, LATIN, NUMBERS, PEOPL
 from fieldlm.core.files import canonical_json, write_whole
 from fieldlm.telemetry.redaction.names import is_lookup
 from fieldlm_compiler.learn.redacted import name_finder
-from fieldlm_compiler.learn.redacted.name_features import BUCKETS, Token, features, tokens_of
+from fieldlm_compiler.learn.redacted.name_features import BUCKETS, Token, features, has_capitals, tokens_of
 
 SEED = 29
 EACH = {"en": 70, "else": 45}
@@ -219,13 +219,14 @@ def words_of(made: Iterable[Sentence], *, seed: int | None) -> list[Word]:
     counts = Counter(token.low for _, tokens in read for token in tokens)
     found: list[Word] = []
     for sentence, tokens in read:
+        is_cased = has_capitals(tokens)
         for place, token in enumerate(tokens):
             if token.may_name:
                 is_name = _is_in(token, sentence.persons)
                 is_known = seed is None or rng.random() < 1 - 2 / (1 + counts[token.low])
                 is_listed = seed is None or rng.random() < 0.7
                 most = 3 if seed is None else rng.choices((1, 2, 3), REACH)[0]
-                buckets = features(tokens, place, is_known=is_known, is_listed=is_listed, most=most)
+                buckets = features(tokens, place, is_cased=is_cased, is_known=is_known, is_listed=is_listed, most=most)
                 found.append(Word(np.array(buckets, np.int32), is_name))
     return found
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fieldlm_compiler.demo.kiosk import strangers
 from fieldlm_compiler.learn.curate import curate
 from fieldlm_compiler.learn.curated import read_examples
 from fieldlm_compiler.learn.redacted import name_finder
-from fieldlm_compiler.learn.redacted.name_features import BUCKETS, features, tokens_of
+from fieldlm_compiler.learn.redacted.name_features import BUCKETS, Token, features, tokens_of
 from fieldlm_compiler.learn.redacted.name_finder import found_names
 from fieldlm_compiler.learn.redacted.second_pass import again
 from fieldlm_compiler.learn.redacted.surrogates import PLACEHOLDER
@@ -141,7 +142,19 @@ def test_the_weights_are_those_that_are_written_down(tmp_path: Path, monkeypatch
         name_finder.shipped.__wrapped__()
 
 
+class Neighbours(list[Token]):
+    """Tokens that cannot be gone through from end to end."""
+
+    def __iter__(self) -> Iterator[Token]:
+        raise AssertionError("a word's features must not depend on the whole text, or the time grows with its square")
+
+
+def test_a_word_is_told_by_a_few_neighbours_however_long_the_text_is() -> None:
+    tokens = tokens_of("tell zed that dinner is ready, " * 9)
+    assert features(Neighbours(tokens), 40, is_cased=False) == features(tokens[34:47], 6, is_cased=False)
+
+
 def test_features_are_the_same_for_ever() -> None:
     """Other ones would need other weights."""
-    made = features(tokens_of("Ask O'Brien's wife, <NAME_1>"), 1)
+    made = features(tokens_of("Ask O'Brien's wife, <NAME_1>"), 1, is_cased=True)
     assert hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16] == "71748aa9ec751442"

@@ -73,16 +73,28 @@ def _lists(low: str) -> str:
     return found + ("t" if low in THING_BEHIND else "") + ("b" if low in PLACE_BEFORE else "")
 
 
-def features(
-    tokens: Sequence[Token], place: int, *, is_known: bool = True, is_listed: bool = True, most: int = 3
-) -> list[int]:
-    """Return the features of the word at `place`, as buckets.
+def has_capitals(tokens: Sequence[Token]) -> bool:
+    """Say whether a text is written with capitals, elsewhere than at its beginning."""
+    return any(token.kind[0] in "WA" for token in tokens[1:])
 
+
+def features(
+    tokens: Sequence[Token],
+    place: int,
+    *,
+    is_cased: bool,
+    is_known: bool = True,
+    is_listed: bool = True,
+    most: int = 3,
+) -> list[int]:
+    """Return the features of the word at `place`, as buckets; `is_cased` says whether the text `has_capitals`.
+
+    A few neighbours alone are looked at, so that a text's time grows with its length and not with its square.
     Without `is_known` the word itself says nothing, without `is_listed` no list has it, at `most` so many neighbours
     count at once: so it is learned how unknown words in unknown sentences are told.
     """
     low, kind = tokens[place].low, tokens[place].kind if is_listed else tokens[place].kind[:1]
-    made = [*_of_letters(low), *_of_neighbours(tokens, place, kind, most)]
+    made = [*_of_letters(low), *_of_neighbours(tokens, place, kind, is_cased, most)]
     if is_known:
         made += [f"w{low}", f"wa{_at(tokens, place - 1)[0]} {low}", f"wb{low} {_at(tokens, place + 1)[0]}"]
     return [zlib.crc32(feature.encode()) % BUCKETS for feature in made]
@@ -97,11 +109,10 @@ def _of_letters(low: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _of_neighbours(tokens: Sequence[Token], place: int, kind: str, most: int) -> list[str]:
+def _of_neighbours(tokens: Sequence[Token], place: int, kind: str, is_cased: bool, most: int) -> list[str]:
     (l3, _), (l2, k2), (l1, k1) = (_at(tokens, place - distance) for distance in (3, 2, 1))
     (r1, j1), (r2, j2), (r3, _) = (_at(tokens, place + distance) for distance in (1, 2, 3))
-    has_capitals = "C" if any(token.kind[0] in "WA" for token in tokens[1:]) else "c"
-    shape = kind[0] + ("1" if place == 0 else "") + has_capitals
+    shape = kind[0] + ("1" if place == 0 else "") + ("C" if is_cased else "c")
     made = [
         "", f"k{kind}", f"h{shape}", f"hk{shape}{kind}", f"K{k1}", f"J{j1}", f"KJ{k1} {j1}", f"Kk{k1} {kind}",
         f"Jk{j1} {kind}", f"KkJ{k1} {kind} {j1}", f"KK{k2} {k1} {kind}", f"JJ{kind} {j1} {j2}",

@@ -18,7 +18,7 @@ import msgspec
 
 from fieldlm.core.errors import InputError
 from fieldlm.telemetry.redaction.names import is_lookup
-from fieldlm_compiler.learn.redacted.name_features import BUCKETS, features, tokens_of
+from fieldlm_compiler.learn.redacted.name_features import BUCKETS, features, has_capitals, tokens_of
 
 WEIGHTS = Path(__file__).with_name("name_weights.bin")
 CARD = WEIGHTS.with_suffix(".json")
@@ -53,8 +53,9 @@ def found_names(text: str, *, never: Collection[str] = (), weights: NameWeights 
         return []
     weights = weights or shipped()
     tokens = tokens_of(text)
+    is_cased = has_capitals(tokens)
     sums = [
-        _sum(weights, features(tokens, place)) if token.may_name and token.low not in never else None
+        _sum(weights, features(tokens, place, is_cased=is_cased)) if token.may_name and token.low not in never else None
         for place, token in enumerate(tokens)
     ]
     return [(tokens[place].start, tokens[place].end) for place in _names(sums, weights)]
