@@ -92,18 +92,21 @@ def test_preferences_are_learned_where_the_round_is_asked_for_them(
 def test_what_was_not_asked_for_is_as_in_rounds_from_before_it_could_be(wish: Callable[[Begin], RoundWish]) -> None:
     facts = wish("fresh").facts()
     assert "preference_weight" not in facts["recipe"]
-    assert not {"check_labels", "held_out_from", "adapters", "bases"} & facts.keys()
+    assert not {"check_labels", "held_out_from", "adapters", "bases", "names"} & facts.keys()
+    assert replace(wish("fresh"), names="listed").facts()["names"] == "listed"
 
 
 def test_the_command_passes_on_what_it_is_asked_for(profile: Profile, tmp_path: Path) -> None:
     words = ["store", "--base", "model", "--out", str(tmp_path / "rounds"), "--keys", str(tmp_path / "keys")]
     parser = command._parser()  # pyright: ignore[reportPrivateUsage]
-    args = parser.parse_args([*words, "--consent", "yes", "--preferences", "--held-out-from", "0.1"])
+    args = parser.parse_args(
+        [*words, "--consent", "yes", "--preferences", "--held-out-from", "0.1", "--names", "listed"]
+    )
     made = command._wish(args, profile)  # pyright: ignore[reportPrivateUsage]
     assert made.recipe.preference_weight == PREFERENCE_WEIGHT
-    assert (made.base, made.bases) == ("model", ())
+    assert (made.base, made.bases, made.names) == ("model", (), "listed")
     both = parser.parse_args([*words, "--base", "other", "--base", "model", "--consent", "yes"])
     several = command._wish(both, profile)  # pyright: ignore[reportPrivateUsage]
-    assert (several.base, several.bases) == ("model", ("other",))
+    assert (several.base, several.bases, several.names) == ("model", ("other",), "learned")
     assert made.held_out_from == HeldOutFrom(share=0.1)
     assert made.facts()["held_out_from"] == {"at_ms": 0, "share": 0.1}

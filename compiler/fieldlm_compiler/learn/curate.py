@@ -48,7 +48,7 @@ from fieldlm_compiler.learn.quality.held_out import (
     is_nobody_known,
 )
 from fieldlm_compiler.learn.quality.refusals import is_refusal
-from fieldlm_compiler.learn.redacted.second_pass import again
+from fieldlm_compiler.learn.redacted.second_pass import NAMES, NAMES_HELP, Names, again
 from fieldlm_compiler.learn.redacted.surrogates import Surrogates, kinds_in
 from fieldlm_compiler.learn.shapes import spoken
 
@@ -106,17 +106,18 @@ def curate(
     eval_share: float = EVAL_SHARE,
     labels: Labels = CUSTOMERS,
     since: HeldOutFrom | None = None,
+    names: Names = "learned",
 ) -> dict[str, Any]:
     """Write the examples that `store` holds under the terms `consents` to `out`; return what curate.json says.
 
-    With `since` the newest examples are held out, too. The same store gives the same bytes. Raises InputError when no
-    term is named, and when nothing is an example.
+    With `since` the newest examples are held out, too; `names`: how names are looked for in redacted texts. The same
+    store gives the same bytes. Raises InputError when no term is named, and when nothing is an example.
     """
     with open_sink(str(store), read_only=True) as opened:
         rows = opened.query(_SQL)
     if not consents:
         raise InputError(f"name the terms that allow training: --consent TERM; {store} holds: {_terms(rows)}")
-    judged = [judge(again(row), consents=consents, eval_share=eval_share, labels=labels) for row in rows]
+    judged = [judge(again(row, names=names), consents=consents, eval_share=eval_share, labels=labels) for row in rows]
     dropped: Counter[str] = Counter(found for found in judged if isinstance(found, str))
     given = [example for example in judged if isinstance(example, CuratedExample)]
     found = _checked(given, dropped, since, labels, eval_share) if given else _Checked()
@@ -383,10 +384,6 @@ def _messages(prompt: str) -> list[dict[str, Any]]:
     return messages if messages and messages[-1].get("role") in ("user", "tool") else []
 
 
-def _share(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.0%}"
-
-
 def main(argv: Sequence[str]) -> int:
     """Turn a store into labelled examples."""
     parser = terminal.parser(
@@ -418,14 +415,16 @@ def main(argv: Sequence[str]) -> int:
         "--held-out-from", metavar="WHEN", help="hold out the newest, too: a date, or their share, as 0.1"
     )
     parser.add_argument("--refusals", action="store_true", help="keep liked answers that say: I'm sorry, I can't")
+    parser.add_argument("--names", choices=NAMES, default=NAMES[0], help=NAMES_HELP)
     args = parser.parse_args(argv)
     if not 0 <= args.eval_share < 1:
         raise InputError(f"--eval-share {args.eval_share} is no share; use 0 up to but not including 1")
     labels = Labels(large=args.teacher, none=args.unlabelled, checked=args.check_labels, refusals=args.refusals)
     since = held_out_from(args.held_out_from) if args.held_out_from else None
     document = curate(
-        args.store, args.out, consents=args.consent, eval_share=args.eval_share, labels=labels, since=since
-    )
+        args.store, args.out, consents=args.consent, eval_share=args.eval_share, labels=labels, since=since,
+        names=args.names,
+    )  # fmt: skip
     left_out = ", ".join(f"{count} {why}" for why, count in document["dropped"].items()) or "nothing"
     text = (
         f"{counted(document['examples'], 'example')} of {counted(document['customers'], 'customer')} "
@@ -439,11 +438,6 @@ def main(argv: Sequence[str]) -> int:
         named = ", ".join(f"{each['old']} → {each['new']} ({each['examples']})" for each in document["renamed"])
         text += f"\nrenamed functions: {named}"
     if taught := document.get("teacher"):
-        text += (
-            f"\nlarge model: {counted(taught['answers'], 'answer')} to "
-            f"{counted(taught['prompts'], 'prompt')}; agreement with itself on "
-            f"{taught['repeated_prompts']} that it answered again: {_share(taught['agreement'])}, "
-            f"with {counted(taught['corrected_prompts'], 'correction')}: {_share(taught['corrected_alike'])}"
-        )
+        text += f"\n{teacher.told(taught)}"
     terminal.show(document, text, as_json=args.json)
     return 0

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from fieldlm.core.wording import counted
 from fieldlm_compiler.learn.agreement import answer_key
 
 ROUTE = "large"
@@ -60,3 +61,17 @@ def report(examples: Sequence[Labelled], said: Mapping[str, Counter[str]]) -> di
         "corrected_prompts": len(corrections),
         "corrected_alike": round(sum(alike) / len(alike), 3) if alike else None,
     }
+
+
+def told(report: Mapping[str, Any]) -> str:
+    """Return the line that `curate` shows of a report."""
+    return (
+        f"large model: {counted(report['answers'], 'answer')} to "
+        f"{counted(report['prompts'], 'prompt')}; agreement with itself on "
+        f"{report['repeated_prompts']} that it answered again: {_share(report['agreement'])}, "
+        f"with {counted(report['corrected_prompts'], 'correction')}: {_share(report['corrected_alike'])}"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0%}"

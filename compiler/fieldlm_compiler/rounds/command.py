@@ -15,6 +15,7 @@ from fieldlm_compiler.checkpoints.checkpoint import check_named
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.curate import EVAL_SHARE
 from fieldlm_compiler.learn.quality.held_out import held_out_from
+from fieldlm_compiler.learn.redacted.second_pass import NAMES, NAMES_HELP
 from fieldlm_compiler.learn.tuning.recipe import add_recipe, recipe_of
 from fieldlm_compiler.rounds.advice import ENOUGH
 
@@ -79,6 +80,7 @@ def _wish(args: argparse.Namespace, profile: Profile) -> "RoundWish":
         eval_share=args.eval_share,
         teacher=args.teacher,
         check_labels=args.check_labels,
+        names=args.names,
         held_out_from=held_out_from(args.held_out_from) if args.held_out_from else None,
         enough=args.enough,
         let_go=frozenset(args.let_go),
@@ -172,6 +174,7 @@ def _add_labels(parser: terminal.Parser) -> None:
         action="store_true",
         help="leave out labels that others' labels of like requests speak against",
     )
+    parser.add_argument("--names", choices=NAMES, default=NAMES[0], help=NAMES_HELP)
     parser.add_argument(
         "--held-out-from", metavar="WHEN", help="hold out the newest, too: a date, or their share, as 0.1"
     )

@@ -36,6 +36,7 @@ from fieldlm_compiler.learn.agreement import answer_key
 from fieldlm_compiler.learn.cluster import TASKS
 from fieldlm_compiler.learn.curate import Labels, curate
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
+from fieldlm_compiler.learn.redacted.name_finder import WEIGHTS
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.stages import Stages
@@ -276,6 +277,7 @@ class LearningRound:
             "eval_share": wish.eval_share,
             "teacher": wish.teacher,
             "check_labels": wish.check_labels,
+            "names": wish.names == "learned" and sha256_file(WEIGHTS),
             "held_out_from": wish.facts().get("held_out_from"),
             # Examples that an older version left have no rejected answers, or part what one device said.
             "has_rejected": True,
@@ -294,6 +296,7 @@ class LearningRound:
                     eval_share=wish.eval_share,
                     labels=labels,
                     since=wish.held_out_from,
+                    names=wish.names,
                 )
                 with open_sink(wish.store, read_only=True) as sink:
                     sealed = seal(

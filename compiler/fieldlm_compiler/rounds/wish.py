@@ -10,6 +10,7 @@ from fieldlm.core.signing import key_id
 from fieldlm.formats.profile import Profile, profile_sha256
 from fieldlm_compiler.learn.curate import EVAL_SHARE
 from fieldlm_compiler.learn.quality.held_out import HeldOutFrom
+from fieldlm_compiler.learn.redacted.second_pass import Names
 from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe
 from fieldlm_compiler.rounds.advice import ENOUGH
 
@@ -22,6 +23,7 @@ UNSAID: dict[str, Any] = {
     "classifiers": "none",
     "held_out_from": None,
     "bases": None,
+    "names": "learned",
 }
 """Options that rounds of earlier versions could not name, and what they are then: round.json leaves them out."""
 
@@ -55,6 +57,8 @@ class RoundWish:
     """Whether what the large model answered is a label where nobody corrected it."""
     check_labels: bool = False
     """Whether training examples are left out whose label others' labels speak against."""
+    names: Names = "learned"
+    """How names are looked for in what devices redacted: by the learned finder, too, or by lists alone."""
     held_out_from: HeldOutFrom | None = None
     """From when on the newest examples are held out as well, beside `eval_share`."""
     enough: float = ENOUGH
@@ -70,6 +74,7 @@ class RoundWish:
             "check_labels": self.check_labels,
             "adapters": self.adapters,
             "classifiers": self.classifiers,
+            "names": self.names,
             "held_out_from": asdict(self.held_out_from) if self.held_out_from else None,
         }
         return {

@@ -113,9 +113,14 @@ def names_in(text: str) -> frozenset[str]:
     return frozenset(word for word in words if word not in NOT_NAMES and word not in PARTICLES and len(word) > 1)
 
 
+def is_lookup(text: str) -> bool:
+    """Say whether a short text asks for works, artists or places, whose names are no person's."""
+    return len(text) <= REQUEST and bool(_LOOKED_UP.search(text))
+
+
 def _found(text: str) -> set[str]:
     low = text.casefold()
-    is_looked_up = len(text) <= REQUEST and bool(_LOOKED_UP.search(text))
+    is_looked_up = is_lookup(text)
     found: set[str] = set()
     if any(word in low for word in _STRONG_SAYS):
         found |= {
