@@ -71,8 +71,8 @@ def compile_model(
     """
     from fieldlm_compiler.compile.adapter_bundle import attach
     from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file
+    from fieldlm_compiler.pipeline.ray_cluster import connected
     from fieldlm_compiler.pipeline.stages import Stages
-    from fieldlm_compiler.search import ray_pool
 
     apart = [NamedAdapter(folder=adapter)] if adapter else [*adapters]
     _check_asked(profile, out, fmt, quants, request, merge=merge, is_apart=bool(apart), base_bundle=base_bundle)
@@ -97,7 +97,7 @@ def compile_model(
         return attach(model, apart, base_bundle, wish, stages)
     if ready := None if merge or quants or request.is_wanted else format_named(fmt).ready_file(model, stages):
         return compile_file(ready, wish, stages)
-    with ray_pool.connected(request.ray):
+    with connected(request.ray):
         return compile_checkpoint(model, merge, wish, stages)
 
 
