@@ -12,11 +12,11 @@ from fieldlm.cli import verify
 from fieldlm.core.errors import GateError, InputError
 from fieldlm.engines import EngineOptions, Sampling, Timings
 from fieldlm.formats.bundle import Bundle, open_bundle
-from fieldlm.formats.confidence import read_confidence
+from fieldlm.formats.confidence import LearnedDeferral, read_confidence
 from fieldlm.formats.probe import load_probes
 from fieldlm.formats.profile import Profile
 from fieldlm.inference.chat_template import render
-from fieldlm.inference.confidence import calibration_of, confidence
+from fieldlm.inference.confidence import calibration_of, confidence, signals
 from fieldlm.inference.generations import Generations, Serving
 from fieldlm.inference.model import Model
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -26,6 +26,7 @@ from fieldlm_compiler.compile.build import compile_model, main
 from fieldlm_compiler.compile.named_adapters import AdapterGateError, NamedAdapter
 from fieldlm_compiler.compile.unpack import unpack
 from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.rounds.groups import deferral_of
 from fieldlm_compiler.verify.confidence import describe
 from fieldlm_compiler.verify.limits import Limits, SearchRequest
 from tests.support import tiny_models
@@ -102,6 +103,43 @@ def test_an_adapters_bundle_knows_how_likely_its_answers_are_right(
         live.close()
     assert all(p is not None and 0 < p < 1 for p in known + new)
     assert sum(p or 0 for p in known) / len(known) > sum(p or 0 for p in new) / len(new)
+
+
+def test_a_learned_deferral_is_asked_for_and_the_bundle_says_so(
+    taught: Path, base: Bundle, build: Build, tmp_path: Path
+) -> None:
+    rows = tiny_models.conversations(48)
+    asked = {
+        "adapter": adapter(tmp_path / "lora", taught, strength=1e-4),
+        "base_bundle": base.folder,
+        "request": SearchRequest(
+            task=tiny_models.write_lines(tmp_path / "task.jsonl", rows), limits=Limits(min_task=0.5)
+        ),
+    }
+    bundle = build(taught, tmp_path / "out", deferral="learned", **asked)
+    found = read_confidence(bundle.need("confidence").read_bytes(), what="it")
+    assert isinstance(found.learned, LearnedDeferral)
+    assert found.must_understand == ("learned",)
+    said = json.loads(bundle.need("report").read_bytes())["confidence"]
+    assert said == describe(found) == json.loads(report_path(bundle.folder).read_bytes())["confidence"]
+    assert said[-1].startswith("  deferral: learned of ")
+    (line,) = deferral_of(bundle)
+    assert line == found.deferral
+    live = Generations(open_bundle(bundle.folder), EngineOptions(context=256, parallel=1, threads=1))
+    try:
+        timings = answered(live.current, ROWS[0])
+        assert confidence(live.current, timings) == found.chance(signals(timings)) is not None
+    finally:
+        live.close()
+    plain = build(taught, tmp_path / "plain", **asked)
+    assert deferral_of(plain) == []
+    assert plain.id != bundle.id
+
+
+def test_without_a_task_there_is_nothing_to_learn_a_deferral_from(taught: Path, tmp_path: Path) -> None:
+    asked = [str(taught), "--deferral", "learned", "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"^--deferral learned is fitted to answers to a task; name its examples with"):
+        main(asked)
 
 
 def answered(serving: Serving, row: dict[str, Any]) -> Timings:

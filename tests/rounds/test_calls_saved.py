@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from fieldlm_compiler.rounds import calls_saved
+from fieldlm_compiler.rounds.report import page
 from tests.support.sample_rounds import sample_round
 
 DOCUMENT = sample_round(str)
@@ -33,6 +34,15 @@ def test_the_curve_goes_from_none_saved_to_all() -> None:
     (line,) = drawn.root.iter("polyline")
     assert len((line.get("points") or "").split()) == 1 + len(DOCUMENT.sure)
     assert "75% without a loss" in [text.text for text in drawn.root.iter("text")]
+
+
+def test_how_a_learned_deferral_compared_stands_beside_it() -> None:
+    said = "learned of 8 signals: AUROC 0.910 against 0.904 by mean_logprob alone, +0.006: not taken"
+    document = msgspec.structs.replace(DOCUMENT, deferral=[said])
+    assert calls_saved.text(document) == [*calls_saved.text(DOCUMENT), f"  deferral: {said}"]
+    assert said in page(document)
+    assert said not in page(DOCUMENT)
+    assert calls_saved.text(msgspec.structs.replace(document, sure=[])) == [f"  deferral: {said}"]
 
 
 @pytest.mark.parametrize("sure", [[], [(0.3, 10, 1)]])

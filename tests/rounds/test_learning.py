@@ -92,7 +92,7 @@ def test_preferences_are_learned_where_the_round_is_asked_for_them(
 def test_what_was_not_asked_for_is_as_in_rounds_from_before_it_could_be(wish: Callable[[Begin], RoundWish]) -> None:
     facts = wish("fresh").facts()
     assert "preference_weight" not in facts["recipe"]
-    assert not {"check_labels", "held_out_from", "adapters", "bases", "names"} & facts.keys()
+    assert not {"check_labels", "held_out_from", "adapters", "bases", "names", "deferral"} & facts.keys()
     assert replace(wish("fresh"), names="listed").facts()["names"] == "listed"
 
 
@@ -110,3 +110,6 @@ def test_the_command_passes_on_what_it_is_asked_for(profile: Profile, tmp_path: 
     assert (several.base, several.bases, several.names) == ("model", ("other",), "learned")
     assert made.held_out_from == HeldOutFrom(share=0.1)
     assert made.facts()["held_out_from"] == {"at_ms": 0, "share": 0.1}
+    asked = parser.parse_args([*words, "--consent", "yes", "--deferral", "best"])
+    better = command._wish(asked, profile)  # pyright: ignore[reportPrivateUsage]
+    assert better.facts()["deferral"] == better.deferral == "best"

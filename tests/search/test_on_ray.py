@@ -1,16 +1,12 @@
 """Candidates on a Ray cluster of two nodes that share nothing, started here: the same bundle, whoever is lost."""
 
 import contextlib
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -22,17 +18,13 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import Profile
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint
 from fieldlm_compiler.export.format import lower, shrink
+from fieldlm_compiler.pipeline.ray_cluster import keep_interrupt
 from fieldlm_compiler.pipeline.stages import Stages
-from fieldlm_compiler.search import ray_pool
 from fieldlm_compiler.verify import divergence as measuring
 from fieldlm_compiler.verify.divergence import Divergences
 from fieldlm_compiler.verify.limits import Limits, SearchRequest
+from tests.support.ray_nodes import PATIENCE_S, Node, two_nodes
 
-# The cluster of these tests is this machine alone; newer versions would ask each node for a token.
-os.environ["RAY_AUTH_MODE"] = "disabled"
-RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-PATIENCE_S = 600.0  # a guard against waiting for ever, on however slow a machine
-ROOM = ["--num-cpus=1", "--memory=2000000000", "--object-store-memory=100000000"]
 SMALL_MB = 0.6
 SEARCH = """
 import sys
@@ -49,61 +41,6 @@ compile_model(model, profile=load_profile("generic-x86-64-avx2"), out=Path(out),
               key=Ed25519PrivateKey.from_private_bytes(bytes(range(32))),
               request=SearchRequest(calibration=(Path(text),), limits=Limits(max_bundle_mb=0.6), ray=ray))
 """
-
-
-@dataclass
-class Node:
-    """One node: a cache and a folder for what passes of its own."""
-
-    folder: Path
-    arguments: list[str]
-
-    def __post_init__(self) -> None:
-        for name in ("cache", "tmp"):
-            (self.folder / name).mkdir(parents=True)
-        self.log = self.folder / "log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*RAY, *ROOM, *self.arguments],
-                env={**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache"), "TMPDIR": str(self.folder / "tmp")},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self) -> None:
-        deadline_s = time.monotonic() + PATIENCE_S
-        while b"Ray runtime started" not in self.log.read_bytes():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline_s, self.log.read_text()
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        """Kill every process of this node at once, as a power cut does."""
-        for _ in range(2):
-            for process in self._processes():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(process.name), signal.SIGKILL)
-        self.process.wait()
-
-    def steps(self) -> list[Path]:
-        """Return the compiler's own steps that run on this node."""
-        return [each for each in self._processes() if b"fieldlm_compiler.pipeline.step" in _read(each / "cmdline")]
-
-    def _processes(self) -> list[Path]:
-        """Return the folders in /proc of this node's processes: they are those that have its cache."""
-        mine = f"XDG_CACHE_HOME={self.folder / 'cache'}".encode()
-        return [each for each in Path("/proc").glob("[0-9]*") if mine in _read(each / "environ").split(b"\0")]
-
-    def has(self, pattern: str) -> bool:
-        return any(self.folder.glob(pattern))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 def _until(done: Callable[[], bool], log: Path) -> None:
@@ -124,30 +61,15 @@ def _until_busy(command: list[str], node: Node, log: Path) -> tuple[subprocess.P
 
 @pytest.fixture
 def cluster() -> Generator[tuple[str, Node, Node]]:
-    """Two nodes on two loopback addresses, and the address of the first."""
-    # The names of Unix sockets have 107 bytes: pytest's folders are too deep.
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    address = f"127.0.0.1:{port}"
-    own = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
-    nodes = [Node(folder / "head", [*own, f"--temp-dir={folder / 's'}"])]
-    try:
-        nodes[0].wait()
-        nodes.append(Node(folder / "other", [f"--address={address}", "--node-ip-address=127.0.0.2"]))
-        nodes[1].wait()
-        yield address, nodes[0], nodes[1]
-    finally:
-        for node in reversed(nodes):
-            node.kill()
-        shutil.rmtree(folder)
+    with two_nodes() as nodes:
+        yield nodes
 
 
 def test_a_ctrl_c_that_foreign_code_swallows_counts() -> None:
     seen: list[str] = []
 
     def wait() -> None:
-        with ray_pool.keep_interrupt() as check:
+        with keep_interrupt() as check:
             with contextlib.suppress(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
             try:

@@ -12,7 +12,6 @@ from fieldlm_compiler.verify.confidence import (
     FITTED,
     TaskAnswer,
     auroc,
-    calibrate,
     describe,
     ece,
     fit,
@@ -101,11 +100,6 @@ def test_too_few_answers_give_a_reason_and_no_number(given: list[TaskAnswer], re
     assert found.p(-0.1) is None
     assert describe(found) == [f"confidence: none: {found.reason}"]
     assert (found.quantile(0.1) is not None) == (len(given) == 50)
-
-
-def test_the_same_answers_give_the_same_bytes_in_a_process_of_its_own() -> None:
-    given = answers(60)
-    assert canonical_json(calibrate(given).value) == canonical_json(fit(given))
 
 
 def test_what_is_found_is_said_with_its_doubt() -> None:

@@ -176,7 +176,7 @@ def _pack_several(on: _Base, adapters: Sequence[NamedAdapter], fitted: Sequence[
             BundlePart(
                 role="confidence",
                 name=calibrated[name],
-                source=canonical_json(proof.calibration(found.judged.answers, on.stages)),
+                source=canonical_json(proof.calibration(found.judged.answers, on.stages, on.wish.deferral)),
             )
             for name, found in proved.items()
             if found is not first and found.judged.answers

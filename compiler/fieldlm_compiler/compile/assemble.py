@@ -28,6 +28,7 @@ from fieldlm_compiler.search.search import MixtureTrial, Search
 from fieldlm_compiler.verify import gates as proof
 from fieldlm_compiler.verify.against_source import Answers
 from fieldlm_compiler.verify.confidence import TaskAnswer
+from fieldlm_compiler.verify.deferral import Deferral
 from fieldlm_compiler.verify.gates import Candidate, Fitted
 from fieldlm_compiler.verify.limits import PRESETS, SearchRequest
 from fieldlm_compiler.verify.system_prompt import Prompted, prove_prompt
@@ -54,6 +55,8 @@ class Wish:
     """What `fieldlm cluster` wrote of the tasks that the model is for."""
     classifier: Path | None = None
     """What `fieldlm round` fitted to tasks with few answers."""
+    deferral: Deferral = "threshold"
+    """What makes p(right) of an answer: one signal, several that are weighed together, or what is better of the two."""
     compare: bool = False
     """Make an adapter's merged form, too, and say what either costs."""
 
@@ -220,7 +223,7 @@ def finish(
     if wish.classifier is not None:
         read_classifier(wish.classifier)
         parts = [*parts, BundlePart(role="classifier", name=classifier.NAME, source=wish.classifier)]
-    found = proof.calibration(answers, stages)
+    found = proof.calibration(answers, stages, wish.deferral)
     if found is not None:
         parts = [*parts, BundlePart(role="confidence", name=confidence.NAME, source=canonical_json(found))]
     signed = proof.report_file(made, manifest.gates, search, found, proved=proof.proved(stages))

@@ -26,6 +26,7 @@ from fieldlm_compiler.checkpoints.checkpoint import check_named
 from fieldlm_compiler.compile.named_adapters import NamedAdapter, check_named_apart, with_tasks
 from fieldlm_compiler.export.format import DEFAULT, Format, format_named, format_names, formats
 from fieldlm_compiler.pipeline.pack import check_out
+from fieldlm_compiler.verify.deferral import DEFERRALS, Deferral
 from fieldlm_compiler.verify.limits import PRESETS, Limits, SearchRequest
 
 if TYPE_CHECKING:
@@ -58,20 +59,20 @@ def compile_model(
     compare: bool = False,
     router: Path | None = None,
     classifier: Path | None = None,
+    deferral: Deferral = "threshold",
 ) -> Bundle:
     """Compile `model` for `profile` into the bundle folder `out`, signed by `key`.
 
-    With `merge`, that PEFT adapter is folded into the weights; with `adapter`, it becomes a small bundle of its own on
-    `base_bundle`, and so do several `adapters`, each for its tasks and the first for the rest. What varies (times,
-    speed, memory) goes to `out`.report.json. `work` keeps finished stages; none: the user's cache. More: `Wish`.
+    `merge` is folded into the weights; `adapter`, or `adapters`, each for its tasks and the first for the rest, become
+    a small bundle on `base_bundle`. What varies goes to `out`.report.json. `work` keeps stages; none: the user's cache.
 
     Raises InputError for what cannot be compiled, GateError when the result is not the model it was made from or too
     large for the profile, NoSpaceError when the disk is full. What stood at `out` before then still stands.
     """
     from fieldlm_compiler.compile.adapter_bundle import attach
     from fieldlm_compiler.compile.assemble import Wish, compile_checkpoint, compile_file
+    from fieldlm_compiler.pipeline.ray_cluster import connected
     from fieldlm_compiler.pipeline.stages import Stages
-    from fieldlm_compiler.search import ray_pool
 
     apart = [NamedAdapter(folder=adapter)] if adapter else [*adapters]
     _check_asked(profile, out, fmt, quants, request, merge=merge, is_apart=bool(apart), base_bundle=base_bundle)
@@ -89,13 +90,14 @@ def compile_model(
         compare=compare,
         router=router,
         classifier=classifier,
+        deferral=deferral,
     )
     stages = Stages(work)
     if apart and base_bundle:
         return attach(model, apart, base_bundle, wish, stages)
     if ready := None if merge or quants or request.is_wanted else format_named(fmt).ready_file(model, stages):
         return compile_file(ready, wish, stages)
-    with ray_pool.connected(request.ray):
+    with connected(request.ray):
         return compile_checkpoint(model, merge, wish, stages)
 
 
@@ -197,6 +199,7 @@ def _compile(args: argparse.Namespace, profile: Profile, out: Path) -> dict[str,
         compare=args.compare,
         router=args.router,
         classifier=args.classifier,
+        deferral=args.deferral,
     )
     return json.loads(report_path(out).read_bytes())
 
@@ -295,6 +298,10 @@ def _add_bundle(parser: terminal.Parser) -> None:
         "--tasks", type=options.existing_file, metavar="FILE",
         help="tasks.json of fieldlm cluster: the scenarios that several --adapter may be for",
     )  # fmt: skip
+    parser.add_argument(
+        "--deferral", choices=DEFERRALS, default="threshold",
+        help="how likely an answer is right (with --task): by one signal, several learned together, or the better",
+    )  # fmt: skip
     parser.add_argument("--name", default="", help="what clients call the model")
     parser.add_argument("--system-prompt", help="put in front of conversations that have none")
     parser.add_argument(
@@ -307,6 +314,9 @@ def _add_bundle(parser: terminal.Parser) -> None:
 def _request(args: argparse.Namespace) -> SearchRequest:
     if args.min_task is not None and args.task is None:
         raise InputError("--min-task needs the task it is about; name its examples with --task FILE.jsonl")
+    if args.deferral != "threshold" and args.task is None:
+        what = f"--deferral {args.deferral} is fitted to answers to a task"
+        raise InputError(f"{what}; name its examples with --task FILE.jsonl")
     limits = Limits(
         max_ram_mb=args.max_ram_mb,
         min_tokens_per_s=args.min_tokens_per_s,

@@ -10,7 +10,7 @@ import json
 import math
 import time
 import warnings
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,21 +19,30 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fieldlm.core import options, terminal
-from fieldlm.core.errors import FieldlmError, InputError
+from fieldlm.core.errors import InputError
 from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
 from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
-from fieldlm.formats.bundle import open_bundle
-from fieldlm.formats.gguf import read_header
 from fieldlm_compiler.checkpoints.checkpoint import folder_digest, weight_files
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.learn.tokenized import TokenizedExample, TokenizedSplit, read_examples
 from fieldlm_compiler.learn.tuning.adapter_card import write_card
+from fieldlm_compiler.learn.tuning.arguments import blocks_file, checkpoint_folder
 from fieldlm_compiler.learn.tuning.device_choice import choose_device, faster_on, name_of
 from fieldlm_compiler.learn.tuning.early_stopping import EarlyStopping
 from fieldlm_compiler.learn.tuning.lessons import Lessons, schedule
+from fieldlm_compiler.learn.tuning.ray_sweep import SweepInputs, check_cluster, tune_on_cluster
 from fieldlm_compiler.learn.tuning.recipe import ALL_LINEAR, USUAL, TrainingRecipe, add_recipe, recipe_of
-from fieldlm_compiler.learn.tuning.sweep import check_held_out, is_best_of, recipes, refuse_both, sweep, swept, table
+from fieldlm_compiler.learn.tuning.sweep import (
+    Wanted,
+    check_held_out,
+    is_best_of,
+    recipes,
+    refuse_both,
+    sweep,
+    swept,
+    table,
+)
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
 
 if TYPE_CHECKING:
@@ -337,28 +346,6 @@ def _begin_at(model: Any, folder: Path) -> None:
         raise InputError(f"{folder} tunes {found.unexpected_keys[0]}, which this model or recipe does not")
 
 
-def _checkpoint(text: str) -> Path:
-    try:
-        return options.existing_folder(text)
-    except ArgumentTypeError as error:
-        raise ArgumentTypeError(
-            f"{error}; make a folder of a model or bundle with: fieldlm unpack MODEL FOLDER"
-        ) from error
-
-
-def _blocks(text: str) -> Path:
-    """Return the GGUF file that `text` names, or the one of the bundle that it names."""
-    path = Path(text)
-    try:
-        found = open_bundle(path).need("base") if path.is_dir() else path
-    except FieldlmError as error:
-        raise ArgumentTypeError(f"{text!r}, want a .gguf file or a bundle: {error}") from error
-    if found.suffix != ".gguf" or not found.is_file():
-        raise ArgumentTypeError(f"{text!r} is no .gguf file and no bundle with one; want a file or a bundle")
-    read_header(found)
-    return found
-
-
 def _parser() -> terminal.Parser:
     parser = terminal.parser(
         "tune",
@@ -366,7 +353,7 @@ def _parser() -> terminal.Parser:
         "fieldlm unpack smollm2 checkpoint",
         "fieldlm tune checkpoint --dataset datasets/DATASET --out adapter",
     )
-    parser.add_argument("checkpoint", type=_checkpoint, help="Hugging Face folder of the base")
+    parser.add_argument("checkpoint", type=checkpoint_folder, help="Hugging Face folder of the base")
     parser.add_argument(
         "--dataset", type=options.existing_folder, required=True, help="folder with train.jsonl and eval.jsonl"
     )
@@ -377,7 +364,7 @@ def _parser() -> terminal.Parser:
     parser.add_argument(
         "--quant-aware",
         dest="blocks",
-        type=_blocks,
+        type=blocks_file,
         metavar="BUNDLE|GGUF",
         help="learn to be merged and written in this file's types",
     )
@@ -389,6 +376,9 @@ def _parser() -> terminal.Parser:
         metavar="NAME=VALUES",
         help="tune with each of these values, such as rank=8,32, and keep what does best on eval.jsonl; repeat",
     )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="let the nodes of a Ray cluster tune the adapters of a --sweep"
+    )
     add_recipe(parser)
     return parser
 
@@ -397,6 +387,7 @@ def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
     args = _parser().parse_args(argv)
     refuse_both(args, args.sweep)
+    check_cluster(args.ray, args.sweep)
     tried = recipes(recipe_of(args), args.sweep)
     if known := _known(args, tried):
         said = (
@@ -432,12 +423,22 @@ def _tuned(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any]:
     if args.sweep:
         check_held_out(args.dataset / "eval.jsonl", args.checkpoint, args.max_tokens)
 
-    def make(recipe: TrainingRecipe, out: Path) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"start": args.start, "blocks": args.blocks}
-        known = finished(args.checkpoint, args.dataset, out, recipe, **inputs)
-        return known or tune(args.checkpoint, args.dataset, out, recipe, **inputs)
+    inputs: dict[str, Any] = {"start": args.start, "blocks": args.blocks}
 
-    return sweep(tried, args.out, make) if args.sweep else make(tried[0], args.out)
+    def done(recipe: TrainingRecipe, out: Path) -> dict[str, Any] | None:
+        return finished(args.checkpoint, args.dataset, out, recipe, **inputs)
+
+    def make(recipe: TrainingRecipe, out: Path) -> dict[str, Any]:
+        return done(recipe, out) or tune(args.checkpoint, args.dataset, out, recipe, **inputs)
+
+    def ahead(wanted: Wanted) -> None:
+        """Have the cluster tune those that are not there."""
+        of = SweepInputs(checkpoint=args.checkpoint, dataset=args.dataset, **inputs)
+        tune_on_cluster(args.ray, tune, of, [each for each in wanted if done(*each) is None])
+
+    if args.sweep:
+        return sweep(tried, args.out, make, ahead=ahead if args.ray is not None else None)
+    return make(tried[0], args.out)
 
 
 def _preferred(found: dict[str, Any]) -> str:

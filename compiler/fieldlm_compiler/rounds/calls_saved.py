@@ -30,10 +30,14 @@ def rows(document: RoundDocument) -> list[tuple[str, str, str, str]]:
 def text(document: RoundDocument) -> list[str]:
     """Return the same for a terminal, as one line."""
     found = rows(document)
+    deferral = [f"  deferral: {line}" for line in document.deferral]
     if not found:
-        return []
+        return deferral
     rights, kept = (" / ".join(row[at] for row in found) for at in (0, 1))
-    return [f"  calls: beside a large model that is right in {rights}, {kept} of them are saved and nothing is lost"]
+    return [
+        f"  calls: beside a large model that is right in {rights}, {kept} of them are saved and nothing is lost",
+        *deferral,
+    ]
 
 
 def curve(document: RoundDocument) -> Svg | None:

@@ -18,6 +18,7 @@ from fieldlm_compiler.learn.quality.held_out import held_out_from
 from fieldlm_compiler.learn.redacted.second_pass import NAMES, NAMES_HELP
 from fieldlm_compiler.learn.tuning.recipe import add_recipe, recipe_of
 from fieldlm_compiler.rounds.advice import ENOUGH
+from fieldlm_compiler.verify.deferral import DEFERRALS
 
 if TYPE_CHECKING:
     from fieldlm_compiler.rounds.state import FinishedRound
@@ -77,6 +78,7 @@ def _wish(args: argparse.Namespace, profile: Profile) -> "RoundWish":
         begin=args.begin,
         adapters=args.adapters,
         classifiers=args.classifiers,
+        deferral=args.deferral,
         eval_share=args.eval_share,
         teacher=args.teacher,
         check_labels=args.check_labels,
@@ -136,14 +138,7 @@ def _parser() -> terminal.Parser:
         "--from", dest="begin", choices=("best", "last", "fresh"), default="best",
         help="tune from the last accepted adapter, afresh, or both and take the better",
     )  # fmt: skip
-    parser.add_argument(
-        "--adapters", choices=("one", "groups", "best"), default="one",
-        help="one adapter for all tasks, one for each group of tasks as well, or those of groups that gain by it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--classifiers", choices=("none", "best"), default="none",
-        help="best: tasks with few answers are answered by a classifier where it is sure and loses nothing",
-    )  # fmt: skip
+    _add_answering(parser)
     parser.add_argument(
         "--enough", type=options.real(0, 1), default=ENOUGH, help="exact match from which the small model takes a task"
     )
@@ -161,6 +156,22 @@ def _parser() -> terminal.Parser:
     parser.add_argument("--keys", metavar="DIR", help="folder of the signing key; default: as configured")
     add_recipe(parser)
     return parser
+
+
+def _add_answering(parser: terminal.Parser) -> None:
+    """Add what of a bundle answers which task, and how sure it is."""
+    parser.add_argument(
+        "--adapters", choices=("one", "groups", "best"), default="one",
+        help="one adapter for all tasks, one for each group of tasks as well, or those of groups that gain by it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classifiers", choices=("none", "best"), default="none",
+        help="best: tasks with few answers are answered by a classifier where it is sure and loses nothing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deferral", choices=DEFERRALS, default="threshold",
+        help="how likely an answer is right: by one signal, by several learned together, or by the better of the two",
+    )  # fmt: skip
 
 
 def _add_labels(parser: terminal.Parser) -> None:

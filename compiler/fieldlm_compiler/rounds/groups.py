@@ -67,7 +67,10 @@ class AdapterChoice:
     def facts(self) -> dict[str, Any]:
         """Return what round.json says of it."""
         names = ("groups", "chosen", "classifiers", "classified")
-        return {name: getattr(self, name) for name in names} | {"sure": sure_of(self.bundle)}
+        return {name: getattr(self, name) for name in names} | {
+            "sure": sure_of(self.bundle),
+            "deferral": deferral_of(self.bundle),
+        }
 
 
 def sure_of(bundle: Bundle) -> list[tuple[float, int, int]]:
@@ -86,6 +89,14 @@ def sure_of(bundle: Bundle) -> list[tuple[float, int, int]]:
             answers[p] += count
             right[p] += correct
     return [(p, answers[p], right[p]) for p in sorted(answers) if answers[p]]
+
+
+def deferral_of(bundle: Bundle) -> list[str]:
+    """Return of each adapter of `bundle` how a learned deferral compared with one signal; nothing where none was."""
+    several = [each.name for each in bundle.manifest.task_adapters]
+    found = {name: calibration_of(bundle, name) for name in several or [""]}
+    said = {name: each.deferral for name, each in found.items() if each and each.deferral}
+    return [f"{name}: {line}" if name else f"{line}" for name, line in said.items()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,6 +163,8 @@ def tuned_bundle(
         inputs["adapters"] = [[each.name, sha256_file(each.folder / WEIGHTS), each.tasks] for each in adapters]
     if classifier:
         inputs["classifier"] = sha256_file(classifier)
+    if wish.deferral != "threshold":
+        inputs["deferral"] = wish.deferral
 
     def make(out: Path) -> Ran:
         return _timed(
@@ -180,6 +182,7 @@ def tuned_bundle(
                     request=_watched(data),
                     router=tells,
                     classifier=classifier,
+                    deferral=wish.deferral,
                 ).generation
             )
         )

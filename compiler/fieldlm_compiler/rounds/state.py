@@ -212,6 +212,8 @@ class RoundDocument(msgspec.Struct, frozen=True, kw_only=True):
     sure: list[tuple[float, int, int]] = []
     """Of the calibrations of the bundle's adapters: p, how many watched answers had it, and how many of those were
     right. What a classifier answers is counted as the model answered it."""
+    deferral: list[str] = []
+    """Where a learned deferral was asked for: how it compared with one signal, of each adapter."""
     edits: list[str] = []
     """What people made of the tasks that were found, in words."""
     base_choice: BaseChoice | UnsetType = UNSET

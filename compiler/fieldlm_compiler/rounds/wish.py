@@ -13,6 +13,7 @@ from fieldlm_compiler.learn.quality.held_out import HeldOutFrom
 from fieldlm_compiler.learn.redacted.second_pass import Names
 from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe
 from fieldlm_compiler.rounds.advice import ENOUGH
+from fieldlm_compiler.verify.deferral import Deferral
 
 Begin = Literal["best", "last", "fresh"]
 Adapters = Literal["one", "groups", "best"]
@@ -21,6 +22,7 @@ UNSAID: dict[str, Any] = {
     "check_labels": False,
     "adapters": "one",
     "classifiers": "none",
+    "deferral": "threshold",
     "held_out_from": None,
     "bases": None,
     "names": "learned",
@@ -52,6 +54,8 @@ class RoundWish:
     """Whether one adapter answers all tasks, or groups of tasks have their own: all, or those that gain by it."""
     classifiers: Classifiers = "none"
     """Whether a classifier answers tasks with few answers, where it loses nothing, in the model's place."""
+    deferral: Deferral = "threshold"
+    """What makes p(right) of an answer: one signal, several that are weighed together, or what is better of the two."""
     eval_share: float = EVAL_SHARE
     teacher: bool = False
     """Whether what the large model answered is a label where nobody corrected it."""
@@ -75,6 +79,7 @@ class RoundWish:
             "adapters": self.adapters,
             "classifiers": self.classifiers,
             "names": self.names,
+            "deferral": self.deferral,
             "held_out_from": asdict(self.held_out_from) if self.held_out_from else None,
         }
         return {

@@ -6,125 +6,33 @@ where reading would have stopped is worked out here. So a bundle has the same by
 """
 
 import contextlib
-import os
-import re
-import signal
 import socket
 import tempfile
-import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
 
 from fieldlm.core import errors
-from fieldlm.core.errors import EngineError, FieldlmError, MissingDependencyError, UnavailableError
-from fieldlm.core.extras import install_advice
-from fieldlm.core.files import cache_root, sha256_file
+from fieldlm.core.errors import EngineError, FieldlmError, UnavailableError
 from fieldlm.core.logs import logger
 from fieldlm.core.terminal import progress
 from fieldlm.formats.bundle import CacheTypes
 from fieldlm_compiler.pipeline.child import Ran
-from fieldlm_compiler.pipeline.llama_toolchain import installed
-from fieldlm_compiler.pipeline.stages import lock
+from fieldlm_compiler.pipeline.ray_cluster import Sent, check_packages, held, keep_interrupt, last_line, send
 from fieldlm_compiler.search.searchable import shareable
 from fieldlm_compiler.verify import divergence as measuring
 
 log = logger(__name__)
 
-PIECE_BYTES = 64 << 20
 MOST_TRIES = 3
 # How long a cluster may be silent before it is asked whether it still has a node that could do the work.
 ASK_S = 10.0
-CONNECT_S = 5.0
 # Beside twice the weights: what a step's interpreter, its logits and its buffers hold.
 SPARE_BYTES = 500 << 20
 LOST = ("NodeDiedError", "ObjectLostError", "OutOfMemoryError", "WorkerCrashedError")
-# Nothing is told to Ray's makers; the second keeps a warning about GPUs off the terminal.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sent:
-    """A file in the object store: its name, its digest and its pieces in turn."""
-
-    name: str
-    sha256: str
-    pieces: tuple[Any, ...]
-
-
-@contextlib.contextmanager
-def connected(address: str | None) -> Generator[None]:
-    """Belong to the cluster at `address` (HOST:PORT, ray://HOST:PORT or auto) until the block ends; None: to none.
-
-    Raises MissingPartError without Ray, LinkError when no cluster answers or it runs another Ray or Python.
-    """
-    if address is None:
-        yield
-        return
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
-        ray: Any = import_module("ray")
-    except ImportError as error:
-        raise MissingDependencyError(f"--ray needs Ray; {install_advice('fieldlm-compiler', 'ray')}") from error
-    _knock(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UnavailableError(f"no Ray cluster can be joined at {address}: {first[:300]}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Raise LinkError when nothing listens at `address`: Ray itself would try for a minute and say it in many lines."""
-    found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)
-    if found is None and address != "auto":
-        raise UnavailableError(f"--ray {address} is no address of a cluster; give HOST:PORT, ray://HOST:PORT or auto")
-    if found:
-        try:
-            socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
-        except (OSError, OverflowError) as error:
-            raise UnavailableError(
-                f"no Ray cluster answers at {address} ({error}); start one with: ray start --head, "
-                "or leave --ray out to use this machine alone"
-            ) from error
-
-
-@contextlib.contextmanager
-def keep_interrupt() -> Generator[Callable[[], None]]:
-    """Raise the KeyboardInterrupt of a Ctrl-C at the end of the block, or when the function given is called.
-
-    It is raised where it falls too, but Ray's code has been seen to swallow it there.
-    """
-    before, pressed = signal.getsignal(signal.SIGINT), threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        if callable(before):
-            before(number, frame)
-
-    def check() -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
-    check()
 
 
 class Flight:
@@ -182,7 +90,7 @@ class Flight:
     def _launch(self) -> None:
         self._check_room()
         with progress("hand full weights and statistics to the cluster"):
-            self._sent = tuple(_send(self._ray, path) for path in self._files)
+            self._sent = tuple(send(self._ray, path) for path in self._files)
         self._refs = [self._submit(types, cache) for types, cache in self._mixtures]
 
     def _submit(self, types: Mapping[str, str], cache: CacheTypes | None) -> Any:
@@ -204,7 +112,7 @@ class Flight:
                 self._check_room()
             except self._ray.exceptions.RayError as error:
                 if not isinstance(error, lost) or tries == MOST_TRIES:
-                    raise EngineError(f"the cluster could not try a mixture: {_last_line(error)}") from error
+                    raise EngineError(f"the cluster could not try a mixture: {last_line(error)}") from error
                 tries += 1
                 log.warning(
                     f"  note: the node with mixture {at + 1} was lost; it is tried elsewhere ({tries} of {MOST_TRIES})"
@@ -228,14 +136,6 @@ class Flight:
                 self._ray.cancel(ref, force=True)
 
 
-def _send(ray: Any, path: Path) -> Sent:
-    import numpy as np
-
-    content = np.memmap(path, np.uint8, "r")
-    pieces = [np.asarray(content[at : at + PIECE_BYTES]) for at in range(0, len(content), PIECE_BYTES)]
-    return Sent(name=path.name, sha256=sha256_file(path), pieces=tuple(ray.put(piece) for piece in pieces))
-
-
 def try_mixture(
     sent: Sequence[Sent],
     types: Mapping[str, str],
@@ -247,10 +147,10 @@ def try_mixture(
     import numpy as np
 
     try:
-        _check_packages(needs)
+        check_packages(needs)
         with tempfile.TemporaryDirectory(prefix="fieldlm-") as name:
             folder = Path(name)
-            full, *_ = [_held(each, folder) for each in sent]
+            full, *_ = [held(each, folder) for each in sent]
             target = folder / f"mixture{full.suffix}"
             wrote = shareable(full).write(full, folder, types, target)
             read = measuring.measure_one(full, target, *texts, cache=cache)
@@ -264,36 +164,3 @@ def try_mixture(
         "write": (wrote.seconds, wrote.peak_mb),
         "read": (read.seconds, read.peak_mb),
     }
-
-
-def _check_packages(needs: Mapping[str, str]) -> None:
-    have = installed(needs)
-    for name, wanted in needs.items():
-        if have.get(name) != wanted:
-            raise EngineError(
-                f"this node has {name} {have.get(name, 'not at all')}, the compiler {wanted}: "
-                f"its bytes would be others; run there: pip install {name}=={wanted}"
-            )
-
-
-def _held(sent: Sent, folder: Path) -> Path:
-    """Return the file `sent` under its name in `folder`; it is fetched unless the node has it from before."""
-    ray: Any = import_module("ray")
-    kept = cache_root() / "nodes" / sent.sha256
-    with lock(kept.with_name(f".{sent.sha256}.lock")):
-        if not kept.exists():
-            part = kept.with_name(f"{sent.sha256}.part")
-            with part.open("wb") as file:
-                for piece in sent.pieces:
-                    file.write(ray.get(piece))
-            if sha256_file(part) != sent.sha256:
-                raise EngineError(f"{sent.name} did not arrive whole; run the same command again")
-            part.replace(kept)
-    path = folder / sent.name
-    path.symlink_to(kept)
-    return path
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:300]

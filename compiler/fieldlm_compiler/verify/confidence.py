@@ -3,7 +3,7 @@
 Fitted last, to the very weights that are shipped: quantising moves every logit. The steps are isotonic regression, each
 block of it by Laplace's rule of succession (one right and one wrong answer are added), so that three right answers are
 no certainty. What is said of them is cross-fitted: for every answer p comes from steps, and a choice of signal, that
-did not see it.
+did not see it. What several signals say together is learned by `deferral`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from fieldlm.formats.confidence import Confidence, Threshold
-from fieldlm_compiler.pipeline.child import Ran, call
+from fieldlm.formats.confidence import Confidence, LearnedDeferral, Threshold
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,14 +40,9 @@ class TaskAnswer(msgspec.Struct, frozen=True, kw_only=True):
     signals: dict[str, float]
 
 
-def calibrate(answers: Sequence[TaskAnswer], *, what: str = "fit confidence") -> Ran:
-    """Return the `Confidence` that `answers` give, as builtins; made in a child process."""
-    return call(fit, what=what)(answers=list(answers))
-
-
 def fit(answers: list[TaskAnswer], *, of_each: int = FEWEST_OF_EACH) -> dict[str, Any]:
     """Fit to `answers`, `of_each` right and wrong ones at least. The same ones give the same."""
-    told = [answer for answer in answers if set(FITTED) <= set(answer.signals)]
+    told = tellable(answers)
     table, right = _table(told)
     found = Confidence(n=len(told), right=int(right.sum()))
     if len(told) >= FEWEST:
@@ -58,17 +52,26 @@ def fit(answers: list[TaskAnswer], *, of_each: int = FEWEST_OF_EACH) -> dict[str
     return cast(dict[str, Any], msgspec.to_builtins(found))
 
 
+def tellable(answers: Sequence[TaskAnswer]) -> list[TaskAnswer]:
+    """Return those `answers` of which enough is known to be fitted to."""
+    return [answer for answer in answers if set(FITTED) <= set(answer.signals)]
+
+
 def describe(found: Confidence) -> list[str]:
     """Say in lines what was found."""
     if not found.steps:
         return [f"confidence: none: {found.reason}"]
+    signal = found.signal
+    if isinstance(found.learned, LearnedDeferral):
+        signal = f"a learned score of {len(found.learned.score.signals)} signals"
     alone = [(accuracy, found.threshold(accuracy)) for accuracy in ACCURACIES]
     helped = [(accuracy, found.threshold(accuracy, teacher=1.0)) for accuracy in ACCURACIES]
     return [
-        f"confidence by {found.signal}: AUROC {found.auroc:.3f} (95 %: {found.auroc_low:.3f} to {found.auroc_high:.3f},"
+        f"confidence by {signal}: AUROC {found.auroc:.3f} (95 %: {found.auroc_low:.3f} to {found.auroc_high:.3f},"
         f" n = {found.n}), ECE {found.ece:.3f} ({found.ece_by_chance:.3f} by chance alone; {found.estimate})",
         *(f"  {100 * wanted:.0f} % right alone: {_taken(at)}" for wanted, at in alone),
         *(f"  {100 * wanted:.0f} % with a perfect teacher for the rest: {_taken(at)}" for wanted, at in helped),
+        *([f"  deferral: {found.deferral}"] if found.deferral else []),
     ]
 
 
@@ -109,10 +112,15 @@ def _ranked(found: Confidence, table: "Mapping[str, Numbers]", right: "Flags") -
 
 
 def _fitted(found: Confidence, table: "Mapping[str, Numbers]", right: "Flags") -> Confidence:
+    found = msgspec.structs.replace(found, steps=steps(table[found.signal], right))
+    estimate = f"{FOLDS}-fold, mean of {REPEATS} splits"
+    return figures(found, table[found.signal], cross_fitted(table, right), right, estimate=estimate)
+
+
+def figures(found: Confidence, values: "Numbers", held: "Numbers", right: "Flags", *, estimate: str) -> Confidence:
+    """Add what is said of p: `values` rank the answers, and `held` is p of each by steps made without it."""
     import numpy as np
 
-    values = table[found.signal]
-    held = cross_fitted(table, right)
     dice = np.random.default_rng(0)
     draws = [dice.integers(0, right.size, right.size) for _ in range(DRAWS)]
     low, high = np.quantile([auroc(values[draw], right[draw]) for draw in draws], [0.025, 0.975])
@@ -120,13 +128,12 @@ def _fitted(found: Confidence, table: "Mapping[str, Numbers]", right: "Flags") -
     rows = np.floor(held * 1000) / 1000
     return msgspec.structs.replace(
         found,
-        steps=steps(values, right),
         auroc=round(auroc(values, right), 4),
         auroc_low=round(float(low), 4),
         auroc_high=round(float(high), 4),
         ece=round(ece(held, right), 4),
         ece_by_chance=round(by_chance, 4),
-        estimate=f"{FOLDS}-fold, mean of {REPEATS} splits",
+        estimate=estimate,
         held=tuple((round(float(p), 3), int((rows == p).sum()), int(right[rows == p].sum())) for p in np.unique(rows)),
     )
 
@@ -137,25 +144,25 @@ def cross_fitted(table: "Mapping[str, Numbers]", right: "Flags") -> "Numbers":
 
     total = np.zeros(right.size)
     for repeat in range(REPEATS):
-        folds = _folds(right, repeat)
+        split = folds(right, repeat)
         for fold in range(FOLDS):
-            out = folds == fold
+            out = split == fold
             name = _best_signal({name: values[~out] for name, values in table.items()}, right[~out])
             x, p = zip(*steps(table[name][~out], right[~out]), strict=True)
             total[out] += np.interp(table[name][out], x, p)
     return total / REPEATS
 
 
-def _folds(right: "Flags", seed: int) -> "NDArray[np.int64]":
-    """Deal right and wrong answers out evenly; returns the fold of each."""
+def folds(right: "Flags", seed: int, count: int = FOLDS) -> "NDArray[np.int64]":
+    """Deal right and wrong answers out evenly; returns the fold of each, one of `count`."""
     import numpy as np
 
     dice = np.random.default_rng(seed)
-    folds = np.zeros(right.size, np.int64)
+    dealt = np.zeros(right.size, np.int64)
     for kind in (True, False):
         places = dice.permutation(np.flatnonzero(right == kind))
-        folds[places] = np.arange(places.size) % FOLDS
-    return folds
+        dealt[places] = np.arange(places.size) % count
+    return dealt
 
 
 def steps(values: "Numbers", right: "Flags") -> tuple[tuple[float, float], ...]:

@@ -16,7 +16,7 @@ from fieldlm.formats.confidence import Confidence
 from fieldlm.formats.probe import Probe, Probes
 from fieldlm.formats.profile import Profile, profile_sha256, without_gpu
 from fieldlm.inference.chat_template import render
-from fieldlm.inference.confidence import SIGNALS
+from fieldlm.inference.confidence import BESIDE, SIGNALS
 from fieldlm_compiler.checkpoints.checkpoint import Checkpoint, position_bounds
 from fieldlm_compiler.checkpoints.peft_adapter import PeftAdapter
 from fieldlm_compiler.export.artefact import Artefact
@@ -26,8 +26,9 @@ from fieldlm_compiler.pipeline.pack import BundlePart, draft
 from fieldlm_compiler.pipeline.stages import Made, Stages
 from fieldlm_compiler.verify import against_source
 from fieldlm_compiler.verify.against_source import PROMPTS, Answers
-from fieldlm_compiler.verify.confidence import TaskAnswer, calibrate, describe
+from fieldlm_compiler.verify.confidence import TaskAnswer, describe
 from fieldlm_compiler.verify.corpus import TaskExample
+from fieldlm_compiler.verify.deferral import Deferral, calibrate
 from fieldlm_compiler.verify.divergence import Divergences, kept
 from fieldlm_compiler.verify.exam import exam_facts
 from fieldlm_compiler.verify.limits import SearchRequest
@@ -302,7 +303,7 @@ def task_answers(
         "served": served_facts(profile),
         "context": manifest.model.context,
         "examples": sha256_bytes(canonical_json(pairs)),
-        "signals": sorted(SIGNALS),
+        "signals": sorted((*SIGNALS, *BESIDE)),
         "engine": installed(ENGINES),
     }
     if fitted:
@@ -319,13 +320,15 @@ def pairs_right(full: Sequence[TaskAnswer], artefact: Sequence[TaskAnswer]) -> l
     return [(one.right, other.right) for one, other in zip(full, artefact, strict=False)]
 
 
-def calibration(answers: Sequence[TaskAnswer], stages: Stages) -> Confidence | None:
+def calibration(answers: Sequence[TaskAnswer], stages: Stages, deferral: Deferral) -> Confidence | None:
     """Return the confidence that goes with the artefact that gave `answers`; None where no task was asked."""
     if not answers:
         return None
     told = msgspec.to_builtins(answers)
     asked = {"answers": sha256_bytes(canonical_json(told)), "tools": installed(("fieldlm", "numpy", "scikit-learn"))}
-    _, made = stages.run("confidence", asked, lambda _: calibrate(answers))
+    if deferral != "threshold":  # what was fitted before there was a choice is that
+        asked |= {"deferral": deferral, "scipy": installed(("scipy",))}
+    _, made = stages.run("confidence", asked, lambda _: calibrate(answers, deferral))
     return msgspec.convert(made.value, Confidence)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from fieldlm.core.errors import GateError
 from fieldlm.formats.bundle import Bundle, Gate
 from fieldlm.formats.profile import Profile
-from fieldlm.inference.confidence import SIGNALS
+from fieldlm.inference.confidence import signals
 from fieldlm_compiler.pipeline.child import Ran, call
 from fieldlm_compiler.verify.confidence import TaskAnswer, signals_of
 from fieldlm_compiler.verify.corpus import TaskExample
@@ -63,8 +63,7 @@ def answer_all(
             given.append(TaskAnswer(right=False, signals={}))
             continue
         right = is_same(heard.text, asked.answer, asked.opening)
-        told = {name: signal(heard.timings) for name, signal in SIGNALS.items()}
-        given.append(TaskAnswer(right=right, signals=signals_of(told)))
+        given.append(TaskAnswer(right=right, signals=signals_of(signals(heard.timings))))
     engine.close()
     return msgspec.to_builtins(given)
 

@@ -3,11 +3,16 @@
 A signal, such as an answer's least log probability, becomes p(right) along rising steps (isotonic regression). They
 hold for these weights, this adapter and prompts like those of the task; another bundle has its own. What is said about
 them (`ece`, `held`, `auroc`) was found on answers that the steps in question were not fitted to.
+
+With a learned deferral several signals together make a `SignalScore`, which becomes p by steps of its own. A reader
+that does not know it refuses the file by that name: every figure in it is of the score.
 """
 
 import math
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import msgspec
 
@@ -16,7 +21,80 @@ from fieldlm.formats.growth import Growing, check_understood, is_readable
 
 FORMAT = "fieldlm.confidence/1"
 NAME = "confidence.json"
+LEARNED = "learned"
+"""The field of a learned deferral, which stands in `must_understand` where there is one."""
 Z95 = 1.959964
+Steps = tuple[tuple[float, float], ...]
+Form = Literal["plain", "count", "surprise"]
+"""A number as it is; log(1 + n) of a count; how many powers of e a log probability is from 0 (see `formed`)."""
+LEAST_SURPRISE = 1e-4
+DIGITS = 6
+"""Decimal places of a score: what lies behind them is how a machine rounds."""
+
+
+class ScoredSignal(msgspec.Struct, frozen=True, kw_only=True):
+    """The signal `name`: in its form it counts (x - `mean`) / `scale` · `weight`, x held to `low` and `high`.
+
+    With `is_bound` an answer whose signal lies outside of these has no score: it is of another kind than those fitted.
+    """
+
+    name: str
+    form: Form
+    mean: float
+    scale: float
+    weight: float
+    low: float
+    high: float
+    is_bound: bool = False
+
+
+class SignalScore(msgspec.Struct, frozen=True, kw_only=True):
+    """The sum of its signals and of `bias`: the log odds that an answer is right, before steps make p of it.
+
+    The workshop makes its steps of what `of` returns, so that a device finds the same p.
+    """
+
+    signals: tuple[ScoredSignal, ...]
+    bias: float
+
+    def of(self, told: Mapping[str, float | None]) -> float | None:
+        """Return the score of an answer of which these are the signals by name; None where it is not for such one.
+
+        That is where a signal is not told, or is bound and lies elsewhere than those it was fitted to.
+        """
+        total = self.bias
+        for each in self.signals:
+            value = told.get(each.name)
+            if value is None or math.isnan(value):
+                return None
+            found = formed(each.form, value)
+            held = min(max(found, each.low), each.high)
+            if each.is_bound and held != found:
+                return None
+            total += (held - each.mean) / each.scale * each.weight
+        return round(total, DIGITS)
+
+    def is_sound(self) -> bool:
+        """Whether every number in it is one, and none is divided by nothing."""
+        numbers = ((each.mean, each.scale, each.weight, each.low, each.high) for each in self.signals)
+        return all(each.scale > 0 and each.low <= each.high for each in self.signals) and all(
+            math.isfinite(number) for number in (self.bias, *(number for row in numbers for number in row))
+        )
+
+
+def formed(form: Form, value: float) -> float:
+    """Return a signal in its form; each rises with the signal."""
+    if form == "surprise":
+        return -math.log(LEAST_SURPRISE - min(value, 0.0))
+    return math.log1p(max(value, 0.0)) if form == "count" else value
+
+
+class LearnedDeferral(msgspec.Struct, frozen=True, kw_only=True):
+    """A `score` of several signals, the `steps` from it to p(right), and its `quantiles`, as those of `Confidence`."""
+
+    score: SignalScore
+    steps: Steps
+    quantiles: tuple[float, ...]
 
 
 class Threshold(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +132,14 @@ class Confidence(Growing, frozen=True, kw_only=True):
     rounded down to a thousandth, that steps fitted to others gave it. `ece` is the mean distance of p and share right
     over ten parts of equal size (expected calibration error); `ece_by_chance` is what it would come to if every p were
     exactly right. `estimate` says how the held-out p was made. Without steps, `reason` says why there are none.
+
+    Where there is `learned`, all of these figures are its own, and `signal` with `steps` and `quantiles` stands in for
+    an answer that its score is not for. `deferral` says in a line how the two compared, where both were fitted.
     """
 
     format: str = FORMAT
     signal: str = ""
-    steps: tuple[tuple[float, float], ...] = ()
+    steps: Steps = ()
     n: int = 0
     right: int = 0
     auroc: float | None = None
@@ -70,25 +151,35 @@ class Confidence(Growing, frozen=True, kw_only=True):
     quantiles: tuple[float, ...] = ()
     held: tuple[tuple[float, int, int], ...] = ()
     reason: str = ""
+    learned: LearnedDeferral | msgspec.UnsetType = msgspec.UNSET
+    deferral: str | msgspec.UnsetType = msgspec.UNSET
 
     def p(self, value: float) -> float | None:
-        """Return the probability that an answer whose signal is `value` is right; None without steps."""
-        if not self.steps or math.isnan(value):
-            return None
-        place = bisect_left(self.steps, value, key=lambda step: step[0])
-        if place == 0 or place == len(self.steps):
-            return self.steps[min(place, len(self.steps) - 1)][1]
-        (left, low), (right, high) = self.steps[place - 1], self.steps[place]
-        return low + (high - low) * (value - left) / (right - left)
+        """Return the probability that an answer whose `signal` is `value` is right; None without steps."""
+        return _along(self.steps, value)
+
+    def chance(self, told: Mapping[str, float | None]) -> float | None:
+        """Return the probability that an answer is right of which its signals, by name, are `told`.
+
+        By the learned score where that is for such an answer, else by `signal` alone; None where that is not told.
+        """
+        if scored := self._scored(told):
+            learned, score = scored
+            return _along(learned.steps, score)
+        value = told.get(self.signal)
+        return None if value is None else self.p(value)
+
+    def is_below(self, told: Mapping[str, float | None], share: float) -> bool | None:
+        """Say whether an answer is among the least sure `share` of the task's; None where that is not known."""
+        value, quantiles = told.get(self.signal), self.quantiles
+        if scored := self._scored(told):
+            value, quantiles = scored[1], scored[0].quantiles
+        bound = _at_share(quantiles, share)
+        return None if value is None or bound is None else value < bound
 
     def quantile(self, share: float) -> float | None:
         """Return the signal that `share` of the task's answers are below; None where nothing is known of it."""
-        if not self.quantiles:
-            return None
-        place = min(max(share, 0.0), 1.0) * (len(self.quantiles) - 1)
-        below = min(int(place), len(self.quantiles) - 2)
-        left, right = self.quantiles[below], self.quantiles[below + 1]
-        return left + (right - left) * (place - below)
+        return _at_share(self.quantiles, share)
 
     def threshold(self, accuracy: float, *, teacher: float | None = None) -> Threshold:
         """Return the threshold that takes the most answers while `accuracy` of those taken were right when held out.
@@ -119,6 +210,12 @@ class Confidence(Growing, frozen=True, kw_only=True):
             points.append(CurvePoint(p=p, share=taken / self.n, right=together))
         return points
 
+    def _scored(self, told: Mapping[str, float | None]) -> tuple[LearnedDeferral, float] | None:
+        """Return what was learned, and the score by it of an answer of these signals; None where there is none."""
+        if not isinstance(self.learned, LearnedDeferral) or (score := self.learned.score.of(told)) is None:
+            return None
+        return self.learned, score
+
     def _at(self, p: float, taken: int, right: int) -> Threshold:
         return Threshold(
             p=p,
@@ -138,13 +235,38 @@ def read_confidence(data: bytes, *, what: str) -> Confidence:
     if not is_readable(found.format, FORMAT):
         raise BundleError(f"{what} has format {found.format!r}, this version reads {FORMAT!r}; update fieldlm")
     check_understood(found, what=what, error=BundleError)
-    if any(one[0] >= other[0] or one[1] > other[1] for one, other in pairwise(found.steps)):
-        raise BundleError(f"{what} has steps that do not rise; compile the bundle again")
-    if not all(0 <= p <= 1 for p in (*(p for _, p in found.steps), *(row[0] for row in found.held))):
-        raise BundleError(f"{what} has a probability outside 0 to 1; compile the bundle again")
-    if len(found.quantiles) == 1 or any(one > other for one, other in pairwise(found.quantiles)):
-        raise BundleError(f"{what} has quantiles that do not rise; compile the bundle again")
+    learned = found.learned if isinstance(found.learned, LearnedDeferral) else None
+    for part in (found, learned) if learned else (found,):
+        if any(one[0] >= other[0] or one[1] > other[1] for one, other in pairwise(part.steps)):
+            raise BundleError(f"{what} has steps that do not rise; compile the bundle again")
+        if not all(0 <= p <= 1 for p in (*(p for _, p in part.steps), *(row[0] for row in found.held))):
+            raise BundleError(f"{what} has a probability outside 0 to 1; compile the bundle again")
+        if len(part.quantiles) == 1 or any(one > other for one, other in pairwise(part.quantiles)):
+            raise BundleError(f"{what} has quantiles that do not rise; compile the bundle again")
+    if learned and not (learned.steps and learned.quantiles and learned.score.is_sound()):
+        raise BundleError(f"{what} has a learned score that cannot be computed; compile the bundle again")
     return found
+
+
+def _along(steps: Steps, value: float) -> float | None:
+    """Return p of `value` along `steps`; None without any, or for no number."""
+    if not steps or math.isnan(value):
+        return None
+    place = bisect_left(steps, value, key=lambda step: step[0])
+    if place == 0 or place == len(steps):
+        return steps[min(place, len(steps) - 1)][1]
+    (left, low), (right, high) = steps[place - 1], steps[place]
+    return low + (high - low) * (value - left) / (right - left)
+
+
+def _at_share(quantiles: Sequence[float], share: float) -> float | None:
+    """Return what `share` of all are below, by `quantiles` at equal shares; None without any."""
+    if not quantiles:
+        return None
+    place = min(max(share, 0.0), 1.0) * (len(quantiles) - 1)
+    below = min(int(place), len(quantiles) - 2)
+    left, right = quantiles[below], quantiles[below + 1]
+    return left + (right - left) * (place - below)
 
 
 def _check_shares(**shares: float | None) -> None:

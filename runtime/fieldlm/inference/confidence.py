@@ -34,6 +34,20 @@ SIGNALS: Mapping[str, Callable[[Timings], float | None]] = {
 }
 """What a calibration may be made on, by name; where two do equally well the first one is taken."""
 
+BESIDE: Mapping[str, Callable[[Timings], float | None]] = {
+    "mean_margin": lambda timings: timings.margin,
+    "answer_tokens": lambda timings: timings.completion_tokens,
+    "prompt_tokens": lambda timings: timings.prompt_tokens,
+    "forced_share": lambda timings: timings.forced_tokens / max(timings.completion_tokens, 1),
+}
+"""What a learned deferral may go by beside `SIGNALS`; of an answer with a free token."""
+
+
+def signals(timings: Timings) -> dict[str, float | None]:
+    """Return all that is known of how sure an answer is, by the names of `SIGNALS` and `BESIDE`."""
+    told = {name: signal(timings) for name, signal in SIGNALS.items()}
+    return told | {name: beside(timings) if timings.free_tokens else None for name, beside in BESIDE.items()}
+
 
 def confidence(serving: Serving, timings: Timings) -> float | None:
     """Return the probability that the answer of `serving` with these `timings` is right.
@@ -48,8 +62,7 @@ def confidence_by(bundle: Bundle, timings: Timings, adapter: str = "") -> float 
     if timings.classified is not None:  # a classifier has its own calibration
         return timings.classified
     calibration = calibration_of(bundle, adapter)
-    value = _value(calibration, timings)
-    return None if calibration is None or value is None else calibration.p(value)
+    return None if calibration is None else calibration.chance(signals(timings))
 
 
 def is_unsure(serving: Serving, timings: Timings) -> bool | None:
@@ -57,10 +70,7 @@ def is_unsure(serving: Serving, timings: Timings) -> bool | None:
     if timings.classified is not None:  # it says nothing where it is unsure
         return False
     calibration = calibration_of(serving.bundle, serving.task_adapter)
-    value = _value(calibration, timings)
-    if calibration is None or value is None or (low := calibration.quantile(UNSURE)) is None:
-        return None
-    return value < low
+    return None if calibration is None else calibration.is_below(signals(timings), UNSURE)
 
 
 def calibration_of(bundle: Bundle, adapter: str = "") -> Confidence | None:
@@ -84,8 +94,3 @@ def _read(path: Path, bundle: str) -> Confidence | None:
     except (OSError, BundleError) as error:
         log.warning(f"answers of {bundle[:12]} have no confidence: {error}")
         return None
-
-
-def _value(calibration: Confidence | None, timings: Timings) -> float | None:
-    signal = SIGNALS.get(calibration.signal) if calibration else None
-    return signal(timings) if signal else None

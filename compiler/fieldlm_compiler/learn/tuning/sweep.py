@@ -28,6 +28,7 @@ MOST = 64
 HEAD = ("recipe", "right to the token", "loss", "seconds", "")
 Swept = tuple[str, tuple[Any, ...]]
 Make = Callable[[TrainingRecipe, Path], dict[str, Any]]
+Wanted = Sequence[tuple[TrainingRecipe, Path]]
 
 
 def swept(text: str) -> Swept:
@@ -91,14 +92,18 @@ def is_best_of(tried: Sequence[TrainingRecipe], out: Path) -> bool:
         return False
 
 
-def sweep(tried: Sequence[TrainingRecipe], out: Path, make: Make) -> dict[str, Any]:
+def sweep(
+    tried: Sequence[TrainingRecipe], out: Path, make: Make, *, ahead: Callable[[Wanted], None] | None = None
+) -> dict[str, Any]:
     """Have `make` tune an adapter of each recipe into a folder, and write the best one to `out`.
 
-    Returns what its tune.json holds then, with all of them under `sweep`. Raises InputError where nothing is held out,
-    so that none is the best.
+    `ahead` is given all recipes and their folders before, and may fill these. Returns what the tune.json in `out` holds
+    then, with all of them under `sweep`. Raises InputError where nothing is held out, so that none is the best.
     """
     place = out.with_name(f".{out.name}.sweep")
     place.mkdir(parents=True, exist_ok=True)
+    if ahead:
+        ahead([(recipe, place / f"{number:02d}") for number, recipe in enumerate(tried)])
     made: list[dict[str, Any]] = []
     for number, recipe in enumerate(tried):
         log.info(f"▸ {number + 1} of {len(tried)}: {_differing(recipe, tried)}")
