@@ -27,9 +27,10 @@ from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoi
 from fieldlm_compiler.demo.customers import messages  # noqa: E402
 from fieldlm_compiler.demo.kiosk import training_customers  # noqa: E402
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples  # noqa: E402
-from fieldlm_compiler.learn.tune import TrainingRecipe, with_adapter  # noqa: E402
+from fieldlm_compiler.learn.tuning.adapted_model import with_adapter  # noqa: E402
 from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss, choose_loss  # noqa: E402
 from fieldlm_compiler.learn.tuning.lora_product import join_products  # noqa: E402
+from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe  # noqa: E402
 
 EXAMPLES, BATCH = 48, 8
 IGNORED = -100

@@ -3,7 +3,7 @@
 Packing lays examples side by side and brings its own attention. A model whose layers mix neighbours in another way (a
 convolution, a recurrent state, attention sinks, chunks) would compute something else than the device does with what was
 trained. So nothing is assumed of a family: before the first step the log-probabilities of real examples are held
-against transformers' own forward.
+against transformers' own forward, of the same weights: of a base in 4 bits, those.
 """
 
 from collections import Counter
@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from fieldlm.core.logs import logger
 from fieldlm_compiler.learn.tokenized import TokenizedExample
+from fieldlm_compiler.learn.tuning.four_bits import multiplied_in
 from fieldlm_compiler.learn.tuning.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tuning.preference_loss import log_odds_ratio, preference_loss, rejected_of
 
@@ -209,15 +210,20 @@ def _log_shares(loss: AnswerLoss, examples: Sequence[TokenizedExample]) -> torch
 
 @contextmanager
 def _in_float32(model: Any) -> Generator[None]:
-    """Hold the parameters of `model` in float32 for a while; from bfloat16 and back that loses nothing."""
-    held = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
+    """Hold the parameters of `model` in float32 for a while; from bfloat16 and back that loses nothing.
+
+    Weights in 4 bits stay what they are, and their products are made in float32.
+    """
+    floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    held = [parameter.dtype for parameter in floating]
+    for parameter in floating:
         parameter.data = parameter.data.float()
     try:
-        yield
+        with multiplied_in(model, torch.float32):
+            yield
     finally:
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(held[name])
+        for parameter, dtype in zip(floating, held, strict=True):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _answer_sizes(examples: Sequence[TokenizedExample]) -> list[int]:
