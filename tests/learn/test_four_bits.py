@@ -4,12 +4,12 @@ import json
 import signal
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from transformers import AutoModelForCausalLM
 
 from fieldlm.cli.main import main as fieldlm
@@ -81,7 +81,9 @@ def test_the_weights_of_the_base_take_four_bits_in_memory(folder: Path) -> None:
         assert weight.quant_state.nested, "the scales are quantised once more"
         assert weight.quant_state.absmax.dtype == torch.uint8
     saved = base_bytes(whole) - base_bytes(small)
-    assert saved == sum(4 * each - in_memory(each) for each in (layer.in_features * layer.out_features for layer in layers))
+    assert saved == sum(
+        4 * each - in_memory(each) for each in (layer.in_features * layer.out_features for layer in layers)
+    )
     assert {each.dtype for each in learning(small).values()} == {torch.float32}
 
 
@@ -117,12 +119,13 @@ def test_gradients_go_through_the_four_bits_after_it_was_measured(
     torch.manual_seed(0)
     small: Any = with_adapter(folder / "checkpoint", RECIPE)
     plain: Any = with_adapter(folder / "checkpoint", replace(RECIPE, base_weights="whole"))
+    library: Any = import_module("bitsandbytes")
     held = {name: each for name, each in small.named_modules() if each in set(four_bit_layers(small))}
     with torch.no_grad():
         for name, module in plain.named_modules():
             if name in held:
                 weight = held[name].weight
-                module.weight.copy_(dequantize_4bit(weight.data, weight.quant_state))
+                module.weight.copy_(library.functional.dequantize_4bit(weight.data, weight.quant_state))
         for name, each in learning(small).items():
             each.normal_(std=0.1)
             learning(plain)[name].copy_(each)

@@ -28,8 +28,10 @@ from fieldlm_compiler.learn.tuning.adapted_model import adapted_model, check_sta
 from fieldlm_compiler.learn.tuning.adapter_card import write_card
 from fieldlm_compiler.learn.tuning.device_choice import name_of
 from fieldlm_compiler.learn.tuning.four_bits import base_bytes, check_four_bits
+from fieldlm_compiler.learn.tuning.launch import launch, taking_part
 from fieldlm_compiler.learn.tuning.recipe import NF4, USUAL, TrainingRecipe, add_recipe, recipe_of
 from fieldlm_compiler.learn.tuning.sweep import check_held_out, is_best_of, recipes, refuse_both, sweep, swept, table
+from fieldlm_compiler.learn.tuning.team import ALONE, Team, is_member, joined
 from fieldlm_compiler.learn.tuning.training import train_on
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, TuningRun, kept_memory, prepare
 
@@ -48,26 +50,20 @@ def tune(
     start: Path | None = None,
     blocks: Path | None = None,
     keep_every_s: float = EVERY_S,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `dataset`/train.jsonl and write a PEFT adapter folder to `out`.
 
     It begins with a fresh LoRA, or where the adapter in the folder `start` ended. With a GGUF file `blocks`, it learns
     to be merged and written in that file's types, and computes in float32. A run that was interrupted goes on where it
-    was at most `keep_every_s` before, when it is asked for the same again.
+    was at most `keep_every_s` before, when it is asked for the same again. Of a `team` every process calls this alike,
+    and the main one writes.
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
     Raises InputError when a file is missing, no example is left, `start` is of another shape or DoRA or a
     base in 4 bits is to learn `blocks`, and MissingDependencyError when PyTorch does not see the device that is asked
     for or 4 bits are and bitsandbytes is not there.
     """
-    if blocks and recipe.kind == "dora":
-        raise InputError("--quant-aware cannot train DoRA's magnitudes; leave it out, or --lora dora")
-    if blocks and recipe.base_weights == NF4:
-        raise InputError(
-            "--quant-aware rounds the full weights at every step, and --qlora has none; leave one of them out"
-        )
-    check_four_bits(recipe)
-    if start:
-        check_start(start, recipe)
+    _refuse(recipe, start, blocks, team.count)
     train, held_out = _splits(dataset, checkpoint, recipe)
     # PyTorch takes seconds to import: what can be refused without it has been.
     with terminal.progress("import PyTorch"):
@@ -80,11 +76,11 @@ def tune(
     with kept_memory():
         from fieldlm_compiler.learn.tuning.answer_loss import choose_loss
 
-        model, types = adapted_model(checkpoint, recipe, start, blocks)
+        model, types = adapted_model(checkpoint, recipe, start, blocks, team)
         with terminal.progress("hold a batch against the model's own computation"):
-            loss = choose_loss(model, train.examples, recipe.batch)
+            loss = choose_loss(model, train.examples, recipe.batch, team)
         before = loss.measure(held_out.examples, recipe.batch)
-        run = TuningRun(out.with_name(f".{out.name}.tuning"), sources, keep_every_s)
+        run = TuningRun(out.with_name(f".{out.name}.tuning"), sources, keep_every_s, team)
         train_on(loss, train.examples, held_out.examples, recipe, run)
         after = loss.measure(held_out.examples, recipe.batch)
     document = {
@@ -95,15 +91,39 @@ def tune(
         "start_sha256": sources.get("start_sha256", ""),
         "blocks": types,
         "packed": loss.is_packed,
+        "processes": team.count,
         **_of_data(train, held_out, recipe, before, after),
         **_of_run(run, model),
     }
+    if team.is_main:
+        _write(out, model, document)
+        run.forget()
+    return document
+
+
+def _write(out: Path, model: Any, document: dict[str, Any]) -> None:
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         write_card(folder, document)
         write_whole(folder / "tune.json", canonical_json(document))
-    run.forget()
-    return document
+
+
+def _refuse(recipe: TrainingRecipe, start: Path | None, blocks: Path | None, processes: int) -> None:
+    """Raise for what cannot be tuned, before anything that takes time."""
+    if blocks and recipe.kind == "dora":
+        raise InputError("--quant-aware cannot train DoRA's magnitudes; leave it out, or --lora dora")
+    if blocks and recipe.base_weights == NF4:
+        raise InputError(
+            "--quant-aware rounds the full weights at every step, and --qlora has none; leave one of them out"
+        )
+    if recipe.batch < processes:
+        raise InputError(
+            f"--batch {recipe.batch} is what all processes take in a step, and {processes} of them want one each; "
+            f"take --batch {processes} or more, or fewer processes"
+        )
+    check_four_bits(recipe)
+    if start:
+        check_start(start, recipe)
 
 
 def finished(
@@ -262,6 +282,13 @@ def _parser() -> terminal.Parser:
         metavar="NAME=VALUES",
         help="tune with each of these values, such as rank=8,32, and keep what does best on eval.jsonl; repeat",
     )
+    parser.add_argument(
+        "--processes",
+        type=options.whole(1, 64),
+        default=1,
+        metavar="N",
+        help="share each batch among so many, a GPU for each (accelerate launch and torchrun do the same)",
+    )
     add_recipe(parser)
     return parser
 
@@ -270,6 +297,8 @@ def main(argv: Sequence[str]) -> int:
     """`fieldlm tune CHECKPOINT --dataset DIR --out DIR`."""
     args = _parser().parse_args(argv)
     refuse_both(args, args.sweep)
+    if args.sweep and (args.processes > 1 or is_member()):
+        raise InputError("--sweep is for one process; tune with each value by itself, or leave --processes out")
     tried = recipes(recipe_of(args), args.sweep)
     if known := _known(args, tried):
         said = (
@@ -278,7 +307,18 @@ def main(argv: Sequence[str]) -> int:
         )
         terminal.show(known, said, as_json=args.json)
         return 0
-    document = _tuned(args, tried)
+    for recipe in tried:
+        _refuse(recipe, args.start, args.blocks, args.processes)
+    if args.processes > 1 and not is_member():
+        return launch(argv, args.processes)
+    with taking_part(), joined(args.device, prepare) as team:
+        document = _tuned(args, tried, team)
+    if team.is_main:
+        _show(args, document)
+    return 0
+
+
+def _show(args: Namespace, document: dict[str, Any]) -> None:
     text = (
         f"{args.out}: {document['examples']} examples, {document['steps']} steps in {document['seconds']} s "
         f"({document['device']}, {document['precision']}{_held(document)}), "
@@ -289,7 +329,6 @@ def main(argv: Sequence[str]) -> int:
     if args.sweep:
         text = f"{table(document)}\n{text}"
     terminal.show(document, text, as_json=args.json)
-    return 0
 
 
 def _known(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any] | None:
@@ -301,14 +340,14 @@ def _known(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any] |
     return next(filter(None, each), None)
 
 
-def _tuned(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any]:
+def _tuned(args: Namespace, tried: Sequence[TrainingRecipe], team: Team) -> dict[str, Any]:
     if args.sweep:
         check_held_out(args.dataset / "eval.jsonl", args.checkpoint, args.max_tokens)
 
     def make(recipe: TrainingRecipe, out: Path) -> dict[str, Any]:
         inputs: dict[str, Any] = {"start": args.start, "blocks": args.blocks}
         known = finished(args.checkpoint, args.dataset, out, recipe, **inputs)
-        return known or tune(args.checkpoint, args.dataset, out, recipe, **inputs)
+        return known or tune(args.checkpoint, args.dataset, out, recipe, **inputs, team=team)
 
     return sweep(tried, args.out, make) if args.sweep else make(tried[0], args.out)
 

@@ -12,10 +12,11 @@ from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.learn.tuning.device_choice import choose_device, faster_on
 from fieldlm_compiler.learn.tuning.four_bits import keep_trainable, load_options
 from fieldlm_compiler.learn.tuning.recipe import ALL_LINEAR, NF4, TrainingRecipe
+from fieldlm_compiler.learn.tuning.team import ALONE, Team
 
 
 def adapted_model(
-    checkpoint: Path, recipe: TrainingRecipe, start: Path | None, blocks: Path | None
+    checkpoint: Path, recipe: TrainingRecipe, start: Path | None, blocks: Path | None, team: Team = ALONE
 ) -> tuple[Any, dict[str, int]]:
     """Return the model, and how many of its matrices are held in which type of `blocks`."""
     from fieldlm_compiler.learn.tuning.lora_product import join_products
@@ -23,13 +24,19 @@ def adapted_model(
 
     with terminal.progress("load the model"):
         # What is rounded to blocks must be what the compiler will round, to the last bit.
-        model = with_adapter(checkpoint, replace(recipe, precision="float32") if blocks else recipe)
+        precision = "float32" if blocks else team.same(lambda: precision_of(recipe))
+        model = with_adapter(checkpoint, replace(recipe, precision=precision))
         if start:
             begin_at(model, start)
         if blocks:
             return model, hold_as_blocks(model, BlockTypes(blocks))
         join_products(model)
     return model, {}
+
+
+def precision_of(recipe: TrainingRecipe) -> str:
+    """Return the type in which the base is multiplied here: what `recipe` says, or whichever is faster."""
+    return faster_on(choose_device(recipe.device)) if recipe.precision == "auto" else recipe.precision
 
 
 def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
@@ -47,7 +54,7 @@ def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
 
     disable_progress_bar()
     device = choose_device(recipe.device)
-    dtype = getattr(torch, faster_on(device) if recipe.precision == "auto" else recipe.precision)
+    dtype = getattr(torch, precision_of(recipe))
     targets = ALL_LINEAR if ALL_LINEAR in recipe.targets else list(recipe.targets)
     config = LoraConfig(
         r=recipe.rank,

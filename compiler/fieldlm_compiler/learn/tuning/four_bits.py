@@ -8,6 +8,7 @@ one: it goes onto the full weights, or onto whatever else they are compiled to.
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,8 +28,11 @@ def load_options(device: str, dtype: Any) -> dict[str, Any]:
 
     Products are made in `dtype`, a floating type of PyTorch's, on `device`.
     """
+    import torch
     from transformers import BitsAndBytesConfig
 
+    # The one of this process, where each has its own.
+    where = torch.cuda.current_device() if device == "cuda" else device
     # It warns of a kernel that it would fetch from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     config = BitsAndBytesConfig(
@@ -37,7 +41,7 @@ def load_options(device: str, dtype: Any) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": config, "device_map": {"": where}}
 
 
 def keep_trainable(model: Any) -> None:
@@ -54,9 +58,9 @@ def four_bit_layers(model: Any) -> list[Any]:
     """Return the linear layers of `model` whose weights are in 4 bits."""
     if not any(getattr(module, "is_loaded_in_4bit", False) for module in model.modules()):
         return []
-    from bitsandbytes.nn import Linear4bit
+    linear: Any = import_module("bitsandbytes.nn").Linear4bit
 
-    return [module for module in model.modules() if isinstance(module, Linear4bit)]
+    return [module for module in model.modules() if isinstance(module, linear)]
 
 
 @contextmanager
