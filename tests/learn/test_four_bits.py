@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -107,8 +108,14 @@ def test_the_check_before_the_first_step_is_made_in_float32(
     folder: Path, examples: tuple[TokenizedExample, ...]
 ) -> None:
     model: Any = with_adapter(folder / "checkpoint", replace(RECIPE, precision="bfloat16"))
+    seen = set[Any]()
+    layers = four_bit_layers(model)
+    hooks = [each.register_forward_pre_hook(lambda layer, _: seen.add(layer.compute_dtype)) for each in layers]
     assert choose_loss(model, examples, 4).is_packed
-    assert {layer.compute_dtype for layer in four_bit_layers(model)} == {torch.bfloat16}
+    for hook in hooks:
+        hook.remove()
+    assert seen == {torch.float32}
+    assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
@@ -224,3 +231,12 @@ def test_the_command_says_what_the_base_takes(folder: Path, tmp_path: Path, caps
     assert main([*asked, "--qlora", "--rank", "2", "--epochs", "1"]) == 0
     document = json.loads((tmp_path / "a" / "tune.json").read_bytes())
     assert f"the base in 4 bits and {document['base_mb']:g} MB" in capsys.readouterr().out
+
+
+def test_a_library_that_is_installed_says_nothing_where_it_is_not_asked_for(folder: Path, tmp_path: Path) -> None:
+    """PEFT imports it with every adapter, and on some processors it warns of what it would fetch."""
+    argv = [str(folder / "checkpoint"), "--dataset", str(folder / "data"), "--out", str(tmp_path / "a")]
+    command = [sys.executable, "-m", "fieldlm", "tune", *argv, "--rank", "2", "--epochs", "1", "--device", "cpu"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "kernels" not in ran.stderr
+    assert all(line.startswith("  ") for line in ran.stderr.splitlines()), ran.stderr

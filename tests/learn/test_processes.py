@@ -20,7 +20,7 @@ from fieldlm_compiler.learn.tune import main, tune
 from fieldlm_compiler.learn.tuning.adapted_model import with_adapter
 from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss
 from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe, alpha_of
-from fieldlm_compiler.learn.tuning.team import Team, is_member
+from fieldlm_compiler.learn.tuning.team import Team, is_member, is_quiet
 from fieldlm_compiler.learn.tuning.tuning_state import TuningRun
 from tests.support import tiny_models
 from tests.support.waiting import wait_until
@@ -219,8 +219,10 @@ def test_a_batch_too_small_and_a_sweep_are_refused_before_any_work(folder: Path,
 
 def test_a_launcher_is_known_by_what_it_sets() -> None:
     assert is_member({"RANK": "0", "WORLD_SIZE": "2"})
+    assert [is_quiet({"RANK": rank, "WORLD_SIZE": "2"}) for rank in "01"] == [False, True]
     for alone in ({}, {"RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": ""}):
         assert not is_member(alone)
+        assert not is_quiet(alone)
 
 
 def test_the_main_process_alone_keeps_where_the_run_is(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from fieldlm_compiler.learn.tuning.four_bits import base_bytes, check_four_bits
 from fieldlm_compiler.learn.tuning.launch import launch, taking_part
 from fieldlm_compiler.learn.tuning.recipe import NF4, USUAL, TrainingRecipe, add_recipe, recipe_of
 from fieldlm_compiler.learn.tuning.sweep import check_held_out, is_best_of, recipes, refuse_both, sweep, swept, table
-from fieldlm_compiler.learn.tuning.team import ALONE, Team, is_member, joined
+from fieldlm_compiler.learn.tuning.team import ALONE, Team, is_member, is_quiet, joined
 from fieldlm_compiler.learn.tuning.training import train_on
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, TuningRun, kept_memory, prepare
 
@@ -305,7 +305,8 @@ def main(argv: Sequence[str]) -> int:
             f"{args.out} holds this adapter already, tuned on the same data by the same recipe ({known['examples']} "
             f"examples, {known['steps']} steps); name another --out to tune it anew"
         )
-        terminal.show(known, said, as_json=args.json)
+        if not is_quiet():
+            terminal.show(known, said, as_json=args.json)
         return 0
     for recipe in tried:
         _refuse(recipe, args.start, args.blocks, args.processes)

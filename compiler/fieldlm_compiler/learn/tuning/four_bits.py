@@ -5,7 +5,6 @@ bitsandbytes. Embeddings and the head stay whole, and what learns is in float32 
 one: it goes onto the full weights, or onto whatever else they are compiled to.
 """
 
-import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
@@ -33,8 +32,6 @@ def load_options(device: str, dtype: Any) -> dict[str, Any]:
 
     # The one of this process, where each has its own.
     where = torch.cuda.current_device() if device == "cuda" else device
-    # It warns of a kernel that it would fetch from a hub.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=NF4,

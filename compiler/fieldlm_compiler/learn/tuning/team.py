@@ -112,6 +112,11 @@ class Team:
 ALONE = Team()
 
 
+def is_quiet(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process leaves what is to be said to the main one."""
+    return is_member(environment) and environment["RANK"] != "0"
+
+
 def is_member(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher (`launch`, accelerate, torchrun) started this process as one of several."""
     return "RANK" in environment and environment.get("WORLD_SIZE", "1") not in ("", "1")
