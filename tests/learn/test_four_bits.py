@@ -110,7 +110,11 @@ def test_the_check_before_the_first_step_is_made_in_float32(
     model: Any = with_adapter(folder / "checkpoint", replace(RECIPE, precision="bfloat16"))
     seen = set[Any]()
     layers = four_bit_layers(model)
-    hooks = [each.register_forward_pre_hook(lambda layer, _: seen.add(layer.compute_dtype)) for each in layers]
+
+    def look(layer: Any, _: Any) -> None:
+        seen.add(layer.compute_dtype)
+
+    hooks = [each.register_forward_pre_hook(look) for each in layers]
     assert choose_loss(model, examples, 4).is_packed
     for hook in hooks:
         hook.remove()
