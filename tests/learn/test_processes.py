@@ -185,6 +185,24 @@ def test_a_process_that_dies_ends_the_run_with_one_line(folder: Path, tmp_path: 
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_process_that_dies_before_they_meet_says_why(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one waits for it, and would for hours."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    print('Traceback (most recent call last):\\nRuntimeError: out of memory', file=sys.stderr, flush=True)\n"
+        "    os._exit(1)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with running(words(folder, tmp_path / "adapter", "--processes", "2"), tmp_path / "said") as process:
+        assert process.wait(LONG_S) == 1
+    text = (tmp_path / "said").read_text()
+    assert text.splitlines()[-1] == "fieldlm tune: process 2 of 2 ended: RuntimeError: out of memory"
+    assert "Traceback" not in text
+
+
 def test_ctrl_c_ends_all_of_them_and_is_said_once(folder: Path, tmp_path: Path) -> None:
     said = tmp_path / "said"
     with running(words(folder, tmp_path / "adapter", "--epochs", "9999", "--processes", "2"), said) as process:

@@ -17,6 +17,7 @@ from pathlib import Path
 from fieldlm.core.errors import UnavailableError
 from fieldlm_compiler.learn.tuning.team import MEETING, LostError
 
+COMMAND = "tune"
 LOST = 76
 """What a process returns that has nothing to say but that another one has ended."""
 GRACE_S = 10.0
@@ -57,7 +58,7 @@ def _start(argv: Sequence[str], rank: int, count: int, folder: Path) -> "subproc
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     # All are on this machine; its name need not lead to it.
     environment = {"GLOO_SOCKET_IFNAME": "lo"} | os.environ | {name: str(each) for name, each in numbers.items()}
-    command = [sys.executable, "-m", "fieldlm", "tune", *argv]
+    command = [sys.executable, "-m", "fieldlm", COMMAND, *argv]
     with _said(folder, rank).open("wb") as said:
         return subprocess.Popen(
             command,
@@ -99,7 +100,7 @@ def _ended(started: Started, folder: Path) -> int:
         raise UnavailableError(f"{which} was ended by {_name_of(-code)}; {AGAIN}")
     lines = _said(folder, rank).read_text(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
-    raise UnavailableError(f"{which} ended: {last.removeprefix('fieldlm tune: ')}")
+    raise UnavailableError(f"{which} ended: {last.removeprefix(f'fieldlm {COMMAND}: ')}")
 
 
 def _name_of(number: int) -> str:

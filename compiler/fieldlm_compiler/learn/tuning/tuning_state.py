@@ -56,7 +56,8 @@ class TuningRun:
         from peft import set_peft_model_state_dict
 
         def find() -> dict[str, Any] | None:
-            return torch.load(self._path, weights_only=True) if self._path.exists() else None
+            # Other processes have other GPUs; each puts it where its own model is.
+            return torch.load(self._path, map_location="cpu", weights_only=True) if self._path.exists() else None
 
         kept = self._team.same(find)
         if kept is None:
