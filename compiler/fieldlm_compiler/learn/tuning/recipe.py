@@ -97,7 +97,7 @@ def add_recipe(parser: terminal.Parser) -> None:
         help="rslora: a scale for large ranks; dora: a magnitude for every output, to be merged",
     )  # fmt: skip
     parser.add_argument(
-        "--qlora", action="store_true", help="hold the frozen base in 4 bits (NF4), for less memory; slower"
+        "--qlora", action="store_true", help="hold the frozen base in 4 bits (NF4, QLoRA), for less memory"
     )
     parser.add_argument(
         "--max-tokens", type=options.whole(1, options.CONTEXT[1]), default=of.max_tokens,
