@@ -105,7 +105,7 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install $(TORCH)
-	$(BIN)/pip install $(ENGINE) -e '.[broker,llama,onnx]' -e './compiler[delta,kafka,otlp,ray]' --group dev
+	$(BIN)/pip install $(ENGINE) -e '.[broker,llama,onnx]' -e './compiler[delta,kafka,otlp,qlora,ray]' --group dev
 	touch $@
 
 clean:

@@ -1,9 +1,10 @@
 """A step of tuning beside a plain loop of PEFT's over the same examples: padded rows, labels, transformers' own loss.
 
-    python -m benchmarks.tuning [--rounds 5]
+    python -m benchmarks.tuning [--rounds 5] [--qlora]
 
 Both take the same model, LoRA, examples, precision and number of threads, one after the other in every round. The ratio
-is the median over rounds, with its 95 % interval (Student's t).
+is the median over rounds, with its 95 % interval (Student's t). `--qlora` does the same beside a base in 4 bits,
+and tells the memory of both bases.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,14 @@ from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoi
 from fieldlm_compiler.demo.customers import messages  # noqa: E402
 from fieldlm_compiler.demo.kiosk import training_customers  # noqa: E402
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples  # noqa: E402
-from fieldlm_compiler.learn.tune import TrainingRecipe, with_adapter  # noqa: E402
+from fieldlm_compiler.learn.tuning.adapted_model import with_adapter  # noqa: E402
 from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss, choose_loss  # noqa: E402
+from fieldlm_compiler.learn.tuning.four_bits import base_bytes  # noqa: E402
 from fieldlm_compiler.learn.tuning.lora_product import join_products  # noqa: E402
+from fieldlm_compiler.learn.tuning.recipe import NF4, TrainingRecipe  # noqa: E402
 
 EXAMPLES, BATCH = 48, 8
+QLORA = "fieldlm, --qlora"
 IGNORED = -100
 """What transformers leaves out of the loss."""
 
@@ -40,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=options.whole(1), default=5)
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--qlora", action="store_true", help="beside a base in 4 bits, too")
     args = parser.parse_args(argv)
     folder = open_checkpoint(DEFAULT_MODEL).folder
     examples = _examples(folder)
@@ -47,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with kept_memory():
         sides = {"plain PEFT loop": _plain(folder, recipe), "fieldlm, PEFT's layers": _ours(folder, recipe, examples)}
         sides["fieldlm"] = _ours(folder, recipe, examples, joined=True)
+        if args.qlora:
+            sides[QLORA] = _ours(folder, replace(recipe, base_weights=NF4), examples)
         seconds = _alternate(sides, examples, args.rounds)
     tokens = sum(len(example.tokens) for example in examples)
     rows = {name: _shown([tokens / each for each in took]) for name, took in seconds.items()}
@@ -55,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, took in seconds.items()
         if name != "fieldlm"
     }
-    print(json.dumps({"tokens/s": rows, "times as fast as": ratios, "threads": torch.get_num_threads()}, indent=1))
+    told: dict[str, Any] = {"tokens/s": rows, "times as fast as": ratios, "threads": torch.get_num_threads()}
+    if args.qlora:
+        told["base, MB"] = {name: round(base_bytes(sides[name][0]) / 1e6, 1) for name in ("fieldlm", QLORA)}
+        told["precision"] = str(sides["fieldlm"][0].dtype)
+    print(json.dumps(told, indent=1))
     return 0
 
 

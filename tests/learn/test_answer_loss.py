@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
-from fieldlm_compiler.learn.tune import TrainingRecipe, tune, with_adapter
+from fieldlm_compiler.learn.tune import TrainingRecipe, tune
+from fieldlm_compiler.learn.tuning.adapted_model import with_adapter
 from fieldlm_compiler.learn.tuning.answer_loss import choose_loss
 from tests.support.checkpoints import VOCABULARY, save_bytes_tokenizer
 

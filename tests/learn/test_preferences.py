@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from fieldlm.core import terminal
 from fieldlm.engines.hf_tokenizer import HfTokenizer
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
-from fieldlm_compiler.learn.tune import main, tune, with_adapter
+from fieldlm_compiler.learn.tune import main, tune
+from fieldlm_compiler.learn.tuning.adapted_model import with_adapter
 from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss, choose_loss
 from fieldlm_compiler.learn.tuning.lora_product import join_products
 from fieldlm_compiler.learn.tuning.preference_loss import LEAST, log_odds_ratio, preference_loss

@@ -12,8 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
-from fieldlm_compiler.learn.tune import Lessons, TrainingRecipe, main, tune, with_adapter
+from fieldlm_compiler.learn.tune import TrainingRecipe, main, tune
+from fieldlm_compiler.learn.tuning.adapted_model import with_adapter
 from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss
+from fieldlm_compiler.learn.tuning.lessons import Lessons
 from fieldlm_compiler.learn.tuning.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tuning.tuning_state import ThreadChoice
 from tests.support.checkpoints import VOCABULARY, save_bytes_tokenizer

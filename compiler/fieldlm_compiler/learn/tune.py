@@ -7,12 +7,8 @@ layer and its LoRA are one product (`lora_product`).
 """
 
 import json
-import math
-import time
-import warnings
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +21,15 @@ from fieldlm.core.logs import logger
 from fieldlm.core.wording import counted
 from fieldlm_compiler.checkpoints.checkpoint import folder_digest, weight_files
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
-from fieldlm_compiler.learn.tokenized import TokenizedExample, TokenizedSplit, read_examples
+from fieldlm_compiler.learn.tokenized import TokenizedSplit, read_examples
+from fieldlm_compiler.learn.tuning.adapted_model import adapted_model, check_start
 from fieldlm_compiler.learn.tuning.adapter_card import write_card
 from fieldlm_compiler.learn.tuning.arguments import blocks_file, checkpoint_folder
-from fieldlm_compiler.learn.tuning.device_choice import choose_device, faster_on, name_of
-from fieldlm_compiler.learn.tuning.early_stopping import EarlyStopping
-from fieldlm_compiler.learn.tuning.lessons import Lessons, schedule
+from fieldlm_compiler.learn.tuning.device_choice import name_of
+from fieldlm_compiler.learn.tuning.four_bits import base_bytes, check_four_bits
+from fieldlm_compiler.learn.tuning.launch import launch, taking_part
 from fieldlm_compiler.learn.tuning.ray_sweep import SweepInputs, check_cluster, tune_on_cluster
-from fieldlm_compiler.learn.tuning.recipe import ALL_LINEAR, USUAL, TrainingRecipe, add_recipe, recipe_of
+from fieldlm_compiler.learn.tuning.recipe import NF4, USUAL, TrainingRecipe, add_recipe, recipe_of
 from fieldlm_compiler.learn.tuning.sweep import (
     Wanted,
     check_held_out,
@@ -43,10 +40,12 @@ from fieldlm_compiler.learn.tuning.sweep import (
     swept,
     table,
 )
-from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, ThreadChoice, TuningRun, kept_memory, prepare
+from fieldlm_compiler.learn.tuning.team import ALONE, Team, is_member, is_quiet, joined
+from fieldlm_compiler.learn.tuning.training import train_on
+from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, TuningRun, kept_memory, prepare
 
 if TYPE_CHECKING:
-    from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss, Measured
+    from fieldlm_compiler.learn.tuning.answer_loss import Measured
 
 log = logger(__name__)
 
@@ -60,20 +59,20 @@ def tune(
     start: Path | None = None,
     blocks: Path | None = None,
     keep_every_s: float = EVERY_S,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `dataset`/train.jsonl and write a PEFT adapter folder to `out`.
 
     It begins with a fresh LoRA, or where the adapter in the folder `start` ended. With a GGUF file `blocks`, it learns
     to be merged and written in that file's types, and computes in float32. A run that was interrupted goes on where it
-    was at most `keep_every_s` before, when it is asked for the same again.
+    was at most `keep_every_s` before, when it is asked for the same again. Of a `team` every process calls this alike,
+    and the main one writes.
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
-    Raises InputError when a file is missing, no example is left, `start` is of another shape or DoRA is to learn
-    `blocks`, and MissingDependencyError when PyTorch does not see the device that is asked for.
+    Raises InputError when a file is missing, no example is left, `start` is of another shape or DoRA or a
+    base in 4 bits is to learn `blocks`, and MissingDependencyError when PyTorch does not see the device that is asked
+    for or 4 bits are and bitsandbytes is not there.
     """
-    if blocks and recipe.kind == "dora":
-        raise InputError("--quant-aware cannot train DoRA's magnitudes; leave it out, or --lora dora")
-    if start:
-        _check_start(start, recipe)
+    _refuse(recipe, start, blocks, team.count)
     train, held_out = _splits(dataset, checkpoint, recipe)
     # PyTorch takes seconds to import: what can be refused without it has been.
     with terminal.progress("import PyTorch"):
@@ -86,12 +85,12 @@ def tune(
     with kept_memory():
         from fieldlm_compiler.learn.tuning.answer_loss import choose_loss
 
-        model, types = _load(checkpoint, recipe, start, blocks)
+        model, types = adapted_model(checkpoint, recipe, start, blocks, team)
         with terminal.progress("hold a batch against the model's own computation"):
-            loss = choose_loss(model, train.examples, recipe.batch)
+            loss = choose_loss(model, train.examples, recipe.batch, team)
         before = loss.measure(held_out.examples, recipe.batch)
-        run = TuningRun(out.with_name(f".{out.name}.tuning"), sources, keep_every_s)
-        _train(loss, train.examples, held_out.examples, recipe, run)
+        run = TuningRun(out.with_name(f".{out.name}.tuning"), sources, keep_every_s, team)
+        train_on(loss, train.examples, held_out.examples, recipe, run)
         after = loss.measure(held_out.examples, recipe.batch)
     document = {
         "recipe": recipe.facts(),
@@ -101,15 +100,39 @@ def tune(
         "start_sha256": sources.get("start_sha256", ""),
         "blocks": types,
         "packed": loss.is_packed,
+        "processes": team.count,
         **_of_data(train, held_out, recipe, before, after),
         **_of_run(run, model),
     }
+    if team.is_main:
+        _write(out, model, document)
+        run.forget()
+    return document
+
+
+def _write(out: Path, model: Any, document: dict[str, Any]) -> None:
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         write_card(folder, document)
         write_whole(folder / "tune.json", canonical_json(document))
-    run.forget()
-    return document
+
+
+def _refuse(recipe: TrainingRecipe, start: Path | None, blocks: Path | None, processes: int) -> None:
+    """Raise for what cannot be tuned, before anything that takes time."""
+    if blocks and recipe.kind == "dora":
+        raise InputError("--quant-aware cannot train DoRA's magnitudes; leave it out, or --lora dora")
+    if blocks and recipe.base_weights == NF4:
+        raise InputError(
+            "--quant-aware rounds the full weights at every step, and --qlora has none; leave one of them out"
+        )
+    if recipe.batch < processes:
+        raise InputError(
+            f"--batch {recipe.batch} is what all processes take in a step, and {processes} of them want one each; "
+            f"take --batch {processes} or more, or fewer processes"
+        )
+    check_four_bits(recipe)
+    if start:
+        check_start(start, recipe)
 
 
 def finished(
@@ -142,24 +165,6 @@ def _inputs_sha256(sources: dict[str, Any], dataset: Path) -> str:
     """Return what names all that tune.json tells of: what the run is made of, and what it is measured by."""
     measured = {"dataset": _dataset_id(dataset), "eval_sha256": sha256_file(dataset / "eval.jsonl")}
     return sha256_bytes(canonical_json({"sources": sources, "measured": measured}))
-
-
-def _load(
-    checkpoint: Path, recipe: TrainingRecipe, start: Path | None, blocks: Path | None
-) -> tuple[Any, dict[str, int]]:
-    """Return the model, and how many of its matrices are held in which type of `blocks`."""
-    from fieldlm_compiler.learn.tuning.lora_product import join_products
-    from fieldlm_compiler.learn.tuning.quantised_weights import BlockTypes, hold_as_blocks
-
-    with terminal.progress("load the model"):
-        # What is rounded to blocks must be what the compiler will round, to the last bit.
-        model = with_adapter(checkpoint, replace(recipe, precision="float32") if blocks else recipe)
-        if start:
-            _begin_at(model, start)
-        if blocks:
-            return model, hold_as_blocks(model, BlockTypes(blocks))
-        join_products(model)
-    return model, {}
 
 
 def _dataset_id(dataset: Path) -> str:
@@ -203,6 +208,7 @@ def _of_run(run: TuningRun, model: Any) -> dict[str, Any]:
         "steps": len(run.losses),
         "seconds": round(run.seconds, 1),
         "device": name_of(model.device),
+        "base_mb": round(base_bytes(model) / 1e6, 1),
         "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
         "losses": [round(loss, 4) for loss in run.losses],
         "passes": run.passes,
@@ -231,119 +237,6 @@ def _base_sha256(checkpoint: Path) -> str:
     """Return what names the weights: of one file its own digest, of several the digest of the model's folder."""
     files = weight_files(checkpoint)
     return sha256_file(files[0]) if len(files) == 1 else folder_digest(checkpoint)
-
-
-def _train(
-    answers: "AnswerLoss",
-    examples: Sequence[TokenizedExample],
-    held_out: Sequence[TokenizedExample],
-    recipe: TrainingRecipe,
-    run: TuningRun,
-) -> None:
-    import torch
-    from peft.optimizers import create_loraplus_optimizer
-
-    model = answers.model
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = create_loraplus_optimizer(
-        model, torch.optim.AdamW, lr=recipe.learning_rate, loraplus_lr_ratio=recipe.b_ratio, weight_decay=0.0
-    )
-    for group in optimiser.param_groups:
-        group["peak"] = group["lr"]
-    run.restore(model, optimiser)
-    steps = math.ceil(len(examples) * recipe.epochs / recipe.batch)
-    stopping = EarlyStopping(run, held_out, recipe, math.ceil(len(examples) / recipe.batch))
-    lessons = Lessons(len(examples), recipe)
-    for worst in run.worst:
-        lessons.saw(lessons.take(), worst)
-    done = len(run.losses)
-    threads = ThreadChoice(is_needed=model.device.type == "cpu")
-    with terminal.progress("tune", total=steps) as line, threads.restored():
-        line.done = line.begun = done
-        for step in range(done, steps):
-            if stopping.is_over:
-                break
-            started_s = time.monotonic()
-            taken = lessons.take()
-            batch = [examples[each] for each in taken]
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * schedule(step, steps, recipe.warmup)
-            with threads.step(sum(example.work for example in batch)):
-                loss, worst = answers.mean_and_worst(batch, recipe.preference_weight)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-            lessons.saw(taken, worst)
-            run.add(float(loss.detach()), time.monotonic() - started_s, worst)
-            stopping.look(answers, is_last=step + 1 == steps)
-            run.keep(model, optimiser)
-            line.update(step + 1, f"loss {sum(run.losses[-10:]) / len(run.losses[-10:]):.3f}")
-    stopping.take_best(model)
-
-
-def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
-    """Load the checkpoint frozen, in the faster of float32 and bfloat16 on its device, with a fresh float32 LoRA."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    from fieldlm_compiler.learn.tuning.answer_loss import OWN_ATTENTION
-
-    disable_progress_bar()
-    device = choose_device(recipe.device)
-    dtype = getattr(torch, faster_on(device) if recipe.precision == "auto" else recipe.precision)
-    targets = ALL_LINEAR if ALL_LINEAR in recipe.targets else list(recipe.targets)
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-        use_rslora=recipe.kind == "rslora",
-        use_dora=recipe.kind == "dora",
-    )
-    with warnings.catch_warnings():
-        # peft 0.21 still asks transformers by a name that 5.23 has deprecated.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        # GPT-2 keeps its matrices turned; peft says that it has seen it.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
-        base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation=OWN_ATTENTION)
-        try:
-            return get_peft_model(base, config).to(device)
-        except ValueError as error:
-            raise InputError(f"{checkpoint} has no module {', '.join(recipe.targets)} to tune: {error}") from error
-
-
-def _check_start(folder: Path, recipe: TrainingRecipe) -> None:
-    """Raise InputError unless the adapter in `folder` has the rank and the scale of `recipe`."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no adapter to begin at: {error}") from error
-    if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder} has no {WEIGHTS}; name the folder that fieldlm tune wrote")
-    if (config.get("r"), config.get("lora_alpha")) != (recipe.rank, recipe.alpha):
-        raise InputError(
-            f"{folder} has rank {config.get('r')} and alpha {config.get('lora_alpha')}, asked for are {recipe.rank} "
-            f"and {recipe.alpha}; go on with --rank {config.get('r')}, or begin afresh"
-        )
-    kind = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
-    if kind != recipe.kind:
-        raise InputError(f"{folder} is of kind {kind}, asked for is {recipe.kind}; go on with --lora {kind}")
-
-
-def _begin_at(model: Any, folder: Path) -> None:
-    """Put the weights of the adapter in `folder` into the LoRA of `model`."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    try:
-        found = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise InputError(f"{folder} does not fit this model: {error}") from error
-    if found.unexpected_keys:
-        raise InputError(f"{folder} tunes {found.unexpected_keys[0]}, which this model or recipe does not")
 
 
 def _parser() -> terminal.Parser:
@@ -379,6 +272,13 @@ def _parser() -> terminal.Parser:
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="let the nodes of a Ray cluster tune the adapters of a --sweep"
     )
+    parser.add_argument(
+        "--processes",
+        type=options.whole(1, 64),
+        default=1,
+        metavar="N",
+        help="share each batch among so many, a GPU for each (accelerate launch and torchrun do the same)",
+    )
     add_recipe(parser)
     return parser
 
@@ -388,18 +288,32 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     refuse_both(args, args.sweep)
     check_cluster(args.ray, args.sweep)
+    if args.sweep and (args.processes > 1 or is_member()):
+        raise InputError("--sweep is for one process; tune with each value by itself, or leave --processes out")
     tried = recipes(recipe_of(args), args.sweep)
     if known := _known(args, tried):
         said = (
             f"{args.out} holds this adapter already, tuned on the same data by the same recipe ({known['examples']} "
             f"examples, {known['steps']} steps); name another --out to tune it anew"
         )
-        terminal.show(known, said, as_json=args.json)
+        if not is_quiet():
+            terminal.show(known, said, as_json=args.json)
         return 0
-    document = _tuned(args, tried)
+    for recipe in tried:
+        _refuse(recipe, args.start, args.blocks, args.processes)
+    if args.processes > 1 and not is_member():
+        return launch(argv, args.processes)
+    with taking_part(), joined(args.device, prepare) as team:
+        document = _tuned(args, tried, team)
+    if team.is_main:
+        _show(args, document)
+    return 0
+
+
+def _show(args: Namespace, document: dict[str, Any]) -> None:
     text = (
         f"{args.out}: {document['examples']} examples, {document['steps']} steps in {document['seconds']} s "
-        f"({document['device']}, {document['precision']}), "
+        f"({document['device']}, {document['precision']}{_held(document)}), "
         f"loss {document['eval_loss_before']} → {document['eval_loss_after']}"
     )
     if found := document["preferences"]:
@@ -407,7 +321,6 @@ def main(argv: Sequence[str]) -> int:
     if args.sweep:
         text = f"{table(document)}\n{text}"
     terminal.show(document, text, as_json=args.json)
-    return 0
 
 
 def _known(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any] | None:
@@ -419,7 +332,7 @@ def _known(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any] |
     return next(filter(None, each), None)
 
 
-def _tuned(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any]:
+def _tuned(args: Namespace, tried: Sequence[TrainingRecipe], team: Team) -> dict[str, Any]:
     if args.sweep:
         check_held_out(args.dataset / "eval.jsonl", args.checkpoint, args.max_tokens)
 
@@ -429,7 +342,7 @@ def _tuned(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any]:
         return finished(args.checkpoint, args.dataset, out, recipe, **inputs)
 
     def make(recipe: TrainingRecipe, out: Path) -> dict[str, Any]:
-        return done(recipe, out) or tune(args.checkpoint, args.dataset, out, recipe, **inputs)
+        return done(recipe, out) or tune(args.checkpoint, args.dataset, out, recipe, **inputs, team=team)
 
     def ahead(wanted: Wanted) -> None:
         """Have the cluster tune those that are not there."""
@@ -439,6 +352,12 @@ def _tuned(args: Namespace, tried: Sequence[TrainingRecipe]) -> dict[str, Any]:
     if args.sweep:
         return sweep(tried, args.out, make, ahead=ahead if args.ray is not None else None)
     return make(tried[0], args.out)
+
+
+def _held(document: dict[str, Any]) -> str:
+    """Return what a base in 4 bits takes, in words, and nothing for a whole one."""
+    is_small = document["recipe"].get("base_weights") == NF4
+    return f", the base in 4 bits and {document['base_mb']:g} MB" if is_small else ""
 
 
 def _preferred(found: dict[str, Any]) -> str:

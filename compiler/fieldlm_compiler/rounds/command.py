@@ -16,6 +16,7 @@ from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.curate import EVAL_SHARE
 from fieldlm_compiler.learn.quality.held_out import held_out_from
 from fieldlm_compiler.learn.redacted.second_pass import NAMES, NAMES_HELP
+from fieldlm_compiler.learn.tuning.four_bits import check_four_bits
 from fieldlm_compiler.learn.tuning.recipe import add_recipe, recipe_of
 from fieldlm_compiler.rounds.advice import ENOUGH
 from fieldlm_compiler.verify.deferral import DEFERRALS
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         )
     if args.lora == "dora":
         raise InputError("a round's adapter stays beside its base, and DoRA can only be merged: --lora lora or rslora")
+    check_four_bits(recipe_of(args))
     profile = load_profile(args.profile) if args.profile else detect().best
     for base in args.base:
         check_named(base)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldlm.core.files import write_whole
+from fieldlm_compiler.learn.tuning.recipe import NF4
 
 CARD = "README.md"
 _HEAD = re.compile(r"---\n.*?\n---\n", re.DOTALL)
@@ -31,6 +32,7 @@ def _text(facts: Mapping[str, Any]) -> str:
         ("rank, alpha", f"{recipe['rank']}, {recipe['alpha']}"),
         ("passes, steps", f"{recipe['epochs']:g}, {facts['steps']}"),
         ("computed on", f"{facts['device']}, {facts['precision']}"),
+        ("the frozen base while it was tuned", _base(facts)),
         ("held for blocks", ", ".join(f"{count} × {kind}" for kind, count in facts["blocks"].items()) or "none"),
         ("held-out answers right to the token", _exact(facts)),
         ("loss on held-out answers, nats a token", f"{facts['eval_loss_before']} → {facts['eval_loss_after']}"),
@@ -41,6 +43,11 @@ def _text(facts: Mapping[str, Any]) -> str:
         "\n# A LoRA adapter\n\nTuned by `fieldlm tune` on the answers alone; `tune.json` beside it has all values.\n\n"
         f"| what | value |\n| --- | --- |\n{table}\n"
     )
+
+
+def _base(facts: Mapping[str, Any]) -> str:
+    held = "4 bits, NF4 (QLoRA, arXiv:2305.14314)" if facts["recipe"].get("base_weights") == NF4 else "whole"
+    return f"{held}, {facts['base_mb']:g} MB"
 
 
 def _exact(facts: Mapping[str, Any]) -> str:

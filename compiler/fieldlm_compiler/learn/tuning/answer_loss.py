@@ -3,7 +3,7 @@
 Packing lays examples side by side and brings its own attention. A model whose layers mix neighbours in another way (a
 convolution, a recurrent state, attention sinks, chunks) would compute something else than the device does with what was
 trained. So nothing is assumed of a family: before the first step the log-probabilities of real examples are held
-against transformers' own forward.
+against transformers' own forward, of the same weights: of a base in 4 bits, those.
 """
 
 from collections import Counter
@@ -18,8 +18,10 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from fieldlm.core.logs import logger
 from fieldlm_compiler.learn.tokenized import TokenizedExample
+from fieldlm_compiler.learn.tuning.four_bits import multiplied_in
 from fieldlm_compiler.learn.tuning.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tuning.preference_loss import log_odds_ratio, preference_loss, rejected_of
+from fieldlm_compiler.learn.tuning.team import ALONE, Team
 
 log = logger(__name__)
 
@@ -53,12 +55,26 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class _Sums:
+    """What one process finds of its share of the examples, of which `Measured` is made."""
+
+    total: float
+    """Cross-entropy of all its answers, in nats."""
+    count: int
+    """Of its answers' tokens."""
+    hit: Counter[str]
+    ratios: list[float]
+
+
+@dataclass(frozen=True)
 class AnswerLoss:
     """How one model's loss is computed."""
 
     model: Any
     """A PEFT model."""
     is_packed: bool
+    team: Team = ALONE
+    """The processes that share the work."""
 
     def logits(self, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits (a, vocabulary) of all answers' tokens, one example after the other, and these tokens."""
@@ -75,25 +91,33 @@ class AnswerLoss:
         return cross_entropy(logits, targets)
 
     def mean_and_worst(
-        self, examples: Sequence[TokenizedExample], preference_weight: float = 0.0
+        self,
+        examples: Sequence[TokenizedExample],
+        preference_weight: float = 0.0,
+        *,
+        whole: Sequence[TokenizedExample] | None = None,
     ) -> tuple[torch.Tensor, list[float]]:
         """Return the mean, to be differentiated, and the greatest loss that a token of each example's answer has.
 
         With a weight above 0 the preference loss of the pairs among the examples is added to the mean. It is divided by
-        the number of examples, so that a pair counts alike in whichever step it comes.
+        the number of examples, so that a pair counts alike in whichever step it comes. Of the `whole` batch `examples`
+        may be a share: then the mean is divided by what the whole has, and all shares' results add up to its own.
         """
+        whole = examples if whole is None else whole
         if preference_weight:
-            return self._preferring(examples, preference_weight)
+            return self._preferring(examples, preference_weight, whole)
         logits, targets = self.logits(examples)
         losses = cross_entropy(logits, targets, reduction="none")
         worst = torch.stack([each.max() for each in losses.detach().split(_answer_sizes(examples))])
-        return losses.mean(), worst.tolist()
+        return losses.mean() * _token_share(examples, whole), worst.tolist()
 
-    def _preferring(self, examples: Sequence[TokenizedExample], weight: float) -> tuple[torch.Tensor, list[float]]:
+    def _preferring(
+        self, examples: Sequence[TokenizedExample], weight: float, whole: Sequence[TokenizedExample]
+    ) -> tuple[torch.Tensor, list[float]]:
         chosen, corrected, rejected = self._in_pairs(examples)
-        loss = torch.cat(chosen).mean()
+        loss = torch.cat(chosen).mean() * _token_share(examples, whole)
         if rejected:
-            loss = loss + weight * preference_loss(corrected, rejected).sum() / len(examples)
+            loss = loss + weight * preference_loss(corrected, rejected).sum() / len(whole)
         return loss, torch.stack([each.detach().max() for each in chosen]).tolist()
 
     def _in_pairs(
@@ -114,7 +138,24 @@ class AnswerLoss:
         return self.measure(examples, batch).loss
 
     def measure(self, examples: Sequence[TokenizedExample], batch: int) -> Measured:
-        """Return the loss of `examples`, which answers are right, and how far those in pairs are the likelier ones."""
+        """Return the loss of `examples`, which answers are right, and how far those in pairs are the likelier ones.
+
+        Each process of the team asks its share of them, and all return the same.
+        """
+        mine = [examples[at] for at in self.team.share([example.work for example in examples])]
+        found = self.team.all_of(self._measured(mine, batch))
+        total, count = (sum(each) for each in zip(*((one.total, one.count) for one in found), strict=True))
+        ratios = [each for one in found for each in one.ratios]
+        hit = sum((one.hit for one in found), Counter[str]())
+        of = Counter(example.task for example in examples)
+        return Measured(
+            loss=round(total / count, 4) if count else None,
+            exact={task: (hit[task], of[task]) for task in sorted(of)},
+            preferred=round(sum(each > 0 for each in ratios) / len(ratios), 4) if ratios else None,
+            log_odds=round(sum(ratios) / len(ratios), 4) if ratios else None,
+        )
+
+    def _measured(self, examples: Sequence[TokenizedExample], batch: int) -> "_Sums":
         total, count = 0.0, 0
         right: list[bool] = []
         ratios: list[float] = []
@@ -131,17 +172,11 @@ class AnswerLoss:
             for start in range(0, len(pairs), batch):
                 _, chosen, rejected = self._in_pairs(pairs[start : start + batch])
                 ratios += log_odds_ratio(chosen, rejected).tolist()
-        of = Counter(example.task for example in examples)
         hit = Counter(example.task for example, is_right in zip(examples, right, strict=True) if is_right)
-        return Measured(
-            loss=round(total / count, 4) if count else None,
-            exact={task: (hit[task], of[task]) for task in sorted(of)},
-            preferred=round(sum(each > 0 for each in ratios) / len(ratios), 4) if ratios else None,
-            log_odds=round(sum(ratios) / len(ratios), 4) if ratios else None,
-        )
+        return _Sums(total, count, hit, ratios)
 
 
-def choose_loss(model: Any, examples: Sequence[TokenizedExample], batch: int) -> AnswerLoss:
+def choose_loss(model: Any, examples: Sequence[TokenizedExample], batch: int, team: Team = ALONE) -> AnswerLoss:
     """Return how to compute the loss of `model`: packed if that is what transformers computes on `examples`.
 
     The `batch` longest are tried, in float32, because a window or a convolution shows only in what is longer than it.
@@ -151,10 +186,10 @@ def choose_loss(model: Any, examples: Sequence[TokenizedExample], batch: int) ->
         own = _own(model, longest)
         why = _difference(model, longest, own) if own is not None else "it has no examples"
     if why is None:
-        return AnswerLoss(model, is_packed=True)
+        return AnswerLoss(model, is_packed=True, team=team)
     model.get_base_model().set_attn_implementation(OWN_ATTENTION)
     log.info(f"  examples go through the model one by one, because packed {why}")
-    return AnswerLoss(model, is_packed=False)
+    return AnswerLoss(model, is_packed=False, team=team)
 
 
 def packed_logits(model: Any, row: "Row") -> torch.Tensor:
@@ -209,15 +244,25 @@ def _log_shares(loss: AnswerLoss, examples: Sequence[TokenizedExample]) -> torch
 
 @contextmanager
 def _in_float32(model: Any) -> Generator[None]:
-    """Hold the parameters of `model` in float32 for a while; from bfloat16 and back that loses nothing."""
-    held = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
+    """Hold the parameters of `model` in float32 for a while; from bfloat16 and back that loses nothing.
+
+    Weights in 4 bits stay what they are, and their products are made in float32.
+    """
+    floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    held = [parameter.dtype for parameter in floating]
+    for parameter in floating:
         parameter.data = parameter.data.float()
     try:
-        yield
+        with multiplied_in(model, torch.float32):
+            yield
     finally:
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(held[name])
+        for parameter, dtype in zip(floating, held, strict=True):
+            parameter.data = parameter.data.to(dtype)
+
+
+def _token_share(examples: Sequence[TokenizedExample], whole: Sequence[TokenizedExample]) -> float:
+    """Return which share of the answers' tokens of the `whole` are those of `examples`."""
+    return sum(_answer_sizes(examples)) / sum(_answer_sizes(whole))
 
 
 def _answer_sizes(examples: Sequence[TokenizedExample]) -> list[int]:

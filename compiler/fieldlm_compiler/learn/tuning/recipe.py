@@ -9,6 +9,8 @@ from fieldlm.core import options, terminal
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer of a family, whatever it calls them, but the head."""
+NF4 = "nf4"
+"""What bitsandbytes calls the 4-bit type of QLoRA."""
 PREFERENCE_WEIGHT = 0.25
 """Of the preference loss beside the cross-entropy, where `--preferences` asks for it: what Hong, Lee and Thorne 2024
 (arXiv:2403.07691) took for the smallest of their models, Phi-2."""
@@ -46,12 +48,15 @@ class TrainingRecipe:
     """Of LoRA: lora; rslora, whose scale falls with the root of the rank, so that large ranks learn as well
     (Kalajdzievski 2023, arXiv:2312.03732); dora, which has a magnitude for every output (Liu et al. 2024,
     arXiv:2402.09353)."""
+    base_weights: str = "whole"
+    """How the frozen base's linear weights are held: whole, in `precision`; or nf4, 4 bits that are multiplied in
+    `precision` (QLoRA, `four_bits`)."""
 
     def facts(self) -> dict[str, Any]:
         """Return the recipe as tune.json and round.json hold it, and as what was made by it is kept by."""
         facts = asdict(self) | {"targets": list(self.targets)}
         # Recipes from before there was a choice have no such keys, which is the same.
-        unsaid = {"preference_weight": 0.0, "patience": 0, "kind": "lora"}
+        unsaid = {"preference_weight": 0.0, "patience": 0, "kind": "lora", "base_weights": "whole"}
         return {name: value for name, value in facts.items() if name not in unsaid or value != unsaid[name]}
 
 
@@ -92,6 +97,9 @@ def add_recipe(parser: terminal.Parser) -> None:
         help="rslora: a scale for large ranks; dora: a magnitude for every output, to be merged",
     )  # fmt: skip
     parser.add_argument(
+        "--qlora", action="store_true", help="hold the frozen base in 4 bits (NF4, QLoRA), for less memory"
+    )
+    parser.add_argument(
         "--max-tokens", type=options.whole(1, options.CONTEXT[1]), default=of.max_tokens,
         help="longer examples are left out",
     )  # fmt: skip
@@ -128,4 +136,5 @@ def recipe_of(args: argparse.Namespace) -> TrainingRecipe:
         preference_weight=PREFERENCE_WEIGHT if args.preferences else 0.0,
         patience=args.patience,
         kind=args.lora,
+        base_weights=NF4 if args.qlora else USUAL.base_weights,
     )

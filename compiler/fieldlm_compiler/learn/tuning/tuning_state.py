@@ -13,6 +13,7 @@ from typing import Any
 from fieldlm.core.files import canonical_json, sha256_bytes, write_whole
 from fieldlm.core.logs import logger
 from fieldlm.hardware.heap import trim
+from fieldlm_compiler.learn.tuning.team import ALONE, Team
 
 log = logger(__name__)
 
@@ -30,9 +31,12 @@ LARGE = 1 << 30
 
 
 class TuningRun:
-    """The losses so far, and what it takes to go on from there. Kept in `folder`, for exactly these `sources`."""
+    """The losses so far, and what it takes to go on from there. Kept in `folder`, for exactly these `sources`.
 
-    def __init__(self, folder: Path, sources: Mapping[str, Any], keep_every_s: float) -> None:
+    Of several processes the main one of `team` keeps it, and all go on from what it finds.
+    """
+
+    def __init__(self, folder: Path, sources: Mapping[str, Any], keep_every_s: float, team: Team = ALONE) -> None:
         self.losses: list[float] = []
         self.worst: list[list[float]] = []
         """For each step, the greatest loss of a token that each of its examples had."""
@@ -42,6 +46,7 @@ class TuningRun:
         """The adapter after the best of them."""
         self.seconds = 0.0
         self._path = folder / f"{sha256_bytes(canonical_json(dict(sources)))[:20]}.pt"
+        self._team = team
         self._every_s = keep_every_s
         self._kept_s = time.monotonic()
 
@@ -50,9 +55,13 @@ class TuningRun:
         import torch
         from peft import set_peft_model_state_dict
 
-        if not self._path.exists():
+        def find() -> dict[str, Any] | None:
+            # Other processes have other GPUs; each puts it where its own model is.
+            return torch.load(self._path, map_location="cpu", weights_only=True) if self._path.exists() else None
+
+        kept = self._team.same(find)
+        if kept is None:
             return
-        kept = torch.load(self._path, weights_only=True)
         set_peft_model_state_dict(model, kept["adapter"])
         optimiser.load_state_dict(kept["optimiser"])
         self.losses, self.worst, self.seconds = kept["losses"], kept["worst"], kept["seconds"]
@@ -66,7 +75,7 @@ class TuningRun:
 
     def keep(self, model: Any, optimiser: Any) -> None:
         """Write down where the run is, now and then."""
-        if time.monotonic() - self._kept_s < self._every_s:
+        if time.monotonic() - self._kept_s < self._every_s or not self._team.is_main:
             return
         import torch
         from peft import get_peft_model_state_dict
