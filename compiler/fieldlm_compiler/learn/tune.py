@@ -28,10 +28,10 @@ from fieldlm_compiler.learn.tuning.adapted_model import adapted_model, check_sta
 from fieldlm_compiler.learn.tuning.adapter_card import write_card
 from fieldlm_compiler.learn.tuning.device_choice import name_of
 from fieldlm_compiler.learn.tuning.four_bits import base_bytes, check_four_bits
-from fieldlm_compiler.learn.tuning.launch import launch, taking_part
+from fieldlm_compiler.learn.tuning.processes.launch import launch, taking_part
+from fieldlm_compiler.learn.tuning.processes.team import ALONE, Team, is_member, is_quiet, joined
 from fieldlm_compiler.learn.tuning.recipe import NF4, USUAL, TrainingRecipe, add_recipe, recipe_of
 from fieldlm_compiler.learn.tuning.sweep import check_held_out, is_best_of, recipes, refuse_both, sweep, swept, table
-from fieldlm_compiler.learn.tuning.team import ALONE, Team, is_member, is_quiet, joined
 from fieldlm_compiler.learn.tuning.training import train_on
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, TuningRun, kept_memory, prepare
 
