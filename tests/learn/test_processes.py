@@ -19,8 +19,8 @@ from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
 from fieldlm_compiler.learn.tune import main, tune
 from fieldlm_compiler.learn.tuning.adapted_model import with_adapter
 from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss
+from fieldlm_compiler.learn.tuning.processes.team import Team, is_member, is_quiet
 from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe, alpha_of
-from fieldlm_compiler.learn.tuning.team import Team, is_member, is_quiet
 from fieldlm_compiler.learn.tuning.tuning_state import TuningRun
 from tests.support import tiny_models
 from tests.support.waiting import wait_until

@@ -27,7 +27,8 @@ from fieldlm_compiler.learn.tuning.adapter_card import write_card
 from fieldlm_compiler.learn.tuning.arguments import blocks_file, checkpoint_folder
 from fieldlm_compiler.learn.tuning.device_choice import name_of
 from fieldlm_compiler.learn.tuning.four_bits import base_bytes, check_four_bits
-from fieldlm_compiler.learn.tuning.launch import launch, taking_part
+from fieldlm_compiler.learn.tuning.processes.launch import launch, taking_part
+from fieldlm_compiler.learn.tuning.processes.team import ALONE, Team, is_member, is_quiet, joined
 from fieldlm_compiler.learn.tuning.ray_sweep import SweepInputs, check_cluster, tune_on_cluster
 from fieldlm_compiler.learn.tuning.recipe import NF4, USUAL, TrainingRecipe, add_recipe, recipe_of
 from fieldlm_compiler.learn.tuning.sweep import (
@@ -40,7 +41,6 @@ from fieldlm_compiler.learn.tuning.sweep import (
     swept,
     table,
 )
-from fieldlm_compiler.learn.tuning.team import ALONE, Team, is_member, is_quiet, joined
 from fieldlm_compiler.learn.tuning.training import train_on
 from fieldlm_compiler.learn.tuning.tuning_state import EVERY_S, TuningRun, kept_memory, prepare
 

@@ -11,8 +11,8 @@ from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.learn.tuning.device_choice import choose_device, faster_on
 from fieldlm_compiler.learn.tuning.four_bits import keep_trainable, load_options
+from fieldlm_compiler.learn.tuning.processes.team import ALONE, Team
 from fieldlm_compiler.learn.tuning.recipe import ALL_LINEAR, NF4, TrainingRecipe
-from fieldlm_compiler.learn.tuning.team import ALONE, Team
 
 
 def adapted_model(

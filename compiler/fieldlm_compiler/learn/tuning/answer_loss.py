@@ -21,7 +21,7 @@ from fieldlm_compiler.learn.tokenized import TokenizedExample
 from fieldlm_compiler.learn.tuning.four_bits import multiplied_in
 from fieldlm_compiler.learn.tuning.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tuning.preference_loss import log_odds_ratio, preference_loss, rejected_of
-from fieldlm_compiler.learn.tuning.team import ALONE, Team
+from fieldlm_compiler.learn.tuning.processes.team import ALONE, Team
 
 log = logger(__name__)
 

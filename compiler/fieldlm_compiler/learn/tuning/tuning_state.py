@@ -13,7 +13,7 @@ from typing import Any
 from fieldlm.core.files import canonical_json, sha256_bytes, write_whole
 from fieldlm.core.logs import logger
 from fieldlm.hardware.heap import trim
-from fieldlm_compiler.learn.tuning.team import ALONE, Team
+from fieldlm_compiler.learn.tuning.processes.team import ALONE, Team
 
 log = logger(__name__)
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fieldlm.core.errors import UnavailableError
-from fieldlm_compiler.learn.tuning.team import MEETING, LostError
+from fieldlm_compiler.learn.tuning.processes.team import MEETING, LostError
 
 COMMAND = "tune"
 LOST = 76
