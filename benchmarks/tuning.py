@@ -1,10 +1,11 @@
 """A step of tuning beside a plain loop of PEFT's over the same examples: padded rows, labels, transformers' own loss.
 
-    python -m benchmarks.tuning [--rounds 5] [--qlora]
+    python -m benchmarks.tuning [--rounds 5] [--neighbour] [--qlora]
 
 Both take the same model, LoRA, examples, precision and number of threads, one after the other in every round. The ratio
 is the median over rounds, with its 95 % interval (Student's t). `--qlora` does the same beside a base in 4 bits,
-and tells the memory of both bases.
+and tells the memory of both bases. `--neighbour` holds passes beside a busy process, with as many threads as `fieldlm
+tune` would take then, against passes with one thread and nobody else.
 """
 
 import argparse
@@ -13,16 +14,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fieldlm_compiler.learn.tuning.tuning_state import kept_memory, prepare
+from fieldlm_compiler.learn.tuning.tuning_state import ThreadChoice, kept_memory, prepare
 
 prepare()
 
 import torch  # noqa: E402
 
+from benchmarks.serving_sides import busy  # noqa: E402
 from fieldlm.bench.result import interval  # noqa: E402
 from fieldlm.core import options  # noqa: E402
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL, open_checkpoint  # noqa: E402
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=options.whole(1), default=5)
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--qlora", action="store_true", help="beside a base in 4 bits, too")
+    parser.add_argument("--neighbour", action="store_true", help="beside a busy process, too")
     args = parser.parse_args(argv)
     folder = open_checkpoint(DEFAULT_MODEL).folder
     examples = _examples(folder)
@@ -56,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.qlora:
             sides[QLORA] = _ours(folder, replace(recipe, base_weights=NF4), examples)
         seconds = _alternate(sides, examples, args.rounds)
+        beside = _beside(*sides["fieldlm"], examples, args.rounds) if args.neighbour else []
     tokens = sum(len(example.tokens) for example in examples)
     rows = {name: _shown([tokens / each for each in took]) for name, took in seconds.items()}
     ratios = {
@@ -64,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name != "fieldlm"
     }
     told: dict[str, Any] = {"tokens/s": rows, "times as fast as": ratios, "threads": torch.get_num_threads()}
+    if beside:
+        told["beside a busy process, of one free core"] = _shown(beside)
     if args.qlora:
         told["base, MB"] = {name: round(base_bytes(sides[name][0]) / 1e6, 1) for name in ("fieldlm", QLORA)}
         told["precision"] = str(sides["fieldlm"][0].dtype)
@@ -126,16 +133,44 @@ def _alternate(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, (model, step) in sides.items():
-            optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-            started_s = time.perf_counter()
-            for start in range(0, len(examples), BATCH):
-                step(examples[start : start + BATCH]).backward()
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
+            took = _pass(model, step, examples)
             if turn:
-                seconds[name].append(time.perf_counter() - started_s)
+                seconds[name].append(took)
             print(f"round {turn} of {rounds}: {name}", file=sys.stderr)
     return seconds
+
+
+def _beside(model: Any, step: Step, examples: Sequence[TokenizedExample], rounds: int) -> list[float]:
+    """Return the speeds of passes beside a busy process, of those before with one thread and nobody else.
+
+    A pass beside it begins with what `fieldlm tune` knows of the passes before it, and looks again as often.
+    """
+    threads = ThreadChoice()
+    found: list[float] = []
+    for turn in range(rounds + 1):
+        most = torch.get_num_threads()
+        torch.set_num_threads(1)
+        alone = _pass(model, step, examples)
+        torch.set_num_threads(most)
+        with busy(1), threads.restored():
+            took = _pass(model, step, examples, threads)
+        if turn:
+            found.append(alone / took)
+        print(f"round {turn} of {rounds}: beside a busy process", file=sys.stderr)
+    return found
+
+
+def _pass(model: Any, step: Step, examples: Sequence[TokenizedExample], threads: ThreadChoice | None = None) -> float:
+    """Return the seconds of a pass over `examples`."""
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    started_s = time.perf_counter()
+    for start in range(0, len(examples), BATCH):
+        batch = examples[start : start + BATCH]
+        with threads.step(sum(each.work for each in batch)) if threads else nullcontext():
+            step(batch).backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+    return time.perf_counter() - started_s
 
 
 if __name__ == "__main__":
