@@ -9,7 +9,7 @@ CC0 1.0; home-robot, NLU-Evaluation-Data, Liu et al. 2019, CC BY 4.0; banking77,
 object a line with "text", "name" and "arguments". There a "person" whom one writes to or meets is one; a text that
 names a person elsewhere, an artist, or who a table is for, is left out, for nobody can say what it should be.
 
-The model is an averaged perceptron with a margin, in whole numbers: every machine makes the same bytes of the same
+The model is an averaged perceptron with a margin, in whole numbers: every run makes the same bytes of the same
 input. An eighth of all sources (templates, requests) is held out; the thresholds let `--most-wrong` of its
 requests, and three times as many of the sentences made up, have a word taken for a person though nobody is named.
 """

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -158,3 +159,10 @@ def test_features_are_the_same_for_ever() -> None:
     """Other ones would need other weights."""
     made = features(tokens_of("Ask O'Brien's wife, <NAME_1>"), 1, is_cased=True)
     assert hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16] == "71748aa9ec751442"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_is_hidden_as_a_person_sees_it(form: Literal["NFC", "NFD"]) -> None:
+    """Some systems type an accent as a character of its own."""
+    asked = unicodedata.normalize(form, "please call siobhán about the invoice")
+    assert said(again(row(asked))) == "please call <NAME_1> about the invoice"

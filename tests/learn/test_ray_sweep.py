@@ -1,6 +1,7 @@
 """A sweep on a Ray cluster is the sweep on one machine: the same table, the same choice, nothing twice."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Generator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.tune import main
@@ -92,11 +94,16 @@ def test_the_same_table_and_choice_as_on_one_machine_and_nothing_is_tuned_twice(
 
 
 def test_a_mistake_of_a_trial_comes_home_as_one_line(cluster: tuple[str, Node], folder: Path, tmp_path: Path) -> None:
-    """An adapter of another rank to begin at is seen by whoever tunes."""
+    """Whether the weights to begin at are this model's is seen by who has it in memory."""
     start = tiny_models.tiny_adapter(tmp_path / "start", folder / "checkpoint")
-    ran = run(command(folder, tmp_path / "out", "--ray", cluster[0], "--from", str(start), rates=STEEP))
+    weights = start / "adapter_model.safetensors"
+    save_file({name.replace(".layers.0.", ".layers.9."): each for name, each in load_file(weights).items()}, weights)
+    asked = ["--ray", cluster[0], "--from", str(start), "--rank", "4"]
+    ran = run(command(folder, tmp_path / "out", *asked, rates=STEEP))
     assert ran.returncode == 2, ran.stderr
-    assert ran.stderr.strip().splitlines()[-1].endswith("go on with --rank 4, or begin afresh")
+    last = ran.stderr.strip().splitlines()[-1]
+    assert socket.gethostname() in last
+    assert last.endswith("which this model or recipe does not")
     assert not (tmp_path / "out").exists()
 
 

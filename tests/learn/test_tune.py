@@ -1,7 +1,7 @@
 import json
 import signal
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fieldlm.core.errors import InputError, MissingDependencyError
 from fieldlm_compiler.learn.tokenized import TokenizedExample, read_examples
 from fieldlm_compiler.learn.tune import TrainingRecipe, main, tune
+from fieldlm_compiler.learn.tuning import tuning_state
 from fieldlm_compiler.learn.tuning.adapted_model import with_adapter
 from fieldlm_compiler.learn.tuning.answer_loss import AnswerLoss
 from fieldlm_compiler.learn.tuning.lessons import Lessons
@@ -209,6 +210,28 @@ def test_threads_are_as_many_as_are_faster_now_and_that_is_looked_at_again() -> 
             with eager.step(1) as count:
                 assert count == 2, "the slower one is tried again"
         assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_looks_that_find_far_slower_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(tuning_state.time, "monotonic", lambda: now_s)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        choice = ThreadChoice(look_s=10.0)
+        looked_s: list[float] = []
+        with choice.restored():
+            while now_s < 600:
+                with choice.step(1) as count:
+                    now_s += 5.0 if count == 2 else 1.0
+                looked_s += [now_s] if count == 2 else []
+        between_s = [later - earlier for earlier, later in pairwise(looked_s)]
+        assert between_s == sorted(between_s)
+        assert between_s[0] < between_s[1] < between_s[-2] == between_s[-1]
+        choice.took(2, 1.1)
+        assert choice._look_s == 10.0, "one that is near is looked at as often as ever"  # pyright: ignore[reportPrivateUsage]
     finally:
         torch.set_num_threads(before)
 

@@ -36,7 +36,7 @@ from fieldlm_compiler.learn.agreement import answer_key
 from fieldlm_compiler.learn.cluster import TASKS
 from fieldlm_compiler.learn.curate import Labels, curate
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
-from fieldlm_compiler.learn.redacted.name_finder import WEIGHTS
+from fieldlm_compiler.learn.redacted.name_finder import CARD
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
 from fieldlm_compiler.pipeline.child import Ran
 from fieldlm_compiler.pipeline.stages import Stages
@@ -277,7 +277,7 @@ class LearningRound:
             "eval_share": wish.eval_share,
             "teacher": wish.teacher,
             "check_labels": wish.check_labels,
-            "names": wish.names == "learned" and sha256_file(WEIGHTS),
+            "names": wish.names == "learned" and sha256_file(CARD),
             "held_out_from": wish.facts().get("held_out_from"),
             # Examples that an older version left have no rejected answers, or part what one device said.
             "has_rejected": True,

@@ -25,7 +25,7 @@ UNSAID: dict[str, Any] = {
     "deferral": "threshold",
     "held_out_from": None,
     "bases": None,
-    "names": "learned",
+    "names": "listed",
 }
 """Options that rounds of earlier versions could not name, and what they are then: round.json leaves them out."""
 

@@ -142,7 +142,8 @@ def fit_score(table: "Mapping[str, Numbers]", right: "Flags") -> SignalScore:
 
     said = {name: (round(float(values.mean()), 6), round(float(values.std()), 6)) for name, values in table.items()}
     varied = [name for name, (_, scale) in said.items() if scale > 0]
-    x = np.stack([(table[name] - said[name][0]) / said[name][1] for name in varied], axis=1)
+    parts = [(table[name] - said[name][0]) / said[name][1] for name in varied]
+    x = np.stack(parts, axis=1) if parts else np.empty((right.size, 0))
     weights, bias = _logistic(x, right, [LEARNABLE[name].is_sureness for name in varied])
     weight_of = dict(zip(varied, weights, strict=True))
     kept = [name for name in table if name in weight_of or LEARNABLE[name].is_bound]
@@ -156,8 +157,8 @@ def _signal(name: str, values: "Numbers", mean: float, scale: float, weight: flo
 
     kind = LEARNABLE[name]
     low, high = float(values.min()), float(values.max())
-    if kind.is_bound:  # what was fitted to has three digits
-        low, high = float(np.floor(100 * low) / 100), float(np.ceil(100 * high) / 100)
+    if kind.is_bound:  # what was fitted to has three digits, what a device finds is exact
+        low, high = float(np.floor(100 * low - 0.05) / 100), float(np.ceil(100 * high + 0.05) / 100)
     return ScoredSignal(
         name=name,
         form=kind.form,

@@ -2,7 +2,7 @@
 
 `name_weights.bin` holds a weight for each bucket (signed 8-bit integers), `name_weights.json` how they were made, their
 digest and the two thresholds: a word is a person's name from `begin` on, beside one that is from `go_on` on. Whole
-numbers alone are added, so that every machine finds the same. `python -m benchmarks.name_finder` makes both files;
+numbers alone are added, so rounding decides nothing. `python -m benchmarks.name_finder` makes both files;
 docs/explanation/privacy.md says of what, and how much it finds.
 
 It reads scripts that are written with spaces. A text that asks for works, artists or places ("play …") names nobody.

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 from fieldlm.telemetry.redaction.names import names_in
 from fieldlm.telemetry.redaction.numbered import Numbered
 from fieldlm.telemetry.redaction.redact import redact
+from fieldlm.telemetry.redaction.seen import as_seen
 from fieldlm_compiler.learn.redacted.name_features import tokens_of
 from fieldlm_compiler.learn.redacted.name_finder import found_names
 
@@ -73,14 +74,14 @@ def _learned(texts: Mapping[str, str], context: str) -> frozenset[str]:
     """Return the words, in folded case, by which the finder says that persons are named in what was said."""
     never = _words("\n".join([context, *_said(texts["prompt"], of="system")]))
     told = [*_said(texts["prompt"]), texts["answer"], texts["correction"]]
-    spoken = (text for text in told if text[:1] not in ("{", "["))
+    spoken = (as_seen(text) for text in told if text[:1] not in ("{", "["))
     return frozenset(text[start:end].casefold() for text in spoken for start, end in found_names(text, never=never))
 
 
 @functools.lru_cache(maxsize=64)
 def _words(text: str) -> frozenset[str]:
     """Return the words of a text in folded case; the same few system prompts and tools stand around all records."""
-    return frozenset(token.low for token in tokens_of(text))
+    return frozenset(token.low for token in tokens_of(as_seen(text)))
 
 
 def _said(prompt: str, *, of: str = "") -> list[str]:

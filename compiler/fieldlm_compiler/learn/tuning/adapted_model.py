@@ -76,6 +76,8 @@ def with_adapter(checkpoint: Path, recipe: TrainingRecipe) -> Any:
                 checkpoint, dtype=dtype, attn_implementation=OWN_ATTENTION, **quantised
             )
         except ImportError as error:
+            if not quantised:
+                raise
             raise MissingDependencyError(f"--qlora: {error}") from error
         keep_trainable(base)
         try:

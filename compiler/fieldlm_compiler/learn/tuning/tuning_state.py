@@ -19,7 +19,9 @@ log = logger(__name__)
 
 EVERY_S = 60.0
 LOOK_S = 30.0
-"""How often a step is tried with the other number of threads."""
+"""How often a step is tried with the other number of threads, at first."""
+FAR, MOST_LOOKS = 2.0, 8.0
+"""How many times slower a look has to be for the next one to come in twice the time, and how many LOOK_S at most."""
 # What GNU OpenMP and PyTorch read once, before their first step: how often a thread looks if the others are done
 # before it sleeps (for ever: all stand still whenever a neighbour takes a core; never: waking up costs a fifth),
 # and whether tensors are asked for in huge pages.
@@ -95,7 +97,7 @@ class ThreadChoice:
     """How many threads a step takes: one, or all that PyTorch would. Measured now and then, because neighbours come.
 
     Threads wait for each other many times a step. Beside a busy neighbour one of them always stands still, and two are
-    several times slower than one.
+    several times slower than one. So each look that finds the others FAR slower makes the next one come later.
     """
 
     def __init__(self, *, is_needed: bool = True, look_s: float = LOOK_S) -> None:
@@ -103,7 +105,7 @@ class ThreadChoice:
 
         self._most = torch.get_num_threads()
         self._counts = sorted({1, self._most}) if is_needed else []
-        self._look_s = look_s
+        self._look_s = self._usual_look_s = look_s
         self._took_s: dict[int, float] = {}
         self._looked_s = -look_s
 
@@ -124,6 +126,10 @@ class ThreadChoice:
     def took(self, count: int, seconds: float) -> None:
         """Remember what a token took with `count` threads, in seconds."""
         self._took_s[count] = seconds
+        best = min(self._took_s.values())
+        if seconds > best:  # that was a look
+            longer = min(2 * self._look_s, MOST_LOOKS * self._usual_look_s)
+            self._look_s = longer if seconds > FAR * best else self._usual_look_s
 
     @contextmanager
     def restored(self) -> Generator[None]:

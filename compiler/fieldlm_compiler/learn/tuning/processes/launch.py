@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fieldlm.core.errors import UnavailableError
-from fieldlm_compiler.learn.tuning.processes.team import MEETING, LostError
+from fieldlm_compiler.learn.tuning.processes.team import LAUNCHER, MEETING, LostError
 
 COMMAND = "tune"
 LOST = 76
 """What a process returns that has nothing to say but that another one has ended."""
-GRACE_S = 10.0
+GRACE_S = 20.0
 """How long the others may take to say themselves why they end."""
 LOOK_S = 0.1
 AGAIN = "run the same command again to go on where it was"
@@ -62,7 +62,7 @@ def _start(argv: Sequence[str], rank: int, count: int, folder: Path) -> "subproc
     with _said(folder, rank).open("wb") as said:
         return subprocess.Popen(
             command,
-            env=environment | {MEETING: f"file://{folder / 'meeting'}"},
+            env=environment | {MEETING: f"file://{folder / 'meeting'}", LAUNCHER: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=said if rank else None,
             stderr=said if rank else None,

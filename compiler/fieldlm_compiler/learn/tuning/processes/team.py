@@ -22,6 +22,8 @@ from fieldlm_compiler.pipeline.step import PR_SET_PDEATHSIG
 
 MEETING = "FIELDLM_TUNE_MEETING"
 """Names the file by which processes that `launch` starts find each other; other launchers have an address."""
+LAUNCHER = "FIELDLM_TUNE_LAUNCHER"
+"""The process that `launch` ran in."""
 # Nobody waits for long for one that died: the launcher ends them all. What takes long is an evaluation.
 PATIENCE = timedelta(hours=12)
 _T = TypeVar("_T")
@@ -134,6 +136,8 @@ def joined(device: str, get_ready: Callable[[], None]) -> Generator[Team]:
         return
     if MEETING in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if str(os.getppid()) != os.environ.get(LAUNCHER):
+            raise LostError("the process that started this one has ended")
     get_ready()
     import torch
     import torch.distributed as dist
