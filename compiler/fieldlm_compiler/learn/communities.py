@@ -23,7 +23,11 @@ Edge = tuple[str, str, float]
 
 AXES = 100
 """Principal axes to compare by; the rest is the noise of single words."""
-NEIGHBOURS = 15
+NEIGHBOURS, FEW = 15, 4000
+"""Nearest neighbours that a point is joined to, among up to FEW points; among more as many times more.
+
+Else groups would be joined less and found finer, the more is said of each task.
+"""
 VOTERS = 10
 """Nearest neighbours that decide for a point which is not part of the graph."""
 NODES = 6000
@@ -236,7 +240,8 @@ def _edges(nodes: Vectors, past: list[str]) -> list[Edge]:
 
     Links within a group of the past count BOND times: a group may well fall apart, but none changes hands for little.
     """
-    distances, neighbours = _nearest(nodes, nodes, NEIGHBOURS + 1)
+    count = round(NEIGHBOURS * max(1.0, len(nodes) / FEW))
+    distances, neighbours = _nearest(nodes, nodes, count + 1)
     weights: dict[tuple[int, int], float] = {}
     for node in range(len(nodes)):
         for distance, other in zip(distances[node], neighbours[node], strict=True):
