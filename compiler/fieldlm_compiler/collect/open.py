@@ -11,8 +11,8 @@ from fieldlm_compiler.collect.sink import Policy, Sink
 def open_sink(where: str, *, read_only: bool = False, forget: Policy = "text") -> Sink:
     """Open what `where` names: a folder, delta:URI or kafka:BROKERS/TOPIC.
 
-    The private key that FIELDLM_TEXT_KEY names reads text that was sealed. Raises InputError, or MissingPartError for
-    an absent extra.
+    The private key that FIELDLM_TEXT_KEY names reads text that was sealed. Raises InputError, or
+    MissingDependencyError for an absent extra.
     """
     reader = reader_of_environment()
     sink = _opened(where, read_only=read_only, forget=forget)

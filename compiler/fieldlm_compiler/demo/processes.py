@@ -50,7 +50,7 @@ class Process:
             )
 
     def check(self) -> None:
-        """Raise LinkError with the last line of the log when the process has ended."""
+        """Raise UnavailableError with the last line of the log when the process has ended."""
         if self._child.poll() is not None:
             lines = self.log.read_text(errors="replace").strip().splitlines()
             raise UnavailableError(

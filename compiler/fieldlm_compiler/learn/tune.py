@@ -68,9 +68,9 @@ def tune(
     was at most `keep_every_s` before, when it is asked for the same again. Of a `team` every process calls this alike,
     and the main one writes.
     Returns what tune.json holds: the recipe, the loss before and after on eval.jsonl, steps, seconds, tokens.
-    Raises InputError when a file is missing, no example is left, `start` is of another shape or DoRA or a
-    base in 4 bits is to learn `blocks`, and MissingDependencyError when PyTorch does not see the device that is asked
-    for or 4 bits are and bitsandbytes is not there.
+    Raises InputError when a file is missing, no example is left, `start` is of another shape, or DoRA or a
+    base in 4 bits is to learn `blocks`; MissingDependencyError when PyTorch does not see the device that is asked for,
+    or when 4 bits are asked for and bitsandbytes is not there.
     """
     _refuse(recipe, start, blocks, team.count)
     train, held_out = _splits(dataset, checkpoint, recipe)

@@ -26,7 +26,7 @@ PACKAGES = ("gguf", "llama-cpp-python", "numpy", "peft", "safetensors", "tokeniz
 def llama_converter() -> Path:
     """Return the folder with `convert_hf_to_gguf.py`, fetched on first use.
 
-    Raises LinkError when pip cannot fetch it, InputError when what came is not what was pinned.
+    Raises UnavailableError when pip cannot fetch it, InputError when what came is not what was pinned.
     """
     release = version("llama-cpp-python")
     if release not in SDISTS:

@@ -37,7 +37,7 @@ LOCAL_NAMES = {"bin", "__pycache__", "RECORD", "INSTALLER", "REQUESTED", "direct
 def optimum() -> Path:
     """Return the folder to put on PYTHONPATH, installed on first use.
 
-    Raises LinkError when pip cannot fetch the pinned wheels or they are not what was pinned.
+    Raises UnavailableError when pip cannot fetch the pinned wheels or they are not what was pinned.
     """
     requirements = "".join(_requirement(name, digests) for name, digests in PINS.items())
     folder = cache_root() / "toolchains" / f"optimum-2.1.0-{sha256_bytes(requirements.encode())[:12]}"

@@ -41,7 +41,8 @@ class Sent:
 def connected(address: str | None) -> Generator[None]:
     """Belong to the cluster at `address` (HOST:PORT, ray://HOST:PORT or auto) until the block ends; None: to none.
 
-    Raises MissingPartError without Ray, LinkError when no cluster answers or it runs another Ray or Python.
+    Raises MissingDependencyError without Ray, UnavailableError when no cluster answers or it runs another Ray or
+    Python.
     """
     if address is None:
         yield
@@ -65,7 +66,10 @@ def connected(address: str | None) -> Generator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raise LinkError when nothing listens at `address`: Ray itself would try for a minute and say it in many lines."""
+    """Raise UnavailableError when nothing listens at `address`.
+
+    Ray itself would try for a minute, and say it in many lines.
+    """
     found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)
     if found is None and address != "auto":
         raise UnavailableError(f"--ray {address} is no address of a cluster; give HOST:PORT, ray://HOST:PORT or auto")

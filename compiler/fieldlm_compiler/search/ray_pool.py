@@ -120,7 +120,7 @@ class Flight:
                 self._refs[at] = self._submit(*self._mixtures[at])
 
     def _check_room(self) -> None:
-        """Raise LinkError when no node could ever take a task: Ray would wait without a word."""
+        """Raise UnavailableError when no node could ever take a task: Ray would wait without a word."""
         alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         workers = [each for each in alive if each.get("CPU", 0) >= 1]
         if not any(each.get("memory", 0) >= self._memory for each in workers):

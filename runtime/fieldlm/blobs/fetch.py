@@ -54,7 +54,7 @@ class Neighbours(Protocol):
     def fill(self, part: PartialBlob, source: BlobSource, on_bytes: OnBytes) -> None:
         """Bring what can be had together: from each other, and each a share from `source`.
 
-        Raises LinkError when `source` is needed and away; others' faults are no errors.
+        Raises UnavailableError when `source` is needed and away; others' faults are no errors.
         """
         ...
 
@@ -87,7 +87,7 @@ def fetch(
     """Bring every one of the `wanted` blobs that is not here already; goes on where an earlier call stopped.
 
     `on_progress` gets bytes here and bytes in all. Raises NoSpaceError before the first byte when the disk is too
-    small, LinkError when the source goes away, TrustError when what it hands out is not what the release names.
+    small, UnavailableError when the source goes away, TrustError when what it hands out is not what the release names.
     """
     manner = manner or FetchPolicy()
     paced = manner.pace(source)

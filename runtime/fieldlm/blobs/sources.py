@@ -44,7 +44,7 @@ class BlobSource(Protocol):
     @property
     def stop(self) -> threading.Event: ...
     def open(self, path: str, start: int = 0, stop: int | None = None) -> AbstractContextManager["ByteReader"]:
-        """Open bytes `start` to `stop` of the file at `path`; raises MissingFileError or LinkError."""
+        """Open bytes `start` to `stop` of the file at `path`; raises MissingFileError or UnavailableError."""
         ...
 
 
@@ -60,7 +60,7 @@ class ByteReader(Protocol):
     """Bytes on their way."""
 
     def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, fewer only at the end; raises LinkError when the source goes away."""
+        """Return up to `size` bytes, fewer only at the end; raises UnavailableError when the source goes away."""
         ...
 
 
@@ -197,7 +197,7 @@ class PacedSource:
         check_stop(self)
 
     def check_window(self) -> None:
-        """Raise LinkError when the window has closed meanwhile; what has arrived stays, and the next read waits."""
+        """Raise UnavailableError when the window has closed; what has arrived stays, and the next read waits."""
         if not self.is_open:
             raise UnavailableError(f"the hours in which {self.name} may be read are over; goes on when they begin")
 

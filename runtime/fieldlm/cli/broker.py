@@ -69,7 +69,7 @@ class EmbeddedBroker:
         self.stop()
 
     def start(self, timeout_s: float = 20.0) -> None:
-        """Start it and wait until it accepts connections; raises LinkError when it does not, or the port is taken."""
+        """Start it and wait until it accepts connections; UnavailableError when it does not, or the port is taken."""
         check_free(self.host, self.port)
         if self._folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="fieldlm-broker-")
@@ -132,7 +132,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def check_free(host: str, port: int) -> None:
-    """Raise LinkError when somebody listens on the port, InputError when the address is none."""
+    """Raise UnavailableError when somebody listens on the port, InputError when the address is none."""
     if not 0 < port < 65536:
         raise InputError(f"{port} is no port; use 1 to 65535")
     if _accepts(host, port):
@@ -142,7 +142,7 @@ def check_free(host: str, port: int) -> None:
 def wait_until_open(
     host: str, port: int, *, timeout_s: float = 20.0, is_alive: Callable[[], bool] = lambda: True
 ) -> None:
-    """Wait until somebody accepts connections; raises LinkError when time is up or the process has died."""
+    """Wait until somebody accepts connections; raises UnavailableError when time is up or the process has died."""
     deadline = time.monotonic() + timeout_s
     while not _accepts(host, port):
         if not is_alive() or time.monotonic() > deadline:

@@ -58,9 +58,9 @@ class SignalScore(msgspec.Struct, frozen=True, kw_only=True):
     bias: float
 
     def of(self, told: Mapping[str, float | None]) -> float | None:
-        """Return the score of an answer of which these are the signals by name; None where it is not for such one.
+        """Return the score of an answer of which these are the signals by name, or None.
 
-        That is where a signal is not told, or is bound and lies elsewhere than those it was fitted to.
+        None is for an answer that it was not fitted to: a signal is not told, or is bound and lies elsewhere.
         """
         total = self.bias
         for each in self.signals:

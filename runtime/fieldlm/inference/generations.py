@@ -182,7 +182,7 @@ class Generations:
     def evict(self, *, within_s: float = DRAIN_S) -> None:
         """Free what runs, to make room for another: requests that come wait until `switch`, or `wake`.
 
-        Raises LinkError when the running answers do not end in time; the generation answers on then.
+        Raises UnavailableError when the running answers do not end in time; the generation answers on then.
         """
         with self._lock:
             # Who evicts says what is loaded next, and when.

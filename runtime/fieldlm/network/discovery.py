@@ -212,7 +212,7 @@ class Announcer:
 def browse(timeout_s: float = 2.0, *, host: str = "") -> list[AnnouncedDevice]:
     """Listen for `timeout_s` seconds and return who announced itself; `host` 127.0.0.1 looks on this machine only.
 
-    Raises LinkError when there is no network to listen on.
+    Raises UnavailableError when there is no network to listen on.
     """
     heard = _Heard()
     try:

@@ -86,7 +86,7 @@ class Link:
             self._client.will_set(will[0], will[1], qos=1, retain=True)
 
     def __enter__(self) -> Self:
-        """Connect; raises LinkError when the broker is away or refuses."""
+        """Connect; raises UnavailableError when the broker is away or refuses."""
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = self._expiry_s
         properties.ReceiveMaximum = MAX_INFLIGHT

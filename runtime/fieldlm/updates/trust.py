@@ -84,7 +84,7 @@ class Trust:
         """Return the newest release that is offered to this device of `profile`, verified from the anchor down.
 
         None when there is none. A device without a name gets what all get. Raises TrustError when anything does not
-        fit together, LinkError when the repository is away.
+        fit together, UnavailableError when the repository is away.
         """
         offer = self.offered(source, profile=profile, device=device)
         return offer[0] if offer else None
@@ -237,7 +237,7 @@ def _check_root(data: bytes, path: Path) -> None:
 
 
 class _SourceFetcher(FetcherInterface):
-    """Let python-tuf read through a Source. LinkErrors pass through it untouched."""
+    """Let python-tuf read through a Source. UnavailableErrors pass through it untouched."""
 
     def __init__(self, source: BlobSource) -> None:
         self._source = source
