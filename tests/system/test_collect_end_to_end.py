@@ -63,7 +63,8 @@ class Device:
         assert self.process.stdout
         for line in self.process.stdout:
             self.last_line = line.strip()
-            if line.startswith("durable"):
+            # Of one that was killed the last line may be a part.
+            if line.startswith("durable ") and line.endswith("\n"):
                 self.durable |= {f"{self.name}-{run}-{i}" for i in range(int(line.split()[1]))}
 
     def kill(self) -> None:
