@@ -77,17 +77,22 @@ def test_an_adapter_is_judged_on_the_quantised_base_and_measured_beside_merging_
     assert build(taught, tmp_path / "again", **asked).id == bundle.id
 
 
+def asked_of(rows: list[dict[str, Any]], taught: Path, base: Bundle, folder: Path) -> dict[str, Any]:
+    """Return what asks for an adapter apart from `base`, judged by `rows`, of which it need not know all."""
+    return {
+        "adapter": adapter(folder / "lora", taught, strength=1e-4),
+        "base_bundle": base.folder,
+        "request": SearchRequest(
+            task=tiny_models.write_lines(folder / "task.jsonl", rows), limits=Limits(min_task=0.5)
+        ),
+    }
+
+
 def test_an_adapters_bundle_knows_how_likely_its_answers_are_right(
     taught: Path, base: Bundle, build: Build, tmp_path: Path
 ) -> None:
     rows = tiny_models.conversations(48)
-    asked = {
-        "adapter": adapter(tmp_path / "lora", taught, strength=1e-4),
-        "base_bundle": base.folder,
-        "request": SearchRequest(
-            task=tiny_models.write_lines(tmp_path / "task.jsonl", rows), limits=Limits(min_task=0.5)
-        ),
-    }
+    asked = asked_of(rows, taught, base, tmp_path)
     bundle = build(taught, tmp_path / "out", **asked)
     assert base.path("confidence") is None
     found = read_confidence(bundle.need("confidence").read_bytes(), what="it")
@@ -109,13 +114,7 @@ def test_a_learned_deferral_is_asked_for_and_the_bundle_says_so(
     taught: Path, base: Bundle, build: Build, tmp_path: Path
 ) -> None:
     rows = tiny_models.conversations(48)
-    asked = {
-        "adapter": adapter(tmp_path / "lora", taught, strength=1e-4),
-        "base_bundle": base.folder,
-        "request": SearchRequest(
-            task=tiny_models.write_lines(tmp_path / "task.jsonl", rows), limits=Limits(min_task=0.5)
-        ),
-    }
+    asked = asked_of(rows, taught, base, tmp_path)
     bundle = build(taught, tmp_path / "out", deferral="learned", **asked)
     found = read_confidence(bundle.need("confidence").read_bytes(), what="it")
     assert isinstance(found.learned, LearnedDeferral)
