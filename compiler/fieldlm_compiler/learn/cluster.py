@@ -236,7 +236,7 @@ def locate(examples: Sequence[CuratedExample], embedder: "Embedder") -> "Vectors
     if len({name for name, _ in calls}) > 1:
         directions = {name: _direction(name) for name, _ in calls}
         views.append(np.stack([directions[name] for name, _ in calls]) * np.float32(len(views) ** 0.5))
-    return unit(np.hstack(views))
+    return unit(np.hstack(views)) if len(views) > 1 else views[0]
 
 
 def _direction(feature: str) -> "Vectors":
