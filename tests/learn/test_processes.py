@@ -203,6 +203,21 @@ def test_a_process_that_dies_before_they_meet_says_why(
     assert "Traceback" not in text
 
 
+def test_a_process_that_dies_after_the_last_step_takes_nothing_away(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries do so when they are taken down."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif os.environ.get('RANK') == '1':\n    atexit.register(os._exit, 3)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with running(
+        words(folder, tmp_path / "adapter", "--epochs", "1", "--processes", "2"), tmp_path / "said"
+    ) as process:
+        assert process.wait(LONG_S) == 0, (tmp_path / "said").read_text()
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_ctrl_c_ends_all_of_them_and_is_said_once(folder: Path, tmp_path: Path) -> None:
     said = tmp_path / "said"
     with running(words(folder, tmp_path / "adapter", "--epochs", "9999", "--processes", "2"), said) as process:

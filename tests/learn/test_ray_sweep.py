@@ -18,6 +18,20 @@ from tests.support import tiny_models
 from tests.support.ray_nodes import PATIENCE_S, Node, one_node
 
 COMMAND = "import sys; from fieldlm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+BROKEN = """
+import sys
+from pathlib import Path
+from fieldlm.cli.main import main
+from fieldlm_compiler.learn import tune
+
+def broken(*_, **__):
+    with Path({tries!r}).open("a") as file:
+        print("tried", file=file)
+    raise ZeroDivisionError("a fault of the trainer")
+
+tune.tune = broken
+sys.exit(main(sys.argv[1:]))
+"""
 FLAT, AS_FLAT, STEEP = "1e-9", "1e-8", "1e-2"
 
 
@@ -48,9 +62,9 @@ def command(folder: Path, out: Path, *more: str, rates: str = f"{FLAT},{AS_FLAT}
     ]
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run(arguments: list[str], program: str = COMMAND) -> subprocess.CompletedProcess[str]:
     """Run `fieldlm tune` in a process of its own: Ray leaves threads behind in the one that joins a cluster."""
-    asked = [sys.executable, "-c", COMMAND, "tune", *arguments]
+    asked = [sys.executable, "-c", program, "tune", *arguments]
     return subprocess.run(asked, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
 
@@ -105,6 +119,16 @@ def test_a_mistake_of_a_trial_comes_home_as_one_line(cluster: tuple[str, Node], 
     assert socket.gethostname() in last
     assert last.endswith("which this model or recipe does not")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fault_of_the_trainer_is_not_tried_again(cluster: tuple[str, Node], folder: Path, tmp_path: Path) -> None:
+    tries = tmp_path / "tries"
+    program = BROKEN.format(tries=str(tries))
+    ran = run(command(folder, tmp_path / "out", "--ray", cluster[0], rates=STEEP), program)
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stderr.strip().splitlines()[-1].endswith("a fault of the trainer")
+    assert "Traceback" not in ran.stderr
+    assert tries.read_text() == "tried\n"
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def tune_one(
 ) -> None:
     """Tune the recipe of number `config["number"]` on this node, and leave the adapter in the post.
 
-    A user's mistake is left there, too: it would be the same at a second try.
+    An error is left there, too, for it would be the same at a second try; only what Ray lost is tried again.
     """
     ray: Any = import_module("ray")
     ray_tune: Any = import_module("ray.tune")
@@ -262,6 +262,10 @@ def tune_one(
         outcome = {"files": files, "checkpoint": str(parts["checkpoint"])}
     except FieldlmError as error:
         outcome = {"error": type(error).__name__, "message": f"{socket.gethostname()}: {error}"}
+    except Exception as error:
+        if isinstance(error, import_module("ray.exceptions").RayError):
+            raise
+        outcome = {"error": EngineError.__name__, "message": f"{socket.gethostname()}: {last_line(error)}"}
     ray.get(post.leave.remote(number, outcome))
     ray_tune.report({"number": number})
 

@@ -85,12 +85,13 @@ def _watch(started: Started, folder: Path) -> int:
 
 
 def _ended(started: Started, folder: Path) -> int:
-    """Return the code of the first process where it says itself why it ended; raise for another that did."""
+    """Return the code of the first process where it has done its work, or said itself why not; raise for another's."""
     until_s = time.monotonic() + GRACE_S
     while time.monotonic() < until_s and any(each.poll() is None for each in started):
         time.sleep(LOOK_S)
     codes = [each.poll() for each in started]
-    if codes[0] is not None and codes[0] > 0 and codes[0] != LOST:
+    # The first one ends well only after the last step of all, with the adapter written.
+    if codes[0] is not None and codes[0] >= 0 and codes[0] != LOST:
         return codes[0]
     rank = next((rank for rank, code in enumerate(codes) if code and code != LOST), None)
     if rank is None:

@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 
 class LostError(UnavailableError):
-    """Another process of the same tuning has ended."""
+    """Another process of the same tuning has ended, or cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,13 @@ def _silent(is_wanted: bool) -> Generator[None]:
 
 @contextmanager
 def _together() -> Generator[None]:
-    """Turn what PyTorch raises when another process has gone into LostError."""
+    """Turn what PyTorch raises when another process has gone into LostError; it has no kind of its own for that."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LostError(f"another process of this tuning has ended: {first[:200]}") from error
+        raise LostError(f"another process of this tuning has ended, or cannot be reached: {first[:200]}") from error
