@@ -21,7 +21,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,22 +100,26 @@ def judge(rows: list[Row], view: str, embedder: Embedder) -> Row:
     }
 
 
-def measure(rows: list[Row], records: int, embedder: Embedder) -> Row:
-    """Return seconds and memory of `records` distinct requests."""
+def distinct(rows: list[Row], records: int) -> Iterator[Row]:
+    """Yield `records` distinct requests, made of `rows` by changing a word of each."""
     dice = random.Random(0)
     words = sorted({word for row in rows for word in row["text"].split()})
-    made: list[Row] = []
     for number in range(records):
         row = rows[number % len(rows)]
         said = row["text"].split()
         if number >= len(rows):
             said[dice.randrange(len(said))] = dice.choice(words)
-        made.append({"name": row["name"], "text": " ".join([*said, str(number)])})
+        yield {"name": row["name"], "text": " ".join([*said, str(number)])}
+
+
+def measure(rows: list[Row], records: int, embedder: Embedder, ray: str | None) -> Row:
+    """Return seconds and memory of `records` distinct requests."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_examples(folder / EXAMPLES, [example(row, number, "prompts") for number, row in enumerate(made)])
+        made = (example(row, number, "prompts") for number, row in enumerate(distinct(rows, records)))
+        write_examples(folder / EXAMPLES, made)
         began_s = time.monotonic()
-        found = cluster(folder, embedder=embedder)
+        found = cluster(folder, embedder=embedder, ray=ray)
         took_s = time.monotonic() - began_s
     return {"records": records, "found": len(found), "seconds": round(took_s, 1), "peak_mb": round(peak_rss_mb())}
 
@@ -126,13 +130,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=6000, help="drawn from each file")
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
     parser.add_argument("--records", type=int, default=0, help="measure the time of so many, and nothing else")
+    parser.add_argument("--ray", metavar="ADDRESS", help="with --records: let a Ray cluster take part")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     args = parser.parse_args(argv)
     embedder, results = Embedder(), list[Row]()
     for path in args.files:
         rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()]
         if args.records:
-            results.append({"file": path.stem, **measure(rows, args.records, embedder)})
+            results.append({"file": path.stem, **measure(rows, args.records, embedder, args.ray)})
             continue
         rows = random.Random(0).sample(rows, min(args.requests, len(rows)))
         views = args.views if any("arguments" in row for row in rows) else ["prompts"]

@@ -10,7 +10,6 @@ within than without is a task (communities.py); tasks that are alike are a scena
     examples.jsonl    the same examples, each with the id of its `task`
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from fieldlm.core import options, terminal
-from fieldlm.core.errors import InputError
 from fieldlm.formats import router
-from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
-from fieldlm_compiler.learn.shapes import call_of, signature, without_values
+from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, iterate_examples, write_examples
+from fieldlm_compiler.learn.points import SHAPE_SIZE, Locator, Points, locate
+from fieldlm_compiler.learn.shapes import call_of
 from fieldlm_compiler.learn.task_edits.edits import TaskEdits, read_edits
 from fieldlm_compiler.learn.task_edits.names import common_words, instance, told
 from fieldlm_compiler.learn.task_edits.regroup import before, gone, regroup
@@ -31,7 +30,6 @@ from fieldlm_compiler.learn.tasks import (
     Scenario,
     Task,
     assign_ids,
-    digest,
     members_of,
     packed,
     past_of,
@@ -45,32 +43,8 @@ if TYPE_CHECKING:
     from fieldlm_compiler.learn.communities import Labels
     from fieldlm_compiler.learn.embed import Embedder, Vectors
 
-SHAPE_SIZE = 64
 LEAST_SIZE = 8
 """Fewer examples are no task of their own."""
-
-
-class Points(NamedTuple):
-    """Distinct requests: the place of one example each, and of each example the place of its request."""
-
-    firsts: list[int]
-    of_example: "Labels"
-    digests: list[str]
-
-    @classmethod
-    def of(cls, examples: Sequence[CuratedExample]) -> "Points":
-        import numpy as np
-
-        places: dict[str, int] = {}
-        firsts: list[int] = []
-        of_example: list[int] = []
-        for number, example in enumerate(examples):
-            key = digest(example.utterance, signature(example.answer))
-            if key not in places:
-                places[key] = len(firsts)
-                firsts.append(number)
-            of_example.append(places[key])
-        return cls(firsts, np.array(of_example), list(places))
 
 
 class _Found(NamedTuple):
@@ -97,29 +71,41 @@ class _Found(NamedTuple):
 
 
 def cluster(
-    folder: Path, *, seed: int = 0, embedder: "Embedder | None" = None, least_sessions: int = 1
+    folder: Path,
+    *,
+    seed: int = 0,
+    embedder: "Embedder | None" = None,
+    least_sessions: int = 1,
+    ray: str | None = None,
 ) -> list[dict[str, Any]]:
     """Find the tasks in `folder`/examples.jsonl; writes tasks.json and the examples' `task`, returns the tasks.
 
     What people edited (`folder`/task_edits.json) is applied to what is found. A task of fewer than `least_sessions`
-    customers shows no word that was said. The same examples, earlier tasks, edits and seed give the same result.
-    Raises InputError when there are no examples.
+    customers shows no word that was said. The same examples, earlier tasks, edits and seed give the same result. Of
+    more than 100,000 distinct requests, tasks are found among so many, and the others are put to them, by the Ray
+    cluster at `ray` where one is named. Raises InputError when there are no examples, UnavailableError where no cluster
+    answers.
     """
     from fieldlm_compiler.learn.embed import Embedder
+    from fieldlm_compiler.learn.streamed.sample import sample_of
 
-    examples = read_examples(folder)
-    if not examples:
-        raise InputError(f"{folder / EXAMPLES} is empty; collect more, then: fieldlm curate STORE --out {folder}")
+    sample = sample_of(folder)
     edits = read_edits(folder)
     earlier = _unedited(read_round(folder / TASKS), edits)
-    points = Points.of(examples)
-    distinct = [examples[first] for first in points.firsts]
-    found, ids, known = _find(examples, points, locate(distinct, embedder or Embedder()), earlier, seed=seed)
+    examples, points = sample.examples, Points.of(sample.examples)
+    distinct, locator = [examples[first] for first in points.firsts], None
+    embedder = embedder or Embedder()
+    if sample.is_all:
+        vectors = locate(distinct, embedder)
+    else:
+        vectors, locator = Locator.fit(distinct, embedder)
+    found, ids, known = _find(examples, points, vectors, earlier, seed=seed)
     past = past_of(points.digests, earlier)
     if edits.edits:
         past = before(points.digests, earlier, edits)
         found, ids = _edited(found, regroup(found.labels, ids, found.vectors, past, earlier, edits))
-    tasks = _describe(found, ids, least_sessions, edits, earlier)
+    of = found.of_example if locator is None else _placed(folder / EXAMPLES, locator, found, seed, ray)
+    tasks = _describe(found, ids, _counts(of, len(ids)), least_sessions, edits, earlier)
     tasks, scenarios = _with_scenarios(found, tasks, earlier, least_sessions)
     retired = retire(tasks, found.labels, past, earlier)
     made = Round(tasks=tasks, scenarios=scenarios, retired=retired, least_sessions=least_sessions)
@@ -128,12 +114,27 @@ def cluster(
         made = msgspec.structs.replace(made, retired=retired, found=known, edits=edits.edits)
     write_round(folder / TASKS, made)
     _fit_router(folder / router.NAME, found, tasks)
-    of = found.of_example.tolist()
+    every = examples if sample.is_all else iterate_examples(folder)
     write_examples(
         folder / EXAMPLES,
-        [msgspec.structs.replace(e, task=ids[label]) for e, label in zip(examples, of, strict=True)],
+        (msgspec.structs.replace(e, task=ids[label]) for e, label in zip(every, of.tolist(), strict=True)),
     )
     return [task.shown() for task in sorted(tasks, key=lambda task: (-task.size, task.id))]
+
+
+def _counts(labels: "Labels", groups: int) -> list[int]:
+    import numpy as np
+
+    return np.bincount(labels, minlength=groups).tolist()
+
+
+def _placed(file: Path, locator: Locator, found: _Found, seed: int, ray: str | None) -> "Labels":
+    """Return the label of each example in `file`, of which those in `found` are a part."""
+    from fieldlm_compiler.learn.streamed import placing
+    from fieldlm_compiler.learn.streamed.on_ray import on_cluster
+
+    placer = placing.Placer(locator, found.vectors, found.labels, found.points.digests, seed=seed)
+    return placing.place(file, placer, on_cluster(ray) if ray else placing.here)
 
 
 def _unedited(earlier: Round, edits: TaskEdits) -> Round:
@@ -222,33 +223,9 @@ def _fit_router(path: Path, found: _Found, tasks: Sequence[Task]) -> None:
             line.note = "none: there is one task, or too few examples of another"
 
 
-def locate(examples: Sequence[CuratedExample], embedder: "Embedder") -> "Vectors":
-    """Return a point of length 1 per example: what was said, the same without values, which function was called."""
-    import numpy as np
-
-    from fieldlm_compiler.learn.embed import unit
-
-    said = [example.utterance for example in examples]
-    calls = [call_of(example.answer) for example in examples]
-    views = [embedder(said)]
-    if any(arguments for _, arguments in calls):
-        views.append(embedder([without_values(text, call[1]) for text, call in zip(said, calls, strict=True)]))
-    if len({name for name, _ in calls}) > 1:
-        directions = {name: _direction(name) for name, _ in calls}
-        views.append(np.stack([directions[name] for name, _ in calls]) * np.float32(len(views) ** 0.5))
-    return unit(np.hstack(views)) if len(views) > 1 else views[0]
-
-
-def _direction(feature: str) -> "Vectors":
-    """Return a random direction that is always the same for a feature."""
-    import numpy as np
-
-    seed = int.from_bytes(hashlib.sha256(feature.encode()).digest()[:8])
-    direction = np.random.default_rng(seed).standard_normal(SHAPE_SIZE)
-    return (direction / np.linalg.norm(direction)).astype(np.float32)
-
-
-def _describe(found: _Found, ids: Sequence[str], least_sessions: int, edits: TaskEdits, earlier: Round) -> list[Task]:
+def _describe(  # noqa: PLR0917
+    found: _Found, ids: Sequence[str], sizes: Sequence[int], least_sessions: int, edits: TaskEdits, earlier: Round
+) -> list[Task]:
     """Return the tasks in the order of their labels; one that is as it was `earlier` keeps its name."""
     was: dict[str, Task] = {}
     if earlier.least_sessions == least_sessions:
@@ -266,14 +243,14 @@ def _describe(found: _Found, ids: Sequence[str], least_sessions: int, edits: Tas
         same = was.get(ids[label])
         own = [found.examples[int(at)] for at in (of == label).nonzero()[0]]
         nearest = (found.examples[found.points.firsts[int(members[at])]] for at in (-closeness).argsort(kind="stable"))
-        if same and (same.members, same.size) == (digests, len(own)):
+        if same and (same.members, same.size) == (digests, sizes[label]):
             name, description = same.name, same.description
         tasks.append(
             Task(
                 id=ids[label],
                 name=edits.names.get(ids[label], name),
                 description=description,
-                size=len(own),
+                size=sizes[label],
                 cohesion=round(float(closeness.mean()), 3),
                 example=instance(nearest, own, least_sessions) if description else "",
                 excluded=ids[label] in edits.excluded,
@@ -309,8 +286,13 @@ def main(argv: Sequence[str]) -> int:
         metavar="K",
         help="show no word that was said in a task of fewer customers",
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="let a Ray cluster put what is beyond 100,000 requests to its tasks",
+    )
     args = parser.parse_args(argv)
-    tasks = cluster(args.examples, seed=args.seed, least_sessions=args.least_sessions)
+    tasks = cluster(args.examples, seed=args.seed, least_sessions=args.least_sessions, ray=args.ray)
     names = {scenario.id: scenario.name for scenario in read_round(args.examples / TASKS).scenarios}
     rows = [
         (task["id"], task["name"], names[task["scenario"]], task["size"], task["cohesion"], task["example"][:60])

@@ -102,7 +102,7 @@ def communities(
     was = list(before or [""] * len(points))
     # Threads that wait for each other 10,000 times a second lose more on a busy machine than they gain on an idle one.
     with threadpool_limits(limits=1):
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(points))[:NODES])
+        chosen = _chosen(len(points), seed)
         reduced = _reduce(points, chosen, seed)
         nodes = reduced[chosen]
         names = [known[int(index)] for index in chosen]
@@ -141,11 +141,34 @@ def parts(points: Vectors, *, seed: int, least: int, counts: Sequence[int]) -> l
     return labels
 
 
-def _reduce(points: Vectors, chosen: npt.NDArray[Any], seed: int) -> Vectors:
-    """Return the points on the principal axes of the `chosen` ones, as rows of length 1."""
+class Voter:
+    """Which group a point belongs to that had no part in finding them: that of most of its nearest nodes."""
+
+    def __init__(self, points: Vectors, labels: Labels, *, seed: int) -> None:
+        """Draw nodes from `points`, whose groups are `labels`, as `communities` does with the same seed."""
+        chosen = _chosen(len(points), seed)
+        self._axes: Any = _axes(points, chosen, seed)
+        self._nodes, self._labels = unit(self._axes.transform(points[chosen])), labels[chosen]
+
+    def __call__(self, points: Vectors) -> Labels:
+        """Return the label of each of `points`."""
+        return _vote(unit(self._axes.transform(points)), self._nodes, self._labels)
+
+
+def _chosen(count: int, seed: int) -> npt.NDArray[Any]:
+    """Return the places of the nodes among so many points."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:NODES])
+
+
+def _axes(points: Vectors, chosen: npt.NDArray[Any], seed: int) -> Any:
     from sklearn.decomposition import PCA
 
-    axes: Any = PCA(min(AXES, len(chosen), points.shape[1]), random_state=seed).fit(points[chosen])
+    return PCA(min(AXES, len(chosen), points.shape[1]), random_state=seed).fit(points[chosen])
+
+
+def _reduce(points: Vectors, chosen: npt.NDArray[Any], seed: int) -> Vectors:
+    """Return the points on the principal axes of the `chosen` ones, as rows of length 1."""
+    axes = _axes(points, chosen, seed)
     return unit(np.vstack([axes.transform(points[row : row + SAMPLE]) for row in range(0, len(points), SAMPLE)]))
 
 

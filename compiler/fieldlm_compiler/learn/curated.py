@@ -1,7 +1,7 @@
 """A curated example, and the file of them: examples.jsonl, one a line."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,13 +90,19 @@ class CuratedExample(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_examples(path: Path) -> list[CuratedExample]:
     """Read an examples file, or the one in a folder; raises InputError."""
+    return list(iterate_examples(path))
+
+
+def iterate_examples(path: Path) -> Iterator[CuratedExample]:
+    """Yield what an examples file holds, or the one in a folder, without holding all of it; raises InputError."""
     file = path / EXAMPLES if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{file} does not exist; make it with: fieldlm curate STORE --out {file.parent}")
-    return [_example(line, f"{file}:{number}") for number, line in numbered_lines(file)]
+    return (example_of(line, f"{file}:{number}") for number, line in numbered_lines(file))
 
 
-def _example(line: bytes, place: str) -> CuratedExample:
+def example_of(line: bytes, place: str) -> CuratedExample:
+    """Return the example that a line holds; raises InputError, which names `place`."""
     try:
         return msgspec.json.decode(line, type=CuratedExample)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -104,4 +110,4 @@ def _example(line: bytes, place: str) -> CuratedExample:
 
 
 def write_examples(path: Path, examples: Iterable[CuratedExample]) -> None:
-    write_whole(path, b"".join(msgspec.json.encode(example) + b"\n" for example in examples), private=True)
+    write_whole(path, (msgspec.json.encode(example) + b"\n" for example in examples), private=True)

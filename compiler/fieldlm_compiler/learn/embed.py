@@ -9,6 +9,7 @@ words by a regression (ridge) on those that it read.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fieldlm.core.logs import logger
 from fieldlm.core.terminal import progress
 from fieldlm_compiler.learn import wheels
 from fieldlm_compiler.learn.minilm import SIZE as SENTENCE_SIZE
-from fieldlm_compiler.learn.minilm import UNKNOWN, MiniLM
+from fieldlm_compiler.learn.minilm import UNKNOWN, MiniLM, tokens_of
 from fieldlm_compiler.learn.shapes import spelling
 
 log = logger(__name__)
@@ -65,22 +66,49 @@ class WordVectors:
         self._vectors: Vectors = load_file(folder / "vectors.safetensors")["embedding.weight"].astype(np.float32)
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
-    def __call__(self, texts: Sequence[str]) -> Vectors:
-        """Return one row of length 1 per text; tokens that nearly every text has count little."""
-        # An empty list makes an array of floats, and those index nothing.
-        encoded = [
-            np.unique(np.array(e.ids, dtype=np.int64))
-            for start in range(0, len(texts), _CHUNK)
-            for e in self._tokenizer.encode_batch(list(texts[start : start + _CHUNK]), add_special_tokens=False)
-        ]
-        counts = np.bincount(np.concatenate(encoded), minlength=len(self._vectors))
-        # Smooth inverse frequency: "please" and "can i have" say little about what is asked for.
-        weights = (1.0 / (0.05 + counts / max(1, len(texts)))).astype(np.float32)
-        rows = np.zeros((len(texts), self.size), np.float32)
-        for row, ids in enumerate(encoded):
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Return the distinct tokens of each text."""
+        return [np.unique(ids) for ids in tokens_of(self._tokenizer, texts, add_special_tokens=False)]
+
+    def weights(self, tokens: Tokens) -> Vectors:
+        """Return how much each token of the vocabulary says: those that nearly every text has count little.
+
+        Smooth inverse frequency: "please" and "can i have" say little about what is asked for.
+        """
+        counts = np.bincount(np.concatenate(tokens), minlength=len(self._vectors))
+        return (1.0 / (0.05 + counts / max(1, len(tokens)))).astype(np.float32)
+
+    def rows(self, tokens: Tokens, weights: Vectors) -> Vectors:
+        """Return one row of length 1 per text, given as its distinct `tokens`."""
+        rows = np.zeros((len(tokens), self.size), np.float32)
+        for row, ids in enumerate(tokens):
             if len(ids):
                 rows[row] = weights[ids] @ self._vectors[ids]
         return unit(rows)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedEmbedder:
+    """What is said as a vector, as an `Embedder` has it once it has seen some texts: nothing is weighed anew.
+
+    No sentence model is asked: what it would say is foretold. It can be pickled, for other machines.
+    """
+
+    words: WordVectors
+    weights: Vectors
+    """Of the words' tokens."""
+    tokenizer: Any = None
+    """Of the sentence model, and what it says of a text by `foretold`; None where words are all there is."""
+    foretold: "Foretold | None" = None
+
+    def __call__(self, texts: Sequence[str]) -> Vectors:
+        """Return one row of length 1 per text."""
+        distinct, rows = _distinct(texts)
+        words = self.words.rows(self.words.tokens(distinct), self.weights)
+        if self.foretold is None:
+            return words[rows]
+        tokens = tokens_of(self.tokenizer, distinct)
+        return _beside(self.foretold(tokens, words), tokens, words)[rows]
 
 
 class Embedder:
@@ -99,69 +127,101 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
         """Return one row of `size` numbers and length 1 per text. The same texts give the same rows."""
-        places: dict[str, int] = {}
-        rows = [places.setdefault(spelling(text), len(places)) for text in texts]
-        distinct = list(places)
-        words = self._words(distinct)
-        if self._sentences is None:
-            return words[rows]
-        tokens = self._sentences.tokens(distinct)
-        read = self._read(self._sentences, tokens, words)
-        # Of a script that the model does not know it would say the same whatever stands there.
-        read[[float((ids == UNKNOWN).mean()) > MOST_UNKNOWN for ids in tokens]] = 0.0
-        found = np.empty((len(distinct), self.size), np.float32)
-        found[:, : read.shape[1]] = read
-        np.multiply(words, WORDS_SHARE, out=found[:, read.shape[1] :])
-        # Of 100,000 requests each of these is a hundred megabytes or more.
-        del read, words, tokens
-        return unit(found) if len(rows) == len(found) else unit(found)[rows]
+        return self._embedded(texts, is_kept=False)[0]
 
-    def _read(self, model: MiniLM, tokens: Tokens, words: Vectors) -> Vectors:
+    def fit(self, texts: Sequence[str]) -> tuple[Vectors, FittedEmbedder]:
+        """Return the rows of `texts`, and what gives rows of other texts as if these were all there are."""
+        return self._embedded(texts, is_kept=True)
+
+    def _embedded(self, texts: Sequence[str], *, is_kept: bool) -> tuple[Vectors, FittedEmbedder]:
+        """Return the rows of `texts`, and what it takes for others: of `is_kept` alone all of it."""
+        distinct, rows = _distinct(texts)
+        said = self._words.tokens(distinct)
+        weights = self._words.weights(said)
+        words = self._words.rows(said, weights)
+        if self._sentences is None:
+            return words[rows], FittedEmbedder(words=self._words, weights=weights)
+        tokens = self._sentences.tokens(distinct)
+        read, foretold = self._read(self._sentences, tokens, words, is_kept=is_kept)
+        found = _beside(read, tokens, words)
+        # Of 100,000 requests each of these is a hundred megabytes or more.
+        del read, words, tokens, said
+        fitted = FittedEmbedder(
+            words=self._words, weights=weights, tokenizer=self._sentences.tokenizer, foretold=foretold
+        )
+        return found if len(rows) == len(found) else found[rows], fitted
+
+    def _read(
+        self, model: MiniLM, tokens: Tokens, words: Vectors, *, is_kept: bool
+    ) -> tuple[Vectors, "Foretold | None"]:
+        """Return what the sentence model says, and what foretells it where that is asked for or of use."""
         weights = model.weights(tokens)
         chosen = np.sort(np.random.default_rng(0).permutation(len(tokens))[:MOST_READ])
         with progress("read sentences", len(chosen)) as told:
             read = model([tokens[int(row)] for row in chosen], weights, told)
-        if len(chosen) == len(tokens):
-            return read
-        found = _Foretold(tokens, weights, words, chosen, read)()
+        is_all = len(chosen) == len(tokens)
+        if is_all and not is_kept:
+            return read, None
+        foretold = Foretold([tokens[int(row)] for row in chosen], weights, words[chosen], read)
+        if is_all:
+            return read, foretold
+        found = foretold(tokens, words)
         found[chosen] = read
-        return found
+        return found, foretold
 
 
-class _Foretold:
+class Foretold:
     """A ridge regression from a text's frequent tokens and its words' vector to its sentence's vector."""
 
-    def __init__(self, tokens: Tokens, weights: Vectors, words: Vectors, chosen: npt.NDArray[Any], read: Vectors):
-        counts = np.bincount(np.concatenate([np.unique(tokens[int(row)]) for row in chosen]), minlength=len(weights))
+    def __init__(self, tokens: Tokens, weights: Vectors, words: Vectors, read: Vectors) -> None:
+        """Fit to texts, given as `tokens` and the rows `words`, of which the model said `read`."""
+        counts = np.bincount(np.concatenate([np.unique(ids) for ids in tokens]), minlength=len(weights))
         frequent = np.argsort(-counts, kind="stable")[:_BAG]
         self._place = np.full(len(weights), -1)
         self._place[frequent] = np.arange(len(frequent))
-        self._bag, self._tokens, self._weights, self._words = len(frequent), tokens, weights, words
+        self._bag, self._weights = len(frequent), weights
         size = len(frequent) + words.shape[1]
         gram, product = np.zeros((size, size), np.float32), np.zeros((size, read.shape[1]), np.float32)
-        for start in range(0, len(chosen), _CHUNK):
-            features = self._features(chosen[start : start + _CHUNK])
+        for start in range(0, len(tokens), _CHUNK):
+            block = slice(start, start + _CHUNK)
+            features = self._features(tokens[block], words[block])
             gram += features.T @ features
-            product += features.T @ read[start : start + _CHUNK]
+            product += features.T @ read[block]
         gram[np.diag_indices(size)] += _RIDGE
         self._map = np.linalg.solve(gram, product)
 
-    def __call__(self) -> Vectors:
-        """Return what is foretold of all texts, as rows of length 1."""
-        found = np.empty((len(self._tokens), self._map.shape[1]), np.float32)
+    def __call__(self, tokens: Tokens, words: Vectors) -> Vectors:
+        """Return what is foretold of texts, as rows of length 1."""
+        found = np.empty((len(tokens), self._map.shape[1]), np.float32)
         for start in range(0, len(found), _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, len(found)))
-            found[rows] = self._features(rows) @ self._map
+            block = slice(start, start + _CHUNK)
+            found[block] = self._features(tokens[block], words[block]) @ self._map
         return unit(found)
 
-    def _features(self, rows: npt.NDArray[Any]) -> Vectors:
-        bag = np.zeros((len(rows), self._bag), np.float32)
-        for place, row in enumerate(rows):
-            ids = self._tokens[int(row)]
+    def _features(self, tokens: Tokens, words: Vectors) -> Vectors:
+        bag = np.zeros((len(tokens), self._bag), np.float32)
+        for place, ids in enumerate(tokens):
             held = ids[self._place[ids] >= 0]
             bag[place, self._place[held]] = self._weights[held]
         bag /= np.maximum(np.linalg.norm(bag, axis=1, keepdims=True), 1e-9)
-        return np.hstack([bag, self._words[rows]])
+        return np.hstack([bag, words])
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return the texts that differ, and the place among them of each text."""
+    places: dict[str, int] = {}
+    rows = [places.setdefault(spelling(text), len(places)) for text in texts]
+    return list(places), rows
+
+
+def _beside(read: Vectors, tokens: Tokens, words: Vectors) -> Vectors:
+    """Return rows of what the sentence model says of texts and of their words, of length 1; `read` is changed."""
+    # Of a script that the model does not know it would say the same whatever stands there.
+    read[[float((ids == UNKNOWN).mean()) > MOST_UNKNOWN for ids in tokens]] = 0.0
+    found = np.empty((len(read), read.shape[1] + words.shape[1]), np.float32)
+    found[:, : read.shape[1]] = read
+    np.multiply(words, WORDS_SHARE, out=found[:, read.shape[1] :])
+    return unit(found)
 
 
 def unit(rows: Vectors) -> Vectors:

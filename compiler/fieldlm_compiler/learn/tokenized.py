@@ -126,10 +126,11 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path} is a folder; name a file of it, such as {path / 'eval.jsonl'}")
     if not path.is_file():
         raise InputError(f"{path} does not exist; make a dataset with: fieldlm dataset EXAMPLES --out DIR")
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if line.strip():
-            check_version(line, f"{path}:{number}")
-            yield number, line
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                check_version(line, f"{path}:{number}")
+                yield number, line.removesuffix(b"\n")
 
 
 class _Versioned(msgspec.Struct):

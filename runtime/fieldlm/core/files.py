@@ -8,7 +8,7 @@ import os
 import pwd
 import shutil
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -146,8 +146,8 @@ def free_mb(path: Path) -> int:
     return shutil.disk_usage(existing).free // 1_000_000
 
 
-def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Write `data` to `path` so that a reader, or a reboot, finds either the old file or the new one.
+def write_whole(path: Path, data: bytes | Iterable[bytes], *, private: bool = False) -> None:
+    """Write `data`, whole or in pieces, to `path` so that a reader, or a reboot, finds the old file or the new one.
 
     A `private` file, and its folder where that is made now, nobody else on this machine can read; one that is there
     already keeps its rights. Raises NoSpaceError when the disk is full; the old file is then untouched.
@@ -160,7 +160,7 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
             with os.fdopen(opened, "wb") as file:
                 if private and path.exists():
                     os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
-                file.write(data)
+                file.writelines((data,) if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)

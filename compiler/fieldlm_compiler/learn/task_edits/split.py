@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fieldlm.core.errors import InputError
-from fieldlm_compiler.learn.cluster import LEAST_SIZE, Points, locate
+from fieldlm_compiler.learn.cluster import LEAST_SIZE
 from fieldlm_compiler.learn.communities import parts
 from fieldlm_compiler.learn.curated import CuratedExample
 from fieldlm_compiler.learn.embed import Embedder
+from fieldlm_compiler.learn.points import Points, locate
 from fieldlm_compiler.learn.task_edits.edits import TaskEdit, TaskPart
 from fieldlm_compiler.learn.tasks import members_of
 

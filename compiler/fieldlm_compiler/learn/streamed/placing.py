@@ -1,0 +1,77 @@
+"""Every example of a file is put to the task of most of its nearest neighbours, a block of lines at a time.
+
+What a block needs is in one object, so that blocks may go to other machines: the same lines give the same labels there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fieldlm.core import terminal
+from fieldlm_compiler.learn.communities import Labels, Voter
+from fieldlm_compiler.learn.curated import CuratedExample, example_of
+from fieldlm_compiler.learn.points import Locator, digest_of
+
+if TYPE_CHECKING:
+    from fieldlm_compiler.learn.embed import Vectors
+
+BLOCK_BYTES = 4 << 20
+Run = Callable[["Placer", Iterator[bytes]], Iterator[Labels]]
+"""Gives the labels of each block, in their order."""
+
+
+class Placer:
+    """Which task each example of a block of lines belongs to."""
+
+    def __init__(
+        self, locator: Locator, vectors: "Vectors", labels: Labels, digests: Sequence[str], *, seed: int
+    ) -> None:
+        """Know the `labels` of requests, with points `vectors`, that `locator` was fitted to; `digests` are theirs."""
+        self._locator = locator
+        self._voter = Voter(vectors, labels, seed=seed)
+        known = np.array([int(one, 16) for one in digests], np.uint32)
+        order = known.argsort()
+        self._known, self._labels = known[order], labels[order]
+
+    def __call__(self, block: bytes) -> Labels:
+        """Return a label per line: of a request that is known its own, of another one what its neighbours say."""
+        examples = [example_of(line, "a block of examples") for line in block.split(b"\n") if line.strip()]
+        digests, first, of_example = np.unique(
+            np.array([int(digest_of(each), 16) for each in examples], np.uint32),
+            return_index=True,
+            return_inverse=True,
+        )
+        places = np.searchsorted(self._known, digests).clip(max=len(self._known) - 1)
+        labels = self._labels[places]
+        is_new = self._known[places] != digests
+        if is_new.any():
+            labels[is_new] = self._vote([examples[int(at)] for at in first[is_new]])
+        return labels[of_example]
+
+    def _vote(self, examples: Sequence[CuratedExample]) -> Labels:
+        return self._voter(self._locator(examples))
+
+
+def place(file: Path, placer: Placer, run: Run) -> Labels:
+    """Return the label of each example in `file`."""
+    size = file.stat().st_size
+    with terminal.progress("put all requests to these tasks", max(1, size // BLOCK_BYTES)) as told:
+        found: list[Labels] = []
+        for labels in run(placer, blocks(file)):
+            found.append(labels)
+            told.update(len(found))
+    return np.concatenate(found)
+
+
+def here(placer: Placer, lines: Iterator[bytes]) -> Iterator[Labels]:
+    """Place the blocks in this process."""
+    return map(placer, lines)
+
+
+def blocks(file: Path) -> Iterator[bytes]:
+    """Yield the file in whole lines, BLOCK_BYTES and the rest of a line each."""
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK_BYTES):
+            yield block + opened.readline()
