@@ -30,7 +30,9 @@ from fieldlm.hardware.sensors import peak_rss_mb
 from fieldlm_compiler.learn.cluster import cluster
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.embed import Embedder
+from fieldlm_compiler.learn.streamed.on_ray import on_cluster
 from fieldlm_compiler.learn.tasks import TASKS, read_round
+from fieldlm_compiler.pipeline.ray_cluster import connected
 
 Row = dict[str, Any]
 VIEWS = ("prompts", "shapes", "calls")
@@ -119,7 +121,8 @@ def measure(rows: list[Row], records: int, embedder: Embedder, ray: str | None) 
         made = (example(row, number, "prompts") for number, row in enumerate(distinct(rows, records)))
         write_examples(folder / EXAMPLES, made)
         began_s = time.monotonic()
-        found = cluster(folder, embedder=embedder, ray=ray)
+        with connected(ray):
+            found = cluster(folder, embedder=embedder, run=on_cluster if ray else None)
         took_s = time.monotonic() - began_s
     return {"records": records, "found": len(found), "seconds": round(took_s, 1), "peak_mb": round(peak_rss_mb())}
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from fieldlm.core import options, terminal
+from fieldlm.core.logs import logger
 from fieldlm.formats import router
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, iterate_examples, write_examples
 from fieldlm_compiler.learn.points import SHAPE_SIZE, Locator, Points, locate
@@ -42,7 +43,9 @@ from fieldlm_compiler.learn.tasks import (
 if TYPE_CHECKING:
     from fieldlm_compiler.learn.communities import Labels
     from fieldlm_compiler.learn.embed import Embedder, Vectors
+    from fieldlm_compiler.learn.streamed.placing import Run
 
+log = logger(__name__)
 LEAST_SIZE = 8
 """Fewer examples are no task of their own."""
 
@@ -76,15 +79,14 @@ def cluster(
     seed: int = 0,
     embedder: "Embedder | None" = None,
     least_sessions: int = 1,
-    ray: str | None = None,
+    run: "Run | None" = None,
 ) -> list[dict[str, Any]]:
     """Find the tasks in `folder`/examples.jsonl; writes tasks.json and the examples' `task`, returns the tasks.
 
     What people edited (`folder`/task_edits.json) is applied to what is found. A task of fewer than `least_sessions`
     customers shows no word that was said. The same examples, earlier tasks, edits and seed give the same result. Of
-    more than 100,000 distinct requests, tasks are found among so many, and the others are put to them, by the Ray
-    cluster at `ray` where one is named. Raises InputError when there are no examples, UnavailableError where no cluster
-    answers.
+    more than 100,000 distinct requests, tasks are found among so many, and the others are put to them by `run`, by
+    default here. Raises InputError when there are no examples.
     """
     from fieldlm_compiler.learn.embed import Embedder
     from fieldlm_compiler.learn.streamed.sample import sample_of
@@ -96,6 +98,8 @@ def cluster(
     distinct, locator = [examples[first] for first in points.firsts], None
     embedder = embedder or Embedder()
     if sample.is_all:
+        if run:
+            log.info("  all requests are looked at here; there is nothing for a cluster to do")
         vectors = locate(distinct, embedder)
     else:
         vectors, locator = Locator.fit(distinct, embedder)
@@ -104,7 +108,7 @@ def cluster(
     if edits.edits:
         past = before(points.digests, earlier, edits)
         found, ids = _edited(found, regroup(found.labels, ids, found.vectors, past, earlier, edits))
-    of = found.of_example if locator is None else _placed(folder / EXAMPLES, locator, found, seed, ray)
+    of = found.of_example if locator is None else _placed(folder / EXAMPLES, locator, found, seed, run)
     tasks = _describe(found, ids, _counts(of, len(ids)), least_sessions, edits, earlier)
     tasks, scenarios = _with_scenarios(found, tasks, earlier, least_sessions)
     retired = retire(tasks, found.labels, past, earlier)
@@ -128,13 +132,12 @@ def _counts(labels: "Labels", groups: int) -> list[int]:
     return np.bincount(labels, minlength=groups).tolist()
 
 
-def _placed(file: Path, locator: Locator, found: _Found, seed: int, ray: str | None) -> "Labels":
+def _placed(file: Path, locator: Locator, found: _Found, seed: int, run: "Run | None") -> "Labels":
     """Return the label of each example in `file`, of which those in `found` are a part."""
     from fieldlm_compiler.learn.streamed import placing
-    from fieldlm_compiler.learn.streamed.on_ray import on_cluster
 
     placer = placing.Placer(locator, found.vectors, found.labels, found.points.digests, seed=seed)
-    return placing.place(file, placer, on_cluster(ray) if ray else placing.here)
+    return placing.place(file, placer, run or placing.here)
 
 
 def _unedited(earlier: Round, edits: TaskEdits) -> Round:
@@ -274,6 +277,9 @@ def _scenarios(tasks: Sequence[Task], ids: Sequence[str], shown: Sequence[tuple[
 
 def main(argv: Sequence[str]) -> int:
     """Find the recurring tasks in curated examples."""
+    from fieldlm_compiler.learn.streamed.on_ray import on_cluster
+    from fieldlm_compiler.pipeline.ray_cluster import connected
+
     parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.", "fieldlm cluster examples")
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl; the examples get their task there")
     parser.add_argument(
@@ -292,7 +298,9 @@ def main(argv: Sequence[str]) -> int:
         help="let a Ray cluster put what is beyond 100,000 requests to its tasks",
     )
     args = parser.parse_args(argv)
-    tasks = cluster(args.examples, seed=args.seed, least_sessions=args.least_sessions, ray=args.ray)
+    with connected(args.ray):
+        run = on_cluster if args.ray else None
+        tasks = cluster(args.examples, seed=args.seed, least_sessions=args.least_sessions, run=run)
     names = {scenario.id: scenario.name for scenario in read_round(args.examples / TASKS).scenarios}
     rows = [
         (task["id"], task["name"], names[task["scenario"]], task["size"], task["cohesion"], task["example"][:60])

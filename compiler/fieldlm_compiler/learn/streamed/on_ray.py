@@ -11,9 +11,9 @@ from typing import Any
 
 from fieldlm.core.errors import EngineError, UnavailableError
 from fieldlm_compiler.learn.communities import Labels
-from fieldlm_compiler.learn.streamed.placing import Placer, Run
+from fieldlm_compiler.learn.streamed.placing import Placer
 from fieldlm_compiler.pipeline.llama_toolchain import installed
-from fieldlm_compiler.pipeline.ray_cluster import check_packages, connected, keep_interrupt, last_line
+from fieldlm_compiler.pipeline.ray_cluster import check_packages, keep_interrupt, last_line
 
 NEEDED = ("fieldlm-compiler", "numpy", "scikit-learn", "tokenizers")
 """What a node has in the same version, or labels might be others."""
@@ -21,35 +21,29 @@ AHEAD = 2
 """Blocks for each processor that are on their way."""
 
 
-def on_cluster(address: str) -> Run:
-    """Return what places blocks on the cluster at `address`.
+def on_cluster(placer: Placer, lines: Iterator[bytes]) -> Iterator[Labels]:
+    """Place the blocks on the cluster that this process belongs to (`ray_cluster.connected`).
 
-    It raises MissingDependencyError without Ray, UnavailableError where no cluster answers or has a processor, and
-    EngineError where a node has other packages.
+    Raises UnavailableError where it has no processor, EngineError where a node has other packages.
     """
-
-    def run(placer: Placer, lines: Iterator[bytes]) -> Iterator[Labels]:
-        with connected(address):
-            ray: Any = import_module("ray")
-            if (processors := int(ray.cluster_resources().get("CPU", 0))) < 1:
-                raise UnavailableError(f"the cluster at {address} has no processor for a block of examples")
-            task = ray.remote(place_one).options(num_cpus=1)
-            sent, needs = ray.put(placer), installed(NEEDED)
-            waiting = deque[Any]()
-            try:
-                with keep_interrupt() as check:
-                    for block in lines:
-                        waiting.append(task.remote(sent, block, needs))
-                        if len(waiting) >= AHEAD * processors:
-                            check()
-                            yield ray.get(waiting.popleft())
-                    while waiting:
-                        check()
-                        yield ray.get(waiting.popleft())
-            except ray.exceptions.RayError as error:
-                raise EngineError(f"the cluster could not place the requests: {last_line(error)}") from error
-
-    return run
+    ray: Any = import_module("ray")
+    if (processors := int(ray.cluster_resources().get("CPU", 0))) < 1:
+        raise UnavailableError("the cluster has no processor for a block of examples; add a node with one")
+    task = ray.remote(place_one).options(num_cpus=1)
+    sent, needs = ray.put(placer), installed(NEEDED)
+    waiting = deque[Any]()
+    try:
+        with keep_interrupt() as check:
+            for block in lines:
+                waiting.append(task.remote(sent, block, needs))
+                if len(waiting) >= AHEAD * processors:
+                    check()
+                    yield ray.get(waiting.popleft())
+            while waiting:
+                check()
+                yield ray.get(waiting.popleft())
+    except ray.exceptions.RayError as error:
+        raise EngineError(f"the cluster could not place the requests: {last_line(error)}") from error
 
 
 def place_one(placer: Placer, block: bytes, needs: dict[str, str]) -> Labels:
