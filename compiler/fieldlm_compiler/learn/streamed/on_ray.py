@@ -4,14 +4,13 @@ Nodes share no file system: what places a block goes through the object store on
 that is lost costs its blocks another try, which Ray sees to.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 from fieldlm.core.errors import EngineError, UnavailableError
 from fieldlm_compiler.learn.communities import Labels
-from fieldlm_compiler.learn.streamed.placing import Placer
+from fieldlm_compiler.learn.streamed.placing import Placer, in_turn
 from fieldlm_compiler.pipeline.llama_toolchain import installed
 from fieldlm_compiler.pipeline.ray_cluster import check_packages, keep_interrupt, last_line
 
@@ -31,17 +30,14 @@ def on_cluster(placer: Placer, lines: Iterator[bytes]) -> Iterator[Labels]:
         raise UnavailableError("the cluster has no processor for a block of examples; add a node with one")
     task = ray.remote(place_one).options(num_cpus=1)
     sent, needs = ray.put(placer), installed(NEEDED)
-    waiting = deque[Any]()
+
+    def labels(block: Any) -> Labels:
+        check()
+        return ray.get(block)
+
     try:
         with keep_interrupt() as check:
-            for block in lines:
-                waiting.append(task.remote(sent, block, needs))
-                if len(waiting) >= AHEAD * processors:
-                    check()
-                    yield ray.get(waiting.popleft())
-            while waiting:
-                check()
-                yield ray.get(waiting.popleft())
+            yield from in_turn(lines, AHEAD * processors, lambda block: task.remote(sent, block, needs), labels)
     except ray.exceptions.RayError as error:
         raise EngineError(f"the cluster could not place the requests: {last_line(error)}") from error
 

@@ -3,13 +3,16 @@
 What a block needs is in one object, so that blocks may go to other machines: the same lines give the same labels there.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from fieldlm.core import terminal
+from fieldlm.hardware.cores import physical_cores
 from fieldlm_compiler.learn.communities import Labels, Voter
 from fieldlm_compiler.learn.curated import CuratedExample, example_of
 from fieldlm_compiler.learn.points import Locator, digest_of
@@ -17,6 +20,7 @@ from fieldlm_compiler.learn.points import Locator, digest_of
 if TYPE_CHECKING:
     from fieldlm_compiler.learn.embed import Vectors
 
+T = TypeVar("T")
 BLOCK_BYTES = 4 << 20
 Run = Callable[["Placer", Iterator[bytes]], Iterator[Labels]]
 """Gives the labels of each block, in their order."""
@@ -66,8 +70,25 @@ def place(file: Path, placer: Placer, run: Run) -> Labels:
 
 
 def here(placer: Placer, lines: Iterator[bytes]) -> Iterator[Labels]:
-    """Place the blocks in this process."""
-    return map(placer, lines)
+    """Place the blocks in this process, one on each core."""
+    from threadpoolctl import threadpool_limits
+
+    cores = physical_cores()
+    with threadpool_limits(limits=1), ThreadPoolExecutor(cores) as pool:
+        yield from in_turn(lines, cores + 1, lambda block: pool.submit(placer, block), Future[Labels].result)
+
+
+def in_turn(
+    lines: Iterator[bytes], ahead: int, begin: Callable[[bytes], T], end: Callable[[T], Labels]
+) -> Iterator[Labels]:
+    """Yield what comes of each block, in their order, while as many as `ahead` are begun."""
+    begun = deque[T]()
+    for block in lines:
+        begun.append(begin(block))
+        if len(begun) >= ahead:
+            yield end(begun.popleft())
+    while begun:
+        yield end(begun.popleft())
 
 
 def blocks(file: Path) -> Iterator[bytes]:
