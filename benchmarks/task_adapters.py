@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.learning import BLOCK, CONSENT, EACH, Traffic
 from fieldlm.core import terminal
-from fieldlm.core.files import canonical_json, write_whole
+from fieldlm.core.files import canonical_json, sha256_bytes, sha256_file, whole_folder, write_whole
 from fieldlm.core.logs import to_terminal
 from fieldlm.core.signing import load_or_create_key
 from fieldlm.formats import block
@@ -27,10 +27,11 @@ from fieldlm.formats.bundle import Bundle, open_bundle
 from fieldlm.formats.profile import load_profile
 from fieldlm.hardware.detect import detect
 from fieldlm_compiler.checkpoints.checkpoint import DEFAULT_MODEL
+from fieldlm_compiler.checkpoints.peft_adapter import WEIGHTS
 from fieldlm_compiler.collect.open import open_sink
 from fieldlm_compiler.learn.evaluate import Score
 from fieldlm_compiler.learn.tuning.recipe import TrainingRecipe
-from fieldlm_compiler.pipeline.stages import Stages
+from fieldlm_compiler.pipeline.stages import DONE, Stages
 from fieldlm_compiler.rounds.answers import HeldOutQuestion, examine
 from fieldlm_compiler.rounds.gate import chance, lost_and_gained
 from fieldlm_compiler.rounds.round import LearningRound
@@ -46,24 +47,30 @@ def answer_of(row: Row) -> str:
 
 
 def write_store(rows: Sequence[Row], folder: Path) -> str:
-    """Return the store in `folder`, filled with the rows as customers say and correct them."""
-    if folder.exists():
-        return str(folder)
+    """Return the store under `folder` of these rows, as customers say and correct them; it is filled once."""
     made = Traffic()
     for number, row in enumerate(rows):
         made.say(row["text"], f"customer-{number // EACH}", answer_of(row), "")
-    with open_sink(str(folder)) as store:
-        for records in (made.generations, made.feedback):
-            parts = [records[at : at + BLOCK] for at in range(0, len(records), BLOCK)]
-            store.append([block.parse(block.encode(part)) for part in parts])
-    return str(folder)
+    path = folder / sha256_bytes(canonical_json(list(rows)))[:12]
+    if not path.exists():
+        with whole_folder(path) as aside, open_sink(str(aside)) as store:
+            for records in (made.generations, made.feedback):
+                parts = [records[at : at + BLOCK] for at in range(0, len(records), BLOCK)]
+                store.append([block.parse(block.encode(part)) for part in parts])
+    return str(path)
 
 
 def bundles_of(made: FinishedRound, stages: Path) -> Iterator[tuple[str, Bundle]]:
     """Yield the bundles to compare: those that the round compiled on its way, and the one that it chose."""
-    compiled = [open_bundle(path / "bundle") for path in sorted(stages.glob("bundle-*")) if path.is_dir()]
+    adapter = sha256_file(made.folder / "adapter" / WEIGHTS)
+    of_round = [
+        path.parent
+        for path in sorted(stages.glob(f"bundle-*/{DONE}"))
+        if json.loads(path.read_bytes())["inputs"]["adapter"] == adapter
+    ]
+    compiled = [open_bundle(path / "bundle") for path in of_round]
     plain = [each for each in compiled if each.path("classifier") is None]
-    several = sorted((each for each in plain if each.manifest.task_adapters), key=_count)
+    several = sorted((each for each in plain if _count(each)), key=_count)
     yield from ((f"one adapter for all {len(made.document.tasks)} tasks", each) for each in plain if not _count(each))
     yield from ((f"{_count(each)} adapters, all groups", each) for each in several[-1:])
     if (made.folder / "bundle").exists():
@@ -104,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     random.Random(args.seed).shuffle(rows)
     args.out.mkdir(parents=True, exist_ok=True)
     wish = RoundWish(
-        store=write_store(rows[: args.requests or None], args.out / "store"),
+        store=write_store(rows[: args.requests or None], args.out / "stores"),
         base=DEFAULT_MODEL,
         profile=load_profile(args.profile) if args.profile else detect().best,
         out=args.out / "rounds",

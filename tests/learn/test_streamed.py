@@ -5,18 +5,21 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Generator, Iterator
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.cluster import cluster
+from fieldlm_compiler.learn.communities import Labels
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.embed import Embedder
 from fieldlm_compiler.learn.points import Locator, Points, digest_of
 from fieldlm_compiler.learn.streamed import placing, sample
-from fieldlm_compiler.learn.streamed.placing import Placer, blocks
+from fieldlm_compiler.learn.streamed.placing import Placer, blocks, place
 from fieldlm_compiler.learn.streamed.sample import sample_of
 from fieldlm_compiler.learn.tasks import TASKS, read_round
 from tests.support.ray_nodes import PATIENCE_S, two_nodes
@@ -85,8 +88,8 @@ def in_folder(folder: Path, examples: list[CuratedExample]) -> Path:
 def test_the_same_requests_are_looked_at_in_every_round(tmp_path: Path) -> None:
     first = sample_of(in_folder(tmp_path / "first", requests()[:350]))
     more = sample_of(in_folder(tmp_path / "more", requests()))
-    assert not first.is_all
-    assert not more.is_all
+    assert first.digests is not None
+    assert more.digests is not None
     known, now = ({digest_of(each) for each in drawn.examples} for drawn in (first, more))
     assert len(known) == len(now) == 200
     before = {digest_of(each) for each in requests()[:350]}
@@ -97,8 +100,29 @@ def test_the_same_requests_are_looked_at_in_every_round(tmp_path: Path) -> None:
 
 def test_few_requests_are_all_looked_at(tmp_path: Path) -> None:
     drawn = sample_of(in_folder(tmp_path / "all", requests()))
-    assert drawn.is_all
+    assert drawn.digests is None
     assert drawn.examples == requests()
+
+
+@pytest.mark.usefixtures("few")
+def test_what_people_split_is_always_looked_at(tmp_path: Path) -> None:
+    folder = in_folder(tmp_path / "examples", requests())
+    largest = sorted({digest_of(each) for each in requests()})[-9:]
+    assert set(largest) <= {digest_of(each) for each in sample_of(folder, largest).examples}
+
+
+@pytest.mark.usefixtures("few")
+def test_a_file_that_changes_meanwhile_is_told_and_nothing_is_written(tmp_path: Path, embedder: Embedder) -> None:
+    folder = in_folder(tmp_path / "examples", requests())
+
+    def changing(placer: Placer, lines: Iterator[bytes]) -> Generator[Labels]:
+        write_examples(folder / EXAMPLES, requests()[:300])
+        yield from placing.here(placer, lines)
+
+    with pytest.raises(InputError, match=r"examples\.jsonl changed while it was read; run the same command again"):
+        cluster(folder, embedder=embedder, run=changing)
+    assert not (folder / TASKS).exists()
+    assert read_examples(folder) == requests()[:300]
 
 
 @pytest.mark.usefixtures("few")
@@ -146,6 +170,20 @@ def test_a_request_that_is_known_has_its_own_label(embedder: Embedder, tmp_path:
     placer = Placer(locator, vectors, labels, points.digests, seed=0)
     file = in_folder(tmp_path / "examples", examples) / EXAMPLES
     assert placer(file.read_bytes()).tolist() == labels[points.of_example].tolist()
+
+
+def test_a_request_is_of_one_task_whatever_its_blocks_say(tmp_path: Path, embedder: Embedder) -> None:
+    examples = [*requests()[:30], *requests()[:30]]
+    points = Points.of(examples)
+    vectors, locator = Locator.fit([examples[first] for first in points.firsts], embedder)
+    placer = Placer(locator, vectors, np.zeros(len(points.firsts), np.int64), points.digests, seed=0)
+    file = in_folder(tmp_path / "examples", examples) / EXAMPLES
+    digests = np.array([int(digest_of(each), 16) for each in examples], np.uint32)
+
+    def numbered(_: Placer, lines: Iterator[bytes]) -> Generator[Labels]:
+        yield np.arange(sum(block.count(b"\n") for block in lines))
+
+    assert place(file, placer, digests, numbered).tolist() == [*range(30), *range(30)]
 
 
 def test_a_cluster_gives_what_one_machine_gives(tmp_path: Path) -> None:

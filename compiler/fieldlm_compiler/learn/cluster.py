@@ -10,7 +10,7 @@ within than without is a task (communities.py); tasks that are alike are a scena
     examples.jsonl    the same examples, each with the id of its `task`
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,18 +89,17 @@ def cluster(
     default here. Raises InputError when there are no examples.
     """
     from fieldlm_compiler.learn.embed import Embedder
-    from fieldlm_compiler.learn.streamed.sample import sample_of
+    from fieldlm_compiler.learn.streamed.placing import Placer, here, place
+    from fieldlm_compiler.learn.streamed.sample import Unchanged, sample_of
 
-    sample = sample_of(folder)
+    file = Unchanged(folder / EXAMPLES)
     edits = read_edits(folder)
+    sample = sample_of(folder, {member for part in edits.parts for member in part.digests()})
     earlier = _unedited(read_round(folder / TASKS), edits)
     examples, points = sample.examples, Points.of(sample.examples)
-    distinct, locator = [examples[first] for first in points.firsts], None
-    embedder = embedder or Embedder()
-    if sample.is_all:
-        if run:
-            log.info("  all requests are looked at here; there is nothing for a cluster to do")
-        vectors = locate(distinct, embedder)
+    distinct, embedder = [examples[first] for first in points.firsts], embedder or Embedder()
+    if sample.digests is None:
+        vectors, locator = locate(distinct, embedder), None
     else:
         vectors, locator = Locator.fit(distinct, embedder)
     found, ids, known = _find(examples, points, vectors, earlier, seed=seed)
@@ -108,7 +107,13 @@ def cluster(
     if edits.edits:
         past = before(points.digests, earlier, edits)
         found, ids = _edited(found, regroup(found.labels, ids, found.vectors, past, earlier, edits))
-    of = found.of_example if locator is None else _placed(folder / EXAMPLES, locator, found, seed, run)
+    if sample.digests is None or locator is None:
+        of = found.of_example
+        if run:
+            log.info("  all requests are looked at here; there is nothing for a cluster to do")
+    else:
+        placer = Placer(locator, found.vectors, found.labels, points.digests, seed=seed)
+        of = place(folder / EXAMPLES, placer, sample.digests, run or here)
     tasks = _describe(found, ids, _counts(of, len(ids)), least_sessions, edits, earlier)
     tasks, scenarios = _with_scenarios(found, tasks, earlier, least_sessions)
     retired = retire(tasks, found.labels, past, earlier)
@@ -116,28 +121,21 @@ def cluster(
     if edits.edits:
         retired = gone(retired, known, edits)
         made = msgspec.structs.replace(made, retired=retired, found=known, edits=edits.edits)
+    file.check()
     write_round(folder / TASKS, made)
     _fit_router(folder / router.NAME, found, tasks)
-    every = examples if sample.is_all else iterate_examples(folder)
-    write_examples(
-        folder / EXAMPLES,
-        (msgspec.structs.replace(e, task=ids[label]) for e, label in zip(every, of.tolist(), strict=True)),
-    )
+    write_examples(folder / EXAMPLES, _with_tasks(examples if locator is None else iterate_examples(folder), of, ids))
     return [task.shown() for task in sorted(tasks, key=lambda task: (-task.size, task.id))]
+
+
+def _with_tasks(examples: Iterable[CuratedExample], of: "Labels", ids: Sequence[str]) -> Iterator[CuratedExample]:
+    return (msgspec.structs.replace(e, task=ids[int(at)]) for e, at in zip(examples, of, strict=True))
 
 
 def _counts(labels: "Labels", groups: int) -> list[int]:
     import numpy as np
 
     return np.bincount(labels, minlength=groups).tolist()
-
-
-def _placed(file: Path, locator: Locator, found: _Found, seed: int, run: "Run | None") -> "Labels":
-    """Return the label of each example in `file`, of which those in `found` are a part."""
-    from fieldlm_compiler.learn.streamed import placing
-
-    placer = placing.Placer(locator, found.vectors, found.labels, found.points.digests, seed=seed)
-    return placing.place(file, placer, run or placing.here)
 
 
 def _unedited(earlier: Round, edits: TaskEdits) -> Round:
@@ -277,7 +275,7 @@ def _scenarios(tasks: Sequence[Task], ids: Sequence[str], shown: Sequence[tuple[
 
 def main(argv: Sequence[str]) -> int:
     """Find the recurring tasks in curated examples."""
-    from fieldlm_compiler.learn.streamed.on_ray import on_cluster
+    from fieldlm_compiler.learn.streamed.on_ray import check_cluster, on_cluster
     from fieldlm_compiler.pipeline.ray_cluster import connected
 
     parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.", "fieldlm cluster examples")
@@ -300,6 +298,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     with connected(args.ray):
         run = on_cluster if args.ray else None
+        if run:
+            check_cluster()
         tasks = cluster(args.examples, seed=args.seed, least_sessions=args.least_sessions, run=run)
     names = {scenario.id: scenario.name for scenario in read_round(args.examples / TASKS).scenarios}
     rows = [

@@ -49,7 +49,7 @@ MOST_UNKNOWN = 0.15
 """Share of a text's tokens that the sentence model may not know; beyond that, words are all that is told."""
 _BAG = 2000
 _RIDGE = 3.0
-_CHUNK = 8192
+_CHUNK = 1024
 
 
 class WordVectors:

@@ -4,7 +4,8 @@ Nodes share no file system: what places a block goes through the object store on
 that is lost costs its blocks another try, which Ray sees to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -14,35 +15,56 @@ from fieldlm_compiler.learn.streamed.placing import Placer, in_turn
 from fieldlm_compiler.pipeline.llama_toolchain import installed
 from fieldlm_compiler.pipeline.ray_cluster import check_packages, keep_interrupt, last_line
 
-NEEDED = ("fieldlm-compiler", "numpy", "scikit-learn", "tokenizers")
+NEEDED = ("fieldlm-compiler", "numpy", "scikit-learn", "scipy", "threadpoolctl", "tokenizers")
 """What a node has in the same version, or labels might be others."""
 AHEAD = 2
 """Blocks for each processor that are on their way."""
 
 
-def on_cluster(placer: Placer, lines: Iterator[bytes]) -> Iterator[Labels]:
-    """Place the blocks on the cluster that this process belongs to (`ray_cluster.connected`).
+def check_cluster() -> None:
+    """Raise UnavailableError where the cluster that this process belongs to has no processor.
 
-    Raises UnavailableError where it has no processor, EngineError where a node has other packages.
+    EngineError where a node that is asked has other packages.
     """
     ray: Any = import_module("ray")
-    if (processors := int(ray.cluster_resources().get("CPU", 0))) < 1:
+    if not _processors(ray):
         raise UnavailableError("the cluster has no processor for a block of examples; add a node with one")
+    with _told(ray):
+        ray.get(ray.remote(check_packages).options(num_cpus=1).remote(installed(NEEDED)))
+
+
+def on_cluster(placer: Placer, lines: Iterator[bytes]) -> Generator[Labels]:
+    """Place the blocks on the cluster that this process belongs to (`ray_cluster.connected`).
+
+    Raises EngineError where a node has other packages, or Ray gives up.
+    """
+    ray: Any = import_module("ray")
     task = ray.remote(place_one).options(num_cpus=1)
-    sent, needs = ray.put(placer), installed(NEEDED)
+    with _told(ray), keep_interrupt() as check:
+        sent, needs = ray.put(placer), installed(NEEDED)
 
-    def labels(block: Any) -> Labels:
-        check()
-        return ray.get(block)
+        def labels(block: Any) -> Labels:
+            check()
+            return ray.get(block)
 
-    try:
-        with keep_interrupt() as check:
-            yield from in_turn(lines, AHEAD * processors, lambda block: task.remote(sent, block, needs), labels)
-    except ray.exceptions.RayError as error:
-        raise EngineError(f"the cluster could not place the requests: {last_line(error)}") from error
+        ahead = AHEAD * max(1, _processors(ray))
+        yield from in_turn(lines, ahead, lambda block: task.remote(sent, block, needs), labels)
 
 
 def place_one(placer: Placer, block: bytes, needs: dict[str, str]) -> Labels:
     """Place a block on this node."""
     check_packages(needs)
     return placer(block)
+
+
+def _processors(ray: Any) -> int:
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+@contextmanager
+def _told(ray: Any) -> Generator[None]:
+    """Turn what Ray raises into EngineError; a client's side of it raises ConnectionError, too."""
+    try:
+        yield
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise EngineError(f"the cluster could not place the requests: {last_line(error)}") from error

@@ -4,12 +4,15 @@ What a block needs is in one object, so that blocks may go to other machines: th
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from fieldlm.core import terminal
 from fieldlm.hardware.cores import physical_cores
@@ -21,8 +24,9 @@ if TYPE_CHECKING:
     from fieldlm_compiler.learn.embed import Vectors
 
 T = TypeVar("T")
-BLOCK_BYTES = 4 << 20
-Run = Callable[["Placer", Iterator[bytes]], Iterator[Labels]]
+BLOCK_BYTES = 1 << 20
+"""Some thousand examples, which take 50 MB while they are placed."""
+Run = Callable[["Placer", Iterator[bytes]], Generator[Labels]]
 """Gives the labels of each block, in their order."""
 
 
@@ -34,13 +38,21 @@ class Placer:
     ) -> None:
         """Know the `labels` of requests, with points `vectors`, that `locator` was fitted to; `digests` are theirs."""
         self._locator = locator
-        self._voter = Voter(vectors, labels, seed=seed)
+        with threadpool_limits(limits=1):
+            self._voter = Voter(vectors, labels, seed=seed)
         known = np.array([int(one, 16) for one in digests], np.uint32)
         order = known.argsort()
         self._known, self._labels = known[order], labels[order]
 
     def __call__(self, block: bytes) -> Labels:
-        """Return a label per line: of a request that is known its own, of another one what its neighbours say."""
+        """Return a label per line: of a request that is known its own, of another one what its neighbours say.
+
+        On one core, so that the same sums are made wherever it is.
+        """
+        with threadpool_limits(limits=1):
+            return self._labels_of(block)
+
+    def _labels_of(self, block: bytes) -> Labels:
         examples = [example_of(line, "a block of examples") for line in block.split(b"\n") if line.strip()]
         digests, first, of_example = np.unique(
             np.array([int(digest_of(each), 16) for each in examples], np.uint32),
@@ -58,29 +70,39 @@ class Placer:
         return self._voter(self._locator(examples))
 
 
-def place(file: Path, placer: Placer, run: Run) -> Labels:
-    """Return the label of each example in `file`."""
-    size = file.stat().st_size
-    with terminal.progress("put all requests to these tasks", max(1, size // BLOCK_BYTES)) as told:
-        found: list[Labels] = []
-        for labels in run(placer, blocks(file)):
+def place(file: Path, placer: Placer, digests: npt.NDArray[np.uint32], run: Run) -> Labels:
+    """Return the label of each example in `file`; `digests` are those of their requests.
+
+    What a request would be said to be in another block, by other values of its arguments, does not count: the first
+    example of it does.
+    """
+    found: list[Labels] = []
+    total = -(-file.stat().st_size // BLOCK_BYTES)
+    with (
+        terminal.progress("put all requests to these tasks", max(1, total)) as told,
+        closing(run(placer, blocks(file))) as ran,
+    ):
+        for labels in ran:
             found.append(labels)
             told.update(len(found))
-    return np.concatenate(found)
+    labels = np.concatenate(found)
+    _, first, of = np.unique(digests, return_index=True, return_inverse=True)
+    return labels[first][of] if len(of) == len(labels) else labels  # another file by now, which is found out
 
 
-def here(placer: Placer, lines: Iterator[bytes]) -> Iterator[Labels]:
+def here(placer: Placer, lines: Iterator[bytes]) -> Generator[Labels]:
     """Place the blocks in this process, one on each core."""
-    from threadpoolctl import threadpool_limits
-
     cores = physical_cores()
-    with threadpool_limits(limits=1), ThreadPoolExecutor(cores) as pool:
+    pool = ThreadPoolExecutor(cores)
+    try:
         yield from in_turn(lines, cores + 1, lambda block: pool.submit(placer, block), Future[Labels].result)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def in_turn(
     lines: Iterator[bytes], ahead: int, begin: Callable[[bytes], T], end: Callable[[T], Labels]
-) -> Iterator[Labels]:
+) -> Generator[Labels]:
     """Yield what comes of each block, in their order, while as many as `ahead` are begun."""
     begun = deque[T]()
     for block in lines:

@@ -1,12 +1,15 @@
 """The examples among which tasks are found: all there are, or those of the requests with the smallest digests.
 
-Those are the same ones in every round, as far as they are still there, so that tasks keep their ids.
+What is among the smallest of many was among those of fewer: a request that is looked at was looked at before, unless it
+is new, so that tasks keep their ids.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from fieldlm.core import terminal
 from fieldlm.core.errors import InputError
@@ -14,43 +17,72 @@ from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, iterate_exa
 from fieldlm_compiler.learn.points import digest_of
 
 MOST = 100_000
-"""Distinct requests that are looked at together: 1.4 GB."""
+"""Distinct requests that are looked at together: 1.4 GB, where each was made once."""
 MOST_EXAMPLES = 4 * MOST
-"""Examples of those requests that are held; of what was asked very often, not all."""
+"""Examples that are held; of requests that were made very often, not all."""
 _CHUNK_BYTES = 1 << 24
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SampledExamples:
-    """Examples that are held in memory; `is_all` says whether there are no others."""
+    """Examples that are held in memory, and of all that there are the digests of their requests; None: they are all."""
 
     examples: list[CuratedExample]
-    is_all: bool
+    digests: "npt.NDArray[np.uint32] | None" = None
 
 
-def sample_of(folder: Path) -> SampledExamples:
-    """Return the examples in `folder`, or where there are more than MOST a part of them; raises InputError."""
+def sample_of(folder: Path, always: Collection[str] = ()) -> SampledExamples:
+    """Return the examples in `folder`, or where there are more than MOST a part of them; raises InputError.
+
+    Requests whose digests are in `always` are among them.
+    """
     file = folder / EXAMPLES
     if not file.is_file() or _lines(file) <= MOST:
-        examples = read_examples(folder)
-        if not examples:
-            raise InputError(f"{file} is empty; collect more, then: fieldlm curate STORE --out {folder}")
-        return SampledExamples(examples=examples, is_all=True)
+        return _all(folder)
     with terminal.progress("choose the requests to look at"):
         digests = np.fromiter((int(digest_of(each), 16) for each in iterate_examples(folder)), np.uint32)
         distinct, counts = np.unique(digests, return_counts=True)
-        last = distinct[:MOST][-1]
-        counts = counts[:MOST]
-        most_alike = int(counts.max())
-        while most_alike > 1 and np.minimum(counts, most_alike).sum() > MOST_EXAMPLES:
+        if len(distinct) <= MOST and len(digests) <= MOST_EXAMPLES:
+            return _all(folder)
+        wanted = np.isin(distinct, np.array([int(one, 16) for one in always], np.uint32))
+        wanted[:MOST] = True
+        most_alike = int(counts[wanted].max())
+        while most_alike > 1 and np.minimum(counts[wanted], most_alike).sum() > MOST_EXAMPLES:
             most_alike //= 2
-        left = dict.fromkeys(distinct[:MOST].tolist(), most_alike)
+        left = dict.fromkeys(distinct[wanted].tolist(), most_alike)
         examples = list[CuratedExample]()
-        for each, digest in zip(iterate_examples(folder), digests.tolist(), strict=True):
-            if digest <= last and left[digest]:
+        for each, number in zip(iterate_examples(folder), digests, strict=False):
+            if left.get(digest := int(number)):
                 left[digest] -= 1
                 examples.append(each)
-    return SampledExamples(examples=examples, is_all=False)
+    return SampledExamples(examples=examples, digests=digests)
+
+
+def _all(folder: Path) -> SampledExamples:
+    examples = read_examples(folder)
+    if not examples:
+        raise InputError(f"{folder / EXAMPLES} is empty; collect more, then: fieldlm curate STORE --out {folder}")
+    return SampledExamples(examples=examples)
+
+
+class Unchanged:
+    """Watches a file that is read several times."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._was = file, self._now(file)
+
+    def check(self) -> None:
+        """Raise InputError where the file is another one than at first."""
+        if self._now(self._file) != self._was:
+            raise InputError(f"{self._file} changed while it was read; run the same command again")
+
+    @staticmethod
+    def _now(file: Path) -> tuple[int, int, int] | None:
+        try:
+            found = file.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _lines(file: Path) -> int:

@@ -240,7 +240,8 @@ def tune_one(
 ) -> None:
     """Tune the recipe of number `config["number"]` on this node, and leave the adapter in the post.
 
-    An error is left there, too, for it would be the same at a second try; only what Ray lost is tried again.
+    An error is left there, too, where it would be the same at a second try. What may be the node's own (no room on its
+    disk or in its memory, a connection, what Ray lost) is tried again.
     """
     ray: Any = import_module("ray")
     ray_tune: Any = import_module("ray.tune")
@@ -263,9 +264,15 @@ def tune_one(
     except FieldlmError as error:
         outcome = {"error": type(error).__name__, "message": f"{socket.gethostname()}: {error}"}
     except Exception as error:
-        if isinstance(error, import_module("ray.exceptions").RayError):
+        lost = import_module("ray.exceptions").RayError, import_module("torch").OutOfMemoryError
+        if isinstance(error, (*lost, OSError, MemoryError)):
             raise
-        outcome = {"error": EngineError.__name__, "message": f"{socket.gethostname()}: {last_line(error)}"}
+        log.exception("this tuning failed")  # the node's own log has the stack
+        said = (str(error).splitlines() or [""])[0][:300]
+        outcome = {
+            "error": EngineError.__name__,
+            "message": f"{socket.gethostname()}: {type(error).__name__}: {said}",
+        }
     ray.get(post.leave.remote(number, outcome))
     ray_tune.report({"number": number})
 

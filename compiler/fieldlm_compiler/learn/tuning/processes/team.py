@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -160,8 +160,9 @@ def joined(device: str, get_ready: Callable[[], None]) -> Generator[Team]:
         )
     with _silent(rank > 0):
         yield Team(rank, count, on)
-    # One that fails just ends: the others may never come to take leave of it.
-    dist.destroy_process_group()
+    # One that fails just ends: the others may never come to take leave of it. All work is done here.
+    with suppress(RuntimeError):
+        dist.destroy_process_group()
 
 
 @contextmanager
