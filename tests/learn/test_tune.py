@@ -1,5 +1,6 @@
 import json
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -232,6 +233,32 @@ def test_looks_that_find_far_slower_come_later(monkeypatch: pytest.MonkeyPatch) 
         assert between_s[0] < between_s[1] < between_s[-2] == between_s[-1]
         choice.took(2, 1.1)
         assert choice._look_s == 10.0, "one that is near is looked at as often as ever"  # pyright: ignore[reportPrivateUsage]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_measuring_takes_as_many_threads_as_are_faster(checkpoint: Path, dataset: Path) -> None:
+    """Beside a busy neighbour two threads are several times slower than one, there as in a step of the training."""
+    examples = read_examples(dataset / "train.jsonl", checkpoint, 512).examples
+    model: Any = with_adapter(checkpoint, TrainingRecipe(rank=4, precision="float32"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    used: list[int] = []
+
+    class Watched(AnswerLoss):
+        def logits(self, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
+            used.append(torch.get_num_threads())
+            return super().logits(examples)
+
+    try:
+        loss = Watched(model, is_packed=False, measuring=ThreadChoice(look_s=3600.0))
+        loss.measure(examples[:2], 1)
+        assert used == [1, 2], "each is tried once"
+        loss.measuring.took(1, 1.0)
+        loss.measuring.took(2, 5.0)
+        loss.measure(examples[:2], 1)
+        assert used[2:] == [1, 1]
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 

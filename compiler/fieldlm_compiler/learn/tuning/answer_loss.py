@@ -7,9 +7,9 @@ against transformers' own forward, of the same weights: of a base in 4 bits, tho
 """
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from fieldlm_compiler.learn.tuning.four_bits import multiplied_in
 from fieldlm_compiler.learn.tuning.packing import ATTENTION_OF_ROWS, pack
 from fieldlm_compiler.learn.tuning.preference_loss import log_odds_ratio, preference_loss, rejected_of
 from fieldlm_compiler.learn.tuning.processes.team import ALONE, Team
+from fieldlm_compiler.learn.tuning.tuning_state import ThreadChoice
 
 log = logger(__name__)
 
@@ -75,6 +76,8 @@ class AnswerLoss:
     is_packed: bool
     team: Team = ALONE
     """The processes that share the work."""
+    measuring: ThreadChoice = field(default_factory=ThreadChoice)
+    """How many threads measure: a token takes less there than in a step of the training, and is compared by itself."""
 
     def logits(self, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits (a, vocabulary) of all answers' tokens, one example after the other, and these tokens."""
@@ -160,18 +163,19 @@ class AnswerLoss:
         right: list[bool] = []
         ratios: list[float] = []
         pairs = [example for example in examples if example.rejected]
-        with torch.no_grad():
-            for start in range(0, len(examples), batch):
-                part = examples[start : start + batch]
-                logits, targets = self.logits(part)
-                total += float(cross_entropy(logits.float(), targets, reduction="sum"))
+        with torch.no_grad(), self.measuring.restored():
+            for part in _batches(examples, batch):
+                with self.measuring.step(_work(part)):
+                    logits, targets = self.logits(part)
+                    total += float(cross_entropy(logits.float(), targets, reduction="sum"))
                 count += len(targets)
                 # Where each token is the likeliest behind the right ones before it, greedy decoding gives them all.
                 hits = (logits.argmax(-1) == targets).split(_answer_sizes(part))
                 right += [bool(each.all()) for each in hits]
-            for start in range(0, len(pairs), batch):
-                _, chosen, rejected = self._in_pairs(pairs[start : start + batch])
-                ratios += log_odds_ratio(chosen, rejected).tolist()
+            for part in _batches(pairs, batch):
+                with self.measuring.step(_work([*part, *rejected_of(part)])):
+                    _, chosen, rejected = self._in_pairs(part)
+                    ratios += log_odds_ratio(chosen, rejected).tolist()
         hit = Counter(example.task for example, is_right in zip(examples, right, strict=True) if is_right)
         return _Sums(total, count, hit, ratios)
 
@@ -182,14 +186,15 @@ def choose_loss(model: Any, examples: Sequence[TokenizedExample], batch: int, te
     The `batch` longest are tried, in float32, because a window or a convolution shows only in what is longer than it.
     """
     longest = sorted([*examples, *rejected_of(examples)], key=lambda example: -len(example.tokens))[:batch]
-    with torch.no_grad(), _in_float32(model):
-        own = _own(model, longest)
-        why = _difference(model, longest, own) if own is not None else "it has no examples"
+    measuring = ThreadChoice(is_needed=model.device.type == "cpu")
+    with torch.no_grad(), _in_float32(model), measuring.restored():
+        own = _own(model, longest, measuring)
+        why = _difference(model, longest, own, measuring) if own is not None else "it has no examples"
     if why is None:
-        return AnswerLoss(model, is_packed=True, team=team)
+        return AnswerLoss(model, is_packed=True, team=team, measuring=measuring)
     model.get_base_model().set_attn_implementation(OWN_ATTENTION)
     log.info(f"  examples go through the model one by one, because packed {why}")
-    return AnswerLoss(model, is_packed=False, team=team)
+    return AnswerLoss(model, is_packed=False, team=team, measuring=measuring)
 
 
 def packed_logits(model: Any, row: "Row") -> torch.Tensor:
@@ -220,16 +225,19 @@ def _mixed(model: Any) -> Generator[Any]:
         yield causal
 
 
-def _own(model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor | None:
+def _own(model: Any, examples: Sequence[TokenizedExample], measuring: ThreadChoice) -> torch.Tensor | None:
     model.get_base_model().set_attn_implementation(OWN_ATTENTION)
-    return _log_shares(AnswerLoss(model, is_packed=False), examples) if examples else None
+    loss = AnswerLoss(model, is_packed=False, measuring=measuring)
+    return torch.cat([_log_shares(loss, [each]) for each in examples]) if examples else None
 
 
-def _difference(model: Any, examples: Sequence[TokenizedExample], own: torch.Tensor) -> str | None:
+def _difference(
+    model: Any, examples: Sequence[TokenizedExample], own: torch.Tensor, measuring: ThreadChoice
+) -> str | None:
     """Return why `examples` may not be packed, or None when their answers have `own` log-probabilities so too."""
     try:
         model.get_base_model().set_attn_implementation(ATTENTION_OF_ROWS)
-        packed = _log_shares(AnswerLoss(model, is_packed=True), examples)
+        packed = _log_shares(AnswerLoss(model, is_packed=True, measuring=measuring), examples)
     # A family that was never packed fails in its own way.
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         return f"they cannot be computed ({type(error).__name__})"
@@ -238,7 +246,8 @@ def _difference(model: Any, examples: Sequence[TokenizedExample], own: torch.Ten
 
 
 def _log_shares(loss: AnswerLoss, examples: Sequence[TokenizedExample]) -> torch.Tensor:
-    logits, targets = loss.logits(examples)
+    with loss.measuring.step(_work(examples)):
+        logits, targets = loss.logits(examples)
     return log_softmax(logits.float(), dim=-1).gather(1, targets[:, None])[:, 0]
 
 
@@ -263,6 +272,14 @@ def _in_float32(model: Any) -> Generator[None]:
 def _token_share(examples: Sequence[TokenizedExample], whole: Sequence[TokenizedExample]) -> float:
     """Return which share of the answers' tokens of the `whole` are those of `examples`."""
     return sum(_answer_sizes(examples)) / sum(_answer_sizes(whole))
+
+
+def _batches(examples: Sequence[TokenizedExample], batch: int) -> Iterator[Sequence[TokenizedExample]]:
+    return (examples[start : start + batch] for start in range(0, len(examples), batch))
+
+
+def _work(examples: Sequence[TokenizedExample]) -> int:
+    return sum(example.work for example in examples)
 
 
 def _answer_sizes(examples: Sequence[TokenizedExample]) -> list[int]:
