@@ -3,8 +3,8 @@
     python -m benchmarks.task_adapters FOLDER/home-robot-train.jsonl FOLDER/home-robot-test.jsonl --out build/robot
 
 A line of a file is one request: its `text`, the `name` of the function that it should call, and its `arguments`. The
-first file is said by customers with six requests each, whose corrections are right, and `fieldlm round --adapters best
---classifiers best` learns from them: the base, the tasks, one adapter, one more for each group, the classifier, and
+first file is said by customers with six requests each, whose corrections are right, and `fieldlm round --adapters best`
+learns from them: the base, the tasks, one adapter, one more for each group, with `--classifiers best` a classifier, and
 the choice by customers to watch. Then three bundles are asked every line of the second file, which had no part in any
 of that: the one adapter, all groups' adapters whatever they gain, and what the round chose. Right is a whole answer,
 the function and all its arguments. What is done is kept in --out and reused.
@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("test", type=Path, help="others, which are only asked")
     parser.add_argument("--requests", type=int, default=0, help="drawn from the first file; 0: all")
     parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--classifiers", choices=("none", "best"), default="none", help="as of fieldlm round")
     parser.add_argument("--profile", default="", help="the kind of device; none: this machine")
     parser.add_argument("--out", type=Path, default=Path("build/task-adapters"))
     parser.add_argument("--seed", type=int, default=0)
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         system_prompt=SYSTEM_PROMPT,
         recipe=TrainingRecipe(epochs=args.epochs),
         adapters="best",
-        classifiers="best",
+        classifiers=args.classifiers,
         eval_share=0.05,
         work=args.out / "compiled",
     )
