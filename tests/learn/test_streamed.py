@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from fieldlm.core.errors import InputError
 from fieldlm_compiler.learn.cluster import cluster
@@ -150,6 +151,19 @@ def test_what_is_fitted_says_the_same_of_a_text_whatever_is_beside_it(embedder: 
     np.testing.assert_allclose(alone, locator(examples[300:310]), atol=1e-5)
     # The sentence model is not asked any more; what it would say is foretold.
     assert float((locator(examples[:300]) * points).sum(axis=1).min()) > 0.8
+
+
+@pytest.mark.usefixtures("few")
+def test_libraries_have_their_threads_again_when_all_is_placed(tmp_path: Path, embedder: Embedder) -> None:
+    def threads() -> list[int]:
+        return [each["num_threads"] for each in threadpool_info()]
+
+    folder = in_folder(tmp_path / "examples", requests())
+    cluster(folder, embedder=embedder)
+    with threadpool_limits(limits=2):
+        before = threads()
+        cluster(folder, embedder=embedder)
+        assert threads() == before
 
 
 def test_blocks_are_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,11 @@ def on_cluster(placer: Placer, lines: Iterator[bytes]) -> Generator[Labels]:
 
 def place_one(placer: Placer, block: bytes, needs: dict[str, str]) -> Labels:
     """Place a block on this node."""
+    from threadpoolctl import threadpool_limits
+
     check_packages(needs)
-    return placer(block)
+    with threadpool_limits(limits=1):
+        return placer(block)
 
 
 def _processors(ray: Any) -> int:

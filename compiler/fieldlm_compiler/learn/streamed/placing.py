@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BLOCK_BYTES = 1 << 20
-"""Some thousand examples, which take 50 MB while they are placed."""
+"""Some thousand examples."""
 Run = Callable[["Placer", Iterator[bytes]], Generator[Labels]]
 """Gives the labels of each block, in their order."""
 
@@ -47,12 +47,8 @@ class Placer:
     def __call__(self, block: bytes) -> Labels:
         """Return a label per line: of a request that is known its own, of another one what its neighbours say.
 
-        On one core, so that the same sums are made wherever it is.
+        Whoever calls this limits libraries to one thread, so that the same sums are made everywhere.
         """
-        with threadpool_limits(limits=1):
-            return self._labels_of(block)
-
-    def _labels_of(self, block: bytes) -> Labels:
         examples = [example_of(line, "a block of examples") for line in block.split(b"\n") if line.strip()]
         digests, first, of_example = np.unique(
             np.array([int(digest_of(each), 16) for each in examples], np.uint32),
@@ -94,10 +90,12 @@ def here(placer: Placer, lines: Iterator[bytes]) -> Generator[Labels]:
     """Place the blocks in this process, one on each core."""
     cores = physical_cores()
     pool = ThreadPoolExecutor(cores)
-    try:
-        yield from in_turn(lines, cores + 1, lambda block: pool.submit(placer, block), Future[Labels].result)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # Around all of them: the limit is the whole process's, and blocks that set and lifted it would undo each other's.
+    with threadpool_limits(limits=1):
+        try:
+            yield from in_turn(lines, cores + 1, lambda block: pool.submit(placer, block), Future[Labels].result)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def in_turn(
