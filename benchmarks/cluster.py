@@ -30,7 +30,7 @@ from fieldlm.hardware.sensors import peak_rss_mb
 from fieldlm_compiler.learn.cluster import cluster
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
 from fieldlm_compiler.learn.embed import Embedder
-from fieldlm_compiler.learn.streamed.on_ray import on_cluster
+from fieldlm_compiler.learn.streamed.on_ray import check_cluster, on_cluster
 from fieldlm_compiler.learn.tasks import TASKS, read_round
 from fieldlm_compiler.pipeline.ray_cluster import connected
 
@@ -122,6 +122,8 @@ def measure(rows: list[Row], records: int, embedder: Embedder, ray: str | None) 
         write_examples(folder / EXAMPLES, made)
         began_s = time.monotonic()
         with connected(ray):
+            if ray:
+                check_cluster()
             found = cluster(folder, embedder=embedder, run=on_cluster if ray else None)
         took_s = time.monotonic() - began_s
     return {"records": records, "found": len(found), "seconds": round(took_s, 1), "peak_mb": round(peak_rss_mb())}

@@ -14,6 +14,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fieldlm.core.errors import InputError
+from fieldlm_compiler.learn import curated
 from fieldlm_compiler.learn.cluster import cluster
 from fieldlm_compiler.learn.communities import Labels
 from fieldlm_compiler.learn.curated import EXAMPLES, CuratedExample, read_examples, write_examples
@@ -122,6 +123,23 @@ def test_a_file_that_changes_meanwhile_is_told_and_nothing_is_written(tmp_path: 
 
     with pytest.raises(InputError, match=r"examples\.jsonl changed while it was read; run the same command again"):
         cluster(folder, embedder=embedder, run=changing)
+    assert not (folder / TASKS).exists()
+    assert read_examples(folder) == requests()[:300]
+
+
+@pytest.mark.usefixtures("few")
+def test_a_file_that_changes_while_it_is_written_is_told_and_stays(
+    tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = in_folder(tmp_path / "examples", requests())
+
+    def changing(folder: Path) -> Iterator[CuratedExample]:
+        write_examples(folder / EXAMPLES, requests()[:300])
+        return curated.iterate_examples(folder)
+
+    monkeypatch.setattr("fieldlm_compiler.learn.cluster.iterate_examples", changing)
+    with pytest.raises(InputError, match=r"examples\.jsonl changed while it was read; run the same command again"):
+        cluster(folder, embedder=embedder)
     assert not (folder / TASKS).exists()
     assert read_examples(folder) == requests()[:300]
 

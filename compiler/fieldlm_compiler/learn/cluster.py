@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fieldlm_compiler.learn.communities import Labels
     from fieldlm_compiler.learn.embed import Embedder, Vectors
     from fieldlm_compiler.learn.streamed.placing import Run
+    from fieldlm_compiler.learn.streamed.sample import Unchanged
 
 log = logger(__name__)
 LEAST_SIZE = 8
@@ -121,15 +122,20 @@ def cluster(
     if edits.edits:
         retired = gone(retired, known, edits)
         made = msgspec.structs.replace(made, retired=retired, found=known, edits=edits.edits)
-    file.check()
+    same = examples if locator is None else iterate_examples(folder)
+    write_examples(folder / EXAMPLES, _with_tasks(same, of, ids, file))
     write_round(folder / TASKS, made)
     _fit_router(folder / router.NAME, found, tasks)
-    write_examples(folder / EXAMPLES, _with_tasks(examples if locator is None else iterate_examples(folder), of, ids))
     return [task.shown() for task in sorted(tasks, key=lambda task: (-task.size, task.id))]
 
 
-def _with_tasks(examples: Iterable[CuratedExample], of: "Labels", ids: Sequence[str]) -> Iterator[CuratedExample]:
-    return (msgspec.structs.replace(e, task=ids[int(at)]) for e, at in zip(examples, of, strict=True))
+def _with_tasks(
+    examples: Iterable[CuratedExample], of: "Labels", ids: Sequence[str], file: "Unchanged"
+) -> Iterator[CuratedExample]:
+    """Yield the examples with their tasks; raises InputError behind the last where `file` is another one by now."""
+    for example, label in zip(examples, of, strict=False):
+        yield msgspec.structs.replace(example, task=ids[int(label)])
+    file.check()
 
 
 def _counts(labels: "Labels", groups: int) -> list[int]:
