@@ -6,6 +6,7 @@ takes. A test has to say nothing: ports are free ones, folders are each test's o
 `--quick` looks only at files that take a moment; it does not even import the others.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -51,7 +52,34 @@ class LongestFirst(LoadScopeScheduling):
 
     def schedule(self) -> None:
         self.config.option.loadscopereorder = False  # by number of tests, which says little
+        is_new = self.collection is not None
         super().schedule()
+        for node in self.nodes if is_new else ():
+            self._reschedule(node)  # a worker begins its last test when it is told that there is no other
+
+    def _assign_work_unit(self, node: Any) -> None:
+        with contextlib.suppress(OSError):  # of a worker that has just died; `remove_node` takes what it was given
+            super()._assign_work_unit(node)
+
+    def remove_node(self, node: Any) -> str | None:
+        """Take the worker `node` away and return the test during which it died; xdist's own would try that for ever."""
+        died = self.running().get(node)
+        workload = self.assigned_work.pop(node)
+        if died is None:
+            return None
+        workload[piece_of(died)][died] = True
+        self.workqueue.update({name: unit for name, unit in workload.items() if not all(unit.values())})
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return died
+
+    def running(self) -> dict[Any, str]:
+        """Return the test that each worker runs."""
+        left = {
+            node: [test for unit in workload.values() for test, is_done in unit.items() if not is_done]
+            for node, workload in self.assigned_work.items()
+        }
+        return {node: tests[0] for node, tests in left.items() if tests}
 
 
 # A machine that others use is slow, and that is no fault of what is tried: no example is timed.
@@ -67,6 +95,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         os.environ.update(ALONE)
+    else:
+        config.pluginmanager.register(_Told(config))
     if config.getoption("--write-durations"):
         config.pluginmanager.register(_Durations())
 
@@ -91,6 +121,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LongestFirst:
     return LongestFirst(config, log)
+
+
+class _Told:
+    """Names a test as soon as it fails, and those that run when somebody ends all of them."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._plugin: Any = config.pluginmanager.get_plugin
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._plugin("terminalreporter").write_line(f"\n{report.nodeid} failed after {report.duration:.0f} s")
+
+    def pytest_keyboard_interrupt(self) -> None:
+        session = self._plugin("dsession")
+        for test in session.sched.running().values() if session else ():
+            self._plugin("terminalreporter").write_line(f"\n{test} was running")
 
 
 class _Durations:
