@@ -6,7 +6,7 @@ The file has a conversation a line, {"messages": [...]}, the right answer last; 
 calibrated on it. --snips takes snips-test.jsonl (text, name, arguments a line) instead. Each is answered greedily, one
 at a time, in the runtime's own engine; with --schema FILE in that JSON schema. What was answered is kept and reused.
 
-For every signal: AUROC with its bootstrap interval; the expected calibration error of isotonic steps, cross-fitted; the
+For every signal: AUROC with its bootstrap interval; the expected calibration error of steps, cross-fitted; the
 share of answers that may be taken for 95 and 98 % of those right, and the share that goes to a teacher who is always
 right for 95 and 98 % of all. What may be taken for 95 % right are the calls that are saved, at no loss, beside a large
 model that is right in 95 of 100. All thresholds are chosen on these answers. The last row is several signals together,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fieldlm.core.files import canonical_json
-from fieldlm.formats.confidence import Confidence, read_confidence
+from fieldlm.formats.confidence import Confidence, Form, read_confidence
+from fieldlm_compiler.verify.calibration_curve import CURVE_POINTS, isotonic_steps, logistic_steps, steps
 from fieldlm_compiler.verify.confidence import (
     FITTED,
     TaskAnswer,
@@ -16,7 +17,6 @@ from fieldlm_compiler.verify.confidence import (
     ece,
     fit,
     signals_of,
-    steps,
 )
 
 
@@ -62,8 +62,38 @@ def test_steps_rise_and_are_never_certain(count: int, seed: int) -> None:
 
 def test_three_right_answers_are_no_certainty() -> None:
     values = np.arange(10.0)
-    assert steps(values, values >= 7) == ((0.0, pytest.approx(1 / 9, abs=1e-3)), (6.0, pytest.approx(1 / 9, abs=1e-3)),
-                                          (7.0, 0.8), (9.0, 0.8))  # fmt: skip
+    low, high = pytest.approx(1 / 9, abs=1e-3), 0.8
+    assert isotonic_steps(values, values >= 7) == ((0.0, low), (6.0, low), (7.0, high), (9.0, high))
+
+
+def test_the_shape_is_what_foretells_answers_that_were_left_out() -> None:
+    dice = np.random.default_rng(0)
+    scores = dice.normal(size=400).round(3)
+    on_curve = dice.random(400) < 1 / (1 + np.exp(-2 * scores))
+    assert len(steps(scores, on_curve, "plain")) == CURVE_POINTS
+    on_two_floors = dice.random(400) < np.where(scores > 1, 0.98, 0.6)
+    assert steps(scores, on_two_floors, "plain") == isotonic_steps(scores, on_two_floors)
+
+
+@pytest.mark.parametrize("form", ["plain", "count", "surprise"])
+def test_a_curve_rises_from_the_least_signal_to_the_greatest(form: Form) -> None:
+    values = np.arange(1.0, 41.0) * (-1 if form == "surprise" else 1)
+    dice = np.random.default_rng(0)
+    right = dice.random(40) < np.linspace(0.1, 0.9, 40)[:: -1 if form == "surprise" else 1]
+    points = logistic_steps(values, right, form)
+    assert len(points) == CURVE_POINTS
+    signals, chances = ([*each] for each in zip(*points, strict=True))
+    assert signals == sorted(signals)
+    assert chances == sorted(chances)
+    assert (signals[0], signals[-1]) == (values.min(), values.max())
+    # Turned round, nothing is likelier for a greater signal.
+    assert len({p for _, p in logistic_steps(values, ~right, form)}) == 1
+
+
+def test_signals_that_are_all_alike_have_one_chance() -> None:
+    same, right = np.zeros(40), np.arange(40) < 30
+    assert steps(same, right, "plain") == ((0.0, round(31 / 42, 4)),)
+    assert len(logistic_steps(same, right, "plain")) == 1
 
 
 def test_of_signals_that_say_nothing_nothing_is_said_to_be_good() -> None:

@@ -1,9 +1,8 @@
 """Confidence: what an artefact's own answers to a task say of how likely its next one is right.
 
-Fitted last, to the very weights that are shipped: quantising moves every logit. The steps are isotonic regression, each
-block of it by Laplace's rule of succession (one right and one wrong answer are added), so that three right answers are
-no certainty. What is said of them is cross-fitted: for every answer p comes from steps, and a choice of signal, that
-did not see it. What several signals say together is learned by `deferral`.
+Fitted last, to the very weights that are shipped: quantising moves every logit. Steps lead from a signal to p
+(`calibration_curve`). What is said of them is cross-fitted: for every answer p comes from steps, and a choice of
+signal, that did not see it. What several signals say together is learned by `deferral`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from fieldlm.formats.confidence import Confidence, LearnedDeferral, Threshold
+from fieldlm_compiler.verify.calibration_curve import folds, steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +112,7 @@ def _ranked(found: Confidence, table: "Mapping[str, Numbers]", right: "Flags") -
 
 
 def _fitted(found: Confidence, table: "Mapping[str, Numbers]", right: "Flags") -> Confidence:
-    found = msgspec.structs.replace(found, steps=steps(table[found.signal], right))
+    found = msgspec.structs.replace(found, steps=steps(table[found.signal], right, "surprise"))
     estimate = f"{FOLDS}-fold, mean of {REPEATS} splits"
     return figures(found, table[found.signal], cross_fitted(table, right), right, estimate=estimate)
 
@@ -144,43 +144,13 @@ def cross_fitted(table: "Mapping[str, Numbers]", right: "Flags") -> "Numbers":
 
     total = np.zeros(right.size)
     for repeat in range(REPEATS):
-        split = folds(right, repeat)
+        split = folds(right, repeat, FOLDS)
         for fold in range(FOLDS):
             out = split == fold
             name = _best_signal({name: values[~out] for name, values in table.items()}, right[~out])
-            x, p = zip(*steps(table[name][~out], right[~out]), strict=True)
+            x, p = zip(*steps(table[name][~out], right[~out], "surprise"), strict=True)
             total[out] += np.interp(table[name][out], x, p)
     return total / REPEATS
-
-
-def folds(right: "Flags", seed: int, count: int = FOLDS) -> "NDArray[np.int64]":
-    """Deal right and wrong answers out evenly; returns the fold of each, one of `count`."""
-    import numpy as np
-
-    dice = np.random.default_rng(seed)
-    dealt = np.zeros(right.size, np.int64)
-    for kind in (True, False):
-        places = dice.permutation(np.flatnonzero(right == kind))
-        dealt[places] = np.arange(places.size) % count
-    return dealt
-
-
-def steps(values: "Numbers", right: "Flags") -> tuple[tuple[float, float], ...]:
-    """Return the points (signal, p) of isotonic regression, both ends of every block."""
-    import numpy as np
-    from sklearn.isotonic import IsotonicRegression
-
-    raw = IsotonicRegression().fit(values, right).predict(values)
-    blocks = [values[raw == p] for p in np.unique(raw)]
-    counts = np.array([block.size for block in blocks])
-    hits = np.array([right[raw == p].sum() for p in np.unique(raw)])
-    # It moves small blocks further than large ones, so the order has to be made once more.
-    drawn = (hits + 1) / (counts + 2)
-    again = IsotonicRegression().fit(np.arange(drawn.size), drawn, counts + 2).predict(np.arange(drawn.size))
-    points: dict[float, float] = {}
-    for block, p in zip(blocks, again, strict=True):
-        points |= dict.fromkeys((float(block.min()), float(block.max())), round(float(p), 4))
-    return tuple(sorted(points.items()))
 
 
 def _best_signal(table: "Mapping[str, Numbers]", right: "Flags") -> str:

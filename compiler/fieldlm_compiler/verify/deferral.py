@@ -21,6 +21,7 @@ from fieldlm.formats.confidence import (
     formed,
 )
 from fieldlm_compiler.pipeline.child import Ran, call
+from fieldlm_compiler.verify.calibration_curve import WEIGHT_DIGITS, folds, steps
 from fieldlm_compiler.verify.confidence import (
     DRAWS,
     FOLDS,
@@ -29,8 +30,6 @@ from fieldlm_compiler.verify.confidence import (
     auroc,
     figures,
     fit,
-    folds,
-    steps,
     tellable,
 )
 
@@ -48,7 +47,6 @@ RIDGE = 1.0
 LEAST_OF_EACH = 10
 """Right and wrong answers, below which nothing is learned: a weight for each signal is fitted to them."""
 REPEATS, INNER_FOLDS = 5, 5
-WEIGHT_DIGITS = 4
 
 
 class _Learnable(NamedTuple):
@@ -113,7 +111,7 @@ def _taken(found: Confidence, table: "Mapping[str, Numbers]", scores: "Numbers",
     quantiles = np.quantile(scores, np.linspace(0, 1, QUANTILES + 1))
     learned = LearnedDeferral(
         score=fit_score(table, right),
-        steps=steps(scores, right),
+        steps=steps(scores, right, "plain"),
         quantiles=tuple(round(float(value), 3) for value in quantiles),
     )
     return figures(
@@ -227,11 +225,12 @@ def left_out_chances(table: "Mapping[str, Numbers]", right: "Flags") -> "Numbers
 
     total = np.zeros(right.size)
     for repeat in range(REPEATS):
-        split = folds(right, repeat)
+        split = folds(right, repeat, FOLDS)
         for fold in range(FOLDS):
             out = split == fold
             rest, seen = _part(table, ~out), right[~out]
-            x, p = zip(*steps(left_out_scores(rest, seen, count=INNER_FOLDS, repeats=1), seen), strict=True)
+            left_out = left_out_scores(rest, seen, count=INNER_FOLDS, repeats=1)
+            x, p = zip(*steps(left_out, seen, "plain"), strict=True)
             total[out] += np.interp(scores_of(fit_score(rest, seen), _part(table, out)), x, p)
     return total / REPEATS
 

@@ -325,9 +325,8 @@ def calibration(answers: Sequence[TaskAnswer], stages: Stages, deferral: Deferra
     if not answers:
         return None
     told = msgspec.to_builtins(answers)
-    asked = {"answers": sha256_bytes(canonical_json(told)), "tools": installed(("fieldlm", "numpy", "scikit-learn"))}
-    if deferral != "threshold":  # what was fitted before there was a choice is that
-        asked |= {"deferral": deferral, "scipy": installed(("scipy",))}
+    tools = installed(("fieldlm", "numpy", "scikit-learn", "scipy"))
+    asked = {"answers": sha256_bytes(canonical_json(told)), "tools": tools, "deferral": deferral}
     _, made = stages.run("confidence", asked, lambda _: calibrate(answers, deferral))
     return msgspec.convert(made.value, Confidence)
 

@@ -1,8 +1,8 @@
 """confidence.json: what a bundle knows of how likely its answers are right, fitted to its own quantised weights.
 
-A signal, such as an answer's least log probability, becomes p(right) along rising steps (isotonic regression). They
-hold for these weights, this adapter and prompts like those of the task; another bundle has its own. What is said about
-them (`ece`, `held`, `auroc`) was found on answers that the steps in question were not fitted to.
+A signal, such as an answer's least log probability, becomes p(right) along rising steps. They hold for these weights,
+this adapter and prompts like those of the task; another bundle has its own. What is said about them (`ece`, `held`,
+`auroc`) was found on answers that the steps in question were not fitted to.
 
 With a learned deferral several signals together make a `SignalScore`, which becomes p by steps of its own. A reader
 that does not know it refuses the file by that name: every figure in it is of the score.
