@@ -281,9 +281,6 @@ def _scenarios(tasks: Sequence[Task], ids: Sequence[str], shown: Sequence[tuple[
 
 def main(argv: Sequence[str]) -> int:
     """Find the recurring tasks in curated examples."""
-    from fieldlm_compiler.learn.streamed.on_ray import check_cluster, on_cluster
-    from fieldlm_compiler.pipeline.ray_cluster import connected
-
     parser = terminal.parser("cluster", "Find the recurring tasks in curated examples.", "fieldlm cluster examples")
     parser.add_argument("examples", type=Path, help="folder with examples.jsonl; the examples get their task there")
     parser.add_argument(
@@ -302,6 +299,9 @@ def main(argv: Sequence[str]) -> int:
         help="let a Ray cluster put what is beyond 100,000 requests to its tasks",
     )
     args = parser.parse_args(argv)
+    from fieldlm_compiler.learn.streamed.on_ray import check_cluster, on_cluster
+    from fieldlm_compiler.pipeline.ray_cluster import connected
+
     with connected(args.ray):
         run = on_cluster if args.ray else None
         if run:
