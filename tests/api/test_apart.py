@@ -32,7 +32,7 @@ from tests.support.depth import SEED, scaled
 from tests.support.material import cut_gguf, lora_gguf, tiny_bundle
 from tests.support.waiting import wait_until
 
-WHOLE, CUT = scaled(48, most=1_000), scaled(64, most=10_000)
+WHOLE, CUT = scaled(32, most=1_000), scaled(64, most=10_000)
 """Requests to the small model; and to its first two layers and 2048 tokens, which are fast enough for many."""
 BASE = "smollm2-135m-instruct"
 NAMES = ("left", "right")

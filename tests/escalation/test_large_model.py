@@ -183,7 +183,8 @@ def test_signs_of_life_do_not_hold_a_request_beyond_its_deadline(head: bytes, pi
 
 
 def test_signs_of_life_alone_are_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fieldlm.escalation.large_model.SILENCE_S", 0.3)
+    for module in ("large_model", "large_reply"):
+        monkeypatch.setattr(f"fieldlm.escalation.{module}.SILENCE_S", 0.3)
     model = LargeModel(raw_server(STREAM, itertools.repeat(b": ping\n\n"), gap_s=0.05), name="x")
     with pytest.raises(LargeModelError, match="nothing in time"):
         ask(model)
