@@ -20,6 +20,8 @@ endif
 # Tests on so many processes; `make test ARGS="tests/api -k x"` runs those alone, without ruff and pyright.
 JOBS ?= $(shell nproc)
 ARGS ?=
+# What a run of all tests begins with: a `timeout`, for example.
+LIMIT ?=
 
 .PHONY: demo test quick deep durations pytest lint format types docs deb image wheels dist version anchors setup clean
 demo: setup
@@ -35,14 +37,14 @@ quick: setup
 
 # Every kill, power cut and damaged input of the random tests: hours.
 deep: setup
-	FIELDLM_DEPTH=200 $(MAKE) pytest
+	FIELDLM_DEPTH=200 $(MAKE) pytest ARGS="-o faulthandler_timeout=0 $(ARGS)"
 
 # What each test file takes, one after the other, for the order in which they run: tests/durations.json.
 durations: setup
-	$(BIN)/pytest --write-durations $(ARGS)
+	$(BIN)/pytest --write-durations -o faulthandler_timeout=0 $(ARGS)
 
 pytest: setup
-	$(BIN)/pytest --numprocesses=$(JOBS) $(ARGS)
+	$(LIMIT) $(BIN)/pytest --numprocesses=$(JOBS) $(ARGS)
 
 lint: format types
 

@@ -128,6 +128,19 @@ def test_a_file_that_changes_meanwhile_is_told_and_nothing_is_written(tmp_path: 
 
 
 @pytest.mark.usefixtures("few")
+def test_labels_that_are_lost_on_the_way_cost_no_example(tmp_path: Path, embedder: Embedder) -> None:
+    folder = in_folder(tmp_path / "examples", requests())
+
+    def losing(placer: Placer, lines: Iterator[bytes]) -> Generator[Labels]:
+        for labels in placing.here(placer, lines):
+            yield labels[1:]
+
+    with pytest.raises(ValueError, match="shorter"):
+        cluster(folder, embedder=embedder, run=losing)
+    assert read_examples(folder) == requests()
+
+
+@pytest.mark.usefixtures("few")
 def test_a_file_that_changes_while_it_is_written_is_told_and_stays(
     tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """One adapter or several: what decides, and a round in which each group of tasks gets its own."""
 
+import json
 import random
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from fieldlm.formats.bundle import open_bundle
 from fieldlm.formats.confidence import Confidence
 from fieldlm.inference.router import task_adapter_of
 from fieldlm_compiler.learn.curated import CuratedExample
-from fieldlm_compiler.rounds.groups import ALL, TaskGroup, compared, sure_of
+from fieldlm_compiler.rounds.groups import ALL, GENTLER, TaskGroup, compared, sure_of
 from fieldlm_compiler.rounds.state import GroupMatch, read_rounds
 from tests.rounds.test_rounds import Life, take
 from tests.support.material import tiny_bundle
@@ -89,6 +90,10 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
     return life
 
 
+def _rate(adapter: Path) -> float:
+    return json.loads((adapter / "tune.json").read_bytes())["recipe"]["learning_rate"]
+
+
 def test_each_group_gets_an_adapter_of_its_own_and_the_exam_asks_as_a_device_does(life: Life) -> None:
     told = life.told["groups"]
     assert told.code == 0, told.answer["reasons"]
@@ -103,6 +108,8 @@ def test_each_group_gets_an_adapter_of_its_own_and_the_exam_asks_as_a_device_doe
     assert told.answer["this"]["share"] > 0.9
     kept = life.rounds / "0001"
     assert {path.name for path in (kept / "adapters").iterdir()} == set(names)
+    for path in (kept / "adapters").iterdir():
+        assert _rate(path) == pytest.approx(GENTLER * _rate(kept / "adapter"))
     assert "with an adapter of its own" in (kept / "report.html").read_text()
     assert [each["is_taken"] for each in told.answer["groups"]] == [True] * 3
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,14 @@ class LongestFirst(LoadScopeScheduling):
 
     def schedule(self) -> None:
         self.config.option.loadscopereorder = False  # by number of tests, which says little
-        is_new = self.collection is not None
+        has_begun = self.collection is not None
         super().schedule()
-        for node in self.nodes if is_new else ():
+        for node in self.nodes if has_begun else ():
             self._reschedule(node)  # a worker begins its last test when it is told that there is no other
+
+    def _reschedule(self, node: Any) -> None:
+        if node in self.registered_collections:  # one in the place of another that died may still be collecting
+            super()._reschedule(node)
 
     def _assign_work_unit(self, node: Any) -> None:
         with contextlib.suppress(OSError):  # of a worker that has just died; `remove_node` takes what it was given
@@ -63,23 +68,18 @@ class LongestFirst(LoadScopeScheduling):
 
     def remove_node(self, node: Any) -> str | None:
         """Take the worker `node` away and return the test during which it died; xdist's own would try that for ever."""
-        died = self.running().get(node)
         workload = self.assigned_work.pop(node)
-        if died is None:
+        left = [(unit, test) for unit in workload.values() for test, is_done in unit.items() if not is_done]
+        if not left:
             return None
-        workload[piece_of(died)][died] = True
-        self.workqueue.update({name: unit for name, unit in workload.items() if not all(unit.values())})
+        unit, died = left[0]
+        unit[died] = True
+        for name in [name for name in reversed(workload) if not all(workload[name].values())]:
+            self.workqueue[name] = workload[name]
+            self.workqueue.move_to_end(name, last=False)
         for other in self.assigned_work:
             self._reschedule(other)
         return died
-
-    def running(self) -> dict[Any, str]:
-        """Return the test that each worker runs."""
-        left = {
-            node: [test for unit in workload.values() for test, is_done in unit.items() if not is_done]
-            for node, workload in self.assigned_work.items()
-        }
-        return {node: tests[0] for node, tests in left.items() if tests}
 
 
 # A machine that others use is slow, and that is no fault of what is tried: no example is timed.
@@ -127,16 +127,29 @@ class _Told:
     """Names a test as soon as it fails, and those that run when somebody ends all of them."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._plugin: Any = config.pluginmanager.get_plugin
+        self._config = config
+        self._began_s: dict[str, float] = {}
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._began_s[nodeid] = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self._plugin("terminalreporter").write_line(f"\n{report.nodeid} failed after {report.duration:.0f} s")
+            self._tell(report.nodeid, "failed")
+        if str(report.when) == "???":  # xdist's word where the worker died, which does not say that it ended
+            self._began_s.pop(report.nodeid, None)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._began_s.pop(nodeid, None)
 
     def pytest_keyboard_interrupt(self) -> None:
-        session = self._plugin("dsession")
-        for test in session.sched.running().values() if session else ():
-            self._plugin("terminalreporter").write_line(f"\n{test} was running")
+        for test in self._began_s:
+            self._tell(test, "was running")
+
+    def _tell(self, test: str, what: str) -> None:
+        terminal: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+        took_s = time.monotonic() - self._began_s.get(test, time.monotonic())
+        terminal.write_line(f"\n{test} {what} after {took_s:.0f} s")
 
 
 class _Durations:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fieldlm.core.files import canonical_json
-from fieldlm.formats.confidence import Confidence, Form, read_confidence
+from fieldlm.formats.confidence import Confidence, Form, formed, read_confidence
 from fieldlm_compiler.verify.calibration_curve import CURVE_POINTS, isotonic_steps, logistic_steps, steps
 from fieldlm_compiler.verify.confidence import (
     FITTED,
@@ -86,6 +86,14 @@ def test_a_curve_rises_from_the_least_signal_to_the_greatest(form: Form) -> None
     assert signals == sorted(signals)
     assert chances == sorted(chances)
     assert (signals[0], signals[-1]) == (values.min(), values.max())
+    assert chances[0] < 0.3
+    assert chances[-1] > 0.6
+    # Log odds are a line of the signal in its form, but at the ends, where no chance is surer than all answers make it.
+    inner = [(each, p) for each, p in points if 0.1 < p < 0.9]
+    x, p = np.array([formed(form, each) for each, _ in inner]), np.array([each for _, each in inner])
+    odds = np.log(p / (1 - p))
+    slope = (odds[-1] - odds[0]) / (x[-1] - x[0])
+    np.testing.assert_allclose(odds, odds[0] + slope * (x - x[0]), atol=0.01)
     # Turned round, nothing is likelier for a greater signal.
     assert len({p for _, p in logistic_steps(values, ~right, form)}) == 1
 

@@ -132,10 +132,12 @@ def cluster(
 def _with_tasks(
     examples: Iterable[CuratedExample], of: "Labels", ids: Sequence[str], file: "Unchanged"
 ) -> Iterator[CuratedExample]:
-    """Yield the examples with their tasks; raises InputError behind the last where `file` is another one by now."""
-    for example, label in zip(examples, of, strict=False):
-        yield msgspec.structs.replace(example, task=ids[int(label)])
-    file.check()
+    """Yield the examples with their tasks; raises InputError after the last where `file` is another one by now."""
+    try:
+        for example, label in zip(examples, of, strict=True):
+            yield msgspec.structs.replace(example, task=ids[int(label)])
+    finally:
+        file.check()  # another number of examples is most likely another file
 
 
 def _counts(labels: "Labels", groups: int) -> list[int]:

@@ -1,7 +1,7 @@
 """How likely an answer is right along a signal, as points: a logistic curve, or isotonic regression.
 
-A curve of two numbers wants few answers, and isotonic regression finds any rising shape where there are many. What
-foretells answers that were left out better is taken.
+A curve of two numbers needs few answers, and isotonic regression finds any rising shape where there are many. Whichever
+predicts answers that were left out better is taken.
 """
 
 import math

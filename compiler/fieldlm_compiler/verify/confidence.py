@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from fieldlm.formats.confidence import Confidence, LearnedDeferral, Threshold
+from fieldlm.formats.confidence import Confidence, Form, LearnedDeferral, Threshold
 from fieldlm_compiler.verify.calibration_curve import folds, steps
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _ranked(found: Confidence, table: "Mapping[str, Numbers]", right: "Flags") -
 
 
 def _fitted(found: Confidence, table: "Mapping[str, Numbers]", right: "Flags") -> Confidence:
-    found = msgspec.structs.replace(found, steps=steps(table[found.signal], right, "surprise"))
+    found = msgspec.structs.replace(found, steps=steps(table[found.signal], right, form_of(found.signal)))
     estimate = f"{FOLDS}-fold, mean of {REPEATS} splits"
     return figures(found, table[found.signal], cross_fitted(table, right), right, estimate=estimate)
 
@@ -148,9 +148,14 @@ def cross_fitted(table: "Mapping[str, Numbers]", right: "Flags") -> "Numbers":
         for fold in range(FOLDS):
             out = split == fold
             name = _best_signal({name: values[~out] for name, values in table.items()}, right[~out])
-            x, p = zip(*steps(table[name][~out], right[~out], "surprise"), strict=True)
+            x, p = zip(*steps(table[name][~out], right[~out], form_of(name)), strict=True)
             total[out] += np.interp(table[name][out], x, p)
     return total / REPEATS
+
+
+def form_of(signal: str) -> Form:
+    """Return the form in which a signal rises evenly with the log odds of being right."""
+    return "surprise" if signal.endswith("logprob") else "plain"
 
 
 def _best_signal(table: "Mapping[str, Numbers]", right: "Flags") -> str:
