@@ -16,7 +16,7 @@ from fieldlm.engines.onnx import open_graph
 from fieldlm.formats.confidence import Confidence, LearnedDeferral, formed, read_confidence
 from fieldlm.formats.growth import Growing, check_understood
 from fieldlm.inference.confidence import BESIDE, SIGNALS, signals
-from fieldlm_compiler.verify.confidence import TaskAnswer, auroc, describe, fit, signals_of
+from fieldlm_compiler.verify.confidence import TaskAnswer, auroc, describe, fit, form_of, signals_of
 from fieldlm_compiler.verify.deferral import (
     LEARNABLE,
     LEAST_OF_EACH,
@@ -198,7 +198,7 @@ def test_a_device_computes_the_p_that_was_fitted(engine: Engine, length_tells: C
         known = {name: value for name, value in told.items() if value is not None}
         assert set(known) == set(told)
         found = learned(length_tells)
-        table = {name: np.array([formed(kind.form, known[name])]) for name, kind in LEARNABLE.items()}
+        table = {name: np.array([formed(form_of(name), known[name])]) for name in LEARNABLE}
         x, p = zip(*found.steps, strict=True)
         (wanted,) = np.interp(scores_of(found.score, table), x, p)
         assert length_tells.chance(told) == pytest.approx(float(wanted), abs=1e-6)

@@ -155,7 +155,9 @@ def cross_fitted(table: "Mapping[str, Numbers]", right: "Flags") -> "Numbers":
 
 def form_of(signal: str) -> Form:
     """Return the form in which a signal rises evenly with the log odds of being right."""
-    return "surprise" if signal.endswith("logprob") else "plain"
+    if signal.endswith("_logprob"):
+        return "surprise"
+    return "count" if signal.endswith("_tokens") else "plain"
 
 
 def _best_signal(table: "Mapping[str, Numbers]", right: "Flags") -> str:

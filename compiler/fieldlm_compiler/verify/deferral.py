@@ -14,7 +14,6 @@ from fieldlm.formats.confidence import (
     DIGITS,
     LEARNED,
     Confidence,
-    Form,
     LearnedDeferral,
     ScoredSignal,
     SignalScore,
@@ -30,6 +29,7 @@ from fieldlm_compiler.verify.confidence import (
     auroc,
     figures,
     fit,
+    form_of,
     tellable,
 )
 
@@ -50,22 +50,21 @@ REPEATS, INNER_FOLDS = 5, 5
 
 
 class _Learnable(NamedTuple):
-    form: Form
     is_sureness: bool = False
     is_bound: bool = False
 
 
 LEARNABLE: Mapping[str, _Learnable] = {
-    "mean_logprob": _Learnable("surprise", is_sureness=True),
-    "sum_logprob": _Learnable("surprise", is_sureness=True),
-    "min_logprob": _Learnable("surprise", is_sureness=True),
-    "min_margin": _Learnable("plain", is_sureness=True),
-    "mean_margin": _Learnable("plain", is_sureness=True),
-    "answer_tokens": _Learnable("count"),
-    "prompt_tokens": _Learnable("count"),
+    "mean_logprob": _Learnable(is_sureness=True),
+    "sum_logprob": _Learnable(is_sureness=True),
+    "min_logprob": _Learnable(is_sureness=True),
+    "min_margin": _Learnable(is_sureness=True),
+    "mean_margin": _Learnable(is_sureness=True),
+    "answer_tokens": _Learnable(),
+    "prompt_tokens": _Learnable(),
     # Margins under a schema are of what it left. An answer with more forced tokens than any that was fitted is judged
     # by its log probability alone.
-    "forced_share": _Learnable("plain", is_bound=True),
+    "forced_share": _Learnable(is_bound=True),
 }
 
 
@@ -129,7 +128,7 @@ def formed_table(answers: Sequence[TaskAnswer]) -> "dict[str, Numbers]":
 
     names = [name for name in LEARNABLE if all(name in answer.signals for answer in answers)]
     return {
-        name: np.array([formed(LEARNABLE[name].form, answer.signals[name]) for answer in answers], np.float64)
+        name: np.array([formed(form_of(name), answer.signals[name]) for answer in answers], np.float64)
         for name in names
     }
 
@@ -159,7 +158,7 @@ def _signal(name: str, values: "Numbers", mean: float, scale: float, weight: flo
         low, high = float(np.floor(100 * low - 0.05) / 100), float(np.ceil(100 * high + 0.05) / 100)
     return ScoredSignal(
         name=name,
-        form=kind.form,
+        form=form_of(name),
         mean=mean,
         scale=scale or 1.0,
         weight=weight,
